@@ -1,0 +1,2 @@
+//! A spec in, Rust source out.
+#![forbid(unsafe_code)]

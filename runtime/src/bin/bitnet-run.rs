@@ -1,0 +1,2 @@
+//! Runs a ternary model.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Runs ternary language models: GGUF in, tokens out.

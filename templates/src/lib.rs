@@ -1,0 +1,1 @@
+//! The kernels as real Rust modules, and their text.

