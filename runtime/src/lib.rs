@@ -1,1 +1,2 @@
 //! Runs ternary language models: GGUF in, tokens out.
+pub mod kernels;

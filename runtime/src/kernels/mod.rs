@@ -1,0 +1,3 @@
+//! The kernels, and which one serves what.
+
+pub mod builtin;
