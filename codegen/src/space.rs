@@ -1,8 +1,8 @@
 //! The candidate tilings: a table. One row is a family of kernels, their tests, their benches and
 //! their dispatch entries.
 
-use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vnni, Scalar};
-use bitnet_profiles::Layout::{I2sT16, I2sT32};
+use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, Scalar};
+use bitnet_profiles::Layout::{I2sT16, I2sT32, Tl1T32, Tl2T32, Tl2W32};
 use bitnet_profiles::{Isa, KernelId, KernelSpec, Layout, Op, Shape, TileConfig};
 
 /// What a kernel is for: one token at a time, or many.
@@ -35,19 +35,34 @@ struct Row {
 
 #[rustfmt::skip]
 const SPACE: &[Row] = &[
-    Row { layout: I2sT16, isas: &[Scalar],        rows: &[16],     cols: &[0],            tokens: &[1, 4],      unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx2, Avx512],  rows: &[16, 32], cols: &[64, 128, 256], tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx2, Avx512],  rows: &[16],     cols: &[256],          tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
-    Row { layout: I2sT32, isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx2],          rows: &[16, 32], cols: &[64, 128, 256], tokens: &[2, 4],      unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512],        rows: &[16, 32], cols: &[128, 256],     tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT32, isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[2, 8],      unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16, 32], cols: &[0],            tokens: &[1],         unroll: &[1, 2, 4], prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
-    Row { layout: I2sT32, isas: &[Avx512Vnni],    rows: &[32, 64], cols: &[0],            tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[8, 16, 24], unroll: &[1, 2],    prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT32, isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Scalar],              rows: &[16],     cols: &[0],                 tokens: &[1, 4],       unroll: &[1],        prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx2, Avx512],        rows: &[16, 32], cols: &[64, 128, 256],      tokens: &[1],          unroll: &[1, 2],     prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx2, Avx512],        rows: &[16],     cols: &[256],               tokens: &[1],          unroll: &[2],        prefetch: &[4096] },
+    Row { layout: I2sT32, isas: &[Avx2, Avx512],        rows: &[32],     cols: &[256],               tokens: &[1],          unroll: &[1, 2],     prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx2],                rows: &[16, 32], cols: &[64, 128, 256],      tokens: &[2, 4],       unroll: &[1],        prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512],              rows: &[16, 32], cols: &[128, 256],          tokens: &[4, 8, 12],   unroll: &[1],        prefetch: &[0] },
+    Row { layout: I2sT32, isas: &[Avx2, Avx512],        rows: &[32],     cols: &[256],               tokens: &[2, 8],       unroll: &[1],        prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],          rows: &[16, 32], cols: &[0],                 tokens: &[1],          unroll: &[1, 2, 4],  prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],          rows: &[16],     cols: &[0],                 tokens: &[1],          unroll: &[2],        prefetch: &[4096] },
+    Row { layout: I2sT32, isas: &[Avx512Vnni],          rows: &[32, 64], cols: &[0],                 tokens: &[1],          unroll: &[1, 2],     prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],          rows: &[16],     cols: &[0],                 tokens: &[8, 16, 24],  unroll: &[1, 2],     prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],          rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12],   unroll: &[1],        prefetch: &[0] },
+    Row { layout: I2sT32, isas: &[Avx512Vnni],          rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12],   unroll: &[1],        prefetch: &[0] },
+    Row { layout: Tl1T32, isas: &[Scalar],              rows: &[32],     cols: &[240],               tokens: &[1, 4],       unroll: &[1],        prefetch: &[0] },
+    Row { layout: Tl1T32, isas: &[Avx2, Avx512],        rows: &[32, 64], cols: &[120, 240],          tokens: &[1],          unroll: &[1, 2, 4],  prefetch: &[0] },
+    Row { layout: Tl1T32, isas: &[Avx2, Avx512],        rows: &[32],     cols: &[240],               tokens: &[1],          unroll: &[4],        prefetch: &[4096] },
+    Row { layout: Tl1T32, isas: &[Avx2],                rows: &[32, 64], cols: &[120, 240],          tokens: &[2, 3, 4],    unroll: &[1],        prefetch: &[0] },
+    Row { layout: Tl1T32, isas: &[Avx512],              rows: &[32, 64], cols: &[240],               tokens: &[2, 4, 8],    unroll: &[1, 2],     prefetch: &[0] },
+    Row { layout: Tl2T32, isas: &[Scalar],              rows: &[32],     cols: &[240],               tokens: &[1, 4],       unroll: &[1],        prefetch: &[0] },
+    Row { layout: Tl2T32, isas: &[Avx2],                rows: &[32, 64], cols: &[72, 120, 168, 240], tokens: &[1],          unroll: &[1],        prefetch: &[0] },
+    Row { layout: Tl2T32, isas: &[Avx2],                rows: &[32],     cols: &[240],               tokens: &[1],          unroll: &[1],        prefetch: &[4096] },
+    Row { layout: Tl2T32, isas: &[Avx2],                rows: &[32, 64], cols: &[120, 240],          tokens: &[2, 3, 4],    unroll: &[1],        prefetch: &[0] },
+    Row { layout: Tl2W32, isas: &[Scalar],              rows: &[32],     cols: &[240],               tokens: &[1],          unroll: &[1],        prefetch: &[0] },
+    Row { layout: Tl2W32, isas: &[Avx512],              rows: &[32, 64], cols: &[96, 240],           tokens: &[1],          unroll: &[1, 2],     prefetch: &[0] },
+    Row { layout: Tl2W32, isas: &[Avx512Vbmi],          rows: &[32, 64], cols: &[240],               tokens: &[1],          unroll: &[1, 2],     prefetch: &[0] },
+    Row { layout: Tl2W32, isas: &[Avx512, Avx512Vbmi],  rows: &[32],     cols: &[240],               tokens: &[1],          unroll: &[1],        prefetch: &[4096] },
+    Row { layout: Tl2W32, isas: &[Avx512],              rows: &[32, 64], cols: &[96, 240],           tokens: &[2, 4, 8],    unroll: &[1],        prefetch: &[0] },
+    Row { layout: Tl2W32, isas: &[Avx512Vbmi],          rows: &[32, 64], cols: &[240],               tokens: &[4, 8],       unroll: &[1],        prefetch: &[0] },
 ];
 
 /// Every kernel of the space for an ISA, generic in shape or specialised for one, in the order of
@@ -81,6 +96,8 @@ pub fn grid(isas: &[Isa]) -> Vec<KernelId> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use bitnet_profiles::Format;
+
     use super::*;
 
     #[test]
@@ -89,10 +106,16 @@ mod tests {
         let unique: BTreeSet<_> = all.iter().collect();
         assert_eq!(unique.len(), all.len());
         for isa in [Avx2, Avx512] {
-            for phase in [Phase::Decode, Phase::Prefill] {
-                let tiles: BTreeSet<_> =
-                    all.iter().filter(|k| k.isa == isa && Phase::of(&k.tile) == phase).collect();
-                assert!(tiles.len() >= 8, "{isa} {phase:?}: {}", tiles.len());
+            for format in Format::ALL {
+                for phase in [Phase::Decode, Phase::Prefill] {
+                    let of = |k: &&KernelId| {
+                        k.isa == isa
+                            && Phase::of(&k.tile) == phase
+                            && matches!(k.op, Op::Ternary(layout) if layout.format() == *format)
+                    };
+                    let tiles = all.iter().filter(of).count();
+                    assert!(tiles >= 8, "{isa} {format} {phase:?}: {tiles}");
+                }
             }
         }
     }

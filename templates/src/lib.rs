@@ -9,6 +9,9 @@
 pub mod abi;
 pub mod i2_s;
 pub mod isa;
+pub mod tl1;
+pub mod tl2;
+pub mod tl2_w;
 
 /// A source file of this crate: its path below the crate's folder, and its text.
 #[derive(Debug, Clone, Copy)]
@@ -40,4 +43,9 @@ pub const VOCABULARIES: &[Source] = &[
 ];
 
 /// The kernel templates.
-pub const TEMPLATES: &[Source] = &[source!("i2_s", "i2_s.rs")];
+pub const TEMPLATES: &[Source] = &[
+    source!("i2_s", "i2_s.rs"),
+    source!("tl1", "tl1.rs"),
+    source!("tl2", "tl2.rs"),
+    source!("tl2_w", "tl2_w.rs"),
+];
