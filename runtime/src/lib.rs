@@ -1,1 +1,6 @@
 //! Runs ternary language models: GGUF in, tokens out.
+
+pub mod error;
+pub mod threads;
+
+pub use error::{Error, Result};
