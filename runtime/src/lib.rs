@@ -6,6 +6,7 @@ pub mod kernels;
 pub mod memory;
 pub mod model;
 pub mod pack;
+pub mod reference;
 pub mod threads;
 
 pub use error::{Error, Result};
