@@ -1,2 +1,15 @@
 //! Runs ternary language models: GGUF in, tokens out.
+
+pub mod error;
+pub mod gguf;
 pub mod kernels;
+pub mod matmul;
+pub mod memory;
+pub mod model;
+pub mod pack;
+pub mod reference;
+pub mod sampler;
+pub mod threads;
+pub mod tokenizer;
+
+pub use error::{Error, Result};

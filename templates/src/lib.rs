@@ -5,13 +5,17 @@
 //! generator splices another vocabulary and other constants into its text ([`TEMPLATES`]).
 
 #![allow(clippy::needless_range_loop, reason = "kernels walk several arrays at one index")]
+#![allow(clippy::redundant_closure, reason = "a function with target features is no `Fn`")]
 
 pub mod abi;
 pub mod i2_s;
 pub mod isa;
+#[cfg(test)]
+mod testing;
 pub mod tl1;
 pub mod tl2;
 pub mod tl2_w;
+pub mod vector;
 
 /// A source file of this crate: its path below the crate's folder, and its text.
 #[derive(Debug, Clone, Copy)]
@@ -49,3 +53,6 @@ pub const TEMPLATES: &[Source] = &[
     source!("tl2", "tl2.rs"),
     source!("tl2_w", "tl2_w.rs"),
 ];
+
+/// The float operations, emitted once for every ISA.
+pub const VECTOR: Source = source!("vector", "vector.rs");

@@ -175,3 +175,26 @@ unsafe fn add_unit(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Template;
+
+    fn pack(weights: &[i8], cols: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        for unit in (0..cols).step_by(UNIT) {
+            for row in weights.chunks_exact(cols) {
+                let index = |at: usize| (3 * row[at] + row[at + 1] + 4) as u8;
+                out.push(index(unit) | index(unit + 2) << 4);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn equals_triple_loop() {
+        let template = Template { rows: ROWS, tile: TILE, unit: UNIT, scratch, prepare, run, pack };
+        template.equals_triple_loop();
+    }
+}

@@ -202,3 +202,35 @@ unsafe fn add_unit(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Template;
+
+    fn pack(weights: &[i8], cols: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        for unit in (0..cols).step_by(UNIT) {
+            let value = |row: &[i8], triple: usize| {
+                let at = unit + 3 * triple;
+                9 * row[at] + 3 * row[at + 1] + row[at + 2]
+            };
+            for group in 0..TRIPLES / 2 {
+                for row in weights.chunks_exact(cols) {
+                    let magnitude = |triple| value(row, triple).unsigned_abs();
+                    out.push(magnitude(2 * group) | magnitude(2 * group + 1) << 4);
+                }
+            }
+            for row in weights.chunks_exact(cols) {
+                out.push((0..TRIPLES).map(|t| u8::from(value(row, t) < 0) << t).sum());
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn equals_triple_loop() {
+        let template = Template { rows: ROWS, tile: TILE, unit: UNIT, scratch, prepare, run, pack };
+        template.equals_triple_loop();
+    }
+}

@@ -219,3 +219,35 @@ unsafe fn add_triple(sums: &mut Sums, fields: &Words, tables: *const u8, triple:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Template;
+
+    fn pack(weights: &[i8], cols: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        for unit in (0..cols).step_by(UNIT) {
+            let index = |row: &[i8], triple: usize| {
+                let at = unit + 3 * triple;
+                let value = 9 * row[at] + 3 * row[at + 1] + row[at + 2];
+                u16::from(value.unsigned_abs()) + if value < 0 { 16 } else { 0 }
+            };
+            for group in 0..GROUPS {
+                for row in weights.chunks_exact(cols) {
+                    let fields = (0..FIELDS).map(|f| index(row, group * FIELDS + f) << (5 * f));
+                    let spare = (index(row, TRIPLES - 1) >> (4 - group)) & 1;
+                    let word = fields.sum::<u16>() + (spare << 15);
+                    out.extend(word.to_le_bytes());
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn equals_triple_loop() {
+        let template = Template { rows: ROWS, tile: TILE, unit: UNIT, scratch, prepare, run, pack };
+        template.equals_triple_loop();
+    }
+}

@@ -3,14 +3,15 @@
 //!
 //! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
 //! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide.
-//! 32-bit lanes: `LANES`, `I32`, `i32_*`.
+//! 32-bit lanes: `LANES`, `I32`, `i32_*`. Floats: `F32`, 16 virtual lanes on every ISA, and `f32_*`,
+//! each lane rounded as the scalar vocabulary rounds it.
 //!
-//! Table lookups work on the 32 rows of a tile at once, whatever the size of a vector. Indices:
-//! `Indices`, taken from `Nibbles` by `nibble` or from the 5-bit `Fields` of words by `field` and
-//! `spare_add`. Tables of 16 or 32 16-bit entries: `Table16`, `Table32`, `lookup16`, `lookup32`.
-//! What they hold: `I16`, one 16-bit lane per row, `i16_*`, negated by `Signs`; `widen_add` brings
-//! the rows in order into 32-bit lanes, `Tile32`. Signs and tables of 32 are alternatives: avx2
-//! has the former, avx512 the latter, scalar both.
+//! Table lookups work on the 32 rows of a tile at once, whatever the size of a vector. 4-bit
+//! indices: `Nibbles`, `nibble`, `Indices`, into tables of 16 words: `Table16`, `lookup16`, with
+//! `Signs` apart. 5-bit indices, sign included: `Fields`, `fields_next`, `fields_spare`, into
+//! tables of 32 words: `Table32`, `lookup32`. What is found: `I16`, a 16-bit lane per row, `i16_*`;
+//! `widen_add` brings the rows in order into 32-bit lanes, `Tile32`. An ISA has either `Signs` or
+//! `Fields`; scalar has both.
 
 pub mod scalar;
 

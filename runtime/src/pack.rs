@@ -1,0 +1,230 @@
+//! Packs ternary matrices: from the file's I2_S, one fixed layout on every CPU, to the layout of
+//! the kernels that were chosen.
+//!
+//! The file holds 128 weights in 32 bytes, flat over the row-major matrix, so that a row may begin
+//! inside a block: weight `j` of a block sits in byte `j % 32`, weights 0 to 31 in bits 7:6, 32 to
+//! 63 in bits 5:4, and so on; codes 0, 1, 2 stand for -1, 0, +1 and 3 for nothing. A row of codes
+//! is read from there, padded with zero weights, and handed to the packer of the layout.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bitnet_profiles::{Layout, Shape};
+
+use crate::memory::Buffer;
+use crate::threads::{Pool, SharedSlice};
+use crate::{Error, Result};
+
+/// Weights in a block of the file's I2_S.
+const BLOCK: usize = 128;
+/// Bytes of a block.
+const BLOCK_BYTES: usize = 32;
+/// The code of weight 0.
+const ZERO: u8 = 1;
+
+/// A ternary matrix in the layout it was packed for.
+#[derive(Debug)]
+pub struct PackedMatrix {
+    layout: Layout,
+    shape: Shape,
+    scale: f32,
+    data: Buffer,
+}
+
+/// A matrix holds code 3, which stands for no weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadCode;
+
+impl PackedMatrix {
+    /// Packs `file`, the I2_S codes of a matrix of `shape` without the scale that follows them,
+    /// into `buffer`. Every worker packs the tiles it owns.
+    ///
+    /// # Errors
+    /// `Ok(Err(BadCode))` when a code is 3; [`Error::Runtime`] when sizes do not fit or a worker
+    /// panicked.
+    pub fn pack(
+        file: &[u8],
+        shape: Shape,
+        scale: f32,
+        layout: Layout,
+        mut buffer: Buffer,
+        pool: &Pool,
+    ) -> Result<std::result::Result<Self, BadCode>> {
+        let fits = shape.weights().is_multiple_of(BLOCK)
+            && file.len() == shape.weights() / 4
+            && buffer.len() == layout.matrix_bytes(shape)
+            && (1..=Shape::MAX_COLS).contains(&shape.cols);
+        if !fits {
+            return Err(Error::Runtime(format!(
+                "cannot pack a matrix of {shape} from {} bytes into {} as {layout}",
+                file.len(),
+                buffer.len()
+            )));
+        }
+        let rows = layout.tile_rows();
+        let tile_bytes = layout.tile_bytes(shape.cols);
+        let tiles = buffer.len() / tile_bytes;
+        let stride = shape.cols.next_multiple_of(layout.unit_cols());
+        let bad = AtomicBool::new(false);
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let mut codes = vec![ZERO; rows * stride];
+            for tile in worker.share(tiles) {
+                for (i, row) in codes.chunks_exact_mut(stride).enumerate() {
+                    let number = tile * rows + i;
+                    if number < shape.rows {
+                        let ok = read_codes(file, number * shape.cols, &mut row[..shape.cols]);
+                        if !ok {
+                            bad.store(true, Ordering::Relaxed);
+                        }
+                    } else {
+                        row.fill(ZERO);
+                    }
+                }
+                // SAFETY: workers own disjoint ranges of tiles.
+                let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
+                match layout {
+                    Layout::I2sT16 | Layout::I2sT32 => pack_i2_s(&codes, stride, out),
+                    Layout::Tl1T32 => pack_tl1(&codes, stride, out),
+                    Layout::Tl2T32 => pack_tl2(&codes, stride, out),
+                    Layout::Tl2W32 => pack_tl2_words(&codes, stride, out),
+                }
+            }
+        })?;
+        if bad.into_inner() {
+            return Ok(Err(BadCode));
+        }
+        Ok(Ok(Self { layout, shape, scale, data: buffer }))
+    }
+
+    /// The layout the matrix was packed for.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Rows and columns, without padding.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// What an integer dot product is multiplied with, after it is divided by the activations'
+    /// scale.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// The packed tiles.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The packed tiles, to be changed by tests that show that every code counts.
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        &mut self.data
+    }
+}
+
+/// Reads the codes of weights `first..first + codes.len()` of the flat matrix, and says whether
+/// none of them is 3.
+fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> bool {
+    let mut bad = 0;
+    let mut done = 0;
+    while done < codes.len() {
+        let weight = first + done;
+        let block = &file[weight / BLOCK * BLOCK_BYTES..][..BLOCK_BYTES];
+        let mut all = [0u8; BLOCK];
+        for (quarter, codes) in all.chunks_exact_mut(BLOCK_BYTES).enumerate() {
+            for (code, byte) in codes.iter_mut().zip(block) {
+                *code = (byte >> (6 - 2 * quarter)) & 3;
+            }
+        }
+        bad |= block.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
+        let from = weight % BLOCK;
+        let take = (BLOCK - from).min(codes.len() - done);
+        codes[done..done + take].copy_from_slice(&all[from..from + take]);
+        done += take;
+    }
+    bad == 0
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] or [`Layout::I2sT32`].
+fn pack_i2_s(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (unit, codes) in codes.chunks_exact(16).enumerate() {
+            // Field f of the row's 4 bytes: columns 4f .. 4f + 4, one in each byte.
+            let packed = codes.chunks_exact(4).enumerate().fold(0, |packed, (field, quad)| {
+                packed | u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]) << (2 * field)
+            });
+            out[(unit * rows + row) * 4..][..4].copy_from_slice(&packed.to_le_bytes());
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl1T32`].
+fn pack_tl1(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    // Codes are one more than weights, so `3a + b + 4` is this.
+    let index = |pair: &[u8]| 3 * pair[0] + pair[1];
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (unit, codes) in codes.chunks_exact(4).enumerate() {
+            out[unit * rows + row] = index(&codes[..2]) | index(&codes[2..]) << 4;
+        }
+    }
+}
+
+/// The magnitude of `9a + 3b + c`, and whether it is negative, from the codes of three weights.
+fn triple(codes: &[u8]) -> (u8, bool) {
+    let value = 9 * codes[0] + 3 * codes[1] + codes[2];
+    (value.abs_diff(13), value < 13)
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl2T32`].
+fn pack_tl2(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    let unit_bytes = 5 * rows;
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (codes, out) in codes.chunks_exact(24).zip(out.chunks_exact_mut(unit_bytes)) {
+            let mut signs = 0;
+            for (group, codes) in codes.chunks_exact(6).enumerate() {
+                let (low, high) = (triple(&codes[..3]), triple(&codes[3..]));
+                out[group * rows + row] = low.0 | high.0 << 4;
+                signs |= (u8::from(low.1) | u8::from(high.1) << 1) << (2 * group);
+            }
+            out[4 * rows + row] = signs;
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl2W32`].
+fn pack_tl2_words(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    let unit_bytes = 5 * rows * 2;
+    let field = |codes: &[u8]| {
+        let (magnitude, negative) = triple(codes);
+        u16::from(magnitude) | u16::from(negative) << 4
+    };
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (codes, out) in codes.chunks_exact(48).zip(out.chunks_exact_mut(unit_bytes)) {
+            let (words, last) = codes.split_at(45);
+            let last = field(last);
+            for (group, codes) in words.chunks_exact(9).enumerate() {
+                let word = field(&codes[..3])
+                    | field(&codes[3..6]) << 5
+                    | field(&codes[6..]) << 10
+                    | (last >> (4 - group)) << 15;
+                out[(group * rows + row) * 2..][..2].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Codes in the file's I2_S, for tests and for writing models: the inverse of what
+/// [`PackedMatrix::pack`] reads. The number of codes is a multiple of 128.
+pub fn to_file_codes(codes: &[u8]) -> Vec<u8> {
+    let block = |block: &[u8]| -> [u8; BLOCK_BYTES] {
+        std::array::from_fn(|i| {
+            (0..4).fold(0, |byte, quarter| byte << 2 | block[quarter * BLOCK_BYTES + i])
+        })
+    };
+    codes.chunks_exact(BLOCK).flat_map(block).collect()
+}
