@@ -110,7 +110,7 @@ pub unsafe extern "C" fn run(call: &Call) {
             while unit < units {
                 let end = units.min(unit + BLOCK / UNIT);
                 let mut sums: Sums = [[isa::i16_zero(); TILES]; TOKENS];
-                while unit + UNROLL <= end {
+                for _ in 0..(end - unit) / UNROLL {
                     for u in 0..UNROLL {
                         add_unit(&mut sums, weights, units, call.activations, unit + u);
                     }
