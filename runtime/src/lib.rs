@@ -1,6 +1,7 @@
 //! Runs ternary language models: GGUF in, tokens out.
 
 pub mod error;
+pub mod gguf;
 pub mod model;
 pub mod threads;
 

@@ -137,7 +137,7 @@ pub fn scale_output(dots: &[i32], s: f32, wscale: f32, out: &mut [f32]) {
 /// stands in the low bits of the sum.
 const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 /// ln 2 in two parts; the first has few enough bits that k * LN2_HIGH is exact for |k| <= 128.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// Largest x with a finite exp(x), and the smallest x with a normal one.
 const EXP_MAX: f32 = 88.722_83;
