@@ -3,6 +3,7 @@
 pub mod error;
 pub mod gguf;
 pub mod model;
+pub mod reference;
 pub mod threads;
 
 pub use error::{Error, Result};
