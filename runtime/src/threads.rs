@@ -121,12 +121,7 @@ impl Pool {
             first_panic: Mutex::new(None),
             job: UnsafeCell::new(None),
         });
-        let mut pool = Self {
-            shared,
-            turn: Mutex::new(()),
-            handles: Vec::new(),
-            cpus,
-        };
+        let mut pool = Self { shared, turn: Mutex::new(()), handles: Vec::new(), cpus };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let handle = std::thread::Builder::new()
@@ -202,9 +197,7 @@ impl Pool {
         shared.arrived.store(0, Ordering::Relaxed);
         if shared.poisoned.swap(false, Ordering::Relaxed) {
             let message = lock(&shared.first_panic).take();
-            return Err(Error::Runtime(
-                message.unwrap_or_else(|| "a worker panicked".into()),
-            ));
+            return Err(Error::Runtime(message.unwrap_or_else(|| "a worker panicked".into())));
         }
         Ok(())
     }
@@ -246,11 +239,7 @@ fn help(shared: &Shared, index: usize) {
 impl Shared {
     /// Runs the job as worker `index`, turning a panic into a poisoned run.
     fn work(&self, index: usize, job: &(dyn Fn(&Worker<'_>) + Sync)) {
-        let worker = Worker {
-            index,
-            threads: self.threads,
-            shared: self,
-        };
+        let worker = Worker { index, threads: self.threads, shared: self };
         IN_RUN.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| job(&worker)));
         IN_RUN.set(false);
@@ -330,10 +319,7 @@ impl Gate {
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         let mut guard = lock(&self.lock);
         while self.openings.load(Ordering::SeqCst) == seen {
-            guard = self
-                .wake
-                .wait(guard)
-                .unwrap_or_else(PoisonError::into_inner);
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         drop(guard);
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
@@ -385,11 +371,7 @@ unsafe impl<T: Send + Sync> Send for SharedSlice<'_, T> {}
 impl<'a, T> SharedSlice<'a, T> {
     /// Borrows `slice` exclusively for as long as the workers share it.
     pub fn new(slice: &'a mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            data: PhantomData,
-        }
+        Self { start: slice.as_mut_ptr(), len: slice.len(), data: PhantomData }
     }
 
     /// The number of elements.

@@ -18,12 +18,7 @@ pub enum Architecture {
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::BitnetB158,
-        Self::Bitnet25,
-        Self::Bitnet,
-        Self::Llama,
-    ];
+    pub const ALL: [Self; 4] = [Self::BitnetB158, Self::Bitnet25, Self::Bitnet, Self::Llama];
 
     /// The value of `general.architecture`, which is also the prefix of the other keys.
     #[must_use]
@@ -133,8 +128,7 @@ impl Config {
                 Err(gguf.key_error(&key(name), value, format_args!("1 to {max}")))
             }
         };
-        let required =
-            |name: &str, max: u32| bounded(name, gguf.require_u32(&key(name))?, max);
+        let required = |name: &str, max: u32| bounded(name, gguf.require_u32(&key(name))?, max);
         let optional = |name: &str, max: u32| {
             let value = gguf.get_u32(&key(name))?;
             value.map(|value| bounded(name, value, max)).transpose()
@@ -235,13 +229,10 @@ impl Config {
 fn architecture(gguf: &Gguf) -> Result<Architecture> {
     let key = "general.architecture";
     let name = gguf.require_str(key)?;
-    Architecture::ALL
-        .into_iter()
-        .find(|a| a.name() == name)
-        .ok_or_else(|| {
-            let known = Architecture::ALL.map(Architecture::name).join(", ");
-            gguf.key_error(key, quoted(name), format_args!("one of {known}"))
-        })
+    Architecture::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| {
+        let known = Architecture::ALL.map(Architecture::name).join(", ");
+        gguf.key_error(key, quoted(name), format_args!("one of {known}"))
+    })
 }
 
 /// Linear position scaling. The llama family also knows others, which would change the text.
@@ -275,7 +266,11 @@ fn vocabulary(gguf: &Gguf, architecture: Architecture) -> Result<usize> {
     };
     let rows = tensor.rows();
     if rows == 0 || rows > u64::from(MAX_WIDTH) {
-        return Err(gguf.tensor_error(name, format_args!("{rows} rows"), format_args!("1 to {MAX_WIDTH}")));
+        return Err(gguf.tensor_error(
+            name,
+            format_args!("{rows} rows"),
+            format_args!("1 to {MAX_WIDTH}"),
+        ));
     }
     let key = format!("{}.vocab_size", architecture.name());
     if let Some(size) = gguf.get_u32(&key)?

@@ -144,13 +144,7 @@ const EXP_MAX: f32 = 88.722_83;
 const EXP_MIN: f32 = -87.336_54;
 /// Minimax polynomial: exp(r) = 1 + r + r^2 * (sum of EXP_C[i] * r^i), |r| <= ln(2) / 2, relative
 /// error 3.1e-9 before rounding (Remez exchange, weight r^2 / exp(r)).
-const EXP_C: [f32; 5] = [
-    0.499_999_94,
-    0.166_665_21,
-    0.041_668_39,
-    0.008_368_717,
-    0.001_381_459_9,
-];
+const EXP_C: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_717, 0.001_381_459_9];
 
 /// e^x. Relative error below 1.1 * 2^-23 where the result is a normal number; below that (x < -87.33654)
 /// exactly 0, above f32 infinity. exp(0) is exactly 1; NaN gives NaN.
@@ -289,10 +283,7 @@ pub fn attention_chunk(
             *out = p.mul_add(v.to_f32(), *out);
         }
     }
-    Softmax {
-        max: top,
-        sum: sum(scores),
-    }
+    Softmax { max: top, sum: sum(scores) }
 }
 
 /// Merges the next chunk into the state of those before it: `m = max(state.max, chunk.max)`,
@@ -306,10 +297,7 @@ pub fn attention_merge(state: &mut Softmax, out: &mut [f32], chunk: Softmax, chu
     for (out, &c) in out.iter_mut().zip(chunk_out) {
         *out = out.mul_add(a, c * b);
     }
-    *state = Softmax {
-        max: m,
-        sum: state.sum.mul_add(a, chunk.sum * b),
-    };
+    *state = Softmax { max: m, sum: state.sum.mul_add(a, chunk.sum * b) };
 }
 
 /// Ends an attention: `r = 1 / sum`, `out[c] = out[c] * r`.
@@ -382,10 +370,7 @@ fn dot_blocks(d: &[f32], block: impl Fn(usize) -> (f32, i32)) -> f32 {
 /// Exact integer dot product of a block.
 #[inline]
 fn idot(q: &[i8], weight: impl Fn(usize) -> i32) -> i32 {
-    q.iter()
-        .enumerate()
-        .map(|(i, &q)| i32::from(q) * weight(i))
-        .sum()
+    q.iter().enumerate().map(|(i, &q)| i32::from(q) * weight(i)).sum()
 }
 
 /// Dot product of block-quantised activations (`q` `[n]`, `d` `[n / 32]`) with a row in Q8_0.
@@ -481,10 +466,7 @@ pub fn dequantise_bf16_row(row: &[u8], out: &mut [f32]) {
 /// Reads a row in Q8_0: `d * (w as f32)`.
 pub fn dequantise_q8_0_row(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len() * BLOCK, out.len() * Q8_0_BYTES);
-    for (block, out) in row
-        .chunks_exact(Q8_0_BYTES)
-        .zip(out.chunks_exact_mut(BLOCK))
-    {
+    for (block, out) in row.chunks_exact(Q8_0_BYTES).zip(out.chunks_exact_mut(BLOCK)) {
         let d = f16_at(block, 0);
         for (out, &w) in out.iter_mut().zip(&block[2..]) {
             *out = d * f32::from(w as i8);
@@ -495,10 +477,7 @@ pub fn dequantise_q8_0_row(row: &[u8], out: &mut [f32]) {
 /// Reads a row in Q4_0: `d * (w as f32)`.
 pub fn dequantise_q4_0_row(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len() * BLOCK, out.len() * Q4_0_BYTES);
-    for (block, out) in row
-        .chunks_exact(Q4_0_BYTES)
-        .zip(out.chunks_exact_mut(BLOCK))
-    {
+    for (block, out) in row.chunks_exact(Q4_0_BYTES).zip(out.chunks_exact_mut(BLOCK)) {
         let d = f16_at(block, 0);
         for (i, out) in out.iter_mut().enumerate() {
             *out = d * q4_0_weight(block, i) as f32;
@@ -509,10 +488,7 @@ pub fn dequantise_q4_0_row(row: &[u8], out: &mut [f32]) {
 /// Reads a row in Q6_K: `d * ((scale * w) as f32)`.
 pub fn dequantise_q6_k_row(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len() * Q6_K_BLOCK, out.len() * Q6_K_BYTES);
-    for (block, out) in row
-        .chunks_exact(Q6_K_BYTES)
-        .zip(out.chunks_exact_mut(Q6_K_BLOCK))
-    {
+    for (block, out) in row.chunks_exact(Q6_K_BYTES).zip(out.chunks_exact_mut(Q6_K_BLOCK)) {
         let d = f16_at(block, 208 / 2);
         for (i, out) in out.iter_mut().enumerate() {
             *out = d * (q6_k_scale(block, i) * q6_k_weight(block, i)) as f32;
@@ -539,10 +515,7 @@ mod tests {
     }
 
     fn bytes(n: usize, seed: u64) -> Vec<u8> {
-        random(n, seed)
-            .iter()
-            .map(|v| (v * 128.0) as i32 as u8)
-            .collect()
+        random(n, seed).iter().map(|v| (v * 128.0) as i32 as u8).collect()
     }
 
     fn wide(x: &[f32]) -> Vec<f64> {
@@ -639,10 +612,7 @@ mod tests {
         let mut out = [0.0; 3];
         scale_output(&[10, -7, i32::MAX], 3.0, 0.7, &mut out);
         let by_hand = |dot: f32| (dot / 3.0) * 0.7;
-        assert_eq!(
-            out,
-            [by_hand(10.0), by_hand(-7.0), by_hand(2_147_483_648.0)]
-        );
+        assert_eq!(out, [by_hand(10.0), by_hand(-7.0), by_hand(2_147_483_648.0)]);
     }
 
     #[test]
@@ -761,10 +731,7 @@ mod tests {
             let found = attention(&q, &k, &v, 0.125);
 
             let score = |j: usize| -> f64 {
-                (0..d)
-                    .map(|c| f64::from(q[c]) * k[j * d + c].to_f64())
-                    .sum::<f64>()
-                    * 0.125
+                (0..d).map(|c| f64::from(q[c]) * k[j * d + c].to_f64()).sum::<f64>() * 0.125
             };
             let p: Vec<f64> = (0..n).map(|j| score(j).exp()).collect();
             let total: f64 = p.iter().sum();
@@ -792,14 +759,8 @@ mod tests {
         for n in LENGTHS {
             let (x, w) = (random(n, 10), random(n, 11));
             let f32s: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let f16s: Vec<u8> = w
-                .iter()
-                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-                .collect();
-            let bf16s: Vec<u8> = w
-                .iter()
-                .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
-                .collect();
+            let f16s: Vec<u8> = w.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+            let bf16s: Vec<u8> = w.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
             let mut read = vec![0.0; n];
             dequantise_f32_row(&f32s, &mut read);
             assert_eq!(read, w);
@@ -822,11 +783,7 @@ mod tests {
         quantise_blocks(&x, &mut q, &mut d);
         assert_eq!(&q[32..64], &[0; 32]);
         for i in 0..96 {
-            close(
-                x[i],
-                f64::from(d[i / 32]) * f64::from(q[i]),
-                f64::from(d[i / 32]) * 0.501,
-            );
+            close(x[i], f64::from(d[i / 32]) * f64::from(q[i]), f64::from(d[i / 32]) * 0.501);
         }
     }
 
@@ -868,10 +825,8 @@ mod tests {
         let mut row = Vec::new();
         let mut weights = Vec::new();
         for b in 0..n / 256 {
-            let values: Vec<i32> = bytes(256, 15 + b as u64)
-                .iter()
-                .map(|&v| i32::from(v % 64) - 32)
-                .collect();
+            let values: Vec<i32> =
+                bytes(256, 15 + b as u64).iter().map(|&v| i32::from(v % 64) - 32).collect();
             let scales = bytes(16, 99 + b as u64);
             let mut block = vec![0u8; Q6_K_BYTES];
             for half in 0..2 {
@@ -917,11 +872,7 @@ mod tests {
         quantise_blocks(&x, &mut q, &mut d);
         let seen: Vec<f32> = (0..n).map(|i| d[i / 32] * f32::from(q[i])).collect();
         for (name, (row, weights), dot_row) in [
-            (
-                "q8_0",
-                q8_0_row(n),
-                dot_q8_0_row as fn(&[i8], &[f32], &[u8]) -> f32,
-            ),
+            ("q8_0", q8_0_row(n), dot_q8_0_row as fn(&[i8], &[f32], &[u8]) -> f32),
             ("q4_0", q4_0_row(n), dot_q4_0_row),
             ("q6_k", q6_k_row(n), dot_q6_k_row),
         ] {

@@ -136,8 +136,7 @@ mod tests {
         for position in [0, 1, 77, 4095, 131_071] {
             rope.fill(position, &mut cos, &mut sin);
             for i in 0..32 {
-                let frequency =
-                    500_000f64.powf(-2.0 * i as f64 / 64.0) / (2.0 * (1.0 + i as f64));
+                let frequency = 500_000f64.powf(-2.0 * i as f64 / 64.0) / (2.0 * (1.0 + i as f64));
                 let angle = position as f64 * frequency;
                 assert!((f64::from(cos[i]) - angle.cos()).abs() < 1e-7, "{position} {i}");
                 assert!((f64::from(sin[i]) - angle.sin()).abs() < 1e-7, "{position} {i}");
