@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bitnet_runtime::model::{Model, Session, SessionOptions};
+use bitnet_runtime::model::{KvType, Model, Session, SessionOptions};
 use bitnet_runtime::threads::Pool;
 use serde::Deserialize;
 
@@ -40,8 +40,11 @@ fn model() -> Arc<Model> {
 }
 
 fn session(model: &Arc<Model>, threads: usize, batch: usize) -> Session {
-    let pool = Arc::new(Pool::new(threads).unwrap());
-    Session::new(Arc::clone(model), pool, SessionOptions { context: None, batch }).unwrap()
+    session_with(model, threads, SessionOptions { batch, ..SessionOptions::default() })
+}
+
+fn session_with(model: &Arc<Model>, threads: usize, options: SessionOptions) -> Session {
+    Session::new(Arc::clone(model), Arc::new(Pool::new(threads).unwrap()), options).unwrap()
 }
 
 /// The id of the largest logit; the lowest of equals.
@@ -64,6 +67,7 @@ fn the_demo_model_writes_its_golden_text() {
     let model = model();
     assert!(model.warnings().is_empty(), "{:?}", model.warnings());
     let mut session = session(&model, 2, 512);
+    assert_eq!(session.kv_type(), KvType::F32);
     let golden = golden();
     assert_eq!(golden.cases.len(), 12);
     let mut all_equal = 0;
@@ -90,23 +94,45 @@ fn the_demo_model_writes_its_golden_text() {
 #[test]
 fn logits_do_not_depend_on_threads_or_batch() {
     let model = model();
-    // 600 tokens: more than two chunks of KV positions.
+    // More than two chunks of KV positions.
     let golden = golden();
     let text = golden.cases.iter().flat_map(|c| c.ids.iter().chain(&c.greedy_48));
-    let ids: Vec<u32> = text.copied().cycle().take(600).collect();
-    let mut expected = Vec::new();
-    // (threads, batch, decode steps after the prompt): batch 1 is decoding token by token.
-    for (threads, batch) in [(1, 600), (2, 600), (3, 600), (2, 1), (3, 1), (1, 7), (2, 3), (3, 257)] {
-        let mut session = session(&model, threads, batch);
-        let mut found = vec![bits(session.prefill(&ids).unwrap())];
-        for id in [5, 17, 300] {
-            found.push(bits(session.decode(id).unwrap()));
+    let ids: Vec<u32> = text.copied().cycle().take(530).collect();
+    for kv_type in [KvType::F32, KvType::F16] {
+        let mut expected = Vec::new();
+        // (threads, batch): batch 1 is decoding token by token.
+        for (threads, batch) in [(1, 530), (2, 530), (3, 1), (1, 7), (2, 3), (3, 257)] {
+            let options = SessionOptions { context: None, batch, kv_type: Some(kv_type) };
+            let mut session = session_with(&model, threads, options);
+            let mut found = vec![bits(session.prefill(&ids).unwrap())];
+            for id in [5, 17, 300] {
+                found.push(bits(session.decode(id).unwrap()));
+            }
+            assert_eq!(session.position(), 533);
+            if expected.is_empty() {
+                expected = found;
+            } else {
+                assert!(found == expected, "{kv_type:?}, {threads} threads, batch {batch}");
+            }
         }
-        assert_eq!(session.position(), 603);
-        if expected.is_empty() {
-            expected = found;
-        } else {
-            assert!(found == expected, "{threads} threads, batch {batch}");
+    }
+}
+
+/// What f16 in the KV cache costs on this model: see [`KvType`].
+#[test]
+fn an_f16_cache_stays_near_the_golden_logits() {
+    let model = model();
+    let options = SessionOptions { kv_type: Some(KvType::F16), ..SessionOptions::default() };
+    let mut session = session_with(&model, 2, options);
+    for case in &golden().cases {
+        session.truncate(0);
+        let logits = session.prefill(&case.ids).unwrap();
+        for &(id, expected) in &case.last_logits_top10 {
+            let off = (logits[id] - expected).abs();
+            assert!(off <= 0.15, "{:?}: logit {id} is off by {off}", case.prompt);
+        }
+        if case.greedy_margins[0] > 0.3 {
+            assert_eq!(greedy(logits), case.greedy_48[0], "{:?}", case.prompt);
         }
     }
 }
@@ -127,7 +153,7 @@ fn a_truncated_session_continues_as_if_the_rest_had_not_been() {
 fn bad_prompts_are_refused_and_change_nothing() {
     let model = model();
     let pool = Arc::new(Pool::new(1).unwrap());
-    let options = SessionOptions { context: Some(4), batch: 2 };
+    let options = SessionOptions { context: Some(4), batch: 2, kv_type: None };
     let mut session = Session::new(Arc::clone(&model), Arc::clone(&pool), options).unwrap();
     session.prefill(&[0, 1, 2]).unwrap();
     for (ids, named) in [(&[][..], "no tokens"), (&[4096], "4096"), (&[1, 2], "2 tokens after 3")] {
@@ -137,10 +163,11 @@ fn bad_prompts_are_refused_and_change_nothing() {
         assert_eq!(session.position(), 3);
     }
     session.prefill(&[9]).unwrap();
+    let good = SessionOptions::default();
     for options in [
-        SessionOptions { context: Some(0), batch: 1 },
-        SessionOptions { context: Some(1025), batch: 1 },
-        SessionOptions { context: None, batch: 0 },
+        SessionOptions { context: Some(0), ..good },
+        SessionOptions { context: Some(1025), ..good },
+        SessionOptions { batch: 0, ..good },
     ] {
         let error = Session::new(Arc::clone(&model), Arc::clone(&pool), options).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::Model;
 use super::config::{Activation, RopePairs};
-use super::kv_cache::{KvCache, SharedKv};
+use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{self, BLOCK, CHUNK, Softmax};
 use super::weights::{HeadInput, Layer, Ternary};
 use crate::error::{Error, Result};
@@ -30,11 +30,13 @@ pub struct SessionOptions {
     pub context: Option<usize>,
     /// Tokens of a prompt that go through the model together, at least 1.
     pub batch: usize,
+    /// Elements of the KV cache; `None`: [`KvType::default_for`] the model.
+    pub kv_type: Option<KvType>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: None, batch: 512 }
+        Self { context: None, batch: 512, kv_type: None }
     }
 }
 
@@ -117,7 +119,8 @@ impl Session {
             return Err(Error::usage("batch (-b)", 0, "at least 1"));
         }
         let batch = options.batch.min(context);
-        let kv = KvCache::new(config, context)?;
+        let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
+        let kv = KvCache::new(config, context, kv_type)?;
         let slots = batch.max(pool.threads());
         let widest = config.hidden.max(config.ffn).max(config.q_dim());
         let chunks = config.heads * context.div_ceil(CHUNK);
@@ -166,6 +169,12 @@ impl Session {
     #[must_use]
     pub fn context(&self) -> usize {
         self.kv.context()
+    }
+
+    /// What the elements of the KV cache are.
+    #[must_use]
+    pub fn kv_type(&self) -> KvType {
+        self.kv.ty()
     }
 
     /// Bytes of KV cache in use.
@@ -335,7 +344,11 @@ struct Place<'w> {
 impl Place<'_> {
     /// The slots this worker computes.
     fn own_slots(self) -> Range<usize> {
-        if self.n == 1 { self.worker.index..self.worker.index + 1 } else { self.worker.share(self.n) }
+        if self.n == 1 {
+            self.worker.index..self.worker.index + 1
+        } else {
+            self.worker.share(self.n)
+        }
     }
 
     /// The slots that hold all tokens, for this worker to read.
@@ -386,7 +399,13 @@ impl Pass<'_> {
     }
 
     /// x += attn_output(sub_norm(attention(norm(x))))
-    fn attention_block(&self, place: Place<'_>, scratch: &mut Scratch, index: usize, layer: &Layer) {
+    fn attention_block(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        index: usize,
+        layer: &Layer,
+    ) {
         self.norm_to_input(place, scratch, &layer.attn_norm);
         place.slots_ready();
 
@@ -465,8 +484,7 @@ impl Pass<'_> {
         let rows = place.worker.share(config.vocab);
         // SAFETY: each worker writes its share of the rows.
         let out = unsafe { self.logits.write(rows.clone()) };
-        let input =
-            HeadInput { x: normed, blocks: (&scratch.head_input, &scratch.head_scale) };
+        let input = HeadInput { x: normed, blocks: (&scratch.head_input, &scratch.head_scale) };
         weights.head.dots(self.model.gguf(), rows, input, out);
     }
 
@@ -565,16 +583,11 @@ impl Pass<'_> {
             let (token, head) = (unit / config.kv_heads, unit % config.kv_heads);
             let part = head * width..(head + 1) * width;
             // SAFETY: each unit belongs to one worker; v is read-only in this phase.
-            let (k, v, (k_out, v_out)) = unsafe {
-                (
-                    self.k.part_mut(token, part.clone()),
-                    self.v.part(token, part),
-                    self.kv.write(layer, head, self.start + token),
-                )
-            };
-            rotate(token, k);
-            numerics::to_f16(k, k_out);
-            numerics::to_f16(v, v_out);
+            unsafe {
+                let (k, v) = (self.k.part_mut(token, part.clone()), self.v.part(token, part));
+                rotate(token, k);
+                self.kv.store(layer, head, self.start + token, k, v);
+            }
         }
     }
 
@@ -592,11 +605,10 @@ impl Pass<'_> {
         let positions = chunk * CHUNK..seen.min((chunk + 1) * CHUNK);
         let part = head * config.head_dim..(head + 1) * config.head_dim;
         // SAFETY: q and the cache are read-only in this phase.
-        let (q, (k, v)) = unsafe {
-            (self.q.part(token, part), self.kv.read(layer, head / config.group(), positions))
-        };
-        let scale = 1.0 / (config.head_dim as f32).sqrt();
-        numerics::attention_chunk(q, k, v, scale, scores, out)
+        unsafe {
+            let q = self.q.part(token, part);
+            self.kv.attend(layer, head / config.group(), positions, q, scores, out)
+        }
     }
 
     /// Attention of one token: units of (head, chunk), to be merged after the barrier. Heads that
@@ -609,9 +621,8 @@ impl Pass<'_> {
             let head = kv_head * group + unit % group;
             let row = head * self.chunks + chunk;
             // SAFETY: each unit belongs to one worker.
-            let (out, state) = unsafe {
-                (self.partial.row_mut(row), self.partial_state.write(row..row + 1))
-            };
+            let (out, state) =
+                unsafe { (self.partial.row_mut(row), self.partial_state.write(row..row + 1)) };
             state[0] = self.attend_chunk(layer, (0, head), chunk, &mut scratch.scores, out);
         }
     }

@@ -16,6 +16,7 @@ use rope::Rope;
 use weights::Weights;
 
 pub use forward::{Session, SessionOptions};
+pub use kv_cache::KvType;
 
 /// A model ready to run: shared by any number of [`Session`]s.
 #[derive(Debug)]

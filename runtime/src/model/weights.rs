@@ -220,9 +220,8 @@ impl<'a> Loader<'a> {
         };
         let output_norm = self.norm("output_norm.weight", hidden)?;
         let rope_factors = self.rope_factors(config)?;
-        let layers = (0..config.layers)
-            .map(|layer| self.layer(config, layer))
-            .collect::<Result<_>>()?;
+        let layers =
+            (0..config.layers).map(|layer| self.layer(config, layer)).collect::<Result<_>>()?;
         Ok(Weights { embedding, head, output_norm, rope_factors, layers })
     }
 
@@ -231,9 +230,8 @@ impl<'a> Loader<'a> {
         let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
         let sub_norms = config.architecture.has_sub_norms();
-        let mut sub_norm = |part: &str, n: usize| {
-            sub_norms.then(|| self.norm(&name(part), n)).transpose()
-        };
+        let mut sub_norm =
+            |part: &str, n: usize| sub_norms.then(|| self.norm(&name(part), n)).transpose();
         let attn_sub_norm = sub_norm("attn_sub_norm", q_dim)?;
         let ffn_sub_norm = sub_norm("ffn_sub_norm", ffn)?;
         Ok(Layer {
@@ -308,7 +306,8 @@ impl<'a> Loader<'a> {
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
         let tensor = self.tensor(name, &[cols, rows])?;
         let Some(ty) = TableType::from_tensor(tensor.ty) else {
-            let expected = "f32, f16, bf16, q8_0, q6_K or q4_0; quantise the embedding to one of them";
+            let expected =
+                "f32, f16, bf16, q8_0, q6_K or q4_0; quantise the embedding to one of them";
             return Err(self.gguf.tensor_error(name, tensor.ty.name(), expected));
         };
         Ok(Table { tensor: tensor.clone(), ty, rows })
