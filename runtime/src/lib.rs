@@ -2,8 +2,14 @@
 
 pub mod error;
 pub mod gguf;
+pub mod kernels;
+pub mod matmul;
+pub mod memory;
 pub mod model;
+pub mod pack;
 pub mod reference;
+pub mod sampler;
 pub mod threads;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
