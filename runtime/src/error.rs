@@ -119,11 +119,7 @@ impl Error {
 
     /// A [`Error::Io`]; `action` is a verb such as `open`.
     pub fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
-        Error::Io {
-            path: path.to_path_buf(),
-            action,
-            source,
-        }
+        Error::Io { path: path.to_path_buf(), action, source }
     }
 
     /// Whether the reader of a pipe we write to has gone (`bitnet-run ... | head`): not an error
@@ -195,9 +191,6 @@ mod tests {
     #[test]
     fn quoted_text_stays_on_one_line_and_short() {
         assert_eq!(quoted("a\nb\u{1b}[2J"), "'a\\nb\\u{1b}[2J'");
-        assert_eq!(
-            quoted(&"x".repeat(100_000)),
-            format!("'{}...'", "x".repeat(64))
-        );
+        assert_eq!(quoted(&"x".repeat(100_000)), format!("'{}...'", "x".repeat(64)));
     }
 }

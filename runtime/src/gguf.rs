@@ -45,10 +45,7 @@ const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// How the elements of a tensor are stored. `rows` is the product of all dimensions but the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(
-    non_camel_case_types,
-    reason = "the names are the ones ggml gives them"
-)]
+#[allow(non_camel_case_types, reason = "the names are the ones ggml gives them")]
 #[expect(missing_docs, reason = "each variant is the ggml type of that name")]
 pub enum TensorType {
     F32,
@@ -105,11 +102,7 @@ pub enum TensorType {
 #[derive(Clone, Copy)]
 enum Sizing {
     /// Each row is `extra` bytes followed by blocks of `weights` elements in `bytes` bytes.
-    Rows {
-        weights: u64,
-        bytes: u64,
-        extra: u64,
-    },
+    Rows { weights: u64, bytes: u64, extra: u64 },
     /// rows x cols / 4 + 32; rows x cols a multiple of 128.
     TwoBitFlat,
     /// bitnet.cpp's TL2 formula: 256 columns at 2 bits, the others at 5/3, padded to 32, plus 32.
@@ -120,18 +113,10 @@ enum Sizing {
 const TYPES: &[(TensorType, u32, &str, Sizing)] = {
     use TensorType as T;
     const fn rows(weights: u64, bytes: u64) -> Sizing {
-        Sizing::Rows {
-            weights,
-            bytes,
-            extra: 0,
-        }
+        Sizing::Rows { weights, bytes, extra: 0 }
     }
     const fn scaled(bytes: u64, extra: u64) -> Sizing {
-        Sizing::Rows {
-            weights: 64,
-            bytes,
-            extra,
-        }
+        Sizing::Rows { weights: 64, bytes, extra }
     }
     &[
         (T::F32, 0, "f32", rows(1, 4)),
@@ -170,12 +155,7 @@ const TYPES: &[(TensorType, u32, &str, Sizing)] = {
         (T::TL2, 39, "tl2", Sizing::Tl2),
         (T::MXFP4, 39, "mxfp4", rows(32, 17)),
         (T::Q2_0, 42, "q2_0", rows(64, 18)),
-        (
-            T::Q2_0_G128,
-            42,
-            "q2_0 (128 weights a block)",
-            rows(128, 34),
-        ),
+        (T::Q2_0_G128, 42, "q2_0 (128 weights a block)", rows(128, 34)),
         (T::IQ1_BN, 134, "iq1_bn", scaled(13, 2)),
         (T::IQ2_BN, 135, "iq2_bn", scaled(16, 4)),
         (T::IQ2_BN_R4, 335, "iq2_bn_r4", scaled(16, 4)),
@@ -249,11 +229,7 @@ impl TensorType {
         }
         let rows = elements / cols;
         match self.row().3 {
-            Sizing::Rows {
-                weights,
-                bytes,
-                extra,
-            } => {
+            Sizing::Rows { weights, bytes, extra } => {
                 if cols % weights != 0 {
                     return Err(format!(
                         "rows of a multiple of {weights} weights for {} (not {cols})",
@@ -563,11 +539,7 @@ impl Gguf {
         // tensor data is plain numbers for which any bytes are valid.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", e))?;
         let header = Header::parse(path, &map)?;
-        Ok(Gguf {
-            path: path.to_path_buf(),
-            bytes: Bytes::Mapped(map),
-            header,
-        })
+        Ok(Gguf { path: path.to_path_buf(), bytes: Bytes::Mapped(map), header })
     }
 
     /// Reads a file that is already in memory; `name` stands for its path in messages.
@@ -580,11 +552,7 @@ impl Gguf {
     ) -> Result<Gguf> {
         let (path, bytes) = (name.as_ref(), bytes.into());
         let header = Header::parse(path, &bytes)?;
-        Ok(Gguf {
-            path: path.to_path_buf(),
-            bytes: Bytes::Memory(bytes),
-            header,
-        })
+        Ok(Gguf { path: path.to_path_buf(), bytes: Bytes::Memory(bytes), header })
     }
 
     fn data(&self) -> &[u8] {
@@ -664,9 +632,7 @@ impl Gguf {
     ) -> Result<Option<T>> {
         match self.get(key) {
             None => Ok(None),
-            Some(v) => read(v)
-                .map(Some)
-                .ok_or_else(|| self.key_error(key, v, expected)),
+            Some(v) => read(v).map(Some).ok_or_else(|| self.key_error(key, v, expected)),
         }
     }
 
@@ -675,9 +641,7 @@ impl Gguf {
     /// # Errors
     /// [`Error::Model`] when the key holds something else.
     pub fn get_u32(&self, key: &str) -> Result<Option<u32>> {
-        self.typed(key, "a u32", |v| {
-            v.as_i128().and_then(|n| u32::try_from(n).ok())
-        })
+        self.typed(key, "a u32", |v| v.as_i128().and_then(|n| u32::try_from(n).ok()))
     }
 
     /// A floating-point number; `None` when the key is absent.
@@ -777,10 +741,7 @@ impl Gguf {
     /// The tensor of that name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.header
-            .tensor_index
-            .get(name)
-            .map(|&i| &self.header.tensors[i])
+        self.header.tensor_index.get(name).map(|&i| &self.header.tensors[i])
     }
 
     /// The tensor's data, straight from the map; aligned only as the file's place in memory is, so
@@ -789,9 +750,7 @@ impl Gguf {
     /// A `TensorInfo` of another file yields an empty slice where it points outside of this one.
     #[must_use]
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        byte_range(tensor)
-            .and_then(|range| self.data().get(range))
-            .unwrap_or_default()
+        byte_range(tensor).and_then(|range| self.data().get(range)).unwrap_or_default()
     }
 
     /// Tells the system that this tensor's pages will not be read again soon, so that they stop
@@ -837,10 +796,7 @@ struct Fault {
 
 impl Fault {
     fn new(found: impl fmt::Display, expected: impl fmt::Display) -> Fault {
-        Fault {
-            found: found.to_string(),
-            expected: expected.to_string(),
-        }
+        Fault { found: found.to_string(), expected: expected.to_string() }
     }
 
     fn at(self, path: &Path, item: impl fmt::Display) -> Error {
@@ -946,12 +902,7 @@ impl<'a> Reader<'a> {
     fn numbers<T, const N: usize>(&mut self, count: u64, read: fn([u8; N]) -> T) -> Step<Vec<T>> {
         // At most MAX_ITEMS x 8 bytes: no overflow.
         let bytes = self.take(count * N as u64)?;
-        Ok(bytes
-            .as_chunks::<N>()
-            .0
-            .iter()
-            .map(|&chunk| read(chunk))
-            .collect())
+        Ok(bytes.as_chunks::<N>().0.iter().map(|&chunk| read(chunk)).collect())
     }
 
     fn values(&mut self) -> Step<Array> {
@@ -1006,10 +957,9 @@ impl<'a> Reader<'a> {
         let mut array = StrArray::default();
         array.ends.reserve_exact(count as usize);
         for i in 0..count {
-            let s = self.str(MAX_STRING).map_err(|f| Fault {
-                found: format!("{} (item {i})", f.found),
-                ..f
-            })?;
+            let s = self
+                .str(MAX_STRING)
+                .map_err(|f| Fault { found: format!("{} (item {i})", f.found), ..f })?;
             array.text.push_str(s);
             // Below MAX_HEADER, so it fits.
             array.ends.push(array.text.len() as u32);
@@ -1070,9 +1020,7 @@ impl Header {
             if key.is_empty() {
                 return Err(at(Fault::new("an empty key", "a name")));
             }
-            let value = r
-                .value()
-                .map_err(|f| f.at(path, format_args!("key {}", quoted(key))))?;
+            let value = r.value().map_err(|f| f.at(path, format_args!("key {}", quoted(key))))?;
             if kv_index.insert(key.to_owned(), kv.len()).is_some() {
                 let item = format!("key {}", quoted(key));
                 return Err(Error::model(path, item, "it twice", "each key once"));
@@ -1094,10 +1042,7 @@ impl Header {
         let mut tensor_index = HashMap::new();
         for i in 0..n_tensors {
             let claim = read_claim(&mut r, path, i)?;
-            if tensor_index
-                .insert(claim.name.clone(), claims.len())
-                .is_some()
-            {
+            if tensor_index.insert(claim.name.clone(), claims.len()).is_some() {
                 let item = format!("tensor {}", quoted(&claim.name));
                 return Err(Error::model(path, item, "it twice", "each name once"));
             }
@@ -1107,15 +1052,7 @@ impl Header {
         let data_start = (r.pos as u64).next_multiple_of(u64::from(alignment));
         let data_len = (data.len() as u64).saturating_sub(data_start);
         let tensors = place(path, claims, u64::from(alignment), data_start, data_len)?;
-        Ok(Header {
-            version,
-            alignment,
-            kv,
-            kv_index,
-            tensors,
-            tensor_index,
-            data_start,
-        })
+        Ok(Header { version, alignment, kv, kv_index, tensors, tensor_index, data_start })
     }
 }
 
@@ -1129,9 +1066,7 @@ fn check_magic(path: &Path, data: &[u8]) -> Result<()> {
     let lower = lower.trim_ascii_start();
     let safetensors = head.len() > 8
         && head[8] == b'{'
-        && head[..8]
-            .try_into()
-            .is_ok_and(|n| u64::from_le_bytes(n) <= 100 << 20);
+        && head[..8].try_into().is_ok_and(|n| u64::from_le_bytes(n) <= 100 << 20);
     let found = if data.is_empty() {
         "an empty file".to_owned()
     } else if data.starts_with(b"GGUF") {
@@ -1189,12 +1124,7 @@ fn read_claim(r: &mut Reader<'_>, path: &Path, i: u64) -> Result<Claim> {
             "dimensions of at least 1",
         )));
     }
-    Ok(Claim {
-        name: name.to_owned(),
-        dims,
-        type_id,
-        offset,
-    })
+    Ok(Claim { name: name.to_owned(), dims, type_id, offset })
 }
 
 /// Judges type, size and place of every tensor. Holes between tensors and any order of the
@@ -1238,9 +1168,7 @@ fn place(
                 &format_args!("at least {end}, the end of tensor {}", quoted(name)),
             ));
         }
-        let room = order
-            .get(rank + 1)
-            .map_or(data_len, |&n| claims[n].offset.min(data_len))
+        let room = order.get(rank + 1).map_or(data_len, |&n| claims[n].offset.min(data_len))
             - claim.offset;
         let last = rank + 1 == order.len();
         let (ty, bytes) =
@@ -1315,11 +1243,7 @@ fn decide(claim: &Claim, room: u64, last: bool, alignment: u64) -> Step<(TensorT
             format_args!(
                 "{room} bytes for type {id} of dimensions {:?}, which {} fit",
                 claim.dims,
-                if found.is_empty() {
-                    "no known layout does"
-                } else {
-                    "several layouts"
-                }
+                if found.is_empty() { "no known layout does" } else { "several layouts" }
             ),
             format_args!(
                 "exactly one of {} bytes, padded to {alignment}; the id has had other meanings, convert the model again",
@@ -1535,10 +1459,7 @@ mod tests {
             ("ai32", Value::Array(Array::I32(vec![-7, 7]))),
             ("af32", Value::Array(Array::F32(vec![1.5]))),
             ("abool", Value::Array(Array::Bool(vec![true, false]))),
-            (
-                "astr",
-                Value::Array(Array::Str(["", "ab", "ü"].iter().collect())),
-            ),
+            ("astr", Value::Array(Array::Str(["", "ab", "ü"].iter().collect()))),
             ("au64", Value::Array(Array::U64(vec![9]))),
             ("ai64", Value::Array(Array::I64(vec![-9]))),
             ("af64", Value::Array(Array::F64(vec![]))),
@@ -1598,11 +1519,7 @@ mod tests {
         for t in g.tensors() {
             let data = g.tensor_bytes(t);
             assert_eq!(data.len() as u64, t.bytes);
-            assert!(
-                data.iter().all(|&x| x == t.name.as_bytes()[0]),
-                "{}",
-                t.name
-            );
+            assert!(data.iter().all(|&x| x == t.name.as_bytes()[0]), "{}", t.name);
         }
     }
 

@@ -1,8 +1,16 @@
 //! Runs ternary language models: GGUF in, tokens out.
 
+pub mod cli;
+pub mod dummy;
 pub mod error;
 pub mod gguf;
+pub mod kernels;
+pub mod memory;
+pub mod model;
+pub mod pack;
+pub mod reference;
 pub mod sampler;
+pub mod threads;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -1,1 +1,43 @@
-//! The kernels as real Rust modules, and their text.
+//! The kernels as real, compiled, tested Rust, and their text.
+//!
+//! A template is a module that opens with `use crate::isa::scalar as isa;` and its constants; here
+//! it is compiled for the scalar vocabulary, so editors, lints, tests and Miri see it. The
+//! generator splices another vocabulary and other constants into its text ([`TEMPLATES`]).
+
+#![allow(clippy::needless_range_loop, reason = "kernels walk several arrays at one index")]
+
+pub mod abi;
+pub mod i2_s;
+pub mod isa;
+
+/// A source file of this crate: its path below the crate's folder, and its text.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// Name of the module.
+    pub name: &'static str,
+    /// Path from the workspace's root.
+    pub path: &'static str,
+    /// The file.
+    pub text: &'static str,
+}
+
+macro_rules! source {
+    ($name:literal, $path:literal) => {
+        Source { name: $name, path: concat!("templates/src/", $path), text: include_str!($path) }
+    };
+}
+
+/// The types that cross the call boundary.
+pub const ABI: Source = source!("abi", "abi.rs");
+
+/// The vector vocabularies, each after those it builds on.
+pub const VOCABULARIES: &[Source] = &[
+    source!("scalar", "isa/scalar.rs"),
+    source!("avx2", "isa/avx2.rs"),
+    source!("avx512", "isa/avx512.rs"),
+    source!("avx512vnni", "isa/avx512vnni.rs"),
+    source!("avx512vbmi", "isa/avx512vbmi.rs"),
+];
+
+/// The kernel templates.
+pub const TEMPLATES: &[Source] = &[source!("i2_s", "i2_s.rs")];

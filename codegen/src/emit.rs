@@ -1,0 +1,126 @@
+//! Assembles kernels into files.
+
+use std::fmt::Write;
+
+use bitnet_profiles::{Format, Isa, KernelId, Op};
+use bitnet_templates::{ABI, Source, TEMPLATES, VOCABULARIES};
+use quote::{format_ident, quote};
+
+use crate::Error;
+use crate::specialise::{Constant, specialise, without_tests};
+
+const GENERATOR: &str = env!("CARGO_PKG_VERSION");
+
+/// A hash over everything generated code depends on beside its spec: the text of the templates,
+/// vocabularies and ABI, and the generator's version. Spelled as 16 hexadecimal digits.
+pub fn fingerprint() -> String {
+    let texts = [&ABI].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
+    // FNV-1a: stable across compilers, and nothing here is hostile.
+    let bytes = texts.chain([GENERATOR]).flat_map(|text| text.bytes().chain([0xff]));
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+/// One kernel as a file of its own, to be read.
+///
+/// # Errors
+/// No template computes the op, or a template is at fault.
+pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
+    let template = template(id)?;
+    let mut out = header(template.path);
+    module(&mut out, &id.to_string(), &kernel(id, template)?);
+    Ok(out)
+}
+
+/// All of `ids` in one file: the ABI, the vocabularies they use, a module for each kernel, and the
+/// table `TERNARY` with an entry for each. The file's text depends on `ids` and nothing else.
+///
+/// # Errors
+/// As [`emit_kernel`].
+pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
+    let mut out = header("templates/src");
+    writeln!(out, "/// What crosses the boundary between the runtime and a kernel.")
+        .expect("writing to a String");
+    module(&mut out, "abi", &without_tests(&ABI)?);
+
+    let best = ids.iter().map(|id| id.isa).max().unwrap_or(Isa::Scalar);
+    let mut vocabularies = String::new();
+    for source in VOCABULARIES.iter().take_while(|s| s.name <= best.name() || s.name == "scalar") {
+        module(&mut vocabularies, source.name, &without_tests(source)?);
+    }
+    out.push_str("/// The vector vocabularies.\n#[allow(dead_code, reason = \"shared\")]\n");
+    module(&mut out, "isa", &vocabularies);
+
+    let mut entries = Vec::new();
+    for id in ids {
+        let name = id.to_string();
+        module(&mut out, &name, &kernel(id, template(id)?)?);
+        let path = format_ident!("{name}");
+        if let Op::Ternary(_) = id.op {
+            entries.push(quote! {
+                abi::TernaryEntry {
+                    id: #name,
+                    scratch: #path::scratch,
+                    prepare: #path::prepare,
+                    run: #path::run,
+                }
+            });
+        }
+    }
+    let fingerprint = fingerprint();
+    let table = quote! {
+        /// The generator's fingerprint.
+        pub const FINGERPRINT: &str = #fingerprint;
+        /// Every ternary kernel of this file.
+        pub static TERNARY: &[abi::TernaryEntry] = &[#(#entries),*];
+    };
+    writeln!(out, "{table}").expect("writing to a String");
+    Ok(out)
+}
+
+fn header(path: &str) -> String {
+    format!("// @generated from {path} by bitnet-codegen; do not edit\n\n")
+}
+
+fn module(out: &mut String, name: &str, body: &str) {
+    write!(
+        out,
+        "#[allow(clippy::all, non_snake_case, reason = \"checked as a template\")]\n\
+         pub mod {name} {{\n{body}}}\n\n"
+    )
+    .expect("writing to a String");
+}
+
+fn template(id: &KernelId) -> Result<&'static Source, Error> {
+    let name = match id.op {
+        Op::Ternary(layout) => match layout.format() {
+            Format::I2S => "i2_s",
+            Format::Tl1 => "tl1",
+            Format::Tl2 => "tl2",
+        },
+        Op::Head(_) => "head",
+        Op::Attention => "attention",
+    };
+    TEMPLATES
+        .iter()
+        .find(|t| t.name == name)
+        .ok_or_else(|| Error::NoTemplate { id: id.to_string(), op: id.op.to_string() })
+}
+
+fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
+    let constant = |name, value, neutral| Constant { name, value, neutral };
+    let mut constants = vec![
+        constant("ROWS", id.tile.rows, 1),
+        constant("COLS", id.shape.map_or(0, |s| s.cols), 0),
+        constant("BLOCK", id.tile.cols, 0),
+        constant("TOKENS", id.tile.tokens, 1),
+        constant("UNROLL", id.tile.unroll, 1),
+        constant("PREFETCH", id.tile.prefetch, 0),
+    ];
+    if let Op::Ternary(layout) = id.op {
+        constants.push(constant("TILE", layout.tile_rows(), layout.tile_rows()));
+    }
+    specialise(template, id.isa, &constants)
+}

@@ -1,0 +1,99 @@
+//! The candidate tilings: a table. One row is a family of kernels, their tests, their benches and
+//! their dispatch entries.
+
+use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vnni, Scalar};
+use bitnet_profiles::Layout::{I2sT16, I2sT32};
+use bitnet_profiles::{Isa, KernelId, KernelSpec, Layout, Op, Shape, TileConfig};
+
+/// What a kernel is for: one token at a time, or many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// One activation row.
+    Decode,
+    /// Several activation rows.
+    Prefill,
+}
+
+impl Phase {
+    /// The phase that a tile serves.
+    pub const fn of(tile: &TileConfig) -> Self {
+        if tile.tokens == 1 { Self::Decode } else { Self::Prefill }
+    }
+}
+
+/// The product of its columns; what [`KernelSpec::validate`] refuses (too many registers, sums
+/// that would wrap) is left out.
+struct Row {
+    layout: Layout,
+    isas: &'static [Isa],
+    rows: &'static [usize],
+    cols: &'static [usize],
+    tokens: &'static [usize],
+    unroll: &'static [usize],
+    prefetch: &'static [usize],
+}
+
+#[rustfmt::skip]
+const SPACE: &[Row] = &[
+    Row { layout: I2sT16, isas: &[Scalar],        rows: &[16],     cols: &[0],            tokens: &[1, 4],      unroll: &[1],       prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx2, Avx512],  rows: &[16, 32], cols: &[64, 128, 256], tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx2, Avx512],  rows: &[16],     cols: &[256],          tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
+    Row { layout: I2sT32, isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx2],          rows: &[16, 32], cols: &[64, 128, 256], tokens: &[2, 4],      unroll: &[1],       prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512],        rows: &[16, 32], cols: &[128, 256],     tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
+    Row { layout: I2sT32, isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[2, 8],      unroll: &[1],       prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16, 32], cols: &[0],            tokens: &[1],         unroll: &[1, 2, 4], prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
+    Row { layout: I2sT32, isas: &[Avx512Vnni],    rows: &[32, 64], cols: &[0],            tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[8, 16, 24], unroll: &[1, 2],    prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
+    Row { layout: I2sT32, isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
+];
+
+/// Every kernel of the space for an ISA, generic in shape or specialised for one, in the order of
+/// the table.
+pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
+    let mut ids = Vec::new();
+    for row in SPACE.iter().filter(|row| row.isas.contains(&isa)) {
+        for &rows in row.rows {
+            for &cols in row.cols {
+                for &tokens in row.tokens {
+                    for &unroll in row.unroll {
+                        for &prefetch in row.prefetch {
+                            let tile = TileConfig { rows, cols, tokens, unroll, prefetch };
+                            let spec = KernelSpec { op: Op::Ternary(row.layout), isa, shape, tile };
+                            ids.extend(spec.validate().ok());
+                        }
+                    }
+                }
+            }
+        }
+    }
+    ids
+}
+
+/// The grid that every build holds: all shape-generic kernels of the given ISAs.
+pub fn grid(isas: &[Isa]) -> Vec<KernelId> {
+    isas.iter().flat_map(|&isa| candidates(isa, None)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_kernel_twice_and_enough_tiles() {
+        let all = grid(Isa::ALL);
+        let unique: BTreeSet<_> = all.iter().collect();
+        assert_eq!(unique.len(), all.len());
+        for isa in [Avx2, Avx512] {
+            for phase in [Phase::Decode, Phase::Prefill] {
+                let tiles: BTreeSet<_> =
+                    all.iter().filter(|k| k.isa == isa && Phase::of(&k.tile) == phase).collect();
+                assert!(tiles.len() >= 8, "{isa} {phase:?}: {}", tiles.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+use crate::named;
+
+/// How a ternary weight is coded. The file holds I2_S; the others are made from it at load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Format {
+    /// 2-bit codes 0, 1, 2 for -1, 0, +1, multiplied.
+    I2S,
+    /// 4-bit index of a pair of weights (9 values), looked up in a table of the activations.
+    Tl1,
+    /// 5-bit index of three weights (27 values: magnitude and sign), looked up.
+    Tl2,
+}
+
+named!(Format, "format", { I2S => "i2_s", Tl1 => "tl1", Tl2 => "tl2" });
+
+/// How the weights of a matrix lie in memory. A matrix is cut into tiles of [`Layout::tile_rows`]
+/// rows; a tile is a run of units of [`Layout::unit_cols`] columns, so a kernel that owns some
+/// tiles reads one sequential stream. Rows and columns that do not fill a tile or a unit are
+/// padded with weights of zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Layout {
+    /// I2_S, 16 rows. Unit of 16 columns, 64 bytes: byte `4r + b` holds row `r`, columns
+    /// `b, 4+b, 8+b, 12+b` in bits 1:0, 3:2, 5:4, 7:6.
+    I2sT16,
+    /// As [`Layout::I2sT16`] with 32 rows: a unit is 128 bytes.
+    I2sT32,
+    /// TL1, 32 rows. Unit of 4 columns, 32 bytes: byte `r` holds row `r`, the index
+    /// `3a + b + 4` of columns 0, 1 in the low nibble and of columns 2, 3 in the high one.
+    Tl1T32,
+    /// TL2, 32 rows. Unit of 24 columns, 160 bytes: four groups of 32 bytes, byte `r` of group
+    /// `g` holding the magnitude indices of the triples `2g` (low nibble) and `2g+1` (high) of
+    /// row `r`; then 32 bytes of signs, bit `t` of byte `r` being set where triple `t` of row `r`
+    /// is negative.
+    Tl2T32,
+    /// TL2 as 5-bit fields, 32 rows. Unit of 48 columns, 320 bytes: five groups of 32 16-bit
+    /// words, word `r` of group `g` holding the fields (sign in bit 4, magnitude index below) of
+    /// the triples `3g, 3g+1, 3g+2` of row `r` in bits 4:0, 9:5, 14:10; bit 15 of the words of
+    /// groups 0 to 4 is bit 4 to 0 of the field of triple 15.
+    Tl2W32,
+}
+
+named!(Layout, "layout", {
+    I2sT16 => "i2_s_t16",
+    I2sT32 => "i2_s_t32",
+    Tl1T32 => "tl1_t32",
+    Tl2T32 => "tl2_t32",
+    Tl2W32 => "tl2_w32",
+});
+
+impl Layout {
+    /// Every matrix is padded to a multiple of this many rows, so that all tile heights divide it.
+    pub const ROW_PADDING: usize = 64;
+
+    /// The code the layout packs.
+    pub const fn format(self) -> Format {
+        match self {
+            Self::I2sT16 | Self::I2sT32 => Format::I2S,
+            Self::Tl1T32 => Format::Tl1,
+            Self::Tl2T32 | Self::Tl2W32 => Format::Tl2,
+        }
+    }
+
+    /// Rows in a tile.
+    pub const fn tile_rows(self) -> usize {
+        match self {
+            Self::I2sT16 => 16,
+            _ => 32,
+        }
+    }
+
+    /// Columns in a unit.
+    pub const fn unit_cols(self) -> usize {
+        match self {
+            Self::I2sT16 | Self::I2sT32 => 16,
+            Self::Tl1T32 => 4,
+            Self::Tl2T32 => 24,
+            Self::Tl2W32 => 48,
+        }
+    }
+
+    /// Bytes of a unit.
+    pub const fn unit_bytes(self) -> usize {
+        match self {
+            Self::I2sT16 => 64,
+            Self::I2sT32 => 128,
+            Self::Tl1T32 => 32,
+            Self::Tl2T32 => 160,
+            Self::Tl2W32 => 320,
+        }
+    }
+
+    /// Bytes of one tile of a matrix with `cols` columns.
+    pub const fn tile_bytes(self, cols: usize) -> usize {
+        cols.div_ceil(self.unit_cols()) * self.unit_bytes()
+    }
+
+    /// Bytes of a whole matrix, its rows padded to [`Layout::ROW_PADDING`].
+    pub const fn matrix_bytes(self, shape: crate::Shape) -> usize {
+        let rows = shape.rows.next_multiple_of(Self::ROW_PADDING);
+        rows / self.tile_rows() * self.tile_bytes(shape.cols)
+    }
+}
+
+/// How the rows of the embedding and the lm_head are stored: the file's own blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HeadFormat {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit IEEE floats.
+    F16,
+    /// 16-bit brain floats.
+    Bf16,
+    /// 32 weights: f16 scale, 32 int8.
+    Q8_0,
+    /// 256 weights: 6-bit codes in two planes, 16 int8 sub-scales, f16 scale.
+    Q6K,
+    /// 32 weights: f16 scale, 32 4-bit codes.
+    Q4_0,
+}
+
+named!(HeadFormat, "head format", {
+    F32 => "f32",
+    F16 => "f16",
+    Bf16 => "bf16",
+    Q8_0 => "q8_0",
+    Q6K => "q6_k",
+    Q4_0 => "q4_0",
+});
+
+impl HeadFormat {
+    /// Weights in a block; a row holds whole blocks.
+    pub const fn block_weights(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q8_0 | Self::Q4_0 => 32,
+            Self::Q6K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q8_0 => 34,
+            Self::Q6K => 210,
+            Self::Q4_0 => 18,
+        }
+    }
+
+    /// Bytes of a row of `cols` weights.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        cols / self.block_weights() * self.block_bytes()
+    }
+}

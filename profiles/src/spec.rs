@@ -1,0 +1,393 @@
+use std::fmt;
+use std::ops::Deref;
+use std::str::FromStr;
+
+use crate::{Format, HeadFormat, Isa, Layout, Shape, TileConfig};
+
+/// What a kernel computes, and on which packing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Op {
+    /// Ternary matrix times int8 activations: exact int32 dot products.
+    Ternary(Layout),
+    /// Rows of the lm_head times one activation row: f32 logits.
+    Head(HeadFormat),
+    /// Attention over the f16 KV cache.
+    Attention,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ternary(layout) => layout.fmt(f),
+            Self::Head(format) => write!(f, "head_{format}"),
+            Self::Attention => f.write_str("attention_f16"),
+        }
+    }
+}
+
+impl FromStr for Op {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s == "attention_f16" {
+            Ok(Self::Attention)
+        } else if let Some(format) = s.strip_prefix("head_") {
+            format.parse().map(Self::Head).map_err(|e: crate::UnknownName| e.to_string())
+        } else {
+            s.parse().map(Self::Ternary).map_err(|e: crate::UnknownName| e.to_string())
+        }
+    }
+}
+
+/// A kernel to generate: everything that its code depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KernelSpec {
+    /// What it computes.
+    pub op: Op,
+    /// The instructions it may use.
+    pub isa: Isa,
+    /// The one shape it serves, or any.
+    pub shape: Option<Shape>,
+    /// How it walks the matrix.
+    pub tile: TileConfig,
+}
+
+/// Why a spec or a name stands for no kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// A bound of [`KernelSpec::validate`] does not hold.
+    #[error("{id}: {bound}")]
+    Bound {
+        /// The spec, spelled.
+        id: String,
+        /// The bound, with its reason.
+        bound: String,
+    },
+    /// The text has not the form of an id.
+    #[error(
+        "`{text}` is no kernel id: {problem}; an id reads like \
+         i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0"
+    )]
+    Syntax {
+        /// The text, cut short.
+        text: String,
+        /// The part that is wrong.
+        problem: String,
+    },
+}
+
+impl KernelSpec {
+    /// Checks every bound that exactness, the packing and the register file set, and gives the
+    /// spec its id.
+    ///
+    /// # Errors
+    /// [`SpecError::Bound`] names the bound that does not hold, and its reason.
+    pub fn validate(self) -> Result<KernelId, SpecError> {
+        let check = Check(&self);
+        if let Some(shape) = self.shape {
+            check.that((1..=Shape::MAX_ROWS).contains(&shape.rows), || {
+                format!("rows of the matrix must be 1 to {}", Shape::MAX_ROWS)
+            })?;
+            check.that((1..=Shape::MAX_COLS).contains(&shape.cols), || {
+                format!(
+                    "columns of the matrix must be 1 to {}: beyond, an int32 sum of in-place \
+                     codes could wrap",
+                    Shape::MAX_COLS
+                )
+            })?;
+        }
+        let tile = self.tile;
+        check
+            .that(matches!(tile.unroll, 1 | 2 | 4 | 8), || "unroll must be 1, 2, 4 or 8".into())?;
+        check.that((1..=64).contains(&tile.tokens), || {
+            "activation rows per call must be 1 to 64".into()
+        })?;
+        check.that(tile.prefetch <= 16384 && tile.prefetch.is_multiple_of(64), || {
+            "prefetch distance must be a multiple of 64, a cache line, up to 16384".into()
+        })?;
+        match self.op {
+            Op::Ternary(layout) => self.validate_ternary(layout, &check)?,
+            Op::Head(_) => check.that(
+                matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 0 && tile.tokens == 1,
+                || "a head kernel takes 1, 2, 4 or 8 rows, whole rows and one token".into(),
+            )?,
+            Op::Attention => check.that(
+                matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 256 && tile.tokens == 1,
+                || {
+                    "an attention kernel takes 1, 2, 4 or 8 query heads, chunks of 256 positions \
+                     (the float contract) and one token"
+                        .into()
+                },
+            )?,
+        }
+        Ok(KernelId(self))
+    }
+
+    fn validate_ternary(&self, layout: Layout, check: &Check) -> Result<(), SpecError> {
+        let Self { isa, tile, .. } = *self;
+        check.that(
+            tile.rows.is_multiple_of(layout.tile_rows())
+                && Layout::ROW_PADDING.is_multiple_of(tile.rows),
+            || {
+                format!(
+                    "rows must be a multiple of the layout's tile of {} rows and divide {}, to \
+                     which matrices are padded",
+                    layout.tile_rows(),
+                    Layout::ROW_PADDING
+                )
+            },
+        )?;
+        check.that(tile.cols.is_multiple_of(layout.unit_cols()), || {
+            format!("columns per block must be a multiple of {}, a unit", layout.unit_cols())
+        })?;
+        // Vectors of 32-bit sums for one activation row.
+        let vectors = tile.rows / isa.lanes();
+        match layout.format() {
+            Format::I2S if isa.dots_are_wide() => {
+                check.that(tile.cols == 0, || {
+                    "columns per block must be 0: this ISA sums into 32 bits at once".into()
+                })?;
+                // Decode keeps one sum per 2-bit field and unrolled unit, prefill one per token.
+                let sums = vectors * if tile.tokens == 1 { 4 * tile.unroll } else { tile.tokens };
+                check.that(isa == Isa::Scalar || sums <= isa.registers() - 8, || {
+                    format!(
+                        "{sums} vectors of sums leave fewer than 8 of the {} registers",
+                        isa.registers()
+                    )
+                })
+            }
+            Format::I2S => {
+                check.that((16..=256).contains(&tile.cols), || {
+                    "columns per block must be 16 to 256: 4 columns add up to 2 * 2 * 128 to a \
+                     16-bit lane, which holds 64 such sums"
+                        .into()
+                })?;
+                let sums = vectors * tile.tokens;
+                check.that(sums <= isa.registers() / 2, || {
+                    format!(
+                        "{sums} vectors of sums take more than half of the {} registers",
+                        isa.registers()
+                    )
+                })
+            }
+            Format::Tl1 => check.that((4..=252).contains(&tile.cols), || {
+                "columns per block must be 4 to 252: a pair reaches +-256, so a 16-bit lane holds \
+                 127 pairs"
+                    .into()
+            }),
+            Format::Tl2 => check.that((24..=240).contains(&tile.cols), || {
+                "columns per block must be 24 to 240: a triple reaches +-384, so a 16-bit lane \
+                 holds 85 triples"
+                    .into()
+            }),
+        }
+    }
+}
+
+struct Check<'a>(&'a KernelSpec);
+
+impl Check<'_> {
+    fn that(&self, holds: bool, bound: impl FnOnce() -> String) -> Result<(), SpecError> {
+        if holds {
+            Ok(())
+        } else {
+            Err(SpecError::Bound { id: self.0.to_string(), bound: bound() })
+        }
+    }
+}
+
+impl fmt::Display for KernelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}__{}__", self.op, self.isa)?;
+        match self.shape {
+            None => f.write_str("any")?,
+            Some(Shape { rows, cols }) => write!(f, "m{rows}_k{cols}")?,
+        }
+        write!(f, "__{}", self.tile)
+    }
+}
+
+/// The name of a kernel that can exist: a validated [`KernelSpec`], spelled
+/// `op_layout__isa__shape__tile`. It is a Rust identifier, and parses back to the same spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KernelId(KernelSpec);
+
+impl KernelId {
+    /// Longest text that is looked at when an id is parsed, in bytes.
+    pub const MAX_LEN: usize = 128;
+
+    /// The spec.
+    pub fn spec(&self) -> &KernelSpec {
+        &self.0
+    }
+}
+
+impl Deref for KernelId {
+    type Target = KernelSpec;
+    fn deref(&self) -> &KernelSpec {
+        &self.0
+    }
+}
+
+impl fmt::Display for KernelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.to_string())
+    }
+}
+
+impl FromStr for KernelId {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let syntax = |problem: String| SpecError::Syntax {
+            text: text.chars().take(KernelId::MAX_LEN).collect(),
+            problem,
+        };
+        if text.len() > Self::MAX_LEN {
+            return Err(syntax(format!("longer than {} bytes", Self::MAX_LEN)));
+        }
+        let parts: Vec<&str> = text.split("__").collect();
+        let &[op, isa, shape, tile] = &parts[..] else {
+            return Err(syntax(format!("{} parts between `__`, not 4", parts.len())));
+        };
+        let number = |part: &str, prefix: &str| -> Result<usize, SpecError> {
+            // Only the spelling that Display gives: no sign, no leading zero.
+            part.strip_prefix(prefix)
+                .filter(|d| *d == "0" || !d.starts_with(['0', '+']))
+                .and_then(|d| d.parse().ok())
+                .ok_or_else(|| syntax(format!("`{part}` is not `{prefix}` and a number")))
+        };
+        let shape = match shape.split_once('_') {
+            None if shape == "any" => None,
+            Some((rows, cols)) => Some(Shape::new(number(rows, "m")?, number(cols, "k")?)),
+            None => return Err(syntax(format!("`{shape}` is neither `any` nor `m.._k..`"))),
+        };
+        let fields: Vec<&str> = tile.split('_').collect();
+        let &[rows, cols, tokens, unroll, prefetch] = &fields[..] else {
+            return Err(syntax(format!("`{tile}` is not `r.._c.._n.._u.._p..`")));
+        };
+        let spec = KernelSpec {
+            op: op.parse().map_err(syntax)?,
+            isa: isa.parse().map_err(|e: crate::UnknownName| syntax(e.to_string()))?,
+            shape,
+            tile: TileConfig {
+                rows: number(rows, "r")?,
+                cols: number(cols, "c")?,
+                tokens: number(tokens, "n")?,
+                unroll: number(unroll, "u")?,
+                prefetch: number(prefetch, "p")?,
+            },
+        };
+        spec.validate()
+    }
+}
+
+impl serde::Serialize for KernelId {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for KernelId {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: KernelSpec = KernelSpec {
+        op: Op::Ternary(Layout::I2sT16),
+        isa: Isa::Avx512Vnni,
+        shape: Some(Shape::new(6912, 2560)),
+        tile: TileConfig::new(16, 0, 1, 4),
+    };
+
+    #[test]
+    fn id_round_trips() {
+        let ops = [
+            Op::Ternary(Layout::I2sT16),
+            Op::Ternary(Layout::Tl1T32),
+            Op::Ternary(Layout::Tl2W32),
+            Op::Head(HeadFormat::Q6K),
+            Op::Attention,
+        ];
+        let mut seen = 0;
+        for op in ops {
+            for &isa in Isa::ALL {
+                for shape in [None, Some(Shape::new(640, 2560))] {
+                    for rows in [1, 4, 16, 32, 64] {
+                        for cols in [0, 48, 240, 256] {
+                            let tile = TileConfig::new(rows, cols, 1, 2);
+                            let Ok(id) = (KernelSpec { op, isa, shape, tile }).validate() else {
+                                continue;
+                            };
+                            assert_eq!(id.to_string().parse::<KernelId>(), Ok(id));
+                            seen += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(seen > 50, "{seen}");
+        let id = GOOD.validate().unwrap().to_string();
+        assert_eq!(id, "i2_s_t16__avx512vnni__m6912_k2560__r16_c0_n1_u4_p0");
+    }
+
+    #[test]
+    fn bounds_hold_with_their_reason() {
+        let avx2 = KernelSpec { isa: Isa::Avx2, ..GOOD };
+        let tile = |rows, cols, tokens, unroll| TileConfig::new(rows, cols, tokens, unroll);
+        let ternary = |layout, isa, tile| KernelSpec { op: Op::Ternary(layout), isa, tile, ..GOOD };
+        let cases = [
+            (KernelSpec { tile: tile(16, 0, 1, 3), ..GOOD }, "unroll"),
+            (KernelSpec { tile: tile(16, 0, 0, 1), ..GOOD }, "activation rows"),
+            (KernelSpec { tile: tile(8, 0, 1, 1), ..GOOD }, "tile of 16 rows"),
+            (KernelSpec { tile: tile(48, 0, 1, 1), ..GOOD }, "divide 64"),
+            (KernelSpec { tile: tile(16, 16, 1, 1), ..GOOD }, "must be 0"),
+            (KernelSpec { tile: tile(64, 0, 1, 4), ..GOOD }, "64 vectors of sums"),
+            (KernelSpec { tile: tile(16, 272, 1, 1), ..avx2 }, "16 to 256"),
+            (KernelSpec { tile: tile(16, 0, 1, 1), ..avx2 }, "16 to 256"),
+            (KernelSpec { tile: tile(32, 256, 4, 1), ..avx2 }, "more than half"),
+            (ternary(Layout::Tl1T32, Isa::Avx2, tile(32, 256, 1, 1)), "127 pairs"),
+            (ternary(Layout::Tl2T32, Isa::Avx2, tile(32, 264, 1, 1)), "85 triples"),
+            (ternary(Layout::Tl2T32, Isa::Avx2, tile(32, 32, 1, 1)), "multiple of 24"),
+            (KernelSpec { shape: Some(Shape::new(0, 1)), ..GOOD }, "rows of the matrix"),
+            (KernelSpec { shape: Some(Shape::new(1, 1 << 19)), ..GOOD }, "could wrap"),
+            (KernelSpec { tile: TileConfig { prefetch: 100, ..GOOD.tile }, ..GOOD }, "prefetch"),
+        ];
+        for (spec, reason) in cases {
+            let error = spec.validate().expect_err(&spec.to_string()).to_string();
+            assert!(error.contains(reason), "{error} should say {reason}");
+            assert!(error.starts_with(&spec.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_no_ids_are_refused() {
+        let long = "i".repeat(1 << 20);
+        let cases = [
+            "",
+            "i2_s_t16",
+            "i2_s_t16__avx512vnni__any__r16_c0_n1_u4",
+            "i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0_x1",
+            "i2_s_t16__avx512vnni__any__r+16_c0_n1_u4_p0",
+            "i2_s_t16__avx512vnni__any__r016_c0_n1_u4_p0",
+            "i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p99999999999999999999",
+            "i2_s_t16__sse9__any__r16_c0_n1_u4_p0",
+            "i2_s_t16__avx512vnni__m1__r16_c0_n1_u4_p0",
+            "i2_s_t16;drop__avx512vnni__any__r16_c0_n1_u4_p0",
+            "../i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0",
+            "i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0\n",
+            "\u{456}2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0",
+            "fn",
+            long.as_str(),
+        ];
+        for text in cases {
+            let error = text.parse::<KernelId>().expect_err(text);
+            assert!(error.to_string().len() < 800, "{error}");
+        }
+    }
+}

@@ -1,0 +1,898 @@
+//! The one float arithmetic: every float operation of the forward pass, defined once, in scalar
+//! code.
+//!
+//! Each vector kernel equals the function here bit for bit (`to_bits`), so that text never depends
+//! on the CPU, the profile, the number of threads or the batch. To make that possible every
+//! operation is one of two kinds:
+//!
+//! - *elementwise*: output i depends on input i alone (and on scalars), through the written
+//!   sequence of single roundings; `f32::mul_add` is always fused;
+//! - a *reduction over 16 virtual lanes*: element i belongs to lane i % 16, each lane accumulates
+//!   its elements in order, starting at +0, and [`reduce`] folds the lanes by a fixed tree. A
+//!   lane without a further element is left untouched.
+//!
+//! `max(a, b)` is `if a > b { a } else { b }` throughout, which is what `maxps a, b` computes:
+//! b when either is NaN. A NaN stays a NaN where a test says so, but its bits are not defined.
+//!
+//! Lengths are checked by assertion: callers derive them from the validated model.
+
+use half::{bf16, f16};
+
+/// Virtual lanes of a reduction.
+pub const LANES: usize = 16;
+/// KV positions of one softmax chunk; chunks are merged left to right.
+pub const CHUNK: usize = 256;
+/// Weights or activations that share a scale in the quantised heads.
+pub const BLOCK: usize = 32;
+
+/// Bytes of one Q8_0 block: f16 scale, 32 int8.
+pub const Q8_0_BYTES: usize = 34;
+/// Bytes of one Q4_0 block: f16 scale, 16 bytes; byte j holds weight j in its low and j + 16 in its
+/// high nibble, each plus 8.
+pub const Q4_0_BYTES: usize = 18;
+/// Weights of one Q6_K super-block.
+pub const Q6_K_BLOCK: usize = 256;
+/// Bytes of one Q6_K super-block: 128 B low nibbles, 64 B high bit pairs, 16 int8 scales (one per
+/// 16 weights), f16 scale.
+pub const Q6_K_BYTES: usize = 210;
+
+/// The larger of two numbers; `b` when either is NaN.
+#[inline]
+fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// The smaller of two numbers; `b` when either is NaN.
+#[inline]
+fn min(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// Folds 16 lanes by the fixed tree: i + (i+8), then +4, +2, +1.
+#[inline]
+#[must_use]
+pub fn reduce(mut lanes: [f32; LANES]) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    lanes[0]
+}
+
+/// Sum over 16 lanes of n terms; `step(i, acc)` adds term i to a lane.
+#[inline]
+fn accumulate(n: usize, step: impl Fn(usize, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for i in 0..n {
+        lanes[i % LANES] = step(i, lanes[i % LANES]);
+    }
+    reduce(lanes)
+}
+
+/// The sum of x: each lane `acc + x[i]`.
+#[must_use]
+pub fn sum(x: &[f32]) -> f32 {
+    accumulate(x.len(), |i, acc| acc + x[i])
+}
+
+/// The dot product: each lane `fma(a[i], b[i], acc)`.
+#[must_use]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    accumulate(a.len(), |i, acc| a[i].mul_add(b[i], acc))
+}
+
+/// The sum of squares: each lane `fma(x[i], x[i], acc)`.
+#[must_use]
+pub fn sum_squares(x: &[f32]) -> f32 {
+    dot(x, x)
+}
+
+/// max |x[i]|, 0 for an empty slice; NaNs are passed over.
+#[must_use]
+pub fn max_abs(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |m, &v| max(v.abs(), m))
+}
+
+/// RMSNorm: `r = 1 / sqrt(sum_squares(x) / n + eps)`, `out[i] = (x[i] * r) * w[i]`.
+pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(x.len() == w.len() && x.len() == out.len());
+    let r = 1.0 / (sum_squares(x) / x.len() as f32 + eps).sqrt();
+    for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
+        *out = (x * r) * w;
+    }
+}
+
+/// `v` rounded to the nearest integer, ties to even, clamped to int8; NaN gives -128.
+///
+/// Clamping first changes no result (the bounds are integers) and keeps the conversion in range.
+#[inline]
+fn round_to_i8(v: f32) -> i8 {
+    min(max(v, -128.0), 127.0).round_ties_even() as i8
+}
+
+/// Quantises the activations of one token to int8 for a ternary matmul and returns the scale s:
+/// `m = max(max|x|, 1e-5)`, `s = 127 / m`, `q = round-half-even(x * s)` clamped to -128..=127.
+///
+/// The rule of bitnet.cpp's I2_S, here for every format.
+pub fn quantise_activations(x: &[f32], q: &mut [i8]) -> f32 {
+    assert_eq!(x.len(), q.len());
+    let s = 127.0 / max(max_abs(x), 1e-5);
+    for (q, &x) in q.iter_mut().zip(x) {
+        *q = round_to_i8(x * s);
+    }
+    s
+}
+
+/// Turns the integer dots of one token into outputs: `out[i] = ((dots[i] as f32) / s) * wscale`.
+pub fn scale_output(dots: &[i32], s: f32, wscale: f32, out: &mut [f32]) {
+    assert_eq!(dots.len(), out.len());
+    for (out, &dot) in out.iter_mut().zip(dots) {
+        *out = (dot as f32 / s) * wscale;
+    }
+}
+
+/// Adding and subtracting this rounds |x| < 2^22 to an integer, ties to even; the integer also
+/// stands in the low bits of the sum.
+const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+/// ln 2 in two parts; the first has few enough bits that k * LN2_HIGH is exact for |k| <= 128.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+/// Largest x with a finite exp(x), and the smallest x with a normal one.
+const EXP_MAX: f32 = 88.722_83;
+const EXP_MIN: f32 = -87.336_54;
+/// Minimax polynomial: exp(r) = 1 + r + r^2 * (sum of EXP_C[i] * r^i), |r| <= ln(2) / 2, relative
+/// error 3.1e-9 before rounding (Remez exchange, weight r^2 / exp(r)).
+const EXP_C: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_717, 0.001_381_459_9];
+
+/// e^x. Relative error below 1.1 * 2^-23 where the result is a normal number; below that (x < -87.33654)
+/// exactly 0, above f32 infinity. exp(0) is exactly 1; NaN gives NaN.
+///
+/// `k = round(x / ln 2)`, `r = x - k ln 2` in two fused steps, a polynomial in r by Horner's rule,
+/// and a scaling by 2^k in two halves, so that k = 128 needs no special case.
+#[inline]
+#[must_use]
+pub fn exp(x: f32) -> f32 {
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let k = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let kf = shifted - ROUND;
+    let r = kf.mul_add(-LN2_HIGH, x);
+    let r = kf.mul_add(-LN2_LOW, r);
+    let mut p = EXP_C[4];
+    for c in [EXP_C[3], EXP_C[2], EXP_C[1], EXP_C[0], 1.0, 1.0] {
+        p = p.mul_add(r, c);
+    }
+    // Out of range k is garbage here; the two selections below replace such results.
+    let half = k >> 1;
+    let power = |k: i32| f32::from_bits((k.wrapping_add(127) as u32) << 23);
+    let y = (p * power(half)) * power(k.wrapping_sub(half));
+    if x > EXP_MAX {
+        f32::INFINITY
+    } else if x < EXP_MIN {
+        0.0
+    } else {
+        y
+    }
+}
+
+/// SiLU: `x / (1 + exp(-x))`.
+#[inline]
+#[must_use]
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// Gated SiLU: `out[i] = silu(gate[i]) * up[i]`.
+pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == out.len());
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = silu(gate) * up;
+    }
+}
+
+/// Gated squared ReLU: `g = max(0, gate[i])`, `out[i] = (g * g) * up[i]`; a NaN gate gives NaN.
+pub fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == out.len());
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        let g = max(0.0, gate);
+        *out = (g * g) * up;
+    }
+}
+
+/// The residual addition: `x[i] = x[i] + y[i]`.
+pub fn add(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    for (x, &y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+/// One rotation: `(fma(a, cos, -(b * sin)), fma(a, sin, b * cos))`.
+#[inline]
+fn rotate(a: f32, b: f32, cos: f32, sin: f32) -> (f32, f32) {
+    (a.mul_add(cos, -(b * sin)), a.mul_add(sin, b * cos))
+}
+
+/// Rotary embedding of one head in place, rotate-half (NEOX) convention: element i is paired with
+/// i + n, where n = `cos.len()` = `sin.len()`; elements from 2n on stay as they are.
+pub fn rope_neox(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let n = cos.len();
+    assert!(n == sin.len() && 2 * n <= x.len());
+    let (low, high) = x.split_at_mut(n);
+    for i in 0..n {
+        (low[i], high[i]) = rotate(low[i], high[i], cos[i], sin[i]);
+    }
+}
+
+/// Rotary embedding of one head in place, interleaved (NORM) convention: element 2i is paired with
+/// 2i + 1, n = `cos.len()` = `sin.len()` pairs; elements from 2n on stay as they are.
+pub fn rope_norm(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let n = cos.len();
+    assert!(n == sin.len() && 2 * n <= x.len());
+    for ((pair, &cos), &sin) in x.chunks_exact_mut(2).zip(cos).zip(sin) {
+        (pair[0], pair[1]) = rotate(pair[0], pair[1], cos, sin);
+    }
+}
+
+/// Converts to f16 for the KV cache, to nearest, ties to even.
+pub fn to_f16(x: &[f32], out: &mut [f16]) {
+    assert_eq!(x.len(), out.len());
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = f16::from_f32(x);
+    }
+}
+
+/// The running state of a softmax over a row of scores, beside the weighted sum of values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Softmax {
+    /// The largest score so far.
+    pub max: f32,
+    /// The sum of exp(score - max).
+    pub sum: f32,
+}
+
+/// Attention of one query head over one chunk of n = `k.len() / q.len()` <= [`CHUNK`] positions.
+///
+/// `q` is `[d]`, `k` and `v` are `[n][d]`, `scores` is scratch of at least n, `out` is `[d]`:
+/// `s[j] = dot(q, k[j]) * scale`, `m = max s`, `p[j] = exp(s[j] - m)`, `sum = sum(p)`, and
+/// `out[c]` accumulates `fma(p[j], v[j][c], out[c])` over j in order, from +0. `out` is not yet
+/// divided by the sum: see [`attention_finish`].
+pub fn attention_chunk(
+    q: &[f32],
+    k: &[f16],
+    v: &[f16],
+    scale: f32,
+    scores: &mut [f32],
+    out: &mut [f32],
+) -> Softmax {
+    let d = q.len();
+    let n = k.len() / d;
+    assert!(k.len() == n * d && v.len() == n * d && out.len() == d && n <= CHUNK);
+    let scores = &mut scores[..n];
+    for (score, row) in scores.iter_mut().zip(k.chunks_exact(d)) {
+        *score = accumulate(d, |i, acc| q[i].mul_add(row[i].to_f32(), acc)) * scale;
+    }
+    let top = scores.iter().fold(f32::NEG_INFINITY, |m, &s| max(s, m));
+    for score in scores.iter_mut() {
+        *score = exp(*score - top);
+    }
+    out.fill(0.0);
+    for (&p, row) in scores.iter().zip(v.chunks_exact(d)) {
+        for (out, &v) in out.iter_mut().zip(row) {
+            *out = p.mul_add(v.to_f32(), *out);
+        }
+    }
+    Softmax { max: top, sum: sum(scores) }
+}
+
+/// Merges the next chunk into the state of those before it: `m = max(state.max, chunk.max)`,
+/// `a = exp(state.max - m)`, `b = exp(chunk.max - m)`, `sum = fma(state.sum, a, chunk.sum * b)`,
+/// `out[c] = fma(out[c], a, chunk_out[c] * b)`. The first chunk is the first state.
+pub fn attention_merge(state: &mut Softmax, out: &mut [f32], chunk: Softmax, chunk_out: &[f32]) {
+    assert_eq!(out.len(), chunk_out.len());
+    let m = max(state.max, chunk.max);
+    let a = exp(state.max - m);
+    let b = exp(chunk.max - m);
+    for (out, &c) in out.iter_mut().zip(chunk_out) {
+        *out = out.mul_add(a, c * b);
+    }
+    *state = Softmax { max: m, sum: state.sum.mul_add(a, chunk.sum * b) };
+}
+
+/// Ends an attention: `r = 1 / sum`, `out[c] = out[c] * r`.
+pub fn attention_finish(state: Softmax, out: &mut [f32]) {
+    let r = 1.0 / state.sum;
+    for out in out {
+        *out *= r;
+    }
+}
+
+fn f16_at(bytes: &[u8], i: usize) -> f32 {
+    f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
+}
+
+fn bf16_at(bytes: &[u8], i: usize) -> f32 {
+    bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
+}
+
+fn f32_at(bytes: &[u8], i: usize) -> f32 {
+    let i = 4 * i;
+    f32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]])
+}
+
+/// Dot product with a row of little-endian f32, as [`dot`].
+#[must_use]
+pub fn dot_f32_row(x: &[f32], row: &[u8]) -> f32 {
+    assert_eq!(row.len(), 4 * x.len());
+    accumulate(x.len(), |i, acc| x[i].mul_add(f32_at(row, i), acc))
+}
+
+/// Dot product with a row of little-endian f16, as [`dot`].
+#[must_use]
+pub fn dot_f16_row(x: &[f32], row: &[u8]) -> f32 {
+    assert_eq!(row.len(), 2 * x.len());
+    accumulate(x.len(), |i, acc| x[i].mul_add(f16_at(row, i), acc))
+}
+
+/// Dot product with a row of little-endian bf16, as [`dot`].
+#[must_use]
+pub fn dot_bf16_row(x: &[f32], row: &[u8]) -> f32 {
+    assert_eq!(row.len(), 2 * x.len());
+    accumulate(x.len(), |i, acc| x[i].mul_add(bf16_at(row, i), acc))
+}
+
+/// Quantises the activations of a quantised head, per block of 32: `m = max(max|x|, 1e-30)`,
+/// `d[b] = m / 127`, `q = round-half-even(x * (127 / m))` clamped to -128..=127.
+/// `x` and `q` are `[n]`, `d` is `[n / 32]`. The floor keeps zero blocks free of 0 * infinity.
+pub fn quantise_blocks(x: &[f32], q: &mut [i8], d: &mut [f32]) {
+    assert!(x.len() == q.len() && x.len() == d.len() * BLOCK);
+    for ((x, q), d) in x.chunks_exact(BLOCK).zip(q.chunks_exact_mut(BLOCK)).zip(d) {
+        let m = max(max_abs(x), 1e-30);
+        *d = m / 127.0;
+        let s = 127.0 / m;
+        for (q, &x) in q.iter_mut().zip(x) {
+            *q = round_to_i8(x * s);
+        }
+    }
+}
+
+/// Sums the blocks of a quantised row: block b goes to lane b % 16 as
+/// `fma(d_weight * d[b], idot as f32, acc)`, where `(d_weight, idot) = block(b)`.
+#[inline]
+fn dot_blocks(d: &[f32], block: impl Fn(usize) -> (f32, i32)) -> f32 {
+    accumulate(d.len(), |b, acc| {
+        let (weight_scale, idot) = block(b);
+        (weight_scale * d[b]).mul_add(idot as f32, acc)
+    })
+}
+
+/// Exact integer dot product of a block.
+#[inline]
+fn idot(q: &[i8], weight: impl Fn(usize) -> i32) -> i32 {
+    q.iter().enumerate().map(|(i, &q)| i32::from(q) * weight(i)).sum()
+}
+
+/// Dot product of block-quantised activations (`q` `[n]`, `d` `[n / 32]`) with a row in Q8_0.
+#[must_use]
+pub fn dot_q8_0_row(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
+    assert!(q.len() == d.len() * BLOCK && row.len() == d.len() * Q8_0_BYTES);
+    dot_blocks(d, |b| {
+        let block = &row[b * Q8_0_BYTES..][..Q8_0_BYTES];
+        let dot = idot(&q[b * BLOCK..][..BLOCK], |i| i32::from(block[2 + i] as i8));
+        (f16_at(block, 0), dot)
+    })
+}
+
+/// Weight i of a Q4_0 block, without its scale: -8..=7.
+#[inline]
+fn q4_0_weight(block: &[u8], i: usize) -> i32 {
+    let byte = block[2 + i % 16];
+    i32::from(if i < 16 { byte & 15 } else { byte >> 4 }) - 8
+}
+
+/// Dot product of block-quantised activations (`q` `[n]`, `d` `[n / 32]`) with a row in Q4_0.
+#[must_use]
+pub fn dot_q4_0_row(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
+    assert!(q.len() == d.len() * BLOCK && row.len() == d.len() * Q4_0_BYTES);
+    dot_blocks(d, |b| {
+        let block = &row[b * Q4_0_BYTES..][..Q4_0_BYTES];
+        let dot = idot(&q[b * BLOCK..][..BLOCK], |i| q4_0_weight(block, i));
+        (f16_at(block, 0), dot)
+    })
+}
+
+/// Weight i of a Q6_K super-block, without its scales: -32..=31. Weight i stands in half i / 128;
+/// there, quarter t = (i % 128) / 32 of weights l = i % 32 takes nibble t / 2 of low byte
+/// 32 (t % 2) + l and bits 2t+1:2t of high byte l.
+#[inline]
+fn q6_k_weight(block: &[u8], i: usize) -> i32 {
+    let (half, t, l) = (i / 128, i % 128 / 32, i % 32);
+    let low = block[64 * half + 32 * (t % 2) + l] >> (4 * (t / 2)) & 15;
+    let high = block[128 + 32 * half + l] >> (2 * t) & 3;
+    i32::from(low | high << 4) - 32
+}
+
+/// The int8 scale of weight i of a Q6_K super-block.
+#[inline]
+fn q6_k_scale(block: &[u8], i: usize) -> i32 {
+    i32::from(block[192 + i / 16] as i8)
+}
+
+/// Dot product of block-quantised activations (`q` `[n]`, `d` `[n / 32]`) with a row in Q6_K; n is
+/// a multiple of 256.
+///
+/// The two int8 scales of a block of 32 are applied to the integer dots of their 16 weights. The
+/// sum stays within 2 * 128 * 16 * 128 * 32 = 2^24, so it is exact as f32.
+#[must_use]
+pub fn dot_q6_k_row(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
+    const PER: usize = Q6_K_BLOCK / BLOCK;
+    assert!(d.len().is_multiple_of(PER) && q.len() == d.len() * BLOCK);
+    assert_eq!(row.len(), d.len() / PER * Q6_K_BYTES);
+    dot_blocks(d, |b| {
+        let block = &row[b / PER * Q6_K_BYTES..][..Q6_K_BYTES];
+        let first = b % PER * BLOCK;
+        let dot = idot(&q[b * BLOCK..][..BLOCK], |i| {
+            q6_k_scale(block, first + i) * q6_k_weight(block, first + i)
+        });
+        (f16_at(block, 208 / 2), dot)
+    })
+}
+
+/// Reads a row of little-endian f32.
+pub fn dequantise_f32_row(row: &[u8], out: &mut [f32]) {
+    assert_eq!(row.len(), 4 * out.len());
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = f32_at(row, i);
+    }
+}
+
+/// Reads a row of little-endian f16.
+pub fn dequantise_f16_row(row: &[u8], out: &mut [f32]) {
+    assert_eq!(row.len(), 2 * out.len());
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = f16_at(row, i);
+    }
+}
+
+/// Reads a row of little-endian bf16.
+pub fn dequantise_bf16_row(row: &[u8], out: &mut [f32]) {
+    assert_eq!(row.len(), 2 * out.len());
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = bf16_at(row, i);
+    }
+}
+
+/// Reads a row in Q8_0: `d * (w as f32)`.
+pub fn dequantise_q8_0_row(row: &[u8], out: &mut [f32]) {
+    assert_eq!(row.len() * BLOCK, out.len() * Q8_0_BYTES);
+    for (block, out) in row.chunks_exact(Q8_0_BYTES).zip(out.chunks_exact_mut(BLOCK)) {
+        let d = f16_at(block, 0);
+        for (out, &w) in out.iter_mut().zip(&block[2..]) {
+            *out = d * f32::from(w as i8);
+        }
+    }
+}
+
+/// Reads a row in Q4_0: `d * (w as f32)`.
+pub fn dequantise_q4_0_row(row: &[u8], out: &mut [f32]) {
+    assert_eq!(row.len() * BLOCK, out.len() * Q4_0_BYTES);
+    for (block, out) in row.chunks_exact(Q4_0_BYTES).zip(out.chunks_exact_mut(BLOCK)) {
+        let d = f16_at(block, 0);
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = d * q4_0_weight(block, i) as f32;
+        }
+    }
+}
+
+/// Reads a row in Q6_K: `d * ((scale * w) as f32)`.
+pub fn dequantise_q6_k_row(row: &[u8], out: &mut [f32]) {
+    assert_eq!(row.len() * Q6_K_BLOCK, out.len() * Q6_K_BYTES);
+    for (block, out) in row.chunks_exact(Q6_K_BYTES).zip(out.chunks_exact_mut(Q6_K_BLOCK)) {
+        let d = f16_at(block, 208 / 2);
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = d * (q6_k_scale(block, i) * q6_k_weight(block, i)) as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Deterministic numbers in -1..1 (splitmix64).
+    fn random(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let mut z = state;
+                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn bytes(n: usize, seed: u64) -> Vec<u8> {
+        random(n, seed).iter().map(|v| (v * 128.0) as i32 as u8).collect()
+    }
+
+    fn wide(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|&v| f64::from(v)).collect()
+    }
+
+    fn dot64(a: &[f32], b: &[f32]) -> f64 {
+        wide(a).iter().zip(wide(b)).map(|(a, b)| a * b).sum()
+    }
+
+    #[track_caller]
+    fn close(found: f32, expected: f64, tolerance: f64) {
+        let error = (f64::from(found) - expected).abs();
+        assert!(
+            error <= tolerance,
+            "{found} is not within {tolerance:e} of {expected}: off by {error:e}"
+        );
+    }
+
+    const LENGTHS: [usize; 10] = [0, 1, 2, 15, 16, 17, 31, 64, 100, 1536];
+
+    #[test]
+    fn reductions_are_near_the_exact_sums() {
+        for n in LENGTHS {
+            let (a, b) = (random(n, 1), random(n, 2));
+            let tolerance = 1e-6 * (n as f64).sqrt().max(1.0);
+            close(sum(&a), wide(&a).iter().sum(), tolerance);
+            close(dot(&a, &b), dot64(&a, &b), tolerance);
+            close(sum_squares(&a), dot64(&a, &a), 1e-6 * n as f64);
+        }
+    }
+
+    #[test]
+    fn reductions_follow_the_lanes_and_the_tree() {
+        // 2^24 + 1 is not an f32: in which lane, and when, a 1 meets 2^24 decides the result.
+        let big = 16_777_216.0;
+        let mut x = [0.0; 33];
+        (x[0], x[16], x[32]) = (big, 1.0, 1.0); // one lane, in order: each 1 is lost
+        assert_eq!(sum(&x), big);
+        let mut x = [0.0; 33];
+        (x[16], x[32], x[0]) = (1.0, big, 1.0); // one lane: 1 + 1 first
+        assert_eq!(sum(&x), big + 2.0);
+        let mut x = [0.0; 16];
+        (x[0], x[8], x[4], x[12]) = (big, 1.0, 1.0, 1.0); // (0+8), (4+12), then together
+        assert_eq!(sum(&x), big + 2.0);
+        // Fused: (1 + e)^2 - (1 + 2e) keeps e^2, which a rounded product would lose.
+        let e = f32::EPSILON;
+        let mut a = [0.0; 17];
+        let mut b = [0.0; 17];
+        (a[0], b[0], a[16], b[16]) = (-1.0, 1.0 + 2.0 * e, 1.0 + e, 1.0 + e);
+        assert_eq!(dot(&a, &b), e * e);
+    }
+
+    #[test]
+    fn max_abs_passes_over_nan() {
+        assert_eq!(max_abs(&[]), 0.0);
+        assert_eq!(max_abs(&[1.0, -3.0, 2.0]), 3.0);
+        assert_eq!(max_abs(&[f32::NAN, 1.0, f32::NAN]), 1.0);
+    }
+
+    #[test]
+    fn rms_norm_is_near_f64() {
+        for n in [1, 16, 33, 384, 2560] {
+            let (x, w) = (random(n, 3), random(n, 4));
+            let mut out = vec![0.0; n];
+            rms_norm(&x, &w, 1e-5, &mut out);
+            let r = 1.0 / (dot64(&x, &x) / n as f64 + f64::from(1e-5f32)).sqrt();
+            for i in 0..n {
+                close(out[i], f64::from(x[i]) * r * f64::from(w[i]), 2e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn activations_are_quantised_to_nearest_even() {
+        let mut q = [0i8; 6];
+        // max 127: s is exactly 1, so the values show the rounding itself.
+        let s = quantise_activations(&[127.0, 0.5, 1.5, -0.5, -2.5, -126.6], &mut q);
+        assert_eq!((s, q), (1.0, [127, 0, 2, 0, -2, -127]));
+        // The floor: an all-zero row has a finite scale.
+        let s = quantise_activations(&[0.0; 6], &mut q);
+        assert_eq!((s, q), (127.0 / 1e-5, [0; 6]));
+        let s = quantise_activations(&[1e-6, 0.0, 0.0, 0.0, 0.0, -1e-5], &mut q);
+        assert_eq!((s, q), (127.0 / 1e-5, [13, 0, 0, 0, 0, -127]));
+        // Not-finite input is defined, too.
+        let s = quantise_activations(&[f32::NAN, 1.0, -1.0, 0.0, 0.5, 0.25], &mut q);
+        assert_eq!((s, q), (127.0, [-128, 127, -127, 0, 64, 32]));
+        let s = quantise_activations(&[f32::INFINITY, 1.0, 0.0, 0.0, 0.0, 0.0], &mut q);
+        assert_eq!((s, q[0], q[1]), (0.0, -128, 0));
+    }
+
+    #[test]
+    fn outputs_are_divided_then_scaled() {
+        let mut out = [0.0; 3];
+        scale_output(&[10, -7, i32::MAX], 3.0, 0.7, &mut out);
+        let by_hand = |dot: f32| (dot / 3.0) * 0.7;
+        assert_eq!(out, [by_hand(10.0), by_hand(-7.0), by_hand(2_147_483_648.0)]);
+    }
+
+    #[test]
+    fn exp_keeps_its_error_bound() {
+        // A stride over all bit patterns from 2^-30 to the ends of the range, both signs.
+        let mut worst = 0.0f64;
+        for bits in (0x3080_0000..EXP_MAX.to_bits()).step_by(61) {
+            for x in [f32::from_bits(bits), -f32::from_bits(bits)] {
+                if x >= EXP_MIN {
+                    let exact = f64::from(x).exp();
+                    worst = worst.max(((f64::from(exp(x)) - exact) / exact).abs());
+                }
+            }
+        }
+        assert!(worst < 1.1 / f64::from(1 << 23), "relative error {worst:e}");
+    }
+
+    #[test]
+    fn exp_at_the_ends_of_its_range() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-0.0), 1.0);
+        assert_eq!(exp(1e-30), 1.0);
+        assert!(exp(EXP_MAX).is_finite());
+        assert_eq!(exp(EXP_MAX.next_up()), f32::INFINITY);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert!(exp(EXP_MIN).is_normal());
+        assert_eq!(exp(EXP_MIN.next_down()).to_bits(), 0);
+        assert_eq!(exp(-1e30).to_bits(), 0);
+        assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn activation_functions_are_near_f64() {
+        let gate: Vec<f32> = random(1000, 5).iter().map(|v| v * 20.0).collect();
+        let up = random(1000, 6);
+        let (mut silu_out, mut relu_out) = (vec![0.0; 1000], vec![0.0; 1000]);
+        silu_mul(&gate, &up, &mut silu_out);
+        relu2_mul(&gate, &up, &mut relu_out);
+        for i in 0..1000 {
+            let (g, u) = (f64::from(gate[i]), f64::from(up[i]));
+            close(silu_out[i], g / (1.0 + (-g).exp()) * u, 5e-6);
+            close(relu_out[i], g.max(0.0).powi(2) * u, 5e-5);
+        }
+        assert_eq!(silu(-200.0), 0.0);
+        assert_eq!(silu(200.0), 200.0);
+        let mut out = [0.0; 2];
+        relu2_mul(&[f32::NAN, -1.0], &[1.0, 5.0], &mut out);
+        assert!(out[0].is_nan() && out[1] == 0.0);
+    }
+
+    #[test]
+    fn residual_addition() {
+        let mut x = [1.0, 2.0];
+        add(&mut x, &[0.5, -2.0]);
+        assert_eq!(x, [1.5, 0.0]);
+    }
+
+    #[test]
+    fn rope_pairs_and_turns() {
+        // A quarter turn: (a, b) -> (-b, a).
+        let (cos, sin) = ([0.0, 0.0], [1.0, 1.0]);
+        let mut x = [1.0, 2.0, 3.0, 4.0, 5.0];
+        rope_neox(&mut x, &cos, &sin);
+        assert_eq!(x, [-3.0, -4.0, 1.0, 2.0, 5.0]);
+        let mut x = [1.0, 2.0, 3.0, 4.0, 5.0];
+        rope_norm(&mut x, &cos, &sin);
+        assert_eq!(x, [-2.0, 1.0, -4.0, 3.0, 5.0]);
+        // The two conventions are one rotation under a permutation of the elements.
+        let angle = 0.3f32;
+        let (cos, sin) = ([angle.cos()], [angle.sin()]);
+        let (mut a, mut b) = ([0.6, 0.8], [0.6, 0.8]);
+        rope_neox(&mut a, &cos, &sin);
+        rope_norm(&mut b, &cos, &sin);
+        assert_eq!(a, b);
+        close(a[0], 0.6 * 0.3f64.cos() - 0.8 * 0.3f64.sin(), 1e-7);
+        close(a[1], 0.6 * 0.3f64.sin() + 0.8 * 0.3f64.cos(), 1e-7);
+    }
+
+    #[test]
+    fn f16_conversion_rounds_to_even() {
+        let mut out = [f16::ZERO; 4];
+        // 2049 and 2051 lie half-way between neighbours in f16.
+        to_f16(&[2049.0, 2051.0, 65520.0, -1.0], &mut out);
+        assert_eq!(out.map(f16::to_f32), [2048.0, 2052.0, f32::INFINITY, -1.0]);
+    }
+
+    /// Attention over chunks, as the forward pass puts it together.
+    fn attention(q: &[f32], k: &[f16], v: &[f16], scale: f32) -> Vec<f32> {
+        let d = q.len();
+        let mut scores = [0.0; CHUNK];
+        let (mut out, mut part) = (vec![0.0; d], vec![0.0; d]);
+        let mut state = None;
+        for (k, v) in k.chunks(CHUNK * d).zip(v.chunks(CHUNK * d)) {
+            match &mut state {
+                None => state = Some(attention_chunk(q, k, v, scale, &mut scores, &mut out)),
+                Some(state) => {
+                    let chunk = attention_chunk(q, k, v, scale, &mut scores, &mut part);
+                    attention_merge(state, &mut out, chunk, &part);
+                }
+            }
+        }
+        attention_finish(state.unwrap(), &mut out);
+        out
+    }
+
+    #[test]
+    fn attention_is_near_f64() {
+        let d = 64;
+        for n in [1, 2, 255, 256, 257, 513, 1000] {
+            let q: Vec<f32> = random(d, 7).iter().map(|v| v * 8.0).collect();
+            let mut k = vec![f16::ZERO; n * d];
+            let mut v = vec![f16::ZERO; n * d];
+            to_f16(&random(n * d, 8), &mut k);
+            to_f16(&random(n * d, 9), &mut v);
+            let found = attention(&q, &k, &v, 0.125);
+
+            let score = |j: usize| -> f64 {
+                (0..d).map(|c| f64::from(q[c]) * k[j * d + c].to_f64()).sum::<f64>() * 0.125
+            };
+            let p: Vec<f64> = (0..n).map(|j| score(j).exp()).collect();
+            let total: f64 = p.iter().sum();
+            for c in 0..d {
+                let exact: f64 = (0..n).map(|j| p[j] / total * v[j * d + c].to_f64()).sum();
+                close(found[c], exact, 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn attention_survives_scores_far_apart() {
+        // The second chunk's only score is 1000 below (then above) the first's.
+        for (first, second, winner) in [(1.0, -1.0, 3.0), (-1.0, 1.0, 5.0)] {
+            let mut k = vec![f16::from_f32(first); CHUNK];
+            k.push(f16::from_f32(second));
+            let mut v = vec![f16::from_f32(3.0); CHUNK];
+            v.push(f16::from_f32(5.0));
+            assert_eq!(attention(&[1.0], &k, &v, 500.0), [winner]);
+        }
+    }
+
+    #[test]
+    fn float_rows_are_dotted_and_read_alike() {
+        for n in LENGTHS {
+            let (x, w) = (random(n, 10), random(n, 11));
+            let f32s: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let f16s: Vec<u8> = w.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+            let bf16s: Vec<u8> = w.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
+            let mut read = vec![0.0; n];
+            dequantise_f32_row(&f32s, &mut read);
+            assert_eq!(read, w);
+            assert_eq!(dot_f32_row(&x, &f32s), dot(&x, &read));
+            dequantise_f16_row(&f16s, &mut read);
+            assert!(read.iter().zip(&w).all(|(a, b)| (a - b).abs() < 1e-3));
+            assert_eq!(dot_f16_row(&x, &f16s), dot(&x, &read));
+            dequantise_bf16_row(&bf16s, &mut read);
+            assert!(read.iter().zip(&w).all(|(a, b)| (a - b).abs() < 4e-3));
+            assert_eq!(dot_bf16_row(&x, &bf16s), dot(&x, &read));
+        }
+    }
+
+    #[test]
+    fn blocks_are_quantised_apart() {
+        let mut x = random(96, 12);
+        x[32..64].fill(0.0);
+        x[64..].iter_mut().for_each(|v| *v *= 1000.0);
+        let (mut q, mut d) = ([0i8; 96], [0.0; 3]);
+        quantise_blocks(&x, &mut q, &mut d);
+        assert_eq!(&q[32..64], &[0; 32]);
+        for i in 0..96 {
+            close(x[i], f64::from(d[i / 32]) * f64::from(q[i]), f64::from(d[i / 32]) * 0.501);
+        }
+    }
+
+    /// A quantised row, and the weights it stands for.
+    type Row = (Vec<u8>, Vec<f32>);
+
+    fn put_f16(block: &mut [u8], value: f32) {
+        block[..2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+    }
+
+    fn q8_0_row(n: usize) -> Row {
+        let mut row = bytes(n / 32 * Q8_0_BYTES, 13);
+        let mut weights = Vec::new();
+        for (b, block) in row.chunks_exact_mut(Q8_0_BYTES).enumerate() {
+            let d = 0.125 * (b + 1) as f32;
+            put_f16(block, d);
+            weights.extend(block[2..].iter().map(|&w| d * f32::from(w as i8)));
+        }
+        (row, weights)
+    }
+
+    fn q4_0_row(n: usize) -> Row {
+        let mut row = bytes(n / 32 * Q4_0_BYTES, 14);
+        let mut weights = Vec::new();
+        for (b, block) in row.chunks_exact_mut(Q4_0_BYTES).enumerate() {
+            let d = 0.125 * (b + 1) as f32;
+            put_f16(block, d);
+            let low = block[2..].iter().map(|&w| d * (f32::from(w & 15) - 8.0));
+            weights.extend(low);
+            let high = block[2..].iter().map(|&w| d * (f32::from(w >> 4) - 8.0));
+            weights.extend(high);
+        }
+        (row, weights)
+    }
+
+    /// Packs chosen weights by the layout as ggml's dequantiser walks it: two halves, 32 steps,
+    /// four weights 32 apart per step.
+    fn q6_k_row(n: usize) -> Row {
+        let mut row = Vec::new();
+        let mut weights = Vec::new();
+        for b in 0..n / 256 {
+            let values: Vec<i32> =
+                bytes(256, 15 + b as u64).iter().map(|&v| i32::from(v % 64) - 32).collect();
+            let scales = bytes(16, 99 + b as u64);
+            let mut block = vec![0u8; Q6_K_BYTES];
+            for half in 0..2 {
+                let (low, high) = (64 * half, 128 + 32 * half);
+                for l in 0..32 {
+                    let v = |quarter: usize| (values[128 * half + 32 * quarter + l] + 32) as u8;
+                    block[low + l] = v(0) & 15 | (v(2) & 15) << 4;
+                    block[low + 32 + l] = v(1) & 15 | (v(3) & 15) << 4;
+                    block[high + l] =
+                        v(0) >> 4 | (v(1) >> 4) << 2 | (v(2) >> 4) << 4 | (v(3) >> 4) << 6;
+                }
+            }
+            block[192..208].copy_from_slice(&scales);
+            let d = 0.0625 * (b + 1) as f32;
+            put_f16(&mut block[208..], d);
+            weights
+                .extend((0..256).map(|i| d * f32::from(scales[i / 16] as i8) * values[i] as f32));
+            row.extend(block);
+        }
+        (row, weights)
+    }
+
+    #[test]
+    fn quantised_rows_are_read_exactly() {
+        let n = 512;
+        let mut out = vec![0.0; n];
+        let (row, weights) = q8_0_row(n);
+        dequantise_q8_0_row(&row, &mut out);
+        assert_eq!(out, weights);
+        let (row, weights) = q4_0_row(n);
+        dequantise_q4_0_row(&row, &mut out);
+        assert_eq!(out, weights);
+        let (row, weights) = q6_k_row(n);
+        dequantise_q6_k_row(&row, &mut out);
+        assert_eq!(out, weights);
+    }
+
+    #[test]
+    fn quantised_dots_are_near_f64() {
+        let n = 1024; // 32 blocks: every lane gets two
+        let x = random(n, 16);
+        let (mut q, mut d) = (vec![0i8; n], vec![0.0; n / 32]);
+        quantise_blocks(&x, &mut q, &mut d);
+        let seen: Vec<f32> = (0..n).map(|i| d[i / 32] * f32::from(q[i])).collect();
+        for (name, (row, weights), dot_row) in [
+            ("q8_0", q8_0_row(n), dot_q8_0_row as fn(&[i8], &[f32], &[u8]) -> f32),
+            ("q4_0", q4_0_row(n), dot_q4_0_row),
+            ("q6_k", q6_k_row(n), dot_q6_k_row),
+        ] {
+            let found = dot_row(&q, &d, &row);
+            let exact = dot64(&seen, &weights);
+            let size = dot64(&weights, &weights).sqrt();
+            assert!(
+                (f64::from(found) - exact).abs() < 1e-5 * size,
+                "{name}: {found} against {exact}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_largest_q6_k_block_is_exact() {
+        // All weights -32, all scales -128, all activations -128: -2^24 per block of 32.
+        let mut row = vec![0u8; Q6_K_BYTES];
+        row[192..208].fill(0x80);
+        put_f16(&mut row[208..], 1.0);
+        let total = dot_q6_k_row(&[-128; 256], &[1.0; 8], &row);
+        assert_eq!(total, -8.0 * 16_777_216.0);
+    }
+}

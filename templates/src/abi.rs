@@ -1,0 +1,69 @@
+//! What crosses the boundary between the runtime and a kernel. One set of types for built-in
+//! kernels and for those made on the host.
+
+/// One thread's share of a matrix product: `steps` consecutive row steps of one matrix, times one
+/// prepared group of activation rows.
+#[repr(C)]
+pub struct Call {
+    /// First packed tile of the first step.
+    pub weights: *const u8,
+    /// The group of activation rows, as the kernel's `prepare` wrote it; 64-byte aligned.
+    pub activations: *const u8,
+    /// Row `r` of the steps, activation row `t`: `out[t * out_stride + r]`. Ternary kernels store
+    /// int32 dot products.
+    pub out: *mut i32,
+    /// Columns of the matrix, K, without padding.
+    pub cols: usize,
+    /// Row steps of the kernel's tile height.
+    pub steps: usize,
+    /// Elements between the outputs of one activation row and the next.
+    pub out_stride: usize,
+}
+
+/// The int8 activation rows of one group, to be laid out as the kernel reads them.
+#[repr(C)]
+pub struct Prepare {
+    /// Row `t` starts at `quantised + t * stride`.
+    pub quantised: *const i8,
+    /// Bytes between rows.
+    pub stride: usize,
+    /// Rows in the group: 1 to the kernel's number of activation rows. Missing ones count as zero.
+    pub tokens: usize,
+    /// Columns, K.
+    pub cols: usize,
+    /// At least `scratch(cols)` bytes, 64-byte aligned.
+    pub scratch: *mut u8,
+}
+
+/// Computes the outputs of one [`Call`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `weights` holds `steps` times the kernel's tile height rows
+/// of a matrix with `cols` columns (at most 2^18) in the kernel's layout; `activations` was filled
+/// by the same kernel's `prepare` for the same `cols`; `out` may be written wherever the steps and
+/// the kernel's number of activation rows reach. Nothing else accesses `out` there meanwhile.
+pub type RunFn = unsafe extern "C" fn(call: &Call);
+
+/// Lays out one group of activation rows.
+///
+/// # Safety
+/// The CPU has the kernel's features. `quantised` holds `tokens` rows of `cols` bytes; `scratch`
+/// may be written for `scratch(cols)` bytes, is 64-byte aligned, and nothing else accesses it
+/// meanwhile.
+pub type PrepareFn = unsafe extern "C" fn(prepare: &Prepare);
+
+/// Bytes of scratch that a prepared group takes for so many columns.
+pub type ScratchFn = extern "C" fn(cols: usize) -> usize;
+
+/// A ternary kernel as the generated table lists it.
+#[derive(Clone, Copy)]
+pub struct TernaryEntry {
+    /// The kernel's id, as `bitnet_profiles::KernelId` spells it.
+    pub id: &'static str,
+    /// Size of a prepared group.
+    pub scratch: ScratchFn,
+    /// Prepares a group.
+    pub prepare: PrepareFn,
+    /// Multiplies.
+    pub run: RunFn,
+}

@@ -1,0 +1,23 @@
+//! One small vector vocabulary per ISA, all with the same names, so that a template is written
+//! once. Functions are safe where the CPU has the features; only loads and stores are unsafe.
+//!
+//! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
+//! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide.
+//! 32-bit lanes: `LANES`, `I32`, `i32_*`.
+
+pub mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
+pub mod avx2;
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
+pub mod avx512;
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
+pub mod avx512vnni;
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx512vbmi;
