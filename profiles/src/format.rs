@@ -1,5 +1,3 @@
-use crate::named;
-
 /// How a ternary weight is coded. The file holds I2_S; the others are made from it at load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {

@@ -1,5 +1,3 @@
-use crate::named;
-
 /// What the CPU can do, in tiers: each includes the one before. The order is that of `--isa`,
 /// which is a ceiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -5,38 +5,6 @@
 //! It is a crate of its own so that the runtime never links the generator.
 #![forbid(unsafe_code)]
 
-mod format;
-mod isa;
-mod shape;
-mod spec;
-mod tile;
-
-pub use format::{Format, HeadFormat, Layout};
-pub use isa::Isa;
-pub use shape::Shape;
-pub use spec::{KernelId, KernelSpec, Op, SpecError};
-pub use tile::TileConfig;
-
-/// A name that stands for nothing in the vocabulary.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{found}` is no {what}; allowed: {allowed}")]
-pub struct UnknownName {
-    what: &'static str,
-    found: String,
-    allowed: String,
-}
-
-impl UnknownName {
-    /// `found` is cut short: it may come from a hostile file.
-    fn new<'a>(what: &'static str, found: &str, allowed: impl Iterator<Item = &'a str>) -> Self {
-        Self {
-            what,
-            found: found.chars().take(64).collect(),
-            allowed: allowed.collect::<Vec<_>>().join(", "),
-        }
-    }
-}
-
 /// Gives an enum its names: `ALL`, `name()`, `Display`, `FromStr`, and serde as that string.
 macro_rules! named {
     ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
@@ -79,4 +47,41 @@ macro_rules! named {
         }
     };
 }
-pub(crate) use named;
+
+mod format;
+mod isa;
+mod profile;
+pub mod registry;
+mod shape;
+mod spec;
+mod tile;
+
+pub use format::{Format, HeadFormat, Layout};
+pub use isa::Isa;
+pub use profile::{
+    Choice, Effort, Host, Mode, Model, Objective, Pick, Pinning, Profile, ProfileError, Provenance,
+    Role, Run, Tool, shapes_hash,
+};
+pub use shape::Shape;
+pub use spec::{KernelId, KernelSpec, Op, SpecError};
+pub use tile::TileConfig;
+
+/// A name that stands for nothing in the vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is no {what}; allowed: {allowed}")]
+pub struct UnknownName {
+    what: &'static str,
+    found: String,
+    allowed: String,
+}
+
+impl UnknownName {
+    /// `found` is cut short: it may come from a hostile file.
+    fn new<'a>(what: &'static str, found: &str, allowed: impl Iterator<Item = &'a str>) -> Self {
+        Self {
+            what,
+            found: found.chars().take(64).collect(),
+            allowed: allowed.collect::<Vec<_>>().join(", "),
+        }
+    }
+}

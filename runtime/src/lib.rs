@@ -5,6 +5,7 @@ pub mod dummy;
 pub mod error;
 pub mod gguf;
 pub mod kernels;
+pub mod matmul;
 pub mod memory;
 pub mod model;
 pub mod pack;
