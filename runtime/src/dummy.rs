@@ -436,3 +436,40 @@ impl Drop for Temporary {
         drop(fs::remove_file(&self.path));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights of the ternary tensors, by the published names.
+    #[test]
+    fn shapes_have_the_size_their_name_says() {
+        let billions = [0.104, 0.931, 2.084, 3.22, 0.68, 6.98, 100.0];
+        for (shape, expected) in SHAPES.iter().zip(billions) {
+            let config = DummyConfig {
+                shape: *shape,
+                embedding: TensorType::Q8_0,
+                vocab: None,
+                seed: 1,
+                force: false,
+            };
+            let header = plan(&config).unwrap();
+            let ternary = header.tensors().iter().filter(|t| t.ty.is_ternary());
+            let weights = ternary.map(TensorInfo::elements).sum::<u64>() as f64 / 1e9;
+            let error = (weights - expected).abs() / expected;
+            assert!(error < 0.01, "{}: {weights}", shape.name);
+        }
+    }
+
+    #[test]
+    fn four_codes_of_a_byte_are_all_equally_likely() {
+        let noise = Noise::new();
+        let mut sorted = noise.ternary;
+        sorted.sort_unstable();
+        assert!(sorted.windows(2).all(|w| w[0] < w[1]));
+        assert!(sorted.iter().all(|b| b & (b >> 1) & 0x55 == 0));
+        let values = noise.normal.iter().map(|&x| f16::from_le_bytes(x).to_f64());
+        let deviation = (values.map(|x| x * x).sum::<f64>() / NORMALS as f64).sqrt();
+        assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
+    }
+}
