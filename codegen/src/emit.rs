@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use bitnet_profiles::{Format, Isa, KernelId, Op};
-use bitnet_templates::{ABI, Source, TEMPLATES, VOCABULARIES};
+use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES};
 use quote::{format_ident, quote};
 
 use crate::Error;
@@ -14,7 +14,7 @@ const GENERATOR: &str = env!("CARGO_PKG_VERSION");
 /// A hash over everything generated code depends on beside its spec: the text of the templates,
 /// vocabularies and ABI, and the generator's version. Spelled as 16 hexadecimal digits.
 pub fn fingerprint() -> String {
-    let texts = [&ABI].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
+    let texts = [&ABI, &VECTOR].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
     // FNV-1a: stable across compilers, and nothing here is hostile.
     let bytes = texts.chain([GENERATOR]).flat_map(|text| text.bytes().chain([0xff]));
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -34,8 +34,9 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
     Ok(out)
 }
 
-/// All of `ids` in one file: the ABI, the vocabularies they use, a module for each kernel, and the
-/// table `TERNARY` with an entry for each. The file's text depends on `ids` and nothing else.
+/// All of `ids` in one file: the ABI, the vocabularies they use, a module for each kernel and for
+/// the float operations of each ISA, and the tables `TERNARY` and `VECTOR`. The file's text depends
+/// on `ids` and nothing else.
 ///
 /// # Errors
 /// As [`emit_kernel`].
@@ -69,12 +70,22 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
             });
         }
     }
+    // The tiers between add nothing to float arithmetic.
+    let mut vectors = Vec::new();
+    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= best) {
+        let name = format!("{}__{isa}", VECTOR.name);
+        module(&mut out, &name, &specialise(&VECTOR, isa, &[])?);
+        let (isa, path) = (isa.name(), format_ident!("{name}"));
+        vectors.push(quote!((#isa, #path::ENTRY)));
+    }
     let fingerprint = fingerprint();
     let table = quote! {
         /// The generator's fingerprint.
         pub const FINGERPRINT: &str = #fingerprint;
         /// Every ternary kernel of this file.
         pub static TERNARY: &[abi::TernaryEntry] = &[#(#entries),*];
+        /// The float operations of every ISA, by its name.
+        pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
     };
     writeln!(out, "{table}").expect("writing to a String");
     Ok(out)

@@ -67,3 +67,34 @@ pub struct TernaryEntry {
     /// Multiplies.
     pub run: RunFn,
 }
+
+/// The float operations of one ISA. Each is defined, with its formula, by the function of the same
+/// name in the runtime's `model/numerics.rs`, and equals it bit for bit.
+///
+/// All pointers are readable, or writable where `mut`, for `n` elements unless said otherwise, and
+/// the CPU has the ISA's features. Inputs and outputs do not overlap unless they are the same.
+#[derive(Clone, Copy)]
+pub struct VectorEntry {
+    /// RMSNorm of `x` with weights `w`.
+    pub rms_norm:
+        unsafe extern "C" fn(x: *const f32, w: *const f32, eps: f32, out: *mut f32, n: usize),
+    /// Quantises a token to int8; gives the scale.
+    pub quantise_activations: unsafe extern "C" fn(x: *const f32, q: *mut i8, n: usize) -> f32,
+    /// Quantises per block of 32; `d` is `[n / 32]`, and `n` is a multiple of 32.
+    pub quantise_blocks: unsafe extern "C" fn(x: *const f32, q: *mut i8, d: *mut f32, n: usize),
+    /// Scales integer dot products.
+    pub scale_output:
+        unsafe extern "C" fn(dots: *const i32, s: f32, wscale: f32, out: *mut f32, n: usize),
+    /// Gated SiLU.
+    pub silu_mul: unsafe extern "C" fn(gate: *const f32, up: *const f32, out: *mut f32, n: usize),
+    /// Gated squared ReLU.
+    pub relu2_mul: unsafe extern "C" fn(gate: *const f32, up: *const f32, out: *mut f32, n: usize),
+    /// Adds `y` to `x`.
+    pub add: unsafe extern "C" fn(x: *mut f32, y: *const f32, n: usize),
+    /// Rotates pairs `i, n + i` of a head; `x` is `[2 n]`.
+    pub rope_neox: unsafe extern "C" fn(x: *mut f32, cos: *const f32, sin: *const f32, n: usize),
+    /// Rotates pairs `2 i, 2 i + 1` of a head; `x` is `[2 n]`.
+    pub rope_norm: unsafe extern "C" fn(x: *mut f32, cos: *const f32, sin: *const f32, n: usize),
+    /// Converts to half floats, as bits.
+    pub to_f16: unsafe extern "C" fn(x: *const f32, out: *mut u16, n: usize),
+}

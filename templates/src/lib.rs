@@ -5,10 +5,12 @@
 //! generator splices another vocabulary and other constants into its text ([`TEMPLATES`]).
 
 #![allow(clippy::needless_range_loop, reason = "kernels walk several arrays at one index")]
+#![allow(clippy::redundant_closure, reason = "a function with target features is no `Fn`")]
 
 pub mod abi;
 pub mod i2_s;
 pub mod isa;
+pub mod vector;
 
 /// A source file of this crate: its path below the crate's folder, and its text.
 #[derive(Debug, Clone, Copy)]
@@ -41,3 +43,6 @@ pub const VOCABULARIES: &[Source] = &[
 
 /// The kernel templates.
 pub const TEMPLATES: &[Source] = &[source!("i2_s", "i2_s.rs")];
+
+/// The float operations, emitted once for every ISA.
+pub const VECTOR: Source = source!("vector", "vector.rs");

@@ -15,6 +15,9 @@ use crate::memory::ALIGN;
 use crate::pack::PackedMatrix;
 
 pub mod builtin;
+mod vector;
+
+pub use vector::VectorOps;
 
 use builtin::abi;
 

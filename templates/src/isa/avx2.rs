@@ -15,6 +15,230 @@ pub type I32 = __m256i;
 /// Sums of byte products, 16 bits each.
 pub type Acc = __m256i;
 
+/// 16 virtual lanes of f32, the unit of the float contract.
+#[derive(Clone, Copy)]
+pub struct F32([__m256; 2]);
+
+/// `value` in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_splat(value: f32) -> F32 {
+    F32([_mm256_set1_ps(value); 2])
+}
+
+/// Loads 16 floats.
+///
+/// # Safety
+/// `ptr` is readable for 16 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load(ptr: *const f32) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { F32([_mm256_loadu_ps(ptr), _mm256_loadu_ps(ptr.add(8))]) }
+}
+
+/// Loads 16 int32 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_i32(ptr: *const i32) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm256_loadu_si256(ptr.cast());
+        let high = _mm256_loadu_si256(ptr.add(8).cast());
+        F32([_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)])
+    }
+}
+
+/// Loads 16 half-precision floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 half floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_f16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm_loadu_si128(ptr.cast());
+        let high = _mm_loadu_si128(ptr.add(8).cast());
+        F32([_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)])
+    }
+}
+
+/// Loads 16 brain floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 brain floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_bf16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.cast()));
+        let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.add(8).cast()));
+        F32([low, high].map(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))))
+    }
+}
+
+/// Stores 16 floats.
+///
+/// # Safety
+/// `ptr` is writable for 16 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_store(ptr: *mut f32, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        _mm256_storeu_ps(ptr, value.0[0]);
+        _mm256_storeu_ps(ptr.add(8), value.0[1]);
+    }
+}
+
+/// Stores 16 floats as half floats, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 half floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_store_f16(ptr: *mut u16, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let [low, high] = value.0.map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+        _mm_storeu_si128(ptr.cast(), low);
+        _mm_storeu_si128(ptr.add(8).cast(), high);
+    }
+}
+
+/// Stores 16 floats from -128 to 127 as int8, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_store_i8(ptr: *mut i8, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let [low, high] = value.0.map(|v| _mm256_cvtps_epi32(v));
+        // Packing works in 128-bit halves; the permutation puts them in order.
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+        let bytes =
+            _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        _mm_storeu_si128(ptr.cast(), bytes);
+    }
+}
+
+/// `a + b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_add(a: F32, b: F32) -> F32 {
+    F32([_mm256_add_ps(a.0[0], b.0[0]), _mm256_add_ps(a.0[1], b.0[1])])
+}
+
+/// `a - b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_sub(a: F32, b: F32) -> F32 {
+    F32([_mm256_sub_ps(a.0[0], b.0[0]), _mm256_sub_ps(a.0[1], b.0[1])])
+}
+
+/// `a * b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_mul(a: F32, b: F32) -> F32 {
+    F32([_mm256_mul_ps(a.0[0], b.0[0]), _mm256_mul_ps(a.0[1], b.0[1])])
+}
+
+/// `a / b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_div(a: F32, b: F32) -> F32 {
+    F32([_mm256_div_ps(a.0[0], b.0[0]), _mm256_div_ps(a.0[1], b.0[1])])
+}
+
+/// `a * b + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_fma(a: F32, b: F32, c: F32) -> F32 {
+    F32([_mm256_fmadd_ps(a.0[0], b.0[0], c.0[0]), _mm256_fmadd_ps(a.0[1], b.0[1], c.0[1])])
+}
+
+/// `-(a * b) + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_fnma(a: F32, b: F32, c: F32) -> F32 {
+    F32([_mm256_fnmadd_ps(a.0[0], b.0[0], c.0[0]), _mm256_fnmadd_ps(a.0[1], b.0[1], c.0[1])])
+}
+
+/// `a > b ? a : b`: b where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_max(a: F32, b: F32) -> F32 {
+    F32([_mm256_max_ps(a.0[0], b.0[0]), _mm256_max_ps(a.0[1], b.0[1])])
+}
+
+/// `a < b ? a : b`: b where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_min(a: F32, b: F32) -> F32 {
+    F32([_mm256_min_ps(a.0[0], b.0[0]), _mm256_min_ps(a.0[1], b.0[1])])
+}
+
+/// Without the sign.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_abs(a: F32) -> F32 {
+    let sign = _mm256_set1_ps(-0.0);
+    F32([_mm256_andnot_ps(sign, a.0[0]), _mm256_andnot_ps(sign, a.0[1])])
+}
+
+/// `a > b ? x : y`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_select_gt(a: F32, b: F32, x: F32, y: F32) -> F32 {
+    F32(core::array::from_fn(|i| {
+        let greater = _mm256_cmp_ps::<_CMP_GT_OQ>(a.0[i], b.0[i]);
+        _mm256_blendv_ps(y.0[i], x.0[i], greater)
+    }))
+}
+
+/// `p * 2^k`, where k is the difference of the bits of `shifted` and `base`: scaled in two halves,
+/// so that k = 128 is no special case. Where 2^(k/2) is no normal number the result means nothing.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_scale_by_bits(p: F32, shifted: F32, base: f32) -> F32 {
+    let base = _mm256_castps_si256(_mm256_set1_ps(base));
+    let bias = _mm256_set1_epi32(127);
+    F32(core::array::from_fn(|i| {
+        let k = _mm256_sub_epi32(_mm256_castps_si256(shifted.0[i]), base);
+        let half = _mm256_srai_epi32::<1>(k);
+        let rest = _mm256_sub_epi32(k, half);
+        let power = |k| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(k, bias)));
+        _mm256_mul_ps(_mm256_mul_ps(p.0[i], power(half)), power(rest))
+    }))
+}
+
+/// The sum by the fixed tree: lanes i + (i + 8), then + 4, + 2, + 1.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_reduce_add(a: F32) -> f32 {
+    let sum = _mm256_add_ps(a.0[0], a.0[1]);
+    let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps::<1>(sum, sum)))
+}
+
+/// The largest lane; no lane is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_reduce_max(a: F32) -> f32 {
+    let top = _mm256_max_ps(a.0[0], a.0[1]);
+    let top = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps::<1>(top));
+    let top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    _mm_cvtss_f32(_mm_max_ss(top, _mm_shuffle_ps::<1>(top, top)))
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -15,6 +15,204 @@ pub type I32 = __m512i;
 /// Sums of byte products, 16 bits each.
 pub type Acc = __m512i;
 
+/// 16 virtual lanes of f32, the unit of the float contract.
+pub type F32 = __m512;
+
+/// `value` in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_splat(value: f32) -> F32 {
+    _mm512_set1_ps(value)
+}
+
+/// Loads 16 floats.
+///
+/// # Safety
+/// `ptr` is readable for 16 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load(ptr: *const f32) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_ps(ptr) }
+}
+
+/// Loads 16 int32 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_i32(ptr: *const i32) -> F32 {
+    // SAFETY: the caller's promise.
+    _mm512_cvtepi32_ps(unsafe { _mm512_loadu_si512(ptr.cast()) })
+}
+
+/// Loads 16 half-precision floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 half floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_f16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(ptr.cast()) })
+}
+
+/// Loads 16 brain floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 brain floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_bf16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    let words = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(ptr.cast()) });
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+}
+
+/// Stores 16 floats.
+///
+/// # Safety
+/// `ptr` is writable for 16 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_store(ptr: *mut f32, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_storeu_ps(ptr, value) }
+}
+
+/// Stores 16 floats as half floats, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 half floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_store_f16(ptr: *mut u16, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
+        _mm256_storeu_si256(ptr.cast(), halves);
+    }
+}
+
+/// Stores 16 floats from -128 to 127 as int8, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_store_i8(ptr: *mut i8, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value));
+        _mm_storeu_si128(ptr.cast(), bytes);
+    }
+}
+
+/// `a + b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_add(a: F32, b: F32) -> F32 {
+    _mm512_add_ps(a, b)
+}
+
+/// `a - b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_sub(a: F32, b: F32) -> F32 {
+    _mm512_sub_ps(a, b)
+}
+
+/// `a * b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_mul(a: F32, b: F32) -> F32 {
+    _mm512_mul_ps(a, b)
+}
+
+/// `a / b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_div(a: F32, b: F32) -> F32 {
+    _mm512_div_ps(a, b)
+}
+
+/// `a * b + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_fma(a: F32, b: F32, c: F32) -> F32 {
+    _mm512_fmadd_ps(a, b, c)
+}
+
+/// `-(a * b) + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_fnma(a: F32, b: F32, c: F32) -> F32 {
+    _mm512_fnmadd_ps(a, b, c)
+}
+
+/// `a > b ? a : b`: b where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_max(a: F32, b: F32) -> F32 {
+    _mm512_max_ps(a, b)
+}
+
+/// `a < b ? a : b`: b where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_min(a: F32, b: F32) -> F32 {
+    _mm512_min_ps(a, b)
+}
+
+/// Without the sign.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_abs(a: F32) -> F32 {
+    _mm512_abs_ps(a)
+}
+
+/// `a > b ? x : y`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_select_gt(a: F32, b: F32, x: F32, y: F32) -> F32 {
+    _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x)
+}
+
+/// `p * 2^k`, where k is the difference of the bits of `shifted` and `base`: scaled in two halves,
+/// so that k = 128 is no special case. Where 2^(k/2) is no normal number the result means nothing.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_scale_by_bits(p: F32, shifted: F32, base: f32) -> F32 {
+    let base = _mm512_castps_si512(_mm512_set1_ps(base));
+    let bias = _mm512_set1_epi32(127);
+    let k = _mm512_sub_epi32(_mm512_castps_si512(shifted), base);
+    let half = _mm512_srai_epi32::<1>(k);
+    let rest = _mm512_sub_epi32(k, half);
+    let power = |k| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(k, bias)));
+    _mm512_mul_ps(_mm512_mul_ps(p, power(half)), power(rest))
+}
+
+/// The sum by the fixed tree: lanes i + (i + 8), then + 4, + 2, + 1.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_reduce_add(a: F32) -> f32 {
+    let sum = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+    let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps::<1>(sum, sum)))
+}
+
+/// The largest lane; no lane is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_reduce_max(a: F32) -> f32 {
+    let top = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+    let top = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps::<1>(top));
+    let top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    _mm_cvtss_f32(_mm_max_ss(top, _mm_shuffle_ps::<1>(top, top)))
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

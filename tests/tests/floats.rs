@@ -1,0 +1,174 @@
+//! Every float kernel of every ISA equals its scalar definition, `to_bits`.
+
+use bitnet_profiles::Isa;
+use bitnet_runtime::kernels::VectorOps;
+use bitnet_runtime::model::numerics;
+use bitnet_tests::Random;
+use half::f16;
+
+/// Lengths that fill whole vectors, leave tails, or are shorter than one.
+const LENGTHS: &[usize] = &[1, 2, 15, 16, 17, 31, 32, 48, 63, 64, 96, 100, 384, 640, 2560, 2563];
+
+/// Floats of all magnitudes, with zeros of both signs, subnormals and extremes among them.
+fn floats(n: usize, kind: usize, random: &mut Random) -> Vec<f32> {
+    const SPECIAL: &[f32] =
+        &[0.0, -0.0, 1e-40, -1e-45, 3e38, -3e38, 1.0, -1.0, 0.5, 127.5, 65504.0];
+    (0..n)
+        .map(|_| {
+            let unit = (random.next_u64() >> 40) as f32 / (1u64 << 24) as f32 * 2.0 - 1.0;
+            match kind {
+                0 => unit,
+                1 => unit * 100.0,
+                2 => unit * (2f32).powi(random.below(200) as i32 - 100),
+                3 => SPECIAL[random.below(SPECIAL.len() as u64) as usize],
+                _ => -0.0,
+            }
+        })
+        .collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    // One NaN is as good as another: which one an operation gives is not part of the contract.
+    x.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
+}
+
+/// Calls `f` for every ISA, length and kind of numbers.
+fn for_all(f: impl Fn(&VectorOps, usize, usize, &mut Random)) {
+    for &isa in Isa::ALL.iter().filter(|isa| !isa.is_supported()) {
+        eprintln!("skipped: {isa}, which this CPU lacks");
+    }
+    for ops in VectorOps::supported() {
+        for &n in LENGTHS {
+            for kind in 0..5 {
+                f(&ops, n, kind, &mut Random::new((n * 10 + kind) as u64));
+            }
+        }
+    }
+}
+
+#[test]
+fn elementwise_operations() {
+    for_all(|ops, n, kind, random| {
+        let (x, y) = (floats(n, kind, random), floats(n, kind, random));
+        let (mut a, mut b) = (vec![0.0; n], vec![0.0; n]);
+        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+
+        numerics::silu_mul(&x, &y, &mut a);
+        ops.silu_mul(&x, &y, &mut b);
+        assert_eq!(bits(&a), bits(&b), "{}", what("silu_mul"));
+
+        numerics::relu2_mul(&x, &y, &mut a);
+        ops.relu2_mul(&x, &y, &mut b);
+        assert_eq!(bits(&a), bits(&b), "{}", what("relu2_mul"));
+
+        a.copy_from_slice(&x);
+        b.copy_from_slice(&x);
+        numerics::add(&mut a, &y);
+        ops.add(&mut b, &y);
+        assert_eq!(bits(&a), bits(&b), "{}", what("add"));
+
+        let dots: Vec<i32> = (0..n).map(|_| random.next_u64() as i32 >> random.below(31)).collect();
+        numerics::scale_output(&dots, 12.7, y[0], &mut a);
+        ops.scale_output(&dots, 12.7, y[0], &mut b);
+        assert_eq!(bits(&a), bits(&b), "{}", what("scale_output"));
+
+        let (mut a, mut b) = (vec![f16::ZERO; n], vec![f16::ZERO; n]);
+        numerics::to_f16(&x, &mut a);
+        ops.to_f16(&x, &mut b);
+        assert_eq!(a, b, "{}", what("to_f16"));
+    });
+}
+
+#[test]
+fn every_half_float_boundary_rounds_alike() {
+    // All half floats, the midpoints between neighbours, and what lies just beside those.
+    let mut x = Vec::new();
+    for bits in 0..0x7c00u16 {
+        let (low, high) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
+        let middle = if high.is_finite() { (low + high) / 2.0 } else { 65520.0 };
+        let near = [middle.to_bits() - 1, middle.to_bits(), middle.to_bits() + 1];
+        x.extend(near.into_iter().map(f32::from_bits).chain([low, -low, -middle]));
+    }
+    let mut expected = vec![f16::ZERO; x.len()];
+    numerics::to_f16(&x, &mut expected);
+    for ops in VectorOps::supported() {
+        let mut got = vec![f16::ZERO; x.len()];
+        ops.to_f16(&x, &mut got);
+        let wrong = (0..x.len()).find(|&i| got[i].to_bits() != expected[i].to_bits());
+        assert_eq!(wrong.map(|i| (x[i], got[i], expected[i])), None, "{}", ops.isa());
+    }
+}
+
+#[test]
+fn reductions_and_quantisation() {
+    for_all(|ops, n, kind, random| {
+        let (x, w) = (floats(n, kind, random), floats(n, 0, random));
+        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+
+        let (mut a, mut b) = (vec![0.0; n], vec![0.0; n]);
+        numerics::rms_norm(&x, &w, 1e-5, &mut a);
+        ops.rms_norm(&x, &w, 1e-5, &mut b);
+        assert_eq!(bits(&a), bits(&b), "{}", what("rms_norm"));
+
+        let (mut a, mut b) = (vec![0; n], vec![0; n]);
+        let s = numerics::quantise_activations(&x, &mut a);
+        let t = ops.quantise_activations(&x, &mut b);
+        assert_eq!((s.to_bits(), a), (t.to_bits(), b), "{}", what("quantise_activations"));
+
+        if n % 32 == 0 {
+            let (mut a, mut b) = (vec![0; n], vec![0; n]);
+            let (mut s, mut t) = (vec![0.0; n / 32], vec![0.0; n / 32]);
+            numerics::quantise_blocks(&x, &mut a, &mut s);
+            ops.quantise_blocks(&x, &mut b, &mut t);
+            assert_eq!((bits(&s), a), (bits(&t), b), "{}", what("quantise_blocks"));
+        }
+    });
+}
+
+#[test]
+fn ties_round_to_even_on_every_isa() {
+    // 127 as the largest makes the scale 1: the halves stay halves.
+    let mut x: Vec<f32> = (-126..126).map(|i| i as f32 + 0.5).collect();
+    x.push(127.0);
+    let mut expected = vec![0; x.len()];
+    assert_eq!(numerics::quantise_activations(&x, &mut expected), 1.0);
+    assert_eq!((expected[126], expected[127], expected[125]), (0, 2, 0));
+    for ops in VectorOps::supported() {
+        let mut got = vec![0; x.len()];
+        ops.quantise_activations(&x, &mut got);
+        assert_eq!(got, expected, "{}", ops.isa());
+    }
+}
+
+#[test]
+fn rotary_embedding() {
+    for_all(|ops, n, kind, random| {
+        let x = floats(2 * n + 3, kind, random);
+        let (cos, sin) = (floats(n, 0, random), floats(n, 0, random));
+        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+        let (mut a, mut b) = (x.clone(), x.clone());
+        numerics::rope_neox(&mut a, &cos, &sin);
+        ops.rope_neox(&mut b, &cos, &sin);
+        assert_eq!(bits(&a), bits(&b), "{}", what("rope_neox"));
+        let (mut a, mut b) = (x.clone(), x);
+        numerics::rope_norm(&mut a, &cos, &sin);
+        ops.rope_norm(&mut b, &cos, &sin);
+        assert_eq!(bits(&a), bits(&b), "{}", what("rope_norm"));
+    });
+}
+
+#[test]
+fn exp_over_its_whole_range() {
+    // silu with gate x and up 1 shows exp(-x) for every exponent and some mantissas of each.
+    let x: Vec<f32> = (0..=u32::MAX >> 12).map(|i| f32::from_bits(i << 12 | i & 0xfff)).collect();
+    let one = vec![1.0; x.len()];
+    let mut expected = vec![0.0; x.len()];
+    numerics::silu_mul(&x, &one, &mut expected);
+    for ops in VectorOps::supported() {
+        let mut got = vec![0.0; x.len()];
+        ops.silu_mul(&x, &one, &mut got);
+        let (got, expected) = (bits(&got), bits(&expected));
+        let wrong = (0..x.len()).find(|&i| got[i] != expected[i]);
+        assert_eq!(wrong.map(|i| x[i]), None, "{}", ops.isa());
+    }
+}
