@@ -89,7 +89,7 @@ pub fn sum_squares(x: &[f32]) -> f32 {
     dot(x, x)
 }
 
-/// The largest absolute value, 0 for an empty slice; NaNs are passed over.
+/// The largest `|x[i]|`, 0 for an empty slice; NaNs are passed over.
 #[must_use]
 pub fn max_abs(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |m, &v| max(v.abs(), m))
