@@ -8,6 +8,8 @@ pub mod memory;
 pub mod model;
 pub mod pack;
 pub mod reference;
+pub mod sampler;
 pub mod threads;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
