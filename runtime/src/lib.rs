@@ -2,11 +2,13 @@
 
 pub mod error;
 pub mod gguf;
+pub mod host;
 pub mod kernels;
 pub mod matmul;
 pub mod memory;
 pub mod model;
 pub mod pack;
+pub mod probe;
 pub mod reference;
 pub mod sampler;
 pub mod threads;

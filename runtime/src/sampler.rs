@@ -58,18 +58,8 @@ impl SamplerConfig {
                 self.temperature.is_finite() && self.temperature <= 100.0,
                 "a number up to 100; 0 takes the most likely token",
             ),
-            (
-                "--top-p",
-                self.top_p,
-                (0.0..=1.0).contains(&self.top_p),
-                "0 to 1; 1 turns it off",
-            ),
-            (
-                "--min-p",
-                self.min_p,
-                (0.0..=1.0).contains(&self.min_p),
-                "0 to 1; 0 turns it off",
-            ),
+            ("--top-p", self.top_p, (0.0..=1.0).contains(&self.top_p), "0 to 1; 1 turns it off"),
+            ("--min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 to 1; 0 turns it off"),
             (
                 "--repeat-penalty",
                 self.repeat_penalty,
@@ -131,9 +121,7 @@ fn exp(x: f64) -> f64 {
     }
     let n = (x * std::f64::consts::LOG2_E).round();
     let r = x - n * std::f64::consts::LN_2;
-    let series = (1..=13)
-        .rev()
-        .fold(1.0, |sum, i| 1.0 + sum * r / f64::from(i));
+    let series = (1..=13).rev().fold(1.0, |sum, i| 1.0 + sum * r / f64::from(i));
     // -1011 <= n <= 0: the exponent of a normal number.
     let power = f64::from_bits(((1023 + n as i64) as u64) << 52);
     series * power
@@ -262,11 +250,8 @@ impl Sampler {
     fn weigh(&mut self, temperature: f64) {
         let max = self.candidates.first().map_or(0.0, |c| f64::from(c.0));
         self.weights.clear();
-        self.weights.extend(
-            self.candidates
-                .iter()
-                .map(|c| exp((f64::from(c.0) - max) / temperature)),
-        );
+        self.weights
+            .extend(self.candidates.iter().map(|c| exp((f64::from(c.0) - max) / temperature)));
     }
 
     fn cut_top_p(&mut self) {
@@ -287,9 +272,7 @@ impl Sampler {
 
     fn cut_min_p(&mut self) {
         // The first weight is 1, so a weight is the probability relative to the best.
-        let keep = self
-            .weights
-            .partition_point(|&w| w >= f64::from(self.config.min_p));
+        let keep = self.weights.partition_point(|&w| w >= f64::from(self.config.min_p));
         self.candidates.truncate(keep.max(1));
     }
 
@@ -358,10 +341,7 @@ mod tests {
         ];
         for (logits, id) in cases {
             for temperature in [0.0, -1.0] {
-                let config = SamplerConfig {
-                    temperature,
-                    ..PLAIN
-                };
+                let config = SamplerConfig { temperature, ..PLAIN };
                 let got = Sampler::new(config).unwrap().sample(logits);
                 assert_eq!(got, *id, "{logits:?}");
             }
@@ -378,55 +358,15 @@ mod tests {
         let cases: &[(&str, SamplerConfig, &[u32])] = &[
             ("all", PLAIN, &[0, 1, 2, 3]),
             ("top-k 1", SamplerConfig { top_k: 1, ..PLAIN }, &[1]),
-            (
-                "top-k 3, the lower id of equals",
-                SamplerConfig { top_k: 3, ..PLAIN },
-                &[0, 1, 2],
-            ),
-            (
-                "top-k over the vocabulary",
-                SamplerConfig { top_k: 9, ..PLAIN },
-                &[0, 1, 2, 3],
-            ),
-            (
-                "top-p keeps the one that reaches it",
-                SamplerConfig {
-                    top_p: 0.6,
-                    ..PLAIN
-                },
-                &[0, 1],
-            ),
-            (
-                "top-p 0 keeps the best",
-                SamplerConfig {
-                    top_p: 0.0,
-                    ..PLAIN
-                },
-                &[1],
-            ),
-            (
-                "min-p",
-                SamplerConfig {
-                    min_p: 0.4,
-                    ..PLAIN
-                },
-                &[0, 1],
-            ),
-            (
-                "min-p 1",
-                SamplerConfig {
-                    min_p: 1.0,
-                    ..PLAIN
-                },
-                &[1],
-            ),
+            ("top-k 3, the lower id of equals", SamplerConfig { top_k: 3, ..PLAIN }, &[0, 1, 2]),
+            ("top-k over the vocabulary", SamplerConfig { top_k: 9, ..PLAIN }, &[0, 1, 2, 3]),
+            ("top-p keeps the one that reaches it", SamplerConfig { top_p: 0.6, ..PLAIN }, &[0, 1]),
+            ("top-p 0 keeps the best", SamplerConfig { top_p: 0.0, ..PLAIN }, &[1]),
+            ("min-p", SamplerConfig { min_p: 0.4, ..PLAIN }, &[0, 1]),
+            ("min-p 1", SamplerConfig { min_p: 1.0, ..PLAIN }, &[1]),
             (
                 "top-p sees the probabilities after top-k",
-                SamplerConfig {
-                    top_k: 2,
-                    top_p: 0.66,
-                    ..PLAIN
-                },
+                SamplerConfig { top_k: 2, top_p: 0.66, ..PLAIN },
                 &[1],
             ),
         ];
@@ -442,10 +382,7 @@ mod tests {
         let logits: Vec<f32> = [0.2f32, 0.8].map(f32::ln).into();
         // At temperature 2 the odds 4:1 become 2:1, at 0.5 they become 16:1.
         for (temperature, share) in [(1.0, 0.8), (2.0, 2.0 / 3.0), (0.5, 16.0 / 17.0)] {
-            let config = SamplerConfig {
-                temperature,
-                ..PLAIN
-            };
+            let config = SamplerConfig { temperature, ..PLAIN };
             let got = f64::from(histogram(config, &logits)[1]) / 20_000.0;
             // Five standard deviations of 20000 draws are below 0.017.
             assert!((got - share).abs() < 0.017, "{temperature}: {got}");
@@ -454,12 +391,8 @@ mod tests {
 
     #[test]
     fn the_penalty_divides_positive_and_multiplies_negative_logits() {
-        let config = SamplerConfig {
-            temperature: 0.0,
-            repeat_penalty: 2.0,
-            repeat_last_n: 2,
-            ..PLAIN
-        };
+        let config =
+            SamplerConfig { temperature: 0.0, repeat_penalty: 2.0, repeat_last_n: 2, ..PLAIN };
         let mut s = Sampler::new(config).unwrap();
         let logits = [4.0, 3.0, 1.0];
         assert_eq!(s.sample(&logits), 0);
@@ -483,10 +416,7 @@ mod tests {
     fn a_seed_gives_one_sequence() {
         let logits: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 20.0).collect();
         let run = |seed| {
-            let config = SamplerConfig {
-                seed,
-                ..SamplerConfig::default()
-            };
+            let config = SamplerConfig { seed, ..SamplerConfig::default() };
             let mut s = Sampler::new(config).unwrap();
             (0..50).map(|_| s.sample(&logits)).collect::<Vec<_>>()
         };
@@ -532,34 +462,13 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_usage_errors() {
         let bad = [
-            SamplerConfig {
-                temperature: f32::NAN,
-                ..PLAIN
-            },
-            SamplerConfig {
-                temperature: f32::INFINITY,
-                ..PLAIN
-            },
-            SamplerConfig {
-                temperature: 999_999.0,
-                ..PLAIN
-            },
-            SamplerConfig {
-                top_p: -1.0,
-                ..PLAIN
-            },
-            SamplerConfig {
-                min_p: 2.0,
-                ..PLAIN
-            },
-            SamplerConfig {
-                repeat_penalty: 0.0,
-                ..PLAIN
-            },
-            SamplerConfig {
-                repeat_penalty: f32::NAN,
-                ..PLAIN
-            },
+            SamplerConfig { temperature: f32::NAN, ..PLAIN },
+            SamplerConfig { temperature: f32::INFINITY, ..PLAIN },
+            SamplerConfig { temperature: 999_999.0, ..PLAIN },
+            SamplerConfig { top_p: -1.0, ..PLAIN },
+            SamplerConfig { min_p: 2.0, ..PLAIN },
+            SamplerConfig { repeat_penalty: 0.0, ..PLAIN },
+            SamplerConfig { repeat_penalty: f32::NAN, ..PLAIN },
         ];
         for config in bad {
             let error = Sampler::new(config).expect_err("out of range");

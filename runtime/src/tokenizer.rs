@@ -94,10 +94,8 @@ struct Family {
     add_bos: bool,
 }
 
-const GPT2: (&str, Spaces) = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",
-    Spaces::LastGoesOn,
-);
+const GPT2: (&str, Spaces) =
+    (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", Spaces::LastGoesOn);
 const LLAMA3: (&str, Spaces) = (
     r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
     Spaces::LastGoesOnInLine,
@@ -111,24 +109,12 @@ const THREE_DIGITS: (&str, Spaces) = ("[0-9][0-9][0-9]", Spaces::Kept);
 
 const FAMILIES: &[Family] = &[
     Family {
-        names: &[
-            "llama-bpe",
-            "llama3",
-            "llama-v3",
-            "falcon3",
-            "falcon_e",
-            "falcon-e",
-        ],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon_e", "falcon-e"],
         cuts: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
     },
-    Family {
-        names: &["dbrx", "smaug-bpe"],
-        cuts: &[LLAMA3],
-        ignore_merges: false,
-        add_bos: false,
-    },
+    Family { names: &["dbrx", "smaug-bpe"], cuts: &[LLAMA3], ignore_merges: false, add_bos: false },
     Family {
         names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat"],
         cuts: &[GPT2],
@@ -142,27 +128,13 @@ const FAMILIES: &[Family] = &[
         add_bos: false,
     },
     Family {
-        names: &[
-            "qwen2",
-            "deepseek-r1-qwen",
-            "stablelm2",
-            "hunyuan",
-            "megrez",
-        ],
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"],
         cuts: &[QWEN2],
         ignore_merges: false,
         add_bos: false,
     },
     Family {
-        names: &[
-            "starcoder",
-            "refact",
-            "command-r",
-            "smollm",
-            "codeshell",
-            "exaone",
-            "minerva-7b",
-        ],
+        names: &["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"],
         cuts: &[(r"\p{N}", Spaces::Kept), GPT2],
         ignore_merges: false,
         add_bos: false,
@@ -391,14 +363,10 @@ impl Tokenizer {
             (scheme, family.add_bos, family.ignore_merges)
         } else {
             let prefix = gguf.get_bool("tokenizer.ggml.add_space_prefix")?;
-            let scheme = Scheme::SentencePiece {
-                space_prefix: prefix.unwrap_or(true),
-            };
+            let scheme = Scheme::SentencePiece { space_prefix: prefix.unwrap_or(true) };
             (scheme, true, false)
         };
-        let add_bos = gguf
-            .get_bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(default_bos);
+        let add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(default_bos);
 
         // Of two tokens with one text the last is the one found, as in llama.cpp.
         let vocab: Vocab = tokens
@@ -599,10 +567,7 @@ impl Tokenizer {
                 continue;
             }
             let token = self.tokens.get(special.id as usize).unwrap_or_default();
-            if !fragments
-                .iter()
-                .any(|f| matches!(f, Fragment::Text(t) if t.contains(token)))
-            {
+            if !fragments.iter().any(|f| matches!(f, Fragment::Text(t) if t.contains(token))) {
                 continue;
             }
             let mut next = Vec::with_capacity(fragments.len() + 2);
@@ -616,11 +581,7 @@ impl Tokenizer {
                         next.push(Fragment::Text(before));
                     }
                     next.push(Fragment::Token(special.id));
-                    rest = if special.strips_right {
-                        after.trim_ascii_start()
-                    } else {
-                        after
-                    };
+                    rest = if special.strips_right { after.trim_ascii_start() } else { after };
                 }
                 if !rest.is_empty() {
                     next.push(Fragment::Text(rest));
@@ -671,10 +632,7 @@ impl Tokenizer {
     /// A decoder for tokens that arrive one by one.
     #[must_use]
     pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder {
-            tokenizer: self,
-            pending: Vec::new(),
-        }
+        StreamDecoder { tokenizer: self, pending: Vec::new() }
     }
 }
 
@@ -784,11 +742,7 @@ fn pre_family(gguf: &Gguf, warnings: &mut Vec<String>) -> Result<&'static Family
         }
     };
     find(name).ok_or_else(|| {
-        gguf.key_error(
-            KEY_PRE,
-            quoted(name),
-            format_args!("one of {}", known().join(", ")),
-        )
+        gguf.key_error(KEY_PRE, quoted(name), format_args!("one of {}", known().join(", ")))
     })
 }
 

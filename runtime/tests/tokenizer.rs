@@ -18,21 +18,14 @@ fn vectors(folder: &Path, name: &str) {
     assert_eq!(outputs.len(), inputs.len(), "{name}");
     let mut wrong = Vec::new();
     for (input, output) in inputs.iter().zip(&outputs) {
-        let expected: Vec<u32> = output
-            .split_whitespace()
-            .map(|id| id.parse().unwrap())
-            .collect();
+        let expected: Vec<u32> = output.split_whitespace().map(|id| id.parse().unwrap()).collect();
         let ids = tokenizer.encode(input, false, false).unwrap();
         if ids != expected {
             wrong.push(format!("{input:?}: {ids:?}, expected {expected:?}"));
         }
         // SentencePiece puts a space before the text.
         let text = tokenizer.decode(&ids);
-        let text = if sentencepiece {
-            text.strip_prefix(' ').unwrap_or(&text)
-        } else {
-            &text
-        };
+        let text = if sentencepiece { text.strip_prefix(' ').unwrap_or(&text) } else { &text };
         assert_eq!(&text, input, "{name}");
     }
     assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));
@@ -68,11 +61,7 @@ fn vectors_of_the_llama_vocabularies() {
     vectors(&folder, "llama-spm");
     let start = Instant::now();
     vectors(&folder, "llama-bpe");
-    assert!(
-        start.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 /// Metadata of a small byte-level vocabulary: the 256 byte characters, `he` and `hello` by merges,
@@ -92,15 +81,9 @@ fn byte_level() -> Vec<(&'static str, Value)> {
     vec![
         ("tokenizer.ggml.model", Value::Str("gpt2".into())),
         ("tokenizer.ggml.pre", Value::Str("gpt-2".into())),
-        (
-            "tokenizer.ggml.tokens",
-            Value::Array(Array::Str(tokens.iter().collect())),
-        ),
+        ("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens.iter().collect()))),
         ("tokenizer.ggml.token_type", Value::Array(Array::I32(types))),
-        (
-            "tokenizer.ggml.merges",
-            Value::Array(Array::Str(merges.iter().collect())),
-        ),
+        ("tokenizer.ggml.merges", Value::Array(Array::Str(merges.iter().collect()))),
         ("tokenizer.ggml.bos_token_id", Value::U32(0)),
     ]
 }
@@ -116,10 +99,7 @@ fn sentencepiece() -> Vec<(&'static str, Value)> {
     let scores = (0..tokens.len()).map(|i| -(i as f32)).collect();
     vec![
         ("tokenizer.ggml.model", Value::Str("llama".into())),
-        (
-            "tokenizer.ggml.tokens",
-            Value::Array(Array::Str(tokens.iter().collect())),
-        ),
+        ("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens.iter().collect()))),
         ("tokenizer.ggml.token_type", Value::Array(Array::I32(types))),
         ("tokenizer.ggml.scores", Value::Array(Array::F32(scores))),
     ]
@@ -160,15 +140,7 @@ fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
     let t = build(&sentencepiece()).unwrap();
     let ids = t.encode("ab ba\u{e9}", t.add_bos(), false).unwrap();
     let piece = |i: usize| 259 + i as u32;
-    let expected = [
-        1,
-        piece(4),
-        piece(0),
-        piece(2),
-        piece(1),
-        3 + 0xc3,
-        3 + 0xa9,
-    ];
+    let expected = [1, piece(4), piece(0), piece(2), piece(1), 3 + 0xc3, 3 + 0xa9];
     assert_eq!(ids, expected);
     assert_eq!(t.decode(&ids), " ab ba\u{e9}");
     // The control token does not come out of ordinary text.
@@ -204,15 +176,9 @@ fn long_runs_take_linear_time() {
         }
     }
     let too_long = "a".repeat(MAX_TEXT + 1);
-    let error = build(&byte_level())
-        .unwrap()
-        .encode(&too_long, false, false);
+    let error = build(&byte_level()).unwrap().encode(&too_long, false, false);
     assert_eq!(error.unwrap_err().exit_code(), 2);
-    assert!(
-        start.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 /// HOSTILE G83 to G96: what is wrong, in which key, and what would be right.
@@ -239,11 +205,7 @@ fn malformed_vocabularies_are_refused_by_name() {
     const MERGES: &str = "tokenizer.ggml.merges";
     let cases: Vec<(&str, Metadata, &[&str])> = vec![
         ("G83", with(b(), TOKENS, None), &["tokens", "no such key"]),
-        (
-            "G84",
-            with(b(), TOKENS, strings(&[])),
-            &["tokens", "no token", "at least one"],
-        ),
+        ("G84", with(b(), TOKENS, strings(&[])), &["tokens", "no token", "at least one"]),
         (
             "G85",
             with(s(), SCORES, Some(Value::Array(Array::F32(vec![0.0; 3])))),
@@ -269,46 +231,18 @@ fn malformed_vocabularies_are_refused_by_name() {
             with(b(), "tokenizer.ggml.bos_token_id", Some(Value::I32(-1))),
             &["bos_token_id", "i32 -1", "u32"],
         ),
-        (
-            "G89",
-            with(b(), MERGES, strings(&["he"])),
-            &["merges[0]", "'he'", "space"],
-        ),
-        (
-            "G89 unknown",
-            with(b(), MERGES, strings(&["h q"])),
-            &["merges", "hq"],
-        ),
-        (
-            "G89 long",
-            with(b(), MERGES, strings(&["<|eot_id|> <|eot_id|>"])),
-            &["merges[0]"],
-        ),
+        ("G89", with(b(), MERGES, strings(&["he"])), &["merges[0]", "'he'", "space"]),
+        ("G89 unknown", with(b(), MERGES, strings(&["h q"])), &["merges", "hq"]),
+        ("G89 long", with(b(), MERGES, strings(&["<|eot_id|> <|eot_id|>"])), &["merges[0]"]),
         ("G90", with(b(), MERGES, None), &["merges", "no such key"]),
         (
             "G91",
-            with(
-                b(),
-                "tokenizer.ggml.pre",
-                Some(Value::Str("klingon".into())),
-            ),
+            with(b(), "tokenizer.ggml.pre", Some(Value::Str("klingon".into()))),
             &["pre", "'klingon'", "llama-bpe", "falcon3", "qwen2"],
         ),
-        (
-            "G92",
-            replaced(s(), 3, "<0x-1>"),
-            &["tokens[3]", "'<0x-1>'", "'<0xFF>'"],
-        ),
-        (
-            "G92 letters",
-            replaced(s(), 3, "<0xZZ>"),
-            &["tokens[3]", "'<0xZZ>'"],
-        ),
-        (
-            "G94",
-            replaced(s(), 260, &"a".repeat(1 << 20)),
-            &["tokens[260]", "1048576 bytes"],
-        ),
+        ("G92", replaced(s(), 3, "<0x-1>"), &["tokens[3]", "'<0x-1>'", "'<0xFF>'"]),
+        ("G92 letters", replaced(s(), 3, "<0xZZ>"), &["tokens[3]", "'<0xZZ>'"]),
+        ("G94", replaced(s(), 260, &"a".repeat(1 << 20)), &["tokens[260]", "1048576 bytes"]),
         (
             "type",
             with(b(), TYPES, Some(Value::Array(Array::I32(vec![99; 261])))),
@@ -337,11 +271,7 @@ fn malformed_vocabularies_are_refused_by_name() {
 fn unusual_vocabularies_still_work() {
     // G91: a missing `pre` is a warning, as in llama.cpp; G96: so is a missing end token.
     let t = build(&with(byte_level(), "tokenizer.ggml.pre", None)).unwrap();
-    assert!(
-        t.warnings()
-            .iter()
-            .any(|w| w.contains("tokenizer.ggml.pre"))
-    );
+    assert!(t.warnings().iter().any(|w| w.contains("tokenizer.ggml.pre")));
     // G93: duplicate and empty tokens.
     let tokens = ["a", "", "a", "b"];
     let kv = with(
@@ -350,11 +280,8 @@ fn unusual_vocabularies_still_work() {
         Some(Value::Array(Array::Str(tokens.iter().collect()))),
     );
     let kv = with(kv, "tokenizer.ggml.token_type", None);
-    let kv = with(
-        kv,
-        "tokenizer.ggml.merges",
-        Some(Value::Array(Array::Str([""; 0].iter().collect()))),
-    );
+    let kv =
+        with(kv, "tokenizer.ggml.merges", Some(Value::Array(Array::Str([""; 0].iter().collect()))));
     let t = build(&kv).unwrap();
     assert!(t.warnings().iter().any(|w| w.contains("end-of-generation")));
     assert_eq!(t.encode("ab", false, false).unwrap(), [2, 3]);
