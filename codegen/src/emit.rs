@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use bitnet_profiles::{Format, Isa, KernelId, Op};
-use bitnet_templates::{ABI, Source, TEMPLATES, VOCABULARIES};
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Op};
+use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES};
 use quote::{format_ident, quote};
 
 use crate::Error;
@@ -14,7 +14,7 @@ const GENERATOR: &str = env!("CARGO_PKG_VERSION");
 /// A hash over everything generated code depends on beside its spec: the text of the templates,
 /// vocabularies and ABI, and the generator's version. Spelled as 16 hexadecimal digits.
 pub fn fingerprint() -> String {
-    let texts = [&ABI].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
+    let texts = [&ABI, &VECTOR].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
     // FNV-1a: stable across compilers, and nothing here is hostile.
     let bytes = texts.chain([GENERATOR]).flat_map(|text| text.bytes().chain([0xff]));
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -34,8 +34,9 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
     Ok(out)
 }
 
-/// All of `ids` in one file: the ABI, the vocabularies they use, a module for each kernel, and the
-/// table `TERNARY` with an entry for each. The file's text depends on `ids` and nothing else.
+/// All of `ids` in one file: the ABI, the vocabularies they use, a module for each kernel and for
+/// the float operations of each ISA, and the tables `TERNARY`, `HEADS` and `VECTOR`. The file's text depends
+/// on `ids` and nothing else.
 ///
 /// # Errors
 /// As [`emit_kernel`].
@@ -53,28 +54,43 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     out.push_str("/// The vector vocabularies.\n#[allow(dead_code, reason = \"shared\")]\n");
     module(&mut out, "isa", &vocabularies);
 
-    let mut entries = Vec::new();
+    let (mut ternary, mut heads) = (Vec::new(), Vec::new());
     for id in ids {
         let name = id.to_string();
         module(&mut out, &name, &kernel(id, template(id)?)?);
         let path = format_ident!("{name}");
-        if let Op::Ternary(_) = id.op {
-            entries.push(quote! {
-                abi::TernaryEntry {
-                    id: #name,
-                    scratch: #path::scratch,
-                    prepare: #path::prepare,
-                    run: #path::run,
-                }
-            });
-        }
+        let (entry, table) = match id.op {
+            Op::Ternary(_) => (format_ident!("TernaryEntry"), &mut ternary),
+            Op::Head(_) => (format_ident!("HeadEntry"), &mut heads),
+            Op::Attention => continue,
+        };
+        table.push(quote! {
+            abi::#entry {
+                id: #name,
+                scratch: #path::scratch,
+                prepare: #path::prepare,
+                run: #path::run,
+            }
+        });
+    }
+    // The tiers between add nothing to float arithmetic.
+    let mut vectors = Vec::new();
+    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= best) {
+        let name = format!("{}__{isa}", VECTOR.name);
+        module(&mut out, &name, &specialise(&VECTOR, isa, &[])?);
+        let (isa, path) = (isa.name(), format_ident!("{name}"));
+        vectors.push(quote!((#isa, #path::ENTRY)));
     }
     let fingerprint = fingerprint();
     let table = quote! {
         /// The generator's fingerprint.
         pub const FINGERPRINT: &str = #fingerprint;
         /// Every ternary kernel of this file.
-        pub static TERNARY: &[abi::TernaryEntry] = &[#(#entries),*];
+        pub static TERNARY: &[abi::TernaryEntry] = &[#(#ternary),*];
+        /// Every head kernel of this file.
+        pub static HEADS: &[abi::HeadEntry] = &[#(#heads),*];
+        /// The float operations of every ISA, by its name.
+        pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
     };
     writeln!(out, "{table}").expect("writing to a String");
     Ok(out)
@@ -100,7 +116,8 @@ fn template(id: &KernelId) -> Result<&'static Source, Error> {
             Format::Tl1 => "tl1",
             Format::Tl2 => "tl2",
         },
-        Op::Head(_) => "head",
+        Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
+        Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",
         Op::Attention => "attention",
     };
     TEMPLATES
@@ -119,8 +136,13 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
         constant("UNROLL", id.tile.unroll, 1),
         constant("PREFETCH", id.tile.prefetch, 0),
     ];
-    if let Op::Ternary(layout) = id.op {
-        constants.push(constant("TILE", layout.tile_rows(), layout.tile_rows()));
+    match id.op {
+        Op::Ternary(layout) => {
+            constants.push(constant("TILE", layout.tile_rows(), layout.tile_rows()));
+        }
+        // In the order of declaration, as the templates document it.
+        Op::Head(format) => constants.push(constant("FORMAT", format as usize, usize::MAX)),
+        Op::Attention => {}
     }
     specialise(template, id.isa, &constants)
 }

@@ -102,7 +102,7 @@ mod tests {
         let name = user_file_name("0123456789abcdef", "AuthenticAMD", 26, 2);
         assert_eq!(name, "0123456789abcdef-authenticamd-26-2.toml");
         // Nothing from a CPU or a file can leave the folder.
-        assert_eq!(user_file_name("../x", "/etc\0/..", 0, 0), "x-etc0-0-0.toml");
+        assert_eq!(user_file_name("../x", "/etc/..", 0, 0), "x-etc-0-0.toml");
     }
 
     #[test]

@@ -15,6 +15,11 @@ use crate::memory::ALIGN;
 use crate::pack::PackedMatrix;
 
 pub mod builtin;
+mod head;
+mod vector;
+
+pub use head::HeadKernel;
+pub use vector::VectorOps;
 
 use builtin::abi;
 

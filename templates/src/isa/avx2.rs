@@ -15,6 +15,359 @@ pub type I32 = __m256i;
 /// Sums of byte products, 16 bits each.
 pub type Acc = __m256i;
 
+/// 16 virtual lanes of f32, the unit of the float contract.
+#[derive(Clone, Copy)]
+pub struct F32([__m256; 2]);
+
+/// `value` in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_splat(value: f32) -> F32 {
+    F32([_mm256_set1_ps(value); 2])
+}
+
+/// Loads 16 floats.
+///
+/// # Safety
+/// `ptr` is readable for 16 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load(ptr: *const f32) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { F32([_mm256_loadu_ps(ptr), _mm256_loadu_ps(ptr.add(8))]) }
+}
+
+/// Loads 16 int32 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_i32(ptr: *const i32) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm256_loadu_si256(ptr.cast());
+        let high = _mm256_loadu_si256(ptr.add(8).cast());
+        F32([_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)])
+    }
+}
+
+/// Loads 16 half-precision floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 half floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_f16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm_loadu_si128(ptr.cast());
+        let high = _mm_loadu_si128(ptr.add(8).cast());
+        F32([_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)])
+    }
+}
+
+/// Loads 16 brain floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 brain floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_bf16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.cast()));
+        let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.add(8).cast()));
+        F32([low, high].map(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))))
+    }
+}
+
+/// Stores 16 floats.
+///
+/// # Safety
+/// `ptr` is writable for 16 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_store(ptr: *mut f32, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        _mm256_storeu_ps(ptr, value.0[0]);
+        _mm256_storeu_ps(ptr.add(8), value.0[1]);
+    }
+}
+
+/// Stores 16 floats as half floats, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 half floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_store_f16(ptr: *mut u16, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let [low, high] = value.0.map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+        _mm_storeu_si128(ptr.cast(), low);
+        _mm_storeu_si128(ptr.add(8).cast(), high);
+    }
+}
+
+/// Stores 16 floats from -128 to 127 as int8, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_store_i8(ptr: *mut i8, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let [low, high] = value.0.map(|v| _mm256_cvtps_epi32(v));
+        // Packing works in 128-bit halves; the permutation puts them in order.
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+        let bytes =
+            _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        _mm_storeu_si128(ptr.cast(), bytes);
+    }
+}
+
+/// `a + b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_add(a: F32, b: F32) -> F32 {
+    F32([_mm256_add_ps(a.0[0], b.0[0]), _mm256_add_ps(a.0[1], b.0[1])])
+}
+
+/// `a - b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_sub(a: F32, b: F32) -> F32 {
+    F32([_mm256_sub_ps(a.0[0], b.0[0]), _mm256_sub_ps(a.0[1], b.0[1])])
+}
+
+/// `a * b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_mul(a: F32, b: F32) -> F32 {
+    F32([_mm256_mul_ps(a.0[0], b.0[0]), _mm256_mul_ps(a.0[1], b.0[1])])
+}
+
+/// `a / b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_div(a: F32, b: F32) -> F32 {
+    F32([_mm256_div_ps(a.0[0], b.0[0]), _mm256_div_ps(a.0[1], b.0[1])])
+}
+
+/// `a * b + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_fma(a: F32, b: F32, c: F32) -> F32 {
+    F32([_mm256_fmadd_ps(a.0[0], b.0[0], c.0[0]), _mm256_fmadd_ps(a.0[1], b.0[1], c.0[1])])
+}
+
+/// `-(a * b) + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_fnma(a: F32, b: F32, c: F32) -> F32 {
+    F32([_mm256_fnmadd_ps(a.0[0], b.0[0], c.0[0]), _mm256_fnmadd_ps(a.0[1], b.0[1], c.0[1])])
+}
+
+/// `a > b ? a : b`: b where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_max(a: F32, b: F32) -> F32 {
+    F32([_mm256_max_ps(a.0[0], b.0[0]), _mm256_max_ps(a.0[1], b.0[1])])
+}
+
+/// `a < b ? a : b`: b where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_min(a: F32, b: F32) -> F32 {
+    F32([_mm256_min_ps(a.0[0], b.0[0]), _mm256_min_ps(a.0[1], b.0[1])])
+}
+
+/// Without the sign.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_abs(a: F32) -> F32 {
+    let sign = _mm256_set1_ps(-0.0);
+    F32([_mm256_andnot_ps(sign, a.0[0]), _mm256_andnot_ps(sign, a.0[1])])
+}
+
+/// `a > b ? x : y`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_select_gt(a: F32, b: F32, x: F32, y: F32) -> F32 {
+    F32(core::array::from_fn(|i| {
+        let greater = _mm256_cmp_ps::<_CMP_GT_OQ>(a.0[i], b.0[i]);
+        _mm256_blendv_ps(y.0[i], x.0[i], greater)
+    }))
+}
+
+/// `p * 2^k`, where k is the difference of the bits of `shifted` and `base`: scaled in two halves,
+/// so that k = 128 is no special case. Where 2^(k/2) is no normal number the result means nothing.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_scale_by_bits(p: F32, shifted: F32, base: f32) -> F32 {
+    let base = _mm256_castps_si256(_mm256_set1_ps(base));
+    let bias = _mm256_set1_epi32(127);
+    F32(core::array::from_fn(|i| {
+        let k = _mm256_sub_epi32(_mm256_castps_si256(shifted.0[i]), base);
+        let half = _mm256_srai_epi32::<1>(k);
+        let rest = _mm256_sub_epi32(k, half);
+        let power = |k| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(k, bias)));
+        _mm256_mul_ps(_mm256_mul_ps(p.0[i], power(half)), power(rest))
+    }))
+}
+
+/// The sum by the fixed tree: lanes i + (i + 8), then + 4, + 2, + 1.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_reduce_add(a: F32) -> f32 {
+    let sum = _mm256_add_ps(a.0[0], a.0[1]);
+    let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps::<1>(sum, sum)))
+}
+
+/// The largest lane; no lane is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_reduce_max(a: F32) -> f32 {
+    let top = _mm256_max_ps(a.0[0], a.0[1]);
+    let top = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps::<1>(top));
+    let top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    _mm_cvtss_f32(_mm_max_ss(top, _mm_shuffle_ps::<1>(top, top)))
+}
+
+/// Loads [`LANES`] integers.
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn i32_load(ptr: *const i32) -> I32 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_loadu_si256(ptr.cast()) }
+}
+
+/// Lane-wise product, low 32 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn i32_mul(a: I32, b: I32) -> I32 {
+    _mm256_mullo_epi32(a, b)
+}
+
+/// In each group `L` of 4 lanes, lane `i` becomes the sum of group `L` of vector `i`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
+    let low =
+        _mm256_add_epi32(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+    let high =
+        _mm256_add_epi32(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+    _mm256_add_epi32(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high))
+}
+
+/// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
+/// gives them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_pair_blocks(groups: [I32; 4]) -> F32 {
+    let blocks =
+        groups.map(|g| _mm_add_epi32(_mm256_castsi256_si128(g), _mm256_extracti128_si256::<1>(g)));
+    F32([
+        _mm256_cvtepi32_ps(_mm256_set_m128i(blocks[1], blocks[0])),
+        _mm256_cvtepi32_ps(_mm256_set_m128i(blocks[3], blocks[2])),
+    ])
+}
+
+/// Loads [`LANES`] int8, one for each sub-block of 4 vectors, in the order of [`i32_sum_quads`].
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn i32_load_quad_i8(ptr: *const u8) -> I32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadl_epi64(ptr.cast()) };
+    let order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+    _mm256_cvtepi8_epi32(_mm_shuffle_epi8(bytes, order))
+}
+
+/// Sums of the products of signed bytes, 4 to a lane, exact for all inputs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn i8_dot(a: Bytes, b: Bytes) -> I32 {
+    let even = |v| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(v));
+    let odd = |v| _mm256_srai_epi16::<8>(v);
+    _mm256_add_epi32(_mm256_madd_epi16(even(a), even(b)), _mm256_madd_epi16(odd(a), odd(b)))
+}
+
+/// A vector of Q8_0 weights, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
+    let _ = at;
+    // SAFETY: the caller's promise.
+    unsafe { load(block.add(2)) }
+}
+
+/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
+    let _ = at;
+    // SAFETY: the caller's promise.
+    let low = unsafe { _mm_loadu_si128(block.add(2).cast()) };
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(low), low);
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The block is readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn q6_k_codes(block: *const u8, at: usize) -> Bytes {
+    let (half, t) = (at / 128, at % 128 / 32);
+    // SAFETY: the caller's promise.
+    let low = unsafe { load(block.add(64 * half + 32 * (t % 2))) };
+    let low = if t < 2 { low } else { _mm256_srli_epi16::<4>(low) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { load(block.add(128 + 32 * half)) };
+    let high = match t {
+        0 => _mm256_slli_epi16::<4>(high),
+        1 => _mm256_slli_epi16::<2>(high),
+        2 => high,
+        _ => _mm256_srli_epi16::<2>(high),
+    };
+    _mm256_or_si256(
+        _mm256_and_si256(low, _mm256_set1_epi8(0x0f)),
+        _mm256_and_si256(high, _mm256_set1_epi8(0x30)),
+    )
+}
+
+/// Two half floats, widened, in 8 lanes each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
+    F32([first, second].map(|v| _mm256_cvtph_ps(_mm_set1_epi16(v.cast_signed()))))
+}
+
+/// Widens the bits of a half float.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16(bits.cast_signed())))
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -15,6 +15,345 @@ pub type I32 = __m512i;
 /// Sums of byte products, 16 bits each.
 pub type Acc = __m512i;
 
+/// 16 virtual lanes of f32, the unit of the float contract.
+pub type F32 = __m512;
+
+/// `value` in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_splat(value: f32) -> F32 {
+    _mm512_set1_ps(value)
+}
+
+/// Loads 16 floats.
+///
+/// # Safety
+/// `ptr` is readable for 16 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load(ptr: *const f32) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_ps(ptr) }
+}
+
+/// Loads 16 int32 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_i32(ptr: *const i32) -> F32 {
+    // SAFETY: the caller's promise.
+    _mm512_cvtepi32_ps(unsafe { _mm512_loadu_si512(ptr.cast()) })
+}
+
+/// Loads 16 half-precision floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 half floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_f16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(ptr.cast()) })
+}
+
+/// Loads 16 brain floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 brain floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_bf16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    let words = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(ptr.cast()) });
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+}
+
+/// Stores 16 floats.
+///
+/// # Safety
+/// `ptr` is writable for 16 floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_store(ptr: *mut f32, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_storeu_ps(ptr, value) }
+}
+
+/// Stores 16 floats as half floats, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 half floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_store_f16(ptr: *mut u16, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
+        _mm256_storeu_si256(ptr.cast(), halves);
+    }
+}
+
+/// Stores 16 floats from -128 to 127 as int8, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_store_i8(ptr: *mut i8, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value));
+        _mm_storeu_si128(ptr.cast(), bytes);
+    }
+}
+
+/// `a + b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_add(a: F32, b: F32) -> F32 {
+    _mm512_add_ps(a, b)
+}
+
+/// `a - b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_sub(a: F32, b: F32) -> F32 {
+    _mm512_sub_ps(a, b)
+}
+
+/// `a * b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_mul(a: F32, b: F32) -> F32 {
+    _mm512_mul_ps(a, b)
+}
+
+/// `a / b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_div(a: F32, b: F32) -> F32 {
+    _mm512_div_ps(a, b)
+}
+
+/// `a * b + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_fma(a: F32, b: F32, c: F32) -> F32 {
+    _mm512_fmadd_ps(a, b, c)
+}
+
+/// `-(a * b) + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_fnma(a: F32, b: F32, c: F32) -> F32 {
+    _mm512_fnmadd_ps(a, b, c)
+}
+
+/// `a > b ? a : b`: b where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_max(a: F32, b: F32) -> F32 {
+    _mm512_max_ps(a, b)
+}
+
+/// `a < b ? a : b`: b where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_min(a: F32, b: F32) -> F32 {
+    _mm512_min_ps(a, b)
+}
+
+/// Without the sign.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_abs(a: F32) -> F32 {
+    _mm512_abs_ps(a)
+}
+
+/// `a > b ? x : y`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_select_gt(a: F32, b: F32, x: F32, y: F32) -> F32 {
+    _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x)
+}
+
+/// `p * 2^k`, where k is the difference of the bits of `shifted` and `base`: scaled in two halves,
+/// so that k = 128 is no special case. Where 2^(k/2) is no normal number the result means nothing.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_scale_by_bits(p: F32, shifted: F32, base: f32) -> F32 {
+    let base = _mm512_castps_si512(_mm512_set1_ps(base));
+    let bias = _mm512_set1_epi32(127);
+    let k = _mm512_sub_epi32(_mm512_castps_si512(shifted), base);
+    let half = _mm512_srai_epi32::<1>(k);
+    let rest = _mm512_sub_epi32(k, half);
+    let power = |k| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(k, bias)));
+    _mm512_mul_ps(_mm512_mul_ps(p, power(half)), power(rest))
+}
+
+/// The sum by the fixed tree: lanes i + (i + 8), then + 4, + 2, + 1.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_reduce_add(a: F32) -> f32 {
+    let sum = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+    let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps::<1>(sum, sum)))
+}
+
+/// The largest lane; no lane is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_reduce_max(a: F32) -> f32 {
+    let top = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+    let top = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps::<1>(top));
+    let top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    _mm_cvtss_f32(_mm_max_ss(top, _mm_shuffle_ps::<1>(top, top)))
+}
+
+/// Loads [`LANES`] integers.
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn i32_load(ptr: *const i32) -> I32 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_si512(ptr.cast()) }
+}
+
+/// Lane-wise product, low 32 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn i32_mul(a: I32, b: I32) -> I32 {
+    _mm512_mullo_epi32(a, b)
+}
+
+/// In each group `L` of 4 lanes, lane `i` becomes the sum of group `L` of vector `i`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
+    let low =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    let high =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high))
+}
+
+/// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
+/// gives them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_pair_blocks(groups: [I32; 2]) -> F32 {
+    let first = _mm512_shuffle_i32x4::<0b10_00_10_00>(groups[0], groups[1]);
+    let second = _mm512_shuffle_i32x4::<0b11_01_11_01>(groups[0], groups[1]);
+    // Now 4 even blocks, 4 odd ones, and so again.
+    let order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    let blocks = _mm512_permutexvar_epi32(order, _mm512_add_epi32(first, second));
+    _mm512_cvtepi32_ps(blocks)
+}
+
+/// Loads [`LANES`] int8, one for each sub-block of 4 vectors, in the order of [`i32_sum_quads`].
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn i32_load_quad_i8(ptr: *const u8) -> I32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
+    let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_cvtepi8_epi32(_mm_shuffle_epi8(bytes, order))
+}
+
+/// Sums of the products of signed bytes, 4 to a lane, exact for all inputs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn i8_dot(a: Bytes, b: Bytes) -> I32 {
+    let even = |v| _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v));
+    let odd = |v| _mm512_srai_epi16::<8>(v);
+    _mm512_add_epi32(_mm512_madd_epi16(even(a), even(b)), _mm512_madd_epi16(odd(a), odd(b)))
+}
+
+/// A vector of Q8_0 weights, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
+    let _ = at;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let first = _mm256_loadu_si256(block.add(2).cast());
+        let second = _mm256_loadu_si256(block.add(34 + 2).cast());
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
+    }
+}
+
+/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
+    let _ = at;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(block.add(2).cast()));
+        let second = _mm256_broadcastsi128_si256(_mm_loadu_si128(block.add(18 + 2).cast()));
+        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
+        // Weights 16 to 31 of a block are the high nibbles.
+        let shift = _mm512_broadcast_i64x2(_mm_setzero_si128());
+        let shift = _mm512_mask_set1_epi16(shift, 0xff00_ff00, 4);
+        _mm512_and_si512(_mm512_srlv_epi16(both, shift), _mm512_set1_epi8(15))
+    }
+}
+
+/// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The block is readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn q6_k_codes(block: *const u8, at: usize) -> Bytes {
+    let (half, upper) = (at / 128, at % 128 / 64);
+    // SAFETY: the caller's promise.
+    let low = unsafe { load(block.add(64 * half)) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { _mm256_loadu_si256(block.add(128 + 32 * half).cast()) };
+    let high = _mm512_broadcast_i64x4(high);
+    // The first 32 weights of the vector take the lower bit pair, the others the next.
+    let (low, high) = if upper == 0 {
+        let shift = _mm512_mask_set1_epi16(_mm512_set1_epi16(4), 0xffff_0000, 2);
+        (low, _mm512_sllv_epi16(high, shift))
+    } else {
+        let shift = _mm512_mask_set1_epi16(_mm512_setzero_si512(), 0xffff_0000, 2);
+        (_mm512_srli_epi16::<4>(low), _mm512_srlv_epi16(high, shift))
+    };
+    let low = _mm512_and_si512(low, _mm512_set1_epi8(0x0f));
+    // low | (high & 0x30)
+    _mm512_ternarylogic_epi32::<0xf8>(low, high, _mm512_set1_epi8(0x30))
+}
+
+/// Two half floats, widened, in 8 lanes each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
+    let halves = [first, second].map(|v| _mm_set1_epi16(v.cast_signed()));
+    _mm512_cvtph_ps(_mm256_set_m128i(halves[1], halves[0]))
+}
+
+/// Widens the bits of a half float.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16(bits.cast_signed())))
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

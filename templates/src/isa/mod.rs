@@ -3,7 +3,8 @@
 //!
 //! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
 //! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide.
-//! 32-bit lanes: `LANES`, `I32`, `i32_*`.
+//! 32-bit lanes: `LANES`, `I32`, `i32_*`. Floats: `F32`, 16 virtual lanes on every ISA, and `f32_*`,
+//! each lane rounded as the scalar vocabulary rounds it.
 
 pub mod scalar;
 

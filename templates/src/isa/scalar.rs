@@ -13,6 +13,297 @@ pub type I32 = [i32; LANES];
 /// Sums of byte products.
 pub type Acc = I32;
 
+/// 16 virtual lanes of f32, the unit of the float contract.
+pub type F32 = [f32; 16];
+
+/// `value` in every lane.
+#[inline]
+pub fn f32_splat(value: f32) -> F32 {
+    [value; 16]
+}
+
+/// Loads 16 floats.
+///
+/// # Safety
+/// `ptr` is readable for 16 floats.
+#[inline]
+pub unsafe fn f32_load(ptr: *const f32) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<F32>().read_unaligned() }
+}
+
+/// Loads 16 int32 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 integers.
+#[inline]
+pub unsafe fn f32_load_i32(ptr: *const i32) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[i32; 16]>().read_unaligned() }.map(|v| v as f32)
+}
+
+/// Loads 16 half-precision floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 half floats.
+#[inline]
+pub unsafe fn f32_load_f16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[u16; 16]>().read_unaligned() }.map(f16_to_f32)
+}
+
+/// Loads 16 brain floats, as bits, and widens them.
+///
+/// # Safety
+/// `ptr` is readable for 16 brain floats.
+#[inline]
+pub unsafe fn f32_load_bf16(ptr: *const u16) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[u16; 16]>().read_unaligned() }.map(|v| f32::from_bits(u32::from(v) << 16))
+}
+
+/// Stores 16 floats.
+///
+/// # Safety
+/// `ptr` is writable for 16 floats.
+#[inline]
+pub unsafe fn f32_store(ptr: *mut f32, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<F32>().write_unaligned(value) }
+}
+
+/// Stores 16 floats as half floats, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 half floats.
+#[inline]
+pub unsafe fn f32_store_f16(ptr: *mut u16, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[u16; 16]>().write_unaligned(value.map(f32_to_f16)) }
+}
+
+/// Stores 16 floats from -128 to 127 as int8, rounded to nearest, ties to even.
+///
+/// # Safety
+/// `ptr` is writable for 16 bytes.
+#[inline]
+pub unsafe fn f32_store_i8(ptr: *mut i8, value: F32) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[i8; 16]>().write_unaligned(value.map(|v| v.round_ties_even() as i8)) }
+}
+
+/// `a + b`.
+#[inline]
+pub fn f32_add(a: F32, b: F32) -> F32 {
+    core::array::from_fn(|i| a[i] + b[i])
+}
+
+/// `a - b`.
+#[inline]
+pub fn f32_sub(a: F32, b: F32) -> F32 {
+    core::array::from_fn(|i| a[i] - b[i])
+}
+
+/// `a * b`.
+#[inline]
+pub fn f32_mul(a: F32, b: F32) -> F32 {
+    core::array::from_fn(|i| a[i] * b[i])
+}
+
+/// `a / b`.
+#[inline]
+pub fn f32_div(a: F32, b: F32) -> F32 {
+    core::array::from_fn(|i| a[i] / b[i])
+}
+
+/// `a * b + c`, rounded once.
+#[inline]
+pub fn f32_fma(a: F32, b: F32, c: F32) -> F32 {
+    core::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+}
+
+/// `-(a * b) + c`, rounded once.
+#[inline]
+pub fn f32_fnma(a: F32, b: F32, c: F32) -> F32 {
+    core::array::from_fn(|i| (-a[i]).mul_add(b[i], c[i]))
+}
+
+/// `a > b ? a : b`: b where either is NaN.
+#[inline]
+pub fn f32_max(a: F32, b: F32) -> F32 {
+    core::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+}
+
+/// `a < b ? a : b`: b where either is NaN.
+#[inline]
+pub fn f32_min(a: F32, b: F32) -> F32 {
+    core::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+}
+
+/// Without the sign.
+#[inline]
+pub fn f32_abs(a: F32) -> F32 {
+    a.map(f32::abs)
+}
+
+/// `a > b ? x : y`.
+#[inline]
+pub fn f32_select_gt(a: F32, b: F32, x: F32, y: F32) -> F32 {
+    core::array::from_fn(|i| if a[i] > b[i] { x[i] } else { y[i] })
+}
+
+/// `p * 2^k`, where k is the difference of the bits of `shifted` and `base`: scaled in two halves,
+/// so that k = 128 is no special case. Where 2^(k/2) is no normal number the result means nothing.
+#[inline]
+pub fn f32_scale_by_bits(p: F32, shifted: F32, base: f32) -> F32 {
+    let power = |k: i32| f32::from_bits((k.wrapping_add(127) as u32) << 23);
+    core::array::from_fn(|i| {
+        let k = shifted[i].to_bits().wrapping_sub(base.to_bits()) as i32;
+        let half = k >> 1;
+        (p[i] * power(half)) * power(k.wrapping_sub(half))
+    })
+}
+
+/// The sum by the fixed tree: lanes i + (i + 8), then + 4, + 2, + 1.
+#[inline]
+pub fn f32_reduce_add(mut a: F32) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            a[i] += a[i + width];
+        }
+    }
+    a[0]
+}
+
+/// The largest lane; no lane is NaN.
+#[inline]
+pub fn f32_reduce_max(a: F32) -> f32 {
+    a.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+}
+
+/// Widens the bits of a half float.
+#[inline]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    let (sign, exponent, mantissa) =
+        (u32::from(bits & 0x8000) << 16, u32::from(bits >> 10 & 0x1f), u32::from(bits & 0x3ff));
+    match exponent {
+        // A subnormal is mantissa * 2^-24, exactly.
+        0 => f32::from_bits((mantissa as f32 * 5.960_464_5e-8).to_bits() | sign),
+        0x1f => f32::from_bits(sign | 0x7f80_0000 | mantissa << 13),
+        _ => f32::from_bits(sign | (exponent + 112) << 23 | mantissa << 13),
+    }
+}
+
+/// The bits of the nearest half float, ties to even.
+#[inline]
+pub fn f32_to_f16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let sign = (bits >> 16 & 0x8000) as u16;
+    let magnitude = bits & 0x7fff_ffff;
+    if magnitude > 0x7f80_0000 {
+        // NaN stays NaN and becomes quiet.
+        return sign | 0x7e00 | (magnitude >> 13 & 0x3ff) as u16;
+    }
+    if magnitude >= 0x4780_0000 {
+        return sign | 0x7c00;
+    }
+    if magnitude < 0x3880_0000 {
+        // Below 2^-14 the half float is a multiple of 2^-24: adding 2^-1 rounds to it.
+        let rounded = (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5f32.to_bits();
+        return sign | rounded as u16;
+    }
+    let rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+    sign | ((rounded >> 13) - (112 << 10)) as u16
+}
+
+/// Loads [`LANES`] integers.
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] integers.
+#[inline]
+pub unsafe fn i32_load(ptr: *const i32) -> I32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<I32>().read_unaligned() }
+}
+
+/// Lane-wise product, low 32 bits.
+#[inline]
+pub fn i32_mul(a: I32, b: I32) -> I32 {
+    core::array::from_fn(|i| a[i].wrapping_mul(b[i]))
+}
+
+/// In each group `L` of 4 lanes, lane `i` becomes the sum of group `L` of vector `i`.
+#[inline]
+pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
+    v.map(|v| v.iter().sum())
+}
+
+/// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
+/// gives them.
+#[inline]
+pub fn f32_pair_blocks(groups: [I32; 8]) -> F32 {
+    core::array::from_fn(|b| (groups[b / 2][b % 2 * 2] + groups[b / 2][b % 2 * 2 + 1]) as f32)
+}
+
+/// Loads [`LANES`] int8, one for each sub-block of 4 vectors, in the order of [`i32_sum_quads`].
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] bytes.
+#[inline]
+pub unsafe fn i32_load_quad_i8(ptr: *const u8) -> I32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[i8; LANES]>().read_unaligned() }.map(i32::from)
+}
+
+/// Sums of the products of signed bytes, 4 to a lane, exact for all inputs.
+#[inline]
+pub fn i8_dot(a: Bytes, b: Bytes) -> I32 {
+    core::array::from_fn(|lane| {
+        let product = |i: usize| i32::from(a[i].cast_signed()) * i32::from(b[i].cast_signed());
+        (4 * lane..4 * lane + 4).map(product).sum()
+    })
+}
+
+/// A vector of Q8_0 weights, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    unsafe { load(block.add(2 + at)) }
+}
+
+/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    unsafe { load(block.add(2)) }.map(|b| if at == 0 { b & 15 } else { b >> 4 })
+}
+
+/// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The block is readable.
+#[inline]
+pub unsafe fn q6_k_codes(block: *const u8, at: usize) -> Bytes {
+    let (half, t, l) = (at / 128, at % 128 / 32, at % 32);
+    // SAFETY: the caller's promise.
+    let low = unsafe { load(block.add(64 * half + 32 * (t % 2) + l)) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { load(block.add(128 + 32 * half + l)) };
+    core::array::from_fn(|i| (low[i] >> (4 * (t / 2))) & 15 | (high[i] >> (2 * t) & 3) << 4)
+}
+
+/// Two half floats, widened, in 8 lanes each.
+#[inline]
+pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
+    core::array::from_fn(|i| f16_to_f32(if i < 8 { first } else { second }))
+}
+
 /// Zero in every byte.
 #[inline]
 pub fn bytes_zero() -> Bytes {

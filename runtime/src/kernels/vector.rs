@@ -1,0 +1,122 @@
+//! The float operations of one ISA, behind safe methods. [`crate::model::numerics`] defines each of
+//! them; what an ISA computes is the same to the bit.
+
+use bitnet_profiles::Isa;
+use half::f16;
+
+use super::builtin::{self, abi};
+
+/// The float operations of one ISA that this CPU can run.
+#[derive(Clone, Copy)]
+pub struct VectorOps {
+    isa: Isa,
+    entry: &'static abi::VectorEntry,
+}
+
+impl std::fmt::Debug for VectorOps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VectorOps({})", self.isa)
+    }
+}
+
+impl VectorOps {
+    /// All that this CPU can run, the best last.
+    pub fn supported() -> impl Iterator<Item = Self> {
+        builtin::VECTOR.iter().filter_map(|(isa, entry)| {
+            let isa: Isa = isa.parse().ok()?;
+            isa.is_supported().then_some(Self { isa, entry })
+        })
+    }
+
+    /// The best up to `ceiling`.
+    pub fn best(ceiling: Isa) -> Self {
+        let scalar = &builtin::VECTOR[0];
+        Self::supported()
+            .filter(|ops| ops.isa <= ceiling)
+            .last()
+            .unwrap_or(Self { isa: Isa::Scalar, entry: &scalar.1 })
+    }
+
+    /// Their ISA.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// [`numerics::rms_norm`](crate::model::numerics::rms_norm).
+    pub fn rms_norm(&self, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == w.len() && x.len() == out.len());
+        // SAFETY: the lengths are equal, the CPU was checked when the ops were chosen; so below.
+        unsafe { (self.entry.rms_norm)(x.as_ptr(), w.as_ptr(), eps, out.as_mut_ptr(), x.len()) }
+    }
+
+    /// [`numerics::quantise_activations`](crate::model::numerics::quantise_activations).
+    pub fn quantise_activations(&self, x: &[f32], q: &mut [i8]) -> f32 {
+        assert_eq!(x.len(), q.len());
+        // SAFETY: as above.
+        unsafe { (self.entry.quantise_activations)(x.as_ptr(), q.as_mut_ptr(), x.len()) }
+    }
+
+    /// [`numerics::quantise_blocks`](crate::model::numerics::quantise_blocks).
+    pub fn quantise_blocks(&self, x: &[f32], q: &mut [i8], d: &mut [f32]) {
+        assert!(x.len() == q.len() && x.len() == d.len() * 32);
+        // SAFETY: as above.
+        unsafe {
+            (self.entry.quantise_blocks)(x.as_ptr(), q.as_mut_ptr(), d.as_mut_ptr(), x.len());
+        }
+    }
+
+    /// [`numerics::scale_output`](crate::model::numerics::scale_output).
+    pub fn scale_output(&self, dots: &[i32], s: f32, wscale: f32, out: &mut [f32]) {
+        assert_eq!(dots.len(), out.len());
+        // SAFETY: as above.
+        unsafe {
+            (self.entry.scale_output)(dots.as_ptr(), s, wscale, out.as_mut_ptr(), out.len());
+        }
+    }
+
+    /// [`numerics::silu_mul`](crate::model::numerics::silu_mul).
+    pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len());
+        // SAFETY: as above.
+        unsafe {
+            (self.entry.silu_mul)(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len());
+        }
+    }
+
+    /// [`numerics::relu2_mul`](crate::model::numerics::relu2_mul).
+    pub fn relu2_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len());
+        // SAFETY: as above.
+        unsafe {
+            (self.entry.relu2_mul)(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len());
+        }
+    }
+
+    /// [`numerics::add`](crate::model::numerics::add).
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: as above.
+        unsafe { (self.entry.add)(x.as_mut_ptr(), y.as_ptr(), x.len()) }
+    }
+
+    /// [`numerics::rope_neox`](crate::model::numerics::rope_neox).
+    pub fn rope_neox(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(cos.len() == sin.len() && 2 * cos.len() <= x.len());
+        // SAFETY: as above; `x` holds both halves.
+        unsafe { (self.entry.rope_neox)(x.as_mut_ptr(), cos.as_ptr(), sin.as_ptr(), cos.len()) }
+    }
+
+    /// [`numerics::rope_norm`](crate::model::numerics::rope_norm).
+    pub fn rope_norm(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(cos.len() == sin.len() && 2 * cos.len() <= x.len());
+        // SAFETY: as above; `x` holds all pairs.
+        unsafe { (self.entry.rope_norm)(x.as_mut_ptr(), cos.as_ptr(), sin.as_ptr(), cos.len()) }
+    }
+
+    /// [`numerics::to_f16`](crate::model::numerics::to_f16).
+    pub fn to_f16(&self, x: &[f32], out: &mut [f16]) {
+        assert_eq!(x.len(), out.len());
+        // SAFETY: as above; f16 is a transparent u16.
+        unsafe { (self.entry.to_f16)(x.as_ptr(), out.as_mut_ptr().cast(), x.len()) }
+    }
+}

@@ -1,0 +1,253 @@
+//! Every float kernel of every ISA equals its scalar definition, `to_bits`.
+
+use bitnet_profiles::{HeadFormat, Isa};
+use bitnet_runtime::kernels::{HeadKernel, VectorOps};
+use bitnet_runtime::memory::Buffer;
+use bitnet_runtime::model::numerics;
+use bitnet_tests::Random;
+use half::f16;
+
+/// Lengths that fill whole vectors, leave tails, or are shorter than one.
+const LENGTHS: &[usize] = &[1, 2, 15, 16, 17, 31, 32, 48, 63, 64, 96, 100, 384, 640, 2560, 2563];
+
+/// Floats of all magnitudes, with zeros of both signs, subnormals and extremes among them.
+fn floats(n: usize, kind: usize, random: &mut Random) -> Vec<f32> {
+    const SPECIAL: &[f32] =
+        &[0.0, -0.0, 1e-40, -1e-45, 3e38, -3e38, 1.0, -1.0, 0.5, 127.5, 65504.0];
+    (0..n)
+        .map(|_| {
+            let unit = (random.next_u64() >> 40) as f32 / (1u64 << 24) as f32 * 2.0 - 1.0;
+            match kind {
+                0 => unit,
+                1 => unit * 100.0,
+                2 => unit * (2f32).powi(random.below(200) as i32 - 100),
+                3 => SPECIAL[random.below(SPECIAL.len() as u64) as usize],
+                _ => -0.0,
+            }
+        })
+        .collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    // One NaN is as good as another: which one an operation gives is not part of the contract.
+    x.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
+}
+
+/// Calls `f` for every ISA, length and kind of numbers.
+fn for_all(f: impl Fn(&VectorOps, usize, usize, &mut Random)) {
+    for &isa in Isa::ALL.iter().filter(|isa| !isa.is_supported()) {
+        eprintln!("skipped: {isa}, which this CPU lacks");
+    }
+    for ops in VectorOps::supported() {
+        for &n in LENGTHS {
+            for kind in 0..5 {
+                f(&ops, n, kind, &mut Random::new((n * 10 + kind) as u64));
+            }
+        }
+    }
+}
+
+#[test]
+fn elementwise_operations() {
+    for_all(|ops, n, kind, random| {
+        let (x, y) = (floats(n, kind, random), floats(n, kind, random));
+        let (mut a, mut b) = (vec![0.0; n], vec![0.0; n]);
+        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+
+        numerics::silu_mul(&x, &y, &mut a);
+        ops.silu_mul(&x, &y, &mut b);
+        assert_eq!(bits(&a), bits(&b), "{}", what("silu_mul"));
+
+        numerics::relu2_mul(&x, &y, &mut a);
+        ops.relu2_mul(&x, &y, &mut b);
+        assert_eq!(bits(&a), bits(&b), "{}", what("relu2_mul"));
+
+        a.copy_from_slice(&x);
+        b.copy_from_slice(&x);
+        numerics::add(&mut a, &y);
+        ops.add(&mut b, &y);
+        assert_eq!(bits(&a), bits(&b), "{}", what("add"));
+
+        let dots: Vec<i32> = (0..n).map(|_| random.next_u64() as i32 >> random.below(31)).collect();
+        numerics::scale_output(&dots, 12.7, y[0], &mut a);
+        ops.scale_output(&dots, 12.7, y[0], &mut b);
+        assert_eq!(bits(&a), bits(&b), "{}", what("scale_output"));
+
+        let (mut a, mut b) = (vec![f16::ZERO; n], vec![f16::ZERO; n]);
+        numerics::to_f16(&x, &mut a);
+        ops.to_f16(&x, &mut b);
+        assert_eq!(a, b, "{}", what("to_f16"));
+    });
+}
+
+#[test]
+fn every_half_float_boundary_rounds_alike() {
+    // All half floats, the midpoints between neighbours, and what lies just beside those.
+    let mut x = Vec::new();
+    for bits in 0..0x7c00u16 {
+        let (low, high) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
+        let middle = if high.is_finite() { (low + high) / 2.0 } else { 65520.0 };
+        let near = [middle.to_bits() - 1, middle.to_bits(), middle.to_bits() + 1];
+        x.extend(near.into_iter().map(f32::from_bits).chain([low, -low, -middle]));
+    }
+    let mut expected = vec![f16::ZERO; x.len()];
+    numerics::to_f16(&x, &mut expected);
+    for ops in VectorOps::supported() {
+        let mut got = vec![f16::ZERO; x.len()];
+        ops.to_f16(&x, &mut got);
+        let wrong = (0..x.len()).find(|&i| got[i].to_bits() != expected[i].to_bits());
+        assert_eq!(wrong.map(|i| (x[i], got[i], expected[i])), None, "{}", ops.isa());
+    }
+}
+
+#[test]
+fn reductions_and_quantisation() {
+    for_all(|ops, n, kind, random| {
+        let (x, w) = (floats(n, kind, random), floats(n, 0, random));
+        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+
+        let (mut a, mut b) = (vec![0.0; n], vec![0.0; n]);
+        numerics::rms_norm(&x, &w, 1e-5, &mut a);
+        ops.rms_norm(&x, &w, 1e-5, &mut b);
+        assert_eq!(bits(&a), bits(&b), "{}", what("rms_norm"));
+
+        let (mut a, mut b) = (vec![0; n], vec![0; n]);
+        let s = numerics::quantise_activations(&x, &mut a);
+        let t = ops.quantise_activations(&x, &mut b);
+        assert_eq!((s.to_bits(), a), (t.to_bits(), b), "{}", what("quantise_activations"));
+
+        if n % 32 == 0 {
+            let (mut a, mut b) = (vec![0; n], vec![0; n]);
+            let (mut s, mut t) = (vec![0.0; n / 32], vec![0.0; n / 32]);
+            numerics::quantise_blocks(&x, &mut a, &mut s);
+            ops.quantise_blocks(&x, &mut b, &mut t);
+            assert_eq!((bits(&s), a), (bits(&t), b), "{}", what("quantise_blocks"));
+        }
+    });
+}
+
+#[test]
+fn ties_round_to_even_on_every_isa() {
+    // 127 as the largest makes the scale 1: the halves stay halves.
+    let mut x: Vec<f32> = (-126..126).map(|i| i as f32 + 0.5).collect();
+    x.push(127.0);
+    let mut expected = vec![0; x.len()];
+    assert_eq!(numerics::quantise_activations(&x, &mut expected), 1.0);
+    assert_eq!((expected[126], expected[127], expected[125]), (0, 2, 0));
+    for ops in VectorOps::supported() {
+        let mut got = vec![0; x.len()];
+        ops.quantise_activations(&x, &mut got);
+        assert_eq!(got, expected, "{}", ops.isa());
+    }
+}
+
+#[test]
+fn rotary_embedding() {
+    for_all(|ops, n, kind, random| {
+        let x = floats(2 * n + 3, kind, random);
+        let (cos, sin) = (floats(n, 0, random), floats(n, 0, random));
+        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+        let (mut a, mut b) = (x.clone(), x.clone());
+        numerics::rope_neox(&mut a, &cos, &sin);
+        ops.rope_neox(&mut b, &cos, &sin);
+        assert_eq!(bits(&a), bits(&b), "{}", what("rope_neox"));
+        let (mut a, mut b) = (x.clone(), x);
+        numerics::rope_norm(&mut a, &cos, &sin);
+        ops.rope_norm(&mut b, &cos, &sin);
+        assert_eq!(bits(&a), bits(&b), "{}", what("rope_norm"));
+    });
+}
+
+#[test]
+fn exp_over_its_whole_range() {
+    // silu with gate x and up 1 shows exp(-x) for every exponent and some mantissas of each.
+    let x: Vec<f32> = (0..=u32::MAX >> 12).map(|i| f32::from_bits(i << 12 | i & 0xfff)).collect();
+    let one = vec![1.0; x.len()];
+    let mut expected = vec![0.0; x.len()];
+    numerics::silu_mul(&x, &one, &mut expected);
+    for ops in VectorOps::supported() {
+        let mut got = vec![0.0; x.len()];
+        ops.silu_mul(&x, &one, &mut got);
+        let (got, expected) = (bits(&got), bits(&expected));
+        let wrong = (0..x.len()).find(|&i| got[i] != expected[i]);
+        assert_eq!(wrong.map(|i| x[i]), None, "{}", ops.isa());
+    }
+}
+
+/// A row of `cols` random weights in a format's blocks, with finite scales.
+fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> Vec<u8> {
+    let half = |random: &mut Random| {
+        let unit = random.below(2000) as f32 / 1000.0 - 1.0;
+        f16::from_f32(unit * 0.01).to_le_bytes()
+    };
+    let mut row = Vec::new();
+    for _ in 0..cols / format.block_weights() {
+        let bytes = |n: usize, random: &mut Random| {
+            (0..n).map(|_| random.next_u64() as u8).collect::<Vec<u8>>()
+        };
+        match format {
+            HeadFormat::F32 => {
+                row.extend(f32::from(f16::from_le_bytes(half(random))).to_le_bytes())
+            }
+            HeadFormat::F16 => row.extend(half(random)),
+            HeadFormat::Bf16 => row.extend([random.next_u64() as u8, 0x3c]),
+            HeadFormat::Q8_0 | HeadFormat::Q4_0 => {
+                row.extend(half(random));
+                row.extend(bytes(format.block_bytes() - 2, random));
+            }
+            HeadFormat::Q6K => {
+                row.extend(bytes(208, random));
+                row.extend(half(random));
+            }
+        }
+    }
+    row
+}
+
+/// The scalar definition of a logit.
+fn head_logit(format: HeadFormat, x: &[f32], row: &[u8]) -> f32 {
+    let blocks = || {
+        let (mut q, mut d) = (vec![0; x.len()], vec![0.0; x.len() / 32]);
+        numerics::quantise_blocks(x, &mut q, &mut d);
+        (q, d)
+    };
+    match format {
+        HeadFormat::F32 => numerics::dot_f32_row(x, row),
+        HeadFormat::F16 => numerics::dot_f16_row(x, row),
+        HeadFormat::Bf16 => numerics::dot_bf16_row(x, row),
+        HeadFormat::Q8_0 => numerics::dot_q8_0_row(&blocks().0, &blocks().1, row),
+        HeadFormat::Q6K => numerics::dot_q6_k_row(&blocks().0, &blocks().1, row),
+        HeadFormat::Q4_0 => numerics::dot_q4_0_row(&blocks().0, &blocks().1, row),
+    }
+}
+
+#[test]
+fn every_head_kernel() {
+    let mut tested = 0;
+    for kernel in HeadKernel::builtin() {
+        let format = kernel.format();
+        let lengths: &[usize] = match format.block_weights() {
+            1 => &[1, 15, 16, 17, 96, 100, 384, 2560],
+            32 => &[32, 96, 384, 512, 544, 1536, 3200],
+            _ => &[256, 512, 768, 1280, 2560],
+        };
+        for &cols in lengths {
+            for kind in 0..5 {
+                let random = &mut Random::new((cols * 10 + kind) as u64);
+                let mut x = floats(cols, kind, random);
+                // Sums of these would overflow, in an order of no interest.
+                x.iter_mut().for_each(|v| *v = v.clamp(-1e30, 1e30));
+                // 7 rows leave a tail for every number of rows at once.
+                let rows: Vec<Vec<u8>> = (0..7).map(|_| head_row(format, cols, random)).collect();
+                let mut prepared = Buffer::zeroed(kernel.prepared_bytes(cols)).unwrap();
+                kernel.prepare(&x, &mut prepared);
+                let mut got = vec![0.0; rows.len()];
+                kernel.run(&rows.concat(), cols, &prepared, &mut got);
+                let expected: Vec<f32> = rows.iter().map(|r| head_logit(format, &x, r)).collect();
+                assert_eq!(bits(&got), bits(&expected), "{}, {cols}, kind {kind}", kernel.id());
+            }
+        }
+        tested += 1;
+    }
+    assert!(tested >= 6, "{tested}");
+}
