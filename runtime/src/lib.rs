@@ -1,12 +1,16 @@
 //! Runs ternary language models: GGUF in, tokens out.
 
+pub mod cli;
+pub mod dummy;
 pub mod error;
 pub mod gguf;
+pub mod host;
 pub mod kernels;
 pub mod matmul;
 pub mod memory;
 pub mod model;
 pub mod pack;
+pub mod probe;
 pub mod reference;
 pub mod sampler;
 pub mod threads;

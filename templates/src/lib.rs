@@ -8,6 +8,8 @@
 #![allow(clippy::redundant_closure, reason = "a function with target features is no `Fn`")]
 
 pub mod abi;
+pub mod head_block;
+pub mod head_float;
 pub mod i2_s;
 pub mod isa;
 #[cfg(test)]
@@ -52,6 +54,8 @@ pub const TEMPLATES: &[Source] = &[
     source!("tl1", "tl1.rs"),
     source!("tl2", "tl2.rs"),
     source!("tl2_w", "tl2_w.rs"),
+    source!("head_float", "head_float.rs"),
+    source!("head_block", "head_block.rs"),
 ];
 
 /// The float operations, emitted once for every ISA.
