@@ -27,6 +27,7 @@ pub struct PackedMatrix {
     layout: Layout,
     shape: Shape,
     scale: f32,
+    zero: bool,
     data: Buffer,
 }
 
@@ -64,7 +65,7 @@ impl PackedMatrix {
         let tile_bytes = layout.tile_bytes(shape.cols);
         let tiles = buffer.len() / tile_bytes;
         let stride = shape.cols.next_multiple_of(layout.unit_cols());
-        let bad = AtomicBool::new(false);
+        let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
         let out = SharedSlice::new(&mut buffer);
         pool.run(|worker| {
             let mut codes = vec![ZERO; rows * stride];
@@ -72,10 +73,9 @@ impl PackedMatrix {
                 for (i, row) in codes.chunks_exact_mut(stride).enumerate() {
                     let number = tile * rows + i;
                     if number < shape.rows {
-                        let ok = read_codes(file, number * shape.cols, &mut row[..shape.cols]);
-                        if !ok {
-                            bad.store(true, Ordering::Relaxed);
-                        }
+                        let seen = read_codes(file, number * shape.cols, &mut row[..shape.cols]);
+                        bad.fetch_or(seen.bad, Ordering::Relaxed);
+                        weights.fetch_or(seen.weights, Ordering::Relaxed);
                     } else {
                         row.fill(ZERO);
                     }
@@ -93,7 +93,8 @@ impl PackedMatrix {
         if bad.into_inner() {
             return Ok(Err(BadCode));
         }
-        Ok(Ok(Self { layout, shape, scale, data: buffer }))
+        let zero = !weights.into_inner();
+        Ok(Ok(Self { layout, shape, scale, zero, data: buffer }))
     }
 
     /// The same matrix once more, in `buffer`. Every worker copies the tiles it owns.
@@ -137,6 +138,11 @@ impl PackedMatrix {
         self.scale
     }
 
+    /// Whether every weight is zero, which no trained model has.
+    pub fn is_zero(&self) -> bool {
+        self.zero
+    }
+
     /// The packed tiles.
     pub fn data(&self) -> &[u8] {
         &self.data
@@ -148,10 +154,17 @@ impl PackedMatrix {
     }
 }
 
-/// Reads the codes of weights `first..first + codes.len()` of the flat matrix, and says whether
-/// none of them is 3.
-fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> bool {
-    let mut bad = 0;
+/// What there was among some codes: perhaps also among others of the blocks they lie in.
+struct Seen {
+    /// A code 3.
+    bad: bool,
+    /// A weight other than zero.
+    weights: bool,
+}
+
+/// Reads the codes of weights `first..first + codes.len()` of the flat matrix.
+fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
+    let (mut bad, mut weights) = (0, 0);
     let mut done = 0;
     while done < codes.len() {
         let weight = first + done;
@@ -163,12 +176,13 @@ fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> bool {
             }
         }
         bad |= block.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
+        weights |= block.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
         let from = weight % BLOCK;
         let take = (BLOCK - from).min(codes.len() - done);
         codes[done..done + take].copy_from_slice(&all[from..from + take]);
         done += take;
     }
-    bad == 0
+    Seen { bad: bad != 0, weights: weights != 0 }
 }
 
 /// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] or [`Layout::I2sT32`].
