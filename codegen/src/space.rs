@@ -45,7 +45,9 @@ const SPACE: &[Row] = &[
     Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16, 32], cols: &[0],            tokens: &[1],         unroll: &[1, 2, 4], prefetch: &[0] },
     Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
     Row { layout: I2sT32, isas: &[Avx512Vnni],    rows: &[32, 64], cols: &[0],            tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[8, 16, 24], unroll: &[1, 2],    prefetch: &[0] },
+    // The compiler unrolls up to 64 products: two units of 16 tokens stay a loop of one.
+    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[8],         unroll: &[1, 2],    prefetch: &[0] },
+    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[16, 24],    unroll: &[1],       prefetch: &[0] },
     Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
     Row { layout: I2sT32, isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
 ];
