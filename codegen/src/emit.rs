@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use bitnet_profiles::{Format, Isa, KernelId, Op};
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Op};
 use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES};
 use quote::{format_ident, quote};
 
@@ -37,7 +37,7 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 }
 
 /// All of `ids` in one file: the ABI, the vocabularies they use, a module for each kernel and for
-/// the float operations of each ISA, and the tables `TERNARY` and `VECTOR`. The file's text depends
+/// the float operations of each ISA, and the tables `TERNARY`, `HEADS` and `VECTOR`. The file's text depends
 /// on `ids` and nothing else.
 ///
 /// # Errors
@@ -54,21 +54,24 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     out.push_str("/// The vector vocabularies.\n");
     module(&mut out, "isa", &vocabularies);
 
-    let mut entries = Vec::new();
+    let (mut ternary, mut heads) = (Vec::new(), Vec::new());
     for id in ids {
         let name = id.to_string();
         module(&mut out, &name, &kernel(id, template(id)?)?);
         let path = format_ident!("{name}");
-        if let Op::Ternary(_) = id.op {
-            entries.push(quote! {
-                abi::TernaryEntry {
-                    id: #name,
-                    scratch: #path::scratch,
-                    prepare: #path::prepare,
-                    run: #path::run,
-                }
-            });
-        }
+        let (entry, table) = match id.op {
+            Op::Ternary(_) => (format_ident!("TernaryEntry"), &mut ternary),
+            Op::Head(_) => (format_ident!("HeadEntry"), &mut heads),
+            Op::Attention => continue,
+        };
+        table.push(quote! {
+            abi::#entry {
+                id: #name,
+                scratch: #path::scratch,
+                prepare: #path::prepare,
+                run: #path::run,
+            }
+        });
     }
     // The tiers between add nothing to float arithmetic.
     let mut vectors = Vec::new();
@@ -83,7 +86,9 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         /// The generator's fingerprint.
         pub const FINGERPRINT: &str = #fingerprint;
         /// Every ternary kernel of this file.
-        pub static TERNARY: &[abi::TernaryEntry] = &[#(#entries),*];
+        pub static TERNARY: &[abi::TernaryEntry] = &[#(#ternary),*];
+        /// Every head kernel of this file.
+        pub static HEADS: &[abi::HeadEntry] = &[#(#heads),*];
         /// The float operations of every ISA, by its name.
         pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
     };
@@ -117,7 +122,8 @@ fn template(id: &KernelId) -> Result<&'static Source, Error> {
             Format::Tl1 => "tl1",
             Format::Tl2 => "tl2",
         },
-        Op::Head(_) => "head",
+        Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
+        Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",
         Op::Attention => "attention",
     };
     TEMPLATES
@@ -136,8 +142,13 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
         constant("UNROLL", id.tile.unroll, 1),
         constant("PREFETCH", id.tile.prefetch, 0),
     ];
-    if let Op::Ternary(layout) = id.op {
-        constants.push(constant("TILE", layout.tile_rows(), layout.tile_rows()));
+    match id.op {
+        Op::Ternary(layout) => {
+            constants.push(constant("TILE", layout.tile_rows(), layout.tile_rows()));
+        }
+        // In the order of declaration, as the templates document it.
+        Op::Head(format) => constants.push(constant("FORMAT", format as usize, usize::MAX)),
+        Op::Attention => {}
     }
     specialise(template, id.isa, &constants)
 }

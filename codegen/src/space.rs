@@ -3,7 +3,8 @@
 
 use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vnni, Scalar};
 use bitnet_profiles::Layout::{I2sT16, I2sT32};
-use bitnet_profiles::{Isa, KernelId, KernelSpec, Layout, Op, Shape, TileConfig};
+use bitnet_profiles::Op::{self, Head, Ternary};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
 
 /// What a kernel is for: one token at a time, or many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,7 +25,7 @@ impl Phase {
 /// The product of its columns; what [`KernelSpec::validate`] refuses (too many registers, sums
 /// that would wrap) is left out.
 struct Row {
-    layout: Layout,
+    ops: &'static [Op],
     isas: &'static [Isa],
     rows: &'static [usize],
     cols: &'static [usize],
@@ -33,23 +34,29 @@ struct Row {
     prefetch: &'static [usize],
 }
 
+const FLOAT_HEADS: &[Op] = &[Head(HeadFormat::F32), Head(HeadFormat::F16), Head(HeadFormat::Bf16)];
+const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head(HeadFormat::Q4_0)];
+
 #[rustfmt::skip]
 const SPACE: &[Row] = &[
-    Row { layout: I2sT16, isas: &[Scalar],        rows: &[16],     cols: &[0],            tokens: &[1, 4],      unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx2, Avx512],  rows: &[16, 32], cols: &[64, 128, 256], tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx2, Avx512],  rows: &[16],     cols: &[256],          tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
-    Row { layout: I2sT32, isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx2],          rows: &[16, 32], cols: &[64, 128, 256], tokens: &[2, 4],      unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512],        rows: &[16, 32], cols: &[128, 256],     tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT32, isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[2, 8],      unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16, 32], cols: &[0],            tokens: &[1],         unroll: &[1, 2, 4], prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
-    Row { layout: I2sT32, isas: &[Avx512Vnni],    rows: &[32, 64], cols: &[0],            tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Scalar],        rows: &[16],     cols: &[0],            tokens: &[1, 4],      unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],  rows: &[16, 32], cols: &[64, 128, 256], tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],  rows: &[16],     cols: &[256],          tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],          rows: &[16, 32], cols: &[64, 128, 256], tokens: &[2, 4],      unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],        rows: &[16, 32], cols: &[128, 256],     tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[2, 8],      unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[16, 32], cols: &[0],            tokens: &[1],         unroll: &[1, 2, 4], prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],    rows: &[32, 64], cols: &[0],            tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
     // The compiler unrolls up to 64 products: two units of 16 tokens stay a loop of one.
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[8],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[16, 24],    unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT16, isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
-    Row { layout: I2sT32, isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[8],         unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[16, 24],    unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
+    Row { ops: FLOAT_HEADS, isas: &[Scalar, Avx2, Avx512], rows: &[1, 4], cols: &[0], tokens: &[1], unroll: &[1], prefetch: &[0] },
+    Row { ops: FLOAT_HEADS, isas: &[Avx2, Avx512], rows: &[2, 8], cols: &[0], tokens: &[1], unroll: &[1], prefetch: &[0] },
+    Row { ops: BLOCK_HEADS, isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1], cols: &[0], tokens: &[1], unroll: &[1], prefetch: &[0] },
 ];
 
 /// Every kernel of the space for an ISA, generic in shape or specialised for one, in the order of
@@ -57,17 +64,24 @@ const SPACE: &[Row] = &[
 pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
     let mut ids = Vec::new();
     for row in SPACE.iter().filter(|row| row.isas.contains(&isa)) {
-        for &rows in row.rows {
-            for &cols in row.cols {
-                for &tokens in row.tokens {
-                    for &unroll in row.unroll {
-                        for &prefetch in row.prefetch {
-                            let tile = TileConfig { rows, cols, tokens, unroll, prefetch };
-                            let spec = KernelSpec { op: Op::Ternary(row.layout), isa, shape, tile };
-                            ids.extend(spec.validate().ok());
-                        }
-                    }
-                }
+        let tiles = row.rows.iter().flat_map(|&rows| {
+            row.cols.iter().flat_map(move |&cols| {
+                row.tokens.iter().flat_map(move |&tokens| {
+                    row.unroll.iter().flat_map(move |&unroll| {
+                        row.prefetch.iter().map(move |&prefetch| TileConfig {
+                            rows,
+                            cols,
+                            tokens,
+                            unroll,
+                            prefetch,
+                        })
+                    })
+                })
+            })
+        });
+        for tile in tiles {
+            for &op in row.ops {
+                ids.extend(KernelSpec { op, isa, shape, tile }.validate().ok());
             }
         }
     }
@@ -92,9 +106,10 @@ mod tests {
         assert_eq!(unique.len(), all.len());
         for isa in [Avx2, Avx512] {
             for phase in [Phase::Decode, Phase::Prefill] {
-                let tiles: BTreeSet<_> =
-                    all.iter().filter(|k| k.isa == isa && Phase::of(&k.tile) == phase).collect();
-                assert!(tiles.len() >= 8, "{isa} {phase:?}: {}", tiles.len());
+                let tiles = all.iter().filter(|k| {
+                    matches!(k.op, Ternary(_)) && k.isa == isa && Phase::of(&k.tile) == phase
+                });
+                assert!(tiles.count() >= 8, "{isa} {phase:?}");
             }
         }
     }

@@ -1241,9 +1241,9 @@ fn decide(claim: &Claim, room: u64, last: bool, alignment: u64) -> Step<(TensorT
         ([], Some(fault)) if sizes.is_empty() => Err(fault),
         (found, _) => Err(Fault::new(
             format_args!(
-                "{room} bytes for type {id} of dimensions {:?}, which {} fit",
+                "{room} bytes for type {id} of dimensions {:?}, which {}",
                 claim.dims,
-                if found.is_empty() { "no known layout does" } else { "several layouts" }
+                if found.is_empty() { "fit no known layout" } else { "fit several layouts" }
             ),
             format_args!(
                 "exactly one of {} bytes, padded to {alignment}; the id has had other meanings, convert the model again",

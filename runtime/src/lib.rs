@@ -1,5 +1,7 @@
 //! Runs ternary language models: GGUF in, tokens out.
 
+pub mod cli;
+pub mod dummy;
 pub mod error;
 pub mod gguf;
 pub mod kernels;

@@ -220,7 +220,7 @@ impl Cut {
 ///
 /// Bytes that print (`!` to `~`, U+00A1 to U+00AC, U+00AE to U+00FF) stand for themselves, the
 /// others for U+0100 onwards in order.
-fn byte_alphabet() -> [char; 256] {
+pub(crate) fn byte_alphabet() -> [char; 256] {
     let mut next = 0x100;
     std::array::from_fn(|b| {
         let code = if matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) {

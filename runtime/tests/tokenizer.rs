@@ -64,6 +64,28 @@ fn vectors_of_the_llama_vocabularies() {
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
+/// The demo model's golden prompts and continuations: BOS first, and back to the same text.
+#[test]
+fn golden_ids_of_the_demo_model() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let gguf = Gguf::open(models.join("bard-11m.i2_s.gguf")).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let golden = std::fs::read_to_string(models.join("bard-11m.golden.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&golden).unwrap();
+    let ids = |v: &serde_json::Value| -> Vec<u32> { serde_json::from_value(v.clone()).unwrap() };
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 12);
+    for case in cases {
+        let prompt = case["prompt"].as_str().unwrap();
+        let found = tokenizer.encode(prompt, tokenizer.add_bos(), false).unwrap();
+        assert_eq!(found, ids(&case["ids"]), "{prompt}");
+        assert_eq!(tokenizer.decode(&found), prompt);
+        let text = case["greedy_text"].as_str().unwrap();
+        assert_eq!(tokenizer.decode(&ids(&case["greedy_48"])), text);
+    }
+    assert_eq!((tokenizer.bos(), tokenizer.eos_ids()), (Some(0), &[1][..]));
+}
+
 /// Metadata of a small byte-level vocabulary: the 256 byte characters, `he` and `hello` by merges,
 /// an end-of-turn token and a user-defined one.
 fn byte_level() -> Vec<(&'static str, Value)> {

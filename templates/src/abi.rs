@@ -98,3 +98,56 @@ pub struct VectorEntry {
     /// Converts to half floats, as bits.
     pub to_f16: unsafe extern "C" fn(x: *const f32, out: *mut u16, n: usize),
 }
+
+/// The activation row of a head, to be laid out as the kernel reads it.
+#[repr(C)]
+pub struct HeadPrepare {
+    /// `cols` floats.
+    pub x: *const f32,
+    /// Columns, K: whole blocks of the head's format.
+    pub cols: usize,
+    /// At least `scratch(cols)` bytes, 64-byte aligned.
+    pub scratch: *mut u8,
+}
+
+/// Consecutive rows of a head times one prepared activation row.
+#[repr(C)]
+pub struct HeadCall {
+    /// First row, in the file's own blocks.
+    pub rows: *const u8,
+    /// Rows.
+    pub count: usize,
+    /// Columns, K: whole blocks of the head's format.
+    pub cols: usize,
+    /// What `prepare` wrote.
+    pub activations: *const u8,
+    /// One logit for each row.
+    pub out: *mut f32,
+}
+
+/// Lays out an activation row.
+///
+/// # Safety
+/// As [`PrepareFn`], for one row of floats.
+pub type HeadPrepareFn = unsafe extern "C" fn(prepare: &HeadPrepare);
+
+/// Computes the logits of one [`HeadCall`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `rows` is readable for `count` rows of `cols` weights;
+/// `activations` was filled by the same kernel's `prepare` for the same `cols`; `out` is writable
+/// for `count` floats and nothing else accesses it meanwhile.
+pub type HeadRunFn = unsafe extern "C" fn(call: &HeadCall);
+
+/// A head kernel as the generated table lists it.
+#[derive(Clone, Copy)]
+pub struct HeadEntry {
+    /// The kernel's id, as `bitnet_profiles::KernelId` spells it.
+    pub id: &'static str,
+    /// Size of a prepared row.
+    pub scratch: ScratchFn,
+    /// Prepares a row.
+    pub prepare: HeadPrepareFn,
+    /// Multiplies.
+    pub run: HeadRunFn,
+}

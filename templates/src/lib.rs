@@ -8,6 +8,8 @@
 #![allow(clippy::redundant_closure, reason = "a function with target features is no `Fn`")]
 
 pub mod abi;
+pub mod head_block;
+pub mod head_float;
 pub mod i2_s;
 pub mod isa;
 pub mod vector;
@@ -42,7 +44,11 @@ pub const VOCABULARIES: &[Source] = &[
 ];
 
 /// The kernel templates.
-pub const TEMPLATES: &[Source] = &[source!("i2_s", "i2_s.rs")];
+pub const TEMPLATES: &[Source] = &[
+    source!("i2_s", "i2_s.rs"),
+    source!("head_float", "head_float.rs"),
+    source!("head_block", "head_block.rs"),
+];
 
 /// The float operations, emitted once for every ISA.
 pub const VECTOR: Source = source!("vector", "vector.rs");

@@ -1,2 +1,42 @@
 //! Runs a ternary model.
-fn main() {}
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use bitnet_runtime::{Result, cli};
+use clap::{Parser, Subcommand};
+
+/// Run ternary language models on the CPU
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inspect(cli::inspect::Args),
+    Tokenize(cli::tokenize::Args),
+    Dummy(cli::dummy::Args),
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.command {
+        Command::Inspect(args) => cli::inspect::run(args),
+        Command::Tokenize(args) => cli::tokenize::run(args),
+        Command::Dummy(args) => cli::dummy::run(args),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not eprintln!, which panics when stderr is closed.
+            drop(writeln!(io::stderr(), "error: {error}"));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

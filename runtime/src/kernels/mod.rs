@@ -15,8 +15,10 @@ use crate::memory::ALIGN;
 use crate::pack::PackedMatrix;
 
 pub mod builtin;
+mod head;
 mod vector;
 
+pub use head::HeadKernel;
 pub use vector::VectorOps;
 
 use builtin::abi;

@@ -239,6 +239,135 @@ pub fn f32_reduce_max(a: F32) -> f32 {
     _mm_cvtss_f32(_mm_max_ss(top, _mm_shuffle_ps::<1>(top, top)))
 }
 
+/// Loads [`LANES`] integers.
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn i32_load(ptr: *const i32) -> I32 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_loadu_si256(ptr.cast()) }
+}
+
+/// Lane-wise product, low 32 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn i32_mul(a: I32, b: I32) -> I32 {
+    _mm256_mullo_epi32(a, b)
+}
+
+/// In each group `L` of 4 lanes, lane `i` becomes the sum of group `L` of vector `i`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
+    let low =
+        _mm256_add_epi32(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+    let high =
+        _mm256_add_epi32(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+    _mm256_add_epi32(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high))
+}
+
+/// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
+/// gives them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_pair_blocks(groups: [I32; 4]) -> F32 {
+    let blocks =
+        groups.map(|g| _mm_add_epi32(_mm256_castsi256_si128(g), _mm256_extracti128_si256::<1>(g)));
+    F32([
+        _mm256_cvtepi32_ps(_mm256_set_m128i(blocks[1], blocks[0])),
+        _mm256_cvtepi32_ps(_mm256_set_m128i(blocks[3], blocks[2])),
+    ])
+}
+
+/// Loads [`LANES`] int8, one for each sub-block of 4 vectors, in the order of [`i32_sum_quads`].
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn i32_load_quad_i8(ptr: *const u8) -> I32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadl_epi64(ptr.cast()) };
+    let order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+    _mm256_cvtepi8_epi32(_mm_shuffle_epi8(bytes, order))
+}
+
+/// Sums of the products of signed bytes, 4 to a lane, exact for all inputs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn i8_dot(a: Bytes, b: Bytes) -> I32 {
+    let even = |v| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(v));
+    let odd = |v| _mm256_srai_epi16::<8>(v);
+    _mm256_add_epi32(_mm256_madd_epi16(even(a), even(b)), _mm256_madd_epi16(odd(a), odd(b)))
+}
+
+/// A vector of Q8_0 weights, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
+    let _ = at;
+    // SAFETY: the caller's promise.
+    unsafe { load(block.add(2)) }
+}
+
+/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
+    let _ = at;
+    // SAFETY: the caller's promise.
+    let low = unsafe { _mm_loadu_si128(block.add(2).cast()) };
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(low), low);
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The block is readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn q6_k_codes(block: *const u8, at: usize) -> Bytes {
+    let (half, t) = (at / 128, at % 128 / 32);
+    // SAFETY: the caller's promise.
+    let low = unsafe { load(block.add(64 * half + 32 * (t % 2))) };
+    let low = if t < 2 { low } else { _mm256_srli_epi16::<4>(low) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { load(block.add(128 + 32 * half)) };
+    let high = match t {
+        0 => _mm256_slli_epi16::<4>(high),
+        1 => _mm256_slli_epi16::<2>(high),
+        2 => high,
+        _ => _mm256_srli_epi16::<2>(high),
+    };
+    _mm256_or_si256(
+        _mm256_and_si256(low, _mm256_set1_epi8(0x0f)),
+        _mm256_and_si256(high, _mm256_set1_epi8(0x30)),
+    )
+}
+
+/// Two half floats, widened, in 8 lanes each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
+    F32([first, second].map(|v| _mm256_cvtph_ps(_mm_set1_epi16(v.cast_signed()))))
+}
+
+/// Widens the bits of a half float.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16(bits.cast_signed())))
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "avx2")]

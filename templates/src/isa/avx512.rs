@@ -213,6 +213,147 @@ pub fn f32_reduce_max(a: F32) -> f32 {
     _mm_cvtss_f32(_mm_max_ss(top, _mm_shuffle_ps::<1>(top, top)))
 }
 
+/// Loads [`LANES`] integers.
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] integers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn i32_load(ptr: *const i32) -> I32 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_si512(ptr.cast()) }
+}
+
+/// Lane-wise product, low 32 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn i32_mul(a: I32, b: I32) -> I32 {
+    _mm512_mullo_epi32(a, b)
+}
+
+/// In each group `L` of 4 lanes, lane `i` becomes the sum of group `L` of vector `i`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
+    let low =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    let high =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high))
+}
+
+/// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
+/// gives them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_pair_blocks(groups: [I32; 2]) -> F32 {
+    let first = _mm512_shuffle_i32x4::<0b10_00_10_00>(groups[0], groups[1]);
+    let second = _mm512_shuffle_i32x4::<0b11_01_11_01>(groups[0], groups[1]);
+    // Now 4 even blocks, 4 odd ones, and so again.
+    let order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    let blocks = _mm512_permutexvar_epi32(order, _mm512_add_epi32(first, second));
+    _mm512_cvtepi32_ps(blocks)
+}
+
+/// Loads [`LANES`] int8, one for each sub-block of 4 vectors, in the order of [`i32_sum_quads`].
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn i32_load_quad_i8(ptr: *const u8) -> I32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
+    let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_cvtepi8_epi32(_mm_shuffle_epi8(bytes, order))
+}
+
+/// Sums of the products of signed bytes, 4 to a lane, exact for all inputs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn i8_dot(a: Bytes, b: Bytes) -> I32 {
+    let even = |v| _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v));
+    let odd = |v| _mm512_srai_epi16::<8>(v);
+    _mm512_add_epi32(_mm512_madd_epi16(even(a), even(b)), _mm512_madd_epi16(odd(a), odd(b)))
+}
+
+/// A vector of Q8_0 weights, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
+    let _ = at;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let first = _mm256_loadu_si256(block.add(2).cast());
+        let second = _mm256_loadu_si256(block.add(34 + 2).cast());
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
+    }
+}
+
+/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
+    let _ = at;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(block.add(2).cast()));
+        let second = _mm256_broadcastsi128_si256(_mm_loadu_si128(block.add(18 + 2).cast()));
+        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
+        // Weights 16 to 31 of a block are the high nibbles.
+        let shift = _mm512_broadcast_i64x2(_mm_setzero_si128());
+        let shift = _mm512_mask_set1_epi16(shift, 0xff00_ff00, 4);
+        _mm512_and_si512(_mm512_srlv_epi16(both, shift), _mm512_set1_epi8(15))
+    }
+}
+
+/// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The block is readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn q6_k_codes(block: *const u8, at: usize) -> Bytes {
+    let (half, upper) = (at / 128, at % 128 / 64);
+    // SAFETY: the caller's promise.
+    let low = unsafe { load(block.add(64 * half)) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { _mm256_loadu_si256(block.add(128 + 32 * half).cast()) };
+    let high = _mm512_broadcast_i64x4(high);
+    // The first 32 weights of the vector take the lower bit pair, the others the next.
+    let (low, high) = if upper == 0 {
+        let shift = _mm512_mask_set1_epi16(_mm512_set1_epi16(4), 0xffff_0000, 2);
+        (low, _mm512_sllv_epi16(high, shift))
+    } else {
+        let shift = _mm512_mask_set1_epi16(_mm512_setzero_si512(), 0xffff_0000, 2);
+        (_mm512_srli_epi16::<4>(low), _mm512_srlv_epi16(high, shift))
+    };
+    let low = _mm512_and_si512(low, _mm512_set1_epi8(0x0f));
+    // low | (high & 0x30)
+    _mm512_ternarylogic_epi32::<0xf8>(low, high, _mm512_set1_epi8(0x30))
+}
+
+/// Two half floats, widened, in 8 lanes each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
+    let halves = [first, second].map(|v| _mm_set1_epi16(v.cast_signed()));
+    _mm512_cvtph_ps(_mm256_set_m128i(halves[1], halves[0]))
+}
+
+/// Widens the bits of a half float.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16(bits.cast_signed())))
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -22,3 +22,14 @@ pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
 pub fn widen(acc: Acc) -> I32 {
     acc
 }
+
+/// Sums of the products of signed bytes, 4 to a lane, exact for all inputs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub fn i8_dot(a: Bytes, b: Bytes) -> I32 {
+    // (a + 128) b - 128 b: the first factor of `vpdpbusd` is unsigned.
+    let offset = _mm512_set1_epi8(-128);
+    let zero = _mm512_setzero_si512();
+    let dots = _mm512_dpbusd_epi32(zero, _mm512_xor_si512(a, offset), b);
+    _mm512_sub_epi32(dots, _mm512_dpbusd_epi32(zero, offset, b))
+}

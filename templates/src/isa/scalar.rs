@@ -216,6 +216,94 @@ pub fn f32_to_f16(value: f32) -> u16 {
     sign | ((rounded >> 13) - (112 << 10)) as u16
 }
 
+/// Loads [`LANES`] integers.
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] integers.
+#[inline]
+pub unsafe fn i32_load(ptr: *const i32) -> I32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<I32>().read_unaligned() }
+}
+
+/// Lane-wise product, low 32 bits.
+#[inline]
+pub fn i32_mul(a: I32, b: I32) -> I32 {
+    core::array::from_fn(|i| a[i].wrapping_mul(b[i]))
+}
+
+/// In each group `L` of 4 lanes, lane `i` becomes the sum of group `L` of vector `i`.
+#[inline]
+pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
+    v.map(|v| v.iter().sum())
+}
+
+/// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
+/// gives them.
+#[inline]
+pub fn f32_pair_blocks(groups: [I32; 8]) -> F32 {
+    core::array::from_fn(|b| (groups[b / 2][b % 2 * 2] + groups[b / 2][b % 2 * 2 + 1]) as f32)
+}
+
+/// Loads [`LANES`] int8, one for each sub-block of 4 vectors, in the order of [`i32_sum_quads`].
+///
+/// # Safety
+/// `ptr` is readable for [`LANES`] bytes.
+#[inline]
+pub unsafe fn i32_load_quad_i8(ptr: *const u8) -> I32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[i8; LANES]>().read_unaligned() }.map(i32::from)
+}
+
+/// Sums of the products of signed bytes, 4 to a lane, exact for all inputs.
+#[inline]
+pub fn i8_dot(a: Bytes, b: Bytes) -> I32 {
+    core::array::from_fn(|lane| {
+        let product = |i: usize| i32::from(a[i].cast_signed()) * i32::from(b[i].cast_signed());
+        (4 * lane..4 * lane + 4).map(product).sum()
+    })
+}
+
+/// A vector of Q8_0 weights, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    unsafe { load(block.add(2 + at)) }
+}
+
+/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    unsafe { load(block.add(2)) }.map(|b| if at == 0 { b & 15 } else { b >> 4 })
+}
+
+/// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.
+///
+/// # Safety
+/// The block is readable.
+#[inline]
+pub unsafe fn q6_k_codes(block: *const u8, at: usize) -> Bytes {
+    let (half, t, l) = (at / 128, at % 128 / 32, at % 32);
+    // SAFETY: the caller's promise.
+    let low = unsafe { load(block.add(64 * half + 32 * (t % 2) + l)) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { load(block.add(128 + 32 * half + l)) };
+    core::array::from_fn(|i| (low[i] >> (4 * (t / 2))) & 15 | (high[i] >> (2 * t) & 3) << 4)
+}
+
+/// Two half floats, widened, in 8 lanes each.
+#[inline]
+pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
+    core::array::from_fn(|i| f16_to_f32(if i < 8 { first } else { second }))
+}
+
 /// Zero in every byte.
 #[inline]
 pub fn bytes_zero() -> Bytes {

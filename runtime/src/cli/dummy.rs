@@ -1,0 +1,94 @@
+//! `bitnet-run dummy`: a random model of a published shape.
+
+use std::path::PathBuf;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{human, note};
+use crate::dummy::{self, DummyConfig, DummyShape, SHAPES};
+use crate::error::{Error, Result};
+use crate::gguf::TensorType;
+
+/// Write a random ternary model of a published shape
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// 125M, 1B, 2b4t, 3b, large, llama8b or 100B
+    #[arg(long, value_name = "SHAPE")]
+    shape: String,
+    /// How embedding and head are stored
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    embd: Embedding,
+    /// Where to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Seed of the weights
+    #[arg(short, long, default_value_t = 1)]
+    seed: u64,
+    /// Another number of layers, 1 to 1024
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    layers: Option<u32>,
+    /// A GGUF file whose tokenizer is taken over
+    #[arg(long, value_name = "FILE")]
+    vocab: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+}
+
+/// The types that embeddings come in.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Embedding {
+    F16,
+    #[value(name = "q6_k")]
+    Q6K,
+    #[value(name = "q8_0")]
+    Q80,
+    #[value(name = "q4_0")]
+    Q40,
+}
+
+/// Writes the model, with progress on stderr.
+///
+/// # Errors
+/// Those of [`dummy::write`].
+pub fn run(args: &Args) -> Result<()> {
+    let mut shape = *DummyShape::find(&args.shape).ok_or_else(|| {
+        let names: Vec<&str> = SHAPES.iter().map(|s| s.name).collect();
+        let found = crate::error::quoted(&args.shape);
+        Error::usage("--shape", found, format_args!("one of {}", names.join(", ")))
+    })?;
+    shape.layers = args.layers.unwrap_or(shape.layers);
+    let config = DummyConfig {
+        shape,
+        embedding: match args.embd {
+            Embedding::F16 => TensorType::F16,
+            Embedding::Q6K => TensorType::Q6_K,
+            Embedding::Q80 => TensorType::Q8_0,
+            Embedding::Q40 => TensorType::Q4_0,
+        },
+        vocab: args.vocab.clone(),
+        seed: args.seed,
+        force: args.force,
+    };
+    let bar = ProgressBar::new(0);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}")
+    {
+        bar.set_style(style);
+    }
+    let mut written = 0;
+    dummy::write(&config, &args.output, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        written = total;
+    })?;
+    bar.finish_and_clear();
+    note(format_args!(
+        "{}: {} written ({}, {} layers)",
+        args.output.display(),
+        human(written),
+        shape.name,
+        shape.layers
+    ));
+    Ok(())
+}

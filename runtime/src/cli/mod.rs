@@ -1,0 +1,59 @@
+//! The subcommands of `bitnet-run`: arguments, and a `run` each.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+pub mod dummy;
+pub mod inspect;
+pub mod tokenize;
+
+/// Writes an answer to stdout, buffered; a reader that has gone is an error that
+/// [`Error::is_broken_pipe`] tells apart.
+fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    write(&mut out)
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::io(Path::new("stdout"), "write", e))
+}
+
+/// Writes a line to stderr; a closed stderr is no reason to stop.
+fn note(line: fmt::Arguments<'_>) {
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
+/// 1234567 as `1.2 MB`.
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_read_well() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_960, "1.0 MB"),
+            (5_690_976, "5.7 MB"),
+            (25_000_000_000, "25.0 GB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(super::human(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `bitnet-run tokenize`: the ids of a text.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::{answer, note};
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::tokenizer::{MAX_TEXT, Tokenizer};
+
+/// Print the token ids of a text as a JSON list
+///
+/// Any GGUF file with a vocabulary will do, whatever its architecture.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("text").required(true))]
+pub struct Args {
+    /// A model or a vocabulary-only GGUF file
+    #[arg(short, long, value_name = "FILE")]
+    model: PathBuf,
+    /// The text
+    #[arg(short, long, value_name = "TEXT", group = "text", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// A file with the text, taken as it is
+    #[arg(short, long, value_name = "FILE", group = "text")]
+    file: Option<PathBuf>,
+    /// Put the begin-of-text token first
+    #[arg(long)]
+    bos: bool,
+    /// Take special tokens spelled out in the text for those tokens
+    #[arg(long)]
+    special: bool,
+}
+
+/// Prints the ids.
+///
+/// # Errors
+/// A bad vocabulary, a text that is missing, too long or not UTF-8, or stdout refusing.
+pub fn run(args: &Args) -> Result<()> {
+    let text = match (&args.prompt, &args.file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => read_text(path)?,
+        // clap requires one of the two.
+        (None, None) => String::new(),
+    };
+    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
+    for warning in tokenizer.warnings() {
+        note(format_args!("warning: {warning}"));
+    }
+    if args.bos && tokenizer.bos().is_none() {
+        return Err(Error::usage(
+            "--bos",
+            "a vocabulary without a begin-of-text token",
+            "one with tokenizer.ggml.bos_token_id",
+        ));
+    }
+    let ids = tokenizer.encode(&text, args.bos, args.special)?;
+    answer(|out| {
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        writeln!(out, "[{}]", ids.join(", "))
+    })
+}
+
+/// A UTF-8 text of at most [`MAX_TEXT`] bytes.
+fn read_text(path: &Path) -> Result<String> {
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TEXT as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io(path, "read", e))?;
+    if bytes.len() > MAX_TEXT {
+        let message = format!("it is over {MAX_TEXT} bytes; give it in parts");
+        return Err(Error::io(path, "read", io::Error::other(message)));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let message = format!("byte {at} is not UTF-8; convert the text");
+        Error::io(path, "read", io::Error::other(message))
+    })
+}

@@ -1,0 +1,98 @@
+//! The kernels of the lm_head.
+
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Op};
+
+use super::builtin::{self, abi};
+use crate::memory::ALIGN;
+
+/// A head kernel that this CPU can run.
+#[derive(Clone, Copy)]
+pub struct HeadKernel {
+    id: KernelId,
+    format: HeadFormat,
+    entry: &'static abi::HeadEntry,
+}
+
+impl std::fmt::Debug for HeadKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HeadKernel({})", self.id)
+    }
+}
+
+impl HeadKernel {
+    /// The built-in kernels that this CPU can run, in the order of the generator's table.
+    pub fn builtin() -> impl Iterator<Item = Self> {
+        builtin::HEADS.iter().filter_map(|entry| {
+            let id: KernelId = entry.id.parse().ok()?;
+            match id.op {
+                Op::Head(format) if id.isa.is_supported() => Some(Self { id, format, entry }),
+                _ => None,
+            }
+        })
+    }
+
+    /// The built-in kernel of that name, if there is one and this CPU can run it.
+    pub fn find(id: &KernelId) -> Option<Self> {
+        Self::builtin().find(|kernel| kernel.id == *id)
+    }
+
+    /// The default for a format: of the best ISA up to `ceiling`, the one with 4 rows at once where
+    /// there is a choice.
+    pub fn default(format: HeadFormat, ceiling: Isa) -> Option<Self> {
+        Self::builtin()
+            .filter(|kernel| kernel.format == format && kernel.id.isa <= ceiling)
+            .max_by_key(|kernel| (kernel.id.isa, kernel.id.tile.rows == 4))
+    }
+
+    /// The kernel's id.
+    pub fn id(&self) -> &KernelId {
+        &self.id
+    }
+
+    /// How the rows are stored.
+    pub fn format(&self) -> HeadFormat {
+        self.format
+    }
+
+    /// Bytes of a prepared row of so many columns.
+    pub fn prepared_bytes(&self, cols: usize) -> usize {
+        (self.entry.scratch)(cols)
+    }
+
+    /// Prepares an activation row; `prepared` is [`HeadKernel::prepared_bytes`] long and aligned to
+    /// [`ALIGN`].
+    ///
+    /// # Panics
+    /// When a size or the alignment does not fit, or the row is not whole blocks of the format.
+    pub fn prepare(&self, x: &[f32], prepared: &mut [u8]) {
+        assert!(x.len().is_multiple_of(self.format.block_weights()), "{} columns", x.len());
+        assert_eq!(prepared.len(), self.prepared_bytes(x.len()));
+        assert_eq!(prepared.as_ptr() as usize % ALIGN, 0);
+        let prepare =
+            abi::HeadPrepare { x: x.as_ptr(), cols: x.len(), scratch: prepared.as_mut_ptr() };
+        // SAFETY: the iterator checked the CPU, the lines above the sizes and the alignment.
+        unsafe { (self.entry.prepare)(&prepare) }
+    }
+
+    /// The logits of consecutive rows of `cols` weights: `rows` holds `out.len()` of them, in the
+    /// file's blocks.
+    ///
+    /// # Panics
+    /// When a size or the alignment does not fit.
+    pub fn run(&self, rows: &[u8], cols: usize, prepared: &[u8], out: &mut [f32]) {
+        assert!(cols.is_multiple_of(self.format.block_weights()), "{cols} columns");
+        assert_eq!(rows.len(), out.len() * self.format.row_bytes(cols));
+        assert_eq!(prepared.len(), self.prepared_bytes(cols));
+        assert_eq!(prepared.as_ptr() as usize % ALIGN, 0);
+        let call = abi::HeadCall {
+            rows: rows.as_ptr(),
+            count: out.len(),
+            cols,
+            activations: prepared.as_ptr(),
+            out: out.as_mut_ptr(),
+        };
+        // SAFETY: the iterator checked the CPU, the lines above the sizes and the alignment; what
+        // stands in `prepared` decides numbers only, never addresses.
+        unsafe { (self.entry.run)(&call) }
+    }
+}

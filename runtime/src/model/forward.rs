@@ -1,0 +1,666 @@
+//! The forward pass, run by all workers of the pool together.
+//!
+//! One call of [`Pool::run`] takes n tokens through the model. Its *phases* are separated by
+//! barriers; inside a phase a worker writes only what is its own:
+//!
+//! - **slots** (residual stream, quantised activations, rope tables). With n > 1, slot t is token
+//!   t, and the tokens are shared out: a worker computes the slots of its share. With n = 1, slot w
+//!   is worker w's own copy of the one token: every worker computes it for itself, which is
+//!   cheaper than a barrier. Matrix products read slots 0..n, or the worker's own.
+//! - **outputs** of matrix products, `[token][rows]`: a worker writes its share of the rows.
+//! - **heads** in attention: a worker writes the outputs of its units.
+//!
+//! No number depends on the split: each is made by one sequence of operations, whoever runs it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Model;
+use super::config::{Activation, RopePairs};
+use super::kv_cache::{KvCache, KvType, SharedKv};
+use super::numerics::{self, BLOCK, CHUNK, Softmax};
+use super::weights::{HeadInput, Layer, Ternary};
+use crate::error::{Error, Result};
+use crate::threads::{Pool, SharedSlice, Worker};
+
+/// How a [`Session`] is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Positions of the KV cache; `None`: the model's own, at most 4096.
+    pub context: Option<usize>,
+    /// Tokens of a prompt that go through the model together, at least 1.
+    pub batch: usize,
+    /// Elements of the KV cache; `None`: [`KvType::default_for`] the model.
+    pub kv_type: Option<KvType>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { context: None, batch: 512, kv_type: None }
+    }
+}
+
+/// The context of a session that asks for none, unless the model's is smaller.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// One sequence of tokens on its way through a model: its KV cache and all buffers, which are
+/// allocated once.
+#[derive(Debug)]
+pub struct Session {
+    model: Arc<Model>,
+    pool: Arc<Pool>,
+    kv: KvCache,
+    position: usize,
+    batch: usize,
+    buffers: Buffers,
+}
+
+/// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
+#[derive(Debug)]
+struct Buffers {
+    /// Residual stream `[S][hidden]`.
+    x: Vec<f32>,
+    /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
+    input: Vec<i8>,
+    /// Its scales `[S]`.
+    input_scale: Vec<f32>,
+    /// Rope tables `[S][rope_dim / 2]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// `[B][q_dim]`, `[B][kv_dim]`, `[B][kv_dim]`
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// Attention's output with n > 1, `[B][q_dim]`.
+    attention: Vec<f32>,
+    /// Attention's output per chunk with n = 1, `[heads][chunks][head_dim]` and `[heads][chunks]`.
+    partial: Vec<f32>,
+    partial_state: Vec<Softmax>,
+    /// Output of `attn_output` and of `ffn_down`, `[B][hidden]`.
+    y: Vec<f32>,
+    /// `[B][ffn]`, `[B][ffn]`
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// `[vocab]`
+    logits: Vec<f32>,
+    /// One per worker.
+    scratch: Vec<Scratch>,
+}
+
+/// What a worker needs for itself.
+#[derive(Clone, Debug)]
+struct Scratch {
+    /// One token's activations before and after a norm, as wide as the widest.
+    raw: Vec<f32>,
+    normed: Vec<f32>,
+    /// `[CHUNK]`
+    scores: Vec<f32>,
+    /// `[head_dim]`
+    chunk_out: Vec<f32>,
+    /// Input of a quantised head: `[hidden]`, `[hidden / 32]`.
+    head_input: Vec<i8>,
+    head_scale: Vec<f32>,
+}
+
+impl Session {
+    /// Starts an empty sequence.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a context or batch of 0 or a context beyond the model's,
+    /// [`Error::Runtime`] when the KV cache does not fit into memory.
+    pub fn new(model: Arc<Model>, pool: Arc<Pool>, options: SessionOptions) -> Result<Self> {
+        let config = model.config();
+        let context = options.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
+        if !(1..=config.context).contains(&context) {
+            let expected = format!("1 to {}, the context of the model", config.context);
+            return Err(Error::usage("context (-c)", context, expected));
+        }
+        if options.batch == 0 {
+            return Err(Error::usage("batch (-b)", 0, "at least 1"));
+        }
+        let batch = options.batch.min(context);
+        let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
+        let kv = KvCache::new(config, context, kv_type)?;
+        let slots = batch.max(pool.threads());
+        let widest = config.hidden.max(config.ffn).max(config.q_dim());
+        let chunks = config.heads * context.div_ceil(CHUNK);
+        let scratch = Scratch {
+            raw: vec![0.0; widest],
+            normed: vec![0.0; widest],
+            scores: vec![0.0; CHUNK],
+            chunk_out: vec![0.0; config.head_dim],
+            head_input: vec![0; config.hidden],
+            head_scale: vec![0.0; config.hidden / BLOCK],
+        };
+        let buffers = Buffers {
+            x: vec![0.0; slots * config.hidden],
+            input: vec![0; slots * widest],
+            input_scale: vec![0.0; slots],
+            cos: vec![0.0; slots * config.rope_dim / 2],
+            sin: vec![0.0; slots * config.rope_dim / 2],
+            q: vec![0.0; batch * config.q_dim()],
+            k: vec![0.0; batch * config.kv_dim()],
+            v: vec![0.0; batch * config.kv_dim()],
+            attention: vec![0.0; batch * config.q_dim()],
+            partial: vec![0.0; chunks * config.head_dim],
+            partial_state: vec![Softmax { max: 0.0, sum: 0.0 }; chunks],
+            y: vec![0.0; batch * config.hidden],
+            gate: vec![0.0; batch * config.ffn],
+            up: vec![0.0; batch * config.ffn],
+            logits: vec![0.0; config.vocab],
+            scratch: vec![scratch; pool.threads()],
+        };
+        Ok(Self { model, pool, kv, position: 0, batch, buffers })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Tokens seen so far.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Tokens the KV cache can hold.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.kv.context()
+    }
+
+    /// What the elements of the KV cache are.
+    #[must_use]
+    pub fn kv_type(&self) -> KvType {
+        self.kv.ty()
+    }
+
+    /// Bytes of KV cache in use.
+    #[must_use]
+    pub fn kv_bytes(&self) -> usize {
+        self.kv.bytes(self.position)
+    }
+
+    /// Forgets all tokens from `position` on.
+    pub fn truncate(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    /// Appends the tokens of a prompt, `batch` at a time, and returns the logits after the last
+    /// one, `[vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there are no tokens, one is not in the vocabulary, or they do not fit
+    /// into the context; nothing is appended then. [`Error::Runtime`] when a worker panicked.
+    pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
+        let vocab = self.model.config().vocab;
+        if ids.is_empty() {
+            return Err(Error::usage("prompt", "no tokens", "at least one"));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::usage("token id", id, format!("0 to {}", vocab - 1)));
+        }
+        if ids.len() > self.context() - self.position {
+            let found = format!("{} tokens after {}", ids.len(), self.position);
+            let expected = format!("at most {} in all; a larger context (-c)", self.context());
+            return Err(Error::usage("prompt", found, expected));
+        }
+        let batches = ids.len().div_ceil(self.batch);
+        for (i, ids) in ids.chunks(self.batch).enumerate() {
+            self.step(ids, i + 1 == batches)?;
+        }
+        Ok(&self.buffers.logits)
+    }
+
+    /// Appends one token and returns the logits after it, `[vocab]`.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        self.prefill(&[id])
+    }
+
+    /// Takes at most a batch of tokens through the model.
+    fn step(&mut self, tokens: &[u32], logits: bool) -> Result<()> {
+        let config = self.model.config();
+        let b = &mut self.buffers;
+        let pass = Pass {
+            model: &self.model,
+            tokens,
+            start: self.position,
+            logits_wanted: logits,
+            chunks: self.kv.context().div_ceil(CHUNK),
+            kv: self.kv.share(),
+            x: Rows::new(&mut b.x, config.hidden),
+            input: SharedSlice::new(&mut b.input),
+            input_scale: SharedSlice::new(&mut b.input_scale),
+            cos: Rows::new(&mut b.cos, config.rope_dim / 2),
+            sin: Rows::new(&mut b.sin, config.rope_dim / 2),
+            q: Rows::new(&mut b.q, config.q_dim()),
+            k: Rows::new(&mut b.k, config.kv_dim()),
+            v: Rows::new(&mut b.v, config.kv_dim()),
+            attention: Rows::new(&mut b.attention, config.q_dim()),
+            partial: Rows::new(&mut b.partial, config.head_dim),
+            partial_state: SharedSlice::new(&mut b.partial_state),
+            y: Rows::new(&mut b.y, config.hidden),
+            gate: Rows::new(&mut b.gate, config.ffn),
+            up: Rows::new(&mut b.up, config.ffn),
+            logits: SharedSlice::new(&mut b.logits),
+            scratch: SharedSlice::new(&mut b.scratch),
+        };
+        self.pool.run(|worker| pass.work(worker))?;
+        self.position += tokens.len();
+        Ok(())
+    }
+}
+
+/// A shared matrix, row by row.
+struct Rows<'a, T> {
+    data: SharedSlice<'a, T>,
+    width: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    fn new(data: &'a mut [T], width: usize) -> Self {
+        Self { data: SharedSlice::new(data), width }
+    }
+
+    /// # Safety
+    /// As [`SharedSlice::read`]: nobody writes the row in this phase.
+    unsafe fn row(&self, row: usize) -> &[T] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.data.read(row * self.width..(row + 1) * self.width) }
+    }
+
+    /// Elements `part` of a row.
+    ///
+    /// # Safety
+    /// As [`SharedSlice::read`]: nobody writes them in this phase.
+    unsafe fn part(&self, row: usize, part: Range<usize>) -> &[T] {
+        assert!(part.end <= self.width);
+        // SAFETY: passed on to the caller.
+        unsafe { self.data.read(row * self.width + part.start..row * self.width + part.end) }
+    }
+
+    /// # Safety
+    /// As [`SharedSlice::write`]: nobody else touches the row in this phase, and this worker holds
+    /// no other borrow of it.
+    #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
+    unsafe fn row_mut(&self, row: usize) -> &mut [T] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.data.write(row * self.width..(row + 1) * self.width) }
+    }
+
+    /// Elements `part` of a row.
+    ///
+    /// # Safety
+    /// As [`Rows::row_mut`], of these elements.
+    #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
+    unsafe fn part_mut(&self, row: usize, part: Range<usize>) -> &mut [T] {
+        assert!(part.end <= self.width);
+        // SAFETY: passed on to the caller.
+        unsafe { self.data.write(row * self.width + part.start..row * self.width + part.end) }
+    }
+}
+
+/// One run of the workers: what they share. Shapes are those of [`Buffers`].
+struct Pass<'a> {
+    model: &'a Model,
+    tokens: &'a [u32],
+    /// Position of the first token.
+    start: usize,
+    logits_wanted: bool,
+    /// Row stride of `partial` per head.
+    chunks: usize,
+    kv: SharedKv<'a>,
+    x: Rows<'a, f32>,
+    input: SharedSlice<'a, i8>,
+    input_scale: SharedSlice<'a, f32>,
+    cos: Rows<'a, f32>,
+    sin: Rows<'a, f32>,
+    q: Rows<'a, f32>,
+    k: Rows<'a, f32>,
+    v: Rows<'a, f32>,
+    attention: Rows<'a, f32>,
+    partial: Rows<'a, f32>,
+    partial_state: SharedSlice<'a, Softmax>,
+    y: Rows<'a, f32>,
+    gate: Rows<'a, f32>,
+    up: Rows<'a, f32>,
+    logits: SharedSlice<'a, f32>,
+    scratch: SharedSlice<'a, Scratch>,
+}
+
+/// A worker's place in a [`Pass`].
+#[derive(Clone, Copy)]
+struct Place<'w> {
+    worker: &'w Worker<'w>,
+    /// Tokens of the pass.
+    n: usize,
+}
+
+impl Place<'_> {
+    /// The slots this worker computes.
+    fn own_slots(self) -> Range<usize> {
+        if self.n == 1 {
+            self.worker.index..self.worker.index + 1
+        } else {
+            self.worker.share(self.n)
+        }
+    }
+
+    /// The slots that hold all tokens, for this worker to read.
+    fn all_slots(self) -> Range<usize> {
+        if self.n == 1 { self.own_slots() } else { 0..self.n }
+    }
+
+    /// The token in a slot.
+    fn token(self, slot: usize) -> usize {
+        if self.n == 1 { 0 } else { slot }
+    }
+
+    /// The barrier between writing slots and reading those of others; with n = 1 nobody does.
+    fn slots_ready(self) {
+        if self.n > 1 {
+            self.worker.barrier();
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// What each worker does, from the embedding to the logits.
+    fn work(&self, worker: &Worker<'_>) {
+        let place = Place { worker, n: self.tokens.len() };
+        // SAFETY: each worker takes its own scratch, once per run.
+        let scratch = unsafe { &mut self.scratch.write(worker.index..worker.index + 1)[0] };
+        self.embed(place);
+        for (index, layer) in self.model.weights().layers.iter().enumerate() {
+            self.attention_block(place, scratch, index, layer);
+            self.feed_forward_block(place, scratch, layer);
+        }
+        if self.logits_wanted {
+            self.head(place, scratch);
+        }
+    }
+
+    /// x = embedding of the token; rope tables of its position.
+    fn embed(&self, place: Place<'_>) {
+        for slot in place.own_slots() {
+            let token = place.token(slot);
+            let id = self.tokens[token] as usize;
+            // SAFETY: a worker's own slot.
+            let (x, cos, sin) =
+                unsafe { (self.x.row_mut(slot), self.cos.row_mut(slot), self.sin.row_mut(slot)) };
+            self.model.weights().embedding.read_row(self.model.gguf(), id, x);
+            self.model.rope().fill(self.start + token, cos, sin);
+        }
+    }
+
+    /// x += attn_output(sub_norm(attention(norm(x))))
+    fn attention_block(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        index: usize,
+        layer: &Layer,
+    ) {
+        self.norm_to_input(place, scratch, &layer.attn_norm);
+        place.slots_ready();
+
+        self.multiply(place, &layer.q, &self.q);
+        self.multiply(place, &layer.k, &self.k);
+        self.multiply(place, &layer.v, &self.v);
+        place.worker.barrier();
+
+        self.rotate_and_store(place, index);
+        place.worker.barrier();
+
+        if place.n == 1 {
+            self.attend_one(place, scratch, index);
+        } else {
+            self.attend_many(place, scratch, index);
+        }
+        place.worker.barrier();
+
+        let q_dim = self.model.config().q_dim();
+        for slot in place.own_slots() {
+            if place.n == 1 {
+                self.merge_chunks(&mut scratch.raw[..q_dim]);
+            } else {
+                // SAFETY: written before the barrier, read-only in this phase.
+                scratch.raw[..q_dim].copy_from_slice(unsafe { self.attention.row(slot) });
+            }
+            self.sub_norm_to_input(scratch, slot, layer.attn_sub_norm.as_deref(), q_dim);
+        }
+        place.slots_ready();
+
+        self.multiply(place, &layer.attn_output, &self.y);
+        place.worker.barrier();
+        self.add_residual(place);
+    }
+
+    /// x += down(sub_norm(activation(gate(norm(x))) * up(norm(x))))
+    fn feed_forward_block(&self, place: Place<'_>, scratch: &mut Scratch, layer: &Layer) {
+        self.norm_to_input(place, scratch, &layer.ffn_norm);
+        place.slots_ready();
+
+        self.multiply(place, &layer.gate, &self.gate);
+        self.multiply(place, &layer.up, &self.up);
+        place.worker.barrier();
+
+        let config = self.model.config();
+        for slot in place.own_slots() {
+            let token = place.token(slot);
+            // SAFETY: written before the barrier, read-only in this phase.
+            let (gate, up) = unsafe { (self.gate.row(token), self.up.row(token)) };
+            let product = &mut scratch.raw[..config.ffn];
+            match config.architecture.activation() {
+                Activation::Relu2 => numerics::relu2_mul(gate, up, product),
+                Activation::Silu => numerics::silu_mul(gate, up, product),
+            }
+            self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), config.ffn);
+        }
+        place.slots_ready();
+
+        self.multiply(place, &layer.down, &self.y);
+        place.worker.barrier();
+        self.add_residual(place);
+    }
+
+    /// logits = head(norm(x)) of the last token.
+    fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
+        place.slots_ready();
+        let (config, weights) = (self.model.config(), self.model.weights());
+        let last = place.all_slots().end - 1;
+        // SAFETY: nobody writes x after the residual was added.
+        let x = unsafe { self.x.row(last) };
+        let normed = &mut scratch.normed[..config.hidden];
+        numerics::rms_norm(x, &weights.output_norm, config.eps, normed);
+        if weights.head.ty().is_quantised() {
+            numerics::quantise_blocks(normed, &mut scratch.head_input, &mut scratch.head_scale);
+        }
+        let rows = place.worker.share(config.vocab);
+        // SAFETY: each worker writes its share of the rows.
+        let out = unsafe { self.logits.write(rows.clone()) };
+        let input = HeadInput { x: normed, blocks: (&scratch.head_input, &scratch.head_scale) };
+        weights.head.dots(self.model.gguf(), rows, input, out);
+    }
+
+    /// input = quantise(norm(x)) for the worker's slots.
+    fn norm_to_input(&self, place: Place<'_>, scratch: &mut Scratch, norm: &[f32]) {
+        let config = self.model.config();
+        for slot in place.own_slots() {
+            let normed = &mut scratch.normed[..config.hidden];
+            // SAFETY: a worker's own slot; nobody writes it in this phase.
+            numerics::rms_norm(unsafe { self.x.row(slot) }, norm, config.eps, normed);
+            self.quantise(slot, normed);
+        }
+    }
+
+    /// input = quantise(sub_norm(scratch.raw)), without the norm where the model has none.
+    fn sub_norm_to_input(
+        &self,
+        scratch: &mut Scratch,
+        slot: usize,
+        norm: Option<&[f32]>,
+        width: usize,
+    ) {
+        let raw = &scratch.raw[..width];
+        match norm {
+            Some(norm) => {
+                let normed = &mut scratch.normed[..width];
+                numerics::rms_norm(raw, norm, self.model.config().eps, normed);
+                self.quantise(slot, normed);
+            }
+            None => self.quantise(slot, raw),
+        }
+    }
+
+    /// Quantises one token's activations into `input`, whose rows are as wide as they are.
+    fn quantise(&self, slot: usize, x: &[f32]) {
+        // SAFETY: a worker's own slot. Between a change of the row width and the previous product
+        // that read `input` there was the barrier after that product.
+        let (input, scale) = unsafe {
+            (
+                self.input.write(slot * x.len()..(slot + 1) * x.len()),
+                self.input_scale.write(slot..slot + 1),
+            )
+        };
+        scale[0] = numerics::quantise_activations(x, input);
+    }
+
+    /// x += y
+    fn add_residual(&self, place: Place<'_>) {
+        for slot in place.own_slots() {
+            // SAFETY: x: a worker's own slot. y: written before the barrier, read-only now.
+            unsafe { numerics::add(self.x.row_mut(slot), self.y.row(place.token(slot))) };
+        }
+    }
+
+    /// out = matrix * input for the worker's share of the rows and all tokens.
+    fn multiply(&self, place: Place<'_>, matrix: &Ternary, out: &Rows<'_, f32>) {
+        let rows = place.worker.share(matrix.rows());
+        if rows.is_empty() {
+            return;
+        }
+        let (slots, cols) = (place.all_slots(), matrix.cols());
+        // SAFETY: written before `slots_ready`, or by this worker; read-only in this phase.
+        let (input, scales) = unsafe {
+            (
+                self.input.read(slots.start * cols..slots.end * cols),
+                self.input_scale.read(slots.clone()),
+            )
+        };
+        let dots = matrix.dots(rows.clone(), input);
+        for (token, (dots, &scale)) in dots.chunks_exact(rows.len()).zip(scales).enumerate() {
+            // SAFETY: each worker writes its share of the rows.
+            let out = unsafe { out.part_mut(token, rows.clone()) };
+            numerics::scale_output(dots, scale, matrix.scale(), out);
+        }
+    }
+
+    /// Rotates q and k and appends k and v to the cache, a head at a time.
+    fn rotate_and_store(&self, place: Place<'_>, layer: usize) {
+        let config = self.model.config();
+        let width = config.head_dim;
+        let rotate = |token: usize, head: &mut [f32]| {
+            let slot = place.all_slots().start + token;
+            // SAFETY: written before `slots_ready`, or by this worker; read-only since.
+            let (cos, sin) = unsafe { (self.cos.row(slot), self.sin.row(slot)) };
+            match config.architecture.rope_pairs() {
+                RopePairs::RotateHalf => numerics::rope_neox(head, cos, sin),
+                RopePairs::Interleaved => numerics::rope_norm(head, cos, sin),
+            }
+        };
+        for unit in place.worker.share(place.n * config.heads) {
+            let (token, head) = (unit / config.heads, unit % config.heads);
+            // SAFETY: each unit belongs to one worker.
+            rotate(token, unsafe { self.q.part_mut(token, head * width..(head + 1) * width) });
+        }
+        for unit in place.worker.share(place.n * config.kv_heads) {
+            let (token, head) = (unit / config.kv_heads, unit % config.kv_heads);
+            let part = head * width..(head + 1) * width;
+            // SAFETY: each unit belongs to one worker; v is read-only in this phase.
+            unsafe {
+                let (k, v) = (self.k.part_mut(token, part.clone()), self.v.part(token, part));
+                rotate(token, k);
+                self.kv.store(layer, head, self.start + token, k, v);
+            }
+        }
+    }
+
+    /// Attention of one head of one token over one chunk of positions.
+    fn attend_chunk(
+        &self,
+        layer: usize,
+        (token, head): (usize, usize),
+        chunk: usize,
+        scores: &mut [f32],
+        out: &mut [f32],
+    ) -> Softmax {
+        let config = self.model.config();
+        let seen = self.start + token + 1;
+        let positions = chunk * CHUNK..seen.min((chunk + 1) * CHUNK);
+        let part = head * config.head_dim..(head + 1) * config.head_dim;
+        // SAFETY: q and the cache are read-only in this phase.
+        unsafe {
+            let q = self.q.part(token, part);
+            self.kv.attend(layer, head / config.group(), positions, q, scores, out)
+        }
+    }
+
+    /// Attention of one token: units of (head, chunk), to be merged after the barrier. Heads that
+    /// share keys and values follow each other in a chunk.
+    fn attend_one(&self, place: Place<'_>, scratch: &mut Scratch, layer: usize) {
+        let group = self.model.config().group();
+        let chunks = (self.start + 1).div_ceil(CHUNK);
+        for unit in place.worker.share(self.model.config().heads * chunks) {
+            let (kv_head, chunk) = (unit / group / chunks, unit / group % chunks);
+            let head = kv_head * group + unit % group;
+            let row = head * self.chunks + chunk;
+            // SAFETY: each unit belongs to one worker.
+            let (out, state) =
+                unsafe { (self.partial.row_mut(row), self.partial_state.write(row..row + 1)) };
+            state[0] = self.attend_chunk(layer, (0, head), chunk, &mut scratch.scores, out);
+        }
+    }
+
+    /// Merges the chunks of [`Pass::attend_one`] into `out`, `[q_dim]`.
+    fn merge_chunks(&self, out: &mut [f32]) {
+        let config = self.model.config();
+        let chunks = (self.start + 1).div_ceil(CHUNK);
+        for (head, out) in out.chunks_exact_mut(config.head_dim).enumerate() {
+            let first = head * self.chunks;
+            // SAFETY: written before the barrier, read-only in this phase.
+            let states = unsafe { self.partial_state.read(first..first + chunks) };
+            // SAFETY: as above.
+            let part = |chunk: usize| unsafe { self.partial.row(first + chunk) };
+            out.copy_from_slice(part(0));
+            let mut state = states[0];
+            for (chunk, &next) in states.iter().enumerate().skip(1) {
+                numerics::attention_merge(&mut state, out, next, part(chunk));
+            }
+            numerics::attention_finish(state, out);
+        }
+    }
+
+    /// Attention of many tokens: units of (head, token), each over all its chunks.
+    fn attend_many(&self, place: Place<'_>, scratch: &mut Scratch, layer: usize) {
+        let config = self.model.config();
+        let Scratch { scores, chunk_out, .. } = scratch;
+        for unit in place.worker.share(config.heads * place.n) {
+            let (head, token) = (unit / place.n, unit % place.n);
+            let part = head * config.head_dim..(head + 1) * config.head_dim;
+            // SAFETY: each unit belongs to one worker.
+            let out = unsafe { self.attention.part_mut(token, part) };
+            let mut state = self.attend_chunk(layer, (token, head), 0, scores, out);
+            for chunk in 1..(self.start + token + 1).div_ceil(CHUNK) {
+                let next = self.attend_chunk(layer, (token, head), chunk, scores, chunk_out);
+                numerics::attention_merge(&mut state, out, next, chunk_out);
+            }
+            numerics::attention_finish(state, out);
+        }
+    }
+}
