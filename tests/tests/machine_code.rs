@@ -8,18 +8,18 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Format, Isa, KernelId, Op};
-use bitnet_runtime::kernels::builtin::{TERNARY, abi::TernaryEntry};
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Op};
+use bitnet_runtime::kernels::builtin::{HEADS, TERNARY};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
 
 /// What the hot loop of a family of kernels is made of. One `work` instruction covers some
 /// products of a weight and an activation; the other instructions are counted against it.
 struct Family {
-    format: Format,
+    serves: fn(Op) -> bool,
     isas: &'static [Isa],
     phases: &'static [Phase],
     /// The instruction that multiplies or looks up, and the width of its vectors in bits.
-    work: (Mnemonic, usize),
+    work: (&'static [Mnemonic], usize),
     /// Products of weights and activation rows that one `work` covers.
     products: usize,
     /// Rows that one load of activations, or of a table, serves.
@@ -35,6 +35,36 @@ struct Family {
     load: [f64; 2],
 }
 
+/// A built-in kernel: its name, and where its code is.
+struct Kernel {
+    id: KernelId,
+    run: u64,
+}
+
+fn kernels() -> Vec<Kernel> {
+    let ternary = TERNARY.iter().map(|entry| (entry.id, entry.run as *const () as u64));
+    let heads = HEADS.iter().map(|entry| (entry.id, entry.run as *const () as u64));
+    let kernel = |(id, run): (&str, u64)| Kernel { id: id.parse().unwrap(), run };
+    ternary.chain(heads).map(kernel).collect()
+}
+
+fn i2_s(op: Op) -> bool {
+    matches!(op, Op::Ternary(layout) if layout.format() == Format::I2S)
+}
+
+fn tl1(op: Op) -> bool {
+    matches!(op, Op::Ternary(layout) if layout.format() == Format::Tl1)
+}
+
+fn tl2(op: Op) -> bool {
+    matches!(op, Op::Ternary(layout) if layout.format() == Format::Tl2)
+}
+
+fn head(op: Op) -> bool {
+    matches!(op, Op::Head(_))
+}
+
+const FMA: &[Mnemonic] = &[Mnemonic::Vfmadd132ps, Mnemonic::Vfmadd213ps, Mnemonic::Vfmadd231ps];
 const ZMM: &[Isa] = &[Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Vbmi];
 const VNNI: &[Isa] = &[Isa::Avx512Vnni, Isa::Avx512Vbmi];
 const BOTH: &[Phase] = &[Phase::Decode, Phase::Prefill];
@@ -44,30 +74,69 @@ const BOTH: &[Phase] = &[Phase::Decode, Phase::Prefill];
 #[rustfmt::skip]
 const FAMILIES: &[Family] = &[
     // Load 1/4, shift 3/4, and; multiply, add.
-    Family { format: Format::I2S, isas: &[Isa::Avx2], phases: BOTH, work: (Mnemonic::Vpmaddubsw, 256), products: 32, rows: 8, also: None, each: 2.0, unpack: 2.0, load: [1.0, 1.0] },
-    Family { format: Format::I2S, isas: &[Isa::Avx512], phases: BOTH, work: (Mnemonic::Vpmaddubsw, 512), products: 64, rows: 16, also: None, each: 2.0, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: i2_s, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 8, also: None, each: 2.0, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: i2_s, isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 16, also: None, each: 2.0, unpack: 2.0, load: [1.0, 1.0] },
     // Codes stay in place: no shift. The broadcast is an operand.
-    Family { format: Format::I2S, isas: VNNI, phases: &[Phase::Decode], work: (Mnemonic::Vpdpbusd, 512), products: 64, rows: 16, also: None, each: 1.0, unpack: 1.25, load: [0.0, 1.0] },
-    Family { format: Format::I2S, isas: VNNI, phases: &[Phase::Prefill], work: (Mnemonic::Vpdpbusd, 512), products: 64, rows: 16, also: None, each: 1.0, unpack: 2.0, load: [0.0, 1.0] },
+    Family { serves: i2_s, isas: VNNI, phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: None, each: 1.0, unpack: 1.25, load: [0.0, 1.0] },
+    Family { serves: i2_s, isas: VNNI, phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: None, each: 1.0, unpack: 2.0, load: [0.0, 1.0] },
     // Two lookups (low and high bytes) serve 32 pairs, and two unpacks and two adds follow. Load
     // 1/2, shift 1/2, and; two broadcasts.
-    Family { format: Format::Tl1, isas: &[Isa::Avx2], phases: BOTH, work: (Mnemonic::Vpshufb, 256), products: 32, rows: 32, also: None, each: 3.0, unpack: 1.0, load: [1.0, 1.0] },
+    Family { serves: tl1, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpshufb], 256), products: 32, rows: 32, also: None, each: 3.0, unpack: 1.0, load: [1.0, 1.0] },
     // Load 1/2, shift 1/2.
-    Family { format: Format::Tl1, isas: ZMM, phases: BOTH, work: (Mnemonic::Vpermw, 512), products: 64, rows: 32, also: None, each: 2.0, unpack: 1.0, load: [1.0, 1.0] },
+    Family { serves: tl1, isas: ZMM, phases: BOTH, work: (&[Mnemonic::Vpermw], 512), products: 64, rows: 32, also: None, each: 2.0, unpack: 1.0, load: [1.0, 1.0] },
     // As TL1, and two shifts and two `vpsignw` for the signs.
-    Family { format: Format::Tl2, isas: &[Isa::Avx2], phases: BOTH, work: (Mnemonic::Vpshufb, 256), products: 48, rows: 32, also: Some(Mnemonic::Vpsignw), each: 4.0, unpack: 2.1, load: [1.0, 1.0] },
+    Family { serves: tl2, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpshufb], 256), products: 48, rows: 32, also: Some(Mnemonic::Vpsignw), each: 4.0, unpack: 2.1, load: [1.0, 1.0] },
     // Of 16 triples 5 load, 10 shift, and 9 put the last one together; with VBMI2 4 do.
-    Family { format: Format::Tl2, isas: &[Isa::Avx512, Isa::Avx512Vnni], phases: BOTH, work: (Mnemonic::Vpermw, 512), products: 96, rows: 32, also: None, each: 2.0, unpack: 1.5, load: [0.0, 1.0] },
-    Family { format: Format::Tl2, isas: &[Isa::Avx512Vbmi], phases: BOTH, work: (Mnemonic::Vpermw, 512), products: 96, rows: 32, also: Some(Mnemonic::Vpshldw), each: 2.0, unpack: 1.25, load: [0.0, 1.0] },
+    Family { serves: tl2, isas: &[Isa::Avx512, Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpermw], 512), products: 96, rows: 32, also: None, each: 2.0, unpack: 1.5, load: [0.0, 1.0] },
+    Family { serves: tl2, isas: &[Isa::Avx512Vbmi], phases: BOTH, work: (&[Mnemonic::Vpermw], 512), products: 96, rows: 32, also: Some(Mnemonic::Vpshldw), each: 2.0, unpack: 1.25, load: [0.0, 1.0] },
+    // Float heads: convert and multiply-add; rows of a step share a load of activations, and the
+    // first of them has it as an operand. On AVX-512 a conversion takes no operand in memory.
+    Family { serves: |op| op == Op::Head(HeadFormat::F32), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: None, each: 1.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::F32), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: None, each: 1.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::F16), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: Some(Mnemonic::Vcvtph2ps), each: 2.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::F16), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: Some(Mnemonic::Vcvtph2ps), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Bf16), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: Some(Mnemonic::Vpmovzxwd), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Bf16), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: Some(Mnemonic::Vpmovzxwd), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    // Block heads: 512 weights an iteration, with their scales; measured. Signed bytes take two
+    // multiplications.
+    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 256), products: 16, rows: 1, also: None, each: 8.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 512), products: 32, rows: 1, also: None, each: 9.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 32, rows: 1, also: None, each: 7.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
 ];
 
 /// Instructions of an iteration that count, step pointers and branch, and the margin.
 const CONTROL: usize = 8;
 
-/// Steps whose sums, codes and activations crowd the registers, so that the compiler keeps some
-/// codes on the stack: ISA, rows, activation rows, accesses to the stack in an iteration.
-const CROWDED: &[(Isa, usize, usize, usize)] =
-    &[(Isa::Avx2, 16, 4, 16), (Isa::Avx2, 32, 2, 24), (Isa::Avx512, 32, 8, 10)];
+/// What the compiler makes of some steps is more than it should be.
+struct Crowded {
+    serves: fn(Op) -> bool,
+    isa: Isa,
+    rows: usize,
+    tokens: usize,
+    /// Accesses to the stack in an iteration.
+    stack: usize,
+    /// Instructions over the bound of the family.
+    more: usize,
+}
+
+#[rustfmt::skip]
+const CROWDED: &[Crowded] = &[
+    // The codes of later fields are shifted early, and wait on the stack.
+    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 16, more: 4 },
+    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 24, more: 8 },
+    Crowded { serves: i2_s, isa: Isa::Avx512, rows: 32, tokens: 8, stack: 10, more: 0 },
+    // Eight rows far apart need more pointers than there are registers.
+    Crowded { serves: head, isa: Isa::Avx2,   rows: 8, tokens: 1, stack: 10, more: 32 },
+    Crowded { serves: head, isa: Isa::Avx512, rows: 8, tokens: 1, stack: 0,  more: 4 },
+    // Constants of the unpacking.
+    Crowded { serves: head, isa: Isa::Avx2,   rows: 1, tokens: 1, stack: 12, more: 0 },
+];
 
 /// The executable mapping of this process that holds `address`, from there to its end.
 fn code_from(address: u64) -> &'static [u8] {
@@ -97,22 +166,29 @@ struct Function {
 }
 
 impl Function {
-    fn decode(kernel: &TernaryEntry) -> Self {
-        let mut entry = kernel.run as *const () as u64;
-        let mut code = code_from(entry);
+    /// The function at an address.
+    fn decode(mut entry: u64) -> Self {
         // Where LLVM merged two functions, one may be a jump to the other.
         loop {
+            let code = code_from(entry);
             let first = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).decode();
             if first.flow_control() != FlowControl::UnconditionalBranch {
-                return Self::decode_at(kernel.id, entry, code);
+                return Self::decode_at(entry, code);
             }
             entry = first.near_branch_target();
-            code = code_from(entry);
         }
     }
 
+    /// The functions that this one calls, in the order of the calls.
+    fn callees(&self) -> Vec<Self> {
+        let calls = self.instructions.iter().filter(|i| i.is_call_near());
+        let mut targets: Vec<u64> = calls.map(Instruction::near_branch_target).collect();
+        targets.dedup();
+        targets.into_iter().map(Self::decode).collect()
+    }
+
     /// Decodes the function at the front of `code`, whose first byte has the address `entry`.
-    fn decode_at(name: &str, entry: u64, code: &[u8]) -> Self {
+    fn decode_at(entry: u64, code: &[u8]) -> Self {
         let mut found = BTreeMap::new();
         let mut open = vec![entry];
         while let Some(ip) = open.pop() {
@@ -120,7 +196,7 @@ impl Function {
                 continue;
             }
             let at = ip.wrapping_sub(entry) as usize;
-            assert!(at < code.len(), "{name}: jumps out of its function");
+            assert!(at < code.len(), "{entry:#x} jumps out of its function");
             let instruction = Decoder::with_ip(64, &code[at..], ip, DecoderOptions::NONE).decode();
             let follow = match instruction.flow_control() {
                 FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => {
@@ -131,8 +207,8 @@ impl Function {
                     vec![instruction.next_ip(), instruction.near_branch_target()]
                 }
                 FlowControl::UnconditionalBranch => vec![instruction.near_branch_target()],
-                FlowControl::Return | FlowControl::Exception => vec![],
-                other => panic!("{name}: {other:?}, {:?}", instruction.code()),
+                // A stub that jumps to a shared library; padding behind a call that never returns.
+                _ => vec![],
             };
             open.extend(&follow);
             found.insert(ip, (instruction, follow));
@@ -265,43 +341,37 @@ fn on_stack(instruction: &Instruction) -> bool {
     instruction.memory_base() == Register::RSP
 }
 
-fn id(kernel: &TernaryEntry) -> KernelId {
-    kernel.id.parse().unwrap_or_else(|e| panic!("{e}"))
-}
-
-fn format(id: &KernelId) -> Format {
-    match id.op {
-        Op::Ternary(layout) => layout.format(),
-        op => panic!("{id}: {op} in the table of ternary kernels"),
-    }
-}
-
 /// Products of an iteration that is as long as the id says.
 fn promised(id: &KernelId) -> usize {
     match id.op {
         Op::Ternary(layout) => id.tile.unroll * layout.unit_cols() * id.tile.rows * id.tile.tokens,
-        op => panic!("{id}: {op} in the table of ternary kernels"),
+        // The 16 lanes of the float contract, filled once by rows of floats or by blocks of 32.
+        Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => 16 * id.tile.rows,
+        Op::Head(_) => 16 * 32,
+        Op::Attention => panic!("{id}: no table holds attention kernels"),
     }
 }
 
 /// Checks the hot loop of a kernel, and gives its instructions per 1000 products.
-fn check(kernel: &TernaryEntry) -> Result<f64, String> {
-    let id = id(kernel);
+fn check(kernel: &Kernel) -> Result<f64, String> {
+    let id = kernel.id;
     let phase = Phase::of(&id.tile);
-    let serves = |f: &&Family| {
-        f.format == format(&id) && f.isas.contains(&id.isa) && f.phases.contains(&phase)
-    };
+    let serves =
+        |f: &&Family| (f.serves)(id.op) && f.isas.contains(&id.isa) && f.phases.contains(&phase);
     let Some(family) = FAMILIES.iter().find(serves) else {
         return Err("no row of FAMILIES says what its hot loop holds".into());
     };
-    let function = Function::decode(kernel);
-    let (mnemonic, bits) = family.work;
-    let is_work =
-        |i: &&Instruction| i.mnemonic() == mnemonic && i.op0_register().info().size() * 8 == bits;
+    let function = Function::decode(kernel.run);
+    let callees = function.callees();
+    let (mnemonics, bits) = family.work;
+    let is_work = |i: &&Instruction| {
+        mnemonics.contains(&i.mnemonic()) && i.op0_register().info().size() * 8 == bits
+    };
     let work = |body: &Vec<&Instruction>| body.iter().copied().filter(is_work).count();
-    let loops = function.innermost_loops();
+    let loops: Vec<_> =
+        [&function].into_iter().chain(&callees).flat_map(Function::innermost_loops).collect();
     let Some(hot) = loops.iter().max_by_key(|body| work(body)).filter(|body| work(body) > 0) else {
-        return Err(format!("no loop holds a {bits}-bit {mnemonic:?}"));
+        return Err(format!("no loop holds a {bits}-bit {mnemonics:?}"));
     };
     if hot.iter().any(|i| i.is_call_near() || i.is_call_near_indirect()) {
         return Err("a call in the hot loop".into());
@@ -314,21 +384,19 @@ fn check(kernel: &TernaryEntry) -> Result<f64, String> {
     let products = work(hot) * family.products;
     if products % promised(&id) != 0 {
         return Err(format!(
-            "the hot loop covers {products} products in {} {mnemonic:?}, not the {} of the id",
+            "the hot loop covers {products} products in {} {mnemonics:?}, not the {} of the id",
             work(hot),
             promised(&id)
         ));
     }
     let per_1000 = |instructions: f64| instructions * 1000.0 / products as f64;
     let spills = hot.iter().filter(|i| on_stack(i)).count();
-    let crowded = CROWDED.iter().find(|(isa, rows, tokens, _)| {
-        (*isa, *rows, *tokens) == (id.isa, id.tile.rows, id.tile.tokens)
+    let crowded = CROWDED.iter().find(|c| {
+        (c.serves)(id.op) && (c.isa, c.rows, c.tokens) == (id.isa, id.tile.rows, id.tile.tokens)
     });
-    let spills_allowed = crowded.map_or(0, |(.., spills)| *spills);
-    if spills > spills_allowed {
-        return Err(format!(
-            "{spills} accesses to the stack in the hot loop, not {spills_allowed}"
-        ));
+    let (stack, more) = crowded.map_or((0, 0), |c| (c.stack, c.more));
+    if spills > stack {
+        return Err(format!("{spills} accesses to the stack in the hot loop, not {stack}"));
     }
     let vectors = id.tile.rows / family.rows;
     let prefetches = hot.iter().filter(|i| i.mnemonic() == Mnemonic::Prefetcht0).count();
@@ -339,7 +407,7 @@ fn check(kernel: &TernaryEntry) -> Result<f64, String> {
         * (family.each
             + family.unpack / id.tile.tokens as f64
             + family.load[usize::from(vectors > 1)] / vectors as f64)
-        + (CONTROL + spills_allowed + prefetches) as f64;
+        + (CONTROL + more + prefetches) as f64;
     if hot.len() as f64 > bound {
         return Err(format!(
             "{:.2} instructions per 1000 products, more than {:.2}: {} in an iteration of \
@@ -356,22 +424,22 @@ fn check(kernel: &TernaryEntry) -> Result<f64, String> {
 fn hot_loops_hold_what_the_kernels_were_written_for() {
     let mut report: BTreeMap<_, Vec<f64>> = BTreeMap::new();
     let mut wrong = Vec::new();
-    for kernel in TERNARY.iter().filter(|kernel| id(kernel).isa != Isa::Scalar) {
+    for kernel in kernels().iter().filter(|kernel| kernel.id.isa != Isa::Scalar) {
         match check(kernel) {
             Ok(density) => {
-                let id = id(kernel);
-                let family = (format(&id).name(), id.isa, Phase::of(&id.tile));
+                let id = kernel.id;
+                let family = (id.op.to_string(), id.isa, Phase::of(&id.tile));
                 report.entry(family).or_default().push(density);
             }
             Err(problem) => wrong.push(format!("{}: {problem}", kernel.id)),
         }
     }
     println!("instructions per 1000 products of a weight and an activation:");
-    for ((format, isa, phase), densities) in &report {
+    for ((op, isa, phase), densities) in &report {
         let least = densities.iter().copied().fold(f64::INFINITY, f64::min);
         let most = densities.iter().copied().fold(0.0, f64::max);
         let count = densities.len();
-        println!("{format:5} {isa:10} {phase:?}: {least:.1} to {most:.1} ({count} kernels)");
+        println!("{op:9} {isa:10} {phase:?}: {least:.1} to {most:.1} ({count} kernels)");
     }
     assert!(wrong.is_empty(), "{} kernels:\n{}", wrong.len(), wrong.join("\n"));
 }
@@ -380,8 +448,9 @@ fn hot_loops_hold_what_the_kernels_were_written_for() {
 #[test]
 fn scalar_kernels_call_nothing_in_their_loops() {
     let mut wrong = Vec::new();
-    for kernel in TERNARY.iter().filter(|kernel| id(kernel).isa == Isa::Scalar) {
-        let function = Function::decode(kernel);
+    let ternary = |kernel: &&Kernel| matches!(kernel.id.op, Op::Ternary(_));
+    for kernel in kernels().iter().filter(ternary).filter(|kernel| kernel.id.isa == Isa::Scalar) {
+        let function = Function::decode(kernel.run);
         let loops = function.innermost_loops();
         assert!(!loops.is_empty(), "{}: no loop", kernel.id);
         if loops.iter().flatten().any(|i| i.is_call_near() || i.is_call_near_indirect()) {
@@ -395,9 +464,13 @@ fn scalar_kernels_call_nothing_in_their_loops() {
 /// kernels is tuned for nothing.
 #[test]
 fn no_two_kernels_are_the_same_code() {
-    let mut by_code: HashMap<Vec<Instruction>, Vec<&str>> = HashMap::new();
-    for kernel in TERNARY {
-        by_code.entry(Function::decode(kernel).normalised()).or_default().push(kernel.id);
+    let mut by_code: HashMap<Vec<Instruction>, Vec<String>> = HashMap::new();
+    for kernel in kernels() {
+        let function = Function::decode(kernel.run);
+        let callees = function.callees();
+        let all = [function].into_iter().chain(callees);
+        let code = all.flat_map(Function::normalised).collect();
+        by_code.entry(code).or_default().push(kernel.id.to_string());
     }
     let mut same: Vec<_> = by_code.into_values().filter(|ids| ids.len() > 1).collect();
     same.sort();
@@ -418,7 +491,7 @@ fn loops_are_found() {
         0x75, 0xf0, // 16: jne 2
         0xc3, // 18: ret
     ];
-    let function = Function::decode_at("by hand", 0, code);
+    let function = Function::decode_at(0, code);
     let loops: Vec<Vec<u64>> = function
         .innermost_loops()
         .iter()
