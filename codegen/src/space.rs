@@ -72,9 +72,10 @@ const SPACE: &[Row] = &[
     Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Avx512],             rows: &[1, 4],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[2, 8],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    // 8 rows take 16 registers of sums on AVX2: all there are.
-    Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1, 4],   cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Attention],       isas: &[Avx2, Avx512],                     rows: &[2],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
+    // would take all 16 registers for sums.
+    Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Attention],       isas: &[Avx2, Avx512],                     rows: &[2, 4],   cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[8],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
 ];
 

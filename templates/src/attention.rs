@@ -12,7 +12,7 @@
 //! each of the four groups the first elements of its lanes, then the second ones. So keys are one
 //! sequential stream, however many lanes a kernel holds in registers.
 //!
-//! Weights: exp, and its sum.
+//! Weights: exp, and their sum.
 //!
 //! Values: an output is one chain of fused multiply-adds over the positions, and vectors of outputs
 //! side by side are chains of their own. As many as fit are held in registers for a span of
@@ -104,7 +104,7 @@ unsafe fn step<const R: usize, const WIDE: bool>(call: &AttentionCall, first: us
         for r in 0..R {
             let (token, head) = ((first + r) / call.heads, (first + r) % call.heads);
             let query = call.queries.add(token * call.stride + head * head_dim);
-            interleave::<R>(query, head_dim, steps, queries.add(r));
+            interleave::<R>(query, head_dim, queries.add(r));
             let count = call.counts.add(token).read();
             counts[r] = count;
             least = if count < least { count } else { least };
@@ -152,25 +152,27 @@ unsafe fn step<const R: usize, const WIDE: bool>(call: &AttentionCall, first: us
     }
 }
 
-/// Lays out a query in the order of the keys, `R` floats apart.
+/// Lays out a query in the order of the keys, its elements `R` floats from each other.
 ///
 /// # Safety
-/// `query` is readable for `head_dim` floats, `out` is writable for `steps * LANES` floats that are
-/// `R` apart.
-#[inline]
-unsafe fn interleave<const R: usize>(
-    query: *const f32,
-    head_dim: usize,
-    steps: usize,
-    out: *mut f32,
-) {
-    for c in 0..LANES {
-        for t in 0..steps {
-            let i = t * LANES + TREE[c];
-            let slot = (c / QUAD * steps + t) * QUAD + c % QUAD;
-            // SAFETY: i is checked, the slot is below steps * LANES.
-            unsafe {
-                out.add(slot * R).write(if i < head_dim { query.add(i).read() } else { 0.0 });
+/// `query` is readable for `head_dim` floats, `out` is writable for as many, padded to whole
+/// vectors, `R` floats from each other.
+#[inline(never)]
+unsafe fn interleave<const R: usize>(query: *const f32, head_dim: usize, out: *mut f32) {
+    let steps = head_dim.div_ceil(LANES);
+    let mut last = [0f32; LANES];
+    for t in 0..steps {
+        let left = head_dim - t * LANES;
+        // SAFETY: `left` elements follow; a slot is below steps * LANES.
+        unsafe {
+            let mut lanes = query.add(t * LANES);
+            if left < LANES {
+                last.as_mut_ptr().copy_from_nonoverlapping(lanes, left);
+                lanes = last.as_ptr();
+            }
+            for c in 0..LANES {
+                let slot = (c / QUAD * steps + t) * QUAD + c % QUAD;
+                out.add(slot * R).write(lanes.add(TREE[c]).read());
             }
         }
     }
@@ -277,7 +279,7 @@ fn add<const R: usize>(a: [isa::F32; R], b: [isa::F32; R]) -> [isa::F32; R] {
 ///
 /// # Safety
 /// `scores` is readable and writable for `count` floats, rounded up to whole vectors.
-#[inline]
+#[inline(never)]
 unsafe fn softmax(scores: *mut f32, count: usize) -> Softmax {
     // SAFETY: every access is below `count`, rounded up.
     unsafe {
@@ -387,5 +389,89 @@ unsafe fn weigh_vectors<const R: usize, const N: usize, const WIDE: bool>(
                 isa::f32_store(at(r, n), held[r][n]);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[repr(C, align(64))]
+    struct Scratch([f32; (2 * 32 + BLOCK) * ROWS]);
+
+    /// Two tokens of three heads of 20 elements, so that rows of a step see different numbers of
+    /// positions, and the tail of three rows is used.
+    #[test]
+    fn equals_loops() {
+        const D: usize = 20;
+        const WIDTH: usize = 32;
+        let mut state = 1u32;
+        let mut random = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) as f32 / 16384.0 - 2.0
+        };
+        let counts = [17usize, 18];
+        let mut queries = [0f32; 6 * D];
+        queries.fill_with(&mut random);
+        let (mut keys, mut values) = ([[0f32; WIDTH]; 18], [[0f32; WIDTH]; 18]);
+        let mut blocks = [0f32; 2 * 16 * WIDTH];
+        for p in 0..18 {
+            keys[p][..D].fill_with(&mut random);
+            values[p][..D].fill_with(&mut random);
+            for i in 0..D {
+                let c = (i % 16).reverse_bits() >> (usize::BITS - 4);
+                let slot = (c / 4 * 2 + i / 16) * 4 + c % 4;
+                blocks[p / 16 * 16 * WIDTH + slot * 16 + p % 16] = keys[p][i];
+            }
+        }
+        let mut memory = Scratch([f32::NAN; (2 * 32 + BLOCK) * ROWS]);
+        assert_eq!(size_of::<Scratch>(), scratch(D));
+        let mut states = [Softmax { max: 0.0, sum: 0.0 }; 6];
+        let mut out = [0f32; 6 * D];
+        let call = AttentionCall {
+            queries: queries.as_ptr(),
+            stride: 3 * D,
+            tokens: 2,
+            heads: 3,
+            head_dim: D,
+            counts: counts.as_ptr(),
+            keys: blocks.as_ptr().cast(),
+            values: values.as_ptr().cast(),
+            wide: true,
+            scale: 0.25,
+            merge: false,
+            states: states.as_mut_ptr(),
+            out: out.as_mut_ptr(),
+            scratch: (&raw mut memory).cast(),
+        };
+        // SAFETY: scalar templates need no features; the buffers have the sizes of the contract.
+        unsafe { run(&call) };
+        for row in 0..6 {
+            let query = &queries[row * D..][..D];
+            let count = counts[row / 3];
+            let scores: Vec<f32> = keys[..count].iter().map(|key| dot(query, key) * 0.25).collect();
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weights: Vec<f32> = scores.iter().map(|s| exp([s - max; LANES])[0]).collect();
+            let mut lanes = [0f32; LANES];
+            for (j, w) in weights.iter().enumerate() {
+                lanes[j % LANES] += w;
+            }
+            let sum = isa::f32_reduce_add(lanes);
+            let found = (states[row].max.to_bits(), states[row].sum.to_bits());
+            assert_eq!(found, (max.to_bits(), sum.to_bits()), "row {row}");
+            for c in 0..D {
+                let terms = weights.iter().zip(&values);
+                let expected = terms.fold(0f32, |sum, (w, value)| w.mul_add(value[c], sum));
+                assert_eq!(out[row * D + c].to_bits(), expected.to_bits(), "row {row}, {c}");
+            }
+        }
+    }
+
+    fn dot(query: &[f32], key: &[f32]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        for (i, q) in query.iter().enumerate() {
+            lanes[i % LANES] = q.mul_add(key[i], lanes[i % LANES]);
+        }
+        isa::f32_reduce_add(lanes)
     }
 }

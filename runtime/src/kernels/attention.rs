@@ -88,11 +88,12 @@ impl AttentionKernel {
         Self::builtin().find(|kernel| kernel.id == *id)
     }
 
-    /// The default: of the best ISA up to `ceiling` the one with 4 rows at once.
+    /// The default: of the best ISA up to `ceiling` the one with the most rows at once, which
+    /// computes fewer in smaller steps.
     pub fn default(ceiling: Isa) -> Option<Self> {
         Self::builtin()
             .filter(|kernel| kernel.id.isa <= ceiling)
-            .max_by_key(|kernel| (kernel.id.isa, kernel.rows() == 4))
+            .max_by_key(|kernel| (kernel.id.isa, kernel.rows()))
     }
 
     /// The kernel's id.
