@@ -1,2 +1,13 @@
 //! Measures, chooses, writes a profile.
 #![forbid(unsafe_code)]
+
+mod error;
+pub mod measure;
+pub mod plan;
+mod random;
+mod sampler;
+mod stats;
+mod tournament;
+pub mod verify;
+
+pub use error::{Error, Result};

@@ -157,6 +157,6 @@ mod tests {
         let other = bitnet_codegen::candidates(Isa::Avx2, Some(Shape::new(2560, 2560)));
         let all: Vec<KernelId> = own.iter().chain(&other).copied().collect();
         let ids = ids(&plan(&jobs(), &all, Isa::Avx2, Effort::Measure));
-        assert!(ids.len() == own.len() && ids.iter().all(|id| own.contains(id)));
+        assert!(!ids.is_empty() && ids.iter().all(|id| own.contains(id)), "{ids:?}");
     }
 }
