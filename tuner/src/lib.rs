@@ -1,6 +1,7 @@
 //! Measures, chooses, writes a profile.
 #![forbid(unsafe_code)]
 
+pub mod choose;
 mod error;
 pub mod measure;
 pub mod plan;

@@ -91,6 +91,16 @@ pub struct JobMeasurements {
     pub layouts: Vec<LayoutMeasurements>,
 }
 
+impl JobMeasurements {
+    /// Time of the default for one token of a phase, in microseconds.
+    pub fn default_us(&self, phase: Phase) -> f64 {
+        match phase {
+            Phase::Decode => self.default_decode_us,
+            Phase::Prefill => self.default_prefill_us / f64::from(self.tokens.max(1)),
+        }
+    }
+}
+
 /// What was measured for one layout of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -208,7 +208,11 @@ mod tests {
             sampler.out.fill(f32::NAN);
             sampler.sample(kernel, 1).unwrap();
             let tokens = if kernel.tokens() == 1 { 1 } else { 3 };
-            assert!(sampler.out[..tokens * 128].iter().all(|y| y.fract() == 0.0), "{}", kernel.id());
+            assert!(
+                sampler.out[..tokens * 128].iter().all(|y| y.fract() == 0.0),
+                "{}",
+                kernel.id()
+            );
         }
     }
 }
