@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Op};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op};
 use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES};
 use quote::{format_ident, quote};
 
@@ -48,7 +48,8 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
 
     let best = ids.iter().map(|id| id.isa).max().unwrap_or(Isa::Scalar);
     let mut vocabularies = String::new();
-    for source in VOCABULARIES.iter().take_while(|s| s.name <= best.name() || s.name == "scalar") {
+    let after = VOCABULARIES.iter().position(|s| s.name == best.name()).map_or(0, |at| at + 1);
+    for source in &VOCABULARIES[..after] {
         module(&mut vocabularies, source.name, &without_tests(source)?);
     }
     out.push_str("/// The vector vocabularies.\n#[allow(dead_code, reason = \"shared\")]\n");
@@ -111,10 +112,11 @@ fn module(out: &mut String, name: &str, body: &str) {
 
 fn template(id: &KernelId) -> Result<&'static Source, Error> {
     let name = match id.op {
-        Op::Ternary(layout) => match layout.format() {
-            Format::I2S => "i2_s",
-            Format::Tl1 => "tl1",
-            Format::Tl2 => "tl2",
+        Op::Ternary(layout) => match layout {
+            Layout::I2sT16 | Layout::I2sT32 => "i2_s",
+            Layout::Tl1T32 => "tl1",
+            Layout::Tl2T32 => "tl2",
+            Layout::Tl2W32 => "tl2_w",
         },
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
         Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",

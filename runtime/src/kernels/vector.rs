@@ -113,7 +113,7 @@ impl VectorOps {
         unsafe { (self.entry.rope_norm)(x.as_mut_ptr(), cos.as_ptr(), sin.as_ptr(), cos.len()) }
     }
 
-    /// [`numerics::to_f16`](crate::model::numerics::to_f16).
+    /// [`numerics::to_kv`](crate::model::numerics::to_kv).
     pub fn to_f16(&self, x: &[f32], out: &mut [f16]) {
         assert_eq!(x.len(), out.len());
         // SAFETY: as above; f16 is a transparent u16.

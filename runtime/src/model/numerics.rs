@@ -146,8 +146,8 @@ const EXP_MIN: f32 = -87.336_54;
 /// error 3.1e-9 before rounding (Remez exchange, weight r^2 / exp(r)).
 const EXP_C: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_717, 0.001_381_459_9];
 
-/// e^x. Relative error below 1.1 * 2^-23 where the result is a normal number; below that (x < -87.33654)
-/// exactly 0, above f32 infinity. exp(0) is exactly 1; NaN gives NaN.
+/// e^x. Relative error below 0.65 * 2^-23 where the result is a normal number (every f32 beyond 2^-30 tried);
+/// below that (x < -87.33654) exactly 0, above f32 infinity. exp(0) is exactly 1; NaN gives NaN.
 ///
 /// `k = round(x / ln 2)`, `r = x - k ln 2` in two fused steps, a polynomial in r by Horner's rule,
 /// and a scaling by 2^k in two halves, so that k = 128 needs no special case.
@@ -653,7 +653,7 @@ mod tests {
                 }
             }
         }
-        assert!(worst < 1.1 / f64::from(1 << 23), "relative error {worst:e}");
+        assert!(worst < 0.65 / f64::from(1 << 23), "relative error {worst:e}");
     }
 
     #[test]
