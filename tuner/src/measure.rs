@@ -310,7 +310,7 @@ impl<'a> Timer<'a> {
             for (i, phase) in [Phase::Decode, Phase::Prefill].into_iter().enumerate() {
                 (self.progress)(&Progress {
                     done: 1.0 - self.remaining as f64 / self.total.max(1) as f64,
-                    doing: format!("{} {} {}", plan.role, layout.layout, name(phase)),
+                    doing: format!("{} {} {}", plan.role, layout.layout, phase_name(phase)),
                 });
                 let kernels: Vec<Kernel> =
                     layout.kernels(phase).iter().map(find).collect::<Result<_>>()?;
@@ -408,7 +408,8 @@ impl<'a> Timer<'a> {
     }
 }
 
-fn name(phase: Phase) -> &'static str {
+/// As people say it.
+pub(crate) fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Decode => "decode",
         Phase::Prefill => "prefill",

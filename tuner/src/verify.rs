@@ -28,8 +28,11 @@ struct Case {
     expected: Vec<i32>,
 }
 
+/// A code and an activation for a column.
+type Pattern = fn(&mut Random, usize) -> (u8, i8);
+
 /// What every kernel must get right: the largest sums there are, zeros, and noise.
-const PATTERNS: &[(&str, fn(&mut Random, usize) -> (u8, i8))] = &[
+const PATTERNS: &[(&str, Pattern)] = &[
     ("random", |random, _| (random.below(3) as u8, random.below(256) as u8 as i8)),
     ("all +1 times 127", |_, _| (2, 127)),
     ("all +1 times -128", |_, _| (2, -128)),
