@@ -191,6 +191,24 @@ impl Job {
         });
     }
 
+    /// [`Job::prepare`] and [`Job::prefill`] with the barrier between them, for callers with
+    /// nothing else to do there. `groups` is at least [`Job::groups_bytes`] long; a barrier must
+    /// follow before it is written again or `out` is read.
+    pub fn prepare_and_prefill(
+        &self,
+        worker: &Worker<'_>,
+        (q, scales): (&[i8], &[f32]),
+        groups: &SharedSlice<'_, u8>,
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        self.prepare(worker, q, groups);
+        worker.barrier();
+        // SAFETY: the barrier ended the writes, and the caller lets none begin before the next.
+        let groups = unsafe { groups.read(0..self.groups_bytes(scales.len())) };
+        self.prefill(worker, groups, scales, scratch, out);
+    }
+
     /// Calls `f(part, row offset of the part, steps)` for every part of the worker's share, which
     /// is contiguous over all parts.
     fn for_share(

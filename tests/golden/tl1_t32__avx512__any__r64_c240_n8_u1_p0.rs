@@ -1,6 +1,6 @@
 // @generated from templates/src/tl1.rs by bitnet-codegen; do not edit
 
-pub mod tl1_t32__avx512__any__r64_c240_n8_u2_p0 {
+pub mod tl1_t32__avx512__any__r64_c240_n8_u1_p0 {
     //! TL1: a 4-bit index stands for a pair of weights, and a table for what that pair adds.
     //!
     //! Two ternary weights a, b of neighbouring columns take 9 values; the packing holds the index
@@ -32,7 +32,7 @@ pub mod tl1_t32__avx512__any__r64_c240_n8_u2_p0 {
     /// Activation rows per call.
     const TOKENS: usize = 8;
     /// Units per iteration.
-    const UNROLL: usize = 2;
+    const UNROLL: usize = 1;
     /// Bytes ahead to prefetch; 0: none.
     const PREFETCH: usize = 0;
 
