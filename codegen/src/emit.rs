@@ -31,6 +31,8 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
     let template = template(id)?;
     let mut out = header(template.path);
     module(&mut out, &id.to_string(), &kernel(id, template)?);
+    out.truncate(out.trim_end().len());
+    out.push('\n');
     Ok(out)
 }
 
@@ -42,8 +44,6 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 /// As [`emit_kernel`].
 pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     let mut out = header("templates/src");
-    writeln!(out, "/// What crosses the boundary between the runtime and a kernel.")
-        .expect("writing to a String");
     module(&mut out, "abi", &without_tests(&ABI)?);
 
     let best = ids.iter().map(|id| id.isa).max().unwrap_or(Isa::Scalar);
@@ -52,7 +52,7 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     for source in &VOCABULARIES[..after] {
         module(&mut vocabularies, source.name, &without_tests(source)?);
     }
-    out.push_str("/// The vector vocabularies.\n#[allow(dead_code, reason = \"shared\")]\n");
+    out.push_str("/// The vector vocabularies.\n");
     module(&mut out, "isa", &vocabularies);
 
     let (mut ternary, mut heads) = (Vec::new(), Vec::new());
@@ -93,7 +93,8 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         /// The float operations of every ISA, by its name.
         pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
     };
-    writeln!(out, "{table}").expect("writing to a String");
+    let table = syn::parse2(table).expect("written above");
+    out.push_str(&prettyplease::unparse(&table));
     Ok(out)
 }
 
@@ -101,13 +102,18 @@ fn header(path: &str) -> String {
     format!("// @generated from {path} by bitnet-codegen; do not edit\n\n")
 }
 
+/// Puts `body`, a file, into a module. No template holds a string of several lines, which would be
+/// indented too.
 fn module(out: &mut String, name: &str, body: &str) {
-    write!(
-        out,
-        "#[allow(clippy::all, non_snake_case, reason = \"checked as a template\")]\n\
-         pub mod {name} {{\n{body}}}\n\n"
-    )
-    .expect("writing to a String");
+    writeln!(out, "pub mod {name} {{").expect("writing to a String");
+    for line in body.lines() {
+        if !line.is_empty() {
+            out.push_str("    ");
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+    out.push_str("}\n\n");
 }
 
 fn template(id: &KernelId) -> Result<&'static Source, Error> {

@@ -451,7 +451,7 @@ pub unsafe fn nibbles_load(ptr: *const u8) -> Nibbles {
 /// The low (0) or high (1) nibbles.
 #[inline]
 pub fn nibble(nibbles: Nibbles, which: usize) -> Indices {
-    nibbles.map(|byte| (byte >> (4 * which)) & 15)
+    core::array::from_fn(|row| (nibbles[row] >> (4 * which)) & 15)
 }
 
 /// Stores a table as [`table16_load`] wants it: entry `i` is the sum of the activations, each
@@ -488,7 +488,7 @@ pub unsafe fn table16_load(ptr: *const u8) -> Table16 {
 /// The entry that each index names.
 #[inline]
 pub fn lookup16(table: Table16, indices: Indices) -> I16 {
-    indices.map(|index| table[usize::from(index % 16)])
+    core::array::from_fn(|row| table[usize::from(indices[row] % 16)])
 }
 
 /// No sign set.
@@ -519,7 +519,7 @@ pub fn i16_negate(values: I16, signs: Signs) -> I16 {
 /// Brings the next lower sign to the top.
 #[inline]
 pub fn signs_next(signs: Signs) -> Signs {
-    signs.map(|signs| signs << 1)
+    core::array::from_fn(|row| signs[row] << 1)
 }
 
 /// Zero in every word.
@@ -541,7 +541,7 @@ pub unsafe fn fields_load(ptr: *const u8) -> Fields {
 /// Brings the next field of each word down.
 #[inline]
 pub fn fields_next(fields: Fields) -> Fields {
-    fields.map(|word| word >> 5)
+    core::array::from_fn(|row| fields[row] >> 5)
 }
 
 /// Words whose lowest field is that which bit 15 of five groups of words make, bit 4 first.
@@ -595,7 +595,7 @@ pub unsafe fn table32_load(ptr: *const u8) -> Table32 {
 /// The entry that the lowest field of each word names.
 #[inline]
 pub fn lookup32(table: Table32, fields: Fields) -> I16 {
-    fields.map(|word| table[usize::from(word % 32)])
+    core::array::from_fn(|row| table[usize::from(fields[row] % 32)])
 }
 
 /// Zero in every lane.
