@@ -35,8 +35,9 @@ use crate::{Result, stats};
 const TOKENS: usize = 128;
 /// Fewest, where 128 take too long for the budget.
 const LEAST_TOKENS: usize = 32;
-/// What a sample should last: many times the clock's grain and the start of a run.
-const SAMPLE: Duration = Duration::from_millis(3);
+/// What a sample should last: many times the clock's grain and a barrier, and less than the system
+/// lets another process run.
+const SAMPLE: Duration = Duration::from_millis(1);
 /// The L3 cache that is assumed where the system does not say.
 const USUAL_L3: u64 = 64 << 20;
 /// Passes of a probe, of which the best counts.
