@@ -75,6 +75,15 @@ impl Job {
         Ok(Self { parts, decode, prefill, cols, rows })
     }
 
+    /// Lets other kernels multiply the same matrices.
+    ///
+    /// # Errors
+    /// As [`Job::new`]; the job then holds no matrices.
+    pub fn set_kernels(&mut self, decode: Kernel, prefill: Kernel) -> Result<()> {
+        *self = Self::new(std::mem::take(&mut self.parts), decode, prefill)?;
+        Ok(())
+    }
+
     /// The matrices.
     pub fn parts(&self) -> &[PackedMatrix] {
         &self.parts

@@ -1,5 +1,7 @@
 //! Hyperparameters, read from the metadata of a GGUF file and checked.
 
+use bitnet_profiles::{Role, Shape, shapes_hash};
+
 use crate::error::{Result, quoted};
 use crate::gguf::Gguf;
 
@@ -224,6 +226,40 @@ impl Config {
     pub fn kv_dim(&self) -> usize {
         self.kv_heads * self.head_dim
     }
+
+    /// The ternary jobs of the forward pass, in its order.
+    #[must_use]
+    pub fn jobs(&self) -> Vec<JobShapes> {
+        let &Self { hidden, ffn, .. } = self;
+        let (q, kv) = (Shape::new(self.q_dim(), hidden), Shape::new(self.kv_dim(), hidden));
+        let (widen, narrow) = (Shape::new(ffn, hidden), Shape::new(hidden, ffn));
+        [
+            (Role::Qkv, vec![q, kv, kv]),
+            (Role::AttnOutput, vec![Shape::new(hidden, self.q_dim())]),
+            (Role::GateUp, vec![widen, widen]),
+            (Role::Down, vec![narrow]),
+        ]
+        .map(|(role, parts)| JobShapes { role, parts, count: self.layers as u32 })
+        .into()
+    }
+
+    /// The hash that tuning profiles know these jobs by, see [`shapes_hash`].
+    #[must_use]
+    pub fn shapes_hash(&self) -> String {
+        let jobs = self.jobs();
+        shapes_hash(jobs.iter().map(|job| (job.role, &job.parts[..], job.count)))
+    }
+}
+
+/// The matrices that are multiplied with one input, as one job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobShapes {
+    /// What the job is for.
+    pub role: Role,
+    /// Its matrices, in the order of their outputs.
+    pub parts: Vec<Shape>,
+    /// Times per token that it runs: the layers, at most 1024.
+    pub count: u32,
 }
 
 fn architecture(gguf: &Gguf) -> Result<Architecture> {
@@ -287,4 +323,42 @@ fn vocabulary(gguf: &Gguf, architecture: Architecture) -> Result<usize> {
         return Err(gguf.key_error(key, format_args!("{} tokens", tokens.len()), expected));
     }
     Ok(rows as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2B-4T: the shapes and the number of weights are published.
+    #[test]
+    fn jobs_hold_every_ternary_weight() {
+        let config = Config {
+            architecture: Architecture::BitnetB158,
+            layers: 30,
+            hidden: 2560,
+            ffn: 6912,
+            heads: 20,
+            kv_heads: 5,
+            head_dim: 128,
+            rope_dim: 128,
+            rope_base: 500_000.0,
+            rope_scale: 1.0,
+            eps: 1e-5,
+            context: 4096,
+            vocab: 128_256,
+        };
+        let jobs = config.jobs();
+        let kv = Shape::new(640, 2560);
+        assert_eq!(jobs[0].parts, [Shape::new(2560, 2560), kv, kv]);
+        assert_eq!(jobs[3].parts, [Shape::new(2560, 6912)]);
+        let weights = |job: &JobShapes| {
+            job.count as usize * job.parts.iter().map(|part| part.weights()).sum::<usize>()
+        };
+        assert_eq!(jobs.iter().map(weights).sum::<usize>(), 2_084_044_800);
+
+        let hash = config.shapes_hash();
+        assert_eq!(hash, config.shapes_hash());
+        assert_ne!(hash, Config { layers: 29, ..config.clone() }.shapes_hash());
+        assert_ne!(hash, Config { kv_heads: 4, ..config }.shapes_hash());
+    }
 }

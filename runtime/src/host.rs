@@ -1,0 +1,190 @@
+//! What the host is, as far as tuning profiles and reports name it. Nothing here decides what runs:
+//! CPU features are detected in [`bitnet_profiles::Isa`] alone.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The CPU and its caches; 0 or `unknown` where the system does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// The CPU's name.
+    pub cpu: String,
+    /// Vendor as the CPU says it: `GenuineIntel`, `AuthenticAMD`; on ARM the implementer's number.
+    pub vendor: String,
+    /// Family number; 8 on 64-bit ARM.
+    pub family: u32,
+    /// Model number; the part number on ARM.
+    pub model: u32,
+    /// Stepping number; the revision on ARM.
+    pub stepping: u32,
+    /// Physical cores that this process may use; at least 1.
+    pub physical_cores: usize,
+    /// Hardware threads that this process may use; at least 1.
+    pub threads: usize,
+    /// Bytes of L2 cache of one core.
+    pub l2: u64,
+    /// Bytes of all L3 caches of the CPUs listed, shared ones counted once.
+    pub l3: u64,
+}
+
+impl Host {
+    /// Looks at this machine: `/proc/cpuinfo` and `/sys/devices/system/cpu` where they exist.
+    #[must_use]
+    pub fn detect() -> Self {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::from_parts(&cpuinfo, Path::new("/sys/devices/system/cpu"), threads)
+    }
+
+    fn from_parts(cpuinfo: &str, cpus: &Path, threads: usize) -> Self {
+        // The first entry; cores of other kinds, if there are any, follow.
+        let fields: BTreeMap<&str, &str> = cpuinfo
+            .lines()
+            .skip_while(|line| line.trim().is_empty())
+            .take_while(|line| !line.trim().is_empty())
+            .filter_map(|line| line.split_once(':'))
+            .map(|(key, value)| (key.trim(), value.trim()))
+            .collect();
+        // x86 and ARM use different keys.
+        let text = |keys: [&str; 2]| {
+            let value = keys.iter().find_map(|key| fields.get(key)).filter(|v| !v.is_empty());
+            value.map_or_else(
+                || "unknown".into(),
+                |v| v.chars().filter(|c| !c.is_control()).take(128).collect::<String>(),
+            )
+        };
+        let number = |keys: [&str; 2]| {
+            let value = keys.iter().find_map(|key| fields.get(key))?;
+            match value.strip_prefix("0x") {
+                Some(hex) => u32::from_str_radix(hex, 16).ok(),
+                None => value.parse().ok(),
+            }
+        };
+        let topology = Topology::read(cpus);
+        Self {
+            cpu: text(["model name", "Hardware"]),
+            vendor: text(["vendor_id", "CPU implementer"]),
+            family: number(["cpu family", "CPU architecture"]).unwrap_or(0),
+            model: number(["model", "CPU part"]).unwrap_or(0),
+            stepping: number(["stepping", "CPU revision"]).unwrap_or(0),
+            physical_cores: if topology.cores == 0 { threads } else { topology.cores.min(threads) },
+            threads,
+            l2: topology.l2,
+            l3: topology.l3,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Topology {
+    cores: usize,
+    l2: u64,
+    l3: u64,
+}
+
+impl Topology {
+    fn read(cpus: &Path) -> Self {
+        let text = |path: &Path| std::fs::read_to_string(path).ok().map(|s| s.trim().to_owned());
+        let mut topology = Self::default();
+        let mut cores = BTreeSet::new();
+        let mut l3 = BTreeMap::new();
+        for cpu in 0.. {
+            let cpu = cpus.join(format!("cpu{cpu}"));
+            if !cpu.is_dir() {
+                break;
+            }
+            // A CPU that is offline has no topology.
+            let Some(siblings) = text(&cpu.join("topology/thread_siblings_list")) else { continue };
+            cores.insert(siblings);
+            for index in 0..8 {
+                let cache = cpu.join(format!("cache/index{index}"));
+                let Some(level) = text(&cache.join("level")) else { break };
+                let size = text(&cache.join("size")).and_then(|size| bytes(&size)).unwrap_or(0);
+                match level.as_str() {
+                    "2" => topology.l2 = topology.l2.max(size),
+                    "3" => {
+                        let sharers = text(&cache.join("shared_cpu_list")).unwrap_or_default();
+                        l3.insert(sharers, size);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        topology.cores = cores.len();
+        topology.l3 = l3.values().sum();
+        topology
+    }
+}
+
+/// `1024K` or `32M` in bytes.
+fn bytes(size: &str) -> Option<u64> {
+    let digits = size.trim_end_matches(['K', 'M', 'G']);
+    let unit = match &size[digits.len()..] {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x86_and_arm_are_described() {
+        let x86 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n\
+                   model name\t: AMD EPYC 9R14\nstepping\t: 1\n\nprocessor\t: 1\nmodel\t: 99\n";
+        let host = Host::from_parts(x86, Path::new("no such folder"), 6);
+        assert_eq!((host.cpu.as_str(), host.vendor.as_str()), ("AMD EPYC 9R14", "AuthenticAMD"));
+        assert_eq!((host.family, host.model, host.stepping), (25, 17, 1));
+        assert_eq!((host.physical_cores, host.threads, host.l2, host.l3), (6, 6, 0, 0));
+
+        let arm = "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\n\
+                   CPU variant\t: 0x3\nCPU part\t: 0xd0c\nCPU revision\t: 1\n";
+        let host = Host::from_parts(arm, Path::new("no such folder"), 4);
+        assert_eq!((host.cpu.as_str(), host.vendor.as_str()), ("unknown", "0x41"));
+        assert_eq!((host.family, host.model, host.stepping), (8, 0xd0c, 1));
+
+        let nothing = Host::from_parts("", Path::new("no such folder"), 1);
+        assert_eq!((nothing.cpu.as_str(), nothing.family), ("unknown", 0));
+    }
+
+    #[test]
+    fn shared_caches_and_cores_count_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for cpu in 0..4 {
+            let cpu_dir = dir.path().join(format!("cpu{cpu}"));
+            let write = |name: &str, text: &str| {
+                let path = cpu_dir.join(name);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            };
+            let pair = if cpu < 2 { "0-1\n" } else { "2-3\n" };
+            write("topology/thread_siblings_list", pair);
+            for (index, level, size, shared) in
+                [(0, "1", "48K", pair), (1, "2", "1024K", pair), (2, "3", "16M", "0-3\n")]
+            {
+                write(&format!("cache/index{index}/level"), level);
+                write(&format!("cache/index{index}/size"), size);
+                write(&format!("cache/index{index}/shared_cpu_list"), shared);
+            }
+        }
+        let host = Host::from_parts("", dir.path(), 4);
+        assert_eq!((host.physical_cores, host.l2, host.l3), (2, 1 << 20, 16 << 20));
+        assert_eq!(Host::from_parts("", dir.path(), 1).physical_cores, 1);
+    }
+
+    #[test]
+    fn sizes_of_caches() {
+        assert_eq!(bytes("1024K"), Some(1 << 20));
+        assert_eq!(bytes("32M"), Some(32 << 20));
+        assert_eq!(bytes("512"), Some(512));
+        assert_eq!(bytes("12T"), None);
+        assert_eq!(bytes(""), None);
+        assert_eq!(bytes("99999999999999999999G"), None);
+    }
+}
