@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod dummy;
 pub mod error;
+pub mod generate;
 pub mod gguf;
 pub mod host;
 pub mod kernels;

@@ -183,6 +183,12 @@ impl Session {
         self.kv.bytes(self.position)
     }
 
+    /// Bytes of KV cache that a full context takes.
+    #[must_use]
+    pub fn kv_reserved_bytes(&self) -> usize {
+        self.kv.bytes(self.kv.context())
+    }
+
     /// Forgets all tokens from `position` on.
     pub fn truncate(&mut self, position: usize) {
         self.position = self.position.min(position);
