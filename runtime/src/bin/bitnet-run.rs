@@ -20,6 +20,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(cli::bench::Args),
     Inspect(cli::inspect::Args),
     Tokenize(cli::tokenize::Args),
     Dummy(cli::dummy::Args),
@@ -30,6 +31,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         return cli::run::run(&arguments.run);
     };
     match command {
+        Command::Bench(args) => cli::bench::run(args),
         Command::Inspect(args) => cli::inspect::run(args),
         Command::Tokenize(args) => cli::tokenize::run(args),
         Command::Dummy(args) => cli::dummy::run(args),

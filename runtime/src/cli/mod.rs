@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::tokenizer::MAX_TEXT;
 
 pub mod argv;
+pub mod bench;
 pub mod dummy;
 pub mod inspect;
 mod load;

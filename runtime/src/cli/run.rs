@@ -9,21 +9,20 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::load::{self, KernelArgs, RoleKernels, Taken};
+use super::load::{self, KernelArgs, PERFORMANCE, RoleKernels, SessionArgs, Taken};
 use super::{answer, human, note, read_text};
 use crate::error::{Error, Result};
 use crate::generate::{Generation, Limits, generate};
 use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::memory;
+use crate::model::Session;
 use crate::model::config::Config;
-use crate::model::{KvType, Session, SessionOptions};
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
 
 const SAMPLING: &str = "Sampling";
-const PERFORMANCE: &str = "Performance";
 
 /// What to write, and how.
 #[derive(Debug, clap::Args)]
@@ -147,54 +146,6 @@ pub struct Args {
     kernels: KernelArgs,
     #[command(flatten)]
     session: SessionArgs,
-}
-
-/// Flags of the session that `bench` has too.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub struct SessionArgs {
-    /// Tokens of the prompt that go through the model together, at most
-    #[arg(short, long = "batch-size", value_name = "N", default_value_t = 2048,
-          value_parser = clap::value_parser!(u32).range(1..=1 << 16), help_heading = PERFORMANCE)]
-    batch: u32,
-    /// The same; the smaller of both counts
-    #[arg(long = "ubatch-size", visible_alias = "ub", value_name = "N", default_value_t = 512,
-          value_parser = clap::value_parser!(u32).range(1..=1 << 16), help_heading = PERFORMANCE)]
-    ubatch: u32,
-    /// Keys in the KV cache: f16 or f32 [default: f16, f32 for small models]
-    #[arg(long = "cache-type-k", visible_alias = "ctk", value_name = "TYPE",
-          help_heading = PERFORMANCE)]
-    cache_type_k: Option<CacheType>,
-    /// Values in the KV cache: the same type as keys
-    #[arg(long = "cache-type-v", visible_alias = "ctv", value_name = "TYPE",
-          help_heading = PERFORMANCE)]
-    cache_type_v: Option<CacheType>,
-}
-
-/// Types of the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum CacheType {
-    F16,
-    F32,
-}
-
-impl SessionArgs {
-    /// The options of a session with a context of so many positions.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when keys and values are asked for in different types.
-    pub fn options(&self, context: Option<usize>) -> Result<SessionOptions> {
-        let kv_type = match (self.cache_type_k, self.cache_type_v) {
-            (Some(k), Some(v)) if k != v => {
-                let found = format!("{v:?}").to_lowercase();
-                return Err(Error::usage("--cache-type-v", found, "the type of --cache-type-k"));
-            }
-            (k, v) => k.or(v).map(|ty| match ty {
-                CacheType::F16 => KvType::F16,
-                CacheType::F32 => KvType::F32,
-            }),
-        };
-        Ok(SessionOptions { context, batch: self.batch.min(self.ubatch) as usize, kv_type })
-    }
 }
 
 /// A number for clap, with the range in the message.
