@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Op};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op};
 use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES};
 use quote::{format_ident, quote};
 
@@ -31,6 +31,8 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
     let template = template(id)?;
     let mut out = header(template.path);
     module(&mut out, &id.to_string(), &kernel(id, template)?);
+    out.truncate(out.trim_end().len());
+    out.push('\n');
     Ok(out)
 }
 
@@ -42,16 +44,15 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 /// As [`emit_kernel`].
 pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     let mut out = header("templates/src");
-    writeln!(out, "/// What crosses the boundary between the runtime and a kernel.")
-        .expect("writing to a String");
     module(&mut out, "abi", &without_tests(&ABI)?);
 
     let best = ids.iter().map(|id| id.isa).max().unwrap_or(Isa::Scalar);
     let mut vocabularies = String::new();
-    for source in VOCABULARIES.iter().take_while(|s| s.name <= best.name() || s.name == "scalar") {
+    let after = VOCABULARIES.iter().position(|s| s.name == best.name()).map_or(0, |at| at + 1);
+    for source in &VOCABULARIES[..after] {
         module(&mut vocabularies, source.name, &without_tests(source)?);
     }
-    out.push_str("/// The vector vocabularies.\n#[allow(dead_code, reason = \"shared\")]\n");
+    out.push_str("/// The vector vocabularies.\n");
     module(&mut out, "isa", &vocabularies);
 
     let (mut ternary, mut heads) = (Vec::new(), Vec::new());
@@ -92,7 +93,8 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         /// The float operations of every ISA, by its name.
         pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
     };
-    writeln!(out, "{table}").expect("writing to a String");
+    let table = syn::parse2(table).expect("written above");
+    out.push_str(&prettyplease::unparse(&table));
     Ok(out)
 }
 
@@ -100,21 +102,27 @@ fn header(path: &str) -> String {
     format!("// @generated from {path} by bitnet-codegen; do not edit\n\n")
 }
 
+/// Puts `body`, a file, into a module. No template holds a string of several lines, which would be
+/// indented too.
 fn module(out: &mut String, name: &str, body: &str) {
-    write!(
-        out,
-        "#[allow(clippy::all, non_snake_case, reason = \"checked as a template\")]\n\
-         pub mod {name} {{\n{body}}}\n\n"
-    )
-    .expect("writing to a String");
+    writeln!(out, "pub mod {name} {{").expect("writing to a String");
+    for line in body.lines() {
+        if !line.is_empty() {
+            out.push_str("    ");
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+    out.push_str("}\n\n");
 }
 
 fn template(id: &KernelId) -> Result<&'static Source, Error> {
     let name = match id.op {
-        Op::Ternary(layout) => match layout.format() {
-            Format::I2S => "i2_s",
-            Format::Tl1 => "tl1",
-            Format::Tl2 => "tl2",
+        Op::Ternary(layout) => match layout {
+            Layout::I2sT16 | Layout::I2sT32 => "i2_s",
+            Layout::Tl1T32 => "tl1",
+            Layout::Tl2T32 => "tl2",
+            Layout::Tl2W32 => "tl2_w",
         },
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
         Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",

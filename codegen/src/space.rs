@@ -1,8 +1,8 @@
 //! The candidate tilings: a table. One row is a family of kernels, their tests, their benches and
 //! their dispatch entries.
 
-use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vnni, Scalar};
-use bitnet_profiles::Layout::{I2sT16, I2sT32};
+use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, Scalar};
+use bitnet_profiles::Layout::{I2sT16, I2sT32, Tl1T32, Tl2T32, Tl2W32};
 use bitnet_profiles::Op::{self, Head, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
 
@@ -39,22 +39,40 @@ const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head
 
 #[rustfmt::skip]
 const SPACE: &[Row] = &[
-    Row { ops: &[Ternary(I2sT16)], isas: &[Scalar],        rows: &[16],     cols: &[0],            tokens: &[1, 4],      unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],  rows: &[16, 32], cols: &[64, 128, 256], tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],  rows: &[16],     cols: &[256],          tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],          rows: &[16, 32], cols: &[64, 128, 256], tokens: &[2, 4],      unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],        rows: &[16, 32], cols: &[128, 256],     tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],  rows: &[32],     cols: &[256],          tokens: &[2, 8],      unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[16, 32], cols: &[0],            tokens: &[1],         unroll: &[1, 2, 4], prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[1],         unroll: &[2],       prefetch: &[4096] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],    rows: &[32, 64], cols: &[0],            tokens: &[1],         unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[16],     cols: &[0],            tokens: &[8, 16, 24], unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],    rows: &[32],     cols: &[0],            tokens: &[4, 8, 12],  unroll: &[1],       prefetch: &[0] },
-    Row { ops: FLOAT_HEADS, isas: &[Scalar, Avx2, Avx512], rows: &[1, 4], cols: &[0], tokens: &[1], unroll: &[1], prefetch: &[0] },
-    Row { ops: FLOAT_HEADS, isas: &[Avx2, Avx512], rows: &[2, 8], cols: &[0], tokens: &[1], unroll: &[1], prefetch: &[0] },
-    Row { ops: BLOCK_HEADS, isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1], cols: &[0], tokens: &[1], unroll: &[1], prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Scalar],                           rows: &[16],     cols: &[0],                 tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16, 32], cols: &[64, 128, 256],      tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],     cols: &[256],               tokens: &[1],        unroll: &[2],       prefetch: &[4096] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[256],               tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16, 32], cols: &[64, 128, 256],      tokens: &[2, 4],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[16, 32], cols: &[128, 256],          tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[256],               tokens: &[2, 8],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16, 32], cols: &[0],                 tokens: &[1],        unroll: &[1, 2, 4], prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[2],       prefetch: &[4096] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32, 64], cols: &[0],                 tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
+    // The compiler unrolls up to 64 products: two units of 16 tokens stay a loop of one.
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[8],        unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[16, 24],   unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32, 64], cols: &[120, 240],          tokens: &[1],        unroll: &[1, 2, 4], prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[4],       prefetch: &[4096] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2],                             rows: &[32, 64], cols: &[120, 240],          tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[240],               tokens: &[2, 4],     unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[240],               tokens: &[8],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32, 64], cols: &[72, 120, 168, 240], tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[4096] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32, 64], cols: &[120, 240],          tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[96, 240],           tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512Vbmi],                       rows: &[32, 64], cols: &[240],               tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512, Avx512Vbmi],               rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[4096] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[96, 240],           tokens: &[2, 4, 8],  unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512Vbmi],                       rows: &[32, 64], cols: &[240],               tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Avx512],             rows: &[1, 4],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[2, 8],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
 ];
 
 /// Every kernel of the space for an ISA, generic in shape or specialised for one, in the order of
@@ -95,6 +113,8 @@ pub fn grid(isas: &[Isa]) -> Vec<KernelId> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use bitnet_profiles::Format;
+
     use super::*;
 
     #[test]
@@ -103,11 +123,16 @@ mod tests {
         let unique: BTreeSet<_> = all.iter().collect();
         assert_eq!(unique.len(), all.len());
         for isa in [Avx2, Avx512] {
-            for phase in [Phase::Decode, Phase::Prefill] {
-                let tiles = all.iter().filter(|k| {
-                    matches!(k.op, Ternary(_)) && k.isa == isa && Phase::of(&k.tile) == phase
-                });
-                assert!(tiles.count() >= 8, "{isa} {phase:?}");
+            for format in Format::ALL {
+                for phase in [Phase::Decode, Phase::Prefill] {
+                    let of = |k: &&KernelId| {
+                        k.isa == isa
+                            && Phase::of(&k.tile) == phase
+                            && matches!(k.op, Ternary(layout) if layout.format() == *format)
+                    };
+                    let tiles = all.iter().filter(of).count();
+                    assert!(tiles >= 8, "{isa} {format} {phase:?}: {tiles}");
+                }
             }
         }
     }

@@ -29,7 +29,7 @@ pub(crate) fn specialise(
     let mut missing: Vec<&Constant> = constants.iter().collect();
     for item in &file.items {
         if is_test(item) {
-            edits.push((item.span().byte_range(), String::new()));
+            edits.push((whole_lines(source.text, item.span().byte_range()), String::new()));
             continue;
         }
         match item {
@@ -49,11 +49,13 @@ pub(crate) fn specialise(
                     }
                 }
             }
-            syn::Item::Fn(item) => features(isa, &item.vis, &item.sig, &mut edits),
+            syn::Item::Fn(item) => {
+                function(source.text, isa, &item.attrs, &item.vis, &item.sig, &mut edits);
+            }
             syn::Item::Impl(item) => {
                 for item in &item.items {
                     if let syn::ImplItem::Fn(item) = item {
-                        features(isa, &item.vis, &item.sig, &mut edits);
+                        function(source.text, isa, &item.attrs, &item.vis, &item.sig, &mut edits);
                     }
                 }
             }
@@ -69,8 +71,10 @@ pub(crate) fn specialise(
 
 /// The text of a vocabulary or of the ABI, without its tests.
 pub(crate) fn without_tests(source: &Source) -> Result<String, Error> {
-    let tests = parse(source)?.items.into_iter().filter(is_test);
-    Ok(splice(source.text, tests.map(|i| (i.span().byte_range(), String::new())).collect()))
+    let file = parse(source)?;
+    let tests = file.items.iter().filter(|item| is_test(item));
+    let cut = |item: &syn::Item| whole_lines(source.text, item.span().byte_range());
+    Ok(splice(source.text, tests.map(|item| (cut(item), String::new())).collect()))
 }
 
 fn parse(source: &Source) -> Result<syn::File, Error> {
@@ -88,22 +92,46 @@ fn vocabulary(tree: &syn::UseTree) -> Option<&syn::Ident> {
     }
 }
 
-/// Puts `#[target_feature]` on a function. Constant functions compute sizes and need none.
-fn features(
+/// Fits a function to the ISA. Constant functions compute sizes and stay as they are.
+fn function(
+    text: &str,
     isa: Isa,
+    attrs: &[syn::Attribute],
     vis: &syn::Visibility,
     sig: &syn::Signature,
     edits: &mut Vec<(Range<usize>, String)>,
 ) {
-    if isa.target_features().is_empty() || sig.constness.is_some() {
+    if sig.constness.is_some() {
+        return;
+    }
+    if isa.target_features().is_empty() {
+        // Where the compiler is free to, it leaves a call in the hot loop. With target features it
+        // accepts no `always`, and inlines unasked.
+        let plain = |meta: &syn::Meta| matches!(meta, syn::Meta::Path(p) if p.is_ident("inline"));
+        if let Some(attr) = attrs.iter().find(|attr| plain(&attr.meta)) {
+            edits.push((attr.span().byte_range(), "#[inline(always)]".into()));
+        }
         return;
     }
     let start = match vis {
         syn::Visibility::Inherited => sig.span().byte_range().start,
         vis => vis.span().byte_range().start,
     };
-    let attribute = format!("#[target_feature(enable = \"{}\")]\n", isa.target_features());
+    let indent = &text[line_start(text, start)..start];
+    let attribute = format!("#[target_feature(enable = \"{}\")]\n{indent}", isa.target_features());
     edits.push((start..start, attribute));
+}
+
+fn line_start(text: &str, at: usize) -> usize {
+    text[..at].rfind('\n').map_or(0, |newline| newline + 1)
+}
+
+/// The lines that `range` lies on, with the empty ones before them.
+fn whole_lines(text: &str, range: Range<usize>) -> Range<usize> {
+    let before = text[..line_start(text, range.start)].trim_end();
+    let start = if before.is_empty() { 0 } else { before.len() + 1 };
+    let end = text[range.end..].find('\n').map_or(text.len(), |newline| range.end + newline + 1);
+    start..end
 }
 
 fn is_test(item: &syn::Item) -> bool {

@@ -139,6 +139,9 @@ impl KernelSpec {
         check.that(tile.cols.is_multiple_of(layout.unit_cols()), || {
             format!("columns per block must be a multiple of {}, a unit", layout.unit_cols())
         })?;
+        check.that(tile.cols == 0 || tile.unroll * layout.unit_cols() <= tile.cols, || {
+            format!("{} units do not fit in a block: the unrolled code would not run", tile.unroll)
+        })?;
         // Vectors of 32-bit sums for one activation row.
         let vectors = tile.rows / isa.lanes();
         match layout.format() {
@@ -169,17 +172,44 @@ impl KernelSpec {
                     )
                 })
             }
-            Format::Tl1 => check.that((4..=252).contains(&tile.cols), || {
-                "columns per block must be 4 to 252: a pair reaches +-256, so a 16-bit lane holds \
-                 127 pairs"
-                    .into()
-            }),
-            Format::Tl2 => check.that((24..=240).contains(&tile.cols), || {
-                "columns per block must be 24 to 240: a triple reaches +-384, so a 16-bit lane \
-                 holds 85 triples"
-                    .into()
-            }),
+            Format::Tl1 => {
+                check.that((4..=252).contains(&tile.cols), || {
+                    "columns per block must be 4 to 252: a pair reaches +-256, so a 16-bit lane \
+                     holds 127 pairs"
+                        .into()
+                })?;
+                self.validate_table_sums(check)
+            }
+            Format::Tl2 => {
+                check.that(layout != Layout::Tl2W32 || isa != Isa::Avx2, || {
+                    "a 5-bit index needs a permute of 32 words, which AVX2 lacks: it reads tl2_t32"
+                        .into()
+                })?;
+                check.that(layout != Layout::Tl2T32 || isa <= Isa::Avx2, || {
+                    "signs apart from the index are for ISAs that look up bytes: AVX-512 looks up \
+                     words and reads tl2_w32"
+                        .into()
+                })?;
+                check.that((24..=240).contains(&tile.cols), || {
+                    "columns per block must be 24 to 240: a triple reaches +-384, so a 16-bit \
+                     lane holds 85 triples"
+                        .into()
+                })?;
+                self.validate_table_sums(check)
+            }
         }
+    }
+
+    /// Sums of table entries are 16 bits wide; half of the registers are for tables and indices.
+    fn validate_table_sums(&self, check: &Check) -> Result<(), SpecError> {
+        let Self { isa, tile, .. } = *self;
+        let sums = tile.rows / (2 * isa.lanes()) * tile.tokens;
+        check.that(isa == Isa::Scalar || sums <= isa.registers() / 2, || {
+            format!(
+                "{sums} vectors of sums take more than half of the {} registers",
+                isa.registers()
+            )
+        })
     }
 }
 
@@ -354,6 +384,10 @@ mod tests {
             (ternary(Layout::Tl1T32, Isa::Avx2, tile(32, 256, 1, 1)), "127 pairs"),
             (ternary(Layout::Tl2T32, Isa::Avx2, tile(32, 264, 1, 1)), "85 triples"),
             (ternary(Layout::Tl2T32, Isa::Avx2, tile(32, 32, 1, 1)), "multiple of 24"),
+            (ternary(Layout::Tl2T32, Isa::Avx512, tile(32, 240, 1, 1)), "reads tl2_w32"),
+            (ternary(Layout::Tl2W32, Isa::Avx2, tile(32, 240, 1, 1)), "reads tl2_t32"),
+            (ternary(Layout::Tl2W32, Isa::Avx512, tile(32, 96, 1, 4)), "do not fit in a block"),
+            (ternary(Layout::Tl1T32, Isa::Avx2, tile(64, 240, 4, 1)), "more than half"),
             (KernelSpec { shape: Some(Shape::new(0, 1)), ..GOOD }, "rows of the matrix"),
             (KernelSpec { shape: Some(Shape::new(1, 1 << 19)), ..GOOD }, "could wrap"),
             (KernelSpec { tile: TileConfig { prefetch: 100, ..GOOD.tile }, ..GOOD }, "prefetch"),

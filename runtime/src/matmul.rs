@@ -6,9 +6,8 @@ use std::ops::Range;
 
 use bitnet_profiles::Shape;
 
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, VectorOps};
 use crate::memory::Buffer;
-use crate::model::numerics;
 use crate::pack::PackedMatrix;
 use crate::threads::{SharedSlice, Worker};
 use crate::{Error, Result};
@@ -23,6 +22,7 @@ pub struct Job {
     parts: Vec<PackedMatrix>,
     decode: Kernel,
     prefill: Kernel,
+    ops: VectorOps,
     cols: usize,
     rows: usize,
 }
@@ -72,7 +72,8 @@ impl Job {
             )));
         }
         let rows = parts.iter().map(|part| part.shape().rows).sum();
-        Ok(Self { parts, decode, prefill, cols, rows })
+        let ops = VectorOps::best(decode.id().isa.max(prefill.id().isa));
+        Ok(Self { parts, decode, prefill, ops, cols, rows })
     }
 
     /// Lets other kernels multiply the same matrices.
@@ -135,7 +136,7 @@ impl Job {
             // SAFETY: shares are disjoint, and so are their rows; the caller keeps readers away
             // until the barrier.
             let out = unsafe { out.write(offset + rows.start..offset + rows.end) };
-            numerics::scale_output(&dots[..rows.len()], s, part.scale(), out);
+            self.ops.scale_output(&dots[..rows.len()], s, part.scale(), out);
         });
     }
 
@@ -183,11 +184,29 @@ impl Job {
                         // SAFETY: as in `decode`.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &scratch.dots[i * BLOCK_ROWS..][..rows.len()];
-                        numerics::scale_output(dots, s, part.scale(), out);
+                        self.ops.scale_output(dots, s, part.scale(), out);
                     }
                 }
             }
         });
+    }
+
+    /// [`Job::prepare`] and [`Job::prefill`] with the barrier between them, for callers with
+    /// nothing else to do there. `groups` is at least [`Job::groups_bytes`] long; a barrier must
+    /// follow before it is written again or `out` is read.
+    pub fn prepare_and_prefill(
+        &self,
+        worker: &Worker<'_>,
+        (q, scales): (&[i8], &[f32]),
+        groups: &SharedSlice<'_, u8>,
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        self.prepare(worker, q, groups);
+        worker.barrier();
+        // SAFETY: the barrier ended the writes, and the caller lets none begin before the next.
+        let groups = unsafe { groups.read(0..self.groups_bytes(scales.len())) };
+        self.prefill(worker, groups, scales, scratch, out);
     }
 
     /// Calls `f(part, row offset of the part, steps)` for every part of the worker's share, which

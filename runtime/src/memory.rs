@@ -36,6 +36,11 @@ impl Arena {
         Ok(Self { map: Arc::new(map), used: 0 })
     }
 
+    /// Bytes handed out.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
     /// The next `len` bytes, or nothing when the arena is used up.
     pub fn take(&mut self, len: usize) -> Option<Buffer> {
         let end = self.used.checked_add(len)?;

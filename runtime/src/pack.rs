@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bitnet_profiles::{Format, Layout, Shape};
+use bitnet_profiles::{Layout, Shape};
 
 use crate::memory::Buffer;
 use crate::threads::{Pool, SharedSlice};
@@ -27,6 +27,7 @@ pub struct PackedMatrix {
     layout: Layout,
     shape: Shape,
     scale: f32,
+    zero: bool,
     data: Buffer,
 }
 
@@ -64,7 +65,7 @@ impl PackedMatrix {
         let tile_bytes = layout.tile_bytes(shape.cols);
         let tiles = buffer.len() / tile_bytes;
         let stride = shape.cols.next_multiple_of(layout.unit_cols());
-        let bad = AtomicBool::new(false);
+        let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
         let out = SharedSlice::new(&mut buffer);
         pool.run(|worker| {
             let mut codes = vec![ZERO; rows * stride];
@@ -72,26 +73,28 @@ impl PackedMatrix {
                 for (i, row) in codes.chunks_exact_mut(stride).enumerate() {
                     let number = tile * rows + i;
                     if number < shape.rows {
-                        let ok = read_codes(file, number * shape.cols, &mut row[..shape.cols]);
-                        if !ok {
-                            bad.store(true, Ordering::Relaxed);
-                        }
+                        let seen = read_codes(file, number * shape.cols, &mut row[..shape.cols]);
+                        bad.fetch_or(seen.bad, Ordering::Relaxed);
+                        weights.fetch_or(seen.weights, Ordering::Relaxed);
                     } else {
                         row.fill(ZERO);
                     }
                 }
                 // SAFETY: workers own disjoint ranges of tiles.
                 let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
-                match layout.format() {
-                    Format::I2S => pack_i2_s(&codes, stride, out),
-                    Format::Tl1 | Format::Tl2 => out.fill(0),
+                match layout {
+                    Layout::I2sT16 | Layout::I2sT32 => pack_i2_s(&codes, stride, out),
+                    Layout::Tl1T32 => pack_tl1(&codes, stride, out),
+                    Layout::Tl2T32 => pack_tl2(&codes, stride, out),
+                    Layout::Tl2W32 => pack_tl2_words(&codes, stride, out),
                 }
             }
         })?;
         if bad.into_inner() {
             return Ok(Err(BadCode));
         }
-        Ok(Ok(Self { layout, shape, scale, data: buffer }))
+        let zero = !weights.into_inner();
+        Ok(Ok(Self { layout, shape, scale, zero, data: buffer }))
     }
 
     /// The same matrix once more, in `buffer`. Every worker copies the tiles it owns.
@@ -135,6 +138,11 @@ impl PackedMatrix {
         self.scale
     }
 
+    /// Whether every weight is zero, which no trained model has.
+    pub fn is_zero(&self) -> bool {
+        self.zero
+    }
+
     /// The packed tiles.
     pub fn data(&self) -> &[u8] {
         &self.data
@@ -146,10 +154,17 @@ impl PackedMatrix {
     }
 }
 
-/// Reads the codes of weights `first..first + codes.len()` of the flat matrix, and says whether
-/// none of them is 3.
-fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> bool {
-    let mut bad = 0;
+/// What there was among some codes: perhaps also among others of the blocks they lie in.
+struct Seen {
+    /// A code 3.
+    bad: bool,
+    /// A weight other than zero.
+    weights: bool,
+}
+
+/// Reads the codes of weights `first..first + codes.len()` of the flat matrix.
+fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
+    let (mut bad, mut weights) = (0, 0);
     let mut done = 0;
     while done < codes.len() {
         let weight = first + done;
@@ -161,12 +176,13 @@ fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> bool {
             }
         }
         bad |= block.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
+        weights |= block.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
         let from = weight % BLOCK;
         let take = (BLOCK - from).min(codes.len() - done);
         codes[done..done + take].copy_from_slice(&all[from..from + take]);
         done += take;
     }
-    bad == 0
+    Seen { bad: bad != 0, weights: weights != 0 }
 }
 
 /// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] or [`Layout::I2sT32`].
@@ -179,6 +195,64 @@ fn pack_i2_s(codes: &[u8], stride: usize, out: &mut [u8]) {
                 packed | u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]) << (2 * field)
             });
             out[(unit * rows + row) * 4..][..4].copy_from_slice(&packed.to_le_bytes());
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl1T32`].
+fn pack_tl1(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    // Codes are one more than weights, so `3a + b + 4` is this.
+    let index = |pair: &[u8]| 3 * pair[0] + pair[1];
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (unit, codes) in codes.chunks_exact(4).enumerate() {
+            out[unit * rows + row] = index(&codes[..2]) | index(&codes[2..]) << 4;
+        }
+    }
+}
+
+/// The magnitude of `9a + 3b + c`, and whether it is negative, from the codes of three weights.
+fn triple(codes: &[u8]) -> (u8, bool) {
+    let value = 9 * codes[0] + 3 * codes[1] + codes[2];
+    (value.abs_diff(13), value < 13)
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl2T32`].
+fn pack_tl2(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    let unit_bytes = 5 * rows;
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (codes, out) in codes.chunks_exact(24).zip(out.chunks_exact_mut(unit_bytes)) {
+            let mut signs = 0;
+            for (group, codes) in codes.chunks_exact(6).enumerate() {
+                let (low, high) = (triple(&codes[..3]), triple(&codes[3..]));
+                out[group * rows + row] = low.0 | high.0 << 4;
+                signs |= (u8::from(low.1) | u8::from(high.1) << 1) << (2 * group);
+            }
+            out[4 * rows + row] = signs;
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl2W32`].
+fn pack_tl2_words(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    let unit_bytes = 5 * rows * 2;
+    let field = |codes: &[u8]| {
+        let (magnitude, negative) = triple(codes);
+        u16::from(magnitude) | u16::from(negative) << 4
+    };
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (codes, out) in codes.chunks_exact(48).zip(out.chunks_exact_mut(unit_bytes)) {
+            let (words, last) = codes.split_at(45);
+            let last = field(last);
+            for (group, codes) in words.chunks_exact(9).enumerate() {
+                let word = field(&codes[..3])
+                    | field(&codes[3..6]) << 5
+                    | field(&codes[6..]) << 10
+                    | (last >> (4 - group)) << 15;
+                out[(group * rows + row) * 2..][..2].copy_from_slice(&word.to_le_bytes());
+            }
         }
     }
 }

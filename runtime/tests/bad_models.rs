@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use bitnet_runtime::gguf::{Array, Gguf, GgufWriter, TensorType, Value};
-use bitnet_runtime::model::{Model, Session, SessionOptions};
+use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::model::{LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::pack::to_file_codes;
 use bitnet_runtime::threads::Pool;
 
@@ -119,7 +120,9 @@ impl Parts {
             file.extend(&t.data);
             file.resize(file.len() + GgufWriter::padding(t.data.len() as u64), 0);
         }
-        Model::from_gguf(Gguf::from_bytes("tiny.gguf", file)?)
+        let (pool, selection) = (Pool::new(2)?, Selection::default());
+        let options = LoadOptions::new(&pool, &selection);
+        Model::from_gguf(Gguf::from_bytes("tiny.gguf", file)?, &options)
     }
 }
 

@@ -8,7 +8,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bitnet_runtime::model::{KvType, Model, Session, SessionOptions};
+use bitnet_profiles::{Format, Isa};
+use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::model::{KvType, LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::threads::Pool;
 use serde::Deserialize;
 
@@ -36,7 +38,13 @@ fn golden() -> Golden {
 }
 
 fn model() -> Arc<Model> {
-    Arc::new(Model::load(models().join("bard-11m.i2_s.gguf")).unwrap())
+    model_with(&Selection::default())
+}
+
+fn model_with(selection: &Selection) -> Arc<Model> {
+    let pool = Pool::new(2).unwrap();
+    let options = LoadOptions::new(&pool, selection);
+    Arc::new(Model::load(models().join("bard-11m.i2_s.gguf"), &options).unwrap())
 }
 
 fn session(model: &Arc<Model>, threads: usize, batch: usize) -> Session {
@@ -113,6 +121,34 @@ fn logits_do_not_depend_on_threads_or_batch() {
                 expected = found;
             } else {
                 assert!(found == expected, "{kv_type:?}, {threads} threads, batch {batch}");
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_do_not_depend_on_isa_or_format() {
+    let case = &golden().cases[0];
+    let mut expected = None;
+    for &isa in Isa::ALL {
+        if !isa.is_supported() {
+            eprintln!("skipped: {isa}, which this CPU lacks");
+            continue;
+        }
+        for &format in Format::ALL {
+            let model = model_with(&Selection::new(Some(isa), Some(format), None).unwrap());
+            for kernels in model.kernels() {
+                assert!(kernels.decode.isa <= isa, "{} under {isa}", kernels.decode);
+                assert!(kernels.layout.is_none_or(|layout| layout.format() == format));
+            }
+            for (threads, batch) in [(1, 512), (2, 4), (3, 1)] {
+                let mut session = session(&model, threads, batch);
+                let mut found = vec![bits(session.prefill(&case.ids).unwrap())];
+                for &id in &case.greedy_48[..4] {
+                    found.push(bits(session.decode(id).unwrap()));
+                }
+                let expected = expected.get_or_insert_with(|| found.clone());
+                assert!(found == *expected, "{isa}, {format}, {threads} threads, batch {batch}");
             }
         }
     }

@@ -12,6 +12,11 @@ pub mod head_block;
 pub mod head_float;
 pub mod i2_s;
 pub mod isa;
+#[cfg(test)]
+mod testing;
+pub mod tl1;
+pub mod tl2;
+pub mod tl2_w;
 pub mod vector;
 
 /// A source file of this crate: its path below the crate's folder, and its text.
@@ -46,6 +51,9 @@ pub const VOCABULARIES: &[Source] = &[
 /// The kernel templates.
 pub const TEMPLATES: &[Source] = &[
     source!("i2_s", "i2_s.rs"),
+    source!("tl1", "tl1.rs"),
+    source!("tl2", "tl2.rs"),
+    source!("tl2_w", "tl2_w.rs"),
     source!("head_float", "head_float.rs"),
     source!("head_block", "head_block.rs"),
 ];

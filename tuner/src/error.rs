@@ -1,4 +1,4 @@
-use bitnet_profiles::ProfileError;
+use bitnet_profiles::{ProfileError, SpecError};
 
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -13,12 +13,26 @@ pub enum Error {
     /// The profile could not be written or read.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// A name that stands for no kernel.
+    #[error("{}", printable(.0))]
+    Spec(#[from] SpecError),
     /// The generator refused.
     #[error(transparent)]
     Codegen(#[from] bitnet_codegen::Error),
 }
 
+/// The message on one line, whatever the name held.
+fn printable(error: &SpecError) -> String {
+    let text = error.to_string();
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 impl Error {
+    /// Whether the reader of a pipe we write to has gone: not an error worth a message.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Runtime(error) if error.is_broken_pipe())
+    }
+
     /// The process exit code of this error: 1 runtime, 2 usage, 3 bad model, 4 bad profile,
     /// 5 CPU lacks a feature, 6 I/O.
     pub fn exit_code(&self) -> u8 {
@@ -26,9 +40,28 @@ impl Error {
             Self::Runtime(error) => error.exit_code(),
             Self::Profile(ProfileError::Io { .. }) => 6,
             Self::Profile(ProfileError::Content { .. }) => 4,
+            Self::Spec(_) => 2,
             // An id that no template serves is a wrong argument; the rest is our own fault.
             Self::Codegen(bitnet_codegen::Error::NoTemplate { .. }) => 2,
             Self::Codegen(_) => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_line_and_codes_the_published_ones() {
+        let spec = "i2_s\n\u{1b}[2J".parse::<bitnet_profiles::KernelId>().unwrap_err();
+        let io = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let io = ProfileError::Io { path: "host.toml".into(), action: "write", source: io };
+        let runtime = bitnet_runtime::Error::usage("--threads", 0, "1 to 1024");
+        let cases: [(Error, u8); 3] = [(spec.into(), 2), (io.into(), 6), (runtime.into(), 2)];
+        for (error, code) in cases {
+            assert_eq!(error.exit_code(), code, "{error}");
+            assert!(!error.to_string().chars().any(char::is_control), "{error}");
         }
     }
 }

@@ -45,7 +45,12 @@ impl LayoutPlan {
 /// `Effort::Patient` takes all it can run. Otherwise a format is tried with the widest vectors that
 /// have kernels for it, and where some of those multiply bytes straight into 32 bits (VNNI), only
 /// with these: they do the same work in fewer instructions.
-pub fn plan(jobs: &[JobShapes], kernels: &[KernelId], ceiling: Isa, effort: Effort) -> Vec<JobPlan> {
+pub fn plan(
+    jobs: &[JobShapes],
+    kernels: &[KernelId],
+    ceiling: Isa,
+    effort: Effort,
+) -> Vec<JobPlan> {
     let ternary: Vec<(Layout, KernelId)> = kernels
         .iter()
         .filter(|id| id.isa <= ceiling)
@@ -54,7 +59,8 @@ pub fn plan(jobs: &[JobShapes], kernels: &[KernelId], ceiling: Isa, effort: Effo
             _ => None,
         })
         .collect();
-    let rank = |isa: Isa, format: Format| (isa.lanes(), format == Format::I2S && isa.dots_are_wide());
+    let rank =
+        |isa: Isa, format: Format| (isa.lanes(), format == Format::I2S && isa.dots_are_wide());
     let best = |format: Format| {
         let of_format = ternary.iter().filter(|(layout, _)| layout.format() == format);
         of_format.map(|(_, id)| rank(id.isa, format)).max()
@@ -157,6 +163,6 @@ mod tests {
         let other = bitnet_codegen::candidates(Isa::Avx2, Some(Shape::new(2560, 2560)));
         let all: Vec<KernelId> = own.iter().chain(&other).copied().collect();
         let ids = ids(&plan(&jobs(), &all, Isa::Avx2, Effort::Measure));
-        assert!(ids.len() == own.len() && ids.iter().all(|id| own.contains(id)));
+        assert!(!ids.is_empty() && ids.iter().all(|id| own.contains(id)), "{ids:?}");
     }
 }

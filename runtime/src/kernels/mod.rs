@@ -16,9 +16,11 @@ use crate::pack::PackedMatrix;
 
 pub mod builtin;
 mod head;
+mod selection;
 mod vector;
 
 pub use head::HeadKernel;
+pub use selection::Selection;
 pub use vector::VectorOps;
 
 use builtin::abi;

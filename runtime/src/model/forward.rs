@@ -18,9 +18,12 @@ use std::sync::Arc;
 use super::Model;
 use super::config::{Activation, RopePairs};
 use super::kv_cache::{KvCache, KvType, SharedKv};
-use super::numerics::{self, BLOCK, CHUNK, Softmax};
-use super::weights::{HeadInput, Layer, Ternary};
+use super::numerics::{self, CHUNK, Softmax};
+use super::weights::Layer;
 use crate::error::{Error, Result};
+use crate::kernels::VectorOps;
+use crate::matmul::{self, Job};
+use crate::memory::Buffer;
 use crate::threads::{Pool, SharedSlice, Worker};
 
 /// How a [`Session`] is set up.
@@ -62,15 +65,15 @@ struct Buffers {
     x: Vec<f32>,
     /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
     input: Vec<i8>,
+    /// The same as the prefill kernels read it.
+    groups: Buffer,
     /// Its scales `[S]`.
     input_scale: Vec<f32>,
     /// Rope tables `[S][rope_dim / 2]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
-    /// `[B][q_dim]`, `[B][kv_dim]`, `[B][kv_dim]`
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    /// Queries, keys and values, `[B][q_dim + 2 kv_dim]`.
+    qkv: Vec<f32>,
     /// Attention's output with n > 1, `[B][q_dim]`.
     attention: Vec<f32>,
     /// Attention's output per chunk with n = 1, `[heads][chunks][head_dim]` and `[heads][chunks]`.
@@ -78,9 +81,8 @@ struct Buffers {
     partial_state: Vec<Softmax>,
     /// Output of `attn_output` and of `ffn_down`, `[B][hidden]`.
     y: Vec<f32>,
-    /// `[B][ffn]`, `[B][ffn]`
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    /// Gates and what they let through, `[B][2 ffn]`.
+    gate_up: Vec<f32>,
     /// `[vocab]`
     logits: Vec<f32>,
     /// One per worker.
@@ -88,7 +90,7 @@ struct Buffers {
 }
 
 /// What a worker needs for itself.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Scratch {
     /// One token's activations before and after a norm, as wide as the widest.
     raw: Vec<f32>,
@@ -97,9 +99,10 @@ struct Scratch {
     scores: Vec<f32>,
     /// `[head_dim]`
     chunk_out: Vec<f32>,
-    /// Input of a quantised head: `[hidden]`, `[hidden / 32]`.
-    head_input: Vec<i8>,
-    head_scale: Vec<f32>,
+    /// For the products.
+    matmul: matmul::Scratch,
+    /// Input of the head as its kernel reads it.
+    head_input: Buffer,
 }
 
 impl Session {
@@ -124,31 +127,36 @@ impl Session {
         let slots = batch.max(pool.threads());
         let widest = config.hidden.max(config.ffn).max(config.q_dim());
         let chunks = config.heads * context.div_ceil(CHUNK);
-        let scratch = Scratch {
-            raw: vec![0.0; widest],
-            normed: vec![0.0; widest],
-            scores: vec![0.0; CHUNK],
-            chunk_out: vec![0.0; config.head_dim],
-            head_input: vec![0; config.hidden],
-            head_scale: vec![0.0; config.hidden / BLOCK],
+        let jobs = || {
+            let layers = model.weights().layers.iter();
+            layers.flat_map(|l| [&l.qkv, &l.attn_output, &l.gate_up, &l.down])
         };
+        let scratch = |_| -> Result<Scratch> {
+            Ok(Scratch {
+                raw: vec![0.0; widest],
+                normed: vec![0.0; widest],
+                scores: vec![0.0; CHUNK],
+                chunk_out: vec![0.0; config.head_dim],
+                matmul: matmul::Scratch::new(jobs())?,
+                head_input: Buffer::zeroed(model.head().prepared_bytes(config.hidden))?,
+            })
+        };
+        let groups = jobs().map(|job| job.groups_bytes(batch)).max().unwrap_or(0);
         let buffers = Buffers {
             x: vec![0.0; slots * config.hidden],
             input: vec![0; slots * widest],
+            groups: Buffer::zeroed(groups)?,
             input_scale: vec![0.0; slots],
             cos: vec![0.0; slots * config.rope_dim / 2],
             sin: vec![0.0; slots * config.rope_dim / 2],
-            q: vec![0.0; batch * config.q_dim()],
-            k: vec![0.0; batch * config.kv_dim()],
-            v: vec![0.0; batch * config.kv_dim()],
+            qkv: vec![0.0; batch * (config.q_dim() + 2 * config.kv_dim())],
             attention: vec![0.0; batch * config.q_dim()],
             partial: vec![0.0; chunks * config.head_dim],
             partial_state: vec![Softmax { max: 0.0, sum: 0.0 }; chunks],
             y: vec![0.0; batch * config.hidden],
-            gate: vec![0.0; batch * config.ffn],
-            up: vec![0.0; batch * config.ffn],
+            gate_up: vec![0.0; batch * 2 * config.ffn],
             logits: vec![0.0; config.vocab],
-            scratch: vec![scratch; pool.threads()],
+            scratch: (0..pool.threads()).map(scratch).collect::<Result<_>>()?,
         };
         Ok(Self { model, pool, kv, position: 0, batch, buffers })
     }
@@ -244,15 +252,13 @@ impl Session {
             input_scale: SharedSlice::new(&mut b.input_scale),
             cos: Rows::new(&mut b.cos, config.rope_dim / 2),
             sin: Rows::new(&mut b.sin, config.rope_dim / 2),
-            q: Rows::new(&mut b.q, config.q_dim()),
-            k: Rows::new(&mut b.k, config.kv_dim()),
-            v: Rows::new(&mut b.v, config.kv_dim()),
+            groups: SharedSlice::new(&mut b.groups),
+            qkv: Rows::new(&mut b.qkv, config.q_dim() + 2 * config.kv_dim()),
             attention: Rows::new(&mut b.attention, config.q_dim()),
             partial: Rows::new(&mut b.partial, config.head_dim),
             partial_state: SharedSlice::new(&mut b.partial_state),
             y: Rows::new(&mut b.y, config.hidden),
-            gate: Rows::new(&mut b.gate, config.ffn),
-            up: Rows::new(&mut b.up, config.ffn),
+            gate_up: Rows::new(&mut b.gate_up, 2 * config.ffn),
             logits: SharedSlice::new(&mut b.logits),
             scratch: SharedSlice::new(&mut b.scratch),
         };
@@ -326,15 +332,13 @@ struct Pass<'a> {
     input_scale: SharedSlice<'a, f32>,
     cos: Rows<'a, f32>,
     sin: Rows<'a, f32>,
-    q: Rows<'a, f32>,
-    k: Rows<'a, f32>,
-    v: Rows<'a, f32>,
+    groups: SharedSlice<'a, u8>,
+    qkv: Rows<'a, f32>,
     attention: Rows<'a, f32>,
     partial: Rows<'a, f32>,
     partial_state: SharedSlice<'a, Softmax>,
     y: Rows<'a, f32>,
-    gate: Rows<'a, f32>,
-    up: Rows<'a, f32>,
+    gate_up: Rows<'a, f32>,
     logits: SharedSlice<'a, f32>,
     scratch: SharedSlice<'a, Scratch>,
 }
@@ -415,9 +419,7 @@ impl Pass<'_> {
         self.norm_to_input(place, scratch, &layer.attn_norm);
         place.slots_ready();
 
-        self.multiply(place, &layer.q, &self.q);
-        self.multiply(place, &layer.k, &self.k);
-        self.multiply(place, &layer.v, &self.v);
+        self.multiply(place, scratch, &layer.qkv, &self.qkv);
         place.worker.barrier();
 
         self.rotate_and_store(place, index);
@@ -442,7 +444,7 @@ impl Pass<'_> {
         }
         place.slots_ready();
 
-        self.multiply(place, &layer.attn_output, &self.y);
+        self.multiply(place, scratch, &layer.attn_output, &self.y);
         place.worker.barrier();
         self.add_residual(place);
     }
@@ -452,25 +454,24 @@ impl Pass<'_> {
         self.norm_to_input(place, scratch, &layer.ffn_norm);
         place.slots_ready();
 
-        self.multiply(place, &layer.gate, &self.gate);
-        self.multiply(place, &layer.up, &self.up);
+        self.multiply(place, scratch, &layer.gate_up, &self.gate_up);
         place.worker.barrier();
 
         let config = self.model.config();
         for slot in place.own_slots() {
             let token = place.token(slot);
             // SAFETY: written before the barrier, read-only in this phase.
-            let (gate, up) = unsafe { (self.gate.row(token), self.up.row(token)) };
+            let (gate, up) = unsafe { self.gate_up.row(token) }.split_at(config.ffn);
             let product = &mut scratch.raw[..config.ffn];
             match config.architecture.activation() {
-                Activation::Relu2 => numerics::relu2_mul(gate, up, product),
-                Activation::Silu => numerics::silu_mul(gate, up, product),
+                Activation::Relu2 => self.vector().relu2_mul(gate, up, product),
+                Activation::Silu => self.vector().silu_mul(gate, up, product),
             }
             self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), config.ffn);
         }
         place.slots_ready();
 
-        self.multiply(place, &layer.down, &self.y);
+        self.multiply(place, scratch, &layer.down, &self.y);
         place.worker.barrier();
         self.add_residual(place);
     }
@@ -483,15 +484,13 @@ impl Pass<'_> {
         // SAFETY: nobody writes x after the residual was added.
         let x = unsafe { self.x.row(last) };
         let normed = &mut scratch.normed[..config.hidden];
-        numerics::rms_norm(x, &weights.output_norm, config.eps, normed);
-        if weights.head.ty().is_quantised() {
-            numerics::quantise_blocks(normed, &mut scratch.head_input, &mut scratch.head_scale);
-        }
+        self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
+        self.model.head().prepare(normed, &mut scratch.head_input);
         let rows = place.worker.share(config.vocab);
         // SAFETY: each worker writes its share of the rows.
         let out = unsafe { self.logits.write(rows.clone()) };
-        let input = HeadInput { x: normed, blocks: (&scratch.head_input, &scratch.head_scale) };
-        weights.head.dots(self.model.gguf(), rows, input, out);
+        let rows = weights.head.rows(self.model.gguf(), rows);
+        self.model.head().run(rows, config.hidden, &scratch.head_input, out);
     }
 
     /// input = quantise(norm(x)) for the worker's slots.
@@ -500,7 +499,7 @@ impl Pass<'_> {
         for slot in place.own_slots() {
             let normed = &mut scratch.normed[..config.hidden];
             // SAFETY: a worker's own slot; nobody writes it in this phase.
-            numerics::rms_norm(unsafe { self.x.row(slot) }, norm, config.eps, normed);
+            self.vector().rms_norm(unsafe { self.x.row(slot) }, norm, config.eps, normed);
             self.quantise(slot, normed);
         }
     }
@@ -517,7 +516,7 @@ impl Pass<'_> {
         match norm {
             Some(norm) => {
                 let normed = &mut scratch.normed[..width];
-                numerics::rms_norm(raw, norm, self.model.config().eps, normed);
+                self.vector().rms_norm(raw, norm, self.model.config().eps, normed);
                 self.quantise(slot, normed);
             }
             None => self.quantise(slot, raw),
@@ -534,24 +533,20 @@ impl Pass<'_> {
                 self.input_scale.write(slot..slot + 1),
             )
         };
-        scale[0] = numerics::quantise_activations(x, input);
+        scale[0] = self.vector().quantise_activations(x, input);
     }
 
     /// x += y
     fn add_residual(&self, place: Place<'_>) {
         for slot in place.own_slots() {
             // SAFETY: x: a worker's own slot. y: written before the barrier, read-only now.
-            unsafe { numerics::add(self.x.row_mut(slot), self.y.row(place.token(slot))) };
+            unsafe { self.vector().add(self.x.row_mut(slot), self.y.row(place.token(slot))) };
         }
     }
 
-    /// out = matrix * input for the worker's share of the rows and all tokens.
-    fn multiply(&self, place: Place<'_>, matrix: &Ternary, out: &Rows<'_, f32>) {
-        let rows = place.worker.share(matrix.rows());
-        if rows.is_empty() {
-            return;
-        }
-        let (slots, cols) = (place.all_slots(), matrix.cols());
+    /// out = job * input for the worker's share of the rows and all tokens.
+    fn multiply(&self, place: Place<'_>, scratch: &mut Scratch, job: &Job, out: &Rows<'_, f32>) {
+        let (slots, cols) = (place.all_slots(), job.cols());
         // SAFETY: written before `slots_ready`, or by this worker; read-only in this phase.
         let (input, scales) = unsafe {
             (
@@ -559,12 +554,19 @@ impl Pass<'_> {
                 self.input_scale.read(slots.clone()),
             )
         };
-        let dots = matrix.dots(rows.clone(), input);
-        for (token, (dots, &scale)) in dots.chunks_exact(rows.len()).zip(scales).enumerate() {
-            // SAFETY: each worker writes its share of the rows.
-            let out = unsafe { out.part_mut(token, rows.clone()) };
-            numerics::scale_output(dots, scale, matrix.scale(), out);
+        if place.n == 1 {
+            job.decode(place.worker, input, scales[0], &mut scratch.matmul, &out.data);
+            return;
         }
+        job.prepare(place.worker, input, &self.groups);
+        place.worker.barrier();
+        // SAFETY: written before the barrier, read-only in this phase.
+        let groups = unsafe { self.groups.read(0..job.groups_bytes(place.n)) };
+        job.prefill(place.worker, groups, scales, &mut scratch.matmul, &out.data);
+    }
+
+    fn vector(&self) -> &VectorOps {
+        self.model.vector()
     }
 
     /// Rotates q and k and appends k and v to the cache, a head at a time.
@@ -576,21 +578,22 @@ impl Pass<'_> {
             // SAFETY: written before `slots_ready`, or by this worker; read-only since.
             let (cos, sin) = unsafe { (self.cos.row(slot), self.sin.row(slot)) };
             match config.architecture.rope_pairs() {
-                RopePairs::RotateHalf => numerics::rope_neox(head, cos, sin),
-                RopePairs::Interleaved => numerics::rope_norm(head, cos, sin),
+                RopePairs::RotateHalf => self.vector().rope_neox(head, cos, sin),
+                RopePairs::Interleaved => self.vector().rope_norm(head, cos, sin),
             }
         };
         for unit in place.worker.share(place.n * config.heads) {
             let (token, head) = (unit / config.heads, unit % config.heads);
             // SAFETY: each unit belongs to one worker.
-            rotate(token, unsafe { self.q.part_mut(token, head * width..(head + 1) * width) });
+            rotate(token, unsafe { self.qkv.part_mut(token, head * width..(head + 1) * width) });
         }
         for unit in place.worker.share(place.n * config.kv_heads) {
             let (token, head) = (unit / config.kv_heads, unit % config.kv_heads);
-            let part = head * width..(head + 1) * width;
+            let k = config.q_dim() + head * width..config.q_dim() + (head + 1) * width;
+            let v = k.start + config.kv_dim()..k.end + config.kv_dim();
             // SAFETY: each unit belongs to one worker; v is read-only in this phase.
             unsafe {
-                let (k, v) = (self.k.part_mut(token, part.clone()), self.v.part(token, part));
+                let (k, v) = (self.qkv.part_mut(token, k), self.qkv.part(token, v));
                 rotate(token, k);
                 self.kv.store(layer, head, self.start + token, k, v);
             }
@@ -612,7 +615,7 @@ impl Pass<'_> {
         let part = head * config.head_dim..(head + 1) * config.head_dim;
         // SAFETY: q and the cache are read-only in this phase.
         unsafe {
-            let q = self.q.part(token, part);
+            let q = self.qkv.part(token, part);
             self.kv.attend(layer, head / config.group(), positions, q, scores, out)
         }
     }

@@ -9,8 +9,13 @@ pub mod weights;
 
 use std::path::Path;
 
+use bitnet_profiles::{KernelId, Layout, Role, Shape};
+
 use crate::error::Result;
 use crate::gguf::Gguf;
+use crate::kernels::{HeadKernel, Selection, VectorOps};
+use crate::matmul::Job;
+use crate::threads::Pool;
 use config::Config;
 use rope::Rope;
 use weights::Weights;
@@ -18,14 +23,50 @@ use weights::Weights;
 pub use forward::{Session, SessionOptions};
 pub use kv_cache::KvType;
 
+/// How a [`Model`] is loaded.
+#[derive(Clone, Copy)]
+pub struct LoadOptions<'a> {
+    /// The workers that pack the weights: those that will read them.
+    pub pool: &'a Pool,
+    /// What decides on the kernels.
+    pub selection: &'a Selection,
+    /// Told after every matrix how many bytes of how many are packed.
+    pub progress: &'a dyn Fn(usize, usize),
+}
+
+impl<'a> LoadOptions<'a> {
+    /// Without progress.
+    #[must_use]
+    pub fn new(pool: &'a Pool, selection: &'a Selection) -> Self {
+        Self { pool, selection, progress: &|_, _| () }
+    }
+}
+
 /// A model ready to run: shared by any number of [`Session`]s.
 #[derive(Debug)]
 pub struct Model {
     gguf: Gguf,
     config: Config,
     weights: Weights,
+    head: HeadKernel,
+    vector: VectorOps,
     rope: Rope,
     warnings: Vec<String>,
+}
+
+/// The kernels that serve a role, for people and for reports.
+#[derive(Clone, Debug)]
+pub struct RoleKernels {
+    /// The role.
+    pub role: Role,
+    /// The packing, for ternary roles.
+    pub layout: Option<Layout>,
+    /// For one token.
+    pub decode: KernelId,
+    /// For many, where that is another.
+    pub prefill: Option<KernelId>,
+    /// Bytes of weights that one token reads, over all layers.
+    pub bytes: usize,
 }
 
 impl Model {
@@ -34,21 +75,50 @@ impl Model {
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) when the file cannot be read,
     /// [`Error::Model`](crate::Error::Model) when it is no model that this runtime runs.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        Self::from_gguf(Gguf::open(path)?)
+    pub fn load(path: impl AsRef<Path>, options: &LoadOptions<'_>) -> Result<Self> {
+        Self::from_gguf(Gguf::open(path)?, options)
     }
 
     /// Loads the weights of an open file.
     ///
     /// # Errors
     /// As [`Model::load`].
-    pub fn from_gguf(gguf: Gguf) -> Result<Self> {
+    pub fn from_gguf(gguf: Gguf, options: &LoadOptions<'_>) -> Result<Self> {
         let config = Config::from_gguf(&gguf)?;
         let mut warnings = Vec::new();
-        let weights = Weights::load(&gguf, &config, &mut warnings)?;
+        let weights = Weights::load(&gguf, &config, options, &mut warnings)?;
+        let shape = Shape::new(config.vocab, config.hidden);
+        let head = options.selection.head(weights.head.format(), shape)?;
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
-        Ok(Self { gguf, config, weights, rope, warnings })
+        let vector = options.selection.vector();
+        Ok(Self { gguf, config, weights, head, vector, rope, warnings })
+    }
+
+    /// The kernels in use, by role.
+    #[must_use]
+    pub fn kernels(&self) -> Vec<RoleKernels> {
+        let Some(layer) = self.weights.layers.first() else { return Vec::new() };
+        let role = |role, job: &Job| RoleKernels {
+            role,
+            layout: Some(job.decode_kernel().layout()),
+            decode: *job.decode_kernel().id(),
+            prefill: Some(*job.prefill_kernel().id()),
+            bytes: job.packed_bytes() * self.weights.layers.len(),
+        };
+        vec![
+            role(Role::Qkv, &layer.qkv),
+            role(Role::AttnOutput, &layer.attn_output),
+            role(Role::GateUp, &layer.gate_up),
+            role(Role::Down, &layer.down),
+            RoleKernels {
+                role: Role::LmHead,
+                layout: None,
+                decode: *self.head.id(),
+                prefill: None,
+                bytes: self.gguf.tensor_bytes(self.weights.head.tensor()).len(),
+            },
+        ]
     }
 
     /// The file: metadata, and the blocks of the embedding and the head.
@@ -73,6 +143,14 @@ impl Model {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    fn head(&self) -> &HeadKernel {
+        &self.head
+    }
+
+    fn vector(&self) -> &VectorOps {
+        &self.vector
     }
 
     fn rope(&self) -> &Rope {

@@ -3,11 +3,17 @@
 
 use std::ops::Range;
 
-use super::config::Config;
+use bitnet_profiles::{HeadFormat, Layout, Role, Shape};
+
+use super::LoadOptions;
+use super::config::{Config, JobShapes};
 use super::numerics;
-use crate::error::{Result, quoted};
+use crate::error::{Error, Result, quoted};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
-use crate::reference;
+use crate::kernels::Kernel;
+use crate::matmul::Job;
+use crate::memory::Arena;
+use crate::pack::PackedMatrix;
 
 /// All weights. Ternary matrices and norms are in memory; the embedding and the head stay in the
 /// file's own blocks.
@@ -30,122 +36,35 @@ pub struct Weights {
 pub struct Layer {
     /// `[hidden]`
     pub attn_norm: Vec<f32>,
-    /// `[q_dim][hidden]`
-    pub q: Ternary,
-    /// `[kv_dim][hidden]`
-    pub k: Ternary,
-    /// `[kv_dim][hidden]`
-    pub v: Ternary,
+    /// q, k and v: `[q_dim][hidden]`, `[kv_dim][hidden]`, `[kv_dim][hidden]`
+    pub qkv: Job,
     /// `[q_dim]`, in the architectures that have it.
     pub attn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][q_dim]`
-    pub attn_output: Ternary,
+    pub attn_output: Job,
     /// `[hidden]`
     pub ffn_norm: Vec<f32>,
-    /// `[ffn][hidden]`
-    pub gate: Ternary,
-    /// `[ffn][hidden]`
-    pub up: Ternary,
+    /// gate and up: `[ffn][hidden]`, `[ffn][hidden]`
+    pub gate_up: Job,
     /// `[ffn]`, in the architectures that have it.
     pub ffn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][ffn]`
-    pub down: Ternary,
-}
-
-/// A ternary matrix, unpacked: codes 0, 1, 2 for -1, 0, +1, `[rows][cols]`.
-#[derive(Debug)]
-pub struct Ternary {
-    codes: Vec<u8>,
-    rows: usize,
-    cols: usize,
-    scale: f32,
-}
-
-impl Ternary {
-    /// Outputs.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Inputs.
-    #[must_use]
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// What an integer dot product is multiplied with, after it is divided by the activations'
-    /// scale.
-    #[must_use]
-    pub fn scale(&self) -> f32 {
-        self.scale
-    }
-
-    /// Exact integer dot products of the rows `rows` with activations `q`, `[n][cols]`: the result
-    /// is `[n][rows.len()]`.
-    #[must_use]
-    pub fn dots(&self, rows: Range<usize>, q: &[i8]) -> Vec<i32> {
-        let codes = &self.codes[rows.start * self.cols..rows.end * self.cols];
-        reference::matmul(codes, q, self.cols)
-    }
-}
-
-/// How the rows of an embedding or head are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each variant is the ggml type of that name")]
-#[allow(non_camel_case_types, reason = "the names are the ones ggml gives them")]
-pub enum TableType {
-    F32,
-    F16,
-    BF16,
-    Q8_0,
-    Q6_K,
-    Q4_0,
-}
-
-impl TableType {
-    fn from_tensor(ty: TensorType) -> Option<Self> {
-        Some(match ty {
-            TensorType::F32 => Self::F32,
-            TensorType::F16 => Self::F16,
-            TensorType::BF16 => Self::BF16,
-            TensorType::Q8_0 => Self::Q8_0,
-            TensorType::Q6_K => Self::Q6_K,
-            TensorType::Q4_0 => Self::Q4_0,
-            _ => return None,
-        })
-    }
-
-    /// Whether a dot product takes activations in int8 blocks of 32 rather than f32.
-    #[must_use]
-    pub fn is_quantised(self) -> bool {
-        matches!(self, Self::Q8_0 | Self::Q6_K | Self::Q4_0)
-    }
+    pub down: Job,
 }
 
 /// An embedding or a head: a matrix in the blocks of the file.
 #[derive(Clone, Debug)]
 pub struct Table {
     tensor: TensorInfo,
-    ty: TableType,
+    format: HeadFormat,
     rows: usize,
-}
-
-/// The activations that a head multiplies, in the form its type takes.
-#[derive(Clone, Copy, Debug)]
-pub struct HeadInput<'a> {
-    /// `[hidden]`
-    pub x: &'a [f32],
-    /// `x` by [`numerics::quantise_blocks`]: `[hidden]` and `[hidden / 32]`; unused, and possibly
-    /// empty, for types that are not quantised.
-    pub blocks: (&'a [i8], &'a [f32]),
 }
 
 impl Table {
     /// How the rows are stored.
     #[must_use]
-    pub fn ty(&self) -> TableType {
-        self.ty
+    pub fn format(&self) -> HeadFormat {
+        self.format
     }
 
     /// The tensor in the file.
@@ -154,50 +73,54 @@ impl Table {
         &self.tensor
     }
 
-    fn row<'a>(&self, gguf: &'a Gguf, row: usize) -> &'a [u8] {
+    /// Consecutive rows, in the file's blocks.
+    #[must_use]
+    pub fn rows<'a>(&self, gguf: &'a Gguf, rows: Range<usize>) -> &'a [u8] {
         let bytes = gguf.tensor_bytes(&self.tensor);
         let width = bytes.len() / self.rows;
-        &bytes[row * width..(row + 1) * width]
+        &bytes[rows.start * width..rows.end * width]
     }
 
     /// Reads a row as f32, `[hidden]`.
     pub fn read_row(&self, gguf: &Gguf, row: usize, out: &mut [f32]) {
-        let row = self.row(gguf, row);
-        match self.ty {
-            TableType::F32 => numerics::dequantise_f32_row(row, out),
-            TableType::F16 => numerics::dequantise_f16_row(row, out),
-            TableType::BF16 => numerics::dequantise_bf16_row(row, out),
-            TableType::Q8_0 => numerics::dequantise_q8_0_row(row, out),
-            TableType::Q6_K => numerics::dequantise_q6_k_row(row, out),
-            TableType::Q4_0 => numerics::dequantise_q4_0_row(row, out),
-        }
-    }
-
-    /// The dot products of the rows `rows` with the activations, `[rows.len()]`.
-    pub fn dots(&self, gguf: &Gguf, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
-        let (q, d) = input.blocks;
-        for (row, out) in rows.zip(out) {
-            let row = self.row(gguf, row);
-            *out = match self.ty {
-                TableType::F32 => numerics::dot_f32_row(input.x, row),
-                TableType::F16 => numerics::dot_f16_row(input.x, row),
-                TableType::BF16 => numerics::dot_bf16_row(input.x, row),
-                TableType::Q8_0 => numerics::dot_q8_0_row(q, d, row),
-                TableType::Q6_K => numerics::dot_q6_k_row(q, d, row),
-                TableType::Q4_0 => numerics::dot_q4_0_row(q, d, row),
-            };
+        let row = self.rows(gguf, row..row + 1);
+        match self.format {
+            HeadFormat::F32 => numerics::dequantise_f32_row(row, out),
+            HeadFormat::F16 => numerics::dequantise_f16_row(row, out),
+            HeadFormat::Bf16 => numerics::dequantise_bf16_row(row, out),
+            HeadFormat::Q8_0 => numerics::dequantise_q8_0_row(row, out),
+            HeadFormat::Q6K => numerics::dequantise_q6_k_row(row, out),
+            HeadFormat::Q4_0 => numerics::dequantise_q4_0_row(row, out),
         }
     }
 }
 
 impl Weights {
-    /// Finds, checks and reads all tensors. What is odd but no obstacle (tensors nobody uses, a
-    /// matrix of zeros) goes to `warnings`, one line each.
+    /// Finds and checks all tensors, and packs the ternary ones for the kernels selected. What is
+    /// odd but no obstacle (tensors nobody uses, a matrix of zeros) goes to `warnings`, one line
+    /// each.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) naming the tensor, what it is and what it should be.
-    pub fn load(gguf: &Gguf, config: &Config, warnings: &mut Vec<String>) -> Result<Self> {
-        let mut loader = Loader { gguf, used: Vec::new(), warnings };
+    /// [`Error::Model`](crate::Error::Model) naming the tensor, what it is and what it should be;
+    /// [`Error::Runtime`](crate::Error::Runtime) when there is not enough memory.
+    pub fn load(
+        gguf: &Gguf,
+        config: &Config,
+        options: &LoadOptions<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        let mut jobs = Vec::new();
+        let (mut packed_bytes, mut matrices) = (0, 0);
+        for job in config.jobs() {
+            let (decode, prefill) = options.selection.ternary(job.role, &job.parts)?;
+            let bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
+            packed_bytes += job.count as usize * job.parts.iter().map(bytes).sum::<usize>();
+            matrices += job.count as usize * job.parts.len();
+            jobs.push((job, decode, prefill));
+        }
+        let arena = Arena::new(packed_bytes, matrices)?;
+        let used = Vec::new();
+        let mut loader = Loader { gguf, options, jobs, arena, packed_bytes, used, warnings };
         let weights = loader.weights(config)?;
         loader.warn_of_unused();
         Ok(weights)
@@ -206,6 +129,12 @@ impl Weights {
 
 struct Loader<'a> {
     gguf: &'a Gguf,
+    options: &'a LoadOptions<'a>,
+    /// The jobs of a layer, and their kernels for one token and for many.
+    jobs: Vec<(JobShapes, Kernel, Kernel)>,
+    arena: Arena,
+    /// Bytes that the arena will hold.
+    packed_bytes: usize,
     used: Vec<&'a str>,
     warnings: &'a mut Vec<String>,
 }
@@ -227,25 +156,21 @@ impl<'a> Loader<'a> {
 
     fn layer(&mut self, config: &Config, layer: usize) -> Result<Layer> {
         let &Config { hidden, ffn, .. } = config;
-        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
         let sub_norms = config.architecture.has_sub_norms();
         let mut sub_norm =
             |part: &str, n: usize| sub_norms.then(|| self.norm(&name(part), n)).transpose();
-        let attn_sub_norm = sub_norm("attn_sub_norm", q_dim)?;
+        let attn_sub_norm = sub_norm("attn_sub_norm", config.q_dim())?;
         let ffn_sub_norm = sub_norm("ffn_sub_norm", ffn)?;
         Ok(Layer {
             attn_norm: self.norm(&name("attn_norm"), hidden)?,
-            q: self.ternary(&name("attn_q"), q_dim, hidden)?,
-            k: self.ternary(&name("attn_k"), kv_dim, hidden)?,
-            v: self.ternary(&name("attn_v"), kv_dim, hidden)?,
+            qkv: self.job(Role::Qkv, &["attn_q", "attn_k", "attn_v"].map(name))?,
             attn_sub_norm,
-            attn_output: self.ternary(&name("attn_output"), hidden, q_dim)?,
+            attn_output: self.job(Role::AttnOutput, &[name("attn_output")])?,
             ffn_norm: self.norm(&name("ffn_norm"), hidden)?,
-            gate: self.ternary(&name("ffn_gate"), ffn, hidden)?,
-            up: self.ternary(&name("ffn_up"), ffn, hidden)?,
+            gate_up: self.job(Role::GateUp, &["ffn_gate", "ffn_up"].map(name))?,
             ffn_sub_norm,
-            down: self.ternary(&name("ffn_down"), hidden, ffn)?,
+            down: self.job(Role::Down, &[name("ffn_down")])?,
         })
     }
 
@@ -305,24 +230,33 @@ impl<'a> Loader<'a> {
 
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
         let tensor = self.tensor(name, &[cols, rows])?;
-        let Some(ty) = TableType::from_tensor(tensor.ty) else {
+        let Some(format) = head_format(tensor.ty) else {
             let expected =
                 "f32, f16, bf16, q8_0, q6_K or q4_0; quantise the embedding to one of them";
             return Err(self.gguf.tensor_error(name, tensor.ty.name(), expected));
         };
-        Ok(Table { tensor: tensor.clone(), ty, rows })
+        Ok(Table { tensor: tensor.clone(), format, rows })
     }
 
-    fn ternary(&mut self, name: &str, rows: usize, cols: usize) -> Result<Ternary> {
+    /// Packs the matrices of a job for the kernels of its role.
+    fn job(&mut self, role: Role, names: &[String]) -> Result<Job> {
+        let jobs = self.jobs.iter().find(|(job, ..)| job.role == role).cloned();
+        let (shapes, decode, prefill) = jobs.expect("Config::jobs lists the role");
+        let parts = names.iter().zip(&shapes.parts);
+        let parts = parts.map(|(name, &shape)| self.ternary(name, shape, decode.layout()));
+        Job::new(parts.collect::<Result<_>>()?, decode, prefill)
+    }
+
+    fn ternary(&mut self, name: &str, shape: Shape, layout: Layout) -> Result<PackedMatrix> {
         let gguf = self.gguf;
-        let tensor = self.tensor(name, &[cols, rows])?;
+        let tensor = self.tensor(name, &[shape.cols, shape.rows])?;
         if tensor.ty != TensorType::I2_S {
             let expected = "ternary weights as i2_s; convert the model to I2_S";
             return Err(gguf.tensor_error(name, tensor.ty.name(), expected));
         }
         let bytes = gguf.tensor_bytes(tensor);
         // The reader has checked the size: rows * cols / 4 bytes of codes, then 32.
-        let (packed, tail) = bytes.split_at(rows * cols / 4);
+        let (codes, tail) = bytes.split_at(shape.weights() / 4);
         let mut scale = [0.0];
         numerics::dequantise_f32_row(&tail[..4], &mut scale);
         let mut scale = scale[0];
@@ -333,20 +267,22 @@ impl<'a> Loader<'a> {
         if let Some(factor) = self.projection_scale(name)? {
             scale *= factor;
         }
-        let mut codes = vec![0; rows * cols];
-        unpack_i2_s(packed, &mut codes);
-        if let Some(i) = codes.iter().position(|&code| code == 3) {
-            let found = format!("code 3 in row {}, column {}", i / cols, i % cols);
-            return Err(gguf.tensor_error(name, found, "codes 0 to 2; the file is damaged"));
-        }
-        if codes.iter().all(|&code| code == 1) {
+        let buffer = self.arena.take(layout.matrix_bytes(shape)).ok_or_else(|| {
+            Error::Runtime(format!("{name}: no room was set aside for {shape} as {layout}"))
+        })?;
+        let packed = PackedMatrix::pack(codes, shape, scale, layout, buffer, self.options.pool)?;
+        let Ok(matrix) = packed else {
+            return Err(gguf.tensor_error(name, "code 3", "codes 0 to 2; the file is damaged"));
+        };
+        if matrix.is_zero() {
             self.warnings.push(format!(
                 "{}: all weights of tensor {name} are zero; the published file may be broken",
                 gguf.path().display()
             ));
         }
         gguf.drop_pages(tensor);
-        Ok(Ternary { codes, rows, cols, scale })
+        (self.options.progress)(self.arena.used(), self.packed_bytes);
+        Ok(matrix)
     }
 
     /// The optional tensor `*.scale` of one f32 beside a `*.weight` (architecture `bitnet`).
@@ -375,14 +311,15 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Unpacks I2_S: weight j of a block of 128 stands in byte j % 32, weights 0-31 in bits 7:6, 32-63
-/// in 5:4, 64-95 in 3:2, 96-127 in 1:0; blocks run over the flat row-major tensor.
-fn unpack_i2_s(packed: &[u8], codes: &mut [u8]) {
-    for (block, codes) in packed.chunks_exact(32).zip(codes.chunks_exact_mut(128)) {
-        for (quarter, codes) in codes.chunks_exact_mut(32).enumerate() {
-            for (code, byte) in codes.iter_mut().zip(block) {
-                *code = (byte >> (6 - 2 * quarter)) & 3;
-            }
-        }
-    }
+/// The head format of a tensor type, if it is one.
+fn head_format(ty: TensorType) -> Option<HeadFormat> {
+    Some(match ty {
+        TensorType::F32 => HeadFormat::F32,
+        TensorType::F16 => HeadFormat::F16,
+        TensorType::BF16 => HeadFormat::Bf16,
+        TensorType::Q8_0 => HeadFormat::Q8_0,
+        TensorType::Q6_K => HeadFormat::Q6K,
+        TensorType::Q4_0 => HeadFormat::Q4_0,
+        _ => return None,
+    })
 }

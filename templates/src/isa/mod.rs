@@ -5,6 +5,13 @@
 //! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide.
 //! 32-bit lanes: `LANES`, `I32`, `i32_*`. Floats: `F32`, 16 virtual lanes on every ISA, and `f32_*`,
 //! each lane rounded as the scalar vocabulary rounds it.
+//!
+//! Table lookups work on the 32 rows of a tile at once, whatever the size of a vector. 4-bit
+//! indices: `Nibbles`, `nibble`, `Indices`, into tables of 16 words: `Table16`, `lookup16`, with
+//! `Signs` apart. 5-bit indices, sign included: `Fields`, `fields_next`, `fields_spare`, into
+//! tables of 32 words: `Table32`, `lookup32`. What is found: `I16`, a 16-bit lane per row, `i16_*`;
+//! `widen_add` brings the rows in order into 32-bit lanes, `Tile32`. An ISA has either `Signs` or
+//! `Fields`; scalar has both.
 
 pub mod scalar;
 

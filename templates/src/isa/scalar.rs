@@ -408,3 +408,212 @@ pub unsafe fn i32_store(ptr: *mut i32, value: I32) {
 /// Asks for the cache line at `ptr`; nothing here.
 #[inline]
 pub fn prefetch(_ptr: *const u8) {}
+
+/// The 32 bytes of two 4-bit indices that a tile holds at a place.
+pub type Nibbles = [u8; 32];
+/// An index into a [`Table16`] for each of the 32 rows of a tile.
+pub type Indices = [u8; 32];
+/// A 16-bit lane for each of the 32 rows of a tile.
+pub type I16 = [i16; 32];
+/// A table of 16 entries.
+pub type Table16 = [i16; 16];
+/// A table of 32 entries.
+pub type Table32 = [i16; 32];
+/// 8 signs for each of the 32 rows of a tile, in the bits of bytes.
+pub type Signs = [u8; 32];
+/// A word of three 5-bit fields, indices into a [`Table32`], and a bit to spare for each of the 32
+/// rows of a tile.
+pub type Fields = [u16; 32];
+/// The 32 rows of a tile as 32-bit lanes, in order.
+pub type Tile32 = [I32; 32 / LANES];
+
+/// Bytes of a stored [`Table16`].
+pub const TABLE16_BYTES: usize = 32;
+/// Bytes of a stored [`Table32`].
+pub const TABLE32_BYTES: usize = 64;
+
+/// Index 0 for each row.
+#[inline]
+pub fn indices_zero() -> Indices {
+    [0; 32]
+}
+
+/// Loads 32 bytes.
+///
+/// # Safety
+/// `ptr` is readable for 32 bytes.
+#[inline]
+pub unsafe fn nibbles_load(ptr: *const u8) -> Nibbles {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<Nibbles>().read_unaligned() }
+}
+
+/// The low (0) or high (1) nibbles.
+#[inline]
+pub fn nibble(nibbles: Nibbles, which: usize) -> Indices {
+    core::array::from_fn(|row| (nibbles[row] >> (4 * which)) & 15)
+}
+
+/// Stores a table as [`table16_load`] wants it: entry `i` is the sum of the activations, each
+/// times its coefficient `i`.
+///
+/// # Safety
+/// `ptr` is writable for [`TABLE16_BYTES`].
+#[inline]
+pub unsafe fn table16_store<const N: usize>(
+    ptr: *mut u8,
+    activations: [i8; N],
+    coefficients: &[[i16; 16]; N],
+) {
+    let mut entries = [0i16; 16];
+    for (q, coefficients) in activations.iter().zip(coefficients) {
+        for entry in 0..16 {
+            entries[entry] += i16::from(*q) * coefficients[entry];
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[i16; 16]>().write_unaligned(entries) }
+}
+
+/// Loads a table.
+///
+/// # Safety
+/// `ptr` is readable for [`TABLE16_BYTES`].
+#[inline]
+pub unsafe fn table16_load(ptr: *const u8) -> Table16 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<Table16>().read_unaligned() }
+}
+
+/// The entry that each index names.
+#[inline]
+pub fn lookup16(table: Table16, indices: Indices) -> I16 {
+    core::array::from_fn(|row| table[usize::from(indices[row] % 16)])
+}
+
+/// No sign set.
+#[inline]
+pub fn signs_zero() -> Signs {
+    [0; 32]
+}
+
+/// Loads 32 bytes of 8 signs each.
+///
+/// # Safety
+/// `ptr` is readable for 32 bytes.
+#[inline]
+pub unsafe fn signs_load(ptr: *const u8) -> Signs {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<Signs>().read_unaligned() }
+}
+
+/// Negates the lanes whose top sign is set.
+#[inline]
+pub fn i16_negate(values: I16, signs: Signs) -> I16 {
+    core::array::from_fn(|row| {
+        let mask = -i16::from(signs[row] >> 7);
+        (values[row] ^ mask).wrapping_sub(mask)
+    })
+}
+
+/// Brings the next lower sign to the top.
+#[inline]
+pub fn signs_next(signs: Signs) -> Signs {
+    core::array::from_fn(|row| signs[row] << 1)
+}
+
+/// Zero in every word.
+#[inline]
+pub fn fields_zero() -> Fields {
+    [0; 32]
+}
+
+/// Loads 32 words.
+///
+/// # Safety
+/// `ptr` is readable for 64 bytes.
+#[inline]
+pub unsafe fn fields_load(ptr: *const u8) -> Fields {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<Fields>().read_unaligned() }
+}
+
+/// Brings the next field of each word down.
+#[inline]
+pub fn fields_next(fields: Fields) -> Fields {
+    core::array::from_fn(|row| fields[row] >> 5)
+}
+
+/// Words whose lowest field is that which bit 15 of five groups of words make, bit 4 first.
+///
+/// # Safety
+/// `ptr` is readable for 5 times 64 bytes.
+#[inline]
+pub unsafe fn fields_spare(ptr: *const u8) -> Fields {
+    let mut spare = [0; 32];
+    for group in 0..5 {
+        // SAFETY: the caller's promise.
+        let fields = unsafe { fields_load(ptr.add(64 * group)) };
+        for row in 0..32 {
+            spare[row] = (spare[row] << 1) | (fields[row] >> 15);
+        }
+    }
+    spare
+}
+
+/// Stores a table as [`table32_load`] wants it: entry `i` is the sum of the activations, each
+/// times its coefficient `i`.
+///
+/// # Safety
+/// `ptr` is writable for [`TABLE32_BYTES`].
+#[inline]
+pub unsafe fn table32_store<const N: usize>(
+    ptr: *mut u8,
+    activations: [i8; N],
+    coefficients: &[[i16; 32]; N],
+) {
+    let mut entries = [0i16; 32];
+    for (q, coefficients) in activations.iter().zip(coefficients) {
+        for entry in 0..32 {
+            entries[entry] += i16::from(*q) * coefficients[entry];
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[i16; 32]>().write_unaligned(entries) }
+}
+
+/// Loads a table.
+///
+/// # Safety
+/// `ptr` is readable for [`TABLE32_BYTES`].
+#[inline]
+pub unsafe fn table32_load(ptr: *const u8) -> Table32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<Table32>().read_unaligned() }
+}
+
+/// The entry that the lowest field of each word names.
+#[inline]
+pub fn lookup32(table: Table32, fields: Fields) -> I16 {
+    core::array::from_fn(|row| table[usize::from(fields[row] % 32)])
+}
+
+/// Zero in every lane.
+#[inline]
+pub fn i16_zero() -> I16 {
+    [0; 32]
+}
+
+/// Lane-wise sum.
+#[inline]
+pub fn i16_add(a: I16, b: I16) -> I16 {
+    core::array::from_fn(|row| a[row].wrapping_add(b[row]))
+}
+
+/// Adds 16-bit lanes to 32-bit ones, row by row.
+#[inline]
+pub fn widen_add(totals: Tile32, sums: I16) -> Tile32 {
+    core::array::from_fn(|part| {
+        i32_add(totals[part], core::array::from_fn(|lane| i32::from(sums[part * LANES + lane])))
+    })
+}

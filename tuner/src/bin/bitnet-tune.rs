@@ -1,3 +1,46 @@
 //! Tunes the kernels for this host.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use bitnet_tuner::{Result, cli};
+use clap::{Parser, Subcommand};
+
+/// Measure which kernels are fastest on this host for a model, and write a profile for bitnet-run
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    tune: cli::tune::Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(cli::demo::Args),
+    List(cli::list::Args),
+    Emit(cli::emit::Args),
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.command {
+        None => cli::tune::run(&arguments.tune),
+        Some(Command::Demo(args)) => cli::demo::run(args),
+        Some(Command::List(args)) => cli::list::run(args),
+        Some(Command::Emit(args)) => cli::emit::run(args),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not eprintln!, which panics when stderr is closed.
+            drop(writeln!(io::stderr(), "error: {error}"));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

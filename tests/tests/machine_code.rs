@@ -1,0 +1,530 @@
+//! What the compiler made of the kernels, read back from memory: the instruction that each was
+//! written for is in its hot loop, in full width and as often as the id says, with no more beside
+//! it than a table allows, and no two kernels are the same code.
+//!
+//! Nothing is run, so every built-in kernel is looked at, whatever this CPU is.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+use std::collections::{BTreeMap, HashMap};
+
+use bitnet_codegen::Phase;
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op};
+use bitnet_runtime::kernels::builtin::{HEADS, TERNARY};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
+
+/// What the hot loop of a family of kernels is made of. One `work` instruction covers some
+/// products of a weight and an activation; the other instructions are counted against it.
+struct Family {
+    serves: fn(Op) -> bool,
+    isas: &'static [Isa],
+    phases: &'static [Phase],
+    /// The instruction that multiplies or looks up, and the width of its vectors in bits.
+    work: (&'static [Mnemonic], usize),
+    /// Products of weights and activation rows that one `work` covers.
+    products: usize,
+    /// Rows that one load of activations, or of a table, serves.
+    rows: usize,
+    /// Another instruction that must be there, in the hot loop or one around it.
+    also: Option<Mnemonic>,
+    /// Instructions for each `work`: itself, and what adds up its results.
+    each: f64,
+    /// To load and unpack the weights of a `work`; all activation rows share it.
+    unpack: f64,
+    /// To load the activations or the table of a `work`; all rows of a step share it. Where a step
+    /// is one vector, the load may be an operand of the `work` itself.
+    load: [f64; 2],
+}
+
+/// A built-in kernel: its name, and where its code is.
+struct Kernel {
+    id: KernelId,
+    run: u64,
+}
+
+fn kernels() -> Vec<Kernel> {
+    let ternary = TERNARY.iter().map(|entry| (entry.id, entry.run as *const () as u64));
+    let heads = HEADS.iter().map(|entry| (entry.id, entry.run as *const () as u64));
+    let kernel = |(id, run): (&str, u64)| Kernel { id: id.parse().unwrap(), run };
+    ternary.chain(heads).map(kernel).collect()
+}
+
+fn i2_s(op: Op) -> bool {
+    matches!(op, Op::Ternary(layout) if layout.format() == Format::I2S)
+}
+
+fn tl1(op: Op) -> bool {
+    matches!(op, Op::Ternary(layout) if layout.format() == Format::Tl1)
+}
+
+fn tl2(op: Op) -> bool {
+    matches!(op, Op::Ternary(layout) if layout.format() == Format::Tl2)
+}
+
+fn head(op: Op) -> bool {
+    matches!(op, Op::Head(_))
+}
+
+const FMA: &[Mnemonic] = &[Mnemonic::Vfmadd132ps, Mnemonic::Vfmadd213ps, Mnemonic::Vfmadd231ps];
+const ZMM: &[Isa] = &[Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Vbmi];
+const VNNI: &[Isa] = &[Isa::Avx512Vnni, Isa::Avx512Vbmi];
+const BOTH: &[Phase] = &[Phase::Decode, Phase::Prefill];
+
+/// The bounds. They are what the templates ask for, instruction by instruction, and the compiler
+/// meets them; [`CONTROL`] is all the room there is.
+#[rustfmt::skip]
+const FAMILIES: &[Family] = &[
+    // Load 1/4, shift 3/4, and; multiply, add.
+    Family { serves: i2_s, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 8, also: None, each: 2.0, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: i2_s, isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 16, also: None, each: 2.0, unpack: 2.0, load: [1.0, 1.0] },
+    // Codes stay in place: no shift. The broadcast is an operand.
+    Family { serves: i2_s, isas: VNNI, phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: None, each: 1.0, unpack: 1.25, load: [0.0, 1.0] },
+    Family { serves: i2_s, isas: VNNI, phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: None, each: 1.0, unpack: 2.0, load: [0.0, 1.0] },
+    // Two lookups (low and high bytes) serve 32 pairs, and two unpacks and two adds follow. Load
+    // 1/2, shift 1/2, and; two broadcasts.
+    Family { serves: tl1, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpshufb], 256), products: 32, rows: 32, also: None, each: 3.0, unpack: 1.0, load: [1.0, 1.0] },
+    // Load 1/2, shift 1/2.
+    Family { serves: tl1, isas: ZMM, phases: BOTH, work: (&[Mnemonic::Vpermw], 512), products: 64, rows: 32, also: None, each: 2.0, unpack: 1.0, load: [1.0, 1.0] },
+    // As TL1, and two shifts and two `vpsignw` for the signs, which are spread once a unit.
+    Family { serves: tl2, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpshufb], 256), products: 48, rows: 32, also: Some(Mnemonic::Vpsignw), each: 4.0, unpack: 2.5, load: [1.0, 1.0] },
+    // Of 16 triples 5 load, 10 shift, and 9 put the last one together; with VBMI2 4 do.
+    Family { serves: tl2, isas: &[Isa::Avx512, Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpermw], 512), products: 96, rows: 32, also: None, each: 2.0, unpack: 1.5, load: [0.0, 1.0] },
+    Family { serves: tl2, isas: &[Isa::Avx512Vbmi], phases: BOTH, work: (&[Mnemonic::Vpermw], 512), products: 96, rows: 32, also: Some(Mnemonic::Vpshldw), each: 2.0, unpack: 1.25, load: [0.0, 1.0] },
+    // Float heads: convert and multiply-add; rows of a step share a load of activations, and the
+    // first of them has it as an operand. On AVX-512 a conversion takes no operand in memory.
+    Family { serves: |op| op == Op::Head(HeadFormat::F32), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: None, each: 1.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::F32), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: None, each: 1.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::F16), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: Some(Mnemonic::Vcvtph2ps), each: 2.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::F16), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: Some(Mnemonic::Vcvtph2ps), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Bf16), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: Some(Mnemonic::Vpmovzxwd), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Bf16), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: Some(Mnemonic::Vpmovzxwd), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    // Block heads: 512 weights an iteration, with their scales; measured. Signed bytes take two
+    // multiplications.
+    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 256), products: 16, rows: 1, also: None, each: 8.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 512), products: 32, rows: 1, also: None, each: 9.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 32, rows: 1, also: None, each: 7.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+];
+
+/// Instructions of an iteration that count, step pointers and branch, and the margin.
+const CONTROL: usize = 8;
+
+/// What the compiler makes of some steps is more than it should be.
+struct Crowded {
+    serves: fn(Op) -> bool,
+    isa: Isa,
+    rows: usize,
+    tokens: usize,
+    /// Accesses to the stack in an iteration.
+    stack: usize,
+    /// Instructions over the bound of the family.
+    more: usize,
+}
+
+#[rustfmt::skip]
+const CROWDED: &[Crowded] = &[
+    // The codes of later fields are shifted early, and wait on the stack.
+    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 16, more: 4 },
+    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 24, more: 8 },
+    Crowded { serves: i2_s, isa: Isa::Avx512, rows: 32, tokens: 8, stack: 10, more: 0 },
+    // Tables and indices take four registers, signs two a tile, sums two a tile and activation row.
+    Crowded { serves: tl1,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 4,  more: 4 },
+    Crowded { serves: tl1,  isa: Isa::Avx512, rows: 64, tokens: 8, stack: 8,  more: 0 },
+    Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 2,  more: 0 },
+    Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 3, stack: 8,  more: 2 },
+    Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 4, stack: 14, more: 6 },
+    Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 64, tokens: 1, stack: 26, more: 6 },
+    Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 24, more: 10 },
+    // Eight rows far apart need more pointers than there are registers.
+    Crowded { serves: head, isa: Isa::Avx2,   rows: 8, tokens: 1, stack: 10, more: 32 },
+    Crowded { serves: head, isa: Isa::Avx512, rows: 8, tokens: 1, stack: 0,  more: 4 },
+    // Constants of the unpacking.
+    Crowded { serves: |op| matches!(op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0)), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 12, more: 0 },
+];
+
+/// The executable mapping of this process that holds `address`, from there to its end.
+fn code_from(address: u64) -> &'static [u8] {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (range, rights) = (fields.next().unwrap(), fields.next().unwrap());
+        let (start, end) = range.split_once('-').unwrap();
+        let [start, end] = [start, end].map(|s| u64::from_str_radix(s, 16).unwrap());
+        if rights.starts_with("r-x") && (start..end).contains(&address) {
+            // SAFETY: the mapping holds the program's code: readable, there for as long as the
+            // process is, and never written.
+            return unsafe {
+                std::slice::from_raw_parts(address as *const u8, (end - address) as usize)
+            };
+        }
+    }
+    panic!("no executable mapping holds {address:#x}");
+}
+
+/// The instructions that control flow reaches from a function's entry, by address, and the
+/// positions that each may be followed by.
+struct Function {
+    entry: u64,
+    instructions: Vec<Instruction>,
+    next: Vec<Vec<usize>>,
+}
+
+impl Function {
+    /// The function at an address.
+    fn decode(mut entry: u64) -> Self {
+        // Where LLVM merged two functions, one may be a jump to the other.
+        loop {
+            let code = code_from(entry);
+            let first = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).decode();
+            if first.flow_control() != FlowControl::UnconditionalBranch {
+                return Self::decode_at(entry, code);
+            }
+            entry = first.near_branch_target();
+        }
+    }
+
+    /// The functions that this one calls, in the order of the calls.
+    fn callees(&self) -> Vec<Self> {
+        let calls = self.instructions.iter().filter(|i| i.is_call_near());
+        let mut targets: Vec<u64> = calls.map(Instruction::near_branch_target).collect();
+        targets.dedup();
+        targets.into_iter().map(Self::decode).collect()
+    }
+
+    /// Decodes the function at the front of `code`, whose first byte has the address `entry`.
+    fn decode_at(entry: u64, code: &[u8]) -> Self {
+        let mut found = BTreeMap::new();
+        let mut open = vec![entry];
+        while let Some(ip) = open.pop() {
+            if found.contains_key(&ip) {
+                continue;
+            }
+            let at = ip.wrapping_sub(entry) as usize;
+            assert!(at < code.len(), "{entry:#x} jumps out of its function");
+            let instruction = Decoder::with_ip(64, &code[at..], ip, DecoderOptions::NONE).decode();
+            let follow = match instruction.flow_control() {
+                FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => {
+                    vec![instruction.next_ip()]
+                }
+
+                FlowControl::ConditionalBranch => {
+                    vec![instruction.next_ip(), instruction.near_branch_target()]
+                }
+                FlowControl::UnconditionalBranch => vec![instruction.near_branch_target()],
+                // A stub that jumps to a shared library; padding behind a call that never returns.
+                _ => vec![],
+            };
+            open.extend(&follow);
+            found.insert(ip, (instruction, follow));
+        }
+        let position: HashMap<u64, usize> = found.keys().copied().zip(0..).collect();
+        let next = found.values().map(|(_, follow)| follow.iter().map(|ip| position[ip]).collect());
+        let next = next.collect();
+        Self {
+            entry,
+            instructions: found.values().map(|(instruction, _)| *instruction).collect(),
+            next,
+        }
+    }
+
+    /// The loops, as their instructions, and whether they hold no other loop: the natural loops of
+    /// the edges that go back to an instruction that dominates them.
+    fn loops(&self) -> Vec<(Vec<&Instruction>, bool)> {
+        let mut previous = vec![Vec::new(); self.next.len()];
+        for (from, next) in self.next.iter().enumerate() {
+            for &to in next {
+                previous[to].push(from);
+            }
+        }
+        let (order, dominator) = self.dominators(&previous);
+        let dominates = |head: usize, mut at: usize| {
+            while order[at] > order[head] {
+                at = dominator[at];
+            }
+            at == head
+        };
+        let mut loops: BTreeMap<usize, Vec<bool>> = BTreeMap::new();
+        for (from, next) in self.next.iter().enumerate() {
+            for &head in next.iter().filter(|&&head| dominates(head, from)) {
+                let body = loops.entry(head).or_insert_with(|| vec![false; self.next.len()]);
+                body[head] = true;
+                let mut open = vec![from];
+                while let Some(at) = open.pop() {
+                    if !std::mem::replace(&mut body[at], true) {
+                        open.extend(&previous[at]);
+                    }
+                }
+            }
+        }
+        let both = |(head, body): (&usize, &Vec<bool>)| {
+            let inside = self.instructions.iter().zip(body).filter(|(_, inside)| **inside);
+            let innermost = loops.keys().all(|other| other == head || !body[*other]);
+            (inside.map(|(i, _)| i).collect(), innermost)
+        };
+        loops.iter().map(both).collect()
+    }
+
+    /// The loops that hold no other loop.
+    fn innermost_loops(&self) -> Vec<Vec<&Instruction>> {
+        self.loops().into_iter().filter_map(|(body, inner)| inner.then_some(body)).collect()
+    }
+
+    /// The instructions without what only says where the function and its constants lie.
+    fn normalised(self) -> Vec<Instruction> {
+        let entry = self.entry;
+        let normalise = |mut instruction: Instruction| {
+            match instruction.flow_control() {
+                FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
+                    let target = instruction.near_branch_target();
+                    instruction.set_near_branch64(target.wrapping_sub(entry));
+                }
+                FlowControl::Call => instruction.set_near_branch64(0),
+                _ if instruction.is_ip_rel_memory_operand() => {
+                    instruction.set_memory_displacement64(0);
+                }
+                _ => {}
+            }
+            instruction
+        };
+        self.instructions.into_iter().map(normalise).collect()
+    }
+
+    /// For every position its place in a reverse postorder from the entry, and the last position
+    /// before it that every way to it passes (Cooper, Harvey, Kennedy: A Simple, Fast Dominance
+    /// Algorithm).
+    fn dominators(&self, previous: &[Vec<usize>]) -> (Vec<usize>, Vec<usize>) {
+        let entry = 0;
+        let mut seen = vec![false; self.next.len()];
+        let mut postorder = Vec::new();
+        let mut open = vec![(entry, 0)];
+        seen[entry] = true;
+        while let Some((at, branch)) = open.pop() {
+            match self.next[at].get(branch) {
+                None => postorder.push(at),
+                Some(&to) => {
+                    open.push((at, branch + 1));
+                    if !std::mem::replace(&mut seen[to], true) {
+                        open.push((to, 0));
+                    }
+                }
+            }
+        }
+        postorder.reverse();
+        let mut order = vec![0; self.next.len()];
+        for (place, &at) in postorder.iter().enumerate() {
+            order[at] = place;
+        }
+        let mut dominator: Vec<Option<usize>> = vec![None; self.next.len()];
+        dominator[entry] = Some(entry);
+        loop {
+            let mut changed = false;
+            for &at in &postorder[1..] {
+                let known = previous[at].iter().copied().filter(|&p| dominator[p].is_some());
+                let meet = known.reduce(|mut a, mut b| {
+                    while a != b {
+                        if order[a] > order[b] {
+                            a = dominator[a].unwrap();
+                        } else {
+                            b = dominator[b].unwrap();
+                        }
+                    }
+                    a
+                });
+                changed |= dominator[at] != meet;
+                dominator[at] = meet;
+            }
+            if !changed {
+                return (order, dominator.into_iter().map(Option::unwrap).collect());
+            }
+        }
+    }
+}
+
+/// Whether an instruction reads or writes the stack: something was spilled.
+fn on_stack(instruction: &Instruction) -> bool {
+    instruction.memory_base() == Register::RSP
+}
+
+/// Products of an iteration that the id allows: as many units as it unrolls; or a group of a unit,
+/// where the template makes no difference between groups and leaves it to the compiler whether to
+/// unroll them.
+fn allowed(id: &KernelId) -> Vec<usize> {
+    let all_rows = id.tile.rows * id.tile.tokens;
+    match id.op {
+        Op::Ternary(layout) => {
+            let group = match layout {
+                Layout::Tl2T32 => Some(6),
+                Layout::Tl2W32 => Some(9),
+                _ => None,
+            };
+            let group = group.filter(|_| id.tile.unroll == 1);
+            let cols = [Some(id.tile.unroll * layout.unit_cols()), group];
+            cols.into_iter().flatten().map(|cols| cols * all_rows).collect()
+        }
+        // The 16 lanes of the float contract, filled once by rows of floats or by blocks of 32.
+        Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => vec![16 * all_rows],
+        Op::Head(_) => vec![16 * 32],
+        Op::Attention => panic!("{id}: no table holds attention kernels"),
+    }
+}
+
+/// Checks the hot loop of a kernel, and gives its instructions per 1000 products.
+fn check(kernel: &Kernel) -> Result<f64, String> {
+    let id = kernel.id;
+    let phase = Phase::of(&id.tile);
+    let serves =
+        |f: &&Family| (f.serves)(id.op) && f.isas.contains(&id.isa) && f.phases.contains(&phase);
+    let Some(family) = FAMILIES.iter().find(serves) else {
+        return Err("no row of FAMILIES says what its hot loop holds".into());
+    };
+    let function = Function::decode(kernel.run);
+    let callees = function.callees();
+    let (mnemonics, bits) = family.work;
+    let is_work = |i: &&Instruction| {
+        mnemonics.contains(&i.mnemonic()) && i.op0_register().info().size() * 8 == bits
+    };
+    let work = |body: &Vec<&Instruction>| body.iter().copied().filter(is_work).count();
+    let loops: Vec<_> =
+        [&function].into_iter().chain(&callees).flat_map(Function::innermost_loops).collect();
+    let Some(hot) = loops.iter().max_by_key(|body| work(body)).filter(|body| work(body) > 0) else {
+        return Err(format!("no loop holds a {bits}-bit {mnemonics:?}"));
+    };
+    if hot.iter().any(|i| i.is_call_near() || i.is_call_near_indirect()) {
+        return Err("a call in the hot loop".into());
+    }
+    let any_loop = function.loops();
+    let in_loops = any_loop.iter().flat_map(|(body, _)| body);
+    if let Some(also) = family.also
+        && !in_loops.chain(hot).any(|i| i.mnemonic() == also)
+    {
+        return Err(format!("no {also:?} in a loop"));
+    }
+    // A few more: the compiler may use the same instruction for something else.
+    let covered = |products: &usize| {
+        let whole = products / family.products;
+        work(hot) >= whole && work(hot) % whole <= whole / 8
+    };
+    let Some(iteration) = allowed(&id).into_iter().find(covered) else {
+        return Err(format!(
+            "{} {mnemonics:?} of {} products each in the hot loop, but the id says {:?} products",
+            work(hot),
+            family.products,
+            allowed(&id)
+        ));
+    };
+    let lookups = work(hot) / (iteration / family.products) * (iteration / family.products);
+    let products = lookups * family.products;
+    let per_1000 = |instructions: f64| instructions * 1000.0 / products as f64;
+    let spills = hot.iter().filter(|i| on_stack(i)).count();
+    let crowded = CROWDED.iter().find(|c| {
+        (c.serves)(id.op) && (c.isa, c.rows, c.tokens) == (id.isa, id.tile.rows, id.tile.tokens)
+    });
+    let (stack, more) = crowded.map_or((0, 0), |c| (c.stack, c.more));
+    if spills > stack {
+        return Err(format!("{spills} accesses to the stack in the hot loop, not {stack}"));
+    }
+    let vectors = id.tile.rows / family.rows;
+    let prefetches = hot.iter().filter(|i| i.mnemonic() == Mnemonic::Prefetcht0).count();
+    if (prefetches > 0) != (id.tile.prefetch > 0) {
+        return Err(format!("{prefetches} prefetches in the hot loop"));
+    }
+    let bound = lookups as f64
+        * (family.each
+            + family.unpack / id.tile.tokens as f64
+            + family.load[usize::from(vectors > 1)] / vectors as f64)
+        + (CONTROL + more + prefetches) as f64;
+    if hot.len() as f64 > bound {
+        return Err(format!(
+            "{:.2} instructions per 1000 products, more than {:.2}: {} in an iteration of \
+             {products}",
+            per_1000(hot.len() as f64),
+            per_1000(bound),
+            hot.len()
+        ));
+    }
+    Ok(per_1000(hot.len() as f64))
+}
+
+#[test]
+fn hot_loops_hold_what_the_kernels_were_written_for() {
+    let mut report: BTreeMap<_, Vec<f64>> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for kernel in kernels().iter().filter(|kernel| kernel.id.isa != Isa::Scalar) {
+        match check(kernel) {
+            Ok(density) => {
+                let id = kernel.id;
+                let family = (id.op.to_string(), id.isa, Phase::of(&id.tile));
+                report.entry(family).or_default().push(density);
+            }
+            Err(problem) => wrong.push(format!("{}: {problem}", kernel.id)),
+        }
+    }
+    println!("instructions per 1000 products of a weight and an activation:");
+    for ((op, isa, phase), densities) in &report {
+        let least = densities.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = densities.iter().copied().fold(0.0, f64::max);
+        let count = densities.len();
+        println!("{op:9} {isa:10} {phase:?}: {least:.1} to {most:.1} ({count} kernels)");
+    }
+    assert!(wrong.is_empty(), "{} kernels:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Scalar kernels are what the compiler makes of them; but their vocabulary must melt away.
+#[test]
+fn scalar_kernels_call_nothing_in_their_loops() {
+    let mut wrong = Vec::new();
+    let ternary = |kernel: &&Kernel| matches!(kernel.id.op, Op::Ternary(_));
+    for kernel in kernels().iter().filter(ternary).filter(|kernel| kernel.id.isa == Isa::Scalar) {
+        let function = Function::decode(kernel.run);
+        let loops = function.innermost_loops();
+        assert!(!loops.is_empty(), "{}: no loop", kernel.id);
+        if loops.iter().flatten().any(|i| i.is_call_near() || i.is_call_near_indirect()) {
+            wrong.push(kernel.id.to_string());
+        }
+    }
+    assert!(wrong.is_empty(), "calls in the innermost loops of {wrong:#?}");
+}
+
+/// Two ids with the same code: a constant of the template is without effect, and one of the two
+/// kernels is tuned for nothing.
+#[test]
+fn no_two_kernels_are_the_same_code() {
+    let mut by_code: HashMap<Vec<Instruction>, Vec<String>> = HashMap::new();
+    for kernel in kernels() {
+        let function = Function::decode(kernel.run);
+        let callees = function.callees();
+        let all = [function].into_iter().chain(callees);
+        let code = all.flat_map(Function::normalised).collect();
+        by_code.entry(code).or_default().push(kernel.id.to_string());
+    }
+    let mut same: Vec<_> = by_code.into_values().filter(|ids| ids.len() > 1).collect();
+    same.sort();
+    assert!(same.is_empty(), "the same machine code: {same:#?}");
+}
+
+/// The analysis itself, on two nested loops.
+#[test]
+fn loops_are_found() {
+    let code: &[u8] = &[
+        0x31, 0xc0, // 0: xor eax, eax
+        0x31, 0xc9, // 2: xor ecx, ecx (outer loop)
+        0xff, 0xc1, // 4: inc ecx (inner loop)
+        0x83, 0xf9, 0x08, // 6: cmp ecx, 8
+        0x75, 0xf9, // 9: jne 4
+        0xff, 0xc0, // 11: inc eax
+        0x83, 0xf8, 0x08, // 13: cmp eax, 8
+        0x75, 0xf0, // 16: jne 2
+        0xc3, // 18: ret
+    ];
+    let function = Function::decode_at(0, code);
+    let loops: Vec<Vec<u64>> = function
+        .innermost_loops()
+        .iter()
+        .map(|body| body.iter().map(|i| i.ip()).collect())
+        .collect();
+    assert_eq!(loops, [[4, 6, 9]]);
+}

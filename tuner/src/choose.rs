@@ -1,0 +1,356 @@
+//! Measurements in, choices out: pure, so that a choice can be repeated from a record.
+//!
+//! Times are compared as ratios to the default that was timed just before and after, never as bare
+//! microseconds. For every layout of a job the best decode and prefill kernel are found, and the
+//! layout is the one with the least
+//!
+//! ```text
+//! decode weight * time of one token + prefill weight * time of one prompt token
+//! ```
+//!
+//! The weights are 1 and 0 for decode, 0 and 1 for prefill. Balanced weighs 1 and 4: a session with
+//! four prompt tokens for each token that is written, as in llama-bench's pp512 and tg128.
+//!
+//! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
+//! tie; else the simpler tile does (less prefetching, unrolling, fewer activation rows, rows,
+//! columns), and among layouts the one declared first.
+
+use bitnet_codegen::Phase;
+use bitnet_profiles::{KernelId, Objective};
+
+use crate::measure::{JobMeasurements, LayoutMeasurements, Measurements, Timing};
+
+/// What was chosen for one job.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice<'a> {
+    /// The job.
+    pub job: &'a JobMeasurements,
+    /// The layout.
+    pub layout: &'a LayoutMeasurements,
+    /// For one token.
+    pub decode: Chosen<'a>,
+    /// For many.
+    pub prefill: Chosen<'a>,
+}
+
+/// A kernel that was chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chosen<'a> {
+    /// What was measured for it.
+    pub timing: &'a Timing,
+    /// The second best of the same layout, if there is one.
+    pub runner_up: Option<&'a Timing>,
+}
+
+/// How many times as fast as something else, with its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gain {
+    /// The best guess; 1 is no difference.
+    pub times: f64,
+    /// The lower end.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+}
+
+impl Gain {
+    /// From a ratio of times and half its interval.
+    pub fn of(ratio: f64, half_width: f64) -> Self {
+        let inverse = |ratio: f64| 1.0 / ratio.max(1e-6);
+        Self {
+            times: inverse(ratio),
+            low: inverse(ratio + half_width),
+            high: inverse(ratio - half_width),
+        }
+    }
+
+    /// Whether the interval leaves 1 out.
+    pub fn is_difference(&self) -> bool {
+        self.low > 1.0 || self.high < 1.0
+    }
+}
+
+impl std::fmt::Display for Gain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_difference() {
+            write!(f, "{:.2}x [{:.2}, {:.2}]", self.times, self.low, self.high)
+        } else {
+            write!(f, "no difference [{:.2}, {:.2}]", self.low, self.high)
+        }
+    }
+}
+
+/// Chooses for every job that has a layout left. The same measurements give the same choices.
+pub fn choose(measurements: &Measurements, objective: Objective) -> Vec<Choice<'_>> {
+    measurements.jobs.iter().filter_map(|job| choose_job(measurements, job, objective)).collect()
+}
+
+/// What a token of decode and a token of prefill weigh.
+const fn weights(objective: Objective) -> (f64, f64) {
+    match objective {
+        Objective::Decode => (1.0, 0.0),
+        Objective::Prefill => (0.0, 1.0),
+        Objective::Balanced => (1.0, 4.0),
+    }
+}
+
+/// A layout with its best kernels, and what it costs by the objective.
+struct Priced<'a> {
+    choice: Choice<'a>,
+    cost: f64,
+    half_width: f64,
+    is_default: bool,
+}
+
+fn choose_job<'a>(
+    measurements: &'a Measurements,
+    job: &'a JobMeasurements,
+    objective: Objective,
+) -> Option<Choice<'a>> {
+    let default = (&measurements.default_decode, &measurements.default_prefill);
+    let (of_decode, of_prefill) = weights(objective);
+    let decode_us = of_decode * job.default_us(Phase::Decode);
+    let prefill_us = of_prefill * job.default_us(Phase::Prefill);
+    let price = |layout: &'a LayoutMeasurements| {
+        let decode = choose_kernel(&layout.decode, default.0)?;
+        let prefill = choose_kernel(&layout.prefill, default.1)?;
+        let (d, p) = (decode.timing, prefill.timing);
+        Some(Priced {
+            choice: Choice { job, layout, decode, prefill },
+            cost: decode_us * d.ratio + prefill_us * p.ratio,
+            half_width: (decode_us * d.half_width).hypot(prefill_us * p.half_width),
+            is_default: layout.decode.iter().any(|timing| timing.kernel == *default.0),
+        })
+    };
+    let priced: Vec<Priced<'a>> = job.layouts.iter().filter_map(price).collect();
+    let best = priced.iter().min_by(|a, b| a.cost.total_cmp(&b.cost))?;
+    priced
+        .iter()
+        .filter(|layout| layout.cost - best.cost <= layout.half_width.hypot(best.half_width))
+        .min_by_key(|layout| (!layout.is_default, layout.choice.layout.layout))
+        .map(|layout| layout.choice)
+}
+
+fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId) -> Option<Chosen<'a>> {
+    let finalists = || timings.iter().filter(|timing| timing.finalist);
+    let best = finalists().min_by(|a, b| a.ratio.total_cmp(&b.ratio))?;
+    let tied = finalists()
+        .filter(|timing| timing.ratio - best.ratio <= timing.half_width.hypot(best.half_width));
+    let chosen = tied.min_by_key(|timing| {
+        let tile = timing.kernel.tile;
+        let simple = (tile.prefetch, tile.unroll, tile.tokens, tile.rows, tile.cols);
+        (timing.kernel != *default, simple, timing.kernel)
+    })?;
+    let others = finalists().filter(|timing| timing.kernel != chosen.kernel);
+    let runner_up = others.min_by(|a, b| a.ratio.total_cmp(&b.ratio));
+    Some(Chosen { timing: chosen, runner_up })
+}
+
+impl Choice<'_> {
+    /// What was chosen for a phase.
+    pub fn chosen(&self, phase: Phase) -> Chosen<'_> {
+        match phase {
+            Phase::Decode => self.decode,
+            Phase::Prefill => self.prefill,
+        }
+    }
+
+    /// Speed of a phase over the default's.
+    pub fn gain(&self, phase: Phase) -> Gain {
+        let timing = self.chosen(phase).timing;
+        Gain::of(timing.ratio, timing.half_width)
+    }
+
+    /// The share of the machine's limit that a phase reaches: the time that reading the packed
+    /// weights or the multiply-adds take at the probed rates, whichever is longer, over the median.
+    pub fn share_of_limit(&self, measurements: &Measurements, phase: Phase) -> f64 {
+        let weights: usize = self.job.parts.iter().map(|part| part.weights()).sum();
+        let tokens = if phase == Phase::Decode { 1 } else { self.job.tokens };
+        let read_us = self.layout.bytes as f64 / (measurements.limit_gb_per_s * 1e3);
+        let multiply_us = measurements
+            .limit_gmac_per_s
+            .map_or(0.0, |rate| weights as f64 * f64::from(tokens) / (rate * 1e3));
+        read_us.max(multiply_us) / self.chosen(phase).timing.median_us.max(1e-3)
+    }
+}
+
+/// Time of all jobs for one token of a phase in microseconds: chosen, and by default.
+pub fn per_token_us(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
+    choices.iter().fold((0.0, 0.0), |(chosen, default), choice| {
+        let all = f64::from(choice.job.count) * choice.job.default_us(phase);
+        (chosen + all * choice.chosen(phase).timing.ratio, default + all)
+    })
+}
+
+/// Speed of all jobs of a phase over the default's.
+pub fn total_gain(choices: &[Choice<'_>], phase: Phase) -> Gain {
+    let (chosen, default) = per_token_us(choices, phase);
+    let half_width = choices.iter().fold(0.0, |sum: f64, choice| {
+        let all = f64::from(choice.job.count) * choice.job.default_us(phase);
+        sum.hypot(all * choice.chosen(phase).timing.half_width)
+    });
+    if default > 0.0 {
+        Gain::of(chosen / default, half_width / default)
+    } else {
+        Gain::of(1.0, 0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::{Layout, Role, Shape};
+
+    use super::*;
+
+    fn timing(kernel: &str, ratio: f64, half_width: f64) -> Timing {
+        Timing {
+            kernel: kernel.parse().unwrap(),
+            samples: 20,
+            min_us: 90.0 * ratio,
+            median_us: 100.0 * ratio,
+            mad_us: 1.0,
+            ratio,
+            half_width,
+            finalist: true,
+        }
+    }
+
+    const D: &str = "i2_s_t16__avx512vnni__any__r16_c0_n1_u2_p0";
+    const D_U1: &str = "i2_s_t16__avx512vnni__any__r16_c0_n1_u1_p0";
+    const D_U4: &str = "i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0";
+    const D_P: &str = "i2_s_t16__avx512vnni__any__r16_c0_n1_u2_p4096";
+    const P: &str = "i2_s_t16__avx512vnni__any__r32_c0_n8_u1_p0";
+    const P_N12: &str = "i2_s_t16__avx512vnni__any__r32_c0_n12_u1_p0";
+    const D_T32: &str = "i2_s_t32__avx512vnni__any__r32_c0_n1_u1_p0";
+    const P_T32: &str = "i2_s_t32__avx512vnni__any__r32_c0_n8_u1_p0";
+
+    /// One job of one matrix: the default takes 100 us for a token, and 400 us for 32.
+    fn measurements(layouts: Vec<(Layout, Vec<Timing>, Vec<Timing>)>) -> Measurements {
+        let layout = |(layout, decode, prefill)| LayoutMeasurements {
+            layout,
+            bytes: 2_000_000,
+            decode,
+            prefill,
+        };
+        Measurements {
+            default_decode: D.parse().unwrap(),
+            default_prefill: P.parse().unwrap(),
+            threads: 2,
+            read_gb_per_s: 40.0,
+            limit_gb_per_s: 40.0,
+            limit_gmac_per_s: Some(800.0),
+            cold: true,
+            noise: 0.01,
+            disturbed: false,
+            jobs: vec![JobMeasurements {
+                role: Role::Down,
+                parts: vec![Shape::new(2000, 4000)],
+                count: 10,
+                default_decode_us: 100.0,
+                default_prefill_us: 400.0,
+                tokens: 32,
+                layouts: layouts.into_iter().map(layout).collect(),
+            }],
+        }
+    }
+
+    fn decode_of(timings: Vec<Timing>) -> String {
+        let measurements = measurements(vec![(Layout::I2sT16, timings, vec![timing(P, 1.0, 0.0)])]);
+        choose(&measurements, Objective::Balanced)[0].decode.timing.kernel.to_string()
+    }
+
+    #[test]
+    fn the_fastest_wins_and_ties_go_to_the_default_then_to_the_simpler() {
+        let default = || timing(D, 1.0, 0.0);
+        let clear = vec![timing(D_U1, 0.97, 0.01), default(), timing(D_U4, 0.90, 0.01)];
+        assert_eq!(decode_of(clear), D_U4);
+        let tied_with_default = vec![default(), timing(D_U4, 0.99, 0.02)];
+        assert_eq!(decode_of(tied_with_default), D);
+        let tied = vec![
+            default(),
+            timing(D_P, 0.900, 0.01),
+            timing(D_U4, 0.902, 0.01),
+            timing(D_U1, 0.908, 0.01),
+        ];
+        assert_eq!(decode_of(tied), D_U1);
+    }
+
+    #[test]
+    fn what_was_cut_is_not_chosen() {
+        let cut = Timing { finalist: false, ..timing(D_U1, 0.5, 0.3) };
+        assert_eq!(decode_of(vec![cut, timing(D, 1.0, 0.0), timing(D_U4, 0.9, 0.01)]), D_U4);
+    }
+
+    #[test]
+    fn a_layout_is_chosen_with_both_its_kernels() {
+        // 32 rows: a tenth slower for a token, a quarter faster for a prompt.
+        let measurements = measurements(vec![
+            (Layout::I2sT16, vec![timing(D, 1.0, 0.0)], vec![timing(P, 1.0, 0.0)]),
+            (Layout::I2sT32, vec![timing(D_T32, 1.1, 0.01)], vec![timing(P_T32, 0.75, 0.01)]),
+        ]);
+        let layout = |objective| choose(&measurements, objective)[0].layout.layout;
+        assert_eq!(layout(Objective::Decode), Layout::I2sT16);
+        assert_eq!(layout(Objective::Prefill), Layout::I2sT32);
+        // A token costs 100 and 110, four prompt tokens 50 and 37.5.
+        assert_eq!(layout(Objective::Balanced), Layout::I2sT32);
+        // Both kernels of a choice read its layout.
+        for objective in Objective::ALL {
+            let choice = choose(&measurements, *objective)[0];
+            let op = bitnet_profiles::Op::Ternary(choice.layout.layout);
+            assert_eq!((choice.decode.timing.kernel.op, choice.prefill.timing.kernel.op), (op, op));
+        }
+    }
+
+    #[test]
+    fn tied_layouts_keep_the_default() {
+        let measurements = measurements(vec![
+            (Layout::I2sT32, vec![timing(D_T32, 0.99, 0.02)], vec![timing(P_T32, 0.99, 0.02)]),
+            (Layout::I2sT16, vec![timing(D, 1.0, 0.0)], vec![timing(P, 1.0, 0.0)]),
+        ]);
+        for &objective in Objective::ALL {
+            assert_eq!(choose(&measurements, objective)[0].layout.layout, Layout::I2sT16);
+        }
+    }
+
+    #[test]
+    fn the_runner_up_is_the_second_best_of_the_layout() {
+        let measurements = measurements(vec![(
+            Layout::I2sT16,
+            vec![timing(D, 1.0, 0.0), timing(D_U4, 0.8, 0.01), timing(D_U1, 0.9, 0.01)],
+            vec![timing(P, 1.0, 0.0)],
+        )]);
+        let choice = choose(&measurements, Objective::Balanced)[0];
+        assert_eq!(choice.decode.runner_up.unwrap().kernel.to_string(), D_U1);
+        assert_eq!(choice.prefill.runner_up, None);
+    }
+
+    #[test]
+    fn a_job_without_layouts_is_left_out() {
+        assert!(choose(&measurements(vec![]), Objective::Balanced).is_empty());
+    }
+
+    #[test]
+    fn gains_and_shares() {
+        let measurements = measurements(vec![(
+            Layout::I2sT16,
+            vec![timing(D, 1.0, 0.0), timing(D_U4, 0.8, 0.04)],
+            vec![timing(P, 1.0, 0.0), timing(P_N12, 0.98, 0.01)],
+        )]);
+        let choices = choose(&measurements, Objective::Balanced);
+        let gain = choices[0].gain(Phase::Decode);
+        assert!((gain.times - 1.25).abs() < 1e-9 && gain.is_difference());
+        assert_eq!(gain.to_string(), "1.25x [1.19, 1.32]");
+        assert_eq!(Gain::of(1.0, 0.02).to_string(), "no difference [0.98, 1.02]");
+        assert!(Gain::of(1.1, 0.02).is_difference());
+        // 2 MB at 40 GB/s are 50 us, 8 M multiply-adds at 800 G/s are 10 us: of 80 us.
+        let share = choices[0].share_of_limit(&measurements, Phase::Decode);
+        assert!((share - 50.0 / 80.0).abs() < 1e-9, "{share}");
+        // 32 tokens: 320 us of 98 us, a clock that cannot be right, shown as it is.
+        let share = choices[0].share_of_limit(&measurements, Phase::Prefill);
+        assert!((share - 320.0 / 98.0).abs() < 1e-9, "{share}");
+        assert_eq!(per_token_us(&choices, Phase::Decode), (800.0, 1000.0));
+        assert_eq!(per_token_us(&choices, Phase::Prefill), (122.5, 125.0));
+        let total = total_gain(&choices, Phase::Decode);
+        assert!((total.times - 1.25).abs() < 1e-9 && total.low < 1.25, "{total}");
+    }
+}

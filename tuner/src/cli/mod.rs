@@ -1,0 +1,103 @@
+//! The subcommands of `bitnet-tune`: arguments, and a `run` each.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use bitnet_runtime::host::Host;
+use bitnet_runtime::threads::Pool;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::Result;
+use crate::measure::Progress;
+
+pub mod demo;
+pub mod emit;
+pub mod list;
+pub mod tune;
+
+/// Writes an answer to stdout, buffered.
+fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let written = write(&mut out).and_then(|()| out.flush());
+    Ok(written.map_err(|e| bitnet_runtime::Error::io(Path::new("stdout"), "write", e))?)
+}
+
+/// Writes a line to stderr; a closed stderr is no reason to stop.
+fn note(line: fmt::Arguments<'_>) {
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
+/// A pool of `threads`, or of the physical cores, with its warning on stderr.
+fn pool(threads: Option<usize>) -> Result<Pool> {
+    let pool = Pool::new(threads.unwrap_or_else(|| Host::detect().physical_cores))?;
+    if let Some(warning) = pool.warning() {
+        note(format_args!("{warning}"));
+    }
+    Ok(pool)
+}
+
+/// Parses `60s`, `500ms`, `2m` or a number of seconds.
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    let wrong = || format!("'{text}' is no time such as 60s, 500ms or 2m, at most a day");
+    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let unit = match unit {
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| wrong())? * unit;
+    if (0.0..=86_400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(wrong())
+    }
+}
+
+/// A progress bar on stderr; nothing where that is no terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::new(1000);
+        // The default style serves should the template be refused.
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3} %  {elapsed}  {msg}")
+        {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    fn show(&self, progress: &Progress) {
+        self.0.set_position((progress.done * 1000.0) as u64);
+        self.0.set_message(progress.doing.clone());
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, milliseconds) in
+            [("60s", 60_000), ("500ms", 500), ("2m", 120_000), ("1.5", 1500), ("0", 0)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "s", "-1s", "nan", "inf", "1h", "1 s", "1e9m", "5sm", "\u{661}s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

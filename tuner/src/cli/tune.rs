@@ -1,0 +1,100 @@
+//! `bitnet-tune --model`: tunes and writes a profile.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bitnet_profiles::{Effort, Isa, Objective};
+use bitnet_runtime::Error;
+use bitnet_runtime::gguf::Gguf;
+use bitnet_runtime::kernels::Selection;
+
+use super::{Bar, answer, note, pool};
+use crate::{ModelInfo, Options, Result};
+
+/// Tune for a model and write a profile
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model, a GGUF file. Only its header is read: weights of its shapes are made up, since
+    /// the speed does not depend on them
+    #[arg(long, short, value_name = "FILE", required = true)]
+    model: Option<PathBuf>,
+    /// Where the profile goes
+    #[arg(long, short, value_name = "FILE", default_value = "host.toml")]
+    output: PathBuf,
+    /// Threads; the physical cores by default
+    #[arg(long, short, value_name = "N")]
+    threads: Option<usize>,
+    /// What to weigh: decode, prefill, or four prompt tokens for each token written (balanced)
+    #[arg(long = "for", value_name = "OBJECTIVE", default_value = "balanced")]
+    objective: Objective,
+    /// How long to measure, such as 60s or 2m; every candidate is timed at least once
+    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = super::duration)]
+    budget: Duration,
+    /// measure: what is worth timing; patient: everything the CPU can run
+    #[arg(long, default_value = "measure", value_parser = effort)]
+    effort: Effort,
+    /// The best ISA tier to use
+    #[arg(long, value_name = "ISA")]
+    isa: Option<Isa>,
+    /// Write everything that was measured to a JSON file
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+}
+
+/// The efforts on offer.
+pub(super) fn effort(text: &str) -> std::result::Result<Effort, String> {
+    match text.parse() {
+        Ok(effort @ (Effort::Measure | Effort::Patient)) => Ok(effort),
+        _ => Err("measure and patient are allowed".into()),
+    }
+}
+
+/// Tunes, writes the profile, and prints the report.
+///
+/// # Errors
+/// The file is no ternary model, a flag does not fit this host, a file cannot be written.
+pub fn run(args: &Args) -> Result<()> {
+    let Some(path) = &args.model else {
+        return Err(Error::usage("--model", "nothing", "a GGUF file").into());
+    };
+    // What can fail fails before the minute of measuring.
+    let model = ModelInfo::from_gguf(&Gguf::open(path)?)?;
+    let ceiling = Selection::new(args.isa, None, None)?.ceiling();
+    for file in [Some(&args.output), args.record.as_ref()].into_iter().flatten() {
+        writable(file)?;
+    }
+    let pool = pool(args.threads)?;
+    let options =
+        Options { ceiling, objective: args.objective, effort: args.effort, budget: args.budget };
+    let tuned = {
+        let bar = Bar::new();
+        crate::tune(&model, &pool, options, &mut |progress| bar.show(progress))?
+    };
+    if let Some(path) = &args.record {
+        let text = serde_json::to_string_pretty(&tuned.measurements)
+            .map_err(|e| Error::Runtime(format!("measurements have no JSON form: {e}")))?;
+        std::fs::write(path, text).map_err(|e| Error::io(path, "write", e))?;
+    }
+    tuned.profile.save(&args.output)?;
+    answer(|out| write!(out, "{tuned}"))?;
+    note(format_args!(
+        "wrote {0}; use it with: bitnet-run --profile {0} -p \"...\"",
+        args.output.display()
+    ));
+    Ok(())
+}
+
+/// Whether a file can come into being there: its neighbour can.
+pub(super) fn writable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        let error = std::io::Error::other("it is a directory; give a file");
+        return Err(Error::io(path, "write", error).into());
+    }
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let neighbour = path.with_file_name(name);
+    File::create_new(&neighbour)
+        .and_then(|_| std::fs::remove_file(&neighbour))
+        .map_err(|e| Error::io(path, "write", e).into())
+}

@@ -1,0 +1,90 @@
+//! What the tuner needs to know of a model: its jobs, and how it is called.
+
+use std::path::{Path, PathBuf};
+
+use bitnet_profiles::{Role, Shape};
+use bitnet_runtime::gguf::Gguf;
+use bitnet_runtime::model::config::{Config, JobShapes};
+
+use crate::Result;
+
+/// A model to tune for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Name from the metadata, or the file's.
+    pub name: String,
+    /// Architecture from the metadata.
+    pub architecture: &'static str,
+    /// Its ternary jobs.
+    pub jobs: Vec<JobShapes>,
+    /// What profiles know the jobs by.
+    pub shapes: String,
+    /// Bytes of the head, which every decoded token reads as well.
+    pub head_bytes: u64,
+    /// Where the file is, if it is one whose path can be written down.
+    pub path: Option<PathBuf>,
+}
+
+impl ModelInfo {
+    /// Reads the header; no tensor page is touched.
+    ///
+    /// # Errors
+    /// [`bitnet_runtime::Error::Model`] where the hyperparameters are wrong, or a matrix is
+    /// missing, has another shape than they ask for or is not ternary.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let config = Config::from_gguf(gguf)?;
+        let jobs = config.jobs();
+        for layer in 0..config.layers {
+            for job in &jobs {
+                for (name, &shape) in parts(job.role).iter().zip(&job.parts) {
+                    check(gguf, &format!("blk.{layer}.{name}.weight"), shape)?;
+                }
+            }
+        }
+        let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
+        // A profile refuses names that are long or hold control characters.
+        let name = gguf.get_str("general.name")?.unwrap_or_default();
+        let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+        let file = || gguf.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self {
+            name: if name.is_empty() { file() } else { name },
+            architecture: config.architecture.name(),
+            shapes: config.shapes_hash(),
+            jobs,
+            head_bytes: head.map_or(0, |tensor| tensor.bytes),
+            path: absolute(gguf.path()),
+        })
+    }
+}
+
+/// The tensors of a job, between `blk.N.` and `.weight`.
+fn parts(role: Role) -> &'static [&'static str] {
+    match role {
+        Role::Qkv => &["attn_q", "attn_k", "attn_v"],
+        Role::AttnOutput => &["attn_output"],
+        Role::GateUp => &["ffn_gate", "ffn_up"],
+        Role::Gate => &["ffn_gate"],
+        Role::Up => &["ffn_up"],
+        Role::Down => &["ffn_down"],
+        Role::LmHead | Role::Attention => &[],
+    }
+}
+
+fn check(gguf: &Gguf, name: &str, shape: Shape) -> Result<()> {
+    let expected = format!("a ternary matrix of {shape} (rows x columns), as i2_s");
+    let Some(tensor) = gguf.tensor(name) else {
+        return Err(gguf.tensor_error(name, "no such tensor", expected).into());
+    };
+    let fits = tensor.cols() == shape.cols as u64 && tensor.rows() == shape.rows as u64;
+    if !fits || !tensor.ty.is_ternary() {
+        let found = format!("{} of {}x{}", tensor.ty, tensor.rows(), tensor.cols());
+        return Err(gguf.tensor_error(name, found, expected).into());
+    }
+    Ok(())
+}
+
+/// An absolute path that a TOML file can hold.
+fn absolute(path: &Path) -> Option<PathBuf> {
+    let path = path.canonicalize().ok()?;
+    path.to_str().is_some().then_some(path)
+}
