@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::model::Session;
+use crate::model::{Session, StageTimes};
 use crate::sampler::Rng;
 
 /// What to time.
@@ -58,6 +58,8 @@ pub struct Samples {
     pub tokens: usize,
     /// Nanoseconds of each repetition.
     pub ns: Vec<u64>,
+    /// Where the time of all repetitions went.
+    pub stages: StageTimes,
 }
 
 impl Samples {
@@ -119,11 +121,10 @@ impl Default for Tokens {
 /// As [`time`].
 pub fn warm_up(session: &mut Session, test: Test, tokens: &mut Tokens) -> Result<()> {
     let test = Test { n_gen: test.n_gen.min(1), n_depth: 0, ..test };
-    time(session, test, 1, tokens, &mut |_| {}).map(drop)
+    time(session, test, 1, tokens).map(drop)
 }
 
-/// Times `repetitions` of the test; `started` hears of each when its clock starts, its context
-/// being filled.
+/// Times `repetitions` of the test.
 ///
 /// # Errors
 /// [`Error::Usage`] when the test does not fit into the context, [`Error::Runtime`] when a logit
@@ -133,7 +134,6 @@ pub fn time(
     test: Test,
     repetitions: usize,
     tokens: &mut Tokens,
-    started: &mut dyn FnMut(&Session),
 ) -> Result<Samples> {
     if test.context() > session.context() {
         let expected = format!("at most {} positions, the context", session.context());
@@ -149,11 +149,11 @@ pub fn time(
     if test.n_depth > 0 {
         session.prefill(&random(test.n_depth))?;
     }
+    session.time_stages();
     let mut ns = Vec::with_capacity(repetitions);
     for _ in 0..repetitions {
         session.truncate(test.n_depth);
         let (prompt, rest) = (random(test.n_prompt), random(test.n_gen));
-        started(session);
         let start = Instant::now();
         let mut logits = if prompt.is_empty() { &[][..] } else { session.prefill(&prompt)? };
         for id in rest {
@@ -165,7 +165,7 @@ pub fn time(
             return Err(Error::Runtime(message));
         }
     }
-    Ok(Samples { tokens: test.tokens(), ns })
+    Ok(Samples { tokens: test.tokens(), ns, stages: session.stages().unwrap_or_default() })
 }
 
 /// Seconds since 1970 as `2026-11-20T09:16:00Z`, by the civil calendar (every 400 years have the
@@ -208,7 +208,11 @@ mod tests {
             (mean(&[]), standard_deviation(&[]), standard_deviation(&[4.0])),
             (0.0, 0.0, 0.0)
         );
-        let samples = Samples { tokens: 3, ns: vec![1_000_000_000, 500_000_000] };
+        let samples = Samples {
+            tokens: 3,
+            ns: vec![1_000_000_000, 500_000_000],
+            stages: StageTimes::default(),
+        };
         assert_eq!(samples.per_second(), [3.0, 6.0]);
     }
 

@@ -118,6 +118,13 @@ pub fn generate(
         } else {
             sampler.sample(logits)
         };
+        if !logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
+            // Any text from here on would be made up.
+            return Err(Error::Runtime(format!(
+                "after {} tokens the model gives no numbers any more; the file may be damaged",
+                session.position()
+            )));
+        }
         if tokenizer.eos_ids().contains(&id) && !limits.ignore_eos {
             break FinishReason::Stop;
         }

@@ -1,21 +1,22 @@
 //! `bitnet-run bench`: llama-bench's table, and what share of the machine's limits is reached.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bitnet_profiles::Isa;
+use bitnet_profiles::{Isa, KernelId, Op};
 use serde::Serialize;
 
 use super::load::{self, KernelArgs, Loaded, PERFORMANCE, RoleKernels, SessionArgs, Taken};
 use super::note;
 use crate::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::host::Host;
-use crate::model::config::Config;
-use crate::model::{KvType, Session};
+use crate::model::config::{Config, JobShapes};
+use crate::model::{KvType, Session, Stage};
 use crate::probe;
 use crate::threads::{MAX_THREADS, Pool};
 
@@ -234,42 +235,55 @@ struct Bench<'a> {
     profile: &'a Taken,
     host: &'a Host,
     ceiling: Isa,
-    pool: &'a Arc<Pool>,
+    pool: &'a Pool,
     session: &'a mut Session,
 }
 
 impl Bench<'_> {
-    /// Probes the machine, then times the test.
+    /// Probes the limit that bounds the test, then times it.
     fn row(&mut self, test: Test) -> Result<Row> {
-        let reads = (test.n_prompt == 0).then(|| self.decode_bytes(test));
-        let probe_read = reads.and_then(|_| {
-            let probed = probe::read_bandwidth(self.pool, PROBE_BYTES, PROBE_ROUNDS);
-            probed.inspect_err(|e| note(format_args!("warning: no bandwidth: {e}"))).ok()
-        });
+        let read = match test {
+            Test { n_prompt: 0, .. } => {
+                Some(Share { per_token: self.decode_bytes(test), limit: self.read_bandwidth() })
+            }
+            _ => None,
+        };
+        let multiply = match test {
+            Test { n_gen: 0, .. } => Some(Share {
+                per_token: multiply_adds(self.loaded.model.config()),
+                limit: probe::multiply_add_rate(self.pool, self.ceiling, PROBE_ROUNDS)?,
+            }),
+            _ => None,
+        };
         let test_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let mut tokens = Tokens::new();
         if !self.args.no_warmup {
             bench::warm_up(self.session, test, &mut tokens)?;
         }
         let repetitions = self.args.repetitions as usize;
-        let samples = bench::time(self.session, test, repetitions, &mut tokens, &mut |_| {})?;
-        Ok(self.report(test, &samples, test_time, reads, probe_read))
+        let samples = bench::time(self.session, test, repetitions, &mut tokens)?;
+        Ok(self.report(test, &samples, test_time, read, multiply))
+    }
+
+    /// Of a machine without the memory for it there is no figure, but still a test.
+    fn read_bandwidth(&self) -> Option<f64> {
+        let probed = probe::read_bandwidth(self.pool, PROBE_BYTES, PROBE_ROUNDS);
+        probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
     /// Bytes that a token of a generation reads on average: all weights as they are packed, one
-    /// row of the embedding, and the keys and values of the positions before it and its own.
+    /// row of the embedding, and the keys and values of its position and those before.
     fn decode_bytes(&self, test: Test) -> f64 {
         let model = &self.loaded.model;
         let (config, weights) = (model.config(), model.weights());
-        let packed: u64 = self.loaded.kernels.iter().map(|kernels| kernels.packed_bytes).sum();
+        let packed: usize = self.loaded.kernels.values().map(|kernels| kernels.packed_bytes).sum();
         let norms: usize = weights
             .layers
             .iter()
             .flat_map(|layer| {
                 let always = [Some(&layer.attn_norm), Some(&layer.ffn_norm)];
-                always
-                    .into_iter()
-                    .chain([layer.attn_sub_norm.as_ref(), layer.ffn_sub_norm.as_ref()])
+                let sub_norms = [layer.attn_sub_norm.as_ref(), layer.ffn_sub_norm.as_ref()];
+                always.into_iter().chain(sub_norms)
             })
             .chain([Some(&weights.output_norm)])
             .flatten()
@@ -278,7 +292,7 @@ impl Bench<'_> {
         let row = weights.embedding.tensor().bytes as usize / config.vocab;
         let position = self.session.kv_reserved_bytes() as f64 / self.session.context() as f64;
         let positions = test.n_depth as f64 + (test.n_gen + 1) as f64 / 2.0;
-        packed as f64 + (norms + row) as f64 + positions * position
+        (packed + norms + row) as f64 + positions * position
     }
 
     fn report(
@@ -286,19 +300,20 @@ impl Bench<'_> {
         test: Test,
         samples: &Samples,
         test_time: u64,
-        reads: Option<f64>,
-        probe_read: Option<f64>,
+        read: Option<Share>,
+        multiply: Option<Share>,
     ) -> Row {
         let gguf = self.loaded.model.gguf();
-        let config = self.loaded.model.config();
-        let samples_ts = samples.per_second();
-        let avg_ts = mean(&samples_ts);
-        let read = reads.map(|bytes| bytes * avg_ts);
+        let architecture = self.loaded.model.config().architecture.name();
+        let params = gguf.tensors().iter().map(TensorInfo::elements).sum();
         let kv_type = match self.session.kv_type() {
             KvType::F16 => "f16",
             KvType::F32 => "f32",
         };
-        let params = gguf.tensors().iter().map(|t| t.elements()).sum();
+        let samples_ts = samples.per_second();
+        let ns = samples.ns_f64();
+        let per_repetition = |stage| samples.stages.of(stage).as_secs_f64() / ns.len() as f64;
+        let products = per_repetition(Stage::Ternary) / test.tokens() as f64;
         Row {
             build_commit: env!("CARGO_PKG_VERSION"),
             build_number: 0,
@@ -306,15 +321,11 @@ impl Bench<'_> {
             gpu_info: "",
             backends: "CPU",
             model_filename: gguf.path().display().to_string(),
-            model_type: format!(
-                "{} {} I2_S - 2 bpw ternary",
-                config.architecture.name(),
-                short_count(params)
-            ),
+            model_type: format!("{architecture} {} I2_S - 2 bpw ternary", short_count(params)),
             model_size: gguf.tensors().iter().map(|t| t.bytes).sum(),
             model_n_params: params,
-            n_batch: self.args.session.options(None).map_or(0, |o| o.batch),
-            n_ubatch: self.args.session.options(None).map_or(0, |o| o.batch),
+            n_batch: self.args.session.batch(),
+            n_ubatch: self.args.session.batch(),
             n_threads: self.pool.threads(),
             type_k: kv_type,
             type_v: kv_type,
@@ -325,20 +336,64 @@ impl Bench<'_> {
             n_gen: test.n_gen,
             n_depth: test.n_depth,
             test_time: bench::utc(test_time),
-            avg_ns: mean(&samples.ns_f64()),
-            stddev_ns: standard_deviation(&samples.ns_f64()),
-            avg_ts,
+            avg_ns: mean(&ns),
+            stddev_ns: standard_deviation(&ns),
+            avg_ts: mean(&samples_ts),
             stddev_ts: standard_deviation(&samples_ts),
-            samples_ns: samples.ns.clone(),
-            samples_ts,
             isa: self.ceiling,
             profile: self.profile.clone(),
             kernels: self.loaded.kernels.clone(),
-            read_bytes_per_token: reads,
-            read_bytes_per_s: read,
-            probe_read_bytes_per_s: probe_read,
-            read_share: read.zip(probe_read).map(|(read, probe)| read / probe),
+            stage_ns: Stage::ALL.map(|s| (s.name(), per_repetition(s) * 1e9)).into(),
+            read: read.map(|share| share.reached(mean(&samples_ts))),
+            multiply_add: multiply.map(|share| share.reached(1.0 / products)),
+            samples_ns: samples.ns.clone(),
+            samples_ts,
             name: test.to_string(),
+        }
+    }
+}
+
+/// Multiply-adds of the ternary matrices for one token.
+fn multiply_adds(config: &Config) -> f64 {
+    let weights = |job: JobShapes| {
+        job.count as usize * job.parts.iter().map(|part| part.weights()).sum::<usize>()
+    };
+    config.jobs().into_iter().map(weights).sum::<usize>() as f64
+}
+
+/// What a token costs of a resource of the machine, and how much of it there is per second.
+#[derive(Clone, Copy)]
+struct Share {
+    per_token: f64,
+    limit: Option<f64>,
+}
+
+impl Share {
+    fn reached(self, tokens_per_second: f64) -> Reached {
+        let per_second = self.per_token * tokens_per_second;
+        let share = self.limit.map(|limit| per_second / limit);
+        Reached { per_token: self.per_token, per_second, probe_per_second: self.limit, share }
+    }
+}
+
+/// How much of a resource a test used.
+#[derive(Clone, Copy, Serialize)]
+struct Reached {
+    per_token: f64,
+    per_second: f64,
+    probe_per_second: Option<f64>,
+    share: Option<f64>,
+}
+
+impl Reached {
+    /// `24.3, 81 % of 30.1`, in units of `unit`.
+    fn text(self, unit: f64, decimals: usize) -> String {
+        let reached = format!("{:.decimals$}", self.per_second / unit);
+        match (self.probe_per_second, self.share) {
+            (Some(probe), Some(share)) => {
+                format!("{reached}, {:.0} % of {:.decimals$}", share * 100.0, probe / unit)
+            }
+            _ => reached,
         }
     }
 }
@@ -385,18 +440,20 @@ struct Row {
 
     isa: Isa,
     profile: Taken,
-    kernels: Vec<RoleKernels>,
-    read_bytes_per_token: Option<f64>,
-    read_bytes_per_s: Option<f64>,
-    probe_read_bytes_per_s: Option<f64>,
-    read_share: Option<f64>,
+    kernels: BTreeMap<&'static str, RoleKernels>,
+    /// Of a repetition, on average.
+    stage_ns: BTreeMap<&'static str, f64>,
+    /// Bytes that the tokens of a generation read.
+    read: Option<Reached>,
+    /// Multiply-adds in the ternary products of a prompt, while these run.
+    multiply_add: Option<Reached>,
     #[serde(skip)]
     name: String,
 }
 
 /// Titles and widths of the columns, and whether they hold text; llama-bench's first.
-const COLUMNS: [(&str, usize, bool); 10] = [
-    ("model", 30, true),
+const COLUMNS: [(&str, usize, bool); 12] = [
+    ("model", 38, true),
     ("size", 10, false),
     ("params", 10, false),
     ("backend", 10, true),
@@ -404,7 +461,9 @@ const COLUMNS: [(&str, usize, bool); 10] = [
     ("test", 13, false),
     ("t/s", 20, false),
     ("MB/token", 8, false),
-    ("GB/s, of probe", 20, false),
+    ("GB/s, of probe", 18, false),
+    ("T mul-add/s, of peak", 20, false),
+    ("kernels", 20, true),
     ("profile", 20, true),
 ];
 
@@ -428,6 +487,17 @@ fn header() -> String {
 }
 
 impl Row {
+    /// Layout and ISA of the ternary kernels, each pair once.
+    fn ternary_kernels(&self) -> String {
+        let ternary = |kernel: KernelId| matches!(kernel.op, Op::Ternary(_)).then_some(kernel);
+        let kernels = self.kernels.values().filter_map(|kernels| {
+            ternary(if self.n_gen == 0 { kernels.prefill } else { kernels.decode })
+        });
+        let names: BTreeSet<String> =
+            kernels.map(|kernel| format!("{} {}", kernel.op, kernel.isa)).collect();
+        names.into_iter().collect::<Vec<_>>().join(", ")
+    }
+
     fn markdown(&self) -> String {
         let size = self.model_size as f64 / f64::from(1 << 20);
         let (size, unit) = if size >= 1024.0 { (size / 1024.0, "GiB") } else { (size, "MiB") };
@@ -442,12 +512,11 @@ impl Row {
             self.n_threads.to_string(),
             self.name.clone(),
             format!("{:.2} ± {:.2}", self.avg_ts, self.stddev_ts),
-            or_dash(self.read_bytes_per_token.map(|bytes| format!("{:.1}", bytes / 1e6))),
-            or_dash(self.read_bytes_per_s.zip(self.probe_read_bytes_per_s).map(|(read, probe)| {
-                let (read, probe) = (read / 1e9, probe / 1e9);
-                format!("{read:.1}, {:.0} % of {probe:.1}", 100.0 * read / probe)
-            })),
-            self.profile.name.clone(),
+            or_dash(self.read.map(|read| format!("{:.1}", read.per_token / 1e6))),
+            or_dash(self.read.map(|read| read.text(1e9, 1))),
+            or_dash(self.multiply_add.map(|multiply| multiply.text(1e12, 3))),
+            self.ternary_kernels(),
+            self.profile.short_name(),
         ])
     }
 }

@@ -1,18 +1,23 @@
 //! From the flags to a model that is ready to run: which profile, which kernels, which threads.
 
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Format, Isa, Profile, ProfileError, registry};
+use bitnet_profiles::{Format, Isa, KernelId, Op, Profile, ProfileError, registry};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::note;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::host::Host;
+use crate::kernels::Selection;
 use crate::model::config::Config;
-use crate::model::{KvType, Model, SessionOptions};
+use crate::model::{KvType, LoadOptions, Model, SessionOptions};
 use crate::threads::{MAX_THREADS, Pool};
 
 /// The heading of these flags in the help.
@@ -63,6 +68,11 @@ enum CacheType {
 }
 
 impl SessionArgs {
+    /// Tokens that go through the model together.
+    pub fn batch(&self) -> usize {
+        self.batch.min(self.ubatch) as usize
+    }
+
     /// The options of a session with a context of so many positions.
     ///
     /// # Errors
@@ -78,7 +88,7 @@ impl SessionArgs {
                 CacheType::F32 => KvType::F32,
             }),
         };
-        Ok(SessionOptions { context, batch: self.batch.min(self.ubatch) as usize, kv_type })
+        Ok(SessionOptions { context, batch: self.batch(), kv_type })
     }
 }
 
@@ -113,6 +123,12 @@ pub struct Taken {
 }
 
 impl Taken {
+    /// The name without the folder.
+    pub fn short_name(&self) -> String {
+        let file = Path::new(&self.name).file_name();
+        file.map_or_else(|| self.name.clone(), |file| file.to_string_lossy().into_owned())
+    }
+
     /// Worker threads that the profile was tuned with.
     pub fn threads(&self) -> Option<usize> {
         Some(self.profile.as_ref()?.run.threads as usize)
@@ -124,7 +140,7 @@ pub struct Choice {
     named: Option<(PathBuf, Profile)>,
     ask_user_folder: bool,
     format: Option<Format>,
-    ceiling: Isa,
+    isa: Option<Isa>,
 }
 
 impl KernelArgs {
@@ -134,14 +150,7 @@ impl KernelArgs {
     /// [`Error::Cpu`] when the CPU lacks the ISA, [`Error::Profile`] when the named profile is
     /// refused, [`Error::Io`] when it cannot be read.
     pub fn check(&self) -> Result<Choice> {
-        let best = Isa::best();
-        if let Some(isa) = self.isa.filter(|isa| !isa.is_supported()) {
-            return Err(Error::Cpu {
-                item: format!("--isa {isa}"),
-                found: format!("a CPU that runs up to {best}"),
-                expected: format!("{best} or below"),
-            });
-        }
+        Selection::new(self.isa, self.format, None)?;
         let auto = self.profile.as_os_str() == OsStr::new("auto");
         let named = if auto || self.profile.as_os_str() == OsStr::new("none") {
             None
@@ -149,12 +158,7 @@ impl KernelArgs {
             let profile = load(&self.profile).map_err(|e| refused(&self.profile, e))?;
             Some((self.profile.clone(), profile))
         };
-        Ok(Choice {
-            named,
-            ask_user_folder: auto,
-            format: self.format,
-            ceiling: self.isa.unwrap_or(best),
-        })
+        Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa })
     }
 }
 
@@ -181,20 +185,42 @@ impl Choice {
 
     /// The best instructions that may be used.
     pub fn ceiling(&self) -> Isa {
-        self.ceiling
+        self.isa.unwrap_or_else(Isa::best)
+    }
+
+    /// The flags that override a profile.
+    fn forced(&self) -> Option<&'static str> {
+        match (self.isa, self.format) {
+            (None, None) => None,
+            (Some(_), None) => Some("--isa"),
+            (None, Some(_)) => Some("--format"),
+            (Some(_), Some(_)) => Some("--isa and --format"),
+        }
     }
 
     /// The profile for a model: the named one, the user's, or the defaults.
     pub fn profile(&self, config: &Config, host: &Host) -> Taken {
         let shapes = config.shapes_hash();
+        let defaults = |reason: String| {
+            let isa = registry::generic(self.format, self.ceiling()).decode.isa;
+            let name = format!("generic for {isa}");
+            Taken { source: Source::Shipped, name, reason, profile: None }
+        };
+        if let Some(flags) = self.forced() {
+            let what = match &self.named {
+                Some((path, _)) => path.display().to_string(),
+                None => "any profile".into(),
+            };
+            return defaults(format!("{flags} given, which overrides {what}"));
+        }
         if let Some((path, profile)) = &self.named {
             let mut reason = String::from("asked for");
             if profile.model.shapes != shapes {
                 reason += "; made for other shapes";
             }
-            let (own, of) = (&profile.host, (&host.vendor, host.family, host.model));
-            if (&own.vendor, own.family, own.model) != of {
-                reason += &format!("; made on {}", own.cpu);
+            let (own, this) = (&profile.host, (&host.vendor, host.family, host.model));
+            if (&own.vendor, own.family, own.model) != this {
+                reason += &format!("; made on another CPU, {}", own.cpu);
             }
             return Taken {
                 source: Source::File,
@@ -203,28 +229,20 @@ impl Choice {
                 profile: Some(profile.clone()),
             };
         }
-        let found = self.ask_user_folder.then(|| users(&shapes, host)).flatten();
-        if let Some((path, profile)) = found {
-            return Taken {
+        if !self.ask_user_folder {
+            return defaults("--profile none given".into());
+        }
+        match users(&shapes, host) {
+            Some((path, profile)) => Taken {
                 source: Source::User,
                 name: path.display().to_string(),
                 reason: "tuned on this CPU for these shapes".into(),
                 profile: Some(profile),
-            };
-        }
-        let reason = if self.ask_user_folder {
-            "nothing tuned for these shapes on this CPU; bitnet-tune --model makes a profile"
-        } else {
-            "--profile none"
-        };
-        Taken {
-            source: Source::Shipped,
-            name: format!(
-                "generic for {}",
-                registry::generic(self.format, self.ceiling).decode.isa
+            },
+            None => defaults(
+                "nothing tuned for these shapes on this CPU; bitnet-tune --model makes a profile"
+                    .into(),
             ),
-            reason: reason.into(),
-            profile: None,
         }
     }
 }
@@ -284,38 +302,99 @@ pub fn thread_count(flag: Option<u64>, profile: &Taken, host: &Host) -> usize {
 /// The kernels of one role.
 #[derive(Clone, Debug, Serialize)]
 pub struct RoleKernels {
-    /// What the job is for.
-    #[serde(skip)]
-    pub role: &'static str,
-    /// The packing in memory, or the type in the file.
+    /// The packing in memory; of the head the type in the file.
     pub layout: String,
     /// The kernel for one token.
-    pub decode: String,
+    pub decode: KernelId,
     /// The kernel for many tokens.
-    pub prefill: String,
+    pub prefill: KernelId,
     /// Bytes of the weights as they are read, of all layers.
-    pub packed_bytes: u64,
+    pub packed_bytes: usize,
 }
 
 /// A model in memory.
 pub struct Loaded {
     /// The model.
     pub model: Arc<Model>,
-    /// Role by role, in the order of the forward pass.
-    pub kernels: Vec<RoleKernels>,
+    /// By role.
+    pub kernels: BTreeMap<&'static str, RoleKernels>,
+}
+
+impl Loaded {
+    /// Bytes of weights packed in memory; the head is read from the file's own blocks.
+    pub fn packed_bytes(&self) -> usize {
+        let packed = |kernels: &&RoleKernels| matches!(kernels.decode.op, Op::Ternary(_));
+        self.kernels.values().filter(packed).map(|kernels| kernels.packed_bytes).sum()
+    }
 }
 
 /// Loads the weights for the kernels chosen, with a progress line on a terminal when that takes
-/// more than a second, and tells what there is to tell on stderr.
+/// more than a second, and tells on stderr what there is to tell.
 ///
 /// # Errors
 /// Those of [`Model::from_gguf`].
-pub fn model(gguf: Gguf, choice: &Choice, taken: &Taken, pool: &Arc<Pool>) -> Result<Loaded> {
-    let model = Model::from_gguf(gguf)?;
-    for warning in model.warnings().iter().cloned().chain(pool.warning()) {
-        note(format_args!("warning: {warning}"));
-    }
+pub fn model(gguf: Gguf, choice: &Choice, taken: &Taken, pool: &Pool) -> Result<Loaded> {
     note(format_args!("profile: {} ({})", taken.name, taken.reason));
-    let _ = choice;
-    Ok(Loaded { model: Arc::new(model), kernels: Vec::new() })
+    let selection = Selection::new(choice.isa, choice.format, taken.profile.clone())?;
+    let progress = Progress::new();
+    let model = Model::from_gguf(
+        gguf,
+        &LoadOptions { pool, selection: &selection, progress: &|done, of| progress.show(done, of) },
+    )?;
+    drop(progress);
+    let notes = selection.take_notes();
+    let warnings = model.warnings().iter().cloned().chain(pool.warning());
+    for line in notes.into_iter().chain(warnings.map(|line| format!("warning: {line}"))) {
+        note(format_args!("{line}"));
+    }
+    let head = model.weights().head.tensor().ty.name();
+    let kernels = model.kernels().into_iter().map(|kernels| {
+        let named = RoleKernels {
+            layout: kernels.layout.map_or(head, |layout| layout.name()).to_owned(),
+            decode: kernels.decode,
+            prefill: kernels.prefill.unwrap_or(kernels.decode),
+            packed_bytes: kernels.bytes,
+        };
+        (kernels.role.name(), named)
+    });
+    let kernels = kernels.collect();
+    Ok(Loaded { model: Arc::new(model), kernels })
+}
+
+/// A line that appears, on a terminal, when packing has taken a second.
+struct Progress {
+    start: Instant,
+    bar: OnceCell<ProgressBar>,
+}
+
+impl Progress {
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn new() -> Self {
+        Self { start: Instant::now(), bar: OnceCell::new() }
+    }
+
+    fn show(&self, done: usize, of: usize) {
+        if self.start.elapsed() < Self::PATIENCE {
+            return;
+        }
+        let bar = self.bar.get_or_init(|| {
+            let bar = ProgressBar::new(of as u64);
+            let template = "packing weights {bar:30} {bytes} of {total_bytes}, {eta} left";
+            // The default style serves should the template be refused.
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar
+        });
+        bar.set_position(done as u64);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+    }
 }

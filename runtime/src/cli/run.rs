@@ -216,7 +216,7 @@ pub fn run(args: &Args) -> Result<()> {
         timings: Timings::new(load_time, prompt.len(), &generation),
         memory: Memory {
             file_bytes: loaded.model.gguf().file_bytes(),
-            packed_bytes: loaded.kernels.iter().map(|k| k.packed_bytes).sum(),
+            packed_bytes: loaded.packed_bytes(),
             kv_bytes: session.kv_bytes(),
             kv_reserved_bytes: session.kv_reserved_bytes(),
             tokenizer_bytes: tokenizer.memory_bytes(),
@@ -227,7 +227,7 @@ pub fn run(args: &Args) -> Result<()> {
         text: &generation.text,
         finish_reason: generation.finish_reason.name(),
         seed: sampling.seed,
-        kernels: loaded.kernels.iter().map(|kernels| (kernels.role, kernels)).collect(),
+        kernels: &loaded.kernels,
         profile: &profile,
         threads: pool.threads(),
     };
@@ -337,7 +337,7 @@ struct Report<'a> {
     finish_reason: &'static str,
     timings: Timings,
     seed: u64,
-    kernels: BTreeMap<&'static str, &'a RoleKernels>,
+    kernels: &'a BTreeMap<&'static str, RoleKernels>,
     profile: &'a Taken,
     threads: usize,
     memory: Memory,
@@ -387,7 +387,7 @@ impl Timings {
 #[derive(Serialize)]
 struct Memory {
     file_bytes: u64,
-    packed_bytes: u64,
+    packed_bytes: usize,
     kv_bytes: usize,
     kv_reserved_bytes: usize,
     tokenizer_bytes: usize,
@@ -415,7 +415,7 @@ impl Report<'_> {
         note(format_args!(
             "memory: file {}, packed {}, KV cache {} of {}, tokenizer {}, peak {}",
             human(m.file_bytes),
-            human(m.packed_bytes),
+            human(m.packed_bytes as u64),
             human(m.kv_bytes as u64),
             human(m.kv_reserved_bytes as u64),
             human(m.tokenizer_bytes as u64),
