@@ -43,7 +43,7 @@ const SPAN: usize = 32;
 /// Sums that are held in registers: half of these, the others are for operands.
 const SUMS: usize = isa::F32_REGISTERS / 2;
 
-/// Bytes of scratch for heads of so many elements: queries, scores and sums of [`ROWS`] rows.
+/// Bytes of scratch for heads of so many elements: queries, scores and sums of `ROWS` rows.
 pub const extern "C" fn scratch(head_dim: usize) -> usize {
     ROWS * (2 * head_dim.next_multiple_of(LANES) + BLOCK) * 4
 }

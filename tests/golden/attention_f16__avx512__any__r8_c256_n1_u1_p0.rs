@@ -46,7 +46,7 @@ pub mod attention_f16__avx512__any__r8_c256_n1_u1_p0 {
     /// Sums that are held in registers: half of these, the others are for operands.
     const SUMS: usize = isa::F32_REGISTERS / 2;
 
-    /// Bytes of scratch for heads of so many elements: queries, scores and sums of [`ROWS`] rows.
+    /// Bytes of scratch for heads of so many elements: queries, scores and sums of `ROWS` rows.
     pub const extern "C" fn scratch(head_dim: usize) -> usize {
         ROWS * (2 * head_dim.next_multiple_of(LANES) + BLOCK) * 4
     }

@@ -134,15 +134,14 @@ fn check<T: Element>(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case
             let mut state = of_chunk(0, &mut sum);
             for first in (CHUNK..seen).step_by(CHUNK) {
                 let chunk = of_chunk(first, &mut part);
-                let mut other = (state, sum.clone());
+                let before = (state, sum.clone());
                 numerics::attention_merge(&mut state, &mut sum, chunk, &part);
                 for ops in ops {
-                    let mut merged = (other.0, other.1.clone());
-                    ops.attention_merge(&mut merged.0, &mut merged.1, chunk, &part);
-                    assert_eq!(state_bits(&[merged.0]), state_bits(&[state]), "{ops:?}");
-                    assert_eq!(bits(&merged.1), bits(&sum), "{ops:?}");
+                    let (mut found, mut merged) = before.clone();
+                    ops.attention_merge(&mut found, &mut merged, chunk, &part);
+                    assert_eq!(state_bits(&[found]), state_bits(&[state]), "{ops:?}");
+                    assert_eq!(bits(&merged), bits(&sum), "{ops:?}");
                 }
-                other.1.clear();
             }
             for ops in ops {
                 let (mut a, mut b) = (sum.clone(), sum.clone());
@@ -255,6 +254,55 @@ fn chunks_are_merged_left_to_right() {
             }
         }
     }
+}
+
+/// No size that does not fit reaches a kernel.
+#[test]
+fn sizes_are_checked() {
+    const D: usize = 20;
+    let kernel = AttentionKernel::default(Isa::best()).unwrap();
+    let queries = [1.0; 2 * 50 + 2 * D];
+    let (keys, values) = ([1.0f32; 32 * 32], [1.0f32; 17 * 32]);
+    // 3 tokens of 2 heads.
+    let good = AttentionInput {
+        queries: &queries,
+        stride: 50,
+        heads: 2,
+        head_dim: D,
+        counts: &[16, 17, 0],
+        chunk: KvChunk::F32 { keys: &keys, values: &values },
+        scale: 1.0,
+    };
+    let runs =
+        |input: &AttentionInput<'_>, states: usize, out: usize, scratch: usize, at: usize| {
+            let mut states = vec![Softmax { max: 0.0, sum: 0.0 }; states];
+            let (mut out, mut memory) = (vec![0.0; out], Buffer::zeroed(scratch + at).unwrap());
+            let call = || kernel.run(input, false, &mut states, &mut out, &mut memory[at..]);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_ok()
+        };
+    let bytes = kernel.scratch_bytes(D);
+    let fits = |input| runs(&input, 6, 6 * D, bytes, 0);
+    assert!(fits(good));
+    assert!(!runs(&good, 5, 6 * D, bytes, 0));
+    assert!(!runs(&good, 6, 6 * D - 1, bytes, 0));
+    assert!(!runs(&good, 6, 6 * D, bytes - 64, 0));
+    assert!(!runs(&good, 6, 6 * D, bytes, 4));
+    assert!(!fits(AttentionInput { queries: &queries[1..], ..good }));
+    assert!(!fits(AttentionInput { stride: 51, ..good }));
+    assert!(!fits(AttentionInput { stride: usize::MAX, ..good }));
+    assert!(!fits(AttentionInput { heads: 0, ..good }));
+    assert!(!fits(AttentionInput { heads: 3, ..good }));
+    assert!(!fits(AttentionInput { head_dim: 0, ..good }));
+    assert!(!fits(AttentionInput { head_dim: D + 1, ..good }));
+    assert!(!fits(AttentionInput { counts: &[16, 18, 0], ..good }));
+    assert!(!fits(AttentionInput { counts: &[16, 257, 0], ..good }));
+    assert!(!fits(AttentionInput { counts: &[16, 17], ..good }));
+    let chunk = KvChunk::F32 { keys: &keys[1..], values: &values };
+    assert!(!fits(AttentionInput { chunk, ..good }));
+    let chunk = KvChunk::F32 { keys: &keys, values: &values[1..] };
+    assert!(!fits(AttentionInput { chunk, ..good }));
+    // No tokens, nothing to do.
+    assert!(runs(&AttentionInput { counts: &[], ..good }, 0, 0, bytes, 0));
 }
 
 /// The layout of keys, without a kernel: every element has its own place.
