@@ -94,12 +94,33 @@ const fn weights(objective: Objective) -> (f64, f64) {
     }
 }
 
-/// A layout with its best kernels, and what it costs by the objective.
-struct Priced<'a> {
-    choice: Choice<'a>,
+/// Something to choose, what it costs, and half the interval of that.
+struct Rated<T> {
+    item: T,
     cost: f64,
     half_width: f64,
     is_default: bool,
+}
+
+impl<T> Rated<T> {
+    fn ties(&self, other: &Self) -> bool {
+        (self.cost - other.cost).abs() <= self.half_width.hypot(other.half_width)
+    }
+}
+
+/// The cheapest; in a tie the default, else the one that `order` puts first among those that tie
+/// with the cheapest and, as it does, beat the default.
+fn settle<T, K: Ord>(rated: &[Rated<T>], order: impl Fn(&T) -> K) -> Option<&T> {
+    let best = rated.iter().min_by(|a, b| a.cost.total_cmp(&b.cost))?;
+    let default = rated.iter().find(|rated| rated.is_default);
+    if let Some(default) = default.filter(|default| default.ties(best)) {
+        return Some(&default.item);
+    }
+    rated
+        .iter()
+        .filter(|rated| rated.ties(best) && default.is_none_or(|default| !rated.ties(default)))
+        .min_by_key(|rated| order(&rated.item))
+        .map(|rated| &rated.item)
 }
 
 fn choose_job<'a>(
@@ -111,39 +132,39 @@ fn choose_job<'a>(
     let (of_decode, of_prefill) = weights(objective);
     let decode_us = of_decode * job.default_us(Phase::Decode);
     let prefill_us = of_prefill * job.default_us(Phase::Prefill);
-    let price = |layout: &'a LayoutMeasurements| {
+    let rate = |layout: &'a LayoutMeasurements| {
         let decode = choose_kernel(&layout.decode, default.0)?;
         let prefill = choose_kernel(&layout.prefill, default.1)?;
         let (d, p) = (decode.timing, prefill.timing);
-        Some(Priced {
-            choice: Choice { job, layout, decode, prefill },
+        Some(Rated {
+            item: Choice { job, layout, decode, prefill },
             cost: decode_us * d.ratio + prefill_us * p.ratio,
             half_width: (decode_us * d.half_width).hypot(prefill_us * p.half_width),
             is_default: layout.decode.iter().any(|timing| timing.kernel == *default.0),
         })
     };
-    let priced: Vec<Priced<'a>> = job.layouts.iter().filter_map(price).collect();
-    let best = priced.iter().min_by(|a, b| a.cost.total_cmp(&b.cost))?;
-    priced
-        .iter()
-        .filter(|layout| layout.cost - best.cost <= layout.half_width.hypot(best.half_width))
-        .min_by_key(|layout| (!layout.is_default, layout.choice.layout.layout))
-        .map(|layout| layout.choice)
+    let rated: Vec<Rated<Choice<'a>>> = job.layouts.iter().filter_map(rate).collect();
+    settle(&rated, |choice| choice.layout.layout).copied()
 }
 
 fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId) -> Option<Chosen<'a>> {
-    let finalists = || timings.iter().filter(|timing| timing.finalist);
-    let best = finalists().min_by(|a, b| a.ratio.total_cmp(&b.ratio))?;
-    let tied = finalists()
-        .filter(|timing| timing.ratio - best.ratio <= timing.half_width.hypot(best.half_width));
-    let chosen = tied.min_by_key(|timing| {
+    let finalists: Vec<Rated<&'a Timing>> = timings
+        .iter()
+        .filter(|timing| timing.finalist)
+        .map(|timing| Rated {
+            item: timing,
+            cost: timing.ratio,
+            half_width: timing.half_width,
+            is_default: timing.kernel == *default,
+        })
+        .collect();
+    let timing = *settle(&finalists, |timing| {
         let tile = timing.kernel.tile;
-        let simple = (tile.prefetch, tile.unroll, tile.tokens, tile.rows, tile.cols);
-        (timing.kernel != *default, simple, timing.kernel)
+        (tile.prefetch, tile.unroll, tile.tokens, tile.rows, tile.cols, timing.kernel)
     })?;
-    let others = finalists().filter(|timing| timing.kernel != chosen.kernel);
+    let others = finalists.iter().map(|rated| rated.item).filter(|t| t.kernel != timing.kernel);
     let runner_up = others.min_by(|a, b| a.ratio.total_cmp(&b.ratio));
-    Some(Chosen { timing: chosen, runner_up })
+    Some(Chosen { timing, runner_up })
 }
 
 impl Choice<'_> {
@@ -273,6 +294,9 @@ mod tests {
             timing(D_U1, 0.908, 0.01),
         ];
         assert_eq!(decode_of(tied), D_U1);
+        // The simplest ties with the best, but with the default as well: it proves nothing.
+        let vague = vec![default(), timing(D_U4, 0.90, 0.01), timing(D_U1, 0.97, 0.08)];
+        assert_eq!(decode_of(vague), D_U4);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Times the candidates of a plan as the runtime will run them: whole jobs, by the real thread
 //! pool, with weights as cold as they will be.
 //!
-//! * **What is timed** is [`Job::decode`] and [`Job::prepare_and_prefill`] with a barrier after
-//!   each, as in the forward pass.
+//! * **What is timed** is [`Job::decode`](bitnet_runtime::matmul::Job::decode) and
+//!   [`Job::prepare_and_prefill`](bitnet_runtime::matmul::Job::prepare_and_prefill) with a barrier
+//!   after each, as in the forward pass.
 //! * **Weights are synthetic**: random codes in matrices of the model's shapes. Ternary kernels
 //!   take the same time for all codes, and the model's file need not be read.
 //! * **Cold weights.** Where one token reads more than the L3 cache holds, jobs rotate through
@@ -34,8 +35,9 @@ use crate::{Result, stats};
 const TOKENS: usize = 128;
 /// Fewest, where 128 take too long for the budget.
 const LEAST_TOKENS: usize = 32;
-/// What a sample should last: many times the clock's grain and the start of a run.
-const SAMPLE: Duration = Duration::from_millis(3);
+/// What a sample should last: many times the clock's grain and a barrier, and less than the system
+/// lets another process run.
+const SAMPLE: Duration = Duration::from_millis(1);
 /// The L3 cache that is assumed where the system does not say.
 const USUAL_L3: u64 = 64 << 20;
 /// Passes of a probe, of which the best counts.

@@ -88,3 +88,65 @@ fn absolute(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
     path.to_str().is_some().then_some(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use bitnet_runtime::gguf::{GgufWriter, TensorType, Value};
+
+    use super::*;
+
+    /// A model of one layer, its matrices of a type, one of them left out.
+    fn gguf(ty: TensorType, without: &str) -> Gguf {
+        let mut writer = GgufWriter::new();
+        writer.kv("general.architecture", &Value::Str("bitnet-b1.58".into()));
+        writer.kv("general.name", &Value::Str("tiny\n".repeat(50)));
+        for (key, value) in [
+            ("block_count", 1),
+            ("embedding_length", 128),
+            ("feed_forward_length", 256),
+            ("context_length", 64),
+            ("attention.head_count", 2),
+            ("attention.head_count_kv", 1),
+        ] {
+            writer.kv(&format!("bitnet-b1.58.{key}"), &Value::U32(value));
+        }
+        let eps = "bitnet-b1.58.attention.layer_norm_rms_epsilon";
+        writer.kv(eps, &Value::F32(1e-5));
+        writer.tensor("token_embd.weight", &[128, 10], TensorType::F16).unwrap();
+        for (name, dims) in [
+            ("attn_q", [128, 128]),
+            ("attn_k", [128, 64]),
+            ("attn_v", [128, 64]),
+            ("attn_output", [128, 128]),
+            ("ffn_gate", [128, 256]),
+            ("ffn_up", [128, 256]),
+            ("ffn_down", [256, 128]),
+        ] {
+            if name != without {
+                writer.tensor(&format!("blk.0.{name}.weight"), &dims, ty).unwrap();
+            }
+        }
+        let mut file = writer.header();
+        file.resize(file.len() + writer.data_bytes() as usize, 0);
+        Gguf::from_bytes("folder/tiny.gguf", file).unwrap()
+    }
+
+    #[test]
+    fn a_ternary_model_is_described() {
+        let info = ModelInfo::from_gguf(&gguf(TensorType::I2_S, "")).unwrap();
+        assert_eq!((info.jobs.len(), info.jobs[2].parts[1]), (4, Shape::new(256, 128)));
+        assert_eq!(info.head_bytes, 2 * 1280);
+        assert!(info.name.starts_with("tinytiny") && info.name.len() <= 64);
+        assert_eq!((info.path, info.shapes.len()), (None, 16));
+    }
+
+    #[test]
+    fn other_models_are_refused() {
+        let error = ModelInfo::from_gguf(&gguf(TensorType::F16, "")).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains("blk.0.attn_q.weight"), "{error}");
+        let error = ModelInfo::from_gguf(&gguf(TensorType::I2_S, "ffn_down")).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains("blk.0.ffn_down.weight"), "{error}");
+    }
+}

@@ -1,6 +1,7 @@
 //! Takes one sample: a few jobs with one kernel, by the whole pool, on weights as cold as they
 //! will be.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,9 @@ use bitnet_runtime::threads::{Pool, SharedSlice};
 use crate::Result;
 use crate::random::Random;
 use crate::tournament::Sample;
+
+/// The share of a sample that a worker may have waited for its CPU.
+const DELAY: f64 = 0.02;
 
 /// How often a job's matrices are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,11 +125,14 @@ impl<'a> Sampler<'a> {
         let untimed = if self.warm { self.jobs.len() } else { 1 };
         let (jobs, next) = (&self.jobs, self.next);
         let elapsed = Mutex::new(Duration::ZERO);
+        let delay = AtomicU64::new(0);
         self.pool.run(|worker| {
             let mut scratch = scratch[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
-            let mut start = Instant::now();
+            let (mut start, mut waited) = (Instant::now(), 0);
             for i in 0..untimed + count {
                 if i == untimed {
+                    waited = run_delay();
+                    worker.barrier();
                     start = Instant::now();
                 }
                 let job = &jobs[(next + i) % jobs.len()];
@@ -141,14 +148,23 @@ impl<'a> Sampler<'a> {
             if worker.index == 0 {
                 *elapsed.lock().unwrap_or_else(PoisonError::into_inner) = start.elapsed();
             }
+            delay.fetch_max(run_delay().saturating_sub(waited), Ordering::Relaxed);
         })?;
         self.next = (next + untimed + count) % self.jobs.len();
         let elapsed = elapsed.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(Sample {
             us: elapsed.as_secs_f64() * 1e6 / count.max(1) as f64,
             cost: begin.elapsed().as_secs_f64(),
+            disturbed: delay.into_inner() as f64 > DELAY * elapsed.as_nanos() as f64,
         })
     }
+}
+
+/// Nanoseconds that this thread was ready to run and did not, because another had its CPU; 0 where
+/// the system does not say.
+fn run_delay() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0)
 }
 
 fn copy(part: &PackedMatrix, pool: &Pool) -> Result<PackedMatrix> {

@@ -18,16 +18,19 @@ pub(crate) fn mad(values: &[f64]) -> f64 {
     median(&deviations)
 }
 
+/// Fewer samples than this say little about their own noise.
+pub(crate) const FEW: usize = 5;
+
 /// Half the width of the interval that holds the true median in 19 cases of 20, at least a
 /// `floor`.
 ///
 /// For normal noise the standard deviation is 1.4826 MAD, and a median of n samples scatters by
-/// 1.2533 / sqrt(n) of that; 1.96 standard errors are 95 %. Fewer than 5 samples say little about
-/// their own noise: they get an interval of 5 % at least.
+/// 1.2533 / sqrt(n) of that; 1.96 standard errors are 95 %. Fewer than [`FEW`] samples get an
+/// interval of 5 % at least.
 pub(crate) fn half_width(values: &[f64], floor: f64) -> f64 {
     let n = values.len().max(1) as f64;
     let error = 1.96 * 1.2533 * 1.4826 * mad(values) / n.sqrt();
-    let least = if values.len() < 5 { floor.max(0.05 * median(values)) } else { floor };
+    let least = if values.len() < FEW { floor.max(0.05 * median(values)) } else { floor };
     error.max(least)
 }
 

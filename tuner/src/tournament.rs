@@ -1,7 +1,8 @@
 //! Successive halving against a sentinel. A round times every candidate that is left, in blocks
 //! that begin and end with the sentinel; a candidate's sample counts as its ratio to the two
 //! sentinel samples around it, so that a machine that slows down slows both. A block in which the
-//! sentinel itself moved is thrown away and repeated.
+//! sentinel itself moved is thrown away and repeated, and so is a sample in which the system gave
+//! the CPU of a worker to somebody else.
 
 use crate::stats::{mad, median};
 use crate::{Result, stats};
@@ -34,6 +35,8 @@ pub(crate) struct Sample {
     pub us: f64,
     /// Seconds that taking the sample cost.
     pub cost: f64,
+    /// Whether something else ran in its stead meanwhile.
+    pub disturbed: bool,
 }
 
 /// What a candidate showed.
@@ -43,6 +46,9 @@ pub(crate) struct Entry {
     pub us: Vec<f64>,
     /// Each of them over the sentinel's.
     pub ratios: Vec<f64>,
+    /// How much larger each ratio would be, had only the faster of the two sentinel samples been
+    /// right.
+    pub slack: Vec<f64>,
     /// Whether it was still in the race at the end.
     pub finalist: bool,
 }
@@ -54,7 +60,7 @@ pub(crate) struct Outcome {
     pub entries: Vec<Entry>,
     /// All samples of the sentinel.
     pub sentinel_us: Vec<f64>,
-    /// Whether half the budget went into blocks that were thrown away; those after were kept.
+    /// Whether half the budget went into what was thrown away; what came after was kept.
     pub disturbed: bool,
 }
 
@@ -112,6 +118,7 @@ pub(crate) fn run(
         outcome.entries[c] = Entry {
             us: outcome.sentinel_us.clone(),
             ratios: vec![1.0; outcome.sentinel_us.len()],
+            slack: Vec::new(),
             finalist: true,
         };
     }
@@ -135,7 +142,13 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
         // Nobody always follows the sentinel.
         let start = round % left.len();
         let order: Vec<usize> = left[start..].iter().chain(&left[..start]).copied().collect();
-        order.chunks(BLOCK).try_for_each(|block| self.block(block))
+        for block in order.chunks(BLOCK) {
+            self.block(block)?;
+            if round > 1 && self.spent >= self.budget {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn block(&mut self, block: &[usize]) -> Result<()> {
@@ -150,28 +163,43 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
             let seen = &self.outcome.sentinel_us;
             let usual = if seen.is_empty() { 0.0 } else { 3.0 * mad(seen) / median(seen) };
             let moved = (after / before - 1.0).abs() > usual.max(DRIFT);
-            if moved {
-                if self.wasted < self.budget / 2.0 {
-                    self.wasted += self.spent - spent;
-                    continue;
-                }
-                self.outcome.disturbed = true;
+            if moved && self.may_waste(self.spent - spent) {
+                continue;
             }
             self.outcome.sentinel_us.extend([before, after]);
             for (&c, us) in block.iter().zip(times) {
                 let entry = &mut self.outcome.entries[c];
                 entry.us.push(us);
-                entry.ratios.push(us / ((before + after) / 2.0));
+                let ratio = us / ((before + after) / 2.0);
+                entry.ratios.push(ratio);
+                entry.slack.push(us / before.min(after) - ratio);
             }
             return Ok(());
         }
     }
 
     fn time(&mut self, entrant: Entrant) -> Result<f64> {
-        let Sample { us, cost } = (self.sample)(entrant)?;
-        self.spent += cost;
-        // A clock too coarse for the job gives 0; ratios need something to divide by.
-        Ok(us.max(1e-3))
+        loop {
+            let Sample { us, cost, disturbed } = (self.sample)(entrant)?;
+            self.spent += cost;
+            if disturbed && self.may_waste(cost) {
+                continue;
+            }
+            // A clock too coarse for the job gives 0; ratios need something to divide by.
+            return Ok(us.max(1e-3));
+        }
+    }
+
+    /// Whether what cost so many seconds can be thrown away; else it is kept, and the machine
+    /// counts as disturbed.
+    fn may_waste(&mut self, cost: f64) -> bool {
+        let may = self.wasted < self.budget / 2.0;
+        if may {
+            self.wasted += cost;
+        } else {
+            self.outcome.disturbed = true;
+        }
+        may
     }
 }
 
@@ -183,7 +211,11 @@ pub(crate) fn ratio_half_width(entry: &Entry, is_sentinel: bool, disturbed: bool
     }
     // Below half a per cent, differences do not repeat from one process to the next: pages lie
     // elsewhere.
-    let width = stats::half_width(&entry.ratios, 0.005);
+    let mut width = stats::half_width(&entry.ratios, 0.005);
+    if entry.ratios.len() < stats::FEW {
+        // Too few to show that they scatter; but the sentinel may have shown it.
+        width = entry.slack.iter().copied().fold(width, f64::max);
+    }
     if disturbed { 2.0 * width } else { width }
 }
 
@@ -206,7 +238,7 @@ mod tests {
             };
             let us = us * weather(log.len());
             log.push(entrant);
-            Ok(Sample { us, cost: 0.001 })
+            Ok(Sample { us, cost: 0.001, disturbed: false })
         }
     }
 
@@ -258,11 +290,32 @@ mod tests {
         assert!(outcome.disturbed);
         assert!(!outcome.entries[0].ratios.is_empty());
         assert!(log.len() < 200, "{}", log.len());
+        let few = Entry { ratios: vec![0.3; 2], slack: vec![0.0, 0.8], ..Entry::default() };
+        assert_eq!(ratio_half_width(&few, false, false), 0.8);
         let calm = Entry { ratios: vec![0.9; 9], ..Entry::default() };
         assert_eq!(
             ratio_half_width(&calm, false, true),
             2.0 * ratio_half_width(&calm, false, false)
         );
+    }
+
+    #[test]
+    fn a_disturbed_sample_is_taken_again() {
+        let mut n = 0;
+        let outcome = run(1, None, 1.0, None, |entrant| {
+            n += 1;
+            let disturbed = n % 4 == 0;
+            let us = if entrant == Entrant::Sentinel { 100.0 } else { 95.0 };
+            Ok(Sample { us: if disturbed { 10.0 * us } else { us }, cost: 0.001, disturbed })
+        })
+        .unwrap();
+        assert!(!outcome.disturbed);
+        assert!(outcome.entries[0].ratios.iter().all(|ratio| (ratio - 0.95).abs() < 1e-9));
+        // A machine that disturbs every sample is not waited for.
+        let outcome =
+            run(1, None, 0.1, None, |_| Ok(Sample { us: 100.0, cost: 0.001, disturbed: true }))
+                .unwrap();
+        assert!(outcome.disturbed && !outcome.entries[0].ratios.is_empty());
     }
 
     #[test]

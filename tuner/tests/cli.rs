@@ -1,0 +1,281 @@
+//! The program, as a user runs it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use bitnet_profiles::{Isa, KernelId, Objective, Op, Profile, Role};
+use bitnet_runtime::kernels;
+use bitnet_tuner::choose::choose;
+use bitnet_tuner::measure::Measurements;
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
+const ROLES: [Role; 4] = [Role::Qkv, Role::AttnOutput, Role::GateUp, Role::Down];
+
+fn command() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_bitnet-tune"))
+}
+
+fn run(args: &[&str]) -> Output {
+    command().args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs what must be refused: the exit code, one line on stderr that holds `says`, nothing on
+/// stdout, and before anything is measured.
+fn refused(args: &[&str], code: i32, says: &str) {
+    let start = Instant::now();
+    let output = run(args);
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
+    assert!(errors.contains(says), "{args:?}: {errors}");
+    assert_eq!(stdout(&output), "", "{args:?}");
+    assert!(!errors.contains("panicked"), "{args:?}: {errors}");
+    // clap explains its usage errors on several lines.
+    if !errors.contains("--help") {
+        assert_eq!(errors.lines().count(), 1, "{args:?}: {errors}");
+    }
+    // A second, and room for a busy machine.
+    assert!(start.elapsed() < Duration::from_secs(5), "{args:?}: {:?}", start.elapsed());
+}
+
+#[test]
+fn emit_prints_the_kernel_of_an_id() {
+    let id = "i2_s_t16__avx512vnni__m6912_k2560__r16_c0_n8_u2_p4096";
+    let output = run(&["emit", id]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let source = stdout(&output);
+    assert!(source.starts_with("// @generated from templates/src/i2_s.rs"), "{source}");
+    for text in [id, "ROWS: usize = 16;", "COLS: usize = 2560;", "isa::avx512vnni as isa"] {
+        assert!(source.contains(text), "{text}");
+    }
+    assert_eq!(source, stdout(&run(&["emit", id])));
+}
+
+#[test]
+fn emit_refuses_what_is_no_kernel() {
+    refused(&["emit", "fn"], 2, "no kernel id");
+    refused(&["emit", "i2_s_t16__avx512vnni__any__r17_c0_n1_u1_p0"], 2, "multiple of");
+    refused(&["emit", "i2_s\n\x1b[2J__scalar__any__r16_c0_n1_u1_p0"], 2, "no kernel id");
+    refused(&["emit", &"x".repeat(100_000)], 2, "longer than");
+    refused(&["emit"], 2, "--help");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = command()
+        .args(["list", "--model", MODEL, "--effort", "patient"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn list_shows_roles_shapes_and_ids() {
+    let list = |more: &[&str]| -> Vec<(String, String, String, KernelId)> {
+        let output = run(&[&["list", "--model", MODEL], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let line = |line: &str| {
+            let fields: Vec<&str> = line.split('\t').collect();
+            assert_eq!((fields.len(), fields[2]), (5, "x6"), "{line}");
+            let text = |i: usize| fields[i].to_string();
+            (text(0), text(1), text(3), fields[4].parse().unwrap())
+        };
+        stdout(&output).lines().map(line).collect()
+    };
+    for &isa in Isa::of_arch(std::env::consts::ARCH) {
+        let all = list(&["--isa", isa.name()]);
+        for role in ROLES {
+            for phase in ["decode", "prefill"] {
+                let found = all.iter().any(|(r, _, p, _)| r == role.name() && p == phase);
+                assert!(found, "{isa} {role} {phase}");
+            }
+        }
+        assert!(all.iter().all(|(.., id)| id.isa <= isa && matches!(id.op, Op::Ternary(_))));
+        let shapes = |role| &all.iter().find(|(r, ..)| r == role).unwrap().1;
+        assert_eq!(shapes("qkv"), "384x384 128x384 128x384");
+        assert_eq!(shapes("gate_up"), "1024x384 1024x384");
+        let patient = list(&["--isa", isa.name(), "--effort", "patient"]);
+        assert!(all.iter().all(|line| patient.contains(line)) && patient.len() >= all.len());
+        // What is listed can be printed.
+        let id = all[all.len() / 2].3.to_string();
+        assert_eq!(run(&["emit", &id]).status.code(), Some(0), "{id}");
+    }
+}
+
+#[test]
+fn bad_input_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| -> String {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().into()
+    };
+    let model = fs::read(MODEL).unwrap();
+    let empty = file("empty.gguf", b"");
+    let text = file("text.gguf", b"once upon a time, there was a file that was no model at all");
+    let half = file("half.gguf", &model[..model.len() / 2]);
+    let missing = dir.path().join("missing.gguf");
+    let missing = missing.to_str().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    let out = dir.path().join("host.toml");
+    let out = out.to_str().unwrap();
+
+    refused(&[], 2, "--model");
+    refused(&["--model"], 2, "--help");
+    refused(&["nonsense"], 2, "--help");
+    for arguments in [&["-o", out, "--model"][..], &["list", "--model"]] {
+        refused(&[arguments, &[missing]].concat(), 6, "missing.gguf");
+        refused(&[arguments, &[folder]].concat(), 6, "directory");
+        refused(&[arguments, &[&empty]].concat(), 3, "empty.gguf");
+        refused(&[arguments, &[&text]].concat(), 3, "text.gguf");
+        refused(&[arguments, &[&half]].concat(), 3, "half.gguf");
+    }
+    let tune = |more: &[&str]| -> Vec<String> {
+        ["--model", MODEL, "-o", out].iter().chain(more).map(ToString::to_string).collect()
+    };
+    let refuse = |more: &[&str], code, says| {
+        let arguments = tune(more);
+        refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), code, says);
+    };
+    refuse(&["--threads", "0"], 2, "threads");
+    refuse(&["--threads", "-1"], 2, "--help");
+    refuse(&["--threads", "1000000"], 2, "threads");
+    refuse(&["--budget", "soon"], 2, "60s");
+    refuse(&["--for", "everything"], 2, "balanced");
+    refuse(&["--isa", "sse9"], 2, "avx2");
+    refuse(&["--effort", "estimate"], 2, "patient");
+    match Isa::ALL.iter().find(|isa| !isa.is_supported()) {
+        Some(isa) => refuse(&["--isa", isa.name()], 5, isa.name()),
+        None => eprintln!("skipped: an ISA that this CPU lacks; it has them all"),
+    }
+    refused(&["--model", MODEL, "-o", folder], 6, "directory");
+    let nowhere = dir.path().join("no/such/folder/host.toml");
+    refused(&["--model", MODEL, "-o", nowhere.to_str().unwrap()], 6, "host.toml");
+    assert!(!Path::new(out).exists());
+}
+
+/// The files in a folder and below.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// A profile that names kernels which this build holds, for every role.
+fn check(profile: &Profile) {
+    let roles: Vec<Role> = profile.ops.iter().map(|op| op.role).collect();
+    assert_eq!(roles, ROLES);
+    for op in &profile.ops {
+        let prefill = op.prefill.as_ref().unwrap();
+        assert!(op.decode.tokens == 1 && prefill.tokens > 1);
+        for pick in [&op.decode, prefill] {
+            let kernel = kernels::find(&pick.kernel).unwrap();
+            assert_eq!(Some(kernel.layout()), op.layout);
+            assert!(pick.median_us > 0.0 && pick.gb_per_s > 0.0 && pick.share_of_limit > 0.0);
+        }
+    }
+    assert!(profile.host.read_gb_per_s > 0.0);
+    assert_eq!(profile.tool.fingerprint, Some(bitnet_codegen::fingerprint()));
+}
+
+#[test]
+fn tuning_writes_a_profile_and_the_choice_can_be_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("host.toml");
+    let record = dir.path().join("record.json");
+    fs::write(&out, "the profile before").unwrap();
+    let (out_name, record_name) = (out.to_str().unwrap(), record.to_str().unwrap());
+    let arguments = ["--model", MODEL, "-o", out_name, "--record", record_name];
+    let output = run(&[&arguments[..], &["--budget", "300ms", "--threads", "2"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report = stdout(&output);
+    assert!(ROLES.iter().all(|role| report.contains(role.name())), "{report}");
+    assert!(!report.contains("WRONG"), "{report}");
+    assert!(stderr(&output).contains("host.toml"));
+    assert_eq!(files(dir.path()).len(), 2, "no temporary file is left");
+
+    let profile = Profile::load(&out).unwrap();
+    check(&profile);
+    assert_eq!(profile.run.threads, 2);
+    let model = profile.model.path.as_ref().unwrap();
+    assert_eq!(*model, Path::new(MODEL).canonicalize().unwrap());
+    assert_eq!(profile.model.architecture, "bitnet-b1.58");
+
+    let record = fs::read_to_string(&record).unwrap();
+    let measurements: Measurements = serde_json::from_str(&record).unwrap();
+    let choices = choose(&measurements, profile.tool.objective);
+    assert_eq!(choices.len(), profile.ops.len());
+    for (choice, op) in choices.iter().zip(&profile.ops) {
+        assert_eq!(choice.decode.timing.kernel, op.decode.kernel);
+        assert_eq!(choice.prefill.timing.kernel, op.prefill.as_ref().unwrap().kernel);
+    }
+    // Everything was timed.
+    for layout in measurements.jobs.iter().flat_map(|job| &job.layouts) {
+        assert!(layout.decode.iter().chain(&layout.prefill).all(|timing| timing.samples > 0));
+    }
+}
+
+#[test]
+fn a_ceiling_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("host.toml");
+    let arguments = ["--model", MODEL, "-o", out.to_str().unwrap(), "--isa", "scalar"];
+    let output = run(&[&arguments[..], &["--budget", "0", "--for", "decode"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let profile = Profile::load(&out).unwrap();
+    check(&profile);
+    assert_eq!(profile.isa(), Isa::Scalar);
+    assert_eq!(profile.tool.objective, Objective::Decode);
+}
+
+/// Runs a demo: the text it streamed, what followed that, and the rest.
+fn demo(command: &mut Command) -> (String, String, Output) {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let all = stdout(&output);
+    let start = all.find(" threads, memory reads").unwrap();
+    let (text, report) = all.split_at(all[..start].rfind("\n\n").unwrap());
+    (text.into(), report.into(), output)
+}
+
+#[test]
+fn the_demo_tunes_writes_and_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut at_home = command();
+    at_home.args(["demo", "--budget", "200ms", "--threads", "2"]);
+    at_home.env("XDG_CONFIG_HOME", dir.path().join("config")).env_remove("HOME");
+    let (text, report, _) = demo(&mut at_home);
+    assert!(text.starts_with("KING RICHARD:\n") && text.len() > 300, "{text}");
+    for part in ["tokens/s before", "prefill", "decode", "gate_up"] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    // One profile, where bitnet-run looks for it.
+    let files = files(dir.path());
+    let [file] = &files[..] else { panic!("{files:?}") };
+    let profile = Profile::load(file).unwrap();
+    check(&profile);
+    assert_eq!(profile.model.path, None);
+    let place = dir.path().join("config/bitnet/profiles").join(profile.user_file_name());
+    assert_eq!(*file, place);
+
+    // Without a home there is no profile, but everything else; and other choices on another
+    // number of threads write the same text.
+    let mut homeless = command();
+    homeless.args(["demo", "--budget", "0", "--threads", "1"]);
+    homeless.env_remove("XDG_CONFIG_HOME").env_remove("HOME");
+    let (again, _, output) = demo(&mut homeless);
+    assert_eq!(again, text);
+    assert!(stderr(&output).contains("no profile was written"), "{}", stderr(&output));
+}
