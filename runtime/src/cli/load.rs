@@ -380,7 +380,8 @@ impl Progress {
         }
         let bar = self.bar.get_or_init(|| {
             let bar = ProgressBar::new(of as u64);
-            let template = "packing weights {bar:30} {bytes} of {total_bytes}, {eta} left";
+            let template =
+                "packing weights {bar:30} {decimal_bytes} of {decimal_total_bytes}, {eta} left";
             // The default style serves should the template be refused.
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
