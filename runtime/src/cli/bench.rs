@@ -167,9 +167,6 @@ pub fn run(args: &Args) -> Result<()> {
         models.push(None);
     }
     let mut rows = Vec::new();
-    if args.output == Output::Md {
-        print(&header())?;
-    }
     for path in models {
         let gguf = Gguf::open(choice.model_path(path)?)?;
         let config = Config::from_gguf(&gguf)?;
@@ -206,6 +203,9 @@ pub fn run(args: &Args) -> Result<()> {
                 };
                 let row = bench.row(test)?;
                 if args.output == Output::Md {
+                    if rows.is_empty() {
+                        print(&header())?;
+                    }
                     print(&row.markdown())?;
                 }
                 rows.push(row);

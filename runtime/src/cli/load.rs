@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Format, Isa, KernelId, Op, Profile, ProfileError, registry};
+use bitnet_profiles::{Format, Isa, KernelId, Op, Profile, ProfileError, Role, registry};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -302,7 +302,7 @@ pub fn thread_count(flag: Option<u64>, profile: &Taken, host: &Host) -> usize {
 /// The kernels of one role.
 #[derive(Clone, Debug, Serialize)]
 pub struct RoleKernels {
-    /// The packing in memory; of the head the type in the file.
+    /// The packing in memory; of the head the type in the file; `kv_cache` of attention.
     pub layout: String,
     /// The kernel for one token.
     pub decode: KernelId,
@@ -349,8 +349,13 @@ pub fn model(gguf: Gguf, choice: &Choice, taken: &Taken, pool: &Pool) -> Result<
     }
     let head = model.weights().head.tensor().ty.name();
     let kernels = model.kernels().into_iter().map(|kernels| {
+        let layout = match (kernels.layout, kernels.role) {
+            (Some(layout), _) => layout.name(),
+            (None, Role::LmHead) => head,
+            (None, _) => "kv_cache",
+        };
         let named = RoleKernels {
-            layout: kernels.layout.map_or(head, |layout| layout.name()).to_owned(),
+            layout: layout.to_owned(),
             decode: kernels.decode,
             prefill: kernels.prefill.unwrap_or(kernels.decode),
             packed_bytes: kernels.bytes,
@@ -380,7 +385,8 @@ impl Progress {
         }
         let bar = self.bar.get_or_init(|| {
             let bar = ProgressBar::new(of as u64);
-            let template = "packing weights {bar:30} {bytes} of {total_bytes}, {eta} left";
+            let template =
+                "packing weights {bar:30} {decimal_bytes} of {decimal_total_bytes}, {eta} left";
             // The default style serves should the template be refused.
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);

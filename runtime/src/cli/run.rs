@@ -134,7 +134,7 @@ pub struct Args {
         value_name = "SEED",
         default_value_t = -1,
         allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-1..),
+        value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)),
         help_heading = SAMPLING
     )]
     seed: i64,
