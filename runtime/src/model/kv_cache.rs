@@ -129,12 +129,11 @@ impl KvCache {
         self.ty
     }
 
-    /// Bytes that `positions` positions take: keys in whole blocks.
+    /// Bytes that `positions` positions take, without the rest of the last block of keys.
     #[must_use]
     pub fn bytes(&self, positions: usize) -> usize {
         let Layout { layers, kv_heads, row, .. } = self.layout;
-        let rows = positions.next_multiple_of(KEY_BLOCK) + positions;
-        self.ty.bytes() * layers * kv_heads * row * rows
+        2 * self.ty.bytes() * layers * kv_heads * row * positions
     }
 
     /// A view that the workers of a run write and read.
@@ -346,8 +345,8 @@ mod tests {
             let context = 35;
             let mut cache = KvCache::new(&config(), context, ty).unwrap();
             assert_eq!(cache.context(), context);
-            // Two layers, two heads; a row of 16, one of values and a block of keys.
-            assert_eq!(cache.bytes(1), 2 * 2 * 16 * (1 + 16) * ty.bytes());
+            // Two layers, two heads, a key and a value of 16 with the padding.
+            assert_eq!(cache.bytes(3), 3 * 2 * 2 * 2 * 16 * ty.bytes());
             let shared = cache.share();
             let number = |l: usize, h: usize, p: usize| (1 + (l * 2 + h) * context + p) as f32;
             let places =
