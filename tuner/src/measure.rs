@@ -5,14 +5,16 @@
 //!   each, as in the forward pass.
 //! * **Weights are synthetic**: random codes in matrices of the model's shapes. Ternary kernels
 //!   take the same time for all codes, and the model's file need not be read.
-//! * **Cold weights.** Where one token reads more than the L3 cache holds, jobs rotate through
-//!   copies that together are several times as large as the cache, so that each copy has left it
-//!   when its turn comes again. A smaller model stays in the cache in real life, and is rightly
-//!   timed there: as many copies as the model has layers, after an untimed pass over all.
-//! * **Memory**: one role at a time, and of it the default's layout and one other: less than 1.5
-//!   times the model, or 4 times the L3 cache where that is more.
+//! * **As cold as they will be.** Between a matrix and its next turn, one token reads the rest of
+//!   the model. So jobs rotate through copies of their matrices that are together as large as the
+//!   model; where that is more than the L3 cache, several times the cache is as good as all.
+//! * **Memory**: one role at a time, and of it the default's layout and one other: about 1.5 times
+//!   the model, or 4 times the L3 cache where that is more.
 //! * **Limits** come first ([`bitnet_runtime::probe`]): what memory (or the cache that holds the
 //!   model) and the multipliers can do.
+//!
+//! [`Job::decode`]: bitnet_runtime::matmul::Job::decode
+//! [`Job::prepare_and_prefill`]: bitnet_runtime::matmul::Job::prepare_and_prefill
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,7 @@ use bitnet_runtime::threads::Pool;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{JobPlan, LayoutPlan};
-use crate::sampler::{Sampler, Weights};
+use crate::sampler::{Rotation, Sampler};
 use crate::tournament::{self, Entrant, Outcome};
 use crate::verify::{Oracle, Wrong};
 use crate::{Result, stats};
@@ -195,7 +197,11 @@ pub fn measure(
     let mut timer = Timer {
         pool,
         default: (find(&default.decode)?, find(&default.prefill)?),
-        rotation: cold.then(|| (4 * l3).min((model_bytes * 3 / 4).max(2 * l3))),
+        rotation: if cold {
+            Rotation { bytes: (4 * l3).min((model_bytes * 3 / 4).max(2 * l3)), warm: false }
+        } else {
+            Rotation { bytes: model_bytes, warm: true }
+        },
         deadline: start + settings.budget,
         budget: settings.budget,
         remaining: plan.iter().flat_map(|job| &job.layouts).map(effort_of).sum(),
@@ -278,8 +284,7 @@ struct Timer<'a> {
     pool: &'a Pool,
     /// The sentinels.
     default: (Kernel, Kernel),
-    /// Bytes to rotate through where weights are cold.
-    rotation: Option<u64>,
+    rotation: Rotation,
     deadline: Instant,
     budget: Duration,
     /// Kernels still to be timed, and all.
@@ -339,8 +344,7 @@ impl<'a> Timer<'a> {
     }
 
     fn sampler(&self, plan: &JobPlan, layout: Layout, tokens: usize) -> Result<Sampler<'a>> {
-        let weights = self.rotation.map_or(Weights::Warm(plan.count), Weights::Cold);
-        Sampler::new(self.pool, &plan.parts, layout, weights, tokens)
+        Sampler::new(self.pool, &plan.parts, layout, self.rotation, tokens)
     }
 
     /// How many activation rows a timed prefill takes: fewer where the default needs more than a
