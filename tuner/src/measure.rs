@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{JobPlan, LayoutPlan};
 use crate::sampler::{Rotation, Sampler};
-use crate::tournament::{self, Entrant, Outcome};
+use crate::tournament::{self, Entrant, Entry, Outcome};
 use crate::verify::{Oracle, Wrong};
 use crate::{Result, stats};
 
@@ -68,7 +68,8 @@ pub struct Measurements {
     /// Median absolute deviation of the sentinels' times over their median: the median of all
     /// tournaments.
     pub noise: f64,
-    /// Whether the machine was too restless to repeat all spoilt rounds; intervals are wider then.
+    /// Whether the machine was too restless to repeat all that was spoilt; intervals are wider where
+    /// spoilt samples had to be kept.
     pub disturbed: bool,
     /// The jobs.
     pub jobs: Vec<JobMeasurements>,
@@ -189,7 +190,7 @@ pub fn measure(
     let read = probe::read_bandwidth(pool, far, PROBES)?;
     let limit =
         if cold { read } else { probe::read_bandwidth(pool, model_bytes as usize, PROBES)? };
-    let multiply_adds = probe::multiply_add_rate(pool, settings.ceiling, PROBES)?;
+    let multiply_adds = probe::multiply_add_rate(pool, settings.ceiling, 10 * PROBES)?;
 
     let mut wrong = Vec::new();
     let plan = verify(plan, pool, &mut wrong, progress)?;
@@ -322,8 +323,10 @@ impl<'a> Timer<'a> {
                     layout.kernels(phase).iter().map(find).collect::<Result<_>>()?;
                 let outcome =
                     self.tournament(&mut default, other.as_mut(), &kernels, phase, best[i])?;
-                best[i] = [best[i], outcome.best()].into_iter().flatten().min_by(f64::total_cmp);
-                default_us[i].extend_from_slice(&outcome.sentinel_us);
+                // The default itself is a ratio of 1 to beat.
+                let known = [Some(1.0), best[i], outcome.best()].into_iter().flatten();
+                best[i] = known.min_by(f64::total_cmp);
+                default_us[i].extend(outcome.sentinel.us());
                 timings[i] = self.timings(&kernels, &outcome);
             }
             let [decode, prefill] = timings;
@@ -389,23 +392,26 @@ impl<'a> Timer<'a> {
                 (Entrant::Candidate(c), Some(other)) => other.sample(&kernels[c], count),
             }
         })?;
-        self.noises.push(stats::mad(&outcome.sentinel_us) / stats::median(&outcome.sentinel_us));
-        self.disturbed |= outcome.disturbed;
+        let times = outcome.sentinel.us();
+        self.noises.push(stats::mad(&times) / stats::median(&times));
+        self.disturbed |= outcome.is_disturbed();
         Ok(outcome)
     }
 
     fn timings(&self, kernels: &[Kernel], outcome: &Outcome) -> Vec<Timing> {
         let sentinels = [self.default.0.id(), self.default.1.id()];
-        let timing = |(kernel, entry): (&Kernel, &tournament::Entry)| {
+        let timing = |(kernel, entry): (&Kernel, &Entry)| {
             let is_sentinel = sentinels.contains(&kernel.id());
+            let entry = if is_sentinel { &outcome.sentinel } else { entry };
+            let us = entry.us();
             Timing {
                 kernel: *kernel.id(),
-                samples: entry.us.len() as u32,
-                min_us: entry.us.iter().copied().fold(f64::INFINITY, f64::min),
-                median_us: stats::median(&entry.us),
-                mad_us: stats::mad(&entry.us),
-                ratio: stats::median(&entry.ratios),
-                half_width: tournament::ratio_half_width(entry, is_sentinel, outcome.disturbed),
+                samples: us.len() as u32,
+                min_us: us.iter().copied().fold(f64::INFINITY, f64::min),
+                median_us: stats::median(&us),
+                mad_us: stats::mad(&us),
+                ratio: entry.ratio(),
+                half_width: if is_sentinel { 0.0 } else { entry.half_width() },
                 finalist: entry.finalist,
             }
         };
