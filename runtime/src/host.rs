@@ -34,10 +34,19 @@ impl Host {
     pub fn detect() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::from_parts(&cpuinfo, Path::new("/sys/devices/system/cpu"), threads)
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        let usable = list.map(cpu_list);
+        Self::from_parts(&cpuinfo, Path::new("/sys/devices/system/cpu"), usable.as_ref(), threads)
     }
 
-    fn from_parts(cpuinfo: &str, cpus: &Path, threads: usize) -> Self {
+    /// `usable`: the CPUs this process may run on, where that is known.
+    fn from_parts(
+        cpuinfo: &str,
+        cpus: &Path,
+        usable: Option<&BTreeSet<usize>>,
+        threads: usize,
+    ) -> Self {
         // The first entry; cores of other kinds, if there are any, follow.
         let fields: BTreeMap<&str, &str> = cpuinfo
             .lines()
@@ -61,7 +70,7 @@ impl Host {
                 None => value.parse().ok(),
             }
         };
-        let topology = Topology::read(cpus);
+        let topology = Topology::read(cpus, usable);
         Self {
             cpu: text(["model name", "Hardware"]),
             vendor: text(["vendor_id", "CPU implementer"]),
@@ -84,19 +93,21 @@ struct Topology {
 }
 
 impl Topology {
-    fn read(cpus: &Path) -> Self {
+    fn read(cpus: &Path, usable: Option<&BTreeSet<usize>>) -> Self {
         let text = |path: &Path| std::fs::read_to_string(path).ok().map(|s| s.trim().to_owned());
         let mut topology = Self::default();
         let mut cores = BTreeSet::new();
         let mut l3 = BTreeMap::new();
-        for cpu in 0.. {
-            let cpu = cpus.join(format!("cpu{cpu}"));
+        for number in 0.. {
+            let cpu = cpus.join(format!("cpu{number}"));
             if !cpu.is_dir() {
                 break;
             }
             // A CPU that is offline has no topology.
             let Some(siblings) = text(&cpu.join("topology/thread_siblings_list")) else { continue };
-            cores.insert(siblings);
+            if usable.is_none_or(|usable| usable.contains(&number)) {
+                cores.insert(siblings);
+            }
             for index in 0..8 {
                 let cache = cpu.join(format!("cache/index{index}"));
                 let Some(level) = text(&cache.join("level")) else { break };
@@ -115,6 +126,17 @@ impl Topology {
         topology.l3 = l3.values().sum();
         topology
     }
+}
+
+/// The CPUs of a list such as `0-3,8`; what is no number is left out.
+fn cpu_list(text: &str) -> BTreeSet<usize> {
+    let range = |item: &str| {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+        // More CPUs than any system has would only be a way to fill memory.
+        Some(first..=last.min(1 << 16))
+    };
+    text.trim().split(',').filter_map(range).flatten().collect()
 }
 
 /// `1024K` or `32M` in bytes.
@@ -138,18 +160,18 @@ mod tests {
     fn x86_and_arm_are_described() {
         let x86 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n\
                    model name\t: AMD EPYC 9R14\nstepping\t: 1\n\nprocessor\t: 1\nmodel\t: 99\n";
-        let host = Host::from_parts(x86, Path::new("no such folder"), 6);
+        let host = Host::from_parts(x86, Path::new("no such folder"), None, 6);
         assert_eq!((host.cpu.as_str(), host.vendor.as_str()), ("AMD EPYC 9R14", "AuthenticAMD"));
         assert_eq!((host.family, host.model, host.stepping), (25, 17, 1));
         assert_eq!((host.physical_cores, host.threads, host.l2, host.l3), (6, 6, 0, 0));
 
         let arm = "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\n\
                    CPU variant\t: 0x3\nCPU part\t: 0xd0c\nCPU revision\t: 1\n";
-        let host = Host::from_parts(arm, Path::new("no such folder"), 4);
+        let host = Host::from_parts(arm, Path::new("no such folder"), None, 4);
         assert_eq!((host.cpu.as_str(), host.vendor.as_str()), ("unknown", "0x41"));
         assert_eq!((host.family, host.model, host.stepping), (8, 0xd0c, 1));
 
-        let nothing = Host::from_parts("", Path::new("no such folder"), 1);
+        let nothing = Host::from_parts("", Path::new("no such folder"), None, 1);
         assert_eq!((nothing.cpu.as_str(), nothing.family), ("unknown", 0));
     }
 
@@ -173,9 +195,21 @@ mod tests {
                 write(&format!("cache/index{index}/shared_cpu_list"), shared);
             }
         }
-        let host = Host::from_parts("", dir.path(), 4);
+        let host = Host::from_parts("", dir.path(), None, 4);
         assert_eq!((host.physical_cores, host.l2, host.l3), (2, 1 << 20, 16 << 20));
-        assert_eq!(Host::from_parts("", dir.path(), 1).physical_cores, 1);
+        assert_eq!(Host::from_parts("", dir.path(), None, 1).physical_cores, 1);
+        // Both threads of one core.
+        let usable = cpu_list("\t0-1\n");
+        assert_eq!(Host::from_parts("", dir.path(), Some(&usable), 2).physical_cores, 1);
+    }
+
+    #[test]
+    fn lists_of_cpus() {
+        let list = |text: &str| -> Vec<usize> { cpu_list(text).into_iter().collect() };
+        assert_eq!(list("\t0-2,8\n"), [0, 1, 2, 8]);
+        assert_eq!(list("5"), [5]);
+        assert!(list("").is_empty());
+        assert!(list("x,3-1,2-").is_empty());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Runs ternary language models: GGUF in, tokens out.
 
+pub mod bench;
 pub mod cli;
 pub mod dummy;
 pub mod error;
+pub mod generate;
 pub mod gguf;
 pub mod host;
 pub mod kernels;

@@ -1,47 +1,13 @@
 //! `bitnet-run inspect`, `tokenize` and `dummy` as a user runs them.
 
+mod program;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use bitnet_runtime::gguf::{Gguf, TensorType};
 use bitnet_runtime::tokenizer::Tokenizer;
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet-run"));
-    command.args(args);
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    command(args).output().unwrap()
-}
-
-/// stdout of a run that succeeds.
-fn answer(args: &[&str]) -> String {
-    let output = run(args);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The one line on stderr of a run that fails with `code` and says nothing on stdout.
-fn refusal(args: &[&str], code: i32) -> String {
-    let output = run(args);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
-    assert!(output.stdout.is_empty(), "{args:?}");
-    assert!(errors.starts_with("error: "), "{args:?}: {errors}");
-    errors
-}
-
-fn package(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    path.to_str().unwrap().to_owned()
-}
-
-fn demo_model() -> String {
-    package("../models/bard-11m.i2_s.gguf")
-}
+use program::{answer, command, demo_model, package, refusal};
 
 fn gpt_2() -> String {
     package("tests/data/tokenizers/gpt-2.gguf")
@@ -191,6 +157,7 @@ fn mistakes_are_told_in_one_line() {
     let before = leftovers(dir.path());
     for (args, code, words) in cases {
         let message = refusal(args, *code);
+        assert!(message.starts_with("error: "), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
         for word in *words {
             assert!(message.contains(word), "{message} lacks {word}");

@@ -133,7 +133,6 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: i2_s, isa: Isa::Avx512, rows: 32, tokens: 8, stack: 10, more: 0 },
     // Tables and indices take four registers, signs two a tile, sums two a tile and activation row.
     Crowded { serves: tl1,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 4,  more: 4 },
-    Crowded { serves: tl1,  isa: Isa::Avx512, rows: 64, tokens: 8, stack: 8,  more: 0 },
     Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 2,  more: 0 },
     Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 3, stack: 8,  more: 2 },
     Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 4, stack: 14, more: 6 },

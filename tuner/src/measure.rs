@@ -1,8 +1,9 @@
 //! Times the candidates of a plan as the runtime will run them: whole jobs, by the real thread
 //! pool, with weights as cold as they will be.
 //!
-//! * **What is timed** is [`Job::decode`] and [`Job::prepare_and_prefill`] with a barrier after
-//!   each, as in the forward pass.
+//! * **What is timed** is [`Job::decode`](bitnet_runtime::matmul::Job::decode) and
+//!   [`Job::prepare_and_prefill`](bitnet_runtime::matmul::Job::prepare_and_prefill) with a barrier
+//!   after each, as in the forward pass.
 //! * **Weights are synthetic**: random codes in matrices of the model's shapes. Ternary kernels
 //!   take the same time for all codes, and the model's file need not be read.
 //! * **As cold as they will be.** Between a matrix and its next turn, one token reads the rest of

@@ -4,25 +4,34 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use bitnet_runtime::{Result, cli};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Run ternary language models on the CPU
+///
+/// Without a subcommand: continue a prompt.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(flatten)]
+    run: cli::run::Args,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(cli::bench::Args),
     Inspect(cli::inspect::Args),
     Tokenize(cli::tokenize::Args),
     Dummy(cli::dummy::Args),
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    match &arguments.command {
+    let Some(command) = &arguments.command else {
+        return cli::run::run(&arguments.run);
+    };
+    match command {
+        Command::Bench(args) => cli::bench::run(args),
         Command::Inspect(args) => cli::inspect::run(args),
         Command::Tokenize(args) => cli::tokenize::run(args),
         Command::Dummy(args) => cli::dummy::run(args),
@@ -30,7 +39,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let args = cli::argv::two_dashes(&Arguments::command(), std::env::args_os());
+    match run(&Arguments::parse_from(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,13 +1,19 @@
 //! The subcommands of `bitnet-run`: arguments, and a `run` each.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::tokenizer::MAX_TEXT;
 
+pub mod argv;
+pub mod bench;
 pub mod dummy;
 pub mod inspect;
+mod load;
+pub mod run;
 pub mod tokenize;
 
 /// Writes an answer to stdout, buffered; a reader that has gone is an error that
@@ -37,6 +43,24 @@ fn human(bytes: u64) -> String {
         unit += 1;
     }
     format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A UTF-8 text of at most [`MAX_TEXT`] bytes.
+fn read_text(path: &Path) -> Result<String> {
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TEXT as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io(path, "read", e))?;
+    if bytes.len() > MAX_TEXT {
+        let message = format!("it is over {MAX_TEXT} bytes; give it in parts");
+        return Err(Error::io(path, "read", io::Error::other(message)));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let message = format!("byte {at} is not UTF-8; convert the text");
+        Error::io(path, "read", io::Error::other(message))
+    })
 }
 
 #[cfg(test)]

@@ -1,13 +1,11 @@
 //! `bitnet-run tokenize`: the ids of a text.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{answer, note};
+use super::{answer, note, read_text};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::tokenizer::{MAX_TEXT, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 /// Print the token ids of a text as a JSON list
 ///
@@ -58,23 +56,5 @@ pub fn run(args: &Args) -> Result<()> {
     answer(|out| {
         let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
         writeln!(out, "[{}]", ids.join(", "))
-    })
-}
-
-/// A UTF-8 text of at most [`MAX_TEXT`] bytes.
-fn read_text(path: &Path) -> Result<String> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_TEXT as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(path, "read", e))?;
-    if bytes.len() > MAX_TEXT {
-        let message = format!("it is over {MAX_TEXT} bytes; give it in parts");
-        return Err(Error::io(path, "read", io::Error::other(message)));
-    }
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let message = format!("byte {at} is not UTF-8; convert the text");
-        Error::io(path, "read", io::Error::other(message))
     })
 }

@@ -19,6 +19,7 @@ use super::Model;
 use super::config::{Activation, RopePairs};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{self, CHUNK, Softmax};
+use super::stages::{Stage, StageClock, StageTimes};
 use super::weights::Layer;
 use crate::error::{Error, Result};
 use crate::kernels::VectorOps;
@@ -56,6 +57,8 @@ pub struct Session {
     position: usize,
     batch: usize,
     buffers: Buffers,
+    /// Time per stage since it was asked for.
+    stages: Option<StageTimes>,
 }
 
 /// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
@@ -158,7 +161,7 @@ impl Session {
             logits: vec![0.0; config.vocab],
             scratch: (0..pool.threads()).map(scratch).collect::<Result<_>>()?,
         };
-        Ok(Self { model, pool, kv, position: 0, batch, buffers })
+        Ok(Self { model, pool, kv, position: 0, batch, buffers, stages: None })
     }
 
     /// The model.
@@ -189,6 +192,23 @@ impl Session {
     #[must_use]
     pub fn kv_bytes(&self) -> usize {
         self.kv.bytes(self.position)
+    }
+
+    /// Bytes of KV cache that a full context takes.
+    #[must_use]
+    pub fn kv_reserved_bytes(&self) -> usize {
+        self.kv.bytes(self.kv.context())
+    }
+
+    /// Measures from now on how long each stage takes, which costs some 50 ns a phase.
+    pub fn time_stages(&mut self) {
+        self.stages = Some(StageTimes::default());
+    }
+
+    /// Time per stage since [`Session::time_stages`] was called last, if it was.
+    #[must_use]
+    pub fn stages(&self) -> Option<StageTimes> {
+        self.stages
     }
 
     /// Forgets all tokens from `position` on.
@@ -239,6 +259,7 @@ impl Session {
             tokens,
             start: self.position,
             logits_wanted: logits,
+            clock: self.stages.map(|_| StageClock::start()),
             chunks: self.kv.context().div_ceil(CHUNK),
             kv: self.kv.share(),
             x: Rows::new(&mut b.x, config.hidden),
@@ -257,6 +278,9 @@ impl Session {
             scratch: SharedSlice::new(&mut b.scratch),
         };
         self.pool.run(|worker| pass.work(worker))?;
+        if let (Some(stages), Some(clock)) = (&mut self.stages, pass.clock) {
+            stages.add(clock.times());
+        }
         self.position += tokens.len();
         Ok(())
     }
@@ -318,6 +342,7 @@ struct Pass<'a> {
     /// Position of the first token.
     start: usize,
     logits_wanted: bool,
+    clock: Option<StageClock>,
     /// Row stride of `partial` per head.
     chunks: usize,
     kv: SharedKv<'a>,
@@ -364,13 +389,6 @@ impl Place<'_> {
     fn token(self, slot: usize) -> usize {
         if self.n == 1 { 0 } else { slot }
     }
-
-    /// The barrier between writing slots and reading those of others; with n = 1 nobody does.
-    fn slots_ready(self) {
-        if self.n > 1 {
-            self.worker.barrier();
-        }
-    }
 }
 
 impl Pass<'_> {
@@ -386,7 +404,28 @@ impl Pass<'_> {
         }
         if self.logits_wanted {
             self.head(place, scratch);
+            self.lap(place, Stage::Head);
         }
+    }
+
+    /// Ends a phase: everybody waits, and the clock, if there is one, knows what it was for.
+    fn end_phase(&self, place: Place<'_>, stage: Stage) {
+        place.worker.barrier();
+        self.lap(place, stage);
+    }
+
+    fn lap(&self, place: Place<'_>, stage: Stage) {
+        if let Some(clock) = &self.clock {
+            clock.end_of(stage, place.worker);
+        }
+    }
+
+    /// The end of a phase in which slots were written; with n = 1 nobody reads those of others.
+    fn slots_ready(&self, place: Place<'_>) {
+        if place.n > 1 {
+            place.worker.barrier();
+        }
+        self.lap(place, Stage::Elementwise);
     }
 
     /// x = embedding of the token; rope tables of its position.
@@ -411,20 +450,20 @@ impl Pass<'_> {
         layer: &Layer,
     ) {
         self.norm_to_input(place, scratch, &layer.attn_norm);
-        place.slots_ready();
+        self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.qkv, &self.qkv);
-        place.worker.barrier();
+        self.end_phase(place, Stage::Ternary);
 
         self.rotate_and_store(place, index);
-        place.worker.barrier();
+        self.end_phase(place, Stage::Elementwise);
 
         if place.n == 1 {
             self.attend_one(place, scratch, index);
         } else {
             self.attend_many(place, scratch, index);
         }
-        place.worker.barrier();
+        self.end_phase(place, Stage::Attention);
 
         let q_dim = self.model.config().q_dim();
         for slot in place.own_slots() {
@@ -436,20 +475,20 @@ impl Pass<'_> {
             }
             self.sub_norm_to_input(scratch, slot, layer.attn_sub_norm.as_deref(), q_dim);
         }
-        place.slots_ready();
+        self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.attn_output, &self.y);
-        place.worker.barrier();
+        self.end_phase(place, Stage::Ternary);
         self.add_residual(place);
     }
 
     /// x += down(sub_norm(activation(gate(norm(x))) * up(norm(x))))
     fn feed_forward_block(&self, place: Place<'_>, scratch: &mut Scratch, layer: &Layer) {
         self.norm_to_input(place, scratch, &layer.ffn_norm);
-        place.slots_ready();
+        self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.gate_up, &self.gate_up);
-        place.worker.barrier();
+        self.end_phase(place, Stage::Ternary);
 
         let config = self.model.config();
         for slot in place.own_slots() {
@@ -463,16 +502,16 @@ impl Pass<'_> {
             }
             self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), config.ffn);
         }
-        place.slots_ready();
+        self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.down, &self.y);
-        place.worker.barrier();
+        self.end_phase(place, Stage::Ternary);
         self.add_residual(place);
     }
 
     /// logits = head(norm(x)) of the last token.
     fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
-        place.slots_ready();
+        self.slots_ready(place);
         let (config, weights) = (self.model.config(), self.model.weights());
         let last = place.all_slots().end - 1;
         // SAFETY: nobody writes x after the residual was added.

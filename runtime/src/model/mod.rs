@@ -5,6 +5,7 @@ pub mod forward;
 pub mod kv_cache;
 pub mod numerics;
 pub mod rope;
+mod stages;
 pub mod weights;
 
 use std::path::Path;
@@ -22,6 +23,7 @@ use weights::Weights;
 
 pub use forward::{Session, SessionOptions};
 pub use kv_cache::KvType;
+pub use stages::{Stage, StageTimes};
 
 /// How a [`Model`] is loaded.
 #[derive(Clone, Copy)]

@@ -101,8 +101,8 @@ impl Weights {
     /// each.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) naming the tensor, what it is and what it should be;
-    /// [`Error::Runtime`](crate::Error::Runtime) when there is not enough memory.
+    /// [`Error::Model`] naming the tensor, what it is and what it should be;
+    /// [`Error::Runtime`] when there is not enough memory.
     pub fn load(
         gguf: &Gguf,
         config: &Config,

@@ -1,0 +1,406 @@
+//! From the flags to a model that is ready to run: which profile, which kernels, which threads.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bitnet_profiles::{Format, Isa, KernelId, Op, Profile, ProfileError, Role, registry};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::note;
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::host::Host;
+use crate::kernels::Selection;
+use crate::model::config::Config;
+use crate::model::{KvType, LoadOptions, Model, SessionOptions};
+use crate::threads::{MAX_THREADS, Pool};
+
+/// The heading of these flags in the help.
+pub const PERFORMANCE: &str = "Performance";
+
+/// The flags that choose kernels.
+#[derive(Clone, Debug, clap::Args)]
+pub struct KernelArgs {
+    /// A tuning profile; auto: the one found for this CPU and model, else the defaults;
+    /// none: the defaults
+    #[arg(long, value_name = "FILE|auto|none", default_value = "auto")]
+    profile: PathBuf,
+    /// Pack all ternary weights as i2_s, tl1 or tl2, whatever the profile says
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Use no better instructions than scalar, avx2, avx512, avx512vnni or avx512vbmi, whatever
+    /// the profile says
+    #[arg(long, value_name = "ISA")]
+    isa: Option<Isa>,
+}
+
+/// Flags of the session that `bench` has too.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct SessionArgs {
+    /// Tokens of the prompt that go through the model together, at most
+    #[arg(short, long = "batch-size", value_name = "N", default_value_t = 2048,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 16), help_heading = PERFORMANCE)]
+    batch: u32,
+    /// The same; the smaller of both counts
+    #[arg(long = "ubatch-size", visible_alias = "ub", value_name = "N", default_value_t = 512,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 16), help_heading = PERFORMANCE)]
+    ubatch: u32,
+    /// Keys in the KV cache: f16 or f32 [default: f16, f32 for small models]
+    #[arg(long = "cache-type-k", visible_alias = "ctk", value_name = "TYPE",
+          help_heading = PERFORMANCE)]
+    cache_type_k: Option<CacheType>,
+    /// Values in the KV cache: the same type as keys
+    #[arg(long = "cache-type-v", visible_alias = "ctv", value_name = "TYPE",
+          help_heading = PERFORMANCE)]
+    cache_type_v: Option<CacheType>,
+}
+
+/// Types of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum CacheType {
+    F16,
+    F32,
+}
+
+impl SessionArgs {
+    /// Tokens that go through the model together.
+    pub fn batch(&self) -> usize {
+        self.batch.min(self.ubatch) as usize
+    }
+
+    /// The options of a session with a context of so many positions.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when keys and values are asked for in different types.
+    pub fn options(&self, context: Option<usize>) -> Result<SessionOptions> {
+        let kv_type = match (self.cache_type_k, self.cache_type_v) {
+            (Some(k), Some(v)) if k != v => {
+                let found = format!("{v:?}").to_lowercase();
+                return Err(Error::usage("--cache-type-v", found, "the type of --cache-type-k"));
+            }
+            (k, v) => k.or(v).map(|ty| match ty {
+                CacheType::F16 => KvType::F16,
+                CacheType::F32 => KvType::F32,
+            }),
+        };
+        Ok(SessionOptions { context, batch: self.batch(), kv_type })
+    }
+}
+
+/// The number of worker threads, for clap.
+pub fn threads() -> impl clap::builder::TypedValueParser<Value = u64> {
+    clap::value_parser!(u64).range(1..=MAX_THREADS as u64)
+}
+
+/// Where the choice of kernels came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// `--profile FILE`
+    File,
+    /// Found in the user's folder.
+    User,
+    /// The defaults.
+    Shipped,
+}
+
+/// The profile that was taken.
+#[derive(Clone, Debug, Serialize)]
+pub struct Taken {
+    /// Where it came from.
+    pub source: Source,
+    /// Its file, or the name of the defaults.
+    pub name: String,
+    /// Why it was taken.
+    pub reason: String,
+    #[serde(skip)]
+    profile: Option<Profile>,
+}
+
+impl Taken {
+    /// The name without the folder.
+    pub fn short_name(&self) -> String {
+        let file = Path::new(&self.name).file_name();
+        file.map_or_else(|| self.name.clone(), |file| file.to_string_lossy().into_owned())
+    }
+
+    /// Worker threads that the profile was tuned with.
+    pub fn threads(&self) -> Option<usize> {
+        Some(self.profile.as_ref()?.run.threads as usize)
+    }
+}
+
+/// The flags, checked; the profile's file read, if one was named.
+pub struct Choice {
+    named: Option<(PathBuf, Profile)>,
+    ask_user_folder: bool,
+    format: Option<Format>,
+    isa: Option<Isa>,
+}
+
+impl KernelArgs {
+    /// Checks what can be checked without a model.
+    ///
+    /// # Errors
+    /// [`Error::Cpu`] when the CPU lacks the ISA, [`Error::Profile`] when the named profile is
+    /// refused, [`Error::Io`] when it cannot be read.
+    pub fn check(&self) -> Result<Choice> {
+        Selection::new(self.isa, self.format, None)?;
+        let auto = self.profile.as_os_str() == OsStr::new("auto");
+        let named = if auto || self.profile.as_os_str() == OsStr::new("none") {
+            None
+        } else {
+            let profile = load(&self.profile).map_err(|e| refused(&self.profile, e))?;
+            Some((self.profile.clone(), profile))
+        };
+        Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa })
+    }
+}
+
+impl Choice {
+    /// `flag`, or else the model that the named profile was made for.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when neither says.
+    pub fn model_path(&self, flag: Option<&Path>) -> Result<PathBuf> {
+        if let Some(path) = flag {
+            return Ok(path.to_path_buf());
+        }
+        let Some((file, profile)) = &self.named else {
+            let expected = "-m MODEL, or --profile FILE of a profile that names its model";
+            return Err(Error::usage("--model", "none", expected));
+        };
+        let Some(path) = &profile.model.path else {
+            let found = format!("none, and {} names none either", file.display());
+            return Err(Error::usage("--model", found, "-m MODEL"));
+        };
+        // A relative path begins where the profile is.
+        Ok(file.parent().unwrap_or(Path::new("")).join(path))
+    }
+
+    /// The best instructions that may be used.
+    pub fn ceiling(&self) -> Isa {
+        self.isa.unwrap_or_else(Isa::best)
+    }
+
+    /// The flags that override a profile.
+    fn forced(&self) -> Option<&'static str> {
+        match (self.isa, self.format) {
+            (None, None) => None,
+            (Some(_), None) => Some("--isa"),
+            (None, Some(_)) => Some("--format"),
+            (Some(_), Some(_)) => Some("--isa and --format"),
+        }
+    }
+
+    /// The profile for a model: the named one, the user's, or the defaults.
+    pub fn profile(&self, config: &Config, host: &Host) -> Taken {
+        let shapes = config.shapes_hash();
+        let defaults = |reason: String| {
+            let isa = registry::generic(self.format, self.ceiling()).decode.isa;
+            let name = format!("generic for {isa}");
+            Taken { source: Source::Shipped, name, reason, profile: None }
+        };
+        if let Some(flags) = self.forced() {
+            let what = match &self.named {
+                Some((path, _)) => path.display().to_string(),
+                None => "any profile".into(),
+            };
+            return defaults(format!("{flags} given, which overrides {what}"));
+        }
+        if let Some((path, profile)) = &self.named {
+            let mut reason = String::from("asked for");
+            if profile.model.shapes != shapes {
+                reason += "; made for other shapes";
+            }
+            let (own, this) = (&profile.host, (&host.vendor, host.family, host.model));
+            if (&own.vendor, own.family, own.model) != this {
+                reason += &format!("; made on another CPU, {}", own.cpu);
+            }
+            return Taken {
+                source: Source::File,
+                name: path.display().to_string(),
+                reason,
+                profile: Some(profile.clone()),
+            };
+        }
+        if !self.ask_user_folder {
+            return defaults("--profile none given".into());
+        }
+        match users(&shapes, host) {
+            Some((path, profile)) => Taken {
+                source: Source::User,
+                name: path.display().to_string(),
+                reason: "tuned on this CPU for these shapes".into(),
+                profile: Some(profile),
+            },
+            None => defaults(
+                "nothing tuned for these shapes on this CPU; bitnet-tune --model makes a profile"
+                    .into(),
+            ),
+        }
+    }
+}
+
+/// Reads a profile; one that needs more than this CPU has is refused whole.
+fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
+    let profile = Profile::load(path)?;
+    let (needed, best) = (profile.isa(), Isa::best());
+    if needed > best {
+        return Err(ProfileError::Content {
+            item: "op".into(),
+            problem: format!("kernels of {needed}, but this CPU runs up to {best}"),
+        });
+    }
+    Ok(profile)
+}
+
+fn refused(path: &Path, error: ProfileError) -> Error {
+    match error {
+        ProfileError::Io { path, action, source } => Error::Io { path, action, source },
+        ProfileError::Content { item, problem } => Error::Profile {
+            path: path.to_path_buf(),
+            item,
+            found: problem,
+            expected: "a profile as `bitnet-tune --model MODEL -o FILE` writes it".into(),
+        },
+    }
+}
+
+/// The user's own profile for these shapes and this CPU. One that is refused is set aside.
+fn users(shapes: &str, host: &Host) -> Option<(PathBuf, Profile)> {
+    let folder = registry::user_folder(|name| std::env::var_os(name))?;
+    let name = registry::user_file_name(shapes, &host.vendor, host.family, host.model);
+    let path = folder.join(name);
+    if !path.exists() {
+        return None;
+    }
+    let problem = match load(&path) {
+        Ok(profile) if profile.model.shapes == shapes => return Some((path, profile)),
+        Ok(_) => format!("{}: its content is for other shapes", path.display()),
+        Err(error) => refused(&path, error).to_string(),
+    };
+    note(format_args!("warning: {problem}; the profile is set aside"));
+    None
+}
+
+/// The number of threads: the flag's, the profile's as far as this process may use so many, or
+/// one for each physical core.
+pub fn thread_count(flag: Option<u64>, profile: &Taken, host: &Host) -> usize {
+    match (flag, profile.threads()) {
+        (Some(threads), _) => threads as usize,
+        (None, Some(threads)) => threads.min(host.threads),
+        (None, None) => host.physical_cores.min(MAX_THREADS),
+    }
+}
+
+/// The kernels of one role.
+#[derive(Clone, Debug, Serialize)]
+pub struct RoleKernels {
+    /// The packing in memory; of the head the type in the file; `kv_cache` of attention.
+    pub layout: String,
+    /// The kernel for one token.
+    pub decode: KernelId,
+    /// The kernel for many tokens.
+    pub prefill: KernelId,
+    /// Bytes of the weights as they are read, of all layers.
+    pub packed_bytes: usize,
+}
+
+/// A model in memory.
+pub struct Loaded {
+    /// The model.
+    pub model: Arc<Model>,
+    /// By role.
+    pub kernels: BTreeMap<&'static str, RoleKernels>,
+}
+
+impl Loaded {
+    /// Bytes of weights packed in memory; the head is read from the file's own blocks.
+    pub fn packed_bytes(&self) -> usize {
+        let packed = |kernels: &&RoleKernels| matches!(kernels.decode.op, Op::Ternary(_));
+        self.kernels.values().filter(packed).map(|kernels| kernels.packed_bytes).sum()
+    }
+}
+
+/// Loads the weights for the kernels chosen, with a progress line on a terminal when that takes
+/// more than a second, and tells on stderr what there is to tell.
+///
+/// # Errors
+/// Those of [`Model::from_gguf`].
+pub fn model(gguf: Gguf, choice: &Choice, taken: &Taken, pool: &Pool) -> Result<Loaded> {
+    note(format_args!("profile: {} ({})", taken.name, taken.reason));
+    let selection = Selection::new(choice.isa, choice.format, taken.profile.clone())?;
+    let progress = Progress::new();
+    let model = Model::from_gguf(
+        gguf,
+        &LoadOptions { pool, selection: &selection, progress: &|done, of| progress.show(done, of) },
+    )?;
+    drop(progress);
+    let notes = selection.take_notes();
+    let warnings = model.warnings().iter().cloned().chain(pool.warning());
+    for line in notes.into_iter().chain(warnings.map(|line| format!("warning: {line}"))) {
+        note(format_args!("{line}"));
+    }
+    let head = model.weights().head.tensor().ty.name();
+    let kernels = model.kernels().into_iter().map(|kernels| {
+        let layout = match (kernels.layout, kernels.role) {
+            (Some(layout), _) => layout.name(),
+            (None, Role::LmHead) => head,
+            (None, _) => "kv_cache",
+        };
+        let named = RoleKernels {
+            layout: layout.to_owned(),
+            decode: kernels.decode,
+            prefill: kernels.prefill.unwrap_or(kernels.decode),
+            packed_bytes: kernels.bytes,
+        };
+        (kernels.role.name(), named)
+    });
+    let kernels = kernels.collect();
+    Ok(Loaded { model: Arc::new(model), kernels })
+}
+
+/// A line that appears, on a terminal, when packing has taken a second.
+struct Progress {
+    start: Instant,
+    bar: OnceCell<ProgressBar>,
+}
+
+impl Progress {
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn new() -> Self {
+        Self { start: Instant::now(), bar: OnceCell::new() }
+    }
+
+    fn show(&self, done: usize, of: usize) {
+        if self.start.elapsed() < Self::PATIENCE {
+            return;
+        }
+        let bar = self.bar.get_or_init(|| {
+            let bar = ProgressBar::new(of as u64);
+            let template =
+                "packing weights {bar:30} {decimal_bytes} of {decimal_total_bytes}, {eta} left";
+            // The default style serves should the template be refused.
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar
+        });
+        bar.set_position(done as u64);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! `bitnet-run bench` as a user, or a script made for llama-bench, runs it.
+
+mod program;
+
+use program::{answer, both, demo_model, package, refusal};
+use serde_json::Value;
+
+#[test]
+fn the_table_is_llama_bench_s_with_more_columns() {
+    let model = demo_model();
+    let (text, errors) = both(&[
+        "bench", "-m", &model, "-p", "8,16", "-n", "4", "-pg", "8,2", "-t", "1-2", "-r", "2",
+    ]);
+    assert!(errors.contains("profile: generic"), "{errors}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("| model "), "{text}");
+    let cells = |line: &str| -> Vec<String> {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    let titles = cells(lines[0]);
+    assert_eq!(titles[1..7], ["size", "params", "backend", "threads", "test", "t/s"]);
+    assert!(lines[1].chars().all(|c| "|-: ".contains(c)), "{text}");
+    let rows: Vec<Vec<String>> =
+        lines[2..].iter().take_while(|l| l.starts_with('|')).map(|l| cells(l)).collect();
+    let tests: Vec<(&str, &str)> = rows.iter().map(|row| (&*row[4], &*row[5])).collect();
+    let of = |threads| ["pp8", "pp16", "tg4", "pp8+tg2"].map(|test| (threads, test));
+    assert_eq!(tests, [of("1"), of("2")].concat());
+    for row in &rows {
+        assert_eq!(row.len(), titles.len());
+        assert_eq!(row[0], "bitnet-b1.58 11M I2_S - 2 bpw ternary");
+        assert_eq!(row[1..4], ["5.30 MiB", "11.02 M", "CPU"]);
+        let (mean, deviation) = row[6].split_once(" ± ").unwrap();
+        assert!(mean.parse::<f64>().unwrap() > 0.0 && deviation.parse::<f64>().unwrap() >= 0.0);
+        // What is read is known for generations, what is multiplied for prompts.
+        let (read, multiplied) = (&row[8], &row[9]);
+        assert_eq!(read.contains("% of"), row[5].starts_with("tg"), "{row:?}");
+        assert_eq!(*multiplied != "-", !row[5].contains("tg"), "{row:?}");
+    }
+    assert!(lines.last().unwrap().starts_with("build: "));
+}
+
+#[test]
+fn json_has_llama_bench_s_keys() {
+    let model = demo_model();
+    let args = [
+        "bench", "-m", &model, "-p", "8", "-n", "4", "-d", "16", "-t", "2", "-r", "3", "-o",
+        "json", "--isa", "scalar", "-ctk", "f16",
+    ];
+    let rows: Vec<Value> = serde_json::from_str(&answer(&args)).unwrap();
+    assert_eq!(rows.len(), 2);
+    for (row, (n_prompt, n_gen)) in rows.iter().zip([(8, 0), (0, 4)]) {
+        for key in [
+            "build_commit",
+            "build_number",
+            "cpu_info",
+            "backends",
+            "n_batch",
+            "n_ubatch",
+            "test_time",
+        ] {
+            assert!(!row[key].is_null(), "{key}");
+        }
+        assert_eq!(row["model_filename"], model.as_str());
+        assert_eq!(row["model_type"], "bitnet-b1.58 11M I2_S - 2 bpw ternary");
+        assert_eq!(
+            (row["n_prompt"].as_u64(), row["n_gen"].as_u64()),
+            (Some(n_prompt), Some(n_gen))
+        );
+        assert_eq!((row["n_depth"].as_u64(), row["n_threads"].as_u64()), (Some(16), Some(2)));
+        assert_eq!((&row["type_k"], &row["isa"]), (&"f16".into(), &"scalar".into()));
+
+        let floats = |key: &str| -> Vec<f64> {
+            row[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let (ns, ts) = (floats("samples_ns"), floats("samples_ts"));
+        assert!(ns.len() == 3 && ts.len() == 3, "{row}");
+        for (ns, ts) in ns.iter().zip(&ts) {
+            assert!((ns * ts / 1e9 / (n_prompt + n_gen) as f64 - 1.0).abs() < 1e-9, "{row}");
+        }
+        let close = |key: &str, expected: f64| {
+            let found = row[key].as_f64().unwrap();
+            assert!((found - expected).abs() <= 1e-9 * expected.abs(), "{key}: {found} {expected}");
+        };
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / 3.0;
+        close("avg_ns", mean(&ns));
+        close("avg_ts", mean(&ts));
+        let squares: f64 = ts.iter().map(|t| (t - mean(&ts)).powi(2)).sum();
+        close("stddev_ts", (squares / 2.0).sqrt());
+        // All stages lie inside the time of a repetition.
+        let stages = row["stage_ns"].as_object().unwrap();
+        let total: f64 = stages.values().map(|ns| ns.as_f64().unwrap()).sum();
+        assert!(stages["ternary"].as_f64().unwrap() > 0.0);
+        assert!(total <= mean(&ns), "{row}");
+    }
+    // All weights, the head, norms, an embedding row, and on average 16 + 2.5 positions of 6
+    // layers of 128 keys and 128 values of 2 bytes.
+    let ternary = 6 * (384 * (384 + 128 + 128 + 384) + 3 * 384 * 1024) / 4;
+    let (head, norms, row) = (4096 * 384 * 2, 4 * (6 * (3 * 384 + 1024) + 384), 384 * 2);
+    let expected = f64::from(ternary + head + norms + row) + 18.5 * f64::from(6 * 2 * 128 * 2);
+    let read = &rows[1]["read"];
+    assert_eq!(read["per_token"], expected);
+    let number = |value: &Value| value.as_f64().unwrap();
+    let per_second = number(&read["per_second"]) / number(&rows[1]["avg_ts"]);
+    assert!((per_second / expected - 1.0).abs() < 1e-9);
+    assert!(number(&read["share"]) > 0.0 && rows[0]["read"].is_null());
+    let multiply = &rows[0]["multiply_add"];
+    assert_eq!(multiply["per_token"], f64::from(ternary * 4));
+    // The scalar tier has no peak of its own.
+    assert!(multiply["share"].is_null() && number(&multiply["per_second"]) > 0.0);
+    assert!(rows[1]["multiply_add"].is_null());
+}
+
+#[test]
+fn several_models_and_the_profile_are_named() {
+    let model = demo_model();
+    let args =
+        ["bench", "-m", &model, "-m", &model, "-p", "4", "-n", "0", "-r", "1", "--no-warmup"];
+    let text = answer(&args);
+    assert_eq!(text.matches(" pp4 |").count(), 2, "{text}");
+    assert!(text.contains("| generic for "), "{text}");
+    assert!(text.contains("| i2_s_t16 "), "{text}");
+}
+
+#[test]
+fn mistakes_are_told() {
+    let model = demo_model();
+    let vocabulary = package("tests/data/tokenizers/gpt-2.gguf");
+    let cases: &[(&[&str], i32, &[&str])] = &[
+        (&["-p", "2000", "-n", "0"], 2, &["test pp2000", "2000 positions", "at most 1024"]),
+        (&["-p", "0", "-n", "512", "-d", "600"], 2, &["tg512 @ d600", "1112", "1024"]),
+        (&["-p", "1,x"], 2, &["--n-prompt", "'x'", "0..=1048576"]),
+        (&["-p", "4-1"], 2, &["'4-1' does not grow"]),
+        (&["-t", "0"], 2, &["--threads", "1..=1024"]),
+        (&["-r", "0"], 2, &["--repetitions", "1..=10000"]),
+        (&["-o", "xml"], 2, &["--output", "md, json"]),
+        (&["-pg", "5"], 2, &["512,128"]),
+        (&["--isa", "mmx"], 2, &["--isa", "scalar"]),
+        (&["--profile", &vocabulary], 4, &["gpt-2.gguf"]),
+        (&["-m", "no such file"], 6, &["no such file"]),
+        (&["-m", &vocabulary], 3, &["gpt-2.gguf"]),
+    ];
+    for (more, code, words) in cases {
+        let base: &[&str] = if more[0] == "-m" { &["bench"] } else { &["bench", "-m", &model] };
+        let message = refusal(&[base, more].concat(), *code);
+        for word in *words {
+            assert!(message.contains(word), "{message} lacks {word}");
+        }
+    }
+    assert!(refusal(&["bench", "-p", "4"], 2).contains("--model"));
+}
