@@ -43,7 +43,8 @@ pub fn read_bandwidth(pool: &Pool, bytes: usize, rounds: usize) -> Result<f64> {
 /// # Errors
 /// [`Error::Runtime`] when a worker panicked.
 pub fn multiply_add_rate(pool: &Pool, isa: Isa, rounds: usize) -> Result<Option<f64>> {
-    const STEPS: usize = 100_000;
+    // About 100 microseconds: short enough to fall between two interruptions.
+    const STEPS: usize = 20_000;
     let Some(multiply) = multiply_adds(isa) else { return Ok(None) };
     let per_worker = Mutex::new(0);
     let time = best_time(pool, rounds, |_| {

@@ -12,8 +12,8 @@
 //! four prompt tokens for each token that is written, as in llama-bench's pp512 and tg128.
 //!
 //! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
-//! tie; else the simpler tile does (less prefetching, unrolling, fewer activation rows, rows,
-//! columns), and among layouts the one declared first.
+//! tie. Else, among those that tie within 2 %, the simpler tile does (less prefetching, unrolling,
+//! fewer activation rows, rows, columns), and among layouts the one declared first.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Objective};
@@ -94,6 +94,9 @@ const fn weights(objective: Objective) -> (f64, f64) {
     }
 }
 
+/// The most that being simpler is worth, where the noise would allow more.
+const SIMPLICITY: f64 = 0.02;
+
 /// Something to choose, what it costs, and half the interval of that.
 struct Rated<T> {
     item: T,
@@ -109,7 +112,7 @@ impl<T> Rated<T> {
 }
 
 /// The cheapest; in a tie the default, else the one that `order` puts first among those that tie
-/// with the cheapest and, as it does, beat the default.
+/// with the cheapest, nearly cost as little and, as it does, beat the default.
 fn settle<T, K: Ord>(rated: &[Rated<T>], order: impl Fn(&T) -> K) -> Option<&T> {
     let best = rated.iter().min_by(|a, b| a.cost.total_cmp(&b.cost))?;
     let default = rated.iter().find(|rated| rated.is_default);
@@ -118,7 +121,8 @@ fn settle<T, K: Ord>(rated: &[Rated<T>], order: impl Fn(&T) -> K) -> Option<&T> 
     }
     rated
         .iter()
-        .filter(|rated| rated.ties(best) && default.is_none_or(|default| !rated.ties(default)))
+        .filter(|rated| rated.ties(best) && rated.cost <= (1.0 + SIMPLICITY) * best.cost)
+        .filter(|rated| default.is_none_or(|default| !rated.ties(default)))
         .min_by_key(|rated| order(&rated.item))
         .map(|rated| &rated.item)
 }
@@ -297,6 +301,9 @@ mod tests {
         // The simplest ties with the best, but with the default as well: it proves nothing.
         let vague = vec![default(), timing(D_U4, 0.90, 0.01), timing(D_U1, 0.97, 0.08)];
         assert_eq!(decode_of(vague), D_U4);
+        // Being simpler is not worth a tenth, however little is known.
+        let unknown = vec![timing(D_U4, 0.90, 0.5), timing(D_U1, 1.00, 0.01)];
+        assert_eq!(decode_of(unknown), D_U4);
     }
 
     #[test]

@@ -6,14 +6,16 @@
 //!   after each, as in the forward pass.
 //! * **Weights are synthetic**: random codes in matrices of the model's shapes. Ternary kernels
 //!   take the same time for all codes, and the model's file need not be read.
-//! * **Cold weights.** Where one token reads more than the L3 cache holds, jobs rotate through
-//!   copies that together are several times as large as the cache, so that each copy has left it
-//!   when its turn comes again. A smaller model stays in the cache in real life, and is rightly
-//!   timed there: as many copies as the model has layers, after an untimed pass over all.
-//! * **Memory**: one role at a time, and of it the default's layout and one other: less than 1.5
-//!   times the model, or 4 times the L3 cache where that is more.
+//! * **As cold as they will be.** Between a matrix and its next turn, one token reads the rest of
+//!   the model. So jobs rotate through copies of their matrices that are together as large as the
+//!   model; where that is more than the L3 cache, several times the cache is as good as all.
+//! * **Memory**: one role at a time, and of it the default's layout and one other: about 1.5 times
+//!   the model, or 4 times the L3 cache where that is more.
 //! * **Limits** come first ([`bitnet_runtime::probe`]): what memory (or the cache that holds the
 //!   model) and the multipliers can do.
+//!
+//! [`Job::decode`]: bitnet_runtime::matmul::Job::decode
+//! [`Job::prepare_and_prefill`]: bitnet_runtime::matmul::Job::prepare_and_prefill
 
 use std::time::{Duration, Instant};
 
@@ -26,8 +28,8 @@ use bitnet_runtime::threads::Pool;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{JobPlan, LayoutPlan};
-use crate::sampler::{Sampler, Weights};
-use crate::tournament::{self, Entrant, Outcome};
+use crate::sampler::{Rotation, Sampler};
+use crate::tournament::{self, Entrant, Entry, Outcome};
 use crate::verify::{Oracle, Wrong};
 use crate::{Result, stats};
 
@@ -67,7 +69,8 @@ pub struct Measurements {
     /// Median absolute deviation of the sentinels' times over their median: the median of all
     /// tournaments.
     pub noise: f64,
-    /// Whether the machine was too restless to repeat all spoilt rounds; intervals are wider then.
+    /// Whether the machine was too restless to repeat all that was spoilt; intervals are wider where
+    /// spoilt samples had to be kept.
     pub disturbed: bool,
     /// The jobs.
     pub jobs: Vec<JobMeasurements>,
@@ -188,7 +191,7 @@ pub fn measure(
     let read = probe::read_bandwidth(pool, far, PROBES)?;
     let limit =
         if cold { read } else { probe::read_bandwidth(pool, model_bytes as usize, PROBES)? };
-    let multiply_adds = probe::multiply_add_rate(pool, settings.ceiling, PROBES)?;
+    let multiply_adds = probe::multiply_add_rate(pool, settings.ceiling, 10 * PROBES)?;
 
     let mut wrong = Vec::new();
     let plan = verify(plan, pool, &mut wrong, progress)?;
@@ -196,7 +199,11 @@ pub fn measure(
     let mut timer = Timer {
         pool,
         default: (find(&default.decode)?, find(&default.prefill)?),
-        rotation: cold.then(|| (4 * l3).min((model_bytes * 3 / 4).max(2 * l3))),
+        rotation: if cold {
+            Rotation { bytes: (4 * l3).min((model_bytes * 3 / 4).max(2 * l3)), warm: false }
+        } else {
+            Rotation { bytes: model_bytes, warm: true }
+        },
         deadline: start + settings.budget,
         budget: settings.budget,
         remaining: plan.iter().flat_map(|job| &job.layouts).map(effort_of).sum(),
@@ -279,8 +286,7 @@ struct Timer<'a> {
     pool: &'a Pool,
     /// The sentinels.
     default: (Kernel, Kernel),
-    /// Bytes to rotate through where weights are cold.
-    rotation: Option<u64>,
+    rotation: Rotation,
     deadline: Instant,
     budget: Duration,
     /// Kernels still to be timed, and all.
@@ -318,8 +324,10 @@ impl<'a> Timer<'a> {
                     layout.kernels(phase).iter().map(find).collect::<Result<_>>()?;
                 let outcome =
                     self.tournament(&mut default, other.as_mut(), &kernels, phase, best[i])?;
-                best[i] = [best[i], outcome.best()].into_iter().flatten().min_by(f64::total_cmp);
-                default_us[i].extend_from_slice(&outcome.sentinel_us);
+                // The default itself is a ratio of 1 to beat.
+                let known = [Some(1.0), best[i], outcome.best()].into_iter().flatten();
+                best[i] = known.min_by(f64::total_cmp);
+                default_us[i].extend(outcome.sentinel.us());
                 timings[i] = self.timings(&kernels, &outcome);
             }
             let [decode, prefill] = timings;
@@ -340,8 +348,7 @@ impl<'a> Timer<'a> {
     }
 
     fn sampler(&self, plan: &JobPlan, layout: Layout, tokens: usize) -> Result<Sampler<'a>> {
-        let weights = self.rotation.map_or(Weights::Warm(plan.count), Weights::Cold);
-        Sampler::new(self.pool, &plan.parts, layout, weights, tokens)
+        Sampler::new(self.pool, &plan.parts, layout, self.rotation, tokens)
     }
 
     /// How many activation rows a timed prefill takes: fewer where the default needs more than a
@@ -386,23 +393,26 @@ impl<'a> Timer<'a> {
                 (Entrant::Candidate(c), Some(other)) => other.sample(&kernels[c], count),
             }
         })?;
-        self.noises.push(stats::mad(&outcome.sentinel_us) / stats::median(&outcome.sentinel_us));
-        self.disturbed |= outcome.disturbed;
+        let times = outcome.sentinel.us();
+        self.noises.push(stats::mad(&times) / stats::median(&times));
+        self.disturbed |= outcome.is_disturbed();
         Ok(outcome)
     }
 
     fn timings(&self, kernels: &[Kernel], outcome: &Outcome) -> Vec<Timing> {
         let sentinels = [self.default.0.id(), self.default.1.id()];
-        let timing = |(kernel, entry): (&Kernel, &tournament::Entry)| {
+        let timing = |(kernel, entry): (&Kernel, &Entry)| {
             let is_sentinel = sentinels.contains(&kernel.id());
+            let entry = if is_sentinel { &outcome.sentinel } else { entry };
+            let us = entry.us();
             Timing {
                 kernel: *kernel.id(),
-                samples: entry.us.len() as u32,
-                min_us: entry.us.iter().copied().fold(f64::INFINITY, f64::min),
-                median_us: stats::median(&entry.us),
-                mad_us: stats::mad(&entry.us),
-                ratio: stats::median(&entry.ratios),
-                half_width: tournament::ratio_half_width(entry, is_sentinel, outcome.disturbed),
+                samples: us.len() as u32,
+                min_us: us.iter().copied().fold(f64::INFINITY, f64::min),
+                median_us: stats::median(&us),
+                mad_us: stats::mad(&us),
+                ratio: entry.ratio(),
+                half_width: if is_sentinel { 0.0 } else { entry.half_width() },
                 finalist: entry.finalist,
             }
         };

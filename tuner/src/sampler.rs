@@ -21,13 +21,16 @@ use crate::tournament::Sample;
 /// The share of a sample that a worker may have waited for its CPU.
 const DELAY: f64 = 0.02;
 
-/// How often a job's matrices are there.
+/// Most copies of a job: enough to fill any cache with jobs that take longer than a barrier.
+const MOST_COPIES: u64 = 4096;
+
+/// The weights that are read between a matrix and its next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Weights {
-    /// So often that they take this many bytes together, and at least twice.
-    Cold(u64),
-    /// So many times; all are read before the clock starts.
-    Warm(u32),
+pub(crate) struct Rotation {
+    /// Their bytes: a job's matrices are there so often that they take as many, and at least twice.
+    pub bytes: u64,
+    /// Whether a cache holds them all; if so they are read once before the clock starts.
+    pub warm: bool,
 }
 
 /// The matrices of one job in one layout, as often as it takes, and what they are multiplied with.
@@ -50,7 +53,7 @@ impl<'a> Sampler<'a> {
         pool: &'a Pool,
         parts: &[Shape],
         layout: Layout,
-        weights: Weights,
+        rotation: Rotation,
         tokens: usize,
     ) -> Result<Self> {
         let any = |phase: Phase| {
@@ -70,10 +73,8 @@ impl<'a> Sampler<'a> {
         }
         let first = Job::new(first, decode, prefill)?;
         let (cols, rows) = (first.cols(), first.rows());
-        let count = match weights {
-            Weights::Cold(bytes) => 2.max(bytes / first.packed_bytes().max(1) as u64 + 1) as usize,
-            Weights::Warm(count) => 1.max(count as usize),
-        };
+        let copies = rotation.bytes.div_ceil(first.packed_bytes().max(1) as u64);
+        let count = copies.clamp(2, MOST_COPIES) as usize;
         let mut jobs = vec![first];
         while jobs.len() < count {
             let parts = jobs[0].parts().iter().map(|part| copy(part, pool));
@@ -84,7 +85,7 @@ impl<'a> Sampler<'a> {
             pool,
             jobs,
             next: 0,
-            warm: matches!(weights, Weights::Warm(_)),
+            warm: rotation.warm,
             tokens,
             quantised: (0..tokens * cols).map(|_| random.below(255) as u8 as i8).collect(),
             scales: vec![1.0; tokens],
@@ -195,12 +196,14 @@ mod tests {
         let layouts: std::collections::BTreeSet<Layout> =
             kernels::builtin().iter().map(Kernel::layout).collect();
         for layout in layouts {
-            let mut cold = Sampler::new(&pool, &parts, layout, Weights::Cold(1), 32).unwrap();
+            let new = |bytes, warm| {
+                Sampler::new(&pool, &parts, layout, Rotation { bytes, warm }, 32).unwrap()
+            };
+            let mut cold = new(1, false);
             assert_eq!(cold.jobs.len(), 2);
-            let bytes = 10 * cold.jobs[0].packed_bytes() as u64;
-            let many = Sampler::new(&pool, &parts, layout, Weights::Cold(bytes), 32).unwrap();
-            assert_eq!(many.jobs.len(), 11);
-            let mut warm = Sampler::new(&pool, &parts, layout, Weights::Warm(3), 32).unwrap();
+            let bytes = cold.jobs[0].packed_bytes() as u64;
+            assert_eq!(new(10 * bytes, false).jobs.len(), 10);
+            let mut warm = new(3 * bytes - 1, true);
             assert_eq!(warm.jobs.len(), 3);
             for kernel in kernels::builtin().iter().filter(|k| k.layout() == layout) {
                 for (sampler, count) in [(&mut cold, 2), (&mut warm, 4)] {
@@ -219,8 +222,8 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let parts = [Shape::new(128, 128)];
         for kernel in kernels::builtin() {
-            let mut sampler =
-                Sampler::new(&pool, &parts, kernel.layout(), Weights::Warm(1), 3).unwrap();
+            let rotation = Rotation { bytes: 1, warm: true };
+            let mut sampler = Sampler::new(&pool, &parts, kernel.layout(), rotation, 3).unwrap();
             sampler.out.fill(f32::NAN);
             sampler.sample(kernel, 1).unwrap();
             let tokens = if kernel.tokens() == 1 { 1 } else { 3 };

@@ -39,36 +39,91 @@ pub(crate) struct Sample {
     pub disturbed: bool,
 }
 
+/// What one sample of a candidate showed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reading {
+    /// Microseconds per job.
+    pub us: f64,
+    /// That over the mean of the sentinel's samples before and after.
+    pub ratio: f64,
+    /// How much larger the ratio would be, had only the faster of the two been right.
+    slack: f64,
+    /// Whether it was to be thrown away, and there was no time left to repeat it.
+    spoilt: bool,
+}
+
 /// What a candidate showed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Entry {
-    /// Microseconds per job.
-    pub us: Vec<f64>,
-    /// Each of them over the sentinel's.
-    pub ratios: Vec<f64>,
-    /// How much larger each ratio would be, had only the faster of the two sentinel samples been
-    /// right.
-    pub slack: Vec<f64>,
+    readings: Vec<Reading>,
     /// Whether it was still in the race at the end.
     pub finalist: bool,
+}
+
+impl Entry {
+    /// Microseconds per job, sample by sample.
+    pub(crate) fn us(&self) -> Vec<f64> {
+        self.readings.iter().map(|reading| reading.us).collect()
+    }
+
+    /// Their ratios to the sentinel.
+    pub(crate) fn ratios(&self) -> Vec<f64> {
+        self.readings.iter().map(|reading| reading.ratio).collect()
+    }
+
+    /// The median ratio.
+    pub(crate) fn ratio(&self) -> f64 {
+        median(&self.ratios())
+    }
+
+    /// Drops the spoilt readings, unless few others would be left.
+    fn settle(&mut self) {
+        if self.readings.iter().filter(|reading| !reading.spoilt).count() >= stats::FEW {
+            self.readings.retain(|reading| !reading.spoilt);
+        }
+    }
+
+    /// Whether spoilt readings had to be kept.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.readings.iter().any(|reading| reading.spoilt)
+    }
+
+    /// Half the interval of the ratio. Where spoilt readings had to be kept it is twice as wide,
+    /// and a few of them say nothing at all.
+    pub(crate) fn half_width(&self) -> f64 {
+        // Below half a per cent, differences do not repeat from one process to the next: pages
+        // lie elsewhere.
+        let width = stats::half_width(&self.ratios(), 0.005);
+        match (self.readings.len() < stats::FEW, self.is_disturbed()) {
+            (false, false) => width,
+            (false, true) => 2.0 * width,
+            // Too few to show that they scatter; but the sentinel may have shown it.
+            (true, false) => self.readings.iter().map(|r| r.slack).fold(width, f64::max),
+            (true, true) => f64::max(1.0, self.ratio()),
+        }
+    }
 }
 
 /// The end of a tournament.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// One for each candidate.
+    /// One for each candidate; the sentinel's own, where it is one, is empty.
     pub entries: Vec<Entry>,
-    /// All samples of the sentinel.
-    pub sentinel_us: Vec<f64>,
-    /// Whether half the budget went into what was thrown away; what came after was kept.
-    pub disturbed: bool,
+    /// The sentinel's times; its ratios are 1.
+    pub sentinel: Entry,
 }
 
 impl Outcome {
-    /// The best median ratio.
+    /// The best median ratio of a finalist, at most the sentinel's.
     pub(crate) fn best(&self) -> Option<f64> {
         let finalists = self.entries.iter().filter(|entry| entry.finalist);
-        finalists.map(|entry| median(&entry.ratios)).min_by(f64::total_cmp)
+        finalists.map(Entry::ratio).min_by(f64::total_cmp)
+    }
+
+    /// Whether anything that counts rests on spoilt readings.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        let finalists = self.entries.iter().filter(|entry| entry.finalist);
+        finalists.chain([&self.sentinel]).any(Entry::is_disturbed)
     }
 }
 
@@ -87,11 +142,8 @@ pub(crate) fn run(
         budget,
         spent: 0.0,
         wasted: 0.0,
-        outcome: Outcome {
-            entries: vec![Entry::default(); candidates],
-            sentinel_us: Vec::new(),
-            disturbed: false,
-        },
+        entries: vec![Entry::default(); candidates],
+        sentinel: Entry::default(),
     };
     let mut left: Vec<usize> = (0..candidates).filter(|&c| Some(c) != sentinel).collect();
     for round in 1..=MOST_ROUNDS {
@@ -100,7 +152,7 @@ pub(crate) fn run(
             break;
         }
         if round % ROUNDS == 0 {
-            let ratio = |&c: &usize| median(&tournament.outcome.entries[c].ratios);
+            let ratio = |&c: &usize| tournament.entries[c].ratio();
             left.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
             let best = left.first().map(ratio);
             left.truncate(left.len().div_ceil(2).max(FINALISTS));
@@ -110,19 +162,13 @@ pub(crate) fn run(
             }
         }
     }
-    let mut outcome = tournament.outcome;
+    let Tournament { mut entries, sentinel: mut of_sentinel, .. } = tournament;
+    of_sentinel.finalist = true;
     for c in left {
-        outcome.entries[c].finalist = true;
+        entries[c].finalist = true;
     }
-    if let Some(c) = sentinel {
-        outcome.entries[c] = Entry {
-            us: outcome.sentinel_us.clone(),
-            ratios: vec![1.0; outcome.sentinel_us.len()],
-            slack: Vec::new(),
-            finalist: true,
-        };
-    }
-    Ok(outcome)
+    entries.iter_mut().chain([&mut of_sentinel]).for_each(Entry::settle);
+    Ok(Outcome { entries, sentinel: of_sentinel })
 }
 
 struct Tournament<F> {
@@ -130,7 +176,8 @@ struct Tournament<F> {
     budget: f64,
     spent: f64,
     wasted: f64,
-    outcome: Outcome,
+    entries: Vec<Entry>,
+    sentinel: Entry,
 }
 
 impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
@@ -155,68 +202,53 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
         loop {
             let spent = self.spent;
             let before = self.time(Entrant::Sentinel)?;
-            let times = block
-                .iter()
-                .map(|&c| self.time(Entrant::Candidate(c)))
-                .collect::<Result<Vec<f64>>>()?;
+            let times = block.iter().map(|&c| self.time(Entrant::Candidate(c)));
+            let times = times.collect::<Result<Vec<Sample>>>()?;
             let after = self.time(Entrant::Sentinel)?;
-            let seen = &self.outcome.sentinel_us;
-            let usual = if seen.is_empty() { 0.0 } else { 3.0 * mad(seen) / median(seen) };
-            let moved = (after / before - 1.0).abs() > usual.max(DRIFT);
+            let good = self.sentinel.readings.iter().filter(|reading| !reading.spoilt);
+            let seen: Vec<f64> = good.map(|reading| reading.us).collect();
+            let usual = if seen.is_empty() { 0.0 } else { 3.0 * mad(&seen) / median(&seen) };
+            let moved = (after.us / before.us - 1.0).abs() > usual.max(DRIFT);
             if moved && self.may_waste(self.spent - spent) {
                 continue;
             }
-            self.outcome.sentinel_us.extend([before, after]);
-            for (&c, us) in block.iter().zip(times) {
-                let entry = &mut self.outcome.entries[c];
-                entry.us.push(us);
-                let ratio = us / ((before + after) / 2.0);
-                entry.ratios.push(ratio);
-                entry.slack.push(us / before.min(after) - ratio);
+            let (mean, least) = ((before.us + after.us) / 2.0, before.us.min(after.us));
+            let spoilt = moved || before.disturbed || after.disturbed;
+            let reading = |us: f64, spoilt| {
+                let ratio = us / mean;
+                Reading { us, ratio, slack: us / least - ratio, spoilt }
+            };
+            for sample in [before, after] {
+                self.sentinel.readings.push(Reading { ratio: 1.0, ..reading(sample.us, spoilt) });
+            }
+            for (&c, sample) in block.iter().zip(times) {
+                let reading = reading(sample.us, spoilt || sample.disturbed);
+                self.entries[c].readings.push(reading);
             }
             return Ok(());
         }
     }
 
-    fn time(&mut self, entrant: Entrant) -> Result<f64> {
+    fn time(&mut self, entrant: Entrant) -> Result<Sample> {
         loop {
-            let Sample { us, cost, disturbed } = (self.sample)(entrant)?;
-            self.spent += cost;
-            if disturbed && self.may_waste(cost) {
+            let sample = (self.sample)(entrant)?;
+            self.spent += sample.cost;
+            if sample.disturbed && self.may_waste(sample.cost) {
                 continue;
             }
             // A clock too coarse for the job gives 0; ratios need something to divide by.
-            return Ok(us.max(1e-3));
+            return Ok(Sample { us: sample.us.max(1e-3), ..sample });
         }
     }
 
-    /// Whether what cost so many seconds can be thrown away; else it is kept, and the machine
-    /// counts as disturbed.
+    /// Whether what cost so many seconds can be thrown away and done again.
     fn may_waste(&mut self, cost: f64) -> bool {
         let may = self.wasted < self.budget / 2.0;
         if may {
             self.wasted += cost;
-        } else {
-            self.outcome.disturbed = true;
         }
         may
     }
-}
-
-/// Half the interval of an entry's ratio, twice as wide where the machine was disturbed. The
-/// sentinel's own is 0.
-pub(crate) fn ratio_half_width(entry: &Entry, is_sentinel: bool, disturbed: bool) -> f64 {
-    if is_sentinel {
-        return 0.0;
-    }
-    // Below half a per cent, differences do not repeat from one process to the next: pages lie
-    // elsewhere.
-    let mut width = stats::half_width(&entry.ratios, 0.005);
-    if entry.ratios.len() < stats::FEW {
-        // Too few to show that they scatter; but the sentinel may have shown it.
-        width = entry.slack.iter().copied().fold(width, f64::max);
-    }
-    if disturbed { 2.0 * width } else { width }
 }
 
 #[cfg(test)]
@@ -244,7 +276,7 @@ mod tests {
 
     fn best(outcome: &Outcome) -> usize {
         let finalists = (0..outcome.entries.len()).filter(|&c| outcome.entries[c].finalist);
-        let ratio = |c: &usize| median(&outcome.entries[*c].ratios);
+        let ratio = |c: &usize| outcome.entries[*c].ratio();
         finalists.min_by(|a, b| ratio(a).total_cmp(&ratio(b))).unwrap()
     }
 
@@ -258,12 +290,12 @@ mod tests {
         let outcome = run(20, None, 1.0, None, machine(&times, weather, &mut log)).unwrap();
         assert_eq!(best(&outcome), 0);
         let entry = &outcome.entries[0];
-        assert!((median(&entry.ratios) - 0.9).abs() < 0.01, "{}", median(&entry.ratios));
+        assert!((entry.ratio() - 0.9).abs() < 0.01, "{}", entry.ratio());
         assert_eq!(outcome.entries.iter().filter(|e| e.finalist).count(), FINALISTS);
         // The losers were timed and dropped early.
-        assert!(outcome.entries.iter().all(|e| e.ratios.len() >= ROUNDS));
-        assert!(outcome.entries[17].ratios.len() < entry.ratios.len() / 3);
-        assert!(!outcome.disturbed);
+        assert!(outcome.entries.iter().all(|e| e.readings.len() >= ROUNDS));
+        assert!(outcome.entries[17].readings.len() < entry.readings.len() / 3);
+        assert!(!outcome.is_disturbed());
     }
 
     #[test]
@@ -273,12 +305,13 @@ mod tests {
         // One jump, inside the third block: samples 8 to 11.
         let weather = |n: usize| if n >= 10 { 2.0 } else { 1.0 };
         let outcome = run(2, None, 1.0, None, machine(&times, weather, &mut log)).unwrap();
-        assert!(!outcome.disturbed);
+        assert!(!outcome.is_disturbed());
         for (entry, ratio) in outcome.entries.iter().zip([0.95, 1.05]) {
-            assert!(entry.ratios.iter().all(|r| (r - ratio).abs() < 1e-9), "{:?}", entry.ratios);
+            let ratios = entry.ratios();
+            assert!(ratios.iter().all(|r| (r - ratio).abs() < 1e-9), "{ratios:?}");
         }
         let timed = |e| log.iter().filter(|&&l| l == e).count();
-        assert_eq!(timed(Entrant::Candidate(0)), outcome.entries[0].ratios.len() + 1);
+        assert_eq!(timed(Entrant::Candidate(0)), outcome.entries[0].readings.len() + 1);
     }
 
     #[test]
@@ -287,16 +320,31 @@ mod tests {
         let mut log = Vec::new();
         let weather = |n: usize| if n.is_multiple_of(3) { 1.5 } else { 1.0 };
         let outcome = run(1, None, 0.1, None, machine(&times, weather, &mut log)).unwrap();
-        assert!(outcome.disturbed);
-        assert!(!outcome.entries[0].ratios.is_empty());
+        assert!(outcome.is_disturbed());
+        assert!(!outcome.entries[0].readings.is_empty());
         assert!(log.len() < 200, "{}", log.len());
-        let few = Entry { ratios: vec![0.3; 2], slack: vec![0.0, 0.8], ..Entry::default() };
-        assert_eq!(ratio_half_width(&few, false, false), 0.8);
-        let calm = Entry { ratios: vec![0.9; 9], ..Entry::default() };
-        assert_eq!(
-            ratio_half_width(&calm, false, true),
-            2.0 * ratio_half_width(&calm, false, false)
-        );
+    }
+
+    #[test]
+    fn intervals_know_what_was_spoilt() {
+        let reading = |ratio, slack, spoilt| Reading { us: 1.0, ratio, slack, spoilt };
+        let entry = |readings: &[Reading]| {
+            let mut entry = Entry { readings: readings.to_vec(), finalist: true };
+            entry.settle();
+            entry
+        };
+        let calm = entry(&[reading(0.9, 0.3, false); 9]);
+        assert_eq!((calm.half_width(), calm.is_disturbed()), (0.005, false));
+        // Enough good readings: the bad ones do not count.
+        let mixed = [[reading(0.9, 0.3, false); 9], [reading(0.2, 0.3, true); 9]].concat();
+        let mixed = entry(&mixed);
+        assert_eq!((mixed.ratio(), mixed.half_width(), mixed.is_disturbed()), (0.9, 0.005, false));
+        let spoilt = entry(&[reading(0.9, 0.3, true); 9]);
+        assert_eq!((spoilt.half_width(), spoilt.is_disturbed()), (0.01, true));
+        let few = entry(&[reading(0.3, 0.0, false), reading(0.3, 0.8, false)]);
+        assert_eq!((few.half_width(), few.is_disturbed()), (0.8, false));
+        let nothing = entry(&[reading(0.3, 0.0, true); 2]);
+        assert_eq!((nothing.half_width(), nothing.is_disturbed()), (1.0, true));
     }
 
     #[test]
@@ -309,13 +357,13 @@ mod tests {
             Ok(Sample { us: if disturbed { 10.0 * us } else { us }, cost: 0.001, disturbed })
         })
         .unwrap();
-        assert!(!outcome.disturbed);
-        assert!(outcome.entries[0].ratios.iter().all(|ratio| (ratio - 0.95).abs() < 1e-9));
+        assert!(!outcome.is_disturbed());
+        assert!(outcome.entries[0].ratios().iter().all(|ratio| (ratio - 0.95).abs() < 1e-9));
         // A machine that disturbs every sample is not waited for.
         let outcome =
             run(1, None, 0.1, None, |_| Ok(Sample { us: 100.0, cost: 0.001, disturbed: true }))
                 .unwrap();
-        assert!(outcome.disturbed && !outcome.entries[0].ratios.is_empty());
+        assert!(outcome.is_disturbed() && !outcome.entries[0].readings.is_empty());
     }
 
     #[test]
@@ -323,18 +371,19 @@ mod tests {
         let times: Vec<f64> = (0..9).map(f64::from).collect();
         let mut log = Vec::new();
         let outcome = run(9, Some(4), 0.0, None, machine(&times, |_| 1.0, &mut log)).unwrap();
-        assert!(outcome.entries.iter().all(|e| !e.ratios.is_empty() && e.finalist));
+        let others = || (0..9).filter(|&c| c != 4).map(|c| &outcome.entries[c]);
+        assert!(others().all(|e| !e.readings.is_empty() && e.finalist));
         // The sentinel is not timed twice.
         assert_eq!(log.iter().filter(|&&l| l == Entrant::Candidate(4)).count(), 0);
-        assert_eq!(outcome.entries[4].us, [100.0; 4]);
-        assert_eq!(ratio_half_width(&outcome.entries[4], true, false), 0.0);
+        assert!(outcome.entries[4].readings.is_empty());
+        assert_eq!(outcome.sentinel.us(), [100.0; 4]);
     }
 
     #[test]
     fn the_sentinel_may_be_alone_and_the_hopeless_are_given_up() {
         let mut log = Vec::new();
         let outcome = run(1, Some(0), 1.0, None, machine(&[], |_| 1.0, &mut log)).unwrap();
-        assert_eq!(outcome.best(), Some(1.0));
+        assert_eq!((outcome.best(), outcome.sentinel.ratio()), (None, 1.0));
         let mut log = Vec::new();
         let times = [300.0; 8];
         run(8, None, 10.0, Some(1.0), machine(&times, |_| 1.0, &mut log)).unwrap();
