@@ -757,10 +757,18 @@ impl Gguf {
     /// counting as resident. Whole pages inside the tensor only: neighbours keep theirs. Reading
     /// the tensor again is slow, not wrong.
     pub fn drop_pages(&self, tensor: &TensorInfo) {
+        self.drop_part(tensor, 0..self.tensor_bytes(tensor).len());
+    }
+
+    /// As [`Gguf::drop_pages`], for bytes `part` of the tensor's data.
+    pub fn drop_part(&self, tensor: &TensorInfo, part: std::ops::Range<usize>) {
         #[cfg(unix)]
-        if let (Bytes::Mapped(map), Some(range)) = (&self.bytes, byte_range(tensor))
-            && range.end <= map.len()
+        if let (Bytes::Mapped(map), Some(whole)) = (&self.bytes, byte_range(tensor))
+            && whole.end <= map.len()
+            && part.start <= part.end
+            && part.end <= whole.len()
         {
+            let range = whole.start + part.start..whole.start + part.end;
             // SAFETY: sysconf only reads a number of the system's configuration.
             let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
             let page = usize::try_from(page).unwrap_or(4096).max(1);

@@ -2,6 +2,7 @@
 //! hyperparameters ask for.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bitnet_profiles::{HeadFormat, Layout, Role, Shape};
 
@@ -12,11 +13,12 @@ use crate::error::{Error, Result, quoted};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::kernels::Kernel;
 use crate::matmul::Job;
-use crate::memory::Arena;
+use crate::memory::{Arena, Buffer};
 use crate::pack::PackedMatrix;
+use crate::threads::SharedSlice;
 
-/// All weights. Ternary matrices and norms are in memory; the embedding and the head stay in the
-/// file's own blocks.
+/// All weights. The embedding and the head keep the file's own blocks; the embedding is read from
+/// the file, all else is in memory.
 #[derive(Debug)]
 pub struct Weights {
     /// `[vocab][hidden]`
@@ -58,6 +60,8 @@ pub struct Table {
     tensor: TensorInfo,
     format: HeadFormat,
     rows: usize,
+    /// The blocks, where they were copied out of the file.
+    memory: Option<Arc<Buffer>>,
 }
 
 impl Table {
@@ -75,8 +79,8 @@ impl Table {
 
     /// Consecutive rows, in the file's blocks.
     #[must_use]
-    pub fn rows<'a>(&self, gguf: &'a Gguf, rows: Range<usize>) -> &'a [u8] {
-        let bytes = gguf.tensor_bytes(&self.tensor);
+    pub fn rows<'a>(&'a self, gguf: &'a Gguf, rows: Range<usize>) -> &'a [u8] {
+        let bytes = self.memory.as_deref().map_or(gguf.tensor_bytes(&self.tensor), |b| b);
         let width = bytes.len() / self.rows;
         &bytes[rows.start * width..rows.end * width]
     }
@@ -142,10 +146,16 @@ struct Loader<'a> {
 impl<'a> Loader<'a> {
     fn weights(&mut self, config: &Config) -> Result<Weights> {
         let Config { hidden, vocab, .. } = *config;
-        let embedding = self.table("token_embd.weight", vocab, hidden)?;
+        let mut embedding = self.table("token_embd.weight", vocab, hidden)?;
         let head = match self.gguf.tensor("output.weight") {
-            Some(_) => self.table("output.weight", vocab, hidden)?,
-            None => embedding.clone(),
+            Some(_) => {
+                let head = self.table("output.weight", vocab, hidden)?;
+                self.copy(head)?
+            }
+            None => {
+                embedding = self.copy(embedding)?;
+                embedding.clone()
+            }
         };
         let output_norm = self.norm("output_norm.weight", hidden)?;
         let rope_factors = self.rope_factors(config)?;
@@ -235,7 +245,30 @@ impl<'a> Loader<'a> {
                 "f32, f16, bf16, q8_0, q6_K or q4_0; quantise the embedding to one of them";
             return Err(self.gguf.tensor_error(name, tensor.ty.name(), expected));
         };
-        Ok(Table { tensor: tensor.clone(), format, rows })
+        Ok(Table { tensor: tensor.clone(), format, rows, memory: None })
+    }
+
+    /// Copies a table out of the file, each worker the rows it will read, and drops the file's
+    /// pages on the way. Memory comes in huge pages, which the file's do not: reading the q6_K head
+    /// of 2B-4T on two cores of Zen 5 takes COPY_MS ms instead of MMAP_MS.
+    fn copy(&mut self, table: Table) -> Result<Table> {
+        /// Rows between two drops.
+        const ROWS: usize = 1024;
+        let gguf = self.gguf;
+        let bytes = gguf.tensor_bytes(&table.tensor);
+        let width = bytes.len() / table.rows;
+        let mut buffer = Buffer::zeroed(bytes.len())?;
+        let out = SharedSlice::new(&mut buffer);
+        self.options.pool.run(|worker| {
+            let share = worker.share(table.rows);
+            for first in share.clone().step_by(ROWS) {
+                let part = first * width..(first + ROWS).min(share.end) * width;
+                // SAFETY: shares are disjoint.
+                unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part.clone()]);
+                gguf.drop_part(&table.tensor, part);
+            }
+        })?;
+        Ok(Table { memory: Some(Arc::new(buffer)), ..table })
     }
 
     /// Packs the matrices of a job for the kernels of its role.
