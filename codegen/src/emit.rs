@@ -37,8 +37,8 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 }
 
 /// All of `ids` in one file: the ABI, the vocabularies they use, a module for each kernel and for
-/// the float operations of each ISA, and the tables `TERNARY`, `HEADS` and `VECTOR`. The file's text depends
-/// on `ids` and nothing else.
+/// the float operations of each ISA, and the tables `TERNARY`, `HEADS`, `ATTENTION` and `VECTOR`.
+/// The file's text depends on `ids` and nothing else.
 ///
 /// # Errors
 /// As [`emit_kernel`].
@@ -55,29 +55,24 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     out.push_str("/// The vector vocabularies.\n");
     module(&mut out, "isa", &vocabularies);
 
-    let (mut ternary, mut heads) = (Vec::new(), Vec::new());
+    let (mut ternary, mut heads, mut attention) = (Vec::new(), Vec::new(), Vec::new());
     for id in ids {
         let name = id.to_string();
         module(&mut out, &name, &kernel(id, template(id)?)?);
         let path = format_ident!("{name}");
-        let (entry, table) = match id.op {
-            Op::Ternary(_) => (format_ident!("TernaryEntry"), &mut ternary),
-            Op::Head(_) => (format_ident!("HeadEntry"), &mut heads),
-            Op::Attention => continue,
+        let (entry, prepare, table) = match id.op {
+            Op::Ternary(_) => (format_ident!("TernaryEntry"), true, &mut ternary),
+            Op::Head(_) => (format_ident!("HeadEntry"), true, &mut heads),
+            Op::Attention => (format_ident!("AttentionEntry"), false, &mut attention),
         };
+        let prepare = prepare.then(|| quote!(prepare: #path::prepare,));
         table.push(quote! {
-            abi::#entry {
-                id: #name,
-                scratch: #path::scratch,
-                prepare: #path::prepare,
-                run: #path::run,
-            }
+            abi::#entry { id: #name, scratch: #path::scratch, #prepare run: #path::run }
         });
     }
-    // The tiers between add nothing to float arithmetic.
     let mut vectors = Vec::new();
-    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= best) {
-        let name = format!("{}__{isa}", VECTOR.name);
+    for &isa in FLOAT_TIERS.iter().filter(|&&isa| isa <= best) {
+        let name = vector_module(isa);
         module(&mut out, &name, &specialise(&VECTOR, isa, &[])?);
         let (isa, path) = (isa.name(), format_ident!("{name}"));
         vectors.push(quote!((#isa, #path::ENTRY)));
@@ -90,12 +85,23 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         pub static TERNARY: &[abi::TernaryEntry] = &[#(#ternary),*];
         /// Every head kernel of this file.
         pub static HEADS: &[abi::HeadEntry] = &[#(#heads),*];
+        /// Every attention kernel of this file.
+        pub static ATTENTION: &[abi::AttentionEntry] = &[#(#attention),*];
         /// The float operations of every ISA, by its name.
         pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
     };
     let table = syn::parse2(table).expect("written above");
     out.push_str(&prettyplease::unparse(&table));
     Ok(out)
+}
+
+/// The tiers with float operations of their own: those between add nothing to float arithmetic.
+const FLOAT_TIERS: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512];
+
+/// The module with the float operations that kernels of an ISA use.
+pub(crate) fn vector_module(isa: Isa) -> String {
+    let tier = FLOAT_TIERS.iter().rfind(|&&tier| tier <= isa).unwrap_or(&Isa::Scalar);
+    format!("{}__{tier}", VECTOR.name)
 }
 
 fn header(path: &str) -> String {

@@ -3,7 +3,7 @@
 
 use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, Scalar};
 use bitnet_profiles::Layout::{I2sT16, I2sT32, Tl1T32, Tl2T32, Tl2W32};
-use bitnet_profiles::Op::{self, Head, Ternary};
+use bitnet_profiles::Op::{self, Attention, Head, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
 
 /// What a kernel is for: one token at a time, or many.
@@ -73,6 +73,11 @@ const SPACE: &[Row] = &[
     Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Avx512],             rows: &[1, 4],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[2, 8],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
+    // would take all 16 registers for sums.
+    Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Attention],       isas: &[Avx2, Avx512],                     rows: &[2, 4],   cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[8],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
 ];
 
 /// Every kernel of the space for an ISA, generic in shape or specialised for one, in the order of

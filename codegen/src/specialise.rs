@@ -4,10 +4,11 @@
 use std::ops::Range;
 
 use bitnet_profiles::Isa;
-use bitnet_templates::Source;
+use bitnet_templates::{Source, VECTOR};
 use syn::spanned::Spanned;
 
 use crate::Error;
+use crate::emit::vector_module;
 
 /// A constant of the template, the value that a spec gives it, and the value that leaves the
 /// template as it is where the constant is missing.
@@ -17,8 +18,8 @@ pub(crate) struct Constant {
     pub neutral: usize,
 }
 
-/// The text of `source` for `isa` with `constants` set, as the body of a module that has `abi` and
-/// `isa` as siblings.
+/// The text of `source` for `isa` with `constants` set, as the body of a module that has `abi`,
+/// `isa` and the float operations as siblings.
 pub(crate) fn specialise(
     source: &Source,
     isa: Isa,
@@ -46,6 +47,10 @@ pub(crate) fn specialise(
                     edits.push((path.ident.span().byte_range(), "super".into()));
                     if let Some(vocabulary) = vocabulary(&path.tree) {
                         edits.push((vocabulary.span().byte_range(), isa.name().into()));
+                    } else if let syn::UseTree::Path(module) = &*path.tree
+                        && module.ident == VECTOR.name
+                    {
+                        edits.push((module.ident.span().byte_range(), vector_module(isa)));
                     }
                 }
             }

@@ -11,7 +11,7 @@ pub enum Op {
     Ternary(Layout),
     /// Rows of the lm_head times one activation row: f32 logits.
     Head(HeadFormat),
-    /// Attention over the f16 KV cache.
+    /// Attention over the KV cache: f16, or f32 where the call says so.
     Attention,
 }
 

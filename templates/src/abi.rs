@@ -97,6 +97,26 @@ pub struct VectorEntry {
     pub rope_norm: unsafe extern "C" fn(x: *mut f32, cos: *const f32, sin: *const f32, n: usize),
     /// Converts to half floats, as bits.
     pub to_f16: unsafe extern "C" fn(x: *const f32, out: *mut u16, n: usize),
+    /// Merges the next chunk of an attention into `state` and `out`.
+    pub attention_merge: unsafe extern "C" fn(
+        state: *mut Softmax,
+        out: *mut f32,
+        chunk: &Softmax,
+        chunk_out: *const f32,
+        n: usize,
+    ),
+    /// Ends an attention.
+    pub attention_finish: unsafe extern "C" fn(state: &Softmax, out: *mut f32, n: usize),
+}
+
+/// The running state of a softmax: `model/numerics.rs` has it too.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Softmax {
+    /// The largest score so far.
+    pub max: f32,
+    /// The sum of exp(score - max).
+    pub sum: f32,
 }
 
 /// The activation row of a head, to be laid out as the kernel reads it.
@@ -150,4 +170,65 @@ pub struct HeadEntry {
     pub prepare: HeadPrepareFn,
     /// Multiplies.
     pub run: HeadRunFn,
+}
+
+/// Attention of query rows, the heads of some tokens, over one chunk of the key-value head that they
+/// share: `numerics::attention_chunk`, and if so asked `numerics::attention_merge`.
+///
+/// A row of elements, a key or a value, is padded with zeros to a multiple of 16. Values lie row by
+/// row. Of the keys 16 positions make a block: element
+/// `i` of position `p` is number `(slot * 16 + p % 16)` of block `p / 16`, where `slot` is
+/// `(c / 4 * steps + i / 16) * 4 + c % 4`, `c` is `i % 16` with its 4 bits in reverse order, and
+/// `steps` is the vectors of a row. What stands at positions that no token sees decides nothing.
+#[repr(C)]
+pub struct AttentionCall {
+    /// Head `h` of token `t`: `queries + t * stride + h * head_dim`.
+    pub queries: *const f32,
+    /// Elements between the queries of one token and the next.
+    pub stride: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Query heads of a token.
+    pub heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// For every token how many positions of the chunk it sees, 0 to 256.
+    pub counts: *const usize,
+    /// Keys of the chunk.
+    pub keys: *const u8,
+    /// Values of the chunk.
+    pub values: *const u8,
+    /// Whether keys and values are f32; else f16.
+    pub wide: bool,
+    /// Scores are dot products times this.
+    pub scale: f32,
+    /// Whether `states` and `out` hold the chunks before, to be merged with this one; a token that
+    /// sees nothing of it keeps them. Else this is the first one.
+    pub merge: bool,
+    /// `[tokens][heads]`
+    pub states: *mut Softmax,
+    /// `[tokens][heads][head_dim]`, not yet divided by the sums.
+    pub out: *mut f32,
+    /// At least `scratch(head_dim)` bytes, 64-byte aligned.
+    pub scratch: *mut u8,
+}
+
+/// Computes one [`AttentionCall`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `queries` is readable for all heads of all tokens, `keys` and
+/// `values` for as many positions as the largest of `counts`, `keys` rounded up to whole blocks;
+/// `states` and `out` are readable and writable, and `scratch` is writable, with nothing else
+/// accessing them meanwhile. `heads` is not 0, and no count is above 256.
+pub type AttentionRunFn = unsafe extern "C" fn(call: &AttentionCall);
+
+/// An attention kernel as the generated table lists it.
+#[derive(Clone, Copy)]
+pub struct AttentionEntry {
+    /// The kernel's id, as `bitnet_profiles::KernelId` spells it.
+    pub id: &'static str,
+    /// Bytes of scratch for heads of so many elements.
+    pub scratch: ScratchFn,
+    /// Attends.
+    pub run: AttentionRunFn,
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::redundant_closure, reason = "a function with target features is no `Fn`")]
 
 pub mod abi;
+pub mod attention;
 pub mod head_block;
 pub mod head_float;
 pub mod i2_s;
@@ -56,7 +57,8 @@ pub const TEMPLATES: &[Source] = &[
     source!("tl2_w", "tl2_w.rs"),
     source!("head_float", "head_float.rs"),
     source!("head_block", "head_block.rs"),
+    source!("attention", "attention.rs"),
 ];
 
-/// The float operations, emitted once for every ISA.
+/// The float operations, emitted once for every ISA that computes floats its own way.
 pub const VECTOR: Source = source!("vector", "vector.rs");

@@ -7,7 +7,7 @@
 //! lanes of `isa::F32`, whatever registers it is made of. Elements beyond the last 16 go to their
 //! lanes one by one, as a fused product with a padded zero could turn -0 into +0.
 
-use crate::abi::VectorEntry;
+use crate::abi::{Softmax, VectorEntry};
 use crate::isa::scalar as isa;
 
 /// Virtual lanes.
@@ -25,6 +25,8 @@ pub const ENTRY: VectorEntry = VectorEntry {
     rope_neox,
     rope_norm,
     to_f16,
+    attention_merge,
+    attention_finish,
 };
 
 /// `out[i] = f(x[i], y[i])`.
@@ -280,4 +282,38 @@ unsafe extern "C" fn to_f16(x: *const f32, out: *mut u16, n: usize) {
             out.add(i).copy_from_nonoverlapping(b.as_ptr(), n - i);
         }
     }
+}
+
+/// See `VectorEntry`.
+///
+/// # Safety
+/// See `VectorEntry`.
+pub unsafe extern "C" fn attention_merge(
+    state: *mut Softmax,
+    out: *mut f32,
+    chunk: &Softmax,
+    chunk_out: *const f32,
+    n: usize,
+) {
+    // SAFETY: the contract of VectorEntry.
+    unsafe {
+        let before = state.read();
+        let max = if before.max > chunk.max { before.max } else { chunk.max };
+        let mut lanes = [0f32; LANES];
+        (lanes[0], lanes[1]) = (before.max - max, chunk.max - max);
+        isa::f32_store(lanes.as_mut_ptr(), exp(isa::f32_load(lanes.as_ptr())));
+        let (a, b) = (lanes[0], lanes[1]);
+        state.write(Softmax { max, sum: before.sum.mul_add(a, chunk.sum * b) });
+        let (a, b) = (isa::f32_splat(a), isa::f32_splat(b));
+        elementwise(out, chunk_out, out, n, |out, chunk| {
+            isa::f32_fma(out, a, isa::f32_mul(chunk, b))
+        });
+    }
+}
+
+/// See `VectorEntry`.
+unsafe extern "C" fn attention_finish(state: &Softmax, out: *mut f32, n: usize) {
+    let r = isa::f32_splat(1.0 / state.sum);
+    // SAFETY: the contract of VectorEntry.
+    unsafe { elementwise(out, out, out, n, |out, _| isa::f32_mul(out, r)) }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 use bitnet_codegen::{emit_kernel, emit_library, grid};
-use bitnet_profiles::{Isa, KernelId, KernelSpec, Shape, TileConfig};
+use bitnet_profiles::{Isa, KernelId, KernelSpec, Op, Shape, TileConfig};
 use bitnet_runtime::kernels::builtin;
 
 fn emit(id: &KernelId) -> String {
@@ -36,8 +36,9 @@ fn emission_is_deterministic() {
     assert!(text == emit_library(&ids).unwrap(), "two emissions differ");
     assert!(text == builtin::SOURCE, "the runtime was built from another text");
     assert_eq!(builtin::FINGERPRINT, bitnet_codegen::fingerprint());
-    let ternary = builtin::TERNARY.iter().map(|entry| entry.id);
-    let table: Vec<&str> = ternary.chain(builtin::HEADS.iter().map(|entry| entry.id)).collect();
+    let mut table: Vec<&str> = builtin::TERNARY.iter().map(|entry| entry.id).collect();
+    table.extend(builtin::HEADS.iter().map(|entry| entry.id));
+    table.extend(builtin::ATTENTION.iter().map(|entry| entry.id));
     let named: BTreeSet<String> = ids.iter().map(ToString::to_string).collect();
     assert_eq!(table.len(), ids.len());
     for id in table {
@@ -79,9 +80,13 @@ fn kernels_open_with_their_origin_and_parse() {
         };
         assert_eq!(module.ident, id.to_string());
         let (_, items) = module.content.as_ref().unwrap();
-        for name in ["scratch", "prepare", "run"] {
+        let names: &[&str] = match id.op {
+            Op::Attention => &["scratch", "run"],
+            _ => &["scratch", "prepare", "run"],
+        };
+        for name in names {
             let found = items.iter().any(|item| {
-                matches!(item, syn::Item::Fn(f) if f.sig.ident == name && f.sig.abi.is_some())
+                matches!(item, syn::Item::Fn(f) if f.sig.ident == *name && f.sig.abi.is_some())
             });
             assert!(found, "{id}: no `extern \"C\" fn {name}`");
         }

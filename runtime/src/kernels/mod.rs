@@ -14,11 +14,13 @@ use bitnet_profiles::{KernelId, Layout, Op, Shape};
 use crate::memory::ALIGN;
 use crate::pack::PackedMatrix;
 
+pub mod attention;
 pub mod builtin;
 mod head;
 mod selection;
 mod vector;
 
+pub use attention::AttentionKernel;
 pub use head::HeadKernel;
 pub use selection::Selection;
 pub use vector::VectorOps;

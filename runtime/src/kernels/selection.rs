@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Pick, Profile, Role, Shape, registry};
 
-use super::{HeadKernel, Kernel, VectorOps, find};
+use super::{AttentionKernel, HeadKernel, Kernel, VectorOps, find};
 use crate::{Error, Result};
 
 /// What decides on kernels, and what it had to say.
@@ -114,6 +114,18 @@ impl Selection {
             .filter(|kernel| kernel.format() == format)
             .or_else(|| HeadKernel::default(format, self.ceiling))
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
+    }
+
+    /// The kernel for attention.
+    ///
+    /// # Errors
+    /// As [`Selection::ternary`].
+    pub fn attention(&self, parts: &[Shape]) -> Result<AttentionKernel> {
+        let choice = self.profile.as_ref().and_then(|p| p.choice(Role::Attention, parts));
+        choice
+            .and_then(|choice| AttentionKernel::find(&choice.decode.kernel))
+            .or_else(|| AttentionKernel::default(self.ceiling))
+            .ok_or_else(|| Error::Runtime("no kernel for attention".into()))
     }
 
     /// The float operations.

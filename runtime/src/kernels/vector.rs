@@ -5,6 +5,7 @@ use bitnet_profiles::Isa;
 use half::f16;
 
 use super::builtin::{self, abi};
+use crate::model::numerics::Softmax;
 
 /// The float operations of one ISA that this CPU can run.
 #[derive(Clone, Copy)]
@@ -118,5 +119,32 @@ impl VectorOps {
         assert_eq!(x.len(), out.len());
         // SAFETY: as above; f16 is a transparent u16.
         unsafe { (self.entry.to_f16)(x.as_ptr(), out.as_mut_ptr().cast(), x.len()) }
+    }
+
+    /// [`numerics::attention_merge`](crate::model::numerics::attention_merge).
+    pub fn attention_merge(
+        &self,
+        state: &mut Softmax,
+        out: &mut [f32],
+        chunk: Softmax,
+        chunk_out: &[f32],
+    ) {
+        assert_eq!(out.len(), chunk_out.len());
+        let Softmax { max, sum } = chunk;
+        let (chunk, n) = (abi::Softmax { max, sum }, out.len());
+        let mut before = abi::Softmax { max: state.max, sum: state.sum };
+        // SAFETY: as above.
+        unsafe {
+            let (out, chunk_out) = (out.as_mut_ptr(), chunk_out.as_ptr());
+            (self.entry.attention_merge)(&mut before, out, &chunk, chunk_out, n);
+        }
+        *state = Softmax { max: before.max, sum: before.sum };
+    }
+
+    /// [`numerics::attention_finish`](crate::model::numerics::attention_finish).
+    pub fn attention_finish(&self, state: Softmax, out: &mut [f32]) {
+        let state = abi::Softmax { max: state.max, sum: state.sum };
+        // SAFETY: as above.
+        unsafe { (self.entry.attention_finish)(&state, out.as_mut_ptr(), out.len()) }
     }
 }

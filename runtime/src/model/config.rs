@@ -243,6 +243,13 @@ impl Config {
         .into()
     }
 
+    /// What attention is known by in a tuning profile: the query heads and the key-value heads of a
+    /// token, and the elements of each.
+    #[must_use]
+    pub fn attention_shapes(&self) -> [Shape; 2] {
+        [self.heads, self.kv_heads].map(|heads| Shape::new(heads, self.head_dim))
+    }
+
     /// The hash that tuning profiles know these jobs by, see [`shapes_hash`].
     #[must_use]
     pub fn shapes_hash(&self) -> String {

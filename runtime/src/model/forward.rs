@@ -8,7 +8,7 @@
 //!   is worker w's own copy of the one token: every worker computes it for itself, which is
 //!   cheaper than a barrier. Matrix products read slots 0..n, or the worker's own.
 //! - **outputs** of matrix products, `[token][rows]`: a worker writes its share of the rows.
-//! - **heads** in attention: a worker writes the outputs of its units.
+//! - **rows** in attention, query heads of tokens: a worker writes the outputs of its units.
 //!
 //! No number depends on the split: each is made by one sequence of operations, whoever runs it.
 
@@ -18,11 +18,12 @@ use std::sync::Arc;
 use super::Model;
 use super::config::{Activation, RopePairs};
 use super::kv_cache::{KvCache, KvType, SharedKv};
-use super::numerics::{self, CHUNK, Softmax};
+use super::numerics::{CHUNK, Softmax};
 use super::stages::{Stage, StageClock, StageTimes};
 use super::weights::Layer;
 use crate::error::{Error, Result};
 use crate::kernels::VectorOps;
+use crate::kernels::attention::AttentionInput;
 use crate::matmul::{self, Job};
 use crate::memory::Buffer;
 use crate::threads::{Pool, SharedSlice, Worker};
@@ -44,6 +45,8 @@ impl Default for SessionOptions {
     }
 }
 
+/// Tokens of a prompt that attend together, at most.
+const TILE_TOKENS: usize = 16;
 /// The context of a session that asks for none, unless the model's is smaller.
 const DEFAULT_CONTEXT: usize = 4096;
 
@@ -77,9 +80,9 @@ struct Buffers {
     sin: Vec<f32>,
     /// Queries, keys and values, `[B][q_dim + 2 kv_dim]`.
     qkv: Vec<f32>,
-    /// Attention's output with n > 1, `[B][q_dim]`.
+    /// Attention's output with n > 1, `[kv_heads][n][group * head_dim]`.
     attention: Vec<f32>,
-    /// Attention's output per chunk with n = 1, `[heads][chunks][head_dim]` and `[heads][chunks]`.
+    /// Attention's output per chunk with n = 1, `[chunks][heads][head_dim]` and `[chunks][heads]`.
     partial: Vec<f32>,
     partial_state: Vec<Softmax>,
     /// Output of `attn_output` and of `ffn_down`, `[B][hidden]`.
@@ -98,10 +101,10 @@ struct Scratch {
     /// One token's activations before and after a norm, as wide as the widest.
     raw: Vec<f32>,
     normed: Vec<f32>,
-    /// `[CHUNK]`
-    scores: Vec<f32>,
-    /// `[head_dim]`
-    chunk_out: Vec<f32>,
+    /// For the attention kernel.
+    attention: Buffer,
+    /// Softmax of the rows of a tile, `[TILE_TOKENS][group]`.
+    states: Vec<Softmax>,
     /// For the products.
     matmul: matmul::Scratch,
     /// Input of the head as its kernel reads it.
@@ -138,8 +141,8 @@ impl Session {
             Ok(Scratch {
                 raw: vec![0.0; widest],
                 normed: vec![0.0; widest],
-                scores: vec![0.0; CHUNK],
-                chunk_out: vec![0.0; config.head_dim],
+                attention: Buffer::zeroed(model.attention().scratch_bytes(config.head_dim))?,
+                states: vec![Softmax { max: 0.0, sum: 0.0 }; TILE_TOKENS * config.group()],
                 matmul: matmul::Scratch::new(jobs())?,
                 head_input: Buffer::zeroed(model.head().prepared_bytes(config.hidden))?,
             })
@@ -260,7 +263,6 @@ impl Session {
             start: self.position,
             logits_wanted: logits,
             clock: self.stages.map(|_| StageClock::start()),
-            chunks: self.kv.context().div_ceil(CHUNK),
             kv: self.kv.share(),
             x: Rows::new(&mut b.x, config.hidden),
             input: SharedSlice::new(&mut b.input),
@@ -269,7 +271,7 @@ impl Session {
             sin: Rows::new(&mut b.sin, config.rope_dim / 2),
             groups: SharedSlice::new(&mut b.groups),
             qkv: Rows::new(&mut b.qkv, config.q_dim() + 2 * config.kv_dim()),
-            attention: Rows::new(&mut b.attention, config.q_dim()),
+            attention: Rows::new(&mut b.attention, config.group() * config.head_dim),
             partial: Rows::new(&mut b.partial, config.head_dim),
             partial_state: SharedSlice::new(&mut b.partial_state),
             y: Rows::new(&mut b.y, config.hidden),
@@ -302,6 +304,14 @@ impl<'a, T> Rows<'a, T> {
     unsafe fn row(&self, row: usize) -> &[T] {
         // SAFETY: passed on to the caller.
         unsafe { self.data.read(row * self.width..(row + 1) * self.width) }
+    }
+
+    /// # Safety
+    /// As [`Rows::row_mut`], of all these rows.
+    #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
+    unsafe fn rows_mut(&self, rows: Range<usize>) -> &mut [T] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.data.write(rows.start * self.width..rows.end * self.width) }
     }
 
     /// Elements `part` of a row.
@@ -343,8 +353,6 @@ struct Pass<'a> {
     start: usize,
     logits_wanted: bool,
     clock: Option<StageClock>,
-    /// Row stride of `partial` per head.
-    chunks: usize,
     kv: SharedKv<'a>,
     x: Rows<'a, f32>,
     input: SharedSlice<'a, i8>,
@@ -470,8 +478,11 @@ impl Pass<'_> {
             if place.n == 1 {
                 self.merge_chunks(&mut scratch.raw[..q_dim]);
             } else {
-                // SAFETY: written before the barrier, read-only in this phase.
-                scratch.raw[..q_dim].copy_from_slice(unsafe { self.attention.row(slot) });
+                let groups = scratch.raw[..q_dim].chunks_exact_mut(self.attention.width);
+                for (kv_head, group) in groups.enumerate() {
+                    // SAFETY: written before the barrier, read-only in this phase.
+                    group.copy_from_slice(unsafe { self.attention.row(kv_head * place.n + slot) });
+                }
             }
             self.sub_norm_to_input(scratch, slot, layer.attn_sub_norm.as_deref(), q_dim);
         }
@@ -628,44 +639,71 @@ impl Pass<'_> {
             unsafe {
                 let (k, v) = (self.qkv.part_mut(token, k), self.qkv.part(token, v));
                 rotate(token, k);
-                self.kv.store(layer, head, self.start + token, k, v);
+                self.kv.store(self.vector(), (layer, head, self.start + token), k, v);
             }
         }
     }
 
-    /// Attention of one head of one token over one chunk of positions.
-    fn attend_chunk(
-        &self,
-        layer: usize,
-        (token, head): (usize, usize),
+    /// What attention of query heads of some tokens, heads that share `kv_head`, over one chunk takes.
+    fn attention_input<'b>(
+        &'b self,
+        (layer, kv_head): (usize, usize),
+        (tokens, heads): (Range<usize>, Range<usize>),
         chunk: usize,
-        scores: &mut [f32],
-        out: &mut [f32],
-    ) -> Softmax {
-        let config = self.model.config();
-        let seen = self.start + token + 1;
-        let positions = chunk * CHUNK..seen.min((chunk + 1) * CHUNK);
-        let part = head * config.head_dim..(head + 1) * config.head_dim;
-        // SAFETY: q and the cache are read-only in this phase.
-        unsafe {
-            let q = self.qkv.part(token, part);
-            self.kv.attend(layer, head / config.group(), positions, q, scores, out)
-        }
+        counts: &'b [usize],
+    ) -> AttentionInput<'b> {
+        let head_dim = self.model.config().head_dim;
+        let stride = self.qkv.width;
+        let first = tokens.start * stride + heads.start * head_dim;
+        let end = (tokens.end - 1) * stride + heads.end * head_dim;
+        let seen = counts.iter().copied().max().unwrap_or(0);
+        // SAFETY: the queries and the cache are read-only in this phase.
+        let (queries, chunk) = unsafe {
+            (self.qkv.data.read(first..end), self.kv.chunk((layer, kv_head), chunk, seen))
+        };
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        AttentionInput { queries, stride, heads: heads.len(), head_dim, counts, chunk, scale }
     }
 
-    /// Attention of one token: units of (head, chunk), to be merged after the barrier. Heads that
-    /// share keys and values follow each other in a chunk.
+    /// Attention of one token: units of chunk and heads that share keys, to be merged after the
+    /// barrier.
     fn attend_one(&self, place: Place<'_>, scratch: &mut Scratch, layer: usize) {
-        let group = self.model.config().group();
-        let chunks = (self.start + 1).div_ceil(CHUNK);
-        for unit in place.worker.share(self.model.config().heads * chunks) {
-            let (kv_head, chunk) = (unit / group / chunks, unit / group % chunks);
-            let head = kv_head * group + unit % group;
-            let row = head * self.chunks + chunk;
-            // SAFETY: each unit belongs to one worker.
-            let (out, state) =
-                unsafe { (self.partial.row_mut(row), self.partial_state.write(row..row + 1)) };
-            state[0] = self.attend_chunk(layer, (0, head), chunk, &mut scratch.scores, out);
+        let config = self.model.config();
+        let (threads, group) = (place.worker.threads, config.group());
+        let seen = self.start + 1;
+        let chunks = seen.div_ceil(CHUNK);
+        // Each unit reads its keys and values. So all heads that share them are one unit, unless
+        // there were too few to share out evenly.
+        let units = config.kv_heads * chunks;
+        let parts = if threads == 1 { 1 } else { (8 * threads).div_ceil(units).clamp(1, group) };
+        // A worker takes the units whose middle lies in its share of the work.
+        let middles = 2 * config.heads * seen;
+        let share = middles * place.worker.index..middles * (place.worker.index + 1);
+        let mut before = 0;
+        for kv_head in 0..config.kv_heads {
+            for chunk in 0..chunks {
+                let counts = &[(seen - chunk * CHUNK).min(CHUNK)];
+                for part in 0..parts {
+                    let first = kv_head * group;
+                    let heads = first + group * part / parts..first + group * (part + 1) / parts;
+                    let work = counts[0] * heads.len();
+                    let mine = share.contains(&((2 * before + work) * threads));
+                    before += work;
+                    if !mine {
+                        continue;
+                    }
+                    let row = chunk * config.heads;
+                    let rows = row + heads.start..row + heads.end;
+                    // SAFETY: each unit belongs to one worker.
+                    let (out, states) = unsafe {
+                        (self.partial.rows_mut(rows.clone()), self.partial_state.write(rows))
+                    };
+                    let queries = (0..1, heads);
+                    let input = self.attention_input((layer, kv_head), queries, chunk, counts);
+                    let scratch = &mut scratch.attention;
+                    self.model.attention().run(&input, false, states, out, scratch);
+                }
+            }
         }
     }
 
@@ -674,35 +712,52 @@ impl Pass<'_> {
         let config = self.model.config();
         let chunks = (self.start + 1).div_ceil(CHUNK);
         for (head, out) in out.chunks_exact_mut(config.head_dim).enumerate() {
-            let first = head * self.chunks;
             // SAFETY: written before the barrier, read-only in this phase.
-            let states = unsafe { self.partial_state.read(first..first + chunks) };
-            // SAFETY: as above.
-            let part = |chunk: usize| unsafe { self.partial.row(first + chunk) };
-            out.copy_from_slice(part(0));
-            let mut state = states[0];
-            for (chunk, &next) in states.iter().enumerate().skip(1) {
-                numerics::attention_merge(&mut state, out, next, part(chunk));
+            let part = |chunk: usize| unsafe {
+                let row = chunk * config.heads + head;
+                (self.partial_state.read(row..row + 1)[0], self.partial.row(row))
+            };
+            let (mut state, first) = part(0);
+            out.copy_from_slice(first);
+            for (next, part) in (1..chunks).map(part) {
+                self.vector().attention_merge(&mut state, out, next, part);
             }
-            numerics::attention_finish(state, out);
+            self.vector().attention_finish(state, out);
         }
     }
 
-    /// Attention of many tokens: units of (head, token), each over all its chunks.
+    /// Attention of many tokens: units of key-value head and tile of tokens, each over all chunks.
     fn attend_many(&self, place: Place<'_>, scratch: &mut Scratch, layer: usize) {
         let config = self.model.config();
-        let Scratch { scores, chunk_out, .. } = scratch;
-        for unit in place.worker.share(config.heads * place.n) {
-            let (head, token) = (unit / place.n, unit % place.n);
-            let part = head * config.head_dim..(head + 1) * config.head_dim;
+        let (threads, group) = (place.worker.threads, config.group());
+        // Tokens of a tile share the keys and values that they bring near; but there must be tiles
+        // for everybody.
+        let tile = (place.n * config.kv_heads / (8 * threads)).clamp(1, TILE_TOKENS);
+        let tiles = place.n.div_ceil(tile);
+        for unit in (place.worker.index..config.kv_heads * tiles).step_by(threads) {
+            let (kv_head, turn) = (unit / tiles, unit % tiles);
+            // Later tiles see more: in every other head they come first.
+            let index = if kv_head % 2 == 0 { turn } else { tiles - 1 - turn };
+            let tokens = index * tile..place.n.min((index + 1) * tile);
+            let rows = kv_head * place.n + tokens.start..kv_head * place.n + tokens.end;
             // SAFETY: each unit belongs to one worker.
-            let out = unsafe { self.attention.part_mut(token, part) };
-            let mut state = self.attend_chunk(layer, (token, head), 0, scores, out);
-            for chunk in 1..(self.start + token + 1).div_ceil(CHUNK) {
-                let next = self.attend_chunk(layer, (token, head), chunk, scores, chunk_out);
-                numerics::attention_merge(&mut state, out, next, chunk_out);
+            let out = unsafe { self.attention.rows_mut(rows) };
+            let states = &mut scratch.states[..tokens.len() * group];
+            let heads = kv_head * group..(kv_head + 1) * group;
+            for chunk in 0..(self.start + tokens.end).div_ceil(CHUNK) {
+                let seen = |token: usize| (self.start + token + 1).saturating_sub(chunk * CHUNK);
+                let mut counts = [0; TILE_TOKENS];
+                for (count, token) in counts.iter_mut().zip(tokens.clone()) {
+                    *count = seen(token).min(CHUNK);
+                }
+                let counts = &counts[..tokens.len()];
+                let queries = (tokens.clone(), heads.clone());
+                let input = self.attention_input((layer, kv_head), queries, chunk, counts);
+                self.model.attention().run(&input, chunk > 0, states, out, &mut scratch.attention);
             }
-            numerics::attention_finish(state, out);
+            for (state, out) in states.iter().zip(out.chunks_exact_mut(config.head_dim)) {
+                self.vector().attention_finish(*state, out);
+            }
         }
     }
 }

@@ -6,8 +6,10 @@ use half::f16;
 use memmap2::MmapMut;
 
 use super::config::Config;
-use super::numerics::{self, KvElement, Softmax};
+use super::numerics::{CHUNK, LANES};
 use crate::error::{Error, Result};
+use crate::kernels::VectorOps;
+use crate::kernels::attention::{KEY_BLOCK, KvChunk, key_slots, row_elements};
 use crate::threads::SharedSlice;
 
 /// What the elements of a KV cache are: the user's choice, never the tuner's, because it changes
@@ -44,16 +46,18 @@ impl KvType {
     }
 }
 
-/// The KV cache of one sequence: keys and values `[layer][kv_head][position][head_dim]`, so that
-/// one head's history is one sequential stream.
+/// The KV cache of one sequence: keys and values `[layer][kv_head][position][row_elements]`, so that
+/// one head's history is one sequential stream; but of keys each [`KEY_BLOCK`] positions lie as
+/// attention reads them ([`key_slots`]).
 ///
 /// The memory is reserved for the whole context but zero pages come from the system only as they
-/// are first written, so a short text in a long context takes little.
+/// are first written, so a short text in a long context takes little. Padding is never written.
 #[derive(Debug)]
 pub struct KvCache {
     /// Values follow keys.
     map: MmapMut,
     ty: KvType,
+    context: usize,
     layout: Layout,
 }
 
@@ -62,24 +66,34 @@ pub struct KvCache {
 struct Layout {
     layers: usize,
     kv_heads: usize,
-    context: usize,
+    /// Whole blocks.
+    positions: usize,
     head_dim: usize,
+    /// Elements of a position.
+    row: usize,
 }
 
 impl Layout {
-    /// Elements of the keys alone (as many as of the values), if that fits memory at all.
-    fn elements(self) -> Option<usize> {
-        self.layers
-            .checked_mul(self.kv_heads)?
-            .checked_mul(self.context)?
-            .checked_mul(self.head_dim)
+    /// Nothing if it does not fit memory at all.
+    fn new(config: &Config, context: usize) -> Option<Self> {
+        let &Config { layers, kv_heads, head_dim, .. } = config;
+        let positions = context.checked_next_multiple_of(KEY_BLOCK)?;
+        let row = row_elements(head_dim);
+        let all = [layers, kv_heads, positions, row];
+        all.into_iter().try_fold(1usize, usize::checked_mul)?;
+        Some(Self { layers, kv_heads, positions, head_dim, row })
     }
 
-    /// Elements of a range of positions of a head, in the keys or in the values.
+    /// Elements of the keys alone, as many as of the values.
+    fn elements(self) -> usize {
+        self.layers * self.kv_heads * self.positions * self.row
+    }
+
+    /// Elements of a range of positions of a head, in the values or, whole blocks, in the keys.
     fn range(self, layer: usize, kv_head: usize, positions: Range<usize>) -> Range<usize> {
-        assert!(layer < self.layers && kv_head < self.kv_heads && positions.end <= self.context);
-        let first = (layer * self.kv_heads + kv_head) * self.context;
-        (first + positions.start) * self.head_dim..(first + positions.end) * self.head_dim
+        assert!(layer < self.layers && kv_head < self.kv_heads && positions.end <= self.positions);
+        let first = (layer * self.kv_heads + kv_head) * self.positions;
+        (first + positions.start) * self.row..(first + positions.end) * self.row
     }
 }
 
@@ -89,28 +103,24 @@ impl KvCache {
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory.
     pub fn new(config: &Config, context: usize, ty: KvType) -> Result<Self> {
-        let layout = Layout {
-            layers: config.layers,
-            kv_heads: config.kv_heads,
-            context,
-            head_dim: config.head_dim,
-        };
-        let bytes = layout.elements().and_then(|n| n.checked_mul(2 * ty.bytes()));
+        let layout = Layout::new(config, context);
+        let bytes = layout.and_then(|l| l.elements().checked_mul(2 * ty.bytes()));
         let refused = |why: String| {
             let bytes = bytes.map_or("too many".into(), |b| b.to_string());
             Error::Runtime(format!(
                 "cannot reserve {bytes} bytes of KV cache for a context of {context}: {why}; ask for a smaller context (-c)"
             ))
         };
-        let len = bytes.ok_or_else(|| refused("beyond the address space".into()))?;
+        let (layout, len) =
+            layout.zip(bytes).ok_or_else(|| refused("beyond the address space".into()))?;
         let map = MmapMut::map_anon(len).map_err(|e| refused(e.to_string()))?;
-        Ok(Self { map, ty, layout })
+        Ok(Self { map, ty, context, layout })
     }
 
     /// Positions the cache can hold.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.layout.context
+        self.context
     }
 
     /// What the elements are.
@@ -119,11 +129,11 @@ impl KvCache {
         self.ty
     }
 
-    /// Bytes that `positions` positions take.
+    /// Bytes that `positions` positions take, without the rest of the last block of keys.
     #[must_use]
     pub fn bytes(&self, positions: usize) -> usize {
-        let Layout { layers, kv_heads, head_dim, .. } = self.layout;
-        2 * self.ty.bytes() * layers * kv_heads * head_dim * positions
+        let Layout { layers, kv_heads, row, .. } = self.layout;
+        2 * self.ty.bytes() * layers * kv_heads * row * positions
     }
 
     /// A view that the workers of a run write and read.
@@ -149,9 +159,25 @@ impl KvCache {
 }
 
 /// Elements for which every bit pattern is a value.
-pub(super) trait KvBits: KvElement + Send + Sync {}
-impl KvBits for f16 {}
-impl KvBits for f32 {}
+pub(super) trait KvBits: Copy + Send + Sync + 'static {
+    /// Converts, to nearest, ties to even.
+    fn convert(ops: &VectorOps, x: &[f32], out: &mut [Self]);
+    const ZERO: Self;
+}
+
+impl KvBits for f16 {
+    fn convert(ops: &VectorOps, x: &[f32], out: &mut [Self]) {
+        ops.to_f16(x, out);
+    }
+    const ZERO: Self = Self::ZERO;
+}
+
+impl KvBits for f32 {
+    fn convert(_: &VectorOps, x: &[f32], out: &mut [Self]) {
+        out.copy_from_slice(x);
+    }
+    const ZERO: Self = 0.0;
+}
 
 /// A [`KvCache`] during a run.
 pub(super) enum SharedKv<'a> {
@@ -173,39 +199,41 @@ impl SharedKv<'_> {
     /// In this phase no other worker touches this layer's `kv_head` at `position`.
     pub(super) unsafe fn store(
         &self,
-        layer: usize,
-        kv_head: usize,
-        position: usize,
+        ops: &VectorOps,
+        (layer, kv_head, position): (usize, usize, usize),
         key: &[f32],
         value: &[f32],
     ) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
-                Self::F16(heads) => heads.store(layer, kv_head, position, key, value),
-                Self::F32(heads) => heads.store(layer, kv_head, position, key, value),
+                Self::F16(heads) => heads.store(ops, (layer, kv_head, position), key, value),
+                Self::F32(heads) => heads.store(ops, (layer, kv_head, position), key, value),
             }
         }
     }
 
-    /// [`numerics::attention_chunk`] of a query head over `positions` of a head of the cache.
+    /// The first `positions` of a chunk of a head, as attention reads them.
     ///
     /// # Safety
-    /// In this phase no worker writes any of these positions.
-    pub(super) unsafe fn attend(
+    /// While the result lives no worker stores to this head.
+    pub(super) unsafe fn chunk(
         &self,
-        layer: usize,
-        kv_head: usize,
-        positions: Range<usize>,
-        query: &[f32],
-        scores: &mut [f32],
-        out: &mut [f32],
-    ) -> Softmax {
+        (layer, kv_head): (usize, usize),
+        chunk: usize,
+        positions: usize,
+    ) -> KvChunk<'_> {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
-                Self::F16(heads) => heads.attend(layer, kv_head, positions, query, scores, out),
-                Self::F32(heads) => heads.attend(layer, kv_head, positions, query, scores, out),
+                Self::F16(heads) => {
+                    let (keys, values) = heads.chunk((layer, kv_head), chunk, positions);
+                    KvChunk::F16 { keys, values }
+                }
+                Self::F32(heads) => {
+                    let (keys, values) = heads.chunk((layer, kv_head), chunk, positions);
+                    KvChunk::F32 { keys, values }
+                }
             }
         }
     }
@@ -216,42 +244,64 @@ impl<T: KvBits> Heads<'_, T> {
     /// As [`SharedKv::store`].
     unsafe fn store(
         &self,
-        layer: usize,
-        kv_head: usize,
-        position: usize,
+        ops: &VectorOps,
+        (layer, kv_head, position): (usize, usize, usize),
         key: &[f32],
         value: &[f32],
     ) {
-        let range = self.layout.range(layer, kv_head, position..position + 1);
+        let Layout { head_dim, .. } = self.layout;
+        assert!(key.len() == head_dim && value.len() == head_dim);
+        let values = self.layout.range(layer, kv_head, position..position + 1);
         // SAFETY: passed on to the caller.
-        let (keys, values) = unsafe { (self.keys.write(range.clone()), self.values.write(range)) };
-        numerics::to_kv(key, keys);
-        numerics::to_kv(value, values);
+        let row = unsafe { self.values.write(values.start..values.start + head_dim) };
+        T::convert(ops, value, row);
+
+        let lane = position % KEY_BLOCK;
+        let block = self.layout.range(layer, kv_head, position - lane..position).start + lane;
+        let mut slots = key_slots(head_dim);
+        let mut lanes = [T::ZERO; LANES];
+        for key in key.chunks(LANES) {
+            let converted = &mut lanes[..key.len()];
+            T::convert(ops, key, converted);
+            for (&mut element, slot) in converted.iter_mut().zip(&mut slots) {
+                let at = block + slot;
+                // SAFETY: an element of this position, and so passed on to the caller.
+                unsafe { self.keys.write(at..at + 1)[0] = element };
+            }
+        }
     }
 
     /// # Safety
-    /// As [`SharedKv::attend`].
-    unsafe fn attend(
+    /// As [`SharedKv::chunk`].
+    unsafe fn chunk(
         &self,
-        layer: usize,
-        kv_head: usize,
-        positions: Range<usize>,
-        query: &[f32],
-        scores: &mut [f32],
-        out: &mut [f32],
-    ) -> Softmax {
-        let range = self.layout.range(layer, kv_head, positions);
+        (layer, kv_head): (usize, usize),
+        chunk: usize,
+        positions: usize,
+    ) -> (&[T], &[T]) {
+        assert!(positions <= CHUNK);
+        let range = |positions: usize| {
+            let first = chunk * CHUNK;
+            self.layout.range(layer, kv_head, first..first + positions)
+        };
         // SAFETY: passed on to the caller.
-        let (keys, values) = unsafe { (self.keys.read(range.clone()), self.values.read(range)) };
-        let scale = 1.0 / (self.layout.head_dim as f32).sqrt();
-        numerics::attention_chunk(query, keys, values, scale, scores, out)
+        unsafe {
+            let keys = self.keys.read(range(positions.next_multiple_of(KEY_BLOCK)));
+            (keys, self.values.read(range(positions)))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bitnet_profiles::Isa;
+
     use super::*;
+    use crate::kernels::AttentionKernel;
+    use crate::kernels::attention::AttentionInput;
+    use crate::memory::Buffer;
     use crate::model::config::Architecture;
+    use crate::model::numerics::Softmax;
 
     fn config() -> Config {
         Config {
@@ -271,46 +321,75 @@ mod tests {
         }
     }
 
-    /// Attention over one position returns its value, whatever the query: so the value shows
+    /// The outcome of one query that is `query` everywhere.
+    fn attend(shared: &SharedKv<'_>, head: (usize, usize), seen: usize, query: f32) -> Vec<f32> {
+        let kernel = AttentionKernel::default(Isa::Scalar).unwrap();
+        // SAFETY: one thread.
+        let chunk = unsafe { shared.chunk(head, 0, seen) };
+        let (queries, counts) = (&[query; 4], &[seen]);
+        let input =
+            AttentionInput { queries, stride: 4, heads: 1, head_dim: 4, counts, chunk, scale: 0.5 };
+        let (mut states, mut out) = ([Softmax { max: 0.0, sum: 0.0 }], vec![9.0; 4]);
+        let mut scratch = Buffer::zeroed(kernel.scratch_bytes(4)).unwrap();
+        kernel.run(&input, false, &mut states, &mut out, &mut scratch);
+        out.push(states[0].max);
+        out
+    }
+
+    /// Of one position attention returns the value, and the score is the largest one: so they show
     /// which place was read.
     #[test]
     fn every_place_is_its_own() {
+        let ops = VectorOps::best(Isa::Scalar);
         for ty in [KvType::F16, KvType::F32] {
-            let mut cache = KvCache::new(&config(), 3, ty).unwrap();
-            assert_eq!(cache.bytes(1), 2 * 2 * 2 * 4 * ty.bytes());
+            let context = 35;
+            let mut cache = KvCache::new(&config(), context, ty).unwrap();
+            assert_eq!(cache.context(), context);
+            // Two layers, two heads, a key and a value of 16 with the padding.
+            assert_eq!(cache.bytes(3), 3 * 2 * 2 * 2 * 16 * ty.bytes());
             let shared = cache.share();
-            let number = |l: usize, h: usize, p: usize| (1 + l * 6 + h * 3 + p) as f32;
-            let places = || (0..12).map(|i| (i / 6, i / 3 % 2, i % 3));
-            let read = |(l, h, p): (usize, usize, usize)| {
-                let (mut scores, mut out) = ([0.0; 1], [9.0; 4]);
-                // SAFETY: one thread.
-                unsafe { shared.attend(l, h, p..p + 1, &[1.0; 4], &mut scores, &mut out) };
-                out
-            };
-            assert!(places().all(|place| read(place) == [0.0; 4]), "not zero at first");
-            for (l, h, p) in places() {
-                // SAFETY: one thread.
-                unsafe { shared.store(l, h, p, &[0.5; 4], &[number(l, h, p); 4]) };
+            let number = |l: usize, h: usize, p: usize| (1 + (l * 2 + h) * context + p) as f32;
+            let places =
+                || (0..4 * context).map(|i| (i / 2 / context, i / context % 2, i % context));
+            for l in 0..2 {
+                for h in 0..2 {
+                    assert_eq!(attend(&shared, (l, h), context, 1.0), [0.0; 5], "zero at first");
+                }
             }
             for (l, h, p) in places() {
-                assert_eq!(read((l, h, p)), [number(l, h, p); 4]);
+                // The newest key has by far the largest score.
+                let (key, value) = ([64.0 * (p + 1) as f32; 4], [number(l, h, p); 4]);
+                // SAFETY: one thread.
+                unsafe { shared.store(&ops, (l, h, p), &key, &value) };
+            }
+            for (l, h, p) in places() {
+                let mut expected = vec![number(l, h, p); 4];
+                expected.push(128.0 * (p + 1) as f32);
+                assert_eq!(attend(&shared, (l, h), p + 1, 1.0), expected);
             }
         }
     }
 
     #[test]
-    fn keys_decide_the_weights() {
-        let mut cache = KvCache::new(&config(), 2, KvType::F16).unwrap();
+    fn elements_keep_their_order() {
+        let ops = VectorOps::best(Isa::Scalar);
+        let mut cache =
+            KvCache::new(&Config { head_dim: 40, ..config() }, 20, KvType::F32).unwrap();
         let shared = cache.share();
-        let (mut scores, mut out) = ([0.0; 2], [0.0; 4]);
+        let key: Vec<f32> = (0..40).map(|i| i as f32).collect();
         // SAFETY: one thread.
-        let state = unsafe {
-            shared.store(1, 1, 0, &[100.0; 4], &[1.0; 4]);
-            shared.store(1, 1, 1, &[-100.0; 4], &[2.0; 4]);
-            shared.attend(1, 1, 0..2, &[1.0; 4], &mut scores, &mut out)
+        let chunk = unsafe {
+            shared.store(&ops, (0, 1, 18), &key, &key);
+            shared.chunk((0, 1), 0, 19)
         };
-        // Scores +-100 * 4 / sqrt(4): the second has no weight left.
-        assert_eq!((state, out), (Softmax { max: 200.0, sum: 1.0 }, [1.0; 4]));
+        let KvChunk::F32 { keys, values } = chunk else { panic!("{chunk:?}") };
+        assert_eq!((keys.len(), values.len()), (32 * 48, 19 * 48));
+        assert_eq!(values[18 * 48..][..40], key);
+        for (i, slot) in key_slots(40).enumerate() {
+            assert_eq!(keys[16 * 48 + slot + 2], i as f32);
+        }
+        assert_eq!(keys.iter().filter(|&&k| k != 0.0).count(), 39);
+        assert_eq!(values.iter().filter(|&&v| v != 0.0).count(), 39);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use bitnet_profiles::{KernelId, Layout, Role, Shape};
 
 use crate::error::Result;
 use crate::gguf::Gguf;
-use crate::kernels::{HeadKernel, Selection, VectorOps};
+use crate::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
 use crate::matmul::Job;
 use crate::threads::Pool;
 use config::Config;
@@ -51,6 +51,7 @@ pub struct Model {
     config: Config,
     weights: Weights,
     head: HeadKernel,
+    attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
     warnings: Vec<String>,
@@ -91,10 +92,11 @@ impl Model {
         let weights = Weights::load(&gguf, &config, options, &mut warnings)?;
         let shape = Shape::new(config.vocab, config.hidden);
         let head = options.selection.head(weights.head.format(), shape)?;
+        let attention = options.selection.attention(&config.attention_shapes())?;
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
         let vector = options.selection.vector();
-        Ok(Self { gguf, config, weights, head, vector, rope, warnings })
+        Ok(Self { gguf, config, weights, head, attention, vector, rope, warnings })
     }
 
     /// The kernels in use, by role.
@@ -113,6 +115,13 @@ impl Model {
             role(Role::AttnOutput, &layer.attn_output),
             role(Role::GateUp, &layer.gate_up),
             role(Role::Down, &layer.down),
+            RoleKernels {
+                role: Role::Attention,
+                layout: None,
+                decode: *self.attention.id(),
+                prefill: None,
+                bytes: 0,
+            },
             RoleKernels {
                 role: Role::LmHead,
                 layout: None,
@@ -149,6 +158,10 @@ impl Model {
 
     fn head(&self) -> &HeadKernel {
         &self.head
+    }
+
+    fn attention(&self) -> &AttentionKernel {
+        &self.attention
     }
 
     fn vector(&self) -> &VectorOps {

@@ -270,9 +270,10 @@ pub fn to_kv<T: KvElement>(x: &[f32], out: &mut [T]) {
 }
 
 /// The running state of a softmax over a row of scores, beside the weighted sum of values.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Softmax {
-    /// The largest score so far.
+    /// The largest score so far. If it is zero its sign is not defined: no other number shows it.
     pub max: f32,
     /// The sum of exp(score - max).
     pub sum: f32,

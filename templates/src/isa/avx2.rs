@@ -18,6 +18,8 @@ pub type Acc = __m256i;
 /// 16 virtual lanes of f32, the unit of the float contract.
 #[derive(Clone, Copy)]
 pub struct F32([__m256; 2]);
+/// How many [`F32`] the registers hold.
+pub const F32_REGISTERS: usize = 8;
 
 /// `value` in every lane.
 #[inline]

@@ -17,6 +17,8 @@ pub type Acc = __m512i;
 
 /// 16 virtual lanes of f32, the unit of the float contract.
 pub type F32 = __m512;
+/// How many [`F32`] the registers hold.
+pub const F32_REGISTERS: usize = 32;
 
 /// `value` in every lane.
 #[inline]

@@ -15,6 +15,8 @@ pub type Acc = I32;
 
 /// 16 virtual lanes of f32, the unit of the float contract.
 pub type F32 = [f32; 16];
+/// How many [`F32`] the registers hold.
+pub const F32_REGISTERS: usize = 4;
 
 /// `value` in every lane.
 #[inline]

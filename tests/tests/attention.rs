@@ -1,0 +1,324 @@
+//! Every attention kernel equals its scalar definition, `to_bits`, one chunk at a time and over
+//! several.
+
+use bitnet_profiles::Isa;
+use bitnet_runtime::kernels::VectorOps;
+use bitnet_runtime::kernels::attention::{
+    AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
+};
+use bitnet_runtime::memory::Buffer;
+use bitnet_runtime::model::numerics::{self, CHUNK, KvElement, Softmax};
+use bitnet_tests::Random;
+use half::f16;
+
+/// Heads that fill whole vectors, every number of them that a kernel holds at once, and tails.
+const HEAD_DIMS: &[usize] = &[16, 24, 64, 80, 96, 128, 1, 15, 33, 240];
+const POSITIONS: &[usize] = &[1, 2, 15, 16, 17, 100, 255, 256];
+
+fn unit(random: &mut Random) -> f32 {
+    (random.next_u64() >> 40) as f32 / (1u64 << 24) as f32 * 2.0 - 1.0
+}
+
+/// Numbers as they come, all magnitudes, and the extremes that f16 and f32 have.
+fn floats(n: usize, kind: usize, random: &mut Random) -> Vec<f32> {
+    const SPECIAL: &[f32] = &[0.0, -0.0, 6e-8, -1e-45, 65504.0, -65504.0, 1.0, -1.0, 1e30, 1e-30];
+    (0..n)
+        .map(|_| match kind {
+            0 => unit(random) * 4.0,
+            1 => unit(random) * (2f32).powi(random.below(40) as i32 - 30),
+            2 => SPECIAL[random.below(SPECIAL.len() as u64) as usize],
+            _ => -0.0,
+        })
+        .collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    // One NaN is as good as another: which one an operation gives is not part of the contract.
+    x.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
+}
+
+/// The sign of a largest score of zero is not defined; everything else is, by the bit.
+fn state_bits(states: &[Softmax]) -> Vec<u32> {
+    let flat = states.iter().flat_map(|s| [if s.max == 0.0 { 0.0 } else { s.max }, s.sum]);
+    bits(&flat.collect::<Vec<f32>>())
+}
+
+/// Keys and values `[position][head_dim]`, and as the kernels read them.
+struct Head<T> {
+    keys: Vec<T>,
+    values: Vec<T>,
+    blocks: Vec<T>,
+    rows: Vec<T>,
+}
+
+impl<T: KvElement> Head<T> {
+    fn new(positions: usize, head_dim: usize, kind: usize, random: &mut Random) -> Self {
+        let mut elements = || -> Vec<T> {
+            let mut out = vec![T::from_f32(0.0); positions * head_dim];
+            numerics::to_kv(&floats(positions * head_dim, kind, random), &mut out);
+            out
+        };
+        let (keys, values) = (elements(), elements());
+        let row = row_elements(head_dim);
+        // Positions that nobody sees must not matter; padding is zero.
+        let mut blocks = vec![T::from_f32(f32::NAN); positions.next_multiple_of(KEY_BLOCK) * row];
+        for block in blocks.chunks_exact_mut(KEY_BLOCK * row) {
+            let used: Vec<usize> = key_slots(head_dim).collect();
+            for slot in (0..row).map(|slot| slot * KEY_BLOCK).filter(|slot| !used.contains(slot)) {
+                block[slot..slot + KEY_BLOCK].fill(T::from_f32(0.0));
+            }
+        }
+        let mut rows = vec![T::from_f32(0.0); positions * row];
+        for p in 0..positions {
+            let block = p / KEY_BLOCK * KEY_BLOCK * row + p % KEY_BLOCK;
+            for (i, slot) in key_slots(head_dim).enumerate() {
+                blocks[block + slot] = keys[p * head_dim + i];
+            }
+            rows[p * row..][..head_dim].copy_from_slice(&values[p * head_dim..][..head_dim]);
+        }
+        Self { keys, values, blocks, rows }
+    }
+}
+
+/// How a test hands keys and values over.
+trait Element: KvElement {
+    const NAME: &'static str;
+    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a>;
+}
+
+impl Element for f16 {
+    const NAME: &'static str = "f16";
+    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a> {
+        KvChunk::F16 { keys, values }
+    }
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a> {
+        KvChunk::F32 { keys, values }
+    }
+}
+
+/// What attends: for every token the positions it sees of the whole history.
+struct Case {
+    heads: usize,
+    head_dim: usize,
+    seen: Vec<usize>,
+    kind: usize,
+}
+
+/// Attention of `case` by the kernels and by the definition, with what they leave before it is
+/// divided, and after.
+fn check<T: Element>(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case) {
+    let &Case { heads, head_dim, ref seen, kind } = case;
+    let random = &mut Random::new((head_dim * 1000 + seen[0] * 10 + kind) as u64);
+    let (tokens, positions) = (seen.len(), seen.iter().copied().max().unwrap());
+    let stride = heads * head_dim + 5;
+    let queries = floats(tokens * stride, kind, random);
+    let head = Head::<T>::new(positions.max(1), head_dim, kind, random);
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let row = row_elements(head_dim);
+
+    let (mut states, mut out) = (Vec::new(), Vec::new());
+    let (mut scores, mut part) = ([0.0; CHUNK], vec![0.0; head_dim]);
+    for (t, &seen) in seen.iter().enumerate() {
+        for h in 0..heads {
+            let query = &queries[t * stride + h * head_dim..][..head_dim];
+            let mut of_chunk = |first: usize, out: &mut [f32]| {
+                let range = first * head_dim..seen.min(first + CHUNK) * head_dim;
+                let (k, v) = (&head.keys[range.clone()], &head.values[range]);
+                numerics::attention_chunk(query, k, v, scale, &mut scores, out)
+            };
+            let mut sum = vec![0.0; head_dim];
+            let mut state = of_chunk(0, &mut sum);
+            for first in (CHUNK..seen).step_by(CHUNK) {
+                let chunk = of_chunk(first, &mut part);
+                let before = (state, sum.clone());
+                numerics::attention_merge(&mut state, &mut sum, chunk, &part);
+                for ops in ops {
+                    let (mut found, mut merged) = before.clone();
+                    ops.attention_merge(&mut found, &mut merged, chunk, &part);
+                    assert_eq!(state_bits(&[found]), state_bits(&[state]), "{ops:?}");
+                    assert_eq!(bits(&merged), bits(&sum), "{ops:?}");
+                }
+            }
+            for ops in ops {
+                let (mut a, mut b) = (sum.clone(), sum.clone());
+                numerics::attention_finish(state, &mut a);
+                ops.attention_finish(state, &mut b);
+                assert_eq!(bits(&a), bits(&b), "{ops:?}");
+            }
+            states.push(state);
+            out.extend(sum);
+        }
+    }
+
+    for kernel in kernels {
+        let mut scratch = Buffer::zeroed(kernel.scratch_bytes(head_dim)).unwrap();
+        // What was there before must not matter.
+        scratch.fill(0xff);
+        let mut found_states = vec![Softmax { max: f32::NAN, sum: f32::NAN }; tokens * heads];
+        let mut found = vec![f32::NAN; tokens * heads * head_dim];
+        for first in (0..positions.max(1)).step_by(CHUNK) {
+            let counts: Vec<usize> =
+                seen.iter().map(|seen| seen.saturating_sub(first).min(CHUNK)).collect();
+            let most = counts.iter().copied().max().unwrap();
+            let keys = &head.blocks[first * row..][..most.next_multiple_of(KEY_BLOCK) * row];
+            let chunk = T::chunk(keys, &head.rows[first * row..][..most * row]);
+            let queries = &queries[..(tokens - 1) * stride + heads * head_dim];
+            let counts = &counts[..];
+            let input = AttentionInput { queries, stride, heads, head_dim, counts, chunk, scale };
+            kernel.run(&input, first > 0, &mut found_states, &mut found, &mut scratch);
+        }
+        let what = || {
+            let (id, ty) = (kernel.id(), T::NAME);
+            format!("{id}: {ty}, kind {kind}, {heads} heads of {head_dim}, positions {seen:?}")
+        };
+        assert_eq!(state_bits(&found_states), state_bits(&states), "{}", what());
+        assert_eq!(bits(&found), bits(&out), "{}", what());
+    }
+}
+
+fn check_both(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case) {
+    check::<f16>(kernels, ops, case);
+    check::<f32>(kernels, ops, case);
+}
+
+fn all() -> (Vec<AttentionKernel>, Vec<VectorOps>) {
+    for &isa in Isa::ALL.iter().filter(|isa| !isa.is_supported()) {
+        eprintln!("skipped: {isa}, which this CPU lacks");
+    }
+    let kernels: Vec<_> = AttentionKernel::builtin().collect();
+    assert!(kernels.len() >= 2, "{kernels:?}");
+    (kernels, VectorOps::supported().collect())
+}
+
+#[test]
+fn one_chunk_of_every_size() {
+    let (kernels, ops) = all();
+    for &head_dim in HEAD_DIMS {
+        for &positions in POSITIONS {
+            for kind in 0..4 {
+                // 7 rows leave every tail that a kernel has.
+                let case = Case { heads: 7, head_dim, seen: vec![positions], kind };
+                check_both(&kernels, &ops, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_of_rows() {
+    let (kernels, ops) = all();
+    for rows in 1..=17 {
+        let seen = vec![37];
+        check_both(
+            &kernels,
+            &ops,
+            &Case { heads: rows, head_dim: 64, seen: seen.clone(), kind: 0 },
+        );
+        check_both(&kernels, &ops, &Case { heads: 1, head_dim: 48, seen: vec![37; rows], kind: 0 });
+    }
+}
+
+#[test]
+fn rows_may_see_different_numbers_of_positions() {
+    let (kernels, ops) = all();
+    for head_dim in [24, 64, 128] {
+        for heads in [1, 3, 4] {
+            let ragged = [
+                (1..=9).collect(),
+                (14..=18).collect(),
+                vec![256, 0, 1, 31, 32, 33, 0, 255],
+                vec![100, 3, 100, 100, 64],
+                vec![0, 0, 0, 0, 0],
+            ];
+            for seen in ragged {
+                check_both(&kernels, &ops, &Case { heads, head_dim, seen, kind: 0 });
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_are_merged_left_to_right() {
+    let (kernels, ops) = all();
+    for kind in 0..3 {
+        for heads in [1, 3, 4] {
+            // Tokens on both sides of a chunk's end: some see nothing of the next one.
+            let histories =
+                [vec![257], vec![600, 600], (250..=262).collect(), vec![1024, 5, 513, 512, 256]];
+            for seen in histories {
+                check_both(&kernels, &ops, &Case { heads, head_dim: 64, seen, kind });
+            }
+        }
+    }
+}
+
+/// No size that does not fit reaches a kernel.
+#[test]
+fn sizes_are_checked() {
+    const D: usize = 20;
+    let kernel = AttentionKernel::default(Isa::best()).unwrap();
+    let queries = [1.0; 2 * 50 + 2 * D];
+    let (keys, values) = ([1.0f32; 32 * 32], [1.0f32; 17 * 32]);
+    // 3 tokens of 2 heads.
+    let good = AttentionInput {
+        queries: &queries,
+        stride: 50,
+        heads: 2,
+        head_dim: D,
+        counts: &[16, 17, 0],
+        chunk: KvChunk::F32 { keys: &keys, values: &values },
+        scale: 1.0,
+    };
+    let runs =
+        |input: &AttentionInput<'_>, states: usize, out: usize, scratch: usize, at: usize| {
+            let mut states = vec![Softmax { max: 0.0, sum: 0.0 }; states];
+            let (mut out, mut memory) = (vec![0.0; out], Buffer::zeroed(scratch + at).unwrap());
+            let call = || kernel.run(input, false, &mut states, &mut out, &mut memory[at..]);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_ok()
+        };
+    let bytes = kernel.scratch_bytes(D);
+    let fits = |input| runs(&input, 6, 6 * D, bytes, 0);
+    assert!(fits(good));
+    assert!(!runs(&good, 5, 6 * D, bytes, 0));
+    assert!(!runs(&good, 6, 6 * D - 1, bytes, 0));
+    assert!(!runs(&good, 6, 6 * D, bytes - 64, 0));
+    assert!(!runs(&good, 6, 6 * D, bytes, 4));
+    assert!(!fits(AttentionInput { queries: &queries[1..], ..good }));
+    assert!(!fits(AttentionInput { stride: 51, ..good }));
+    assert!(!fits(AttentionInput { stride: usize::MAX, ..good }));
+    assert!(!fits(AttentionInput { heads: 0, ..good }));
+    assert!(!fits(AttentionInput { heads: 3, ..good }));
+    assert!(!fits(AttentionInput { head_dim: 0, ..good }));
+    assert!(!fits(AttentionInput { head_dim: D + 1, ..good }));
+    assert!(!fits(AttentionInput { counts: &[16, 18, 0], ..good }));
+    assert!(!fits(AttentionInput { counts: &[16, 257, 0], ..good }));
+    assert!(!fits(AttentionInput { counts: &[16, 17], ..good }));
+    let chunk = KvChunk::F32 { keys: &keys[1..], values: &values };
+    assert!(!fits(AttentionInput { chunk, ..good }));
+    let chunk = KvChunk::F32 { keys: &keys, values: &values[1..] };
+    assert!(!fits(AttentionInput { chunk, ..good }));
+    // No tokens, nothing to do.
+    assert!(runs(&AttentionInput { counts: &[], ..good }, 0, 0, bytes, 0));
+}
+
+/// The layout of keys, without a kernel: every element has its own place.
+#[test]
+fn every_key_element_has_a_place() {
+    for &head_dim in HEAD_DIMS {
+        let mut slots: Vec<usize> = key_slots(head_dim).collect();
+        assert_eq!(slots.len(), head_dim);
+        slots.sort_unstable();
+        slots.dedup();
+        assert_eq!(slots.len(), head_dim);
+        let end = KEY_BLOCK * row_elements(head_dim);
+        assert!(slots.iter().all(|slot| slot % KEY_BLOCK == 0 && *slot < end));
+    }
+    // Two steps: lanes 0, 8, 4, 12 of the first, then of the second, then 2, 10, ...
+    let slots: Vec<usize> = key_slots(32).map(|slot| slot / KEY_BLOCK).collect();
+    assert_eq!([slots[0], slots[8], slots[4], slots[12]], [0, 1, 2, 3]);
+    assert_eq!([slots[16], slots[24], slots[2], slots[31]], [4, 5, 8, 31]);
+}
