@@ -306,7 +306,7 @@ impl<'a> Timer<'a> {
         let mut order: Vec<&LayoutPlan> = plan.layouts.iter().collect();
         order.sort_by_key(|layout| (layout.layout != own, layout.layout));
         let mut best: [Option<f64>; 2] = [None; 2];
-        let mut default_us: [Vec<f64>; 2] = Default::default();
+        let mut sentinels: [Vec<Entry>; 2] = Default::default();
         let mut layouts = Vec::new();
         for layout in order {
             let mut other = if layout.layout == own {
@@ -327,8 +327,8 @@ impl<'a> Timer<'a> {
                 // The default itself is a ratio of 1 to beat.
                 let known = [Some(1.0), best[i], outcome.best()].into_iter().flatten();
                 best[i] = known.min_by(f64::total_cmp);
-                default_us[i].extend(outcome.sentinel.us());
                 timings[i] = self.timings(&kernels, &outcome);
+                sentinels[i].push(outcome.sentinel);
             }
             let [decode, prefill] = timings;
             let bytes: usize = plan.parts.iter().map(|&p| layout.layout.matrix_bytes(p)).sum();
@@ -340,8 +340,8 @@ impl<'a> Timer<'a> {
             role: plan.role,
             parts: plan.parts.clone(),
             count: plan.count,
-            default_decode_us: stats::median(&default_us[0]),
-            default_prefill_us: stats::median(&default_us[1]),
+            default_decode_us: typical_us(&sentinels[0]),
+            default_prefill_us: typical_us(&sentinels[1]),
             tokens: tokens as u32,
             layouts,
         })
@@ -417,6 +417,17 @@ impl<'a> Timer<'a> {
             }
         };
         kernels.iter().zip(&outcome.entries).map(timing).collect()
+    }
+}
+
+/// The median time of the tournaments' sentinels; of the undisturbed ones if there are any.
+fn typical_us(sentinels: &[Entry]) -> f64 {
+    let calm = || sentinels.iter().filter(|sentinel| !sentinel.is_disturbed());
+    let times: Vec<f64> = calm().flat_map(Entry::us).collect();
+    if times.is_empty() {
+        stats::median(&sentinels.iter().flat_map(Entry::us).collect::<Vec<f64>>())
+    } else {
+        stats::median(&times)
     }
 }
 
