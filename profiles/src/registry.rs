@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 
-use crate::{Format, Isa, KernelId, Layout, Op, Profile};
+use crate::{Format, HeadFormat, Isa, KernelId, Layout, Op, Profile};
 
 /// What serves every shape on an ISA where nothing was tuned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -28,29 +28,84 @@ impl Generic {
     }
 }
 
-/// The shipped defaults, at most one for each format and ISA.
-pub fn generics() -> &'static [Generic] {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct File {
-        kernels: Vec<Generic>,
-    }
-    static FILE: OnceLock<File> = OnceLock::new();
-    let file = FILE.get_or_init(|| {
-        toml::from_str(include_str!("../data/generic.toml")).expect("the shipped file is tested")
-    });
-    &file.kernels
+/// A shipped file: what was found to serve a kind of CPU, or, without one, any.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// The vendor, as the CPU says it.
+    #[serde(default)]
+    vendor: String,
+    /// The families of that vendor.
+    #[serde(default)]
+    families: Vec<u32>,
+    /// At most one for each format and ISA.
+    kernels: Vec<Generic>,
+    /// At most one for each head format and ISA.
+    #[serde(default)]
+    heads: Vec<KernelId>,
 }
 
-/// The default for a format on the best ISA up to `ceiling`. Where no format is asked for, I2_S:
-/// lookups lose to it wherever both were measured.
+macro_rules! file {
+    ($name:literal) => {
+        ($name, include_str!(concat!("../data/", $name, ".toml")))
+    };
+}
+
+/// The shipped files; the last serves any CPU.
+fn files() -> &'static [(&'static str, File)] {
+    static FILES: OnceLock<Vec<(&str, File)>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let texts = [file!("zen5"), file!("generic")];
+        let parse = |text| toml::from_str(text).expect("the shipped files are tested");
+        texts.map(|(name, text)| (name, parse(text))).into()
+    })
+}
+
+/// What serves any CPU, at most one for each format and ISA.
+pub fn generics() -> &'static [Generic] {
+    files().last().map_or(&[], |(_, generic)| &generic.kernels)
+}
+
+/// The defaults for a CPU: those found on its kind, then the generic ones.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    chain: Vec<&'static (&'static str, File)>,
+}
+
+impl Defaults {
+    /// For a CPU of that vendor and family, as `host` profiles name them.
+    pub fn of(vendor: &str, family: u32) -> Self {
+        let fits = |file: &File| {
+            file.vendor.is_empty() || (file.vendor == vendor && file.families.contains(&family))
+        };
+        Self { chain: files().iter().filter(|(_, file)| fits(file)).collect() }
+    }
+
+    /// The kernels for a format on the best ISA up to `ceiling`, and the name of the file they come
+    /// from. Where no format is asked for, I2_S: lookups lose to it wherever both were measured.
+    pub fn ternary(&self, format: Option<Format>, ceiling: Isa) -> (&'static str, Generic) {
+        let format = format.unwrap_or(Format::I2S);
+        let all =
+            self.chain.iter().flat_map(|(name, file)| file.kernels.iter().map(|g| (*name, *g)));
+        all.filter(|(_, g)| g.decode.isa <= ceiling && g.layout().format() == format)
+            // Of equal ISA the first, which the last of equals in reverse is.
+            .rev()
+            .max_by_key(|(_, g)| g.decode.isa)
+            .expect("the generic file has every format on the scalar ISA")
+    }
+
+    /// The kernel for a head format up to `ceiling`, if one was found to be better than others.
+    pub fn head(&self, format: HeadFormat, ceiling: Isa) -> Option<KernelId> {
+        let all = self.chain.iter().flat_map(|(_, file)| &file.heads);
+        all.filter(|id| id.isa <= ceiling && id.op == Op::Head(format))
+            .max_by_key(|id| id.isa)
+            .copied()
+    }
+}
+
+/// The default of a CPU of which nothing is known: see [`Defaults::ternary`].
 pub fn generic(format: Option<Format>, ceiling: Isa) -> Generic {
-    let format = format.unwrap_or(Format::I2S);
-    *generics()
-        .iter()
-        .filter(|g| g.decode.isa <= ceiling && g.layout().format() == format)
-        .max_by_key(|g| g.decode.isa)
-        .expect("the shipped file has every format on the scalar ISA")
+    Defaults::of("", 0).ternary(format, ceiling).1
 }
 
 /// The folder of the user's own profiles: `bitnet/profiles` in `$XDG_CONFIG_HOME` or `~/.config`.
@@ -107,7 +162,7 @@ mod tests {
 
     #[test]
     fn every_format_and_isa_has_a_default() {
-        for g in generics() {
+        for g in files().iter().flat_map(|(_, file)| &file.kernels) {
             assert_eq!(g.decode.op, g.prefill.op, "{}", g.decode);
             assert_eq!(g.decode.isa, g.prefill.isa, "{}", g.decode);
             assert!(g.decode.tile.tokens == 1 && g.prefill.tile.tokens > 1, "{}", g.decode);
@@ -119,6 +174,23 @@ mod tests {
                 let g = generic(Some(format), isa);
                 assert!(g.decode.isa <= isa && g.layout().format() == format);
             }
+        }
+    }
+
+    #[test]
+    fn a_kind_of_cpu_has_its_own_defaults_before_the_generic_ones() {
+        let zen5 = Defaults::of("AuthenticAMD", 26);
+        let (name, own) = zen5.ternary(None, Isa::Avx512Vbmi);
+        assert_eq!((name, own.decode.isa), ("zen5", Isa::Avx512Vnni));
+        assert!(zen5.head(HeadFormat::Q6K, Isa::Avx512Vbmi).is_some());
+        // What its file does not hold comes from the generic one.
+        assert_eq!(zen5.ternary(None, Isa::Avx2).0, "generic");
+        assert_eq!(zen5.ternary(Some(Format::Tl1), Isa::Avx512Vbmi).0, "generic");
+        assert_eq!(zen5.head(HeadFormat::Q6K, Isa::Scalar), None);
+        for (vendor, family) in [("AuthenticAMD", 25), ("GenuineIntel", 26), ("unknown", 0)] {
+            let other = Defaults::of(vendor, family);
+            assert_eq!(other.ternary(None, Isa::Avx512Vbmi).0, "generic");
+            assert_eq!(other.head(HeadFormat::Q6K, Isa::Avx512Vbmi), None);
         }
     }
 }

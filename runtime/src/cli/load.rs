@@ -15,7 +15,7 @@ use super::note;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::host::Host;
-use crate::kernels::Selection;
+use crate::kernels::{self, Selection};
 use crate::model::config::Config;
 use crate::model::{KvType, LoadOptions, Model, SessionOptions};
 use crate::threads::{MAX_THREADS, Pool};
@@ -202,8 +202,8 @@ impl Choice {
     pub fn profile(&self, config: &Config, host: &Host) -> Taken {
         let shapes = config.shapes_hash();
         let defaults = |reason: String| {
-            let isa = registry::generic(self.format, self.ceiling()).decode.isa;
-            let name = format!("generic for {isa}");
+            let (name, default) = kernels::shipped().ternary(self.format, self.ceiling());
+            let name = format!("{name} for {}", default.decode.isa);
             Taken { source: Source::Shipped, name, reason, profile: None }
         };
         if let Some(flags) = self.forced() {

@@ -22,7 +22,7 @@ mod vector;
 
 pub use attention::AttentionKernel;
 pub use head::HeadKernel;
-pub use selection::Selection;
+pub use selection::{Selection, shipped};
 pub use vector::VectorOps;
 
 use builtin::abi;

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Pick, Profile, Role, Shape, registry};
 
 use super::{AttentionKernel, HeadKernel, Kernel, VectorOps, find};
+use crate::host::Host;
 use crate::{Error, Result};
 
 /// What decides on kernels, and what it had to say.
@@ -17,13 +18,26 @@ pub struct Selection {
     ceiling: Isa,
     format: Option<Format>,
     profile: Option<Profile>,
+    defaults: registry::Defaults,
     notes: RefCell<Vec<String>>,
+}
+
+/// The shipped defaults for this CPU.
+pub fn shipped() -> registry::Defaults {
+    let host = Host::detect();
+    registry::Defaults::of(&host.vendor, host.family)
 }
 
 impl Default for Selection {
     /// The shipped defaults for this CPU.
     fn default() -> Self {
-        Self { ceiling: Isa::best(), format: None, profile: None, notes: RefCell::default() }
+        Self {
+            ceiling: Isa::best(),
+            format: None,
+            profile: None,
+            defaults: shipped(),
+            notes: RefCell::default(),
+        }
     }
 }
 
@@ -49,6 +63,7 @@ impl Selection {
             ceiling: isa.unwrap_or_else(Isa::best),
             format,
             profile: profile.filter(|_| !forced),
+            defaults: shipped(),
             notes: RefCell::new(notes),
         })
     }
@@ -83,7 +98,7 @@ impl Selection {
         {
             return Ok(pair);
         }
-        let default = registry::generic(self.format, self.ceiling);
+        let (_, default) = self.defaults.ternary(self.format, self.ceiling);
         let get = |id: &KernelId| {
             find(id).copied().ok_or_else(|| {
                 Error::Runtime(format!("the default kernel {id} is not part of this program"))
@@ -112,6 +127,7 @@ impl Selection {
         choice
             .and_then(|choice| HeadKernel::find(&choice.decode.kernel))
             .filter(|kernel| kernel.format() == format)
+            .or_else(|| HeadKernel::find(&self.defaults.head(format, self.ceiling)?))
             .or_else(|| HeadKernel::default(format, self.ceiling))
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
     }

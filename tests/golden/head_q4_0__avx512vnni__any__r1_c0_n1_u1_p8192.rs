@@ -1,6 +1,6 @@
 // @generated from templates/src/head_block.rs by bitnet-codegen; do not edit
 
-pub mod head_q4_0__avx512vnni__any__r1_c0_n1_u1_p0 {
+pub mod head_q4_0__avx512vnni__any__r1_c0_n1_u1_p8192 {
     //! The lm_head in Q8_0, Q6_K or Q4_0: logits of consecutive rows, straight from the file's blocks.
     //!
     //! Activations are quantised per block of 32 to int8. Each block of weights gives one exact int32,
@@ -24,7 +24,7 @@ pub mod head_q4_0__avx512vnni__any__r1_c0_n1_u1_p0 {
     /// Columns of the matrix; 0: taken from the call.
     const COLS: usize = 0;
     /// Bytes ahead to prefetch; 0: none.
-    const PREFETCH: usize = 0;
+    const PREFETCH: usize = 8192;
 
     /// Virtual lanes, and blocks that fill them.
     const LANES: usize = 16;
