@@ -72,10 +72,10 @@ const SPACE: &[Row] = &[
     Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[96, 240],           tokens: &[2, 4, 8],  unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512Vbmi],                       rows: &[32, 64], cols: &[240],               tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
     Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Avx512],             rows: &[1, 4],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[1]   ,   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[2048, 4096, 8192] },
+    Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[2048, 4096, 8192] },
     Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[2, 8],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: BLOCK_HEADS,        isas: &[Avx2, Avx512Vnni],                 rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[1024, 2048, 4096, 8192] },
+    Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[1024, 2048, 4096, 8192] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums.
     Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },

@@ -2,6 +2,8 @@
 
 mod program;
 
+use bitnet_profiles::Isa;
+use bitnet_runtime::kernels;
 use program::{answer, both, demo_model, package, refusal};
 use serde_json::Value;
 
@@ -11,7 +13,9 @@ fn the_table_is_llama_bench_s_with_more_columns() {
     let (text, errors) = both(&[
         "bench", "-m", &model, "-p", "8,16", "-n", "4", "-pg", "8,2", "-t", "1-2", "-r", "2",
     ]);
-    assert!(errors.contains("profile: generic"), "{errors}");
+    let (name, default) = kernels::shipped().ternary(None, Isa::best());
+    let profile = format!("{name} for {}", default.decode.isa);
+    assert!(errors.contains(&format!("profile: {profile} (")), "{errors}");
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with("| model "), "{text}");
     let cells = |line: &str| -> Vec<String> {
@@ -117,8 +121,9 @@ fn several_models_and_the_profile_are_named() {
         ["bench", "-m", &model, "-m", &model, "-p", "4", "-n", "0", "-r", "1", "--no-warmup"];
     let text = answer(&args);
     assert_eq!(text.matches(" pp4 |").count(), 2, "{text}");
-    assert!(text.contains("| generic for "), "{text}");
-    assert!(text.contains("| i2_s_t16 "), "{text}");
+    let (name, default) = kernels::shipped().ternary(None, Isa::best());
+    assert!(text.contains(&format!("| {name} for ")), "{text}");
+    assert!(text.contains(&format!("| {} ", default.layout())), "{text}");
 }
 
 #[test]
