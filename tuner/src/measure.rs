@@ -209,7 +209,7 @@ pub fn measure(
         remaining: plan.iter().flat_map(|job| &job.layouts).map(effort_of).sum(),
         total: 0,
         noises: Vec::new(),
-        disturbed: false,
+        disturbed: 0,
         progress,
     };
     timer.total = timer.remaining;
@@ -223,7 +223,7 @@ pub fn measure(
         limit_gmac_per_s: multiply_adds.map(|rate| rate / 1e9),
         cold,
         noise: stats::median(&timer.noises),
-        disturbed: timer.disturbed,
+        disturbed: 4 * timer.disturbed > timer.noises.len(),
         jobs,
     };
     (timer.progress)(&Progress { done: 1.0, doing: "done".into() });
@@ -293,7 +293,8 @@ struct Timer<'a> {
     remaining: usize,
     total: usize,
     noises: Vec<f64>,
-    disturbed: bool,
+    /// Tournaments in which someone has but spoilt samples.
+    disturbed: usize,
     progress: &'a mut dyn FnMut(&Progress),
 }
 
@@ -395,7 +396,7 @@ impl<'a> Timer<'a> {
         })?;
         let times = outcome.sentinel.us();
         self.noises.push(stats::mad(&times) / stats::median(&times));
-        self.disturbed |= outcome.is_disturbed();
+        self.disturbed += usize::from(outcome.is_disturbed());
         Ok(outcome)
     }
 
