@@ -249,8 +249,8 @@ impl<'a> Loader<'a> {
     }
 
     /// Copies a table out of the file, each worker the rows it will read, and drops the file's
-    /// pages on the way. Memory comes in huge pages, which the file's do not: reading the q6_K head
-    /// of 2B-4T on two cores of Zen 5 takes COPY_MS ms instead of MMAP_MS.
+    /// pages on the way. Memory comes in huge pages, which the file's do not: two cores of Zen 5 read
+    /// the q6_K head of 2B-4T at 47 GB/s instead of 43.
     fn copy(&mut self, table: Table) -> Result<Table> {
         /// Rows between two drops.
         const ROWS: usize = 1024;
