@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op, stable_hash};
 use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES};
 use quote::{format_ident, quote};
 
@@ -15,12 +15,7 @@ const GENERATOR: &str = env!("CARGO_PKG_VERSION");
 /// vocabularies and ABI, and the generator's version. Spelled as 16 hexadecimal digits.
 pub fn fingerprint() -> String {
     let texts = [&ABI, &VECTOR].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
-    // FNV-1a: stable across compilers, and nothing here is hostile.
-    let bytes = texts.chain([GENERATOR]).flat_map(|text| text.bytes().chain([0xff]));
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    stable_hash(texts.chain([GENERATOR]).flat_map(|text| text.bytes().chain([0xff])))
 }
 
 /// One kernel as a file of its own, to be read.

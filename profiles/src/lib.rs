@@ -49,6 +49,7 @@ macro_rules! named {
 }
 
 mod format;
+mod hash;
 mod isa;
 mod profile;
 pub mod registry;
@@ -57,6 +58,7 @@ mod spec;
 mod tile;
 
 pub use format::{Format, HeadFormat, Layout};
+pub use hash::stable_hash;
 pub use isa::Isa;
 pub use profile::{
     Choice, Effort, Host, Mode, Model, Objective, Pick, Pinning, Profile, ProfileError, Provenance,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Isa, KernelId, Layout, Op, Shape};
+use crate::{Isa, KernelId, Layout, Op, Shape, stable_hash};
 
 /// A job of the forward pass that one kernel choice serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -538,21 +538,16 @@ impl Choice {
 /// Names the jobs of a model: a hash over every role with its parts and count, in order, as 16
 /// hexadecimal digits. Two models with the same hash want the same kernels.
 pub fn shapes_hash<'a>(jobs: impl IntoIterator<Item = (Role, &'a [Shape], u32)>) -> String {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut add = |bytes: &[u8]| {
-        for &byte in bytes {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
+    let mut bytes = Vec::new();
     for (role, parts, count) in jobs {
-        add(role.name().as_bytes());
-        add(&count.to_le_bytes());
+        bytes.extend(role.name().bytes());
+        bytes.extend(count.to_le_bytes());
         for part in parts {
-            add(&(part.rows as u64).to_le_bytes());
-            add(&(part.cols as u64).to_le_bytes());
+            bytes.extend((part.rows as u64).to_le_bytes());
+            bytes.extend((part.cols as u64).to_le_bytes());
         }
     }
-    format!("{hash:016x}")
+    stable_hash(bytes)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! and this program does not hold is replaced by the built-in one named beside it.
 
 use std::cell::RefCell;
+use std::sync::OnceLock;
 
 use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Pick, Profile, Role, Shape, registry};
 
@@ -18,26 +19,22 @@ pub struct Selection {
     ceiling: Isa,
     format: Option<Format>,
     profile: Option<Profile>,
-    defaults: registry::Defaults,
     notes: RefCell<Vec<String>>,
 }
 
 /// The shipped defaults for this CPU.
-pub fn shipped() -> registry::Defaults {
-    let host = Host::detect();
-    registry::Defaults::of(&host.vendor, host.family)
+pub fn shipped() -> &'static registry::Defaults {
+    static SHIPPED: OnceLock<registry::Defaults> = OnceLock::new();
+    SHIPPED.get_or_init(|| {
+        let host = Host::detect();
+        registry::Defaults::of(&host.vendor, host.family)
+    })
 }
 
 impl Default for Selection {
     /// The shipped defaults for this CPU.
     fn default() -> Self {
-        Self {
-            ceiling: Isa::best(),
-            format: None,
-            profile: None,
-            defaults: shipped(),
-            notes: RefCell::default(),
-        }
+        Self { ceiling: Isa::best(), format: None, profile: None, notes: RefCell::default() }
     }
 }
 
@@ -63,7 +60,6 @@ impl Selection {
             ceiling: isa.unwrap_or_else(Isa::best),
             format,
             profile: profile.filter(|_| !forced),
-            defaults: shipped(),
             notes: RefCell::new(notes),
         })
     }
@@ -98,7 +94,7 @@ impl Selection {
         {
             return Ok(pair);
         }
-        let (_, default) = self.defaults.ternary(self.format, self.ceiling);
+        let (_, default) = shipped().ternary(self.format, self.ceiling);
         let get = |id: &KernelId| {
             find(id).copied().ok_or_else(|| {
                 Error::Runtime(format!("the default kernel {id} is not part of this program"))
@@ -127,7 +123,7 @@ impl Selection {
         choice
             .and_then(|choice| HeadKernel::find(&choice.decode.kernel))
             .filter(|kernel| kernel.format() == format)
-            .or_else(|| HeadKernel::find(&self.defaults.head(format, self.ceiling)?))
+            .or_else(|| HeadKernel::find(&shipped().head(format, self.ceiling)?))
             .or_else(|| HeadKernel::default(format, self.ceiling))
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
     }
