@@ -156,7 +156,10 @@ unsafe extern "C" fn quantise_activations(x: *const f32, q: *mut i8, n: usize) -
 }
 
 /// See `VectorEntry`.
-unsafe extern "C" fn quantise_blocks(x: *const f32, q: *mut i8, d: *mut f32, n: usize) {
+///
+/// # Safety
+/// See `VectorEntry`.
+pub unsafe extern "C" fn quantise_blocks(x: *const f32, q: *mut i8, d: *mut f32, n: usize) {
     const BLOCK: usize = 32;
     for block in 0..n / BLOCK {
         // SAFETY: the contract of VectorEntry; n is a multiple of the block.

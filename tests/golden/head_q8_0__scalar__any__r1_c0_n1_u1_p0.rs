@@ -18,6 +18,7 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
 
     use super::abi::{HeadCall, HeadPrepare};
     use super::isa::scalar as isa;
+    use super::vector__scalar::quantise_blocks;
 
     /// How weights are stored, in the order of `HeadFormat`: 3 Q8_0, 4 Q6_K, 5 Q4_0.
     const FORMAT: usize = 3;
@@ -73,21 +74,7 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
             let sums = prepare.scratch.add(sums_at(cols)).cast::<i32>();
             let scales = prepare.scratch.add(scales_at(cols)).cast::<f32>();
             q.write_bytes(0, sums_at(cols));
-            for block in 0..cols / QUANT {
-                let x = prepare.x.add(block * QUANT);
-                let (a, b) = (isa::f32_load(x), isa::f32_load(x.add(LANES)));
-                let zero = isa::f32_splat(0.0);
-                let top = isa::f32_max(isa::f32_abs(b), isa::f32_max(isa::f32_abs(a), zero));
-                let m = isa::f32_reduce_max(top);
-                let m = if m > 1e-30 { m } else { 1e-30 };
-                scales.add(block).write(m / 127.0);
-                let s = isa::f32_splat(127.0 / m);
-                let (low, high) = (isa::f32_splat(-128.0), isa::f32_splat(127.0));
-                let (a, b) = (isa::f32_mul(a, s), isa::f32_mul(b, s));
-                let q = q.add(block * QUANT);
-                isa::f32_store_i8(q, isa::f32_min(isa::f32_max(a, low), high));
-                isa::f32_store_i8(q.add(LANES), isa::f32_min(isa::f32_max(b, low), high));
-            }
+            quantise_blocks(prepare.x, q, scales, cols);
             // Sub-block L of vector i of a group stands at 4 L + i.
             let per_vector = VECTOR / 16;
             for sub in 0..sums_at(cols) / 16 {
