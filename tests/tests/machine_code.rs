@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op};
 use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, TERNARY};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
+use bitnet_tuner::machine::mix::{Class, Mix, work};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// What the hot loop of a family of kernels is made of. One `work` instruction covers some
 /// products of a weight and an activation; the other instructions are counted against it.
@@ -476,6 +477,188 @@ fn hot_loops_hold_what_the_kernels_were_written_for() {
         println!("{op:9} {isa:10} {phase:?}: {least:.1} to {most:.1} ({count} kernels)");
     }
     assert!(wrong.is_empty(), "{} kernels:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The hot loop of a kernel, and the products of weights and activations that it covers.
+fn hot_loop(kernel: &Kernel) -> Option<(Vec<Instruction>, usize)> {
+    let id = kernel.id;
+    let phase = Phase::of(&id.tile);
+    let family = FAMILIES
+        .iter()
+        .find(|f| (f.serves)(id.op) && f.isas.contains(&id.isa) && f.phases.contains(&phase))?;
+    let (mnemonics, bits) = family.work;
+    let work = |body: &Vec<&Instruction>| {
+        let is_work = |i: &&&Instruction| {
+            mnemonics.contains(&i.mnemonic()) && i.op0_register().info().size() * 8 == bits
+        };
+        body.iter().filter(is_work).count()
+    };
+    let function = Function::decode(kernel.run);
+    let callees = function.callees();
+    let loops = [&function].into_iter().chain(&callees).flat_map(Function::innermost_loops);
+    let hot = loops.max_by_key(work).filter(|body| work(body) > 0)?;
+    let products = work(&hot) * family.products;
+    // A few of these instructions may serve something else.
+    let iteration = allowed(&id).into_iter().find(|own| products % own <= own / 8)?;
+    Some((hot.into_iter().copied().collect(), products / iteration * iteration))
+}
+
+/// What an instruction is to the machine model.
+fn class(instruction: &Instruction) -> Option<Class> {
+    use Mnemonic as M;
+    Some(match instruction.mnemonic() {
+        M::Prefetcht0 => Class::Prefetch,
+        M::Vmovdqu | M::Vmovdqa | M::Vmovups | M::Vmovaps | M::Vmovdqu64 | M::Vmovdqa64 => {
+            if instruction.op0_kind() == OpKind::Memory {
+                Class::Store
+            } else if instruction.op1_kind() == OpKind::Memory {
+                Class::Load
+            } else {
+                // A register is renamed.
+                return None;
+            }
+        }
+        M::Vbroadcasti128 | M::Vbroadcastf128 | M::Vbroadcasti64x4 | M::Vbroadcasti32x4 => {
+            Class::Load
+        }
+        M::Vpbroadcastd | M::Vpbroadcastb | M::Vpbroadcastw | M::Vbroadcastss | M::Vpbroadcastq => {
+            Class::Broadcast
+        }
+        M::Vpand
+        | M::Vpandd
+        | M::Vpandq
+        | M::Vpor
+        | M::Vpord
+        | M::Vporq
+        | M::Vpxor
+        | M::Vpxord
+        | M::Vpxorq
+        | M::Vpternlogd
+        | M::Vpternlogq
+        | M::Vpblendd
+        | M::Vpblendw
+        | M::Vblendps
+        | M::Vpandn
+        | M::Vpandnd
+        | M::Vpandnq
+        | M::Vpblendmw
+        | M::Vpblendmd => Class::Logic,
+        M::Vpsrlw
+        | M::Vpsrld
+        | M::Vpsllw
+        | M::Vpslld
+        | M::Vpsraw
+        | M::Vpsrad
+        | M::Vpsrlvw
+        | M::Vpsllvw
+        | M::Vpsrlq
+        | M::Vpsllq
+        | M::Vpshldw => Class::Shift,
+        M::Vpaddw | M::Vpaddd | M::Vpsubd | M::Vpsubw | M::Vpsignw => Class::Add,
+        M::Vpmaddubsw | M::Vpmaddwd | M::Vpdpbusd => Class::Dot,
+        M::Vpmulld => Class::Multiply,
+        M::Vpshufb
+        | M::Vpshufd
+        | M::Vpunpcklbw
+        | M::Vpunpckhbw
+        | M::Vpunpckldq
+        | M::Vpunpckhdq
+        | M::Vpunpcklqdq
+        | M::Vpunpckhqdq
+        | M::Vpunpcklwd
+        | M::Vpunpckhwd
+        | M::Vshufps
+        | M::Vpalignr
+        | M::Vunpcklpd
+        | M::Vunpcklps => Class::Shuffle,
+        M::Vpermw
+        | M::Vpermd
+        | M::Vpermq
+        | M::Vperm2i128
+        | M::Vpermt2d
+        | M::Vpermi2d
+        | M::Vpermt2q
+        | M::Vpermi2q
+        | M::Vinserti128
+        | M::Vextracti128
+        | M::Vinserti64x4
+        | M::Vextracti64x4
+        | M::Vinserti32x4
+        | M::Vpinsrw
+        | M::Vpinsrd
+        | M::Vpinsrq
+        | M::Vmovd
+        | M::Vmovq
+        | M::Vpermps
+        | M::Vpermt2w
+        | M::Vpermi2w
+        | M::Vpermb
+        | M::Vpermi2b
+        | M::Vpermt2b
+        | M::Vshufi64x2
+        | M::Vshufi32x4
+        | M::Valignq
+        | M::Valignd => Class::Permute,
+        M::Vpmovzxbw
+        | M::Vpmovzxwd
+        | M::Vpmovsxbd
+        | M::Vpmovsxwd
+        | M::Vpmovzxbd
+        | M::Vpmovwb
+        | M::Vpmovqb
+        | M::Vpmovdb => Class::Extend,
+        M::Vcvtph2ps | M::Vcvtdq2ps | M::Vcvtps2ph => Class::Convert,
+        M::Vaddps | M::Vmulps | M::Vsubps => Class::Float,
+        other if FMA.contains(&other) => Class::Fma,
+        other if format!("{other:?}").starts_with('V') => {
+            println!("NOCLASS {other:?}");
+            return None;
+        }
+        _ => Class::Control,
+    })
+}
+
+/// The operations of a loop: instructions, and the loads among their operands.
+fn operations(body: &[Instruction]) -> Mix {
+    let mut counts = Vec::new();
+    for instruction in body {
+        let own = class(instruction);
+        counts.extend(own.map(|class| (class, 1.0)));
+        let in_memory = (1..instruction.op_count())
+            .any(|operand| instruction.op_kind(operand) == OpKind::Memory);
+        let is_load =
+            matches!(own, Some(Class::Load | Class::Broadcast | Class::Control | Class::Prefetch));
+        if in_memory && !is_load {
+            let class = if instruction.is_broadcast() { Class::Broadcast } else { Class::Load };
+            counts.push((class, 1.0));
+        }
+    }
+    Mix::of(&counts)
+}
+
+#[test]
+fn probe_model() {
+    let filter = std::env::var("FILTER").unwrap_or_default();
+    for kernel in kernels().iter().filter(|k| k.id.isa != Isa::Scalar && !attention(k.id.op)) {
+        let id = kernel.id;
+        if !id.to_string().contains(&filter) {
+            continue;
+        }
+        let Some((hot, iteration)) = hot_loop(kernel) else {
+            println!("{id}: none");
+            continue;
+        };
+        let found = operations(&hot);
+        let work = work(&id);
+        let expected =
+            work.hot.times(iteration as f64 / (work.cols * id.tile.rows * id.tile.tokens) as f64);
+        let diff: Vec<String> = Class::ALL
+            .iter()
+            .filter(|c| (found.count(**c) - expected.count(**c)).abs() > 0.01)
+            .map(|c| format!("{c:?} {} model {}", found.count(*c), expected.count(*c)))
+            .collect();
+        println!("{id} {} {} : {}", hot.len(), iteration, diff.join(", "));
+    }
 }
 
 /// Attention has loops for scores and for values, of f16 and of f32, and for fewer rows than the id

@@ -6,6 +6,7 @@
 pub mod choose;
 pub mod cli;
 mod error;
+pub mod machine;
 pub mod measure;
 mod model;
 pub mod plan;

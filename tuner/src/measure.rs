@@ -20,7 +20,7 @@
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Isa, KernelId, Layout, Role, Shape, registry::Defaults};
+use bitnet_profiles::{Isa, KernelId, Layout, Role, Shape};
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::{self, Kernel};
 use bitnet_runtime::probe;
@@ -177,7 +177,7 @@ pub fn measure(
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<(Measurements, Vec<Wrong>)> {
     let start = Instant::now();
-    let (_, default) = Defaults::of(&host.vendor, host.family).ternary(None, settings.ceiling);
+    let (_, default) = kernels::shipped().ternary(None, settings.ceiling);
     let l3 = if host.l3 == 0 { USUAL_L3 } else { host.l3 };
     let weights = |job: &JobPlan| -> u64 {
         let bytes: usize = job.parts.iter().map(|&p| default.layout().matrix_bytes(p)).sum();

@@ -27,7 +27,7 @@ pub fn shipped() -> &'static registry::Defaults {
     static SHIPPED: OnceLock<registry::Defaults> = OnceLock::new();
     SHIPPED.get_or_init(|| {
         let host = Host::detect();
-        registry::Defaults::of(&host.vendor, host.family)
+        registry::Defaults::of(&host.vendor, host.family, host.model, Isa::best())
     })
 }
 
@@ -94,7 +94,7 @@ impl Selection {
         {
             return Ok(pair);
         }
-        let (_, default) = shipped().ternary(self.format, self.ceiling);
+        let default = shipped().pair(role, parts, self.format, self.ceiling);
         let get = |id: &KernelId| {
             find(id).copied().ok_or_else(|| {
                 Error::Runtime(format!("the default kernel {id} is not part of this program"))
@@ -123,7 +123,7 @@ impl Selection {
         choice
             .and_then(|choice| HeadKernel::find(&choice.decode.kernel))
             .filter(|kernel| kernel.format() == format)
-            .or_else(|| HeadKernel::find(&shipped().head(format, self.ceiling)?))
+            .or_else(|| HeadKernel::find(&shipped().head(format, shape, self.ceiling)?))
             .or_else(|| HeadKernel::default(format, self.ceiling))
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
     }
@@ -136,6 +136,7 @@ impl Selection {
         let choice = self.profile.as_ref().and_then(|p| p.choice(Role::Attention, parts));
         choice
             .and_then(|choice| AttentionKernel::find(&choice.decode.kernel))
+            .or_else(|| AttentionKernel::find(&shipped().attention(parts, self.ceiling)?))
             .or_else(|| AttentionKernel::default(self.ceiling))
             .ok_or_else(|| Error::Runtime("no kernel for attention".into()))
     }
