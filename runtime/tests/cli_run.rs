@@ -87,9 +87,11 @@ fn json_says_what_ran() {
         keys(&report),
         [
             "finish_reason",
+            "huge_pages",
             "ids",
             "kernels",
             "memory",
+            "pinning",
             "profile",
             "prompt_ids",
             "seed",
