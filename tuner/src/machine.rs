@@ -9,14 +9,20 @@
 //! ([`kinds::Kind::overlap`]), and what a job does once is added: laying out activations, scaling
 //! outputs, barriers.
 //!
-//! What it is for: `--effort estimate`, and the shipped profiles of CPUs nobody has measured. It ranks
-//! kernels; a predicted time is no promise. How well it ranks is a test against a recorded measurement,
-//! and `bitnet-tune estimate-check` asks it of any other.
+//! What it is for: `--effort estimate` ([`estimate`]), and the shipped profiles of CPUs nobody has
+//! measured ([`shipped`]). It ranks kernels; a predicted time is no promise. How well it ranks is a
+//! test against recorded measurements, and `bitnet-tune estimate-check` asks it of any other.
 
-use bitnet_profiles::{HeadFormat, KernelId, Layout, Op, Shape};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op, Shape, TileConfig, registry};
+use bitnet_runtime::host::Host;
 
+pub mod check;
+mod estimate;
 pub mod kinds;
 pub mod mix;
+pub mod shipped;
+
+pub use estimate::{UNCERTAINTY, UNCERTAINTY_OF_FORMATS, estimate, model_bytes};
 
 use kinds::{Kind, Vectors};
 use mix::{Class, Mix, Work};
@@ -32,6 +38,10 @@ pub struct Cpu {
     pub core_gb_per_s: f64,
     /// And all.
     pub socket_gb_per_s: f64,
+    /// Bytes of L2 cache of a core.
+    pub l2: u64,
+    /// Bytes of L3 cache.
+    pub l3: u64,
 }
 
 /// What limits a job.
@@ -74,6 +84,8 @@ const INTRUSION: f64 = 0.5;
 const UNKNOWN_PREFETCH: f64 = 1.03;
 /// What a stream that jumps loses in a cache, over what it loses in memory.
 const JUMPS_IN_CACHE: f64 = 0.2;
+/// How many times as long plain code takes as vectors of as many lanes would.
+const PLAIN: f64 = 10.0;
 /// Cycles lost where a long loop ends: its last branch is not foreseen.
 const LOOP_END: f64 = 6.0;
 
@@ -101,6 +113,27 @@ impl Cpu {
             ghz: kind.ghz,
             core_gb_per_s: kind.core_gb_per_s,
             socket_gb_per_s: kind.socket_gb_per_s,
+            l2: kind.l2,
+            l3: kind.l3,
+        }
+    }
+
+    /// The nearest kind to a host, with the host's caches: the kind that its shipped profile is of.
+    pub fn of(host: &Host) -> Self {
+        let Host { vendor, family, model, .. } = host;
+        let defaults = registry::Defaults::of(vendor, *family, *model, Isa::best());
+        let usual = Self::usual(Kind::of_profile(&defaults.shipped().name));
+        let known = |size: u64, usual: u64| if size == 0 { usual } else { size };
+        Self { l2: known(host.l2, usual.l2), l3: known(host.l3, usual.l3), ..usual }
+    }
+
+    /// With what was probed: bytes read from memory by so many threads together, in 10^9 a second.
+    pub fn with_read_gb_per_s(self, threads: usize, gb_per_s: f64) -> Self {
+        if threads <= 1 {
+            Self { core_gb_per_s: gb_per_s, ..self }
+        } else {
+            let core_gb_per_s = self.core_gb_per_s.max(gb_per_s / threads as f64);
+            Self { core_gb_per_s, socket_gb_per_s: gb_per_s, ..self }
         }
     }
 
@@ -148,9 +181,9 @@ impl Cpu {
         let kind = self.kind;
         let threads = threads.max(1) as f64;
         let bytes = model_bytes as f64;
-        if bytes <= 0.9 * kind.l2 as f64 * threads {
+        if bytes <= 0.9 * self.l2 as f64 * threads {
             (kind.l2_bytes_per_cycle * self.ghz, false)
-        } else if bytes <= 0.9 * kind.l3 as f64 {
+        } else if bytes <= 0.9 * self.l3 as f64 {
             (kind.l3_gb_per_s, false)
         } else {
             (self.core_gb_per_s.min(self.socket_gb_per_s / threads), true)
@@ -179,6 +212,19 @@ fn busiest(vectors: &Vectors, work: &Mix) -> f64 {
             shares.sum::<f64>() / (use_of * f64::from(set.count_ones()))
         })
         .fold(0.0, f64::max)
+}
+
+/// Whether so large a model is read from memory, and 10^9 bytes per second that `threads` read of it
+/// together.
+pub fn read_limit(cpu: &Cpu, threads: usize, model_bytes: u64) -> (bool, f64) {
+    let (each, from_memory) = cpu.bandwidth(threads, model_bytes);
+    (from_memory, each * threads.max(1) as f64)
+}
+
+/// 10^9 products of a weight and an activation per second that `threads` do together at best with the
+/// instructions of a kernel's tier.
+pub fn multiply_limit(cpu: &Cpu, id: &KernelId, threads: usize) -> f64 {
+    products_per_cycle(cpu.vectors(id), id.isa) * cpu.ghz * threads.max(1) as f64
 }
 
 /// Predicts the time of one job: the matrices `parts` times `tokens` activation rows on `threads`
@@ -223,7 +269,9 @@ struct JobModel<'a> {
 
 impl JobModel<'_> {
     fn us(&self, cycles: f64) -> f64 {
-        cycles / (self.cpu.ghz * 1e3)
+        // What the compiler makes of plain code is not modelled.
+        let plain = if self.id.isa == Isa::Scalar { PLAIN } else { 1.0 };
+        plain * cycles / (self.cpu.ghz * 1e3)
     }
 
     /// Whether a group of activation rows is too large for the L1 cache.
@@ -253,9 +301,9 @@ impl JobModel<'_> {
         let kind = self.cpu.kind;
         let distance = self.id.tile.prefetch;
         let mut read = bytes / (gb_per_s * 1e3);
+        let effect = kind.prefetch.iter().min_by_key(|own| own.ahead.abs_diff(distance));
         if distance > 0 {
-            let known = kind.prefetch.iter().min_by_key(|own| own.ahead.abs_diff(distance));
-            read *= match known {
+            read *= match effect {
                 Some(effect) if from_memory => effect.from_memory,
                 Some(effect) => effect.from_cache,
                 None => UNKNOWN_PREFETCH,
@@ -268,7 +316,8 @@ impl JobModel<'_> {
             return (mean(&[compute, read * jumps], 4.0), read);
         }
         // Tables that stream through the L2 cache, too, leave the hardware's prefetcher behind.
-        let exponent = if spills && distance < 4096 { 1.0 } else { kind.overlap };
+        let hidden = distance >= 4096 && effect.is_some_and(|effect| effect.from_memory < 1.0);
+        let exponent = if spills && !hidden { 1.0 } else { kind.overlap };
         (mean(&[compute, read * streams], exponent), read)
     }
 
@@ -346,19 +395,19 @@ impl JobModel<'_> {
         let (heads, width) = parts.first().map_or((1, 1), |part| (part.rows, part.cols));
         let kv_heads = parts.get(1).map_or(heads, |part| part.rows).max(1);
         let rows = heads.div_ceil(kv_heads) * tokens;
-        let share = kv_heads.div_ceil(self.threads).max(1) as f64;
+        // A token sees those before it too.
+        let positions = POSITIONS + tokens / 2;
+        let share = kv_heads as f64 / self.threads as f64;
+        let pairs = positions.div_ceil(16) as f64 * width as f64;
         // A step of fewer rows is compiled apart, and costs as if the tile had so few.
-        let tile = self.id.tile.rows;
-        let pairs = POSITIONS.div_ceil(16) as f64 * width as f64;
         let cycles = |rows: usize| {
-            let mut id = *self.id.spec();
-            id.tile.rows = rows;
-            let work = id.validate().map_or(self.work, |id| mix::work(&id));
+            let work = mix::attention(self.id, rows);
             let hot = self.cpu.cycles(self.vectors, &work.hot, work.folded, work.chain, 0.0).all;
             let none = (Class::Control, 0.0);
             let end = self.cpu.cycles(self.vectors, &work.end, 0.0, none, 0.0).all;
-            pairs * hot + end * POSITIONS.div_ceil(256) as f64
+            pairs * hot + end * positions.div_ceil(256) as f64
         };
+        let tile = self.id.tile.rows;
         let mut all = (rows / tile) as f64 * cycles(tile);
         let mut left = rows % tile;
         for part in [4, 2, 1] {
@@ -367,9 +416,12 @@ impl JobModel<'_> {
                 left -= part;
             }
         }
-        let compute = self.us(share * all);
-        let us = compute + barrier_us(self.threads);
-        self.prediction(us, compute, Bound::Arithmetic, 0.0, us - compute, 0.0)
+        let compute = self.us(ATTENTION * share * all);
+        // Keys and values of 16 bits.
+        let bytes = 4.0 * (positions * width) as f64 * share;
+        let (stream, read) = self.overlap(compute, bytes, 1.0, false);
+        let overhead = 2.0 * barrier_us(self.threads);
+        self.prediction(stream + overhead, compute, Bound::Arithmetic, read, overhead, 0.0)
     }
 
     fn prediction(
@@ -388,22 +440,21 @@ impl JobModel<'_> {
         } else {
             core
         };
-        let multiply = self.us(products / self.products_per_cycle());
+        let multiply = self.us(products / products_per_cycle(self.vectors, self.id.isa));
         Prediction { us, bound, share_of_limit: (read.max(multiply) / us).min(1.0) }
     }
+}
 
-    /// Products of a weight and an activation that a core does in a cycle at best, with the
-    /// instructions of the kernel's tier.
-    fn products_per_cycle(&self) -> f64 {
-        let adds = if self.id.isa.dots_are_wide() { 0.0 } else { 1.0 };
-        let one = Mix::of(&[(Class::Dot, 1.0), (Class::Add, adds)]);
-        4.0 * self.id.isa.lanes() as f64 / busiest(self.vectors, &one).max(0.1)
-    }
+/// Products of a weight and an activation that a core does in a cycle at best.
+fn products_per_cycle(vectors: &Vectors, isa: Isa) -> f64 {
+    let adds = if isa.dots_are_wide() { 0.0 } else { 1.0 };
+    let one = Mix::of(&[(Class::Dot, 1.0), (Class::Add, adds)]);
+    4.0 * isa.lanes() as f64 / busiest(vectors, &one).max(0.1)
 }
 
 /// Time of a stream from memory that jumps between the tiles of a step, over that of one that does
 /// not.
-fn streams(layout: Layout, tile: &bitnet_profiles::TileConfig) -> f64 {
+fn streams(layout: Layout, tile: &TileConfig) -> f64 {
     let visit = (layout.unit_bytes() * tile.unroll) as f64;
     match layout {
         Layout::I2sT16 | Layout::I2sT32 if tile.rows > layout.tile_rows() => 1.0 + 100.0 / visit,
@@ -411,6 +462,9 @@ fn streams(layout: Layout, tile: &bitnet_profiles::TileConfig) -> f64 {
         _ => 1.0,
     }
 }
+
+/// Time of attention over that of its multiply-adds and exponentials: interleaving queries, merging.
+const ATTENTION: f64 = 1.5;
 
 /// Cycles of scaling a vector of outputs.
 const SCALE_CYCLES: f64 = 3.0;

@@ -22,6 +22,7 @@ enum Command {
     Demo(cli::demo::Args),
     List(cli::list::Args),
     Emit(cli::emit::Args),
+    EstimateCheck(cli::estimate_check::Args),
     #[command(hide = true)]
     Worker(cli::worker::Args),
 }
@@ -32,6 +33,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Command::Demo(args)) => cli::demo::run(args),
         Some(Command::List(args)) => cli::list::run(args),
         Some(Command::Emit(args)) => cli::emit::run(args),
+        Some(Command::EstimateCheck(args)) => cli::estimate_check::run(args),
         Some(Command::Worker(args)) => cli::worker::run(args),
     }
 }

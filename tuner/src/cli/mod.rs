@@ -13,6 +13,7 @@ use crate::{Notice, Result};
 
 pub mod demo;
 pub mod emit;
+pub mod estimate_check;
 pub mod list;
 pub mod tune;
 pub mod worker;

@@ -131,6 +131,22 @@ pub struct Kind {
     pub prefetch: &'static [Prefetch],
 }
 
+impl Kind {
+    /// The kind of a shipped profile: its own, or the one that stands for an ISA class.
+    pub fn of_profile(name: &str) -> &'static Self {
+        let name = CLASSES.iter().find(|(class, _)| *class == name).map_or(name, |(_, kind)| kind);
+        KINDS.iter().find(|kind| kind.name == name).unwrap_or(&KINDS[0])
+    }
+}
+
+/// The kinds that stand for ISA classes, whose CPUs may be anything.
+pub const CLASSES: &[(&str, &str)] = &[
+    ("avx512vnni", "ice-lake"),
+    ("avx512", "skylake-x"),
+    ("avx2", "skylake"),
+    ("generic", "haswell"),
+];
+
 /// Vector ports of Intel: 0, 1 and 5.
 const P0: u8 = 1;
 const P1: u8 = 2;
@@ -253,7 +269,7 @@ const ZEN5: Vectors = Vectors {
     fma: on(F01),
 };
 
-/// Every kind, each with a shipped profile of its name.
+/// Every kind, each with a shipped profile of its name. A test looks for all of them.
 pub const KINDS: &[Kind] = &[
     Kind {
         name: "zen2",

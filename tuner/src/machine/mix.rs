@@ -148,7 +148,7 @@ pub fn work(id: &KernelId) -> Work {
     match id.op {
         Op::Ternary(layout) => ternary(id, layout),
         Op::Head(format) => head(id, format),
-        Op::Attention => attention(id),
+        Op::Attention => attention(id, id.tile.rows),
     }
 }
 
@@ -320,8 +320,8 @@ const BLOCK_HEADS: &[(HeadFormat, Isa, &[(Class, f64)])] = &[
 
 /// One vector of keys and one of values, of 16 floats each, for a step's rows; `cols` counts such
 /// pairs.
-fn attention(id: &KernelId) -> Work {
-    let rows = id.tile.rows as f64;
+pub(super) fn attention(id: &KernelId, rows: usize) -> Work {
+    let rows = rows as f64;
     let parts = 16.0 / id.isa.lanes() as f64;
     // Vectors of values side by side that share the broadcast of a weight.
     let side = (id.isa.registers() as f64 / parts / 2.0 / rows).clamp(1.0, 8.0);
