@@ -53,14 +53,15 @@ pub fn plan(
 ) -> Vec<JobPlan> {
     let ternary: Vec<(Layout, KernelId)> = kernels
         .iter()
-        .filter(|id| id.isa <= ceiling)
+        .filter(|id| id.isa.is_within(ceiling))
         .filter_map(|&id| match id.op {
             Op::Ternary(layout) => Some((layout, id)),
             _ => None,
         })
         .collect();
-    let rank =
-        |isa: Isa, format: Format| (isa.lanes(), format == Format::I2S && isa.dots_are_wide());
+    let rank = |isa: Isa, format: Format| {
+        (isa != Isa::Scalar, isa.lanes(), format == Format::I2S && isa.dots_are_wide())
+    };
     let best = |format: Format| {
         let of_format = ternary.iter().filter(|(layout, _)| layout.format() == format);
         of_format.map(|(_, id)| rank(id.isa, format)).max()
@@ -118,7 +119,7 @@ mod tests {
             for effort in [Effort::Measure, Effort::Patient] {
                 let plan = plan(&jobs(), &all, ceiling, effort);
                 let ids = ids(&plan);
-                assert!(ids.iter().all(|id| id.isa <= ceiling));
+                assert!(ids.iter().all(|id| id.isa.is_within(ceiling)));
                 assert!(ids.contains(&default.decode), "{ceiling} {effort}");
                 assert!(ids.contains(&default.prefill), "{ceiling} {effort}");
                 for layout in &plan[0].layouts {
