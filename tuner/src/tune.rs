@@ -330,7 +330,6 @@ fn profile(
     choices: &[Choice<'_>],
 ) -> Profile {
     let text = |text: &str| text.chars().filter(|c| !c.is_control()).take(64).collect();
-    let isa = Isa::ALL.iter().copied().filter(|isa| isa.is_supported());
     Profile {
         schema: Profile::SCHEMA,
         tool: Tool {
@@ -348,7 +347,7 @@ fn profile(
             family: host.family,
             model: host.model,
             stepping: host.stepping,
-            isa: isa.collect(),
+            isa: Isa::supported().collect(),
             physical_cores: host.physical_cores as u32,
             threads: host.threads as u32,
             l2: host.l2,

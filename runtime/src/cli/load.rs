@@ -34,8 +34,8 @@ pub struct KernelArgs {
     /// Pack all ternary weights as i2_s, tl1 or tl2, whatever the profile says
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Use no better instructions than scalar, avx2, avx512, avx512vnni or avx512vbmi, whatever
-    /// the profile says
+    /// Use no better instructions than scalar, avx2, avxvnni, avx512, avx512vnni or avx512vbmi,
+    /// whatever the profile says
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
 }
@@ -296,11 +296,11 @@ impl Choice {
 /// Reads a profile; one that needs more than this CPU has is refused whole.
 fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
     let profile = Profile::load(path)?;
-    let (needed, best) = (profile.isa(), Isa::best());
-    if needed > best {
+    if let Some(needed) = profile.isas().into_iter().find(|isa| !isa.is_supported()) {
+        let runs = Isa::supported_names();
         return Err(ProfileError::Content {
             item: "op".into(),
-            problem: format!("kernels of {needed}, but this CPU runs up to {best}"),
+            problem: format!("kernels of {needed}, but this CPU runs {runs}"),
         });
     }
     Ok(profile)
