@@ -3,12 +3,11 @@
 //! make inference slow, never wrong.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Isa, KernelId, Layout, Op, Shape, stable_hash};
+use crate::{Isa, KernelId, Layout, Op, Shape, file, printable, stable_hash};
 
 /// A job of the forward pass that one kernel choice serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -291,7 +290,11 @@ pub enum ProfileError {
 
 impl ProfileError {
     fn content(item: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Content { item: item.into(), problem: problem.into() }
+        // A message may quote the file, and ends in a terminal.
+        Self::Content {
+            item: printable(&item.into()).into_owned(),
+            problem: printable(&problem.into()).into_owned(),
+        }
     }
 }
 
@@ -356,26 +359,16 @@ impl Profile {
         toml::to_string(self).expect("every field has a TOML form")
     }
 
-    /// Writes the profile whole to a temporary file beside `path` and renames it, so that `path`
-    /// holds either the old profile or the new one.
+    /// Writes the profile whole, as [`crate::file::replace`] does: `path` holds either the old
+    /// profile or the new one.
     ///
     /// # Errors
-    /// [`ProfileError::Io`] when the system refuses; the temporary file is removed.
+    /// [`ProfileError::Io`] when the system refuses.
     pub fn save(&self, path: &Path) -> Result<(), ProfileError> {
-        let io =
-            |action| move |source| ProfileError::Io { path: path.to_path_buf(), action, source };
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let write = || {
-            let mut file = std::fs::File::create_new(&temporary)?;
-            file.write_all(self.to_text().as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)
-        };
-        write().map_err(|error| {
-            let _ = std::fs::remove_file(&temporary);
-            io("write")(error)
+        file::replace(path, self.to_text().as_bytes()).map_err(|source| ProfileError::Io {
+            path: path.to_path_buf(),
+            action: "write",
+            source,
         })
     }
 
@@ -841,6 +834,23 @@ mod tests {
         assert!(error.to_string().contains("none.toml"), "{error}");
     }
 
+    #[test]
+    fn what_is_said_of_a_hostile_file_is_one_line_of_text() {
+        let good = profile().to_text();
+        let escape = "\\u001b[2J\\r\\n\\u202e\\u009b";
+        for (from, to) in [
+            ("[run]", format!("[run]\n\"{escape}\" = 1")),
+            ("role = \"lm_head\"", format!("role = \"{escape}\"")),
+            ("kernel = \"i2_s_t16", format!("kernel = \"{escape}i2_s_t16")),
+            ("threads = 2\n", format!("threads = \"{escape}\"\n")),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let (item, problem) = refused(&good.replacen(from, &to, 1));
+            let said = format!("{item}: {problem}");
+            assert_eq!(said, printable(&said));
+        }
+    }
+
     fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
         let mut names: Vec<String> =
@@ -859,7 +869,18 @@ mod tests {
         saved.run.threads = 7;
         saved.save(&path).unwrap();
         assert_eq!(Profile::load(&path).unwrap(), saved);
-        assert_eq!(names(folder.path()), ["host.toml"]);
+        // What another process of the same number left behind is in nobody's way.
+        let stale = format!("host.toml.{}.tmp", std::process::id());
+        std::fs::write(folder.path().join(&stale), "half").unwrap();
+        saved.save(&path).unwrap();
+        assert_eq!(names(folder.path()), ["host.toml", stale.as_str()]);
+        std::fs::remove_file(folder.path().join(&stale)).unwrap();
+        // A new profile is as public as any new file of this user.
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, "").unwrap();
+        let permissions = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+        assert_eq!(permissions(&path), permissions(&plain));
+        std::fs::remove_file(&plain).unwrap();
 
         // Where a folder has the name, it stays, and so does what it holds.
         let taken = folder.path().join("taken.toml");

@@ -1,4 +1,4 @@
-use bitnet_profiles::{ProfileError, SpecError};
+use bitnet_profiles::{ProfileError, SpecError, printable};
 
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -22,17 +22,11 @@ pub enum Error {
         code: u8,
     },
     /// A name that stands for no kernel.
-    #[error("{}", printable(.0))]
+    #[error("{}", printable(&.0.to_string()))]
     Spec(#[from] SpecError),
     /// The generator refused.
     #[error(transparent)]
     Codegen(#[from] bitnet_codegen::Error),
-}
-
-/// The message on one line, whatever the name held.
-fn printable(error: &SpecError) -> String {
-    let text = error.to_string();
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 impl Error {

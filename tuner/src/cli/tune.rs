@@ -1,10 +1,9 @@
 //! `bitnet-tune --model`: tunes and writes a profile.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bitnet_profiles::{Effort, Isa, Objective};
+use bitnet_profiles::{Effort, Isa, Objective, file};
 use bitnet_runtime::Error;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
@@ -86,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.record {
         let text = serde_json::to_string_pretty(&tuned.measurements)
             .map_err(|e| Error::Runtime(format!("measurements have no JSON form: {e}")))?;
-        std::fs::write(path, text).map_err(|e| Error::io(path, "write", e))?;
+        file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     tuned.profile.save(&args.output)?;
     tuned.finish();
@@ -98,16 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file can come into being there: its neighbour can.
+/// Whether a file can come into being there.
 pub(super) fn writable(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        let error = std::io::Error::other("it is a directory; give a file");
-        return Err(Error::io(path, "write", error).into());
-    }
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let neighbour = path.with_file_name(name);
-    File::create_new(&neighbour)
-        .and_then(|_| std::fs::remove_file(&neighbour))
-        .map_err(|e| Error::io(path, "write", e).into())
+    file::check_replaceable(path).map_err(|e| Error::io(path, "write", e).into())
 }
