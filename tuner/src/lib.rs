@@ -14,6 +14,7 @@ pub mod plan;
 pub mod race;
 mod random;
 mod sampler;
+pub mod settings;
 mod stats;
 pub mod supervise;
 mod timing;
