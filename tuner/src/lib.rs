@@ -1,20 +1,22 @@
 //! Measures candidate kernels on this host and writes a profile: [`plan`] lists the candidates of
-//! a model's jobs, [`verify`] holds them against the oracle, [`measure`] times them, [`choose`]
-//! picks, and [`tune()`] does it all.
+//! a model's jobs, [`measure`] holds them against the oracle and times them, [`choose`] picks, and
+//! [`tune()`] does it all.
 #![forbid(unsafe_code)]
 
 pub mod choose;
 pub mod cli;
+pub mod compile;
 mod error;
 pub mod measure;
 mod model;
 pub mod plan;
-mod random;
 mod sampler;
 mod stats;
 mod tournament;
 mod tune;
-pub mod verify;
+
+use bitnet_runtime::kernels::verify;
+use bitnet_runtime::random;
 
 pub use error::{Error, Result};
 pub use model::ModelInfo;
