@@ -372,6 +372,16 @@ impl Profile {
         })
     }
 
+    /// Replaces every kernel by the built-in one named beside it, with the same figures.
+    pub fn use_built_in(&mut self) {
+        for op in &mut self.ops {
+            for pick in [Some(&mut op.decode), op.prefill.as_mut()].into_iter().flatten() {
+                pick.kernel = pick.built_in;
+            }
+        }
+        self.tool.library_sha256 = None;
+    }
+
     /// The choice for a role: the one made for these shapes.
     pub fn choice(&self, role: Role, parts: &[Shape]) -> Option<&Choice> {
         self.ops.iter().find(|choice| choice.role == role && choice.parts == parts)

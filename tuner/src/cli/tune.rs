@@ -7,8 +7,10 @@ use bitnet_profiles::{Effort, Isa, Objective, file};
 use bitnet_runtime::Error;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::kernels::cache::Cache;
 
 use super::{Bar, answer, note, threads};
+use crate::compile::Toolchain;
 use crate::journal::Journal;
 use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Options, Result};
@@ -78,6 +80,8 @@ pub fn run(args: &Args) -> Result<()> {
         worker: WorkerProgram::this()?,
         journal: Some(Journal::path_for(&args.output)),
         resume: args.resume,
+        toolchain: Toolchain::find().map_err(|e| e.to_string()),
+        cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
     };
     let mut tuned = {
         let bar = Bar::new();
