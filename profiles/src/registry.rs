@@ -87,8 +87,9 @@ const TEXTS: &[(&str, &str)] = texts![
     "skylake-x",
     "avx512vnni",
     "avx512",
+    "avxvnni",
     "avx2",
-    "generic"
+    "generic",
 ];
 
 impl Shipped {
@@ -129,7 +130,7 @@ impl Shipped {
                 && cpus.family == family
                 && cpus.models.iter().any(|&(first, last)| (first..=last).contains(&model))
         };
-        self.isa <= best && (self.is_class() || self.cpus.iter().any(own))
+        self.isa.is_within(best) && (self.is_class() || self.cpus.iter().any(own))
     }
 }
 
@@ -164,7 +165,8 @@ impl Defaults {
     ) -> Option<&'static Choice> {
         let choice = self.first.profile().choice(role, parts)?;
         let prefill = choice.prefill.as_ref().unwrap_or(&choice.decode);
-        let allowed = [&choice.decode, prefill].iter().all(|pick| pick.kernel.isa <= ceiling);
+        let allowed =
+            [&choice.decode, prefill].iter().all(|pick| pick.kernel.isa.is_within(ceiling));
         let asked_for = |layout: Layout| format.is_none_or(|format| layout.format() == format);
         (allowed && choice.layout.is_none_or(asked_for)).then_some(choice)
     }
@@ -192,8 +194,9 @@ impl Defaults {
     pub fn ternary(&self, format: Option<Format>, ceiling: Isa) -> (&'static str, Generic) {
         let format = format.unwrap_or(Format::I2S);
         let all = self.chain().flat_map(|s| s.kernels.iter().map(|g| (s.name.as_str(), *g)));
-        let allowed: Vec<(&'static str, Generic)> =
-            all.filter(|(_, g)| g.decode.isa <= ceiling && g.layout().format() == format).collect();
+        let allowed: Vec<(&'static str, Generic)> = all
+            .filter(|(_, g)| g.decode.isa.is_within(ceiling) && g.layout().format() == format)
+            .collect();
         // Of equal ISA the first, which the last of equals in reverse is.
         *allowed
             .iter()
@@ -210,7 +213,9 @@ impl Defaults {
         let listed = listed.map(|choice| choice.decode.kernel).filter(|id| id.op == op);
         let all = self.chain().flat_map(|shipped| &shipped.heads);
         listed.or_else(|| {
-            all.filter(|id| id.isa <= ceiling && id.op == op).max_by_key(|id| id.isa).copied()
+            all.filter(|id| id.isa.is_within(ceiling) && id.op == op)
+                .max_by_key(|id| id.isa)
+                .copied()
         })
     }
 
@@ -237,10 +242,23 @@ pub fn generic(format: Option<Format>, ceiling: Isa) -> Generic {
 /// The folder of the user's own profiles: `bitnet/profiles` in `$XDG_CONFIG_HOME` or `~/.config`.
 /// `variable` looks up a variable of the environment. Nothing when neither is an absolute path.
 pub fn user_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(base_folder(variable, "XDG_CONFIG_HOME", ".config")?.join("bitnet").join("profiles"))
+}
+
+/// The folder of the kernels made on this host: `bitnet/kernels` in `$XDG_CACHE_HOME` or
+/// `~/.cache`, as [`user_folder`].
+pub fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(base_folder(variable, "XDG_CACHE_HOME", ".cache")?.join("bitnet").join("kernels"))
+}
+
+fn base_folder(
+    variable: impl Fn(&str) -> Option<OsString>,
+    name: &str,
+    in_home: &str,
+) -> Option<PathBuf> {
     // The XDG specification has relative paths ignored.
     let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let config = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))?;
-    Some(config.join("bitnet").join("profiles"))
+    absolute(name).or_else(|| Some(absolute("HOME")?.join(in_home)))
 }
 
 /// The name, in [`user_folder`], of the profile for a model's shapes ([`crate::shapes_hash`]) and a
@@ -279,6 +297,10 @@ mod tests {
         assert_eq!(folder(None, Some("/h")), path("/h/.config/bitnet/profiles"));
         assert_eq!(folder(Some("x"), Some("/h")), path("/h/.config/bitnet/profiles"));
         assert_eq!(folder(Some(""), None), None);
+        let home = |name: &str| (name == "HOME").then(|| "/h".into());
+        assert_eq!(cache_folder(home), path("/h/.cache/bitnet/kernels"));
+        let xdg = |name: &str| (name == "XDG_CACHE_HOME").then(|| "/x".into());
+        assert_eq!(cache_folder(xdg), path("/x/bitnet/kernels"));
 
         let name = user_file_name("0123456789abcdef", "AuthenticAMD", 26, 2);
         assert_eq!(name, "0123456789abcdef-authenticamd-26-2.toml");
@@ -297,10 +319,10 @@ mod tests {
             assert!(shipped.heads.iter().all(|id| matches!(id.op, Op::Head(_))));
         }
         for &isa in Isa::ALL {
-            assert!(generic(None, isa).decode.isa <= isa);
+            assert!(generic(None, isa).decode.isa.is_within(isa));
             for &format in Format::ALL {
                 let g = generic(Some(format), isa);
-                assert!(g.decode.isa <= isa && g.layout().format() == format);
+                assert!(g.decode.isa.is_within(isa) && g.layout().format() == format);
             }
         }
     }
@@ -324,6 +346,8 @@ mod tests {
             (intel(0x4f, avx2), "haswell"),
             (intel(0x5e, avx2), "skylake"),
             (intel(0xa5, avx2), "skylake"),
+            (intel(0x97, Isa::AvxVnni), "alder-lake"),
+            (intel(0xaa, Isa::AvxVnni), "alder-lake"),
             (intel(0x55, avx512), "skylake-x"),
             (intel(0x55, vnni), "cascade-lake"),
             (intel(0x6a, vbmi), "ice-lake"),
@@ -336,6 +360,8 @@ mod tests {
             (amd(23, 0x01, avx2), "avx2"),
             (("unknown", 0, 0, vbmi), "avx512vnni"),
             (("unknown", 0, 0, avx512), "avx512"),
+            (("unknown", 0, 0, Isa::AvxVnni), "avxvnni"),
+            (intel(0x97, avx2), "avx2"),
             (("GenuineIntel", 6, 0x1a, Isa::Scalar), "generic"),
         ] {
             let (vendor, family, model, best) = cpu;
@@ -344,7 +370,7 @@ mod tests {
             // The pair is of the best ISA, from the profile itself.
             let (from, pair) = defaults.ternary(None, best);
             assert_eq!(from, name, "{cpu:?}");
-            assert!(pair.decode.isa <= best);
+            assert!(pair.decode.isa.is_within(best));
         }
     }
 

@@ -162,6 +162,7 @@ mod x86 {
         };
     }
     multiply_with!(multiply_avx2, avx2, 8, "avx2,fma,f16c");
+    multiply_with!(multiply_avxvnni, avxvnni, 12, "avx2,fma,f16c,avxvnni");
     multiply_with!(multiply_avx512, avx512, 8, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
     multiply_with!(
         multiply_vnni,
@@ -171,9 +172,11 @@ mod x86 {
     );
 
     pub(super) fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
-        match ceiling.min(Isa::best()) {
+        let supported = Isa::supported().filter(|&isa| isa <= ceiling);
+        match supported.last().unwrap_or(Isa::Scalar) {
             Isa::Scalar => None,
             Isa::Avx2 => Some(multiply_avx2),
+            Isa::AvxVnni => Some(multiply_avxvnni),
             Isa::Avx512 => Some(multiply_avx512),
             Isa::Avx512Vnni | Isa::Avx512Vbmi => Some(multiply_vnni),
         }

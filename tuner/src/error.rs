@@ -1,4 +1,6 @@
-use bitnet_profiles::{ProfileError, SpecError};
+use std::path::PathBuf;
+
+use bitnet_profiles::{ProfileError, SpecError, printable};
 
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -22,17 +24,25 @@ pub enum Error {
         code: u8,
     },
     /// A name that stands for no kernel.
-    #[error("{}", printable(.0))]
+    #[error("{}", printable(&.0.to_string()))]
     Spec(#[from] SpecError),
+    /// There is no compiler to make kernels with: no reason to stop, the built-in ones serve.
+    #[error("{reason}")]
+    NoToolchain {
+        /// What was looked for, what was found, and what to do.
+        reason: String,
+    },
+    /// The compiler did not make a library.
+    #[error("{}: {problem}", .rustc.display())]
+    Compile {
+        /// The compiler.
+        rustc: PathBuf,
+        /// Its first error, or what became of it.
+        problem: String,
+    },
     /// The generator refused.
     #[error(transparent)]
     Codegen(#[from] bitnet_codegen::Error),
-}
-
-/// The message on one line, whatever the name held.
-fn printable(error: &SpecError) -> String {
-    let text = error.to_string();
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 impl Error {
@@ -52,7 +62,7 @@ impl Error {
             Self::Spec(_) => 2,
             // An id that no template serves is a wrong argument; the rest is our own fault.
             Self::Codegen(bitnet_codegen::Error::NoTemplate { .. }) => 2,
-            Self::Codegen(_) => 1,
+            Self::Codegen(_) | Self::NoToolchain { .. } | Self::Compile { .. } => 1,
         }
     }
 }

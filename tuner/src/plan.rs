@@ -4,7 +4,7 @@
 //! one entry without a layout holds their kernels.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Effort, Isa, KernelId, Layout, Op, Role, Shape};
+use bitnet_profiles::{Effort, Format, Isa, KernelId, Layout, Op, Role, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelInfo;
@@ -58,8 +58,17 @@ impl LayoutPlan {
 /// that have kernels for it, and where some of those multiply bytes straight into 32 bits (VNNI),
 /// only with these: they do the same work in fewer instructions.
 pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effort) -> Vec<JobPlan> {
-    let runnable: Vec<KernelId> = kernels.iter().copied().filter(|id| id.isa <= ceiling).collect();
-    let rank = |isa: Isa| (isa.lanes(), isa.dots_are_wide());
+    let runnable: Vec<KernelId> =
+        kernels.iter().copied().filter(|id| id.isa.is_within(ceiling)).collect();
+    let rank = |id: &KernelId| {
+        // Lookups multiply nothing.
+        let multiplies = match id.op {
+            Op::Ternary(layout) => layout.format() == Format::I2S,
+            Op::Head(_) => true,
+            Op::Attention => false,
+        };
+        (id.isa != Isa::Scalar, id.isa.lanes(), multiplies && id.isa.dots_are_wide())
+    };
     // Layouts of one format compete, and so do the tiles of everything else.
     let same = |a: Op, b: Op| match (a, b) {
         (Op::Ternary(a), Op::Ternary(b)) => a.format() == b.format(),
@@ -67,8 +76,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
     };
     let worth = |id: &KernelId| {
         let rivals = runnable.iter().filter(|other| same(other.op, id.op));
-        let best = rivals.map(|other| rank(other.isa)).max();
-        effort == Effort::Patient || Some(rank(id.isa)) == best
+        effort == Effort::Patient || Some(rank(id)) == rivals.map(rank).max()
     };
     let of = |op: Op, cols: usize, phase: Option<Phase>| -> Vec<KernelId> {
         let fits = |id: &KernelId| id.shape.is_none_or(|own| own.cols == cols);
@@ -112,7 +120,6 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
 
 #[cfg(test)]
 mod tests {
-    use bitnet_profiles::Format;
     use bitnet_runtime::gguf::Gguf;
 
     use super::*;
@@ -137,7 +144,7 @@ mod tests {
                 let wanted = ["qkv", "attn_output", "gate_up", "down", "lm_head", "attention"];
                 assert_eq!(roles.iter().map(|role| role.name()).collect::<Vec<_>>(), wanted);
                 let ids = ids(&plan);
-                assert!(ids.iter().all(|id| id.isa <= ceiling));
+                assert!(ids.iter().all(|id| id.isa.is_within(ceiling)));
                 assert!(ids.contains(&default.decode), "{ceiling} {effort}");
                 assert!(ids.contains(&default.prefill), "{ceiling} {effort}");
                 for (job, layout) in plan.iter().flat_map(|j| j.layouts.iter().map(move |l| (j, l)))

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Layout, Op, Role};
 use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel};
+use bitnet_runtime::kernels::verify::{self, Oracle, Wrong};
+use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Library};
+use bitnet_runtime::memory::Pages;
 use bitnet_runtime::probe;
 use bitnet_runtime::threads::Pool;
 
@@ -18,7 +20,6 @@ use crate::measure::{Excluded, JobTask, Limits, Timing, Unit, UnitKey, Why, phas
 use crate::plan::LayoutPlan;
 use crate::sampler::{AttentionSampler, Candidate, HeadSampler, Rotation, Sampler, TernarySampler};
 use crate::tournament::{self, Entrant, Entry, Outcome};
-use crate::verify::Oracle;
 use crate::worker::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 
@@ -40,33 +41,31 @@ const VERIFY_SECONDS: f64 = 20.0;
 const HUNG: (f64, f64) = (200.0, 5.0);
 
 /// Does `task` with the threads of `pool` and reports as it goes.
-pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) -> Result<()> {
+pub(crate) fn measure(
+    task: &MeasureTask,
+    (pool, present): (&Pool, &Present),
+    reporter: &mut Reporter,
+) -> Result<()> {
     let start = Instant::now();
-    let host = Host::detect();
-    let l3 = if host.l3 == 0 { USUAL_L3 } else { host.l3 };
+    let l3 = l3();
     let cold = task.model_bytes > l3;
-    let limits = match task.limits {
-        Some(limits) => limits,
-        None => {
-            reporter.progress(0.0, "probing memory and multipliers".into())?;
-            let far = (4 * l3).clamp(64 << 20, 4 << 30) as usize;
-            let read = probe::read_bandwidth(pool, far, PROBES)?;
-            let near = task.model_bytes as usize;
-            let limit = if cold { read } else { probe::read_bandwidth(pool, near, PROBES)? };
-            let multiply_adds = probe::multiply_add_rate(pool, task.ceiling, 10 * PROBES)?;
-            let limits = Limits {
-                threads: pool.threads() as u32,
-                read_gb_per_s: read / 1e9,
-                limit_gb_per_s: limit / 1e9,
-                limit_gmac_per_s: multiply_adds.map(|rate| rate / 1e9),
-                cold,
-            };
-            reporter.send(&Event::Limits(limits))?;
-            limits
-        }
-    };
+    if task.limits.is_none() {
+        reporter.progress(0.0, "probing memory and multipliers".into())?;
+        let far = (4 * l3).clamp(64 << 20, 4 << 30) as usize;
+        let read = probe::read_bandwidth(pool, far, PROBES)?;
+        let near = task.model_bytes as usize;
+        let limit = if cold { read } else { probe::read_bandwidth(pool, near, PROBES)? };
+        let multiply_adds = probe::multiply_add_rate(pool, task.ceiling, 10 * PROBES)?;
+        reporter.send(&Event::Limits(Limits {
+            threads: pool.threads() as u32,
+            read_gb_per_s: read / 1e9,
+            limit_gb_per_s: limit / 1e9,
+            limit_gmac_per_s: multiply_adds.map(|rate| rate / 1e9),
+            cold,
+        }))?;
+    }
     let mut excluded = task.excluded.clone();
-    verify(task, pool, &mut excluded, reporter)?;
+    verify(task, (pool, present), &mut excluded, reporter)?;
     let out = |id: &KernelId| excluded.iter().any(|e| e.kernel == *id);
     let jobs: Vec<JobTask> = task
         .jobs
@@ -85,12 +84,8 @@ pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) 
     let mut timer = Timer {
         task,
         pool,
-        rotation: if limits.cold {
-            let bytes = (4 * l3).min((task.model_bytes * 3 / 4).max(2 * l3));
-            Rotation { bytes, warm: false }
-        } else {
-            Rotation { bytes: task.model_bytes, warm: true }
-        },
+        present,
+        rotation: Rotation::of(task.model_bytes, l3),
         deadline: start + Duration::from_secs_f64(task.seconds),
         remaining: 0,
         total,
@@ -110,53 +105,89 @@ pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) 
     Ok(())
 }
 
+/// Bytes of the L3 cache.
+pub(crate) fn l3() -> u64 {
+    match Host::detect().l3 {
+        0 => USUAL_L3,
+        l3 => l3,
+    }
+}
+
 /// The kernels that a layout's tournaments time.
 fn kernels_of(plan: &LayoutPlan) -> usize {
     plan.decode.len() + plan.prefill.len()
 }
 
-/// The kernel of a name.
-fn find(id: &KernelId) -> Result<Candidate> {
-    let found = match id.op {
-        Op::Ternary(_) => kernels::find(id).copied().map(Candidate::Ternary),
-        Op::Head(_) => HeadKernel::find(id).map(Candidate::Head),
-        Op::Attention => AttentionKernel::find(id).map(Candidate::Attention),
-    };
-    Ok(found.ok_or_else(|| {
-        bitnet_runtime::Error::Runtime(format!("{id} is not built in, or this CPU lacks its ISA"))
-    })?)
+/// The kernels that a worker can call: those built in, and those of a library.
+pub(crate) struct Present(pub Option<Library>);
+
+impl Present {
+    /// The kernel of a name.
+    pub(crate) fn find(&self, id: &KernelId) -> Result<Candidate> {
+        let made = self.0.as_ref();
+        let found = match id.op {
+            Op::Ternary(_) => {
+                let made = || made?.ternary().iter().find(|kernel| kernel.id() == id);
+                kernels::find(id).or_else(made).copied().map(Candidate::Ternary)
+            }
+            Op::Head(_) => {
+                let made = || made?.heads().iter().find(|kernel| kernel.id() == id).copied();
+                HeadKernel::find(id).or_else(made).map(Candidate::Head)
+            }
+            Op::Attention => {
+                let made = || made?.attention().iter().find(|kernel| kernel.id() == id).copied();
+                AttentionKernel::find(id).or_else(made).map(Candidate::Attention)
+            }
+        };
+        Ok(found.ok_or_else(|| {
+            bitnet_runtime::Error::Runtime(format!("{id} is not present, or not for this CPU"))
+        })?)
+    }
 }
 
 /// Holds every candidate against the oracle; those that err join `excluded`.
 fn verify(
     task: &MeasureTask,
-    pool: &Pool,
+    (pool, present): (&Pool, &Present),
     excluded: &mut Vec<Excluded>,
     reporter: &mut Reporter,
 ) -> Result<()> {
     // By columns and layout: jobs with the same columns have the same candidates.
-    let mut checked: Vec<(usize, Layout)> = Vec::new();
-    for job in &task.jobs {
-        let cols = job.plan.parts.first().map_or(1, |part| part.cols);
+    let mut checked: Vec<(usize, Option<Layout>, Role)> = Vec::new();
+    for JobTask { plan, .. } in &task.jobs {
+        let cols = plan.parts.first().map_or(1, |part| part.cols);
         let mut oracle = None;
-        for layout in &job.plan.layouts {
-            let Some(packing) = layout.layout else { continue };
-            if checked.contains(&(cols, packing)) {
+        for layout in &plan.layouts {
+            let role = if layout.layout.is_some() { Role::Qkv } else { plan.role };
+            if checked.contains(&(cols, layout.layout, role)) {
                 continue;
             }
-            checked.push((cols, packing));
-            reporter.progress(0.0, format!("verifying {packing}"))?;
-            let all = job.plan.layouts.iter().flat_map(LayoutPlan::all);
-            let tokens = all.map(|id| id.tile.tokens).max().unwrap_or(1);
-            let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
-            let mut kernels = Vec::new();
+            checked.push((cols, layout.layout, role));
+            reporter.progress(0.0, format!("verifying kernels of {}", plan.role))?;
+            let tokens = plan.layouts.iter().flat_map(LayoutPlan::all).map(|id| id.tile.tokens);
+            let tokens = tokens.max().unwrap_or(1);
+            let mut ternary = Vec::new();
+            let mut wrong: Vec<Wrong> = Vec::new();
             for id in layout.all().filter(|id| excluded.iter().all(|e| e.kernel != **id)) {
-                if let Candidate::Ternary(kernel) = find(id)? {
-                    kernels.push(kernel);
+                match present.find(id)? {
+                    Candidate::Ternary(kernel) => ternary.push(kernel),
+                    Candidate::Head(kernel) => {
+                        reporter.begin(id, VERIFY_SECONDS)?;
+                        wrong.extend(verify::head(&kernel, cols)?);
+                    }
+                    Candidate::Attention(kernel) => {
+                        reporter.begin(id, VERIFY_SECONDS)?;
+                        wrong.extend(verify::attention(&kernel, cols)?);
+                    }
                 }
             }
-            let begin = &mut |id: &KernelId| reporter.begin(id, VERIFY_SECONDS);
-            for (kernel, found) in oracle.check(packing, &kernels, pool, begin)? {
+            if let Some(packing) = layout.layout {
+                let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
+                // Who cannot say which kernel it calls verifies all the same.
+                let begin = &mut |id: &KernelId| drop(reporter.begin(id, VERIFY_SECONDS));
+                wrong.extend(oracle.check(packing, &ternary, pool, begin)?);
+            }
+            for Wrong { kernel, found } in wrong {
                 let new = Excluded { kernel, why: Why::Wrong, found };
                 reporter.send(&Event::Excluded(new.clone()))?;
                 excluded.push(new);
@@ -169,6 +200,7 @@ fn verify(
 struct Timer<'a> {
     task: &'a MeasureTask,
     pool: &'a Pool,
+    present: &'a Present,
     rotation: Rotation,
     deadline: Instant,
     /// Kernels still to be timed, and all.
@@ -192,8 +224,10 @@ impl<'a> Timer<'a> {
             Op::Ternary(layout) => Some(layout),
             _ => None,
         };
-        let sentinels =
-            [Some(find(&job.default_decode)?), job.default_prefill.as_ref().map(find).transpose()?];
+        let sentinels = [
+            Some(self.present.find(&job.default_decode)?),
+            job.default_prefill.as_ref().map(|id| self.present.find(id)).transpose()?,
+        ];
         let mut default = self.sampler(job, default_layout, TOKENS)?;
         let tokens = self.set_tokens(&mut *default, &sentinels)?;
         // The default's layout first: what is reached there is what the others have to beat.
@@ -221,11 +255,11 @@ impl<'a> Timer<'a> {
                 };
                 self.reporter
                     .progress(1.0 - self.remaining as f64 / self.total.max(1) as f64, doing)?;
-                let kernels =
-                    plan.kernels(key.phase()).iter().map(find).collect::<Result<Vec<_>>>()?;
+                let kernels = plan.kernels(key.phase()).iter().map(|id| self.present.find(id));
+                let kernels = kernels.collect::<Result<Vec<_>>>()?;
                 let bytes = other.as_ref().map_or(default.bytes(), |other| other.bytes());
                 let outcome = self.tournament(
-                    (&mut *default, other.as_deref_mut()),
+                    (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Sampler)),
                     sentinel,
                     &kernels,
                     key.phase(),
@@ -261,15 +295,15 @@ impl<'a> Timer<'a> {
         job: &JobTask,
         layout: Option<Layout>,
         tokens: usize,
-    ) -> Result<Box<dyn Sampler + 'a>> {
+    ) -> Result<Box<dyn Sampler>> {
         let (pool, parts, rotation) = (self.pool, &job.plan.parts, self.rotation);
         Ok(match (job.plan.role, layout) {
             (Role::Attention, _) => {
                 let isa = self.task.ceiling;
-                Box::new(AttentionSampler::new(pool, &self.task.config, isa, rotation, tokens)?)
+                Box::new(AttentionSampler::new(&self.task.config, isa, rotation, tokens)?)
             }
             (_, Some(layout)) => {
-                Box::new(TernarySampler::new(pool, parts, layout, rotation, tokens)?)
+                Box::new(TernarySampler::new(pool, parts, layout, (rotation, Pages::Huge), tokens)?)
             }
             (_, None) => Box::new(HeadSampler::new(pool, parts[0], self.task.head, rotation)?),
         })
@@ -286,7 +320,8 @@ impl<'a> Timer<'a> {
         let mut tokens = TOKENS;
         default.set_tokens(LEAST_TOKENS);
         self.reporter.begin(prefill.id(), 10.0 * VERIFY_SECONDS)?;
-        let one = default.sample(prefill, Phase::Prefill, 1)?.us * 1e-6 / LEAST_TOKENS as f64;
+        let one =
+            default.sample(self.pool, prefill, Phase::Prefill, 1)?.us * 1e-6 / LEAST_TOKENS as f64;
         while tokens > LEAST_TOKENS && one * tokens as f64 > self.task.seconds / 100.0 {
             tokens /= 2;
         }
@@ -297,7 +332,7 @@ impl<'a> Timer<'a> {
     /// Times `kernels`, on the other sampler where they do not read the default's layout.
     fn tournament(
         &mut self,
-        (default, mut other): (&mut dyn Sampler, Option<&mut (dyn Sampler + 'a)>),
+        (default, mut other): (&mut dyn Sampler, Option<&mut dyn Sampler>),
         sentinel: Candidate,
         kernels: &[Candidate],
         phase: Phase,
@@ -309,14 +344,14 @@ impl<'a> Timer<'a> {
         // Long enough for the clock, short enough for a few rounds.
         let length = SAMPLE.as_secs_f64().min(share / (4 * (kernels.len() + 2)) as f64);
         self.reporter.begin(sentinel.id(), 10.0 * VERIFY_SECONDS)?;
-        let one = default.sample(&sentinel, phase, 1)?;
+        let one = default.sample(self.pool, &sentinel, phase, 1)?;
         let count = (length * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5) as usize;
         let allowed = HUNG.1 + HUNG.0 * (one.cost + one.us * 1e-6 * count as f64);
         let number = match other {
             None => kernels.iter().position(|kernel| kernel.id() == sentinel.id()),
             Some(_) => None,
         };
-        let reporter = &mut *self.reporter;
+        let (pool, reporter) = (self.pool, &mut *self.reporter);
         tournament::run(kernels.len(), number, share, to_beat, |entrant| {
             let kernel = match entrant {
                 Entrant::Sentinel => &sentinel,
@@ -324,8 +359,8 @@ impl<'a> Timer<'a> {
             };
             reporter.begin(kernel.id(), allowed)?;
             match (entrant, &mut other) {
-                (Entrant::Candidate(_), Some(other)) => other.sample(kernel, phase, count),
-                _ => default.sample(kernel, phase, count),
+                (Entrant::Candidate(_), Some(other)) => other.sample(pool, kernel, phase, count),
+                _ => default.sample(pool, kernel, phase, count),
             }
         })
     }

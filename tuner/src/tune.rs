@@ -1,5 +1,6 @@
 //! The way through: model, plan, measurements, choices, profile, and what it gains.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -7,21 +8,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bitnet_codegen::Phase;
 use bitnet_profiles::{
     self as profiles, Effort, Isa, KernelId, Mode, Objective, Op, Pick, Pinning, Profile,
-    Provenance, Role, Tool, stable_hash,
+    Provenance, Role, Run, Shape, Tool, stable_hash,
 };
 use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
+use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selection};
 
 use crate::Result;
-use crate::choose::{self, Choice, choose};
+use crate::choose::{self, Choice, Gain, choose};
+use crate::compile::Toolchain;
 use crate::journal::{Header, Journal};
 use crate::measure::{Excluded, JobTask, Limits, Measurements, Timing, Unit, phase_name};
 use crate::model::ModelInfo;
-use crate::plan::{JobPlan, plan};
+use crate::plan::{JobPlan, LayoutPlan, plan};
 use crate::race::{Race, RaceTask};
+use crate::settings::{self, ChosenJob, PhaseTiming, SettingTiming, SettingsTask};
 use crate::supervise::{self, Client, WorkerProgram};
-use crate::worker::{Event, MeasureTask, Work};
+use crate::worker::{Event, LibraryFile, MeasureTask, Work};
 
 /// How to tune.
 #[derive(Debug, Clone)]
@@ -36,12 +40,18 @@ pub struct Options {
     pub budget: Duration,
     /// Threads.
     pub threads: usize,
+    /// Whether they were asked for, so that no others are tried.
+    pub threads_fixed: bool,
     /// What becomes a worker.
     pub worker: WorkerProgram,
     /// Where to keep what was learnt until the profile is written; none to keep nothing.
     pub journal: Option<PathBuf>,
     /// Whether to go on with that journal.
     pub resume: bool,
+    /// What makes kernels on this host, or why nothing does.
+    pub toolchain: std::result::Result<Toolchain, String>,
+    /// Where those that win are kept.
+    pub cache: std::result::Result<Cache, String>,
 }
 
 /// What there is to say meanwhile.
@@ -58,6 +68,8 @@ pub enum Notice {
 pub struct Tuned {
     /// What was measured.
     pub measurements: Measurements,
+    /// What the ways to run showed; the first is the untuned one.
+    pub settings: Vec<SettingTiming>,
     /// What was weighed.
     pub objective: Objective,
     /// The profile.
@@ -78,8 +90,15 @@ impl Tuned {
     }
 }
 
-/// The share of the budget that the comparison on the model gets.
-const RACE_SHARE: f64 = 0.25;
+/// How much of the budget is spent, at most, when the kernels for the model's shapes are made, and
+/// when all are timed; threads, pinning and pages come
+/// next, and the rest is for the comparison on the model.
+const COMPILED_UNTIL: f64 = 0.3;
+const KERNELS_UNTIL: f64 = 0.65;
+const SETTINGS_UNTIL: f64 = 0.75;
+
+/// How long the few kernels that won may take to be made.
+const COMPILE_WINNERS: Duration = Duration::from_secs(60);
 
 /// Verifies and times every candidate for `model` in worker processes, chooses, and compares the
 /// choices with the untuned default on the model itself.
@@ -90,9 +109,10 @@ const RACE_SHARE: f64 = 0.25;
 pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)) -> Result<Tuned> {
     let start = Instant::now();
     let host = Host::detect();
-    let jobs = jobs(model, options)?;
+    let made = make(model, options, start, notify);
+    let jobs = jobs(model, options, made.as_ref().map_or(&[], |made| &made.ids))?;
     let header = header(model, options, &host, &jobs)?;
-    let mut run = Run {
+    let mut run = Tuning {
         model,
         options,
         start,
@@ -101,6 +121,10 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         units: Vec::new(),
         excluded: Vec::new(),
         journal: None,
+        library: made.as_ref().map(|made| made.file.clone()),
+        stage: Stage::Kernels,
+        settings: None,
+        race: None,
         notify,
     };
     if let Some(path) = &options.journal {
@@ -115,21 +139,79 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
             None => {}
         }
     }
-    supervise::run(&options.worker, options.threads, &mut run)?;
-    let Run { jobs, limits, units, excluded, journal, .. } = run;
-    let limits = limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
-    let measurements = Measurements::assemble(&jobs, limits, excluded, &units);
+    run.done_in_workers()?;
+    let limits = run.limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
+    let measurements = Measurements::assemble(&run.jobs, limits, run.excluded.clone(), &run.units);
     let choices = choose(&measurements, options.objective);
-    let mut profile = profile(model, &host, options, &measurements, &choices);
+    if run.settings.is_none() {
+        run.stage = Stage::Settings(SettingsTask {
+            jobs: choices.iter().filter_map(chosen_job).collect(),
+            settings: settings::candidates(&host, options.threads, options.threads_fixed),
+            model_bytes: model_bytes(model, &run.jobs),
+            seconds: left(options, start, SETTINGS_UNTIL),
+        });
+        run.done_in_workers()?;
+    }
+    let settings = run.settings.take().unwrap_or_default();
+    let untuned = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
+    let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
+    let mut profile = profile(model, &host, options, &measurements, &choices, setting);
+    if let Err(why) = keep_winners(&mut profile, options) {
+        run.say(format!("kernels made on this host won, but are not kept: {why}"));
+        profile.use_built_in();
+    }
     let seconds = left(options, start, 1.0);
-    let race = race(model, options, &profile, seconds, notify);
+    let race = if seconds > 0.0 {
+        run.stage = Stage::Race(Box::new(RaceTask {
+            model: model.path.clone(),
+            profile: profile.clone(),
+            threads: options.threads,
+            ceiling: options.ceiling,
+            seconds,
+        }));
+        // What cannot be compared is no reason to lose what was measured.
+        match run.done_in_workers() {
+            Ok(()) => run.race.ok_or_else(|| "the worker said nothing".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    } else {
+        Err("no time was left".into())
+    };
     let kept_default = race.as_ref().is_ok_and(|race| is_slower(race, options.objective));
     if kept_default {
         let defaults = choose::defaults(&measurements);
-        profile = self::profile(model, &host, options, &measurements, &defaults);
+        profile = self::profile(model, &host, options, &measurements, &defaults, &untuned);
     }
-    let objective = options.objective;
-    Ok(Tuned { measurements, objective, profile, race, kept_default, journal })
+    let (objective, journal) = (options.objective, run.journal.take());
+    Ok(Tuned { measurements, settings, objective, profile, race, kept_default, journal })
+}
+
+/// Makes a library of those kernels of the profile that are not built in, if there are any, and
+/// keeps it where `bitnet-run` looks for it.
+fn keep_winners(profile: &mut Profile, options: &Options) -> std::result::Result<(), String> {
+    let picks = profile.ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]);
+    let winners: BTreeSet<KernelId> =
+        picks.flatten().map(|pick| pick.kernel).filter(|id| id.shape.is_some()).collect();
+    if winners.is_empty() {
+        return Ok(());
+    }
+    let winners: Vec<KernelId> = winners.into_iter().collect();
+    let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
+    let cache = options.cache.as_ref().map_err(Clone::clone)?;
+    let bytes = toolchain.compile(&winners, COMPILE_WINNERS).map_err(|e| e.to_string())?;
+    let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
+    profile.tool.library_sha256 = Some(sha256);
+    Ok(())
+}
+
+fn chosen_job(choice: &Choice<'_>) -> Option<ChosenJob> {
+    choice.layout.layout?;
+    Some(ChosenJob {
+        parts: choice.job.parts.clone(),
+        count: choice.job.count,
+        decode: choice.decode.timing.kernel,
+        prefill: choice.prefill?.timing.kernel,
+    })
 }
 
 /// Seconds until so large a share of the budget is spent.
@@ -138,7 +220,7 @@ fn left(options: &Options, start: Instant, share: f64) -> f64 {
 }
 
 /// A run, and what it knows so far.
-struct Run<'a> {
+struct Tuning<'a> {
     model: &'a ModelInfo,
     options: &'a Options,
     start: Instant,
@@ -147,10 +229,25 @@ struct Run<'a> {
     units: Vec<Unit>,
     excluded: Vec<Excluded>,
     journal: Option<Journal>,
+    library: Option<LibraryFile>,
+    stage: Stage,
+    settings: Option<Vec<SettingTiming>>,
+    race: Option<Race>,
     notify: &'a mut dyn FnMut(Notice),
 }
 
-impl Run<'_> {
+/// What its workers do now.
+enum Stage {
+    Kernels,
+    Settings(SettingsTask),
+    Race(Box<RaceTask>),
+}
+
+impl Tuning<'_> {
+    fn done_in_workers(&mut self) -> Result<()> {
+        supervise::run(&self.options.worker, self.options.threads, self)
+    }
+
     fn say(&mut self, line: String) {
         (self.notify)(Notice::Line(line));
     }
@@ -165,7 +262,9 @@ impl Run<'_> {
             Event::Limits(limits) => self.limits = Some(limits),
             Event::Excluded(excluded) => self.excluded.push(excluded),
             Event::Unit(unit) => self.units.push(unit),
-            Event::Progress { .. } | Event::Race(_) | Event::Failed { .. } | Event::Done => {}
+            Event::Settings(settings) => self.settings = Some(settings),
+            Event::Race(race) => self.race = Some(race),
+            Event::Progress { .. } | Event::Failed { .. } | Event::Done => {}
         }
     }
 
@@ -180,15 +279,24 @@ impl Run<'_> {
     }
 }
 
-impl Client for Run<'_> {
+impl Client for Tuning<'_> {
+    fn library(&self) -> Option<LibraryFile> {
+        self.library.clone()
+    }
+
     fn work(&mut self) -> Work {
+        match &self.stage {
+            Stage::Kernels => {}
+            Stage::Settings(task) => return Work::Settings(task.clone()),
+            Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
+        }
         Work::Measure(MeasureTask {
             jobs: self.jobs.clone(),
             config: self.model.config.clone(),
             head: self.model.head,
             model_bytes: model_bytes(self.model, &self.jobs),
             ceiling: self.options.ceiling,
-            seconds: left(self.options, self.start, 1.0 - RACE_SHARE),
+            seconds: left(self.options, self.start, KERNELS_UNTIL),
             limits: self.limits,
             done: self.units.clone(),
             excluded: self.excluded.clone(),
@@ -197,7 +305,7 @@ impl Client for Run<'_> {
 
     fn hear(&mut self, event: Event) -> Result<()> {
         if let Event::Progress { done, doing } = event {
-            (self.notify)(Notice::Progress(done * (1.0 - RACE_SHARE), doing));
+            (self.notify)(Notice::Progress(done * KERNELS_UNTIL, doing));
             return Ok(());
         }
         self.keep(&event);
@@ -213,13 +321,88 @@ impl Client for Run<'_> {
     }
 }
 
+/// Kernels made on this host for this run.
+struct Made {
+    ids: Vec<KernelId>,
+    file: LibraryFile,
+    /// Removed with the run: only the winners are kept.
+    _folder: tempfile::TempDir,
+}
+
+/// Makes the kernels for the model's own shapes, where there is a compiler. Where there is none the
+/// built-in kernels are all there is, and a line says so.
+fn make(
+    model: &ModelInfo,
+    options: &Options,
+    start: Instant,
+    notify: &mut dyn FnMut(Notice),
+) -> Option<Made> {
+    let ids = made_for(model, options.ceiling, options.effort);
+    if ids.is_empty() {
+        return None;
+    }
+    let mut make = || -> std::result::Result<Made, String> {
+        let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
+        options.cache.as_ref().map_err(Clone::clone)?;
+        let doing = format!("compiling {} kernels for these shapes", ids.len());
+        notify(Notice::Progress(0.0, doing));
+        let limit = Duration::from_secs_f64(left(options, start, COMPILED_UNTIL).max(1.0));
+        let bytes = toolchain.compile(&ids, limit).map_err(|e| e.to_string())?;
+        let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let cache = Cache::at(folder.path());
+        let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
+        let file = LibraryFile { cache: folder.path().into(), sha256 };
+        Ok(Made { ids: ids.clone(), file, _folder: folder })
+    };
+    let made = make();
+    match made {
+        Ok(made) => Some(made),
+        Err(why) => {
+            let count = ids.len();
+            let line = format!("{count} kernels for this model's own shapes are not tried: {why}");
+            notify(Notice::Line(line));
+            None
+        }
+    }
+}
+
+/// The kernels for the model's own shapes that are worth making.
+fn made_for(model: &ModelInfo, ceiling: Isa, effort: Effort) -> Vec<KernelId> {
+    let isas =
+        || Isa::ALL.iter().copied().filter(|&isa| isa != Isa::Scalar && isa.is_within(ceiling));
+    let mut shapes: Vec<Shape> = Vec::new();
+    let parts = model.jobs.iter().filter_map(|job| job.parts.first());
+    for &shape in parts {
+        // Kernels are made for columns; any number of rows will do.
+        if shapes.iter().all(|known| known.cols != shape.cols) {
+            shapes.push(shape);
+        }
+    }
+    let mut ids = Vec::new();
+    let mut add = |shape: Shape, wanted: &dyn Fn(Op) -> bool| {
+        let all = isas().flat_map(|isa| bitnet_codegen::candidates(isa, Some(shape)));
+        ids.extend(all.filter(|id| wanted(id.op)));
+    };
+    for shape in shapes {
+        add(shape, &|op| matches!(op, Op::Ternary(_)));
+    }
+    add(model.head_shape(), &|op| op == Op::Head(model.head));
+    add(model.config.attention_shapes()[0], &|op| op == Op::Attention);
+    let plan = plan(model, &ids, ceiling, effort);
+    let worth: BTreeSet<KernelId> =
+        plan.iter().flat_map(|job| &job.layouts).flat_map(LayoutPlan::all).copied().collect();
+    ids.retain(|id| worth.contains(id));
+    ids
+}
+
 /// The jobs of a model with their candidates and defaults.
-fn jobs(model: &ModelInfo, options: &Options) -> Result<Vec<JobTask>> {
+fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<JobTask>> {
     let isa = (options.ceiling != Isa::best()).then_some(options.ceiling);
     let untuned = Selection::new(isa, None, None)?;
     let present: Vec<KernelId> = (kernels::builtin().iter().map(Kernel::id).copied())
         .chain(HeadKernel::builtin().map(|kernel| *kernel.id()))
         .chain(AttentionKernel::builtin().map(|kernel| *kernel.id()))
+        .chain(made.iter().copied())
         .collect();
     let plan = plan(model, &present, options.ceiling, options.effort);
     let task = |mut plan: JobPlan| -> Result<JobTask> {
@@ -269,48 +452,6 @@ fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -
     })
 }
 
-/// Compares on the model itself; where that cannot be done, says why.
-fn race(
-    model: &ModelInfo,
-    options: &Options,
-    profile: &Profile,
-    seconds: f64,
-    notify: &mut dyn FnMut(Notice),
-) -> std::result::Result<Race, String> {
-    if seconds <= 0.0 {
-        return Err("no time was left".into());
-    }
-    let task = RaceTask {
-        model: model.path.clone(),
-        profile: profile.clone(),
-        threads: options.threads,
-        ceiling: options.ceiling,
-        seconds,
-    };
-    struct Racing<'a>(RaceTask, Option<Race>, &'a mut dyn FnMut(Notice));
-    impl Client for Racing<'_> {
-        fn work(&mut self) -> Work {
-            Work::Race(self.0.clone())
-        }
-        fn hear(&mut self, event: Event) -> Result<()> {
-            match event {
-                Event::Race(race) => self.1 = Some(race),
-                Event::Progress { done, doing } => (self.2)(Notice::Progress(done, doing)),
-                _ => {}
-            }
-            Ok(())
-        }
-    }
-    let mut client = Racing(task, None, notify);
-    let ran = supervise::run(&options.worker, options.threads, &mut client);
-    let outcome = client.1;
-    match (ran, outcome) {
-        (Ok(()), Some(race)) => Ok(race),
-        (Ok(()), None) => Err("the worker said nothing".into()),
-        (Err(error), _) => Err(error.to_string()),
-    }
-}
-
 /// Whether the profile lost, beyond the noise, what it was to win.
 fn is_slower(race: &Race, objective: Objective) -> bool {
     let (of_decode, of_prefill) = choose::weights(objective);
@@ -328,9 +469,9 @@ fn profile(
     options: &Options,
     measurements: &Measurements,
     choices: &[Choice<'_>],
+    run: &Run,
 ) -> Profile {
     let text = |text: &str| text.chars().filter(|c| !c.is_control()).take(64).collect();
-    let isa = Isa::ALL.iter().copied().filter(|isa| isa.is_supported());
     Profile {
         schema: Profile::SCHEMA,
         tool: Tool {
@@ -348,7 +489,7 @@ fn profile(
             family: host.family,
             model: host.model,
             stepping: host.stepping,
-            isa: isa.collect(),
+            isa: Isa::supported().collect(),
             physical_cores: host.physical_cores as u32,
             threads: host.threads as u32,
             l2: host.l2,
@@ -362,12 +503,7 @@ fn profile(
             shapes: model.shapes.clone(),
             path: model.path.clone(),
         },
-        run: profiles::Run {
-            threads: measurements.limits.threads,
-            pinning: Pinning::None,
-            // What the runtime's arenas ask for.
-            huge_pages: cfg!(target_os = "linux"),
-        },
+        run: run.clone(),
         ops: choices.iter().map(|choice| profile_choice(measurements, choice)).collect(),
     }
 }
@@ -462,6 +598,18 @@ impl fmt::Display for Tuned {
                 let phase = phase_name(phase);
                 writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
             }
+        }
+        let untuned = self.settings.first();
+        for setting in self.settings.iter().filter(|setting| setting.run == self.profile.run) {
+            let Run { threads, pinning, huge_pages } = &setting.run;
+            let pages = if *huge_pages { "huge" } else { "small" };
+            write!(f, "run with {threads} threads, pinning {pinning}, {pages} pages")?;
+            if untuned.is_some_and(|untuned| untuned.run != setting.run) {
+                let gain = |t: &PhaseTiming| Gain::of(t.ratio, t.half_width);
+                let (decode, prefill) = (gain(&setting.decode), gain(&setting.prefill));
+                write!(f, ": decode {decode}, prefill {prefill}")?;
+            }
+            writeln!(f)?;
         }
         writeln!(f, "one token, without what lies between the kernels, predicted")?;
         for phase in [Phase::Decode, Phase::Prefill] {

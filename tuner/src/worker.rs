@@ -11,13 +11,17 @@ use std::path::PathBuf;
 
 use bitnet_profiles::{HeadFormat, Isa, KernelId};
 use bitnet_runtime::Error;
+use bitnet_runtime::kernels::Library;
+use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::model::config::Config;
 use bitnet_runtime::threads::Pool;
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::measure::{Excluded, JobTask, Limits, Unit};
 use crate::race::{self, Race, RaceTask};
-use crate::{Result, timing};
+use crate::settings::{self, SettingTiming, SettingsTask};
+use crate::timing::{self, Present};
 
 /// What a worker is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,8 +31,32 @@ pub struct Task {
     pub threads: usize,
     /// Where it says what it is about to call.
     pub status: PathBuf,
+    /// The kernels made on the host, if there are any.
+    pub library: Option<LibraryFile>,
     /// The work.
     pub work: Work,
+}
+
+/// A library of kernels made on the host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LibraryFile {
+    /// The folder it is kept in.
+    pub cache: PathBuf,
+    /// The SHA-256 of its content, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl LibraryFile {
+    /// Loads it, checked as any library is.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] that says why it is not used.
+    pub fn load(&self) -> Result<Library> {
+        let loaded = Cache::at(&self.cache).open(&self.sha256);
+        let loaded = loaded.and_then(|checked| Library::load(&checked, Isa::best()));
+        Ok(loaded.map_err(|why| Error::Runtime(format!("kernels made on the host: {why}")))?)
+    }
 }
 
 /// Kinds of work.
@@ -37,6 +65,8 @@ pub struct Task {
 pub enum Work {
     /// Verify and time candidates.
     Measure(MeasureTask),
+    /// Time threads, pinning and pages.
+    Settings(SettingsTask),
     /// Compare the untuned default and a profile on the model.
     Race(RaceTask),
 }
@@ -82,6 +112,8 @@ pub enum Event {
     Excluded(Excluded),
     /// A tournament is over.
     Unit(Unit),
+    /// The settings are timed.
+    Settings(Vec<SettingTiming>),
     /// The race is over.
     Race(Race),
     /// It cannot go on: an error's message and its exit code.
@@ -179,8 +211,16 @@ fn stdin() -> &'static std::path::Path {
 }
 
 fn work(task: &Task, reporter: &mut Reporter) -> Result<()> {
+    let library = task.library.as_ref().map(LibraryFile::load).transpose()?;
+    let present = Present(library);
     match &task.work {
-        Work::Measure(measure) => timing::measure(measure, &Pool::new(task.threads)?, reporter),
+        Work::Measure(measure) => {
+            timing::measure(measure, (&Pool::new(task.threads)?, &present), reporter)
+        }
+        Work::Settings(task) => {
+            let timings = settings::measure(task, &present, reporter)?;
+            reporter.send(&Event::Settings(timings))
+        }
         Work::Race(task) => {
             let race = race::race(task, reporter)?;
             reporter.send(&Event::Race(race))

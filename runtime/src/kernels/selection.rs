@@ -1,8 +1,9 @@
 //! Which kernels serve a model: the one dispatch.
 //!
-//! In order: what the user forces (a format, an ISA ceiling), the choice that the profile holds for
-//! this role and these shapes, the shipped default of the best ISA. A kernel that the profile names
-//! and this program does not hold is replaced by the built-in one named beside it.
+//! In order: what the user forces (a format, an ISA ceiling), the choice that the user's profile holds
+//! for this role and these shapes, that of the profile shipped for this CPU, the default pair beside it.
+//! A kernel that the user's profile names and this program does not hold is replaced by the built-in one
+//! named beside it.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -48,7 +49,7 @@ impl Selection {
             return Err(Error::Cpu {
                 item: "--isa".into(),
                 found: isa.to_string(),
-                expected: format!("at most {}, the best this CPU runs", Isa::best()),
+                expected: format!("one that this CPU runs: {}", Isa::supported_names()),
             });
         }
         let forced = isa.is_some() || format.is_some();

@@ -31,7 +31,7 @@ pub struct Args {
 /// The file is no ternary model, or stdout is closed.
 pub fn run(args: &Args) -> Result<()> {
     let model = ModelInfo::from_gguf(&Gguf::open(&args.model)?)?;
-    let kernels = bitnet_codegen::grid(Isa::of_arch(std::env::consts::ARCH));
+    let kernels = bitnet_codegen::grid(Isa::ALL);
     let ceiling = args.isa.unwrap_or_else(Isa::best);
     let plan = plan(&model, &kernels, ceiling, args.effort);
     answer(|out| {

@@ -143,6 +143,7 @@ impl Kind {
 pub const CLASSES: &[(&str, &str)] = &[
     ("avx512vnni", "ice-lake"),
     ("avx512", "skylake-x"),
+    ("avxvnni", "alder-lake"),
     ("avx2", "skylake"),
     ("generic", "haswell"),
 ];

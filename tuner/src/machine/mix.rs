@@ -242,9 +242,11 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
             (Store, sums),
         ]),
     };
-    // One vector of rows has the broadcast or the table as an operand; AVX2 cannot repeat in one.
+    // One vector of rows has the broadcast or the table as an operand; only AVX-512 repeats in one.
     let folded = match layout {
-        Layout::I2sT16 | Layout::I2sT32 if vectors == 1.0 && isa.lanes() == 16 => 4.0 * tokens,
+        Layout::I2sT16 | Layout::I2sT32 if vectors == 1.0 && wide && isa.lanes() == 16 => {
+            4.0 * tokens
+        }
         Layout::Tl2W32 if tiles == 1.0 => 16.0 * tokens,
         _ => 0.0,
     };
@@ -281,11 +283,14 @@ fn head(id: &KernelId, format: HeadFormat) -> Work {
                 _ => Mix::default(),
             };
             let row = own.and(Mix::of(&[(Load, parts), (Fma, parts)]));
-            (16, row.times(rows).and(Mix::of(&[(Load, parts), (Control, 4.0)])), 1.0)
+            // Eight rows leave too few registers on AVX2.
+            let spilled = if rows * parts > 8.0 { 4.0 } else { 0.0 };
+            let shared = [(Load, parts + spilled), (Store, spilled), (Control, 4.0)];
+            (16, row.times(rows).and(Mix::of(&shared)), 1.0)
         }
         HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0 => {
             let found = BLOCK_HEADS.iter().find(|own| own.0 == format && own.1 == id.isa);
-            // An ISA without an entry is as the tier below.
+            // What has no entry is taken for the first.
             let (_, _, counts) = found.unwrap_or(&BLOCK_HEADS[0]);
             (512, Mix::of(counts), 1.0)
         }
@@ -316,6 +321,9 @@ const BLOCK_HEADS: &[(HeadFormat, Isa, &[(Class, f64)])] = &[
     (HeadFormat::Q4_0, Isa::Avx2, &[(Load, 60.0), (Broadcast, 2.0), (Store, 6.0), (Logic, 16.0), (Shift, 20.0), (Add, 18.0), (Dot, 32.0), (Shuffle, 38.0), (Permute, 36.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
     (HeadFormat::Q4_0, Isa::Avx512, &[(Load, 41.0), (Logic, 8.0), (Shift, 10.0), (Add, 9.0), (Dot, 16.0), (Shuffle, 12.0), (Permute, 27.0), (Convert, 2.0), (Float, 1.0), (Fma, 1.0), (Control, 16.0)]),
     (HeadFormat::Q4_0, Isa::Avx512Vnni, &[(Load, 41.0), (Logic, 16.0), (Shift, 10.0), (Add, 9.0), (Dot, 8.0), (Shuffle, 12.0), (Permute, 27.0), (Convert, 2.0), (Float, 1.0), (Fma, 1.0), (Control, 16.0)]),
+    (HeadFormat::Q8_0, Isa::AvxVnni, &[(Load, 50.0), (Logic, 48.0), (Add, 30.0), (Dot, 32.0), (Shuffle, 38.0), (Permute, 20.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 10.0)]),
+    (HeadFormat::Q6K, Isa::AvxVnni, &[(Load, 58.0), (Broadcast, 5.0), (Store, 3.0), (Logic, 64.0), (Shift, 24.0), (Add, 18.0), (Dot, 16.0), (Multiply, 4.0), (Shuffle, 28.0), (Permute, 9.0), (Extend, 4.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
+    (HeadFormat::Q4_0, Isa::AvxVnni, &[(Load, 54.0), (Logic, 32.0), (Shift, 20.0), (Add, 18.0), (Dot, 16.0), (Shuffle, 38.0), (Permute, 36.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
 ];
 
 /// One vector of keys and one of values, of 16 floats each, for a step's rows; `cols` counts such

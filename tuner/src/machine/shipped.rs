@@ -59,7 +59,9 @@ fn models() -> impl Iterator<Item = ModelInfo> {
 /// The jobs of a model, with the pairs that the registry names as their defaults.
 fn tasks(shipped: &Shipped, model: &ModelInfo) -> Vec<JobTask> {
     let isa = shipped.isa;
-    let grid = bitnet_codegen::grid(Isa::of_arch(arch(isa)));
+    // The same on every host, whatever that runs.
+    let mut grid = bitnet_codegen::grid(Isa::of_arch(arch(isa)));
+    grid.retain(|id| isa.includes(id.isa));
     let plans = plan(model, &grid, isa, Effort::Measure);
     let pair = shipped.kernels.iter().find(|pair| pair.decode.isa == isa);
     let task = |plan: JobPlan| {
@@ -70,7 +72,7 @@ fn tasks(shipped: &Shipped, model: &ModelInfo) -> Vec<JobTask> {
                 _ => (id.isa, usize::from(id.tile.rows == 1), usize::MAX - id.tile.prefetch),
             })
         };
-        let head = shipped.heads.iter().find(|id| id.op == Op::Head(HEAD) && id.isa <= isa);
+        let head = shipped.heads.iter().find(|id| id.op == Op::Head(HEAD) && isa.includes(id.isa));
         let first = plainest(&plan.layouts.first()?.decode)?;
         let (default_decode, default_prefill) = match plan.role {
             Role::LmHead => (head.copied().unwrap_or(first), None),
@@ -124,7 +126,7 @@ pub fn modelled(shipped: &Shipped) -> Profile {
             isa: Isa::of_arch(arch(shipped.isa))
                 .iter()
                 .copied()
-                .filter(|isa| *isa <= shipped.isa)
+                .filter(|isa| shipped.isa.includes(*isa))
                 .collect(),
             physical_cores: kind.cores,
             threads: kind.cores,
