@@ -157,7 +157,7 @@ pub fn peak_resident() -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -179,7 +179,7 @@ mod tests {
     /// The flags that the system keeps of the mapping at an address: `hg` for huge pages asked for,
     /// `nh` for refused, `lo` for locked.
     #[cfg(target_os = "linux")]
-    fn flags(address: usize) -> Vec<String> {
+    pub(crate) fn flags(address: usize) -> Vec<String> {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;
         for line in maps.lines() {

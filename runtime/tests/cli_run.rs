@@ -215,6 +215,15 @@ fn the_text_depends_on_neither_threads_nor_batch_nor_kernels() {
     for batch in [["-ub", "1"], ["-b", "7"], ["--ubatch-size", "16"]] {
         assert_eq!(text(&batch), expected, "{batch:?}");
     }
+    for placement in [
+        &["--cpu-strict", "1"][..],
+        &["--huge-pages", "0"],
+        &["--mlock"],
+        &["--no-mmap"],
+        &["-no-mmap", "-mlock", "-cpu-strict", "1", "-t", "2", "-huge-pages", "0"],
+    ] {
+        assert_eq!(text(placement), expected, "{placement:?}");
+    }
     for format in Format::ALL {
         assert_eq!(text(&["--format", format.name()]), expected, "{format}");
     }
@@ -467,6 +476,30 @@ fn a_full_disk_is_an_io_error() {
         assert_eq!(output.status.code(), Some(6), "{errors}");
         assert!(errors.contains("error: stdout: cannot write: "), "{errors}");
     }
+}
+
+/// F04: memory that the system does not lock is used unlocked.
+#[cfg(unix)]
+#[test]
+fn a_lock_that_is_denied_is_told() {
+    let model = demo_model();
+    let args = greedy(&model, "ROMEO:", &["-n", "4"]);
+    let expected = answer(&args);
+    let program = command(&args);
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -l 0; exec \"$0\" \"$@\""])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .arg("--mlock")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    let told = errors.lines().filter(|line| line.contains("ulimit -l")).count();
+    // Root may lock whatever it likes.
+    let root = rustix::process::geteuid().is_root();
+    assert!(told == 1 || root && told == 0, "{errors}");
 }
 
 /// Neither a closed input nor an odd terminal, locale or path is in the way.
