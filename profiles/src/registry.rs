@@ -87,7 +87,7 @@ impl Defaults {
         let format = format.unwrap_or(Format::I2S);
         let all =
             self.chain.iter().flat_map(|(name, file)| file.kernels.iter().map(|g| (*name, *g)));
-        all.filter(|(_, g)| g.decode.isa <= ceiling && g.layout().format() == format)
+        all.filter(|(_, g)| g.decode.isa.is_within(ceiling) && g.layout().format() == format)
             // Of equal ISA the first, which the last of equals in reverse is.
             .rev()
             .max_by_key(|(_, g)| g.decode.isa)
@@ -97,7 +97,7 @@ impl Defaults {
     /// The kernel for a head format up to `ceiling`, if one was found to be better than others.
     pub fn head(&self, format: HeadFormat, ceiling: Isa) -> Option<KernelId> {
         let all = self.chain.iter().flat_map(|(_, file)| &file.heads);
-        all.filter(|id| id.isa <= ceiling && id.op == Op::Head(format))
+        all.filter(|id| id.isa.is_within(ceiling) && id.op == Op::Head(format))
             .max_by_key(|id| id.isa)
             .copied()
     }
@@ -111,10 +111,23 @@ pub fn generic(format: Option<Format>, ceiling: Isa) -> Generic {
 /// The folder of the user's own profiles: `bitnet/profiles` in `$XDG_CONFIG_HOME` or `~/.config`.
 /// `variable` looks up a variable of the environment. Nothing when neither is an absolute path.
 pub fn user_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(base_folder(variable, "XDG_CONFIG_HOME", ".config")?.join("bitnet").join("profiles"))
+}
+
+/// The folder of the kernels made on this host: `bitnet/kernels` in `$XDG_CACHE_HOME` or
+/// `~/.cache`, as [`user_folder`].
+pub fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(base_folder(variable, "XDG_CACHE_HOME", ".cache")?.join("bitnet").join("kernels"))
+}
+
+fn base_folder(
+    variable: impl Fn(&str) -> Option<OsString>,
+    name: &str,
+    in_home: &str,
+) -> Option<PathBuf> {
     // The XDG specification has relative paths ignored.
     let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let config = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))?;
-    Some(config.join("bitnet").join("profiles"))
+    absolute(name).or_else(|| Some(absolute("HOME")?.join(in_home)))
 }
 
 /// The name, in [`user_folder`], of the profile for a model's shapes ([`crate::shapes_hash`]) and a
@@ -153,6 +166,10 @@ mod tests {
         assert_eq!(folder(None, Some("/h")), path("/h/.config/bitnet/profiles"));
         assert_eq!(folder(Some("x"), Some("/h")), path("/h/.config/bitnet/profiles"));
         assert_eq!(folder(Some(""), None), None);
+        let home = |name: &str| (name == "HOME").then(|| "/h".into());
+        assert_eq!(cache_folder(home), path("/h/.cache/bitnet/kernels"));
+        let xdg = |name: &str| (name == "XDG_CACHE_HOME").then(|| "/x".into());
+        assert_eq!(cache_folder(xdg), path("/x/bitnet/kernels"));
 
         let name = user_file_name("0123456789abcdef", "AuthenticAMD", 26, 2);
         assert_eq!(name, "0123456789abcdef-authenticamd-26-2.toml");
@@ -169,10 +186,10 @@ mod tests {
             assert!(g.decode.shape.is_none() && g.prefill.shape.is_none(), "{}", g.decode);
         }
         for &isa in Isa::ALL {
-            assert!(generic(None, isa).decode.isa <= isa);
+            assert!(generic(None, isa).decode.isa.is_within(isa));
             for &format in Format::ALL {
                 let g = generic(Some(format), isa);
-                assert!(g.decode.isa <= isa && g.layout().format() == format);
+                assert!(g.decode.isa.is_within(isa) && g.layout().format() == format);
             }
         }
     }

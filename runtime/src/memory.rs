@@ -156,6 +156,14 @@ pub fn peak_resident() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
+/// Bytes of memory that this machine can still give, or nothing where the system does not say.
+pub fn available() -> Option<u64> {
+    let info = std::fs::read_to_string(Path::new("/proc/meminfo")).ok()?;
+    let line = info.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

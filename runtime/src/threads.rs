@@ -271,6 +271,22 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Fills `data`, every worker its share, so that the pages of a new buffer come into being
+    /// where their reader runs.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn fill<T: Copy + Send + Sync>(&self, data: &mut [T], value: T) -> Result<()> {
+        let len = data.len();
+        let shared = SharedSlice::new(data);
+        self.run(|worker| {
+            // SAFETY: shares are disjoint.
+            unsafe { shared.write(worker.share(len)) }.fill(value);
+        })
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.shutdown.store(true, Ordering::Relaxed);

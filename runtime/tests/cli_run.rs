@@ -380,7 +380,7 @@ fn mistakes_are_told() {
         (m(&["-p", "x", "--repeat-last-n", "-2"]), 2, &["--repeat-last-n", "-1..="]),
         (m(&["-p", "x", "--seed", "-2"]), 2, &["--seed", "-1..="]),
         (m(&["-p", "x", "--format", "q4_0"]), 2, &["--format", "i2_s, tl1, tl2"]),
-        (m(&["-p", "x", "--isa", "neon"]), 2, &["--isa", "scalar, avx2"]),
+        (m(&["-p", "x", "--isa", "sse9"]), 2, &["--isa", "scalar, avx2"]),
         (m(&["-p", "x", "--frobnicate"]), 2, &["--frobnicate"]),
         (m(&["-p", "x", "--profile", &missing]), 6, &["missing.gguf", "cannot open"]),
         (m(&["-p", "x", "--profile", &bad]), 4, &["bad.gguf", "line 1", "bitnet-tune"]),

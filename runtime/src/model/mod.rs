@@ -1,10 +1,12 @@
 //! The model: configuration, weights, KV cache and the forward pass.
 
+pub mod attention;
 pub mod config;
 pub mod forward;
 pub mod kv_cache;
 pub mod numerics;
 pub mod rope;
+mod rows;
 mod stages;
 pub mod weights;
 

@@ -358,7 +358,8 @@ impl<'a> Loader<'a> {
 }
 
 /// The head format of a tensor type, if it is one.
-fn head_format(ty: TensorType) -> Option<HeadFormat> {
+#[must_use]
+pub fn head_format(ty: TensorType) -> Option<HeadFormat> {
     Some(match ty {
         TensorType::F32 => HeadFormat::F32,
         TensorType::F16 => HeadFormat::F16,

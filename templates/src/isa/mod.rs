@@ -4,7 +4,8 @@
 //! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
 //! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide.
 //! 32-bit lanes: `LANES`, `I32`, `i32_*`. Floats: `F32`, 16 virtual lanes on every ISA, and `f32_*`,
-//! each lane rounded as the scalar vocabulary rounds it.
+//! each lane rounded as the scalar vocabulary rounds it. Single floats: `mul_add` and `sqrt`, which
+//! `core` lacks: only the scalar vocabulary needs `std`.
 //!
 //! Table lookups work on the 32 rows of a tile at once, whatever the size of a vector. 4-bit
 //! indices: `Nibbles`, `nibble`, `Indices`, into tables of 16 words: `Table16`, `lookup16`, with
@@ -18,6 +19,10 @@ pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
 pub mod avx2;
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
+pub mod avxvnni;
 
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
