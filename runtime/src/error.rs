@@ -43,16 +43,18 @@ pub enum Error {
     },
 
     /// The tuning profile is malformed or does not fit.
-    #[error("{}: {item}: found {found}, expected {expected}", .path.display())]
+    #[error(
+        "{}: {item}: {problem}; make it anew with: bitnet-tune --model MODEL -o {}",
+        .path.display(),
+        .path.display()
+    )]
     Profile {
         /// The profile file.
         path: PathBuf,
         /// The table or key.
         item: String,
-        /// The value found.
-        found: String,
-        /// The values allowed, and what to do.
-        expected: String,
+        /// The value found, and the values allowed.
+        problem: String,
     },
 
     /// The CPU lacks a feature that was asked for.
@@ -167,8 +169,7 @@ mod tests {
                 Error::Profile {
                     path: path.into(),
                     item: "schema".into(),
-                    found: "9".into(),
-                    expected: "1".into(),
+                    problem: "9, but this version reads 1".into(),
                 },
                 4,
             ),
