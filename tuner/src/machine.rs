@@ -487,3 +487,105 @@ fn prepare_cycles(layout: Layout, decode: bool) -> f64 {
 fn barrier_us(threads: usize) -> f64 {
     if threads == 1 { 0.02 } else { 0.1 * (threads as f64).log2().max(1.0) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zen5() -> Cpu {
+        Cpu::usual(Kind::of_profile("zen5"))
+    }
+
+    const DECODE: &str = "i2_s_t32__avx512vnni__any__r32_c0_n1_u1_p0";
+    const PREFILL: &str = "i2_s_t32__avx512vnni__any__r32_c0_n8_u1_p0";
+
+    fn us(cpu: &Cpu, id: &str, shape: Shape, tokens: usize, threads: usize, bytes: u64) -> f64 {
+        predict(cpu, &id.parse().unwrap(), &[shape], tokens, threads, bytes).us
+    }
+
+    #[test]
+    fn the_busiest_ports_are_found() {
+        let vectors = &Kind::of_profile("zen5").best;
+        // Two ports multiply; four do logic.
+        let dots = Mix::of(&[(Class::Dot, 8.0)]);
+        assert_eq!(busiest(vectors, &dots), 4.0);
+        let logic = Mix::of(&[(Class::Logic, 8.0)]);
+        assert!((busiest(vectors, &logic) - 2.0 / PORT_USE).abs() < 1e-9);
+        // Loads go elsewhere.
+        assert_eq!(busiest(vectors, &dots.and(Mix::of(&[(Class::Load, 100.0)]))), 4.0);
+        // On Zen 4 512 bits take a port twice.
+        assert_eq!(busiest(&Kind::of_profile("zen4").best, &dots), 8.0);
+    }
+
+    #[test]
+    fn decode_is_bound_by_memory_and_prefill_by_arithmetic() {
+        let cpu = zen5();
+        let (shape, bytes) = (Shape::new(6912, 2560), 1 << 30);
+        let bound = |id: &str, tokens| {
+            predict(&cpu, &id.parse().unwrap(), &[shape], tokens, 2, bytes).bound
+        };
+        assert_eq!(bound(DECODE, 1), Bound::Memory);
+        assert_eq!(bound(PREFILL, 128), Bound::Arithmetic);
+        let read = shape.weights() as f64 / 4.0 / (cpu.socket_gb_per_s * 1e3);
+        let decode = us(&cpu, DECODE, shape, 1, 2, bytes);
+        assert!((read..1.2 * read).contains(&decode), "{decode} of {read}");
+        // A cache reads faster.
+        assert!(us(&cpu, DECODE, shape, 1, 2, 1 << 20) < 0.6 * decode);
+    }
+
+    #[test]
+    fn times_grow_with_work_and_shrink_with_threads() {
+        let cpu = zen5();
+        for (id, tokens) in [(DECODE, 1), (PREFILL, 128)] {
+            let time = |rows, cols, threads| {
+                us(&cpu, id, Shape::new(rows, cols), tokens, threads, 1 << 30)
+            };
+            let one = time(2560, 2560, 1);
+            assert!(time(5120, 2560, 1) > 1.8 * one && time(2560, 5120, 1) > 1.8 * one, "{id}");
+            assert!(time(2560, 2560, 2) < one, "{id}");
+        }
+        // A group of 8 rows takes as long for one as for 8.
+        let group = |tokens| us(&cpu, PREFILL, Shape::new(2560, 2560), tokens, 1, 1 << 30);
+        assert!(group(9) > 1.8 * group(8));
+    }
+
+    #[test]
+    fn software_prefetch_follows_what_is_known_of_it() {
+        let far = "i2_s_t32__avx512vnni__any__r32_c0_n1_u1_p8192";
+        for (name, helps) in [("zen5", true), ("zen4", false), ("ice-lake", false)] {
+            let cpu = Cpu::usual(Kind::of_profile(name));
+            let time = |id: &str| us(&cpu, id, Shape::new(6912, 2560), 1, 2, 1 << 30);
+            assert_eq!(time(far) < time(DECODE), helps, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_was_probed_replaces_what_is_usual() {
+        let cpu = zen5().with_read_gb_per_s(2, 110.0).with_read_gb_per_s(1, 60.0);
+        assert_eq!((cpu.core_gb_per_s, cpu.socket_gb_per_s), (60.0, 110.0));
+        assert_eq!(read_limit(&cpu, 2, 1 << 30), (true, 110.0));
+        let host = Host { l2: 2 << 20, l3: 0, ..Host::detect() };
+        let cpu = Cpu::of(&host);
+        assert_eq!((cpu.l2, cpu.l3), (2 << 20, cpu.kind.l3));
+    }
+
+    /// Every kernel that is built in has a time on every kind of CPU.
+    #[test]
+    fn every_kernel_has_a_time() {
+        let parts = |op: Op| match op {
+            Op::Attention => vec![Shape::new(20, 128), Shape::new(5, 128)],
+            _ => vec![Shape::new(2560, 2560)],
+        };
+        for kind in kinds::KINDS {
+            let cpu = Cpu::usual(kind);
+            for id in bitnet_codegen::grid(Isa::ALL) {
+                for (tokens, threads, bytes) in [(1, 1, 1 << 10), (128, 8, 1 << 40)] {
+                    let found = predict(&cpu, &id, &parts(id.op), tokens, threads, bytes);
+                    let Prediction { us, share_of_limit, .. } = found;
+                    assert!(us.is_finite() && us > 0.0, "{} {id}: {us}", kind.name);
+                    assert!((0.0..=1.0).contains(&share_of_limit), "{} {id}", kind.name);
+                }
+            }
+        }
+    }
+}

@@ -31,8 +31,8 @@ pub const PERFORMANCE: &str = "Performance";
 /// The flags that choose kernels.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KernelArgs {
-    /// A tuning profile; auto: the one found for this CPU and model, else the defaults;
-    /// none: the defaults
+    /// A tuning profile; auto: your own for this CPU and model, else the shipped one;
+    /// none: the shipped one
     #[arg(long, value_name = "FILE|auto|none", default_value = "auto")]
     profile: PathBuf,
     /// Pack all ternary weights as i2_s, tl1 or tl2, whatever the profile says
@@ -255,7 +255,7 @@ impl Choice {
         let defaults = |mut reason: String| {
             let shipped = kernels::shipped();
             let (name, default) = shipped.ternary(self.format, self.ceiling());
-            if name == shipped.shipped().name {
+            if self.forced().is_none() {
                 reason += &format!("; {}", origin(shipped.shipped(), config));
             }
             let name = format!("{name} for {}", default.decode.isa);

@@ -70,6 +70,9 @@ impl Class {
     ];
 }
 
+/// Operations by class; what is not listed is none.
+type Counts = &'static [(Class, f64)];
+
 /// How many operations of each class.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Mix([f64; Class::ALL.len()]);
@@ -311,7 +314,7 @@ fn head(id: &KernelId, format: HeadFormat) -> Work {
 
 /// What a block head executes for 512 weights, as the compiler made it of the template.
 #[rustfmt::skip]
-const BLOCK_HEADS: &[(HeadFormat, Isa, &[(Class, f64)])] = &[
+const BLOCK_HEADS: &[(HeadFormat, Isa, Counts)] = &[
     (HeadFormat::Q8_0, Isa::Avx2, &[(Load, 50.0), (Shift, 96.0), (Add, 30.0), (Dot, 32.0), (Shuffle, 38.0), (Permute, 20.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 10.0)]),
     (HeadFormat::Q8_0, Isa::Avx512, &[(Load, 39.0), (Shift, 48.0), (Add, 15.0), (Dot, 16.0), (Shuffle, 12.0), (Permute, 27.0), (Convert, 2.0), (Float, 1.0), (Fma, 1.0), (Control, 12.0)]),
     (HeadFormat::Q8_0, Isa::Avx512Vnni, &[(Load, 39.0), (Logic, 24.0), (Add, 15.0), (Dot, 16.0), (Shuffle, 12.0), (Permute, 27.0), (Convert, 2.0), (Float, 1.0), (Fma, 1.0), (Control, 12.0)]),
