@@ -207,6 +207,20 @@ pub fn per_token_us(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
     })
 }
 
+/// The share of the machine's limit that all jobs of a phase reach together: see
+/// [`Choice::share_of_limit`].
+pub fn total_share_of_limit(
+    choices: &[Choice<'_>],
+    measurements: &Measurements,
+    phase: Phase,
+) -> f64 {
+    let (at_limit, all) = choices.iter().fold((0.0, 0.0), |(at_limit, all), choice| {
+        let us = f64::from(choice.job.count) * choice.chosen(phase).timing.median_us;
+        (at_limit + us * choice.share_of_limit(measurements, phase), all + us)
+    });
+    if all > 0.0 { at_limit / all } else { 0.0 }
+}
+
 /// Speed of all jobs of a phase over the default's.
 pub fn total_gain(choices: &[Choice<'_>], phase: Phase) -> Gain {
     let (chosen, default) = per_token_us(choices, phase);
@@ -381,6 +395,10 @@ mod tests {
         assert!((share - 320.0 / 98.0).abs() < 1e-9, "{share}");
         assert_eq!(per_token_us(&choices, Phase::Decode), (800.0, 1000.0));
         assert_eq!(per_token_us(&choices, Phase::Prefill), (122.5, 125.0));
+        // Of one job, the same as its own.
+        let share = total_share_of_limit(&choices, &measurements, Phase::Decode);
+        assert!((share - 50.0 / 80.0).abs() < 1e-9, "{share}");
+        assert_eq!(total_share_of_limit(&[], &measurements, Phase::Decode), 0.0);
         let total = total_gain(&choices, Phase::Decode);
         assert!((total.times - 1.25).abs() < 1e-9 && total.low < 1.25, "{total}");
     }

@@ -10,6 +10,7 @@ pub mod measure;
 mod model;
 pub mod plan;
 mod random;
+pub mod report;
 mod sampler;
 mod stats;
 mod tournament;

@@ -9,6 +9,8 @@ use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
 
 use super::{Bar, answer, note, pool};
+use crate::choose::choose;
+use crate::report::{self, Excluded, Extras};
 use crate::{ModelInfo, Options, Result};
 
 /// Tune for a model and write a profile
@@ -39,6 +41,9 @@ pub struct Args {
     /// Write everything that was measured to a JSON file
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Write a report to an HTML file: every candidate's time, the roofline, the choice
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// The efforts on offer.
@@ -60,7 +65,9 @@ pub fn run(args: &Args) -> Result<()> {
     // What can fail fails before the minute of measuring.
     let model = ModelInfo::from_gguf(&Gguf::open(path)?)?;
     let ceiling = Selection::new(args.isa, None, None)?.ceiling();
-    for file in [Some(&args.output), args.record.as_ref()].into_iter().flatten() {
+    for file in
+        [Some(&args.output), args.record.as_ref(), args.report.as_ref()].into_iter().flatten()
+    {
         writable(file)?;
     }
     let pool = pool(args.threads)?;
@@ -74,6 +81,13 @@ pub fn run(args: &Args) -> Result<()> {
         let text = serde_json::to_string_pretty(&tuned.measurements)
             .map_err(|e| Error::Runtime(format!("measurements have no JSON form: {e}")))?;
         file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
+    }
+    if let Some(path) = &args.report {
+        let excluded: Vec<Excluded> = tuned.wrong.iter().filter_map(Excluded::wrong).collect();
+        let extras = Extras { excluded: &excluded, budget: Some(args.budget), ..Extras::default() };
+        let choices = choose(&tuned.measurements, tuned.objective);
+        let page = report::html(&tuned.measurements, &choices, &tuned.profile, &extras);
+        file::replace(path, page.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     tuned.profile.save(&args.output)?;
     answer(|out| write!(out, "{tuned}"))?;

@@ -1,0 +1,574 @@
+//! The report: what was measured and chosen, as one HTML file for people.
+//!
+//! The file is complete in itself: its style is inline, its pictures are tables and SVG, and there
+//! is no script, so its content policy forbids all there is and nothing a model's name holds can
+//! ever run. The same measurements and choices give the same bytes.
+
+mod heat;
+mod roofline;
+
+use std::time::Duration;
+
+use bitnet_codegen::Phase;
+use bitnet_profiles::{KernelId, Objective, Profile, Provenance, Role};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use crate::choose::{self, Choice, Chosen, Gain};
+use crate::measure::{JobMeasurements, LayoutMeasurements, Measurements, Timing, phase_name};
+use crate::verify::Wrong;
+
+/// What a report says beside the measurements, the choices and the profile.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Extras<'a> {
+    /// The speed of the whole model, where it was run.
+    pub whole_model: Option<WholeModel>,
+    /// Kernels that were left out.
+    pub excluded: &'a [Excluded],
+    /// How long was to be measured, where there was a limit.
+    pub budget: Option<Duration>,
+}
+
+/// The speed of the whole model, by default and tuned.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WholeModel {
+    /// Of tokens written one after the other.
+    pub decode: Speed,
+    /// Of a prompt.
+    pub prefill: Speed,
+}
+
+/// Tokens per second of one phase.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speed {
+    /// With the kernels of the untuned default.
+    pub default: f64,
+    /// With the chosen kernels.
+    pub tuned: f64,
+    /// Tuned over default, from paired runs.
+    pub gain: Gain,
+}
+
+/// A kernel that was left out of the measurements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Excluded {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// The role it was tried for; nothing where it was left out for all.
+    pub role: Option<Role>,
+    /// What it did.
+    pub fault: Fault,
+    /// What was seen of it, in words.
+    pub found: String,
+}
+
+/// What a kernel did to be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It computed something else than the oracle.
+    Wrong,
+    /// It ended the process.
+    Crashed,
+    /// It did not return in time.
+    Hung,
+}
+
+impl Fault {
+    /// In one word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wrong => "wrong result",
+            Self::Crashed => "crashed",
+            Self::Hung => "hung",
+        }
+    }
+}
+
+impl Excluded {
+    /// What verification found; nothing where the name stands for no kernel.
+    pub fn wrong(wrong: &Wrong) -> Option<Self> {
+        let kernel = wrong.kernel.parse().ok()?;
+        Some(Self { kernel, role: None, fault: Fault::Wrong, found: wrong.found.clone() })
+    }
+
+    /// Whether it was a candidate for this phase of this job.
+    fn concerns(&self, job: &JobMeasurements, phase: Phase) -> bool {
+        let kernel = &self.kernel;
+        let serves = match kernel.op {
+            bitnet_profiles::Op::Head(_) => job.role == Role::LmHead,
+            bitnet_profiles::Op::Attention => job.role == Role::Attention,
+            bitnet_profiles::Op::Ternary(_) => is_ternary(job.role),
+        };
+        serves
+            && self.role.is_none_or(|role| role == job.role)
+            && Phase::of(&kernel.tile) == phase
+            && kernel.shape.is_none_or(|own| job.parts.iter().all(|part| part.cols == own.cols))
+    }
+}
+
+const PHASES: [Phase; 2] = [Phase::Decode, Phase::Prefill];
+
+/// The report as one HTML file.
+pub fn html(
+    measurements: &Measurements,
+    choices: &[Choice<'_>],
+    profile: &Profile,
+    extras: &Extras<'_>,
+) -> String {
+    let report = Report { measurements, choices, profile, extras };
+    let title = format!("{} on {}", profile.model.name, profile.host.cpu);
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy"
+                    content="default-src 'none'; style-src 'unsafe-inline'";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { (title) ": tuning report" }
+                style { (PreEscaped(include_str!("report/style.css"))) }
+            }
+            body {
+                (symbols())
+                main {
+                    (report.headline())
+                    (report.choices())
+                    (report.roofline())
+                    (report.landscape())
+                    (report.excluded())
+                    (report.conditions())
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+/// Drawings that are used several times.
+fn symbols() -> Markup {
+    html! {
+        svg width="0" height="0" class="symbols" aria-hidden="true" {
+            symbol id="star" viewBox="0 0 20 20" {
+                path d="M10 1l2.8 5.9 6.4.8-4.7 4.4 1.2 6.4L10 15.4l-5.7 3.1 1.2-6.4L.8 7.7l6.4-.8z" {}
+            }
+        }
+    }
+}
+
+struct Report<'a> {
+    measurements: &'a Measurements,
+    choices: &'a [Choice<'a>],
+    profile: &'a Profile,
+    extras: &'a Extras<'a>,
+}
+
+// All that depends on how measurements and choices keep what differs between roles.
+impl Report<'_> {
+    /// The kernel that serves a phase of a job where nothing was tuned.
+    fn default_of(&self, _job: &JobMeasurements, phase: Phase) -> Option<KernelId> {
+        Some(match phase {
+            Phase::Decode => self.measurements.default_decode,
+            Phase::Prefill => self.measurements.default_prefill,
+        })
+    }
+
+    /// What was chosen for a phase of a job.
+    fn chosen_for(&self, job: &JobMeasurements, phase: Phase) -> Option<Chosen<'_>> {
+        let of_job =
+            |choice: &&Choice<'_>| choice.job.role == job.role && choice.job.parts == job.parts;
+        chosen(self.choices.iter().find(of_job)?, phase)
+    }
+}
+
+/// What was chosen for a phase.
+fn chosen<'a>(choice: &Choice<'a>, phase: Phase) -> Option<Chosen<'a>> {
+    Some(match phase {
+        Phase::Decode => choice.decode,
+        Phase::Prefill => choice.prefill,
+    })
+}
+
+/// What was measured for a phase in a layout.
+fn timings(layout: &LayoutMeasurements, phase: Phase) -> &[Timing] {
+    match phase {
+        Phase::Decode => &layout.decode,
+        Phase::Prefill => &layout.prefill,
+    }
+}
+
+const fn is_ternary(role: Role) -> bool {
+    !matches!(role, Role::LmHead | Role::Attention)
+}
+
+/// Activation rows of a timed phase.
+fn tokens(job: &JobMeasurements, phase: Phase) -> u32 {
+    if phase == Phase::Decode { 1 } else { job.tokens }
+}
+
+/// Multiply-adds of a timed phase, where the job's parts are weights.
+fn multiply_adds(job: &JobMeasurements, phase: Phase) -> Option<f64> {
+    let weights: f64 = job.parts.iter().map(|part| part.weights() as f64).sum();
+    (job.role != Role::Attention).then_some(weights * f64::from(tokens(job, phase)))
+}
+
+impl Report<'_> {
+    fn headline(&self) -> Markup {
+        let Profile { model, host, tool, run, .. } = self.profile;
+        let threads = run.threads;
+        html! {
+            header {
+                p.kicker { "bitnet-tune report" }
+                h1 { (model.name) }
+                p.on {
+                    (host.cpu) ", " (threads) @if threads == 1 { " thread" } @else { " threads" }
+                }
+                @if self.measurements.disturbed {
+                    p.warning {
+                        strong { "The machine was not quiet." }
+                        " Intervals are widened; tune again when it is."
+                    }
+                }
+                @if tool.provenance == Provenance::Modelled {
+                    p.warning {
+                        strong { "Nothing was timed." }
+                        " These figures come from a model of the machine."
+                    }
+                }
+                div.cards { @for phase in PHASES { (self.card(phase)) } }
+            }
+        }
+    }
+
+    /// The speed of a phase.
+    fn card(&self, phase: Phase) -> Markup {
+        let (chosen_us, default_us) = choose::per_token_us(self.choices, phase);
+        let predicted = (chosen_us > 0.0).then(|| 1e6 / chosen_us);
+        let default = (default_us > 0.0).then(|| 1e6 / default_us);
+        let measured = self.extras.whole_model.map(|whole| match phase {
+            Phase::Decode => whole.decode,
+            Phase::Prefill => whole.prefill,
+        });
+        let share = choose::total_share_of_limit(self.choices, self.measurements, phase);
+        let limit = match phase {
+            Phase::Decode if self.measurements.cold => "memory's read bandwidth",
+            Phase::Decode => "the cache's read bandwidth",
+            Phase::Prefill => "the multiply-add rate",
+        };
+        html! {
+            section .card.(phase_name(phase)) {
+                h2 {
+                    @match phase {
+                        Phase::Decode => "Writing (decode)",
+                        Phase::Prefill => "Reading the prompt (prefill)",
+                    }
+                }
+                @match (measured, predicted) {
+                    (Some(speed), _) => {
+                        p.big { (figure(speed.tuned)) " " span { "tokens/s" } }
+                        p.gain { (gain(&speed.gain)) " against the untuned " (figure(speed.default)) }
+                        @if let Some(predicted) = predicted {
+                            p.note {
+                                "Measured on the whole model. The kernels alone would give "
+                                (figure(predicted)) " tokens/s."
+                            }
+                        }
+                    }
+                    (None, Some(predicted)) => {
+                        p.big { (figure(predicted)) " " span { "tokens/s predicted" } }
+                        p.gain {
+                            (gain(&choose::total_gain(self.choices, phase)))
+                            @if let Some(default) = default { " against the untuned " (figure(default)) }
+                        }
+                        p.note { "What the tuned kernels alone give; a whole model is slower." }
+                    }
+                    (None, None) => { p.note { "Not measured." } }
+                }
+                @if share > 0.0 {
+                    p.share {
+                        (bar(share))
+                        span { strong { (percent(share)) } " of " (limit) }
+                    }
+                }
+            }
+        }
+    }
+
+    fn choices(&self) -> Markup {
+        let all = || {
+            let phases = |choice| PHASES.iter().filter_map(move |&phase| chosen(choice, phase));
+            self.choices.iter().flat_map(phases).map(|chosen| chosen.timing)
+        };
+        // Figures under one another have as many decimals as the least of them needs.
+        let median = decimals(all().map(|timing| timing.median_us));
+        let mad = decimals(all().map(|timing| timing.mad_us));
+        html! {
+            section {
+                h2 { "What was chosen" }
+                p.lead { (objective(self.profile.tool.objective)) }
+                table.choices {
+                    thead {
+                        tr {
+                            th colspan="2" { "kernel" }
+                            th.n { "median" small { "µs" } }
+                            th.n { "MAD" small { "µs" } }
+                            th.n { "reads" small { "GB/s" } }
+                            th.n { "mul-adds" small { "G/s" } }
+                            th { "of the limit" }
+                            th.n { "runner-up" small { "× as long" } }
+                            th { "gain" small { "95 % interval" } }
+                        }
+                    }
+                    @for choice in self.choices {
+                        tbody {
+                            tr.role {
+                                th colspan="9" scope="rowgroup" {
+                                    (choice.job.role) " "
+                                    span { (parts(choice.job)) ", " (choice.job.count) " per token" }
+                                }
+                            }
+                            @for phase in PHASES {
+                                @if let Some(chosen) = chosen(choice, phase) {
+                                    (self.choice_row(choice, phase, chosen, median, mad))
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn choice_row(
+        &self,
+        choice: &Choice<'_>,
+        phase: Phase,
+        chosen: Chosen<'_>,
+        median: usize,
+        mad: usize,
+    ) -> Markup {
+        let timing = chosen.timing;
+        let us = timing.median_us.max(1e-3);
+        let share = choice.share_of_limit(self.measurements, phase);
+        let is_default = self.default_of(choice.job, phase) == Some(timing.kernel);
+        html! {
+            tr class=(phase_name(phase)) {
+                td.phase { (phase_name(phase)) }
+                td.kernel { code { (kernel(&timing.kernel)) } }
+                td.n data-label="median, µs" { (format!("{:.median$}", timing.median_us)) }
+                td.n data-label="MAD, µs" { (format!("{:.mad$}", timing.mad_us)) }
+                td.n data-label="GB/s" { (figure(choice.layout.bytes as f64 / us / 1e3)) }
+                td.n data-label="mul-adds, G/s" {
+                    @match multiply_adds(choice.job, phase) {
+                        Some(count) => (figure(count / us / 1e3)),
+                        None => "–",
+                    }
+                }
+                td.limit data-label="of the limit" { (bar(share)) span { (percent(share)) } }
+                td.n data-label="runner-up, × as long" {
+                    @match chosen.runner_up {
+                        Some(second) => (format!("{:.2}", second.ratio / timing.ratio.max(1e-6))),
+                        None => "–",
+                    }
+                }
+                td data-label="gain" {
+                    @if is_default { span.same { "the default itself" } }
+                    @else { (gain(&choice.gain(phase))) }
+                }
+            }
+        }
+    }
+
+    fn roofline(&self) -> Markup {
+        html! {
+            section {
+                h2 { "How near the machine's limit" }
+                p.lead {
+                    "Every kernel timed, under the roofs that were probed with "
+                    (self.measurements.threads)
+                    @if self.measurements.threads == 1 { " thread" } @else { " threads" }
+                    @if self.measurements.cold { ": the slope is what memory delivers, " }
+                    @else { ": the slopes are what memory and the cache deliver, " }
+                    "the level line what the multipliers do. Both scales are logarithmic."
+                }
+                (self.roofline_figure())
+            }
+        }
+    }
+
+    fn landscape(&self) -> Markup {
+        html! {
+            section.landscape {
+                h2 { "The landscape" }
+                p.lead {
+                    "Time of every candidate over that of the best one of its role and phase. The two "
+                    "kernels of a role read one layout, so the best of a single phase is not always "
+                    "the one to choose; where times differ less than they scatter, the default wins, "
+                    "else the simpler tile."
+                }
+                (heat::legend())
+                @for job in &self.measurements.jobs { (self.role_landscape(job)) }
+            }
+        }
+    }
+
+    fn excluded(&self) -> Markup {
+        html! {
+            section {
+                h2 { "What was left out" }
+                @if self.extras.excluded.is_empty() {
+                    p.lead { "Nothing: every candidate computed the right results in time." }
+                } @else {
+                    p.lead { "Each of these is a bug. Please report it." }
+                    table.excluded {
+                        thead { tr { th { "kernel" } th { "for" } th { "why" } th { "what was seen" } } }
+                        tbody {
+                            @for excluded in self.extras.excluded {
+                                tr {
+                                    td { code { (kernel(&excluded.kernel)) } }
+                                    td data-label="for" {
+                                        @match excluded.role {
+                                            Some(role) => (role),
+                                            None => "all roles",
+                                        }
+                                    }
+                                    td data-label="why" { (excluded.fault.name()) }
+                                    td data-label="seen" { (excluded.found) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn conditions(&self) -> Markup {
+        let Profile { tool, host, model, .. } = self.profile;
+        let m = self.measurements;
+        let isa: Vec<&str> = host.isa.iter().map(|isa| isa.name()).collect();
+        let mut facts: Vec<(&str, String)> = vec![
+            ("Date", tool.date.clone()),
+            ("How", format!("{}, effort {}", tool.provenance, tool.effort)),
+            ("Tuned for", tool.objective.to_string()),
+        ];
+        if let Some(budget) = self.extras.budget {
+            facts.push(("Budget", format!("{} s", figure(budget.as_secs_f64()))));
+        }
+        let quiet = if m.disturbed { "not quiet" } else { "quiet" };
+        facts.extend([
+            ("Noise", format!("{:.1} %, the machine was {quiet}", 100.0 * m.noise)),
+            ("Memory reads", format!("{} GB/s", figure(m.read_gb_per_s))),
+            (
+                "The model is read from",
+                match m.cold {
+                    true => "memory".into(),
+                    false => format!("the cache, {} GB/s", figure(m.limit_gb_per_s)),
+                },
+            ),
+        ]);
+        if let Some(rate) = m.limit_gmac_per_s {
+            facts.push(("Multiply-adds", format!("{} G/s", figure(rate))));
+        }
+        let (family, number, stepping) = (host.family, host.model, host.stepping);
+        facts.extend([
+            ("CPU", format!("{} {family}/{number}/{stepping}", host.vendor)),
+            ("Cores", format!("{}, {} threads", host.physical_cores, host.threads)),
+            ("Caches", format!("L2 {} a core, L3 {}", bytes(host.l2), bytes(host.l3))),
+            ("ISA", isa.join(", ")),
+            ("Architecture", model.architecture.clone()),
+            ("Shapes", model.shapes.clone()),
+            ("Version", tool.version.clone()),
+            ("Fingerprint", tool.fingerprint.clone().unwrap_or_else(|| "none".into())),
+        ]);
+        html! {
+            section {
+                h2 { "Conditions" }
+                dl.facts {
+                    @for (name, value) in &facts { div { dt { (name) } dd { (value) } } }
+                }
+            }
+        }
+    }
+}
+
+/// What the objective means.
+fn objective(objective: Objective) -> &'static str {
+    match objective {
+        Objective::Decode => "One layout for each role, the best for writing.",
+        Objective::Prefill => "One layout for each role, the best for reading prompts.",
+        Objective::Balanced => {
+            "One layout for each role, with the two kernels that read it: the best for four prompt \
+             tokens to each token written."
+        }
+    }
+}
+
+/// The shapes of a job.
+fn parts(job: &JobMeasurements) -> String {
+    let parts: Vec<String> = job.parts.iter().map(ToString::to_string).collect();
+    parts.join(", ").replace('x', "×")
+}
+
+/// An id that can be broken where its parts meet.
+fn kernel(id: &KernelId) -> Markup {
+    let id = id.to_string();
+    html! {
+        @for (i, part) in id.split("__").enumerate() {
+            @if i > 0 { wbr; "__" }
+            (part)
+        }
+    }
+}
+
+fn gain(gain: &Gain) -> Markup {
+    let class = match gain.is_difference() {
+        true if gain.times > 1.0 => "better",
+        true => "worse",
+        false => "same",
+    };
+    // Of an interval without an end nothing but its beginning is known.
+    let high = if gain.high < 1e3 { format!("{:.2}", gain.high) } else { "∞".into() };
+    html! {
+        span class=(class) {
+            @if gain.is_difference() { b { (format!("{:.2}×", gain.times)) } }
+            @else { "no difference" }
+            " " small { (format!("{:.2} to {high}", gain.low)) }
+        }
+    }
+}
+
+/// A share as a bar; what is above 1 fills it.
+fn bar(share: f64) -> Markup {
+    let width = 100.0 * share.clamp(0.0, 1.0);
+    html! {
+        svg.bar viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" {
+            rect.track width="100" height="8" {}
+            rect.fill width=(format!("{width:.1}")) height="8" {}
+        }
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+/// With three digits, or more before the point.
+fn figure(value: f64) -> String {
+    let decimals = (2.0 - value.log10().floor()).clamp(0.0, 3.0) as usize;
+    format!("{value:.decimals$}")
+}
+
+/// Decimals that show the least of some figures with two digits.
+fn decimals(values: impl Iterator<Item = f64>) -> usize {
+    let least = values.filter(|value| *value > 0.0).fold(f64::INFINITY, f64::min);
+    (1.0 - least.log10().floor()).clamp(0.0, 3.0) as usize
+}
+
+/// Bytes as caches are counted.
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        0 => "unknown".into(),
+        b if b < 1 << 20 => format!("{} KiB", b >> 10),
+        b => format!("{} MiB", b >> 20),
+    }
+}
