@@ -41,10 +41,11 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     let mut out = header("templates/src");
     module(&mut out, "abi", &without_tests(&ABI)?);
 
-    let best = ids.iter().map(|id| id.isa).max().unwrap_or(Isa::Scalar);
+    // A vocabulary builds on those of the tiers that its own includes.
+    let used = |isa: Isa| isa == Isa::Scalar || ids.iter().any(|id| id.isa.includes(isa));
+    let isas: Vec<Isa> = Isa::ALL.iter().copied().filter(|&isa| used(isa)).collect();
     let mut vocabularies = String::new();
-    let after = VOCABULARIES.iter().position(|s| s.name == best.name()).map_or(0, |at| at + 1);
-    for source in &VOCABULARIES[..after] {
+    for source in VOCABULARIES.iter().filter(|s| isas.iter().any(|isa| isa.name() == s.name)) {
         module(&mut vocabularies, source.name, &without_tests(source)?);
     }
     out.push_str("/// The vector vocabularies.\n");
@@ -66,7 +67,7 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         });
     }
     let mut vectors = Vec::new();
-    for &isa in FLOAT_TIERS.iter().filter(|&&isa| isa <= best) {
+    for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
         let name = vector_module(isa);
         module(&mut out, &name, &specialise(&VECTOR, isa, &[])?);
         let (isa, path) = (isa.name(), format_ident!("{name}"));
@@ -90,13 +91,9 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     Ok(out)
 }
 
-/// The tiers with float operations of their own: those between add nothing to float arithmetic.
-const FLOAT_TIERS: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512];
-
 /// The module with the float operations that kernels of an ISA use.
 pub(crate) fn vector_module(isa: Isa) -> String {
-    let tier = FLOAT_TIERS.iter().rfind(|&&tier| tier <= isa).unwrap_or(&Isa::Scalar);
-    format!("{}__{tier}", VECTOR.name)
+    format!("{}__{}", VECTOR.name, isa.float_tier())
 }
 
 fn header(path: &str) -> String {

@@ -2,6 +2,7 @@
 //! documented field by field below; it holds names and bounded numbers only, so a wrong profile may
 //! make inference slow, never wrong.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -376,10 +377,10 @@ impl Profile {
         self.ops.iter().find(|choice| choice.role == role && choice.parts == parts)
     }
 
-    /// The highest tier that any choice needs.
-    pub fn isa(&self) -> Isa {
+    /// The tiers that the choices need.
+    pub fn isas(&self) -> BTreeSet<Isa> {
         let picks = self.ops.iter().flat_map(Choice::picks);
-        picks.map(|(_, pick)| pick.kernel.isa.max(pick.built_in.isa)).max().unwrap_or(Isa::Scalar)
+        picks.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]).collect()
     }
 
     fn validate(&self) -> Result<(), ProfileError> {
@@ -650,8 +651,8 @@ mod tests {
         least.model.path = None;
         least.ops.clear();
         assert_eq!(Profile::parse(&least.to_text()).unwrap(), least);
-        assert_eq!(least.isa(), Isa::Scalar);
-        assert_eq!(full.isa(), Isa::Avx512Vnni);
+        assert!(least.isas().is_empty());
+        assert_eq!(full.isas().last(), Some(&Isa::Avx512Vnni));
         let parts = [Shape::new(6912, 2560); 2];
         assert_eq!(full.choice(Role::GateUp, &parts), Some(&full.ops[0]));
         assert_eq!(full.choice(Role::GateUp, &parts[..1]), None);

@@ -13,6 +13,14 @@ pub enum Error {
     /// The profile could not be written or read.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// A worker process could not do its work.
+    #[error("{message}")]
+    Worker {
+        /// Its error's message.
+        message: String,
+        /// The exit code of that error.
+        code: u8,
+    },
     /// A name that stands for no kernel.
     #[error("{}", printable(&.0.to_string()))]
     Spec(#[from] SpecError),
@@ -32,6 +40,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Runtime(error) => error.exit_code(),
+            Self::Worker { code, .. } => *code,
             Self::Profile(ProfileError::Io { .. }) => 6,
             Self::Profile(ProfileError::Content { .. }) => 4,
             Self::Spec(_) => 2,

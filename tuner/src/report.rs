@@ -10,99 +10,22 @@ mod roofline;
 use std::time::Duration;
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Objective, Profile, Provenance, Role};
+use bitnet_profiles::{KernelId, Objective, Op, Profile, Provenance, Role};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::choose::{self, Choice, Chosen, Gain};
-use crate::measure::{JobMeasurements, LayoutMeasurements, Measurements, Timing, phase_name};
-use crate::verify::Wrong;
+use crate::measure::{JobMeasurements, Measurements, phase_name};
+use crate::race::Race;
 
 /// What a report says beside the measurements, the choices and the profile.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Extras<'a> {
-    /// The speed of the whole model, where it was run.
-    pub whole_model: Option<WholeModel>,
-    /// Kernels that were left out.
-    pub excluded: &'a [Excluded],
-    /// How long was to be measured, where there was a limit.
+    /// The choices against the default on the model itself, where that was run.
+    pub race: Option<&'a Race>,
+    /// Whether the choices lost there, so that the profile holds the defaults.
+    pub kept_default: bool,
+    /// How long all was to take, where there was a limit.
     pub budget: Option<Duration>,
-}
-
-/// The speed of the whole model, by default and tuned.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct WholeModel {
-    /// Of tokens written one after the other.
-    pub decode: Speed,
-    /// Of a prompt.
-    pub prefill: Speed,
-}
-
-/// Tokens per second of one phase.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Speed {
-    /// With the kernels of the untuned default.
-    pub default: f64,
-    /// With the chosen kernels.
-    pub tuned: f64,
-    /// Tuned over default, from paired runs.
-    pub gain: Gain,
-}
-
-/// A kernel that was left out of the measurements.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Excluded {
-    /// The kernel.
-    pub kernel: KernelId,
-    /// The role it was tried for; nothing where it was left out for all.
-    pub role: Option<Role>,
-    /// What it did.
-    pub fault: Fault,
-    /// What was seen of it, in words.
-    pub found: String,
-}
-
-/// What a kernel did to be left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// It computed something else than the oracle.
-    Wrong,
-    /// It ended the process.
-    Crashed,
-    /// It did not return in time.
-    Hung,
-}
-
-impl Fault {
-    /// In one word.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Wrong => "wrong result",
-            Self::Crashed => "crashed",
-            Self::Hung => "hung",
-        }
-    }
-}
-
-impl Excluded {
-    /// What verification found; nothing where the name stands for no kernel.
-    pub fn wrong(wrong: &Wrong) -> Option<Self> {
-        let kernel = wrong.kernel.parse().ok()?;
-        Some(Self { kernel, role: None, fault: Fault::Wrong, found: wrong.found.clone() })
-    }
-
-    /// Whether it was a candidate for this phase of this job.
-    fn concerns(&self, job: &JobMeasurements, phase: Phase) -> bool {
-        let kernel = &self.kernel;
-        let serves = match kernel.op {
-            bitnet_profiles::Op::Head(_) => job.role == Role::LmHead,
-            bitnet_profiles::Op::Attention => job.role == Role::Attention,
-            bitnet_profiles::Op::Ternary(_) => is_ternary(job.role),
-        };
-        serves
-            && self.role.is_none_or(|role| role == job.role)
-            && Phase::of(&kernel.tile) == phase
-            && kernel.shape.is_none_or(|own| job.parts.iter().all(|part| part.cols == own.cols))
-    }
 }
 
 const PHASES: [Phase; 2] = [Phase::Decode, Phase::Prefill];
@@ -162,42 +85,24 @@ struct Report<'a> {
     extras: &'a Extras<'a>,
 }
 
-// All that depends on how measurements and choices keep what differs between roles.
 impl Report<'_> {
-    /// The kernel that serves a phase of a job where nothing was tuned.
-    fn default_of(&self, _job: &JobMeasurements, phase: Phase) -> Option<KernelId> {
-        Some(match phase {
-            Phase::Decode => self.measurements.default_decode,
-            Phase::Prefill => self.measurements.default_prefill,
-        })
-    }
-
     /// What was chosen for a phase of a job.
     fn chosen_for(&self, job: &JobMeasurements, phase: Phase) -> Option<Chosen<'_>> {
-        let of_job =
-            |choice: &&Choice<'_>| choice.job.role == job.role && choice.job.parts == job.parts;
-        chosen(self.choices.iter().find(of_job)?, phase)
+        let same = |other: &JobMeasurements| other.role == job.role && other.parts == job.parts;
+        self.choices.iter().find(|choice| same(choice.job))?.chosen(phase)
     }
 }
 
-/// What was chosen for a phase.
-fn chosen<'a>(choice: &Choice<'a>, phase: Phase) -> Option<Chosen<'a>> {
-    Some(match phase {
-        Phase::Decode => choice.decode,
-        Phase::Prefill => choice.prefill,
-    })
-}
-
-/// What was measured for a phase in a layout.
-fn timings(layout: &LayoutMeasurements, phase: Phase) -> &[Timing] {
-    match phase {
-        Phase::Decode => &layout.decode,
-        Phase::Prefill => &layout.prefill,
-    }
-}
-
-const fn is_ternary(role: Role) -> bool {
-    !matches!(role, Role::LmHead | Role::Attention)
+/// Whether a kernel was a candidate for a phase of a job.
+fn concerns(kernel: &KernelId, job: &JobMeasurements, phase: Phase) -> bool {
+    let serves = match kernel.op {
+        Op::Head(_) => job.role == Role::LmHead && phase == Phase::Decode,
+        Op::Attention => job.role == Role::Attention,
+        Op::Ternary(_) => {
+            !matches!(job.role, Role::LmHead | Role::Attention) && Phase::of(&kernel.tile) == phase
+        }
+    };
+    serves && kernel.shape.is_none_or(|own| job.parts.iter().all(|part| part.cols == own.cols))
 }
 
 /// Activation rows of a timed phase.
@@ -228,6 +133,12 @@ impl Report<'_> {
                         " Intervals are widened; tune again when it is."
                     }
                 }
+                @if self.extras.kept_default {
+                    p.warning {
+                        strong { "The choices below lost on the model itself." }
+                        " The profile holds the untuned defaults."
+                    }
+                }
                 @if tool.provenance == Provenance::Modelled {
                     p.warning {
                         strong { "Nothing was timed." }
@@ -244,13 +155,14 @@ impl Report<'_> {
         let (chosen_us, default_us) = choose::per_token_us(self.choices, phase);
         let predicted = (chosen_us > 0.0).then(|| 1e6 / chosen_us);
         let default = (default_us > 0.0).then(|| 1e6 / default_us);
-        let measured = self.extras.whole_model.map(|whole| match phase {
-            Phase::Decode => whole.decode,
-            Phase::Prefill => whole.prefill,
+        let measured = self.extras.race.map(|race| match phase {
+            Phase::Decode => &race.decode,
+            Phase::Prefill => &race.prefill,
         });
-        let share = choose::total_share_of_limit(self.choices, self.measurements, phase);
+        let limits = &self.measurements.limits;
+        let share = choose::total_share_of_limit(self.choices, limits, phase);
         let limit = match phase {
-            Phase::Decode if self.measurements.cold => "memory's read bandwidth",
+            Phase::Decode if limits.cold => "memory's read bandwidth",
             Phase::Decode => "the cache's read bandwidth",
             Phase::Prefill => "the multiply-add rate",
         };
@@ -264,8 +176,8 @@ impl Report<'_> {
                 }
                 @match (measured, predicted) {
                     (Some(speed), _) => {
-                        p.big { (figure(speed.tuned)) " " span { "tokens/s" } }
-                        p.gain { (gain(&speed.gain)) " against the untuned " (figure(speed.default)) }
+                        p.big { (figure(speed.after)) " " span { "tokens/s" } }
+                        p.gain { (gain(&speed.gain())) " against the untuned " (figure(speed.before)) }
                         @if let Some(predicted) = predicted {
                             p.note {
                                 "Measured on the whole model. The kernels alone would give "
@@ -283,7 +195,7 @@ impl Report<'_> {
                     }
                     (None, None) => { p.note { "Not measured." } }
                 }
-                @if share > 0.0 {
+                @if let Some(share) = share {
                     p.share {
                         (bar(share))
                         span { strong { (percent(share)) } " of " (limit) }
@@ -295,8 +207,8 @@ impl Report<'_> {
 
     fn choices(&self) -> Markup {
         let all = || {
-            let phases = |choice| PHASES.iter().filter_map(move |&phase| chosen(choice, phase));
-            self.choices.iter().flat_map(phases).map(|chosen| chosen.timing)
+            let of = |phase| self.choices.iter().filter_map(move |choice| choice.chosen(phase));
+            PHASES.into_iter().flat_map(of).map(|chosen| chosen.timing)
         };
         // Figures under one another have as many decimals as the least of them needs.
         let median = decimals(all().map(|timing| timing.median_us));
@@ -327,7 +239,7 @@ impl Report<'_> {
                                 }
                             }
                             @for phase in PHASES {
-                                @if let Some(chosen) = chosen(choice, phase) {
+                                @if let Some(chosen) = choice.chosen(phase) {
                                     (self.choice_row(choice, phase, chosen, median, mad))
                                 }
                             }
@@ -348,8 +260,8 @@ impl Report<'_> {
     ) -> Markup {
         let timing = chosen.timing;
         let us = timing.median_us.max(1e-3);
-        let share = choice.share_of_limit(self.measurements, phase);
-        let is_default = self.default_of(choice.job, phase) == Some(timing.kernel);
+        let share = choice.share_of_limit(&self.measurements.limits, phase);
+        let is_default = choice.job.default_kernel(phase) == Some(timing.kernel);
         html! {
             tr class=(phase_name(phase)) {
                 td.phase { (phase_name(phase)) }
@@ -363,7 +275,10 @@ impl Report<'_> {
                         None => "–",
                     }
                 }
-                td.limit data-label="of the limit" { (bar(share)) span { (percent(share)) } }
+                td.limit data-label="of the limit" {
+                    @if let Some(share) = share { (bar(share)) span { (percent(share)) } }
+                    @else { "–" }
+                }
                 td.n data-label="runner-up, × as long" {
                     @match chosen.runner_up {
                         Some(second) => (format!("{:.2}", second.ratio / timing.ratio.max(1e-6))),
@@ -372,7 +287,7 @@ impl Report<'_> {
                 }
                 td data-label="gain" {
                     @if is_default { span.same { "the default itself" } }
-                    @else { (gain(&choice.gain(phase))) }
+                    @else if let Some(times) = choice.gain(phase) { (gain(&times)) }
                 }
             }
         }
@@ -384,9 +299,9 @@ impl Report<'_> {
                 h2 { "How near the machine's limit" }
                 p.lead {
                     "Every kernel timed, under the roofs that were probed with "
-                    (self.measurements.threads)
-                    @if self.measurements.threads == 1 { " thread" } @else { " threads" }
-                    @if self.measurements.cold { ": the slope is what memory delivers, " }
+                    (self.measurements.limits.threads)
+                    @if self.measurements.limits.threads == 1 { " thread" } @else { " threads" }
+                    @if self.measurements.limits.cold { ": the slope is what memory delivers, " }
                     @else { ": the slopes are what memory and the cache deliver, " }
                     "the level line what the multipliers do. Both scales are logarithmic."
                 }
@@ -415,23 +330,17 @@ impl Report<'_> {
         html! {
             section {
                 h2 { "What was left out" }
-                @if self.extras.excluded.is_empty() {
+                @if self.measurements.excluded.is_empty() {
                     p.lead { "Nothing: every candidate computed the right results in time." }
                 } @else {
                     p.lead { "Each of these is a bug. Please report it." }
                     table.excluded {
-                        thead { tr { th { "kernel" } th { "for" } th { "why" } th { "what was seen" } } }
+                        thead { tr { th { "kernel" } th { "why" } th { "what was seen" } } }
                         tbody {
-                            @for excluded in self.extras.excluded {
+                            @for excluded in &self.measurements.excluded {
                                 tr {
                                     td { code { (kernel(&excluded.kernel)) } }
-                                    td data-label="for" {
-                                        @match excluded.role {
-                                            Some(role) => (role),
-                                            None => "all roles",
-                                        }
-                                    }
-                                    td data-label="why" { (excluded.fault.name()) }
+                                    td data-label="why" { (excluded.why) }
                                     td data-label="seen" { (excluded.found) }
                                 }
                             }
@@ -444,7 +353,7 @@ impl Report<'_> {
 
     fn conditions(&self) -> Markup {
         let Profile { tool, host, model, .. } = self.profile;
-        let m = self.measurements;
+        let (m, limits) = (self.measurements, &self.measurements.limits);
         let isa: Vec<&str> = host.isa.iter().map(|isa| isa.name()).collect();
         let mut facts: Vec<(&str, String)> = vec![
             ("Date", tool.date.clone()),
@@ -457,16 +366,16 @@ impl Report<'_> {
         let quiet = if m.disturbed { "not quiet" } else { "quiet" };
         facts.extend([
             ("Noise", format!("{:.1} %, the machine was {quiet}", 100.0 * m.noise)),
-            ("Memory reads", format!("{} GB/s", figure(m.read_gb_per_s))),
+            ("Memory reads", format!("{} GB/s", figure(limits.read_gb_per_s))),
             (
                 "The model is read from",
-                match m.cold {
+                match limits.cold {
                     true => "memory".into(),
-                    false => format!("the cache, {} GB/s", figure(m.limit_gb_per_s)),
+                    false => format!("the cache, {} GB/s", figure(limits.limit_gb_per_s)),
                 },
             ),
         ]);
-        if let Some(rate) = m.limit_gmac_per_s {
+        if let Some(rate) = limits.limit_gmac_per_s {
             facts.push(("Multiply-adds", format!("{} G/s", figure(rate))));
         }
         let (family, number, stepping) = (host.family, host.model, host.stepping);

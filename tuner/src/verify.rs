@@ -1,24 +1,16 @@
 //! Every candidate against the oracle before it is timed, on the columns it will meet. A kernel
 //! that is wrong is a bug to report and never a candidate.
 
-use bitnet_profiles::{Layout, Shape};
+use bitnet_profiles::{KernelId, Layout, Shape};
+use bitnet_runtime::Error;
 use bitnet_runtime::kernels::Kernel;
 use bitnet_runtime::memory::Buffer;
 use bitnet_runtime::pack::{PackedMatrix, to_file_codes};
 use bitnet_runtime::reference;
 use bitnet_runtime::threads::Pool;
-use bitnet_runtime::{Error, Result};
 
+use crate::Result;
 use crate::random::Random;
-
-/// A kernel that computed something else than the oracle.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wrong {
-    /// Its id.
-    pub kernel: String,
-    /// Where it went wrong, in words.
-    pub found: String,
-}
 
 /// Codes, activations and the products they must give.
 struct Case {
@@ -70,25 +62,29 @@ impl Oracle {
         Self { shape, tokens, cases: cases.collect() }
     }
 
-    /// Those of `kernels`, which read `layout`, that go wrong.
+    /// Those of `kernels`, which read `layout`, that go wrong, and where in words. `begin` is told
+    /// of each before it is called.
     pub(crate) fn check(
         &self,
         layout: Layout,
         kernels: &[Kernel],
         pool: &Pool,
-    ) -> Result<Vec<Wrong>> {
-        let mut wrong: Vec<Wrong> = Vec::new();
+        begin: &mut dyn FnMut(&KernelId) -> Result<()>,
+    ) -> Result<Vec<(KernelId, String)>> {
+        let mut wrong: Vec<(KernelId, String)> = Vec::new();
         for case in &self.cases {
             let buffer = Buffer::zeroed(layout.matrix_bytes(self.shape))?;
             let file = to_file_codes(&case.codes);
             let matrix = PackedMatrix::pack(&file, self.shape, 1.0, layout, buffer, pool)?
                 .map_err(|_| Error::Runtime(format!("packing {layout} refused its own codes")))?;
             for kernel in kernels {
-                let kernel_id = kernel.id().to_string();
-                if wrong.iter().all(|w| w.kernel != kernel_id)
-                    && let Some(found) = self.difference(case, kernel, &matrix)?
-                {
-                    wrong.push(Wrong { kernel: kernel_id, found });
+                let id = *kernel.id();
+                if wrong.iter().any(|(known, _)| *known == id) {
+                    continue;
+                }
+                begin(&id)?;
+                if let Some(found) = self.difference(case, kernel, &matrix)? {
+                    wrong.push((id, found));
                 }
             }
         }
@@ -144,15 +140,19 @@ mod tests {
         for cols in [384, 250, 1] {
             let kernel = *kernels::builtin().iter().find(|k| k.id().isa == Isa::Scalar).unwrap();
             let mut oracle = Oracle::new(cols, kernel.tokens());
-            assert_eq!(oracle.check(kernel.layout(), &[kernel], &pool).unwrap(), []);
+            assert_eq!(
+                oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| Ok(())).unwrap(),
+                []
+            );
             // The oracle errs instead of the kernel: the difference must show all the same, in
             // every case and at the last product.
             for case in 0..oracle.cases.len() {
                 let at = oracle.shape.rows * (kernel.tokens() + 1) - 1;
                 oracle.cases[case].expected[at] += 1;
-                let wrong = oracle.check(kernel.layout(), &[kernel], &pool).unwrap();
+                let wrong =
+                    oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| Ok(())).unwrap();
                 assert_eq!(wrong.len(), 1, "{cols}");
-                assert!(wrong[0].found.contains(oracle.cases[case].name), "{}", wrong[0].found);
+                assert!(wrong[0].1.contains(oracle.cases[case].name), "{}", wrong[0].1);
                 oracle.cases[case].expected[at] -= 1;
             }
         }

@@ -8,9 +8,11 @@ use bitnet_runtime::Error;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
 
-use super::{Bar, answer, note, pool};
+use super::{Bar, answer, note, threads};
 use crate::choose::choose;
-use crate::report::{self, Excluded, Extras};
+use crate::journal::Journal;
+use crate::report::{self, Extras};
+use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Options, Result};
 
 /// Tune for a model and write a profile
@@ -29,9 +31,12 @@ pub struct Args {
     /// What to weigh: decode, prefill, or four prompt tokens for each token written (balanced)
     #[arg(long = "for", value_name = "OBJECTIVE", default_value = "balanced")]
     objective: Objective,
-    /// How long to measure, such as 60s or 2m; every candidate is timed at least once
-    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = super::duration)]
+    /// How long all of it may take, such as 60s or 2m
+    #[arg(long, value_name = "TIME", default_value = "50s", value_parser = super::duration)]
     budget: Duration,
+    /// Go on with a run for the same model and output that was stopped
+    #[arg(long)]
+    resume: bool,
     /// measure: what is worth timing; patient: everything the CPU can run
     #[arg(long, default_value = "measure", value_parser = effort)]
     effort: Effort,
@@ -70,12 +75,19 @@ pub fn run(args: &Args) -> Result<()> {
     {
         writable(file)?;
     }
-    let pool = pool(args.threads)?;
-    let options =
-        Options { ceiling, objective: args.objective, effort: args.effort, budget: args.budget };
-    let tuned = {
+    let options = Options {
+        ceiling,
+        objective: args.objective,
+        effort: args.effort,
+        budget: args.budget,
+        threads: threads(args.threads)?,
+        worker: WorkerProgram::this()?,
+        journal: Some(Journal::path_for(&args.output)),
+        resume: args.resume,
+    };
+    let mut tuned = {
         let bar = Bar::new();
-        crate::tune(&model, &pool, options, &mut |progress| bar.show(progress))?
+        crate::tune(&model, &options, &mut |notice| bar.show(notice))?
     };
     if let Some(path) = &args.record {
         let text = serde_json::to_string_pretty(&tuned.measurements)
@@ -83,13 +95,17 @@ pub fn run(args: &Args) -> Result<()> {
         file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     if let Some(path) = &args.report {
-        let excluded: Vec<Excluded> = tuned.wrong.iter().filter_map(Excluded::wrong).collect();
-        let extras = Extras { excluded: &excluded, budget: Some(args.budget), ..Extras::default() };
+        let extras = Extras {
+            race: tuned.race.as_ref().ok(),
+            kept_default: tuned.kept_default,
+            budget: Some(args.budget),
+        };
         let choices = choose(&tuned.measurements, tuned.objective);
         let page = report::html(&tuned.measurements, &choices, &tuned.profile, &extras);
         file::replace(path, page.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     tuned.profile.save(&args.output)?;
+    tuned.finish();
     answer(|out| write!(out, "{tuned}"))?;
     note(format_args!(
         "wrote {0}; use it with: bitnet-run --profile {0} -p \"...\"",

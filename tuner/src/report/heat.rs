@@ -7,8 +7,8 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{Isa, KernelId, Op, Shape, TileConfig};
 use maud::{Markup, html};
 
-use super::{Excluded, Fault, PHASES, Report, figure, parts, timings};
-use crate::measure::{JobMeasurements, Timing, phase_name};
+use super::{PHASES, Report, concerns, figure, parts};
+use crate::measure::{Excluded, JobMeasurements, Timing, Why, phase_name};
 
 /// Where one colour ends and the next, paler one begins.
 const STEPS: [f64; 7] = [1.01, 1.02, 1.05, 1.10, 1.20, 1.50, 2.00];
@@ -67,7 +67,7 @@ const ACROSS: [Dimension; 3] = [
 struct Cell<'a> {
     kernel: KernelId,
     timing: Option<&'a Timing>,
-    fault: Option<Fault>,
+    why: Option<Why>,
 }
 
 /// Kernels that differ in their tile only.
@@ -97,20 +97,14 @@ impl Report<'_> {
     }
 
     fn grids<'a>(&'a self, job: &'a JobMeasurements, phase: Phase) -> Vec<Vec<Cell<'a>>> {
-        let timed = job
-            .layouts
-            .iter()
-            .flat_map(|layout| timings(layout, phase))
-            .map(|timing| Cell { kernel: timing.kernel, timing: Some(timing), fault: None });
-        let excluded = self.extras.excluded.iter().filter(|own| own.concerns(job, phase));
-        let excluded = excluded.map(|&Excluded { kernel, fault, .. }| Cell {
-            kernel,
-            timing: None,
-            fault: Some(fault),
-        });
+        let timed = job.layouts.iter().flat_map(|layout| layout.timings(phase));
+        let timed = timed.map(|timing| (timing.kernel, Some(timing), None));
+        let excluded = self.measurements.excluded.iter();
+        let excluded = excluded.filter(|own| concerns(&own.kernel, job, phase));
+        let excluded = excluded.map(|&Excluded { kernel, why, .. }| (kernel, None, Some(why)));
         let mut grids = Grids::new();
-        for cell in timed.chain(excluded) {
-            let kernel = cell.kernel;
+        for (kernel, timing, why) in timed.chain(excluded) {
+            let cell = Cell { kernel, timing, why };
             grids.entry((kernel.op, kernel.isa, kernel.shape)).or_default().push(cell);
         }
         // The fastest first; it is what people look for.
@@ -137,7 +131,7 @@ impl Report<'_> {
             best: if best.is_finite() && best > 0.0 { best } else { 1.0 },
             winner: chosen.map(|chosen| chosen.timing.kernel),
             runner_up: chosen.and_then(|chosen| Some(chosen.runner_up?.kernel)),
-            default: self.default_of(job, phase),
+            default: job.default_kernel(phase),
         };
         html! {
             section class=(phase_name(phase)) {
@@ -179,7 +173,9 @@ fn values(dimensions: &[&Dimension], kernel: &KernelId) -> Vec<usize> {
 
 fn grid(cells: &[Cell<'_>], phase: Phase, marks: &Marks) -> Markup {
     let Some(first) = cells.first().map(|cell| cell.kernel) else { return html! {} };
-    let must = if phase == Phase::Decode { "unroll" } else { "tokens" };
+    // The head and attention take one token at a time.
+    let many = phase == Phase::Prefill && first.tile.tokens > 1;
+    let must = if many { "tokens" } else { "unroll" };
     let (down, fixed_down) = varying(&DOWN, "rows", cells);
     let (across, fixed_across) = varying(&ACROSS, must, cells);
     let lines: BTreeSet<Vec<usize>> =
@@ -193,7 +189,11 @@ fn grid(cells: &[Cell<'_>], phase: Phase, marks: &Marks) -> Markup {
         };
         cells.iter().find(is_there)
     };
-    let fixed: Vec<String> = fixed_down.into_iter().chain(fixed_across).collect();
+    let mut fixed: Vec<String> = fixed_down.into_iter().chain(fixed_across).collect();
+    if first.op == Op::Attention {
+        // Its columns are the 256 positions of a chunk, which no tile may change.
+        fixed.clear();
+    }
     html! {
         table.heat {
             caption {
@@ -244,8 +244,8 @@ fn cell_of(cell: &Cell<'_>, marks: &Marks) -> Markup {
     let is = |marked: Option<KernelId>| marked == Some(kernel);
     let (winner, second, default) = (is(marks.winner), is(marks.runner_up), is(marks.default));
     let Some(timing) = cell.timing else {
-        let fault = cell.fault.map_or("", Fault::name);
-        return html! { td.out title=(format!("{kernel}: {fault}")) { "×" } };
+        let why = cell.why.map_or_else(String::new, |why| why.to_string());
+        return html! { td.out title=(format!("{kernel}: {why}")) { "×" } };
     };
     let times = timing.ratio / marks.best;
     let step = STEPS.iter().position(|&step| times <= step + 5e-3).unwrap_or(STEPS.len());

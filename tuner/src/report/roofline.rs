@@ -4,7 +4,7 @@
 use bitnet_codegen::Phase;
 use maud::{Markup, html};
 
-use super::{PHASES, Report, figure, multiply_adds, timings};
+use super::{PHASES, Report, figure, multiply_adds};
 use crate::measure::phase_name;
 
 /// A kernel that was timed, or one that was chosen.
@@ -102,7 +102,7 @@ impl Report<'_> {
                 let Some(work) = multiply_adds(job, phase) else { continue };
                 let winner = self.chosen_for(job, phase).map(|chosen| chosen.timing.kernel);
                 for layout in job.layouts.iter().filter(|layout| layout.bytes > 0) {
-                    for timing in timings(layout, phase).iter().filter(|t| t.median_us > 0.0) {
+                    for timing in layout.timings(phase).iter().filter(|t| t.median_us > 0.0) {
                         let role = job.role.name();
                         let is_chosen = winner == Some(timing.kernel);
                         let rate = work / timing.median_us / 1e3;
@@ -122,13 +122,13 @@ impl Report<'_> {
     }
 
     fn roofs(&self) -> Roofs {
-        let m = self.measurements;
-        let mut read = vec![(m.read_gb_per_s, "memory")];
-        if !m.cold {
-            read.push((m.limit_gb_per_s, "cache"));
+        let limits = &self.measurements.limits;
+        let mut read = vec![(limits.read_gb_per_s, "memory")];
+        if !limits.cold {
+            read.push((limits.limit_gb_per_s, "cache"));
         }
         read.retain(|(rate, _)| *rate > 0.0);
-        Roofs { read, multiply: m.limit_gmac_per_s.filter(|rate| *rate > 0.0) }
+        Roofs { read, multiply: limits.limit_gmac_per_s.filter(|rate| *rate > 0.0) }
     }
 }
 
