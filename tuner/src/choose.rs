@@ -18,9 +18,10 @@
 //! fewer activation rows, rows, columns), and among layouts the one declared first.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Objective, Op, Role};
+use bitnet_profiles::{KernelId, Objective, Op, Pinning, Role, Run};
 
 use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
+use crate::settings::SettingTiming;
 
 /// What was chosen for one job.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,6 +86,25 @@ impl std::fmt::Display for Gain {
 /// Chooses for every job that has a layout left. The same measurements give the same choices.
 pub fn choose(measurements: &Measurements, objective: Objective) -> Vec<Choice<'_>> {
     measurements.jobs.iter().filter_map(|job| choose_job(job, objective)).collect()
+}
+
+/// The way to run: the untuned one, which is the first, unless another is better beyond the noise.
+pub fn setting(timings: &[SettingTiming], objective: Objective) -> Option<&Run> {
+    let untuned = timings.first()?;
+    let (of_decode, of_prefill) = weights(objective);
+    let (decode_us, prefill_us) =
+        (of_decode * untuned.decode.median_us, of_prefill * untuned.prefill.median_us);
+    let rated: Vec<Rated<&Run>> = timings
+        .iter()
+        .map(|SettingTiming { run, decode, prefill }| Rated {
+            item: run,
+            cost: decode_us * decode.ratio + prefill_us * prefill.ratio,
+            half_width: (decode_us * decode.half_width).hypot(prefill_us * prefill.half_width),
+            is_default: *run == untuned.run,
+        })
+        .collect();
+    // Fewer threads leave more to others.
+    settle(&rated, |run| (run.pinning != Pinning::None, !run.huge_pages, run.threads)).copied()
 }
 
 /// The untuned defaults as choices, of every job for which they were timed.
@@ -497,6 +517,25 @@ mod tests {
             assert!(choices[0].prefill.is_none());
             assert_eq!(per_token_us(&choices, Phase::Prefill), (0.0, 0.0));
         }
+    }
+
+    #[test]
+    fn the_untuned_setting_stays_unless_another_is_better() {
+        use crate::settings::PhaseTiming;
+        let timing = |threads, decode: f64, prefill: f64| {
+            let phase = |ratio| PhaseTiming { median_us: 100.0 * ratio, ratio, half_width: 0.02 };
+            let run = Run { threads, pinning: Pinning::None, huge_pages: true };
+            SettingTiming { run, decode: phase(decode), prefill: phase(prefill) }
+        };
+        let threads = |timings: &[SettingTiming], objective| {
+            setting(timings, objective).map(|run| run.threads)
+        };
+        let all = [timing(8, 1.0, 1.0), timing(4, 0.9, 1.9), timing(16, 0.99, 0.9)];
+        assert_eq!(threads(&all, Objective::Decode), Some(4));
+        assert_eq!(threads(&all, Objective::Prefill), Some(16));
+        assert_eq!(threads(&all[..2], Objective::Balanced), Some(8));
+        assert_eq!(threads(&all[..1], Objective::Decode), Some(8));
+        assert_eq!(threads(&[], Objective::Decode), None);
     }
 
     #[test]

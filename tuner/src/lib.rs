@@ -15,6 +15,7 @@ pub mod race;
 mod random;
 pub mod report;
 mod sampler;
+pub mod settings;
 mod stats;
 pub mod supervise;
 mod timing;

@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Isa, Profile};
+use bitnet_profiles::{Isa, Pinning, Profile, Run};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::memory::Pages;
 use bitnet_runtime::model::{LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::sampler::argmax;
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::threads::{Pool, PoolOptions};
 use bitnet_runtime::{Error, memory};
 use serde::{Deserialize, Serialize};
 
@@ -97,16 +100,16 @@ pub(crate) fn open(model: Option<&PathBuf>) -> Result<Gguf> {
     })
 }
 
-/// Loads a model with the kernels selected.
-pub(crate) fn load(
-    model: Option<&PathBuf>,
-    selection: &Selection,
-    pool: &Arc<Pool>,
-) -> Result<Session> {
-    let model = Model::from_gguf(open(model)?, &LoadOptions::new(pool, selection))?;
+/// Loads a model with the kernels selected, to be run in that way.
+pub(crate) fn load(model: Option<&PathBuf>, selection: &Selection, run: &Run) -> Result<Session> {
+    let options = PoolOptions { threads: run.threads as usize, pinning: run.pinning };
+    let pool = Arc::new(Pool::with(options)?);
+    let pages = if run.huge_pages { Pages::Huge } else { Pages::Small };
+    let options = LoadOptions { pages, ..LoadOptions::new(&pool, selection) };
+    let model = Model::from_gguf(open(model)?, &options)?;
     let context = model.config().context.min(2 * (PROMPT + TOKENS));
     let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
-    Ok(Session::new(Arc::new(model), Arc::clone(pool), options)?)
+    Ok(Session::new(Arc::new(model), pool, options)?)
 }
 
 /// Runs a session with the defaults and one with the profile in turns, a prompt and some tokens
@@ -125,47 +128,21 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
     }
     drop(gguf);
     let isa = (task.ceiling != Isa::best()).then_some(task.ceiling);
-    let default = Selection::new(isa, None, None)?;
-    let tuned = Selection::new(None, None, Some(task.profile.clone()))?;
-    let default_pool = Arc::new(Pool::new(task.threads)?);
-    let tuned_threads = task.profile.run.threads as usize;
-    let tuned_pool = if tuned_threads == task.threads {
-        Arc::clone(&default_pool)
-    } else {
-        Arc::new(Pool::new(tuned_threads)?)
-    };
+    let untuned = Run { threads: task.threads as u32, pinning: Pinning::None, huge_pages: true };
     // Of every load its rounds: decode and prefill, before and after.
     let mut loads: Vec<[Vec<[f64; 2]>; 2]> = Vec::new();
     while loads.len() < MOST_LOADS && (loads.is_empty() || Instant::now() < deadline) {
         reporter.progress(1.0, "comparing on the model".into())?;
         let model = task.model.as_ref();
-        let mut sessions =
-            [load(model, &default, &default_pool)?, load(model, &tuned, &tuned_pool)?];
-        let mut rounds: [Vec<[f64; 2]>; 2] = Default::default();
-        // One to warm up.
-        for number in 0..=ROUNDS {
-            let enough = loads.len() + rounds[0].len() >= 2;
-            if enough && Instant::now() >= deadline {
-                break;
-            }
-            let mut seconds = [[0.0; 2]; 2];
-            let mut written = [Vec::new(), Vec::new()];
-            // Nobody is always first.
-            let first = (loads.len() + number) % 2;
-            for turn in [first, 1 - first] {
-                let (times, ids) = round(&mut sessions[turn])?;
-                (seconds[0][turn], seconds[1][turn]) = (times[0], times[1]);
-                written[turn] = ids;
-            }
-            if written[0] != written[1] {
-                let message =
-                    "the tuned kernels changed the text, which none may; please report it";
-                return Err(Error::Runtime(message.into()).into());
-            }
-            if number > 0 {
-                rounds.iter_mut().zip(seconds).for_each(|(all, own)| all.push(own));
-            }
-        }
+        let rounds = std::thread::scope(|scope| {
+            let default = move || Ok(Selection::new(isa, None, None)?);
+            let tuned = || Ok(Selection::new(None, None, Some(task.profile.clone()))?);
+            let runners = [
+                Runner::start(scope, model, default, &untuned),
+                Runner::start(scope, model, tuned, &task.profile.run),
+            ];
+            rounds(&runners, loads.len(), deadline)
+        })?;
         if !rounds[0].is_empty() {
             loads.push(rounds);
         }
@@ -187,7 +164,79 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
 }
 
 /// Seconds of decode and of prefill, and the tokens that were written.
-fn round(session: &mut Session) -> Result<([f64; 2], Vec<u32>)> {
+type Round = ([f64; 2], Vec<u32>);
+
+/// A session on a thread of its own: a pinned pool binds the thread that made it, which must not be
+/// that of the other session.
+struct Runner {
+    start: Sender<()>,
+    rounds: Receiver<Result<Round>>,
+}
+
+impl Runner {
+    /// Loads the model.
+    fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        model: Option<&'scope PathBuf>,
+        select: impl FnOnce() -> Result<Selection> + Send + 'scope,
+        run: &Run,
+    ) -> Self {
+        let (start, starts) = mpsc::channel();
+        let (sender, rounds) = mpsc::channel();
+        let run = run.clone();
+        scope.spawn(move || {
+            let session = select().and_then(|selection| load(model, &selection, &run));
+            let mut session = match session {
+                Ok(session) => session,
+                Err(error) => return drop(sender.send(Err(error))),
+            };
+            while starts.recv().is_ok() {
+                if sender.send(round(&mut session)).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { start, rounds }
+    }
+
+    fn round(&self) -> Result<Round> {
+        // A thread that has gone has sent why.
+        let _ = self.start.send(());
+        let gone = || Error::Runtime("a thread of the comparison ended".into()).into();
+        self.rounds.recv().unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// The rounds of one load, decode and prefill: pairs of seconds, untuned and tuned.
+fn rounds(runners: &[Runner; 2], load: usize, deadline: Instant) -> Result<[Vec<[f64; 2]>; 2]> {
+    let mut rounds: [Vec<[f64; 2]>; 2] = Default::default();
+    // One to warm up.
+    for number in 0..=ROUNDS {
+        let enough = load + rounds[0].len() >= 2;
+        if enough && Instant::now() >= deadline {
+            break;
+        }
+        let mut seconds = [[0.0; 2]; 2];
+        let mut written = [Vec::new(), Vec::new()];
+        // Nobody is always first.
+        let first = (load + number) % 2;
+        for turn in [first, 1 - first] {
+            let (times, ids) = runners[turn].round()?;
+            (seconds[0][turn], seconds[1][turn]) = (times[0], times[1]);
+            written[turn] = ids;
+        }
+        if written[0] != written[1] {
+            let message = "the tuned kernels changed the text, which none may; please report it";
+            return Err(Error::Runtime(message.into()).into());
+        }
+        if number > 0 {
+            rounds.iter_mut().zip(seconds).for_each(|(all, own)| all.push(own));
+        }
+    }
+    Ok(rounds)
+}
+
+fn round(session: &mut Session) -> Result<Round> {
     session.truncate(0);
     let vocab = session.model().config().vocab as u32;
     let length = PROMPT.min(session.context() / 2).max(1);

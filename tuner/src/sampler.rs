@@ -19,7 +19,7 @@ use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Shape};
 use bitnet_runtime::Error;
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, VectorOps};
 use bitnet_runtime::matmul::{Job, Scratch};
-use bitnet_runtime::memory::Buffer;
+use bitnet_runtime::memory::{Buffer, Pages};
 use bitnet_runtime::model::KvType;
 use bitnet_runtime::model::attention::Rehearsal;
 use bitnet_runtime::model::config::Config;
@@ -52,6 +52,15 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
+    /// For a model of so many bytes on a CPU with so large an L3 cache.
+    pub(crate) fn of(model_bytes: u64, l3: u64) -> Self {
+        if model_bytes > l3 {
+            Self { bytes: (4 * l3).min((model_bytes * 3 / 4).max(2 * l3)), warm: false }
+        } else {
+            Self { bytes: model_bytes, warm: true }
+        }
+    }
+
     fn copies(&self, bytes: usize) -> usize {
         self.bytes.div_ceil(bytes.max(1) as u64).clamp(1, MOST_COPIES) as usize
     }
@@ -77,8 +86,14 @@ impl Candidate {
 
 /// The matrices of one job, as often as it takes, and what they are multiplied with.
 pub(crate) trait Sampler {
-    /// Times `count` jobs with `kernel`.
-    fn sample(&mut self, kernel: &Candidate, phase: Phase, count: usize) -> Result<Sample>;
+    /// Times `count` jobs with `kernel`, by the workers of `pool`.
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        kernel: &Candidate,
+        phase: Phase,
+        count: usize,
+    ) -> Result<Sample>;
 
     /// Takes prefills of so many rows from now on, at most as many as the sampler was made for.
     fn set_tokens(&mut self, tokens: usize);
@@ -133,8 +148,7 @@ fn wrong_kind(kernel: &Candidate) -> crate::Error {
 }
 
 /// Samples the jobs of a ternary role in one layout.
-pub(crate) struct TernarySampler<'a> {
-    pool: &'a Pool,
+pub(crate) struct TernarySampler {
     jobs: Vec<Job>,
     /// The job whose turn it is.
     next: usize,
@@ -146,13 +160,13 @@ pub(crate) struct TernarySampler<'a> {
     out: Vec<f32>,
 }
 
-impl<'a> TernarySampler<'a> {
+impl TernarySampler {
     /// Packs matrices of random codes with the shapes `parts`, for prefills of `tokens` rows.
     pub(crate) fn new(
-        pool: &'a Pool,
+        pool: &Pool,
         parts: &[Shape],
         layout: Layout,
-        rotation: Rotation,
+        (rotation, pages): (Rotation, Pages),
         tokens: usize,
     ) -> Result<Self> {
         let any = |phase: Phase| {
@@ -165,8 +179,8 @@ impl<'a> TernarySampler<'a> {
         let mut first: Vec<PackedMatrix> = Vec::new();
         for &shape in parts {
             let packed = match first.iter().find(|part| part.shape() == shape) {
-                Some(part) => copy(part, pool)?,
-                None => pack_random(shape, layout, pool)?,
+                Some(part) => copy(part, pages, pool)?,
+                None => pack_random(shape, layout, pages, pool)?,
             };
             first.push(packed);
         }
@@ -175,12 +189,11 @@ impl<'a> TernarySampler<'a> {
         let count = rotation.copies(first.packed_bytes()).max(2);
         let mut jobs = vec![first];
         while jobs.len() < count {
-            let parts = jobs[0].parts().iter().map(|part| copy(part, pool));
+            let parts = jobs[0].parts().iter().map(|part| copy(part, pages, pool));
             jobs.push(Job::new(parts.collect::<Result<_>>()?, decode, prefill)?);
         }
         let mut random = Random::new(cols as u64);
         Ok(Self {
-            pool,
             jobs,
             next: 0,
             warm: rotation.warm,
@@ -193,7 +206,7 @@ impl<'a> TernarySampler<'a> {
     }
 }
 
-impl Sampler for TernarySampler<'_> {
+impl Sampler for TernarySampler {
     fn set_tokens(&mut self, tokens: usize) {
         self.tokens = tokens.min(self.scales.len());
     }
@@ -202,7 +215,13 @@ impl Sampler for TernarySampler<'_> {
         self.jobs[0].packed_bytes() as u64
     }
 
-    fn sample(&mut self, kernel: &Candidate, phase: Phase, count: usize) -> Result<Sample> {
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        kernel: &Candidate,
+        phase: Phase,
+        count: usize,
+    ) -> Result<Sample> {
         let begin = Instant::now();
         let &Candidate::Ternary(kernel) = kernel else { return Err(wrong_kind(kernel)) };
         for job in &mut self.jobs {
@@ -213,7 +232,7 @@ impl Sampler for TernarySampler<'_> {
             job.set_kernels(decode, prefill)?;
         }
         // New scratch for every sample: where its pages lie is then noise and no bias.
-        let scratch = (0..self.pool.threads())
+        let scratch = (0..pool.threads())
             .map(|_| Ok(Mutex::new(Scratch::new(&self.jobs[..1])?)))
             .collect::<Result<Vec<Mutex<Scratch>>>>()?;
         let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
@@ -227,7 +246,7 @@ impl Sampler for TernarySampler<'_> {
         let out = SharedSlice::new(&mut self.out);
         let untimed = if self.warm { self.jobs.len() } else { 1 };
         let (jobs, next) = (&self.jobs, self.next);
-        let elapsed = timed(self.pool, &scratch, (untimed, count), |worker, scratch, i| {
+        let elapsed = timed(pool, &scratch, (untimed, count), |worker, scratch, i| {
             let job = &jobs[(next + i) % jobs.len()];
             match phase {
                 Phase::Decode => job.decode(worker, quantised, 1.0, scratch, &out),
@@ -242,8 +261,7 @@ impl Sampler for TernarySampler<'_> {
 }
 
 /// Samples the head: the logits of one token.
-pub(crate) struct HeadSampler<'a> {
-    pool: &'a Pool,
+pub(crate) struct HeadSampler {
     /// Copies of the rows, in blocks of the format.
     copies: Vec<Buffer>,
     next: usize,
@@ -252,10 +270,10 @@ pub(crate) struct HeadSampler<'a> {
     out: Vec<f32>,
 }
 
-impl<'a> HeadSampler<'a> {
+impl HeadSampler {
     /// For a head of `shape`, `[vocab, hidden]`, stored as `format`.
     pub(crate) fn new(
-        pool: &'a Pool,
+        pool: &Pool,
         shape: Shape,
         format: HeadFormat,
         rotation: Rotation,
@@ -268,7 +286,6 @@ impl<'a> HeadSampler<'a> {
             Ok(buffer)
         };
         Ok(Self {
-            pool,
             copies: (0..rotation.copies(bytes)).map(copy).collect::<Result<_>>()?,
             next: 0,
             warm: rotation.warm,
@@ -278,23 +295,29 @@ impl<'a> HeadSampler<'a> {
     }
 }
 
-impl Sampler for HeadSampler<'_> {
+impl Sampler for HeadSampler {
     fn set_tokens(&mut self, _: usize) {}
 
     fn bytes(&self) -> u64 {
         self.copies[0].len() as u64
     }
 
-    fn sample(&mut self, kernel: &Candidate, _: Phase, count: usize) -> Result<Sample> {
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        kernel: &Candidate,
+        _: Phase,
+        count: usize,
+    ) -> Result<Sample> {
         let begin = Instant::now();
         let &Candidate::Head(kernel) = kernel else { return Err(wrong_kind(kernel)) };
-        let prepared = (0..self.pool.threads())
+        let prepared = (0..pool.threads())
             .map(|_| Ok(Mutex::new(Buffer::zeroed(kernel.prepared_bytes(self.x.len()))?)))
             .collect::<Result<Vec<Mutex<Buffer>>>>()?;
         let out = SharedSlice::new(&mut self.out);
         let untimed = if self.warm { self.copies.len() } else { 1 };
         let (copies, next, x) = (&self.copies, self.next, &self.x);
-        let elapsed = timed(self.pool, &prepared, (untimed, count), |worker, prepared, i| {
+        let elapsed = timed(pool, &prepared, (untimed, count), |worker, prepared, i| {
             kernel.run_share(worker, &copies[(next + i) % copies.len()], x, prepared, &out);
         })?;
         self.next = (next + untimed + count) % self.copies.len();
@@ -303,18 +326,16 @@ impl Sampler for HeadSampler<'_> {
 }
 
 /// Samples attention after [`DEPTH`] positions.
-pub(crate) struct AttentionSampler<'a> {
-    pool: &'a Pool,
+pub(crate) struct AttentionSampler {
     rehearsal: Rehearsal,
     next: usize,
     warm: bool,
     tokens: usize,
 }
 
-impl<'a> AttentionSampler<'a> {
+impl AttentionSampler {
     /// For prefills of up to `tokens` tokens.
     pub(crate) fn new(
-        pool: &'a Pool,
         config: &Config,
         isa: Isa,
         rotation: Rotation,
@@ -325,11 +346,11 @@ impl<'a> AttentionSampler<'a> {
         // Where the cache of all layers is less than the weights read in between, layers of their
         // own make up for it.
         let layers = rotation.copies(new(1)?.bytes()).max(2);
-        Ok(Self { pool, rehearsal: new(layers)?, next: 0, warm: rotation.warm, tokens })
+        Ok(Self { rehearsal: new(layers)?, next: 0, warm: rotation.warm, tokens })
     }
 }
 
-impl Sampler for AttentionSampler<'_> {
+impl Sampler for AttentionSampler {
     fn set_tokens(&mut self, tokens: usize) {
         self.tokens = tokens;
     }
@@ -338,13 +359,19 @@ impl Sampler for AttentionSampler<'_> {
         self.rehearsal.bytes() as u64
     }
 
-    fn sample(&mut self, kernel: &Candidate, phase: Phase, count: usize) -> Result<Sample> {
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        kernel: &Candidate,
+        phase: Phase,
+        count: usize,
+    ) -> Result<Sample> {
         let begin = Instant::now();
         let Candidate::Attention(kernel) = kernel else { return Err(wrong_kind(kernel)) };
         let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
         let layers = self.rehearsal.layers();
         let untimed = if self.warm { layers.min(MOST_WARMED) } else { 1 };
-        let (pool, next) = (self.pool, self.next);
+        let next = self.next;
         let none: Vec<Mutex<()>> = (0..pool.threads()).map(|_| Mutex::new(())).collect();
         let elapsed = self.rehearsal.play(kernel, tokens, pool.threads(), |play| {
             timed(pool, &none, (untimed, count), |worker, (), i| play(worker, next + i))
@@ -361,19 +388,19 @@ fn run_delay() -> u64 {
     text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0)
 }
 
-fn copy(part: &PackedMatrix, pool: &Pool) -> Result<PackedMatrix> {
-    Ok(part.copy(Buffer::zeroed(part.data().len())?, pool)?)
+fn copy(part: &PackedMatrix, pages: Pages, pool: &Pool) -> Result<PackedMatrix> {
+    Ok(part.copy(Buffer::with(part.data().len(), pages)?, pool)?)
 }
 
 /// A matrix of random weights, made in the file's layout: every byte holds four codes 0, 1, 2.
-fn pack_random(shape: Shape, layout: Layout, pool: &Pool) -> Result<PackedMatrix> {
+fn pack_random(shape: Shape, layout: Layout, pages: Pages, pool: &Pool) -> Result<PackedMatrix> {
     let valid: Vec<u8> =
         (0..=u8::MAX).filter(|byte| byte & (byte >> 1) & 0b0101_0101 == 0).collect();
     let mut random = Random::new(shape.weights() as u64);
     let file: Vec<u8> = (0..shape.weights() / 4)
         .map(|_| valid[random.below(valid.len() as u64) as usize])
         .collect();
-    let buffer = Buffer::zeroed(layout.matrix_bytes(shape))?;
+    let buffer = Buffer::with(layout.matrix_bytes(shape), pages)?;
     let packed = PackedMatrix::pack(&file, shape, 1.0, layout, buffer, pool)?;
     Ok(packed.map_err(|_| Error::Runtime(format!("packing {layout} refused valid codes")))?)
 }
@@ -390,7 +417,14 @@ mod tests {
             kernels::builtin().iter().map(Kernel::layout).collect();
         for layout in layouts {
             let new = |bytes, warm| {
-                TernarySampler::new(&pool, &parts, layout, Rotation { bytes, warm }, 32).unwrap()
+                TernarySampler::new(
+                    &pool,
+                    &parts,
+                    layout,
+                    (Rotation { bytes, warm }, Pages::Huge),
+                    32,
+                )
+                .unwrap()
             };
             let mut cold = new(1, false);
             assert_eq!(cold.jobs.len(), 2);
@@ -402,7 +436,12 @@ mod tests {
                 for (sampler, count) in [(&mut cold, 2), (&mut warm, 4)] {
                     let (next, untimed) = (sampler.next, if sampler.warm { 3 } else { 1 });
                     let sample = sampler
-                        .sample(&Candidate::Ternary(*kernel), Phase::of(&kernel.id().tile), count)
+                        .sample(
+                            &pool,
+                            &Candidate::Ternary(*kernel),
+                            Phase::of(&kernel.id().tile),
+                            count,
+                        )
                         .unwrap();
                     assert!(sample.us > 0.0 && sample.cost * 1e6 >= sample.us);
                     assert_eq!(sampler.next, (next + untimed + count) % sampler.jobs.len());
@@ -419,9 +458,12 @@ mod tests {
         for kernel in kernels::builtin() {
             let rotation = Rotation { bytes: 1, warm: true };
             let mut sampler =
-                TernarySampler::new(&pool, &parts, kernel.layout(), rotation, 3).unwrap();
+                TernarySampler::new(&pool, &parts, kernel.layout(), (rotation, Pages::Small), 3)
+                    .unwrap();
             sampler.out.fill(f32::NAN);
-            sampler.sample(&Candidate::Ternary(*kernel), Phase::of(&kernel.id().tile), 1).unwrap();
+            sampler
+                .sample(&pool, &Candidate::Ternary(*kernel), Phase::of(&kernel.id().tile), 1)
+                .unwrap();
             let tokens = if kernel.tokens() == 1 { 1 } else { 3 };
             assert!(
                 sampler.out[..tokens * 128].iter().all(|y| y.fract() == 0.0),

@@ -11,6 +11,7 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Layout, Op, Role};
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel};
+use bitnet_runtime::memory::Pages;
 use bitnet_runtime::probe;
 use bitnet_runtime::threads::Pool;
 
@@ -42,29 +43,23 @@ const HUNG: (f64, f64) = (200.0, 5.0);
 /// Does `task` with the threads of `pool` and reports as it goes.
 pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) -> Result<()> {
     let start = Instant::now();
-    let host = Host::detect();
-    let l3 = if host.l3 == 0 { USUAL_L3 } else { host.l3 };
+    let l3 = l3();
     let cold = task.model_bytes > l3;
-    let limits = match task.limits {
-        Some(limits) => limits,
-        None => {
-            reporter.progress(0.0, "probing memory and multipliers".into())?;
-            let far = (4 * l3).clamp(64 << 20, 4 << 30) as usize;
-            let read = probe::read_bandwidth(pool, far, PROBES)?;
-            let near = task.model_bytes as usize;
-            let limit = if cold { read } else { probe::read_bandwidth(pool, near, PROBES)? };
-            let multiply_adds = probe::multiply_add_rate(pool, task.ceiling, 10 * PROBES)?;
-            let limits = Limits {
-                threads: pool.threads() as u32,
-                read_gb_per_s: read / 1e9,
-                limit_gb_per_s: limit / 1e9,
-                limit_gmac_per_s: multiply_adds.map(|rate| rate / 1e9),
-                cold,
-            };
-            reporter.send(&Event::Limits(limits))?;
-            limits
-        }
-    };
+    if task.limits.is_none() {
+        reporter.progress(0.0, "probing memory and multipliers".into())?;
+        let far = (4 * l3).clamp(64 << 20, 4 << 30) as usize;
+        let read = probe::read_bandwidth(pool, far, PROBES)?;
+        let near = task.model_bytes as usize;
+        let limit = if cold { read } else { probe::read_bandwidth(pool, near, PROBES)? };
+        let multiply_adds = probe::multiply_add_rate(pool, task.ceiling, 10 * PROBES)?;
+        reporter.send(&Event::Limits(Limits {
+            threads: pool.threads() as u32,
+            read_gb_per_s: read / 1e9,
+            limit_gb_per_s: limit / 1e9,
+            limit_gmac_per_s: multiply_adds.map(|rate| rate / 1e9),
+            cold,
+        }))?;
+    }
     let mut excluded = task.excluded.clone();
     verify(task, pool, &mut excluded, reporter)?;
     let out = |id: &KernelId| excluded.iter().any(|e| e.kernel == *id);
@@ -85,12 +80,7 @@ pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) 
     let mut timer = Timer {
         task,
         pool,
-        rotation: if limits.cold {
-            let bytes = (4 * l3).min((task.model_bytes * 3 / 4).max(2 * l3));
-            Rotation { bytes, warm: false }
-        } else {
-            Rotation { bytes: task.model_bytes, warm: true }
-        },
+        rotation: Rotation::of(task.model_bytes, l3),
         deadline: start + Duration::from_secs_f64(task.seconds),
         remaining: 0,
         total,
@@ -110,13 +100,21 @@ pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) 
     Ok(())
 }
 
+/// Bytes of the L3 cache.
+pub(crate) fn l3() -> u64 {
+    match Host::detect().l3 {
+        0 => USUAL_L3,
+        l3 => l3,
+    }
+}
+
 /// The kernels that a layout's tournaments time.
 fn kernels_of(plan: &LayoutPlan) -> usize {
     plan.decode.len() + plan.prefill.len()
 }
 
 /// The kernel of a name.
-fn find(id: &KernelId) -> Result<Candidate> {
+pub(crate) fn find(id: &KernelId) -> Result<Candidate> {
     let found = match id.op {
         Op::Ternary(_) => kernels::find(id).copied().map(Candidate::Ternary),
         Op::Head(_) => HeadKernel::find(id).map(Candidate::Head),
@@ -225,7 +223,7 @@ impl<'a> Timer<'a> {
                     plan.kernels(key.phase()).iter().map(find).collect::<Result<Vec<_>>>()?;
                 let bytes = other.as_ref().map_or(default.bytes(), |other| other.bytes());
                 let outcome = self.tournament(
-                    (&mut *default, other.as_deref_mut()),
+                    (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Sampler)),
                     sentinel,
                     &kernels,
                     key.phase(),
@@ -261,15 +259,15 @@ impl<'a> Timer<'a> {
         job: &JobTask,
         layout: Option<Layout>,
         tokens: usize,
-    ) -> Result<Box<dyn Sampler + 'a>> {
+    ) -> Result<Box<dyn Sampler>> {
         let (pool, parts, rotation) = (self.pool, &job.plan.parts, self.rotation);
         Ok(match (job.plan.role, layout) {
             (Role::Attention, _) => {
                 let isa = self.task.ceiling;
-                Box::new(AttentionSampler::new(pool, &self.task.config, isa, rotation, tokens)?)
+                Box::new(AttentionSampler::new(&self.task.config, isa, rotation, tokens)?)
             }
             (_, Some(layout)) => {
-                Box::new(TernarySampler::new(pool, parts, layout, rotation, tokens)?)
+                Box::new(TernarySampler::new(pool, parts, layout, (rotation, Pages::Huge), tokens)?)
             }
             (_, None) => Box::new(HeadSampler::new(pool, parts[0], self.task.head, rotation)?),
         })
@@ -286,7 +284,8 @@ impl<'a> Timer<'a> {
         let mut tokens = TOKENS;
         default.set_tokens(LEAST_TOKENS);
         self.reporter.begin(prefill.id(), 10.0 * VERIFY_SECONDS)?;
-        let one = default.sample(prefill, Phase::Prefill, 1)?.us * 1e-6 / LEAST_TOKENS as f64;
+        let one =
+            default.sample(self.pool, prefill, Phase::Prefill, 1)?.us * 1e-6 / LEAST_TOKENS as f64;
         while tokens > LEAST_TOKENS && one * tokens as f64 > self.task.seconds / 100.0 {
             tokens /= 2;
         }
@@ -297,7 +296,7 @@ impl<'a> Timer<'a> {
     /// Times `kernels`, on the other sampler where they do not read the default's layout.
     fn tournament(
         &mut self,
-        (default, mut other): (&mut dyn Sampler, Option<&mut (dyn Sampler + 'a)>),
+        (default, mut other): (&mut dyn Sampler, Option<&mut dyn Sampler>),
         sentinel: Candidate,
         kernels: &[Candidate],
         phase: Phase,
@@ -309,14 +308,14 @@ impl<'a> Timer<'a> {
         // Long enough for the clock, short enough for a few rounds.
         let length = SAMPLE.as_secs_f64().min(share / (4 * (kernels.len() + 2)) as f64);
         self.reporter.begin(sentinel.id(), 10.0 * VERIFY_SECONDS)?;
-        let one = default.sample(&sentinel, phase, 1)?;
+        let one = default.sample(self.pool, &sentinel, phase, 1)?;
         let count = (length * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5) as usize;
         let allowed = HUNG.1 + HUNG.0 * (one.cost + one.us * 1e-6 * count as f64);
         let number = match other {
             None => kernels.iter().position(|kernel| kernel.id() == sentinel.id()),
             Some(_) => None,
         };
-        let reporter = &mut *self.reporter;
+        let (pool, reporter) = (self.pool, &mut *self.reporter);
         tournament::run(kernels.len(), number, share, to_beat, |entrant| {
             let kernel = match entrant {
                 Entrant::Sentinel => &sentinel,
@@ -324,8 +323,8 @@ impl<'a> Timer<'a> {
             };
             reporter.begin(kernel.id(), allowed)?;
             match (entrant, &mut other) {
-                (Entrant::Candidate(_), Some(other)) => other.sample(kernel, phase, count),
-                _ => default.sample(kernel, phase, count),
+                (Entrant::Candidate(_), Some(other)) => other.sample(pool, kernel, phase, count),
+                _ => default.sample(pool, kernel, phase, count),
             }
         })
     }

@@ -7,19 +7,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bitnet_codegen::Phase;
 use bitnet_profiles::{
     self as profiles, Effort, Isa, KernelId, Mode, Objective, Op, Pick, Pinning, Profile,
-    Provenance, Role, Tool, stable_hash,
+    Provenance, Role, Run, Tool, stable_hash,
 };
 use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selection};
 
 use crate::Result;
-use crate::choose::{self, Choice, choose};
+use crate::choose::{self, Choice, Gain, choose};
 use crate::journal::{Header, Journal};
 use crate::measure::{Excluded, JobTask, Limits, Measurements, Timing, Unit, phase_name};
 use crate::model::ModelInfo;
 use crate::plan::{JobPlan, plan};
 use crate::race::{Race, RaceTask};
+use crate::settings::{self, ChosenJob, PhaseTiming, SettingTiming, SettingsTask};
 use crate::supervise::{self, Client, WorkerProgram};
 use crate::worker::{Event, MeasureTask, Work};
 
@@ -36,6 +37,8 @@ pub struct Options {
     pub budget: Duration,
     /// Threads.
     pub threads: usize,
+    /// Whether they were asked for, so that no others are tried.
+    pub threads_fixed: bool,
     /// What becomes a worker.
     pub worker: WorkerProgram,
     /// Where to keep what was learnt until the profile is written; none to keep nothing.
@@ -58,6 +61,8 @@ pub enum Notice {
 pub struct Tuned {
     /// What was measured.
     pub measurements: Measurements,
+    /// What the ways to run showed; the first is the untuned one.
+    pub settings: Vec<SettingTiming>,
     /// What was weighed.
     pub objective: Objective,
     /// The profile.
@@ -78,8 +83,10 @@ impl Tuned {
     }
 }
 
-/// The share of the budget that the comparison on the model gets.
-const RACE_SHARE: f64 = 0.25;
+/// How much of the budget is spent when the kernels are timed; threads, pinning and pages come
+/// next, and the rest is for the comparison on the model.
+const KERNELS_UNTIL: f64 = 0.65;
+const SETTINGS_UNTIL: f64 = 0.75;
 
 /// Verifies and times every candidate for `model` in worker processes, chooses, and compares the
 /// choices with the untuned default on the model itself.
@@ -92,7 +99,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     let host = Host::detect();
     let jobs = jobs(model, options)?;
     let header = header(model, options, &host, &jobs)?;
-    let mut run = Run {
+    let mut run = Tuning {
         model,
         options,
         start,
@@ -101,6 +108,9 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         units: Vec::new(),
         excluded: Vec::new(),
         journal: None,
+        stage: Stage::Kernels,
+        settings: None,
+        race: None,
         notify,
     };
     if let Some(path) = &options.journal {
@@ -115,21 +125,57 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
             None => {}
         }
     }
-    supervise::run(&options.worker, options.threads, &mut run)?;
-    let Run { jobs, limits, units, excluded, journal, .. } = run;
-    let limits = limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
-    let measurements = Measurements::assemble(&jobs, limits, excluded, &units);
+    run.done_in_workers()?;
+    let limits = run.limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
+    let measurements = Measurements::assemble(&run.jobs, limits, run.excluded.clone(), &run.units);
     let choices = choose(&measurements, options.objective);
-    let mut profile = profile(model, &host, options, &measurements, &choices);
+    if run.settings.is_none() {
+        run.stage = Stage::Settings(SettingsTask {
+            jobs: choices.iter().filter_map(chosen_job).collect(),
+            settings: settings::candidates(&host, options.threads, options.threads_fixed),
+            model_bytes: model_bytes(model, &run.jobs),
+            seconds: left(options, start, SETTINGS_UNTIL),
+        });
+        run.done_in_workers()?;
+    }
+    let settings = run.settings.take().unwrap_or_default();
+    let untuned = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
+    let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
+    let mut profile = profile(model, &host, options, &measurements, &choices, setting);
     let seconds = left(options, start, 1.0);
-    let race = race(model, options, &profile, seconds, notify);
+    let race = if seconds > 0.0 {
+        run.stage = Stage::Race(Box::new(RaceTask {
+            model: model.path.clone(),
+            profile: profile.clone(),
+            threads: options.threads,
+            ceiling: options.ceiling,
+            seconds,
+        }));
+        // What cannot be compared is no reason to lose what was measured.
+        match run.done_in_workers() {
+            Ok(()) => run.race.ok_or_else(|| "the worker said nothing".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    } else {
+        Err("no time was left".into())
+    };
     let kept_default = race.as_ref().is_ok_and(|race| is_slower(race, options.objective));
     if kept_default {
         let defaults = choose::defaults(&measurements);
-        profile = self::profile(model, &host, options, &measurements, &defaults);
+        profile = self::profile(model, &host, options, &measurements, &defaults, &untuned);
     }
-    let objective = options.objective;
-    Ok(Tuned { measurements, objective, profile, race, kept_default, journal })
+    let (objective, journal) = (options.objective, run.journal.take());
+    Ok(Tuned { measurements, settings, objective, profile, race, kept_default, journal })
+}
+
+fn chosen_job(choice: &Choice<'_>) -> Option<ChosenJob> {
+    choice.layout.layout?;
+    Some(ChosenJob {
+        parts: choice.job.parts.clone(),
+        count: choice.job.count,
+        decode: choice.decode.timing.kernel,
+        prefill: choice.prefill?.timing.kernel,
+    })
 }
 
 /// Seconds until so large a share of the budget is spent.
@@ -138,7 +184,7 @@ fn left(options: &Options, start: Instant, share: f64) -> f64 {
 }
 
 /// A run, and what it knows so far.
-struct Run<'a> {
+struct Tuning<'a> {
     model: &'a ModelInfo,
     options: &'a Options,
     start: Instant,
@@ -147,10 +193,24 @@ struct Run<'a> {
     units: Vec<Unit>,
     excluded: Vec<Excluded>,
     journal: Option<Journal>,
+    stage: Stage,
+    settings: Option<Vec<SettingTiming>>,
+    race: Option<Race>,
     notify: &'a mut dyn FnMut(Notice),
 }
 
-impl Run<'_> {
+/// What its workers do now.
+enum Stage {
+    Kernels,
+    Settings(SettingsTask),
+    Race(Box<RaceTask>),
+}
+
+impl Tuning<'_> {
+    fn done_in_workers(&mut self) -> Result<()> {
+        supervise::run(&self.options.worker, self.options.threads, self)
+    }
+
     fn say(&mut self, line: String) {
         (self.notify)(Notice::Line(line));
     }
@@ -165,7 +225,9 @@ impl Run<'_> {
             Event::Limits(limits) => self.limits = Some(limits),
             Event::Excluded(excluded) => self.excluded.push(excluded),
             Event::Unit(unit) => self.units.push(unit),
-            Event::Progress { .. } | Event::Race(_) | Event::Failed { .. } | Event::Done => {}
+            Event::Settings(settings) => self.settings = Some(settings),
+            Event::Race(race) => self.race = Some(race),
+            Event::Progress { .. } | Event::Failed { .. } | Event::Done => {}
         }
     }
 
@@ -180,15 +242,20 @@ impl Run<'_> {
     }
 }
 
-impl Client for Run<'_> {
+impl Client for Tuning<'_> {
     fn work(&mut self) -> Work {
+        match &self.stage {
+            Stage::Kernels => {}
+            Stage::Settings(task) => return Work::Settings(task.clone()),
+            Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
+        }
         Work::Measure(MeasureTask {
             jobs: self.jobs.clone(),
             config: self.model.config.clone(),
             head: self.model.head,
             model_bytes: model_bytes(self.model, &self.jobs),
             ceiling: self.options.ceiling,
-            seconds: left(self.options, self.start, 1.0 - RACE_SHARE),
+            seconds: left(self.options, self.start, KERNELS_UNTIL),
             limits: self.limits,
             done: self.units.clone(),
             excluded: self.excluded.clone(),
@@ -197,7 +264,7 @@ impl Client for Run<'_> {
 
     fn hear(&mut self, event: Event) -> Result<()> {
         if let Event::Progress { done, doing } = event {
-            (self.notify)(Notice::Progress(done * (1.0 - RACE_SHARE), doing));
+            (self.notify)(Notice::Progress(done * KERNELS_UNTIL, doing));
             return Ok(());
         }
         self.keep(&event);
@@ -269,48 +336,6 @@ fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -
     })
 }
 
-/// Compares on the model itself; where that cannot be done, says why.
-fn race(
-    model: &ModelInfo,
-    options: &Options,
-    profile: &Profile,
-    seconds: f64,
-    notify: &mut dyn FnMut(Notice),
-) -> std::result::Result<Race, String> {
-    if seconds <= 0.0 {
-        return Err("no time was left".into());
-    }
-    let task = RaceTask {
-        model: model.path.clone(),
-        profile: profile.clone(),
-        threads: options.threads,
-        ceiling: options.ceiling,
-        seconds,
-    };
-    struct Racing<'a>(RaceTask, Option<Race>, &'a mut dyn FnMut(Notice));
-    impl Client for Racing<'_> {
-        fn work(&mut self) -> Work {
-            Work::Race(self.0.clone())
-        }
-        fn hear(&mut self, event: Event) -> Result<()> {
-            match event {
-                Event::Race(race) => self.1 = Some(race),
-                Event::Progress { done, doing } => (self.2)(Notice::Progress(done, doing)),
-                _ => {}
-            }
-            Ok(())
-        }
-    }
-    let mut client = Racing(task, None, notify);
-    let ran = supervise::run(&options.worker, options.threads, &mut client);
-    let outcome = client.1;
-    match (ran, outcome) {
-        (Ok(()), Some(race)) => Ok(race),
-        (Ok(()), None) => Err("the worker said nothing".into()),
-        (Err(error), _) => Err(error.to_string()),
-    }
-}
-
 /// Whether the profile lost, beyond the noise, what it was to win.
 fn is_slower(race: &Race, objective: Objective) -> bool {
     let (of_decode, of_prefill) = choose::weights(objective);
@@ -328,6 +353,7 @@ fn profile(
     options: &Options,
     measurements: &Measurements,
     choices: &[Choice<'_>],
+    run: &Run,
 ) -> Profile {
     let text = |text: &str| text.chars().filter(|c| !c.is_control()).take(64).collect();
     Profile {
@@ -361,12 +387,7 @@ fn profile(
             shapes: model.shapes.clone(),
             path: model.path.clone(),
         },
-        run: profiles::Run {
-            threads: measurements.limits.threads,
-            pinning: Pinning::None,
-            // What the runtime's arenas ask for.
-            huge_pages: cfg!(target_os = "linux"),
-        },
+        run: run.clone(),
         ops: choices.iter().map(|choice| profile_choice(measurements, choice)).collect(),
     }
 }
@@ -461,6 +482,18 @@ impl fmt::Display for Tuned {
                 let phase = phase_name(phase);
                 writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
             }
+        }
+        let untuned = self.settings.first();
+        for setting in self.settings.iter().filter(|setting| setting.run == self.profile.run) {
+            let Run { threads, pinning, huge_pages } = &setting.run;
+            let pages = if *huge_pages { "huge" } else { "small" };
+            write!(f, "run with {threads} threads, pinning {pinning}, {pages} pages")?;
+            if untuned.is_some_and(|untuned| untuned.run != setting.run) {
+                let gain = |t: &PhaseTiming| Gain::of(t.ratio, t.half_width);
+                let (decode, prefill) = (gain(&setting.decode), gain(&setting.prefill));
+                write!(f, ": decode {decode}, prefill {prefill}")?;
+            }
+            writeln!(f)?;
         }
         writeln!(f, "one token, without what lies between the kernels, predicted")?;
         for phase in [Phase::Decode, Phase::Prefill] {

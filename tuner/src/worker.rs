@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::measure::{Excluded, JobTask, Limits, Unit};
 use crate::race::{self, Race, RaceTask};
+use crate::settings::{self, SettingTiming, SettingsTask};
 use crate::{Result, timing};
 
 /// What a worker is to do.
@@ -37,6 +38,8 @@ pub struct Task {
 pub enum Work {
     /// Verify and time candidates.
     Measure(MeasureTask),
+    /// Time threads, pinning and pages.
+    Settings(SettingsTask),
     /// Compare the untuned default and a profile on the model.
     Race(RaceTask),
 }
@@ -82,6 +85,8 @@ pub enum Event {
     Excluded(Excluded),
     /// A tournament is over.
     Unit(Unit),
+    /// The settings are timed.
+    Settings(Vec<SettingTiming>),
     /// The race is over.
     Race(Race),
     /// It cannot go on: an error's message and its exit code.
@@ -181,6 +186,10 @@ fn stdin() -> &'static std::path::Path {
 fn work(task: &Task, reporter: &mut Reporter) -> Result<()> {
     match &task.work {
         Work::Measure(measure) => timing::measure(measure, &Pool::new(task.threads)?, reporter),
+        Work::Settings(task) => {
+            let timings = settings::measure(task, reporter)?;
+            reporter.send(&Event::Settings(timings))
+        }
         Work::Race(task) => {
             let race = race::race(task, reporter)?;
             reporter.send(&Event::Race(race))

@@ -3,7 +3,6 @@
 use std::fs::DirBuilder;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bitnet_profiles::{Objective, Profile, registry};
@@ -11,7 +10,6 @@ use bitnet_runtime::Error;
 use bitnet_runtime::kernels::Selection;
 use bitnet_runtime::model::Session;
 use bitnet_runtime::sampler::{Sampler, SamplerConfig};
-use bitnet_runtime::threads::Pool;
 use bitnet_runtime::tokenizer::Tokenizer;
 
 use super::{Bar, answer, note, threads};
@@ -58,6 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
         effort: bitnet_profiles::Effort::Measure,
         budget: args.budget,
         threads,
+        threads_fixed: args.threads.is_some(),
         worker: WorkerProgram::this()?,
         journal: None,
         resume: false,
@@ -81,10 +80,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
 
-    let pool = Arc::new(Pool::new(profile.run.threads as usize)?);
+    let run = profile.run.clone();
     let tuned_kernels = Selection::new(None, None, Some(profile))?;
     let tokenizer = Tokenizer::from_gguf(&race::open(None)?)?;
-    stream(&mut race::load(None, &tuned_kernels, &pool)?, &tokenizer)?;
+    stream(&mut race::load(None, &tuned_kernels, &run)?, &tokenizer)?;
     answer(|out| write!(out, "\n\n{tuned}"))
 }
 

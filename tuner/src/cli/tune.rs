@@ -81,6 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
         effort: args.effort,
         budget: args.budget,
         threads: threads(args.threads)?,
+        threads_fixed: args.threads.is_some(),
         worker: WorkerProgram::this()?,
         journal: Some(Journal::path_for(&args.output)),
         resume: args.resume,
