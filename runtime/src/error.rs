@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bitnet_profiles::ProfileError;
+
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -90,6 +92,19 @@ impl Error {
             Error::Profile { .. } => 4,
             Error::Cpu { .. } => 5,
             Error::Io { .. } => 6,
+        }
+    }
+
+    /// Why a profile's file is refused.
+    pub fn profile(path: &Path, error: ProfileError) -> Self {
+        match error {
+            ProfileError::Io { path, action, source } => Error::Io { path, action, source },
+            ProfileError::Content { item, problem } => Error::Profile {
+                path: path.to_path_buf(),
+                item,
+                found: problem,
+                expected: "a profile as `bitnet-tune --model MODEL -o FILE` writes it".into(),
+            },
         }
     }
 

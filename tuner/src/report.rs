@@ -16,10 +16,13 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::choose::{self, Choice, Chosen, Gain};
 use crate::measure::{JobMeasurements, Measurements, phase_name};
 use crate::race::Race;
+use crate::settings::{PhaseTiming, SettingTiming};
 
 /// What a report says beside the measurements, the choices and the profile.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Extras<'a> {
+    /// What the ways to run showed, the untuned one first.
+    pub settings: &'a [SettingTiming],
     /// The choices against the default on the model itself, where that was run.
     pub race: Option<&'a Race>,
     /// Whether the choices lost there, so that the profile holds the defaults.
@@ -56,6 +59,7 @@ pub fn html(
                 main {
                     (report.headline())
                     (report.choices())
+                    (report.settings())
                     (report.roofline())
                     (report.landscape())
                     (report.excluded())
@@ -250,6 +254,42 @@ impl Report<'_> {
         }
     }
 
+    /// The ways to run that were tried.
+    fn settings(&self) -> Markup {
+        let is_chosen = |timing: &SettingTiming| timing.run == self.profile.run;
+        let cell = |phase: &'static str, untuned: bool, timing: &PhaseTiming| {
+            html! {
+                td data-label=(phase) {
+                    @if untuned { span.same { "as it was" } }
+                    @else { (gain(&Gain::of(timing.ratio, timing.half_width))) }
+                }
+            }
+        };
+        html! {
+            @if self.extras.settings.len() > 1 {
+                section {
+                    h2 { "Threads, pinning and pages" }
+                    p.lead { "The chosen kernels, run in other ways; speed against the first." }
+                    table.settings {
+                        thead { tr { th { "run with" } th { "decode" } th { "prefill" } } }
+                        tbody {
+                            @for (i, timing) in self.extras.settings.iter().enumerate() {
+                                tr.chosen[is_chosen(timing)] {
+                                    td {
+                                        (timing.run)
+                                        @if is_chosen(timing) { span.tag { "chosen" } }
+                                    }
+                                    (cell("decode", i == 0, &timing.decode))
+                                    (cell("prefill", i == 0, &timing.prefill))
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     fn choice_row(
         &self,
         choice: &Choice<'_>,
@@ -386,6 +426,7 @@ impl Report<'_> {
             ("ISA", isa.join(", ")),
             ("Architecture", model.architecture.clone()),
             ("Shapes", model.shapes.clone()),
+            ("Runs with", self.profile.run.to_string()),
             ("Version", tool.version.clone()),
             ("Fingerprint", tool.fingerprint.clone().unwrap_or_else(|| "none".into())),
         ]);

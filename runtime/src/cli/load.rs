@@ -201,7 +201,7 @@ impl KernelArgs {
         let named = if auto || self.profile.as_os_str() == OsStr::new("none") {
             None
         } else {
-            let profile = load(&self.profile).map_err(|e| refused(&self.profile, e))?;
+            let profile = load(&self.profile).map_err(|e| Error::profile(&self.profile, e))?;
             Some((self.profile.clone(), profile))
         };
         Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa })
@@ -306,18 +306,6 @@ fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
     Ok(profile)
 }
 
-fn refused(path: &Path, error: ProfileError) -> Error {
-    match error {
-        ProfileError::Io { path, action, source } => Error::Io { path, action, source },
-        ProfileError::Content { item, problem } => Error::Profile {
-            path: path.to_path_buf(),
-            item,
-            found: problem,
-            expected: "a profile as `bitnet-tune --model MODEL -o FILE` writes it".into(),
-        },
-    }
-}
-
 /// The user's own profile for these shapes and this CPU. One that is refused is set aside.
 fn users(shapes: &str, host: &Host) -> Option<(PathBuf, Profile)> {
     let folder = registry::user_folder(|name| std::env::var_os(name))?;
@@ -329,7 +317,7 @@ fn users(shapes: &str, host: &Host) -> Option<(PathBuf, Profile)> {
     let problem = match load(&path) {
         Ok(profile) if profile.model.shapes == shapes => return Some((path, profile)),
         Ok(_) => format!("{}: its content is for other shapes", path.display()),
-        Err(error) => refused(&path, error).to_string(),
+        Err(error) => Error::profile(&path, error).to_string(),
     };
     note(format_args!("warning: {problem}; the profile is set aside"));
     None

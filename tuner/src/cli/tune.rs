@@ -97,6 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let Some(path) = &args.report {
         let extras = Extras {
+            settings: &tuned.settings,
             race: tuned.race.as_ref().ok(),
             kept_default: tuned.kept_default,
             budget: Some(args.budget),

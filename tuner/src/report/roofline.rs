@@ -85,9 +85,9 @@ impl Report<'_> {
                         }
                     }
                     p.note {
-                        "A byte holds four weights or more, so one token does few multiply-adds for "
-                        "each byte and is bound by reading; many tokens use a byte many times. "
-                        "Attention, whose work is no matrix of weights, is left out."
+                        "A byte holds four ternary weights or more, so one token does few multiply-adds "
+                        "for each byte and is bound by reading; many tokens use a byte many times. "
+                        "Attention, which reads no weights, is left out."
                     }
                 }
             }
