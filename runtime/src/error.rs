@@ -45,16 +45,18 @@ pub enum Error {
     },
 
     /// The tuning profile is malformed or does not fit.
-    #[error("{}: {item}: found {found}, expected {expected}", .path.display())]
+    #[error(
+        "{}: {item}: {problem}; make it anew with: bitnet-tune --model MODEL -o {}",
+        .path.display(),
+        .path.display()
+    )]
     Profile {
         /// The profile file.
         path: PathBuf,
         /// The table or key.
         item: String,
-        /// The value found.
-        found: String,
-        /// The values allowed, and what to do.
-        expected: String,
+        /// The value found, and the values allowed.
+        problem: String,
     },
 
     /// The CPU lacks a feature that was asked for.
@@ -95,16 +97,17 @@ impl Error {
         }
     }
 
-    /// Why a profile's file is refused.
+    /// Why a profile's file is refused, and the command that makes another.
     pub fn profile(path: &Path, error: ProfileError) -> Self {
         match error {
-            ProfileError::Io { path, action, source } => Error::Io { path, action, source },
-            ProfileError::Content { item, problem } => Error::Profile {
-                path: path.to_path_buf(),
-                item,
-                found: problem,
-                expected: "a profile as `bitnet-tune --model MODEL -o FILE` writes it".into(),
-            },
+            ProfileError::Io { path, action, source } => {
+                let command = format!("bitnet-tune --model MODEL -o {}", path.display());
+                let text = format!("{source}; make it with: {command}");
+                Error::Io { path, action, source: io::Error::new(source.kind(), text) }
+            }
+            ProfileError::Content { item, problem } => {
+                Error::Profile { path: path.to_path_buf(), item, problem }
+            }
         }
     }
 
@@ -182,8 +185,7 @@ mod tests {
                 Error::Profile {
                     path: path.into(),
                     item: "schema".into(),
-                    found: "9".into(),
-                    expected: "1".into(),
+                    problem: "9, but this version reads 1".into(),
                 },
                 4,
             ),

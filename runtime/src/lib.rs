@@ -14,6 +14,7 @@ pub mod memory;
 pub mod model;
 pub mod pack;
 pub mod probe;
+pub mod random;
 pub mod reference;
 pub mod sampler;
 pub mod threads;

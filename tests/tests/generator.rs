@@ -36,9 +36,10 @@ fn emission_is_deterministic() {
     assert!(text == emit_library(&ids).unwrap(), "two emissions differ");
     assert!(text == builtin::SOURCE, "the runtime was built from another text");
     assert_eq!(builtin::FINGERPRINT, bitnet_codegen::fingerprint());
-    let mut table: Vec<&str> = builtin::TERNARY.iter().map(|entry| entry.id).collect();
-    table.extend(builtin::HEADS.iter().map(|entry| entry.id));
-    table.extend(builtin::ATTENTION.iter().map(|entry| entry.id));
+    let mut table: Vec<&str> =
+        builtin::TERNARY.iter().map(|entry| entry.id.text().unwrap()).collect();
+    table.extend(builtin::HEADS.iter().map(|entry| entry.id.text().unwrap()));
+    table.extend(builtin::ATTENTION.iter().map(|entry| entry.id.text().unwrap()));
     let named: BTreeSet<String> = ids.iter().map(ToString::to_string).collect();
     assert_eq!(table.len(), ids.len());
     for id in table {

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use bitnet_profiles::{ProfileError, SpecError, printable};
 
 /// `std::result::Result` with [`Error`] as the error.
@@ -24,6 +26,20 @@ pub enum Error {
     /// A name that stands for no kernel.
     #[error("{}", printable(&.0.to_string()))]
     Spec(#[from] SpecError),
+    /// There is no compiler to make kernels with: no reason to stop, the built-in ones serve.
+    #[error("{reason}")]
+    NoToolchain {
+        /// What was looked for, what was found, and what to do.
+        reason: String,
+    },
+    /// The compiler did not make a library.
+    #[error("{}: {problem}", .rustc.display())]
+    Compile {
+        /// The compiler.
+        rustc: PathBuf,
+        /// Its first error, or what became of it.
+        problem: String,
+    },
     /// The generator refused.
     #[error(transparent)]
     Codegen(#[from] bitnet_codegen::Error),
@@ -46,7 +62,7 @@ impl Error {
             Self::Spec(_) => 2,
             // An id that no template serves is a wrong argument; the rest is our own fault.
             Self::Codegen(bitnet_codegen::Error::NoTemplate { .. }) => 2,
-            Self::Codegen(_) => 1,
+            Self::Codegen(_) | Self::NoToolchain { .. } | Self::Compile { .. } => 1,
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Measures candidate kernels on this host and writes a profile: [`mod@plan`] lists the candidates of
 //! a model's jobs, [`worker`] processes hold them against the oracle and time them under the eyes of
-//! [`supervise`], [`journal`] keeps what they find, [`mod@choose`] picks, and [`tune()`] does it all.
+//! [`supervise`], [`journal`] keeps what they find, [`compile`] makes more candidates where there is a compiler, [`mod@choose`] picks, and [`tune()`] does it all.
 #![forbid(unsafe_code)]
 
 pub mod choose;
 pub mod cli;
+pub mod compile;
 mod demo_model;
 mod error;
 pub mod journal;
@@ -12,7 +13,6 @@ pub mod measure;
 mod model;
 pub mod plan;
 pub mod race;
-mod random;
 pub mod report;
 mod sampler;
 pub mod settings;
@@ -21,7 +21,6 @@ pub mod supervise;
 mod timing;
 mod tournament;
 mod tune;
-mod verify;
 pub mod worker;
 
 pub use error::{Error, Result};

@@ -27,8 +27,8 @@ use bitnet_runtime::pack::PackedMatrix;
 use bitnet_runtime::threads::{Pool, SharedSlice, Worker};
 
 use crate::Result;
-use crate::random::Random;
 use crate::tournament::Sample;
+use bitnet_runtime::random::Random;
 
 /// The share of a sample that a worker may have waited for its CPU.
 const DELAY: f64 = 0.02;

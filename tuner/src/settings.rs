@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::sampler::{Candidate, Rotation, Sampler, TernarySampler};
-use crate::timing::{find, l3};
+use crate::timing::{Present, l3};
 use crate::tournament::{self, Entrant, Sample};
 use crate::worker::Reporter;
 
@@ -101,7 +101,11 @@ pub fn candidates(host: &Host, threads: usize, fixed: bool) -> Vec<Run> {
 }
 
 /// Times the settings.
-pub(crate) fn measure(task: &SettingsTask, reporter: &mut Reporter) -> Result<Vec<SettingTiming>> {
+pub(crate) fn measure(
+    task: &SettingsTask,
+    present: &Present,
+    reporter: &mut Reporter,
+) -> Result<Vec<SettingTiming>> {
     let deadline = Instant::now() + Duration::from_secs_f64(task.seconds);
     let Some(untuned) = task.settings.first() else { return Ok(Vec::new()) };
     reporter.progress(1.0, "threads, pinning and pages".into())?;
@@ -112,7 +116,7 @@ pub(crate) fn measure(task: &SettingsTask, reporter: &mut Reporter) -> Result<Ve
     let mut kernels = Vec::new();
     let mut weights: Vec<(bool, Vec<TernarySampler>)> = Vec::new();
     for job in &task.jobs {
-        kernels.push([find(&job.decode)?, find(&job.prefill)?]);
+        kernels.push([present.find(&job.decode)?, present.find(&job.prefill)?]);
     }
     for huge in [true, false] {
         if task.settings.iter().any(|run| run.huge_pages == huge) {

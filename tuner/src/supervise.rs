@@ -13,7 +13,7 @@ use bitnet_runtime::Error;
 
 use crate::Result;
 use crate::measure::{Excluded, Why};
-use crate::worker::{Event, Status, Task, Work};
+use crate::worker::{Event, LibraryFile, Status, Task, Work};
 
 /// How often a worker's status is looked at; rarely, because looking takes a CPU.
 const LOOK: Duration = Duration::from_millis(200);
@@ -56,6 +56,11 @@ enum End {
 
 /// Who wants work done.
 pub trait Client {
+    /// Kernels made on the host that the work needs, if it needs any.
+    fn library(&self) -> Option<LibraryFile> {
+        None
+    }
+
     /// What is to be done: asked for before every worker, so that a new one goes on with the rest.
     fn work(&mut self) -> Work;
 
@@ -100,7 +105,8 @@ fn run_once(
         Error::Runtime(format!("cannot {action} a worker process: {e}"))
     };
     let status = tempfile::NamedTempFile::new().map_err(|e| io("make a file for", e))?;
-    let task = Task { threads, status: status.path().to_path_buf(), work };
+    let status_path = status.path().to_path_buf();
+    let task = Task { threads, status: status_path, library: client.library(), work };
     let mut text = serde_json::to_string(&task)
         .map_err(|e| Error::Runtime(format!("a task has no JSON form: {e}")))?;
     text.push('\n');

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Layout, Op, Role};
 use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel};
+use bitnet_runtime::kernels::verify::{self, Oracle, Wrong};
+use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Library};
 use bitnet_runtime::memory::Pages;
 use bitnet_runtime::probe;
 use bitnet_runtime::threads::Pool;
@@ -19,7 +20,6 @@ use crate::measure::{Excluded, JobTask, Limits, Timing, Unit, UnitKey, Why, phas
 use crate::plan::LayoutPlan;
 use crate::sampler::{AttentionSampler, Candidate, HeadSampler, Rotation, Sampler, TernarySampler};
 use crate::tournament::{self, Entrant, Entry, Outcome};
-use crate::verify::Oracle;
 use crate::worker::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 
@@ -41,7 +41,11 @@ const VERIFY_SECONDS: f64 = 20.0;
 const HUNG: (f64, f64) = (200.0, 5.0);
 
 /// Does `task` with the threads of `pool` and reports as it goes.
-pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) -> Result<()> {
+pub(crate) fn measure(
+    task: &MeasureTask,
+    (pool, present): (&Pool, &Present),
+    reporter: &mut Reporter,
+) -> Result<()> {
     let start = Instant::now();
     let l3 = l3();
     let cold = task.model_bytes > l3;
@@ -61,7 +65,7 @@ pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) 
         }))?;
     }
     let mut excluded = task.excluded.clone();
-    verify(task, pool, &mut excluded, reporter)?;
+    verify(task, (pool, present), &mut excluded, reporter)?;
     let out = |id: &KernelId| excluded.iter().any(|e| e.kernel == *id);
     let jobs: Vec<JobTask> = task
         .jobs
@@ -80,6 +84,7 @@ pub(crate) fn measure(task: &MeasureTask, pool: &Pool, reporter: &mut Reporter) 
     let mut timer = Timer {
         task,
         pool,
+        present,
         rotation: Rotation::of(task.model_bytes, l3),
         deadline: start + Duration::from_secs_f64(task.seconds),
         remaining: 0,
@@ -113,48 +118,76 @@ fn kernels_of(plan: &LayoutPlan) -> usize {
     plan.decode.len() + plan.prefill.len()
 }
 
-/// The kernel of a name.
-pub(crate) fn find(id: &KernelId) -> Result<Candidate> {
-    let found = match id.op {
-        Op::Ternary(_) => kernels::find(id).copied().map(Candidate::Ternary),
-        Op::Head(_) => HeadKernel::find(id).map(Candidate::Head),
-        Op::Attention => AttentionKernel::find(id).map(Candidate::Attention),
-    };
-    Ok(found.ok_or_else(|| {
-        bitnet_runtime::Error::Runtime(format!("{id} is not built in, or this CPU lacks its ISA"))
-    })?)
+/// The kernels that a worker can call: those built in, and those of a library.
+pub(crate) struct Present(pub Option<Library>);
+
+impl Present {
+    /// The kernel of a name.
+    pub(crate) fn find(&self, id: &KernelId) -> Result<Candidate> {
+        let made = self.0.as_ref();
+        let found = match id.op {
+            Op::Ternary(_) => {
+                let made = || made?.ternary().iter().find(|kernel| kernel.id() == id);
+                kernels::find(id).or_else(made).copied().map(Candidate::Ternary)
+            }
+            Op::Head(_) => {
+                let made = || made?.heads().iter().find(|kernel| kernel.id() == id).copied();
+                HeadKernel::find(id).or_else(made).map(Candidate::Head)
+            }
+            Op::Attention => {
+                let made = || made?.attention().iter().find(|kernel| kernel.id() == id).copied();
+                AttentionKernel::find(id).or_else(made).map(Candidate::Attention)
+            }
+        };
+        Ok(found.ok_or_else(|| {
+            bitnet_runtime::Error::Runtime(format!("{id} is not present, or not for this CPU"))
+        })?)
+    }
 }
 
 /// Holds every candidate against the oracle; those that err join `excluded`.
 fn verify(
     task: &MeasureTask,
-    pool: &Pool,
+    (pool, present): (&Pool, &Present),
     excluded: &mut Vec<Excluded>,
     reporter: &mut Reporter,
 ) -> Result<()> {
     // By columns and layout: jobs with the same columns have the same candidates.
-    let mut checked: Vec<(usize, Layout)> = Vec::new();
-    for job in &task.jobs {
-        let cols = job.plan.parts.first().map_or(1, |part| part.cols);
+    let mut checked: Vec<(usize, Option<Layout>, Role)> = Vec::new();
+    for JobTask { plan, .. } in &task.jobs {
+        let cols = plan.parts.first().map_or(1, |part| part.cols);
         let mut oracle = None;
-        for layout in &job.plan.layouts {
-            let Some(packing) = layout.layout else { continue };
-            if checked.contains(&(cols, packing)) {
+        for layout in &plan.layouts {
+            let role = if layout.layout.is_some() { Role::Qkv } else { plan.role };
+            if checked.contains(&(cols, layout.layout, role)) {
                 continue;
             }
-            checked.push((cols, packing));
-            reporter.progress(0.0, format!("verifying {packing}"))?;
-            let all = job.plan.layouts.iter().flat_map(LayoutPlan::all);
-            let tokens = all.map(|id| id.tile.tokens).max().unwrap_or(1);
-            let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
-            let mut kernels = Vec::new();
+            checked.push((cols, layout.layout, role));
+            reporter.progress(0.0, format!("verifying kernels of {}", plan.role))?;
+            let tokens = plan.layouts.iter().flat_map(LayoutPlan::all).map(|id| id.tile.tokens);
+            let tokens = tokens.max().unwrap_or(1);
+            let mut ternary = Vec::new();
+            let mut wrong: Vec<Wrong> = Vec::new();
             for id in layout.all().filter(|id| excluded.iter().all(|e| e.kernel != **id)) {
-                if let Candidate::Ternary(kernel) = find(id)? {
-                    kernels.push(kernel);
+                match present.find(id)? {
+                    Candidate::Ternary(kernel) => ternary.push(kernel),
+                    Candidate::Head(kernel) => {
+                        reporter.begin(id, VERIFY_SECONDS)?;
+                        wrong.extend(verify::head(&kernel, cols)?);
+                    }
+                    Candidate::Attention(kernel) => {
+                        reporter.begin(id, VERIFY_SECONDS)?;
+                        wrong.extend(verify::attention(&kernel, cols)?);
+                    }
                 }
             }
-            let begin = &mut |id: &KernelId| reporter.begin(id, VERIFY_SECONDS);
-            for (kernel, found) in oracle.check(packing, &kernels, pool, begin)? {
+            if let Some(packing) = layout.layout {
+                let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
+                // Who cannot say which kernel it calls verifies all the same.
+                let begin = &mut |id: &KernelId| drop(reporter.begin(id, VERIFY_SECONDS));
+                wrong.extend(oracle.check(packing, &ternary, pool, begin)?);
+            }
+            for Wrong { kernel, found } in wrong {
                 let new = Excluded { kernel, why: Why::Wrong, found };
                 reporter.send(&Event::Excluded(new.clone()))?;
                 excluded.push(new);
@@ -167,6 +200,7 @@ fn verify(
 struct Timer<'a> {
     task: &'a MeasureTask,
     pool: &'a Pool,
+    present: &'a Present,
     rotation: Rotation,
     deadline: Instant,
     /// Kernels still to be timed, and all.
@@ -190,8 +224,10 @@ impl<'a> Timer<'a> {
             Op::Ternary(layout) => Some(layout),
             _ => None,
         };
-        let sentinels =
-            [Some(find(&job.default_decode)?), job.default_prefill.as_ref().map(find).transpose()?];
+        let sentinels = [
+            Some(self.present.find(&job.default_decode)?),
+            job.default_prefill.as_ref().map(|id| self.present.find(id)).transpose()?,
+        ];
         let mut default = self.sampler(job, default_layout, TOKENS)?;
         let tokens = self.set_tokens(&mut *default, &sentinels)?;
         // The default's layout first: what is reached there is what the others have to beat.
@@ -219,8 +255,8 @@ impl<'a> Timer<'a> {
                 };
                 self.reporter
                     .progress(1.0 - self.remaining as f64 / self.total.max(1) as f64, doing)?;
-                let kernels =
-                    plan.kernels(key.phase()).iter().map(find).collect::<Result<Vec<_>>>()?;
+                let kernels = plan.kernels(key.phase()).iter().map(|id| self.present.find(id));
+                let kernels = kernels.collect::<Result<Vec<_>>>()?;
                 let bytes = other.as_ref().map_or(default.bytes(), |other| other.bytes());
                 let outcome = self.tournament(
                     (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Sampler)),

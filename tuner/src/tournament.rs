@@ -256,7 +256,7 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use bitnet_runtime::random::Random;
 
     /// A machine on which candidate `c` takes `times[c]` and the sentinel 100 microseconds, all
     /// times `weather(sample number)`.

@@ -1,5 +1,6 @@
 //! The way through: model, plan, measurements, choices, profile, and what it gains.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -7,22 +8,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bitnet_codegen::Phase;
 use bitnet_profiles::{
     self as profiles, Effort, Isa, KernelId, Mode, Objective, Op, Pick, Pinning, Profile,
-    Provenance, Role, Run, Tool, stable_hash,
+    Provenance, Role, Run, Shape, Tool, stable_hash,
 };
 use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
+use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selection};
 
 use crate::Result;
 use crate::choose::{self, Choice, Gain, choose};
+use crate::compile::Toolchain;
 use crate::journal::{Header, Journal};
 use crate::measure::{Excluded, JobTask, Limits, Measurements, Timing, Unit, phase_name};
 use crate::model::ModelInfo;
-use crate::plan::{JobPlan, plan};
+use crate::plan::{JobPlan, LayoutPlan, plan};
 use crate::race::{Race, RaceTask};
 use crate::settings::{self, ChosenJob, PhaseTiming, SettingTiming, SettingsTask};
 use crate::supervise::{self, Client, WorkerProgram};
-use crate::worker::{Event, MeasureTask, Work};
+use crate::worker::{Event, LibraryFile, MeasureTask, Work};
 
 /// How to tune.
 #[derive(Debug, Clone)]
@@ -45,6 +48,10 @@ pub struct Options {
     pub journal: Option<PathBuf>,
     /// Whether to go on with that journal.
     pub resume: bool,
+    /// What makes kernels on this host, or why nothing does.
+    pub toolchain: std::result::Result<Toolchain, String>,
+    /// Where those that win are kept.
+    pub cache: std::result::Result<Cache, String>,
 }
 
 /// What there is to say meanwhile.
@@ -83,10 +90,15 @@ impl Tuned {
     }
 }
 
-/// How much of the budget is spent when the kernels are timed; threads, pinning and pages come
+/// How much of the budget is spent, at most, when the kernels for the model's shapes are made, and
+/// when all are timed; threads, pinning and pages come
 /// next, and the rest is for the comparison on the model.
+const COMPILED_UNTIL: f64 = 0.3;
 const KERNELS_UNTIL: f64 = 0.65;
 const SETTINGS_UNTIL: f64 = 0.75;
+
+/// How long the few kernels that won may take to be made.
+const COMPILE_WINNERS: Duration = Duration::from_secs(60);
 
 /// Verifies and times every candidate for `model` in worker processes, chooses, and compares the
 /// choices with the untuned default on the model itself.
@@ -97,7 +109,8 @@ const SETTINGS_UNTIL: f64 = 0.75;
 pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)) -> Result<Tuned> {
     let start = Instant::now();
     let host = Host::detect();
-    let jobs = jobs(model, options)?;
+    let made = make(model, options, start, notify);
+    let jobs = jobs(model, options, made.as_ref().map_or(&[], |made| &made.ids))?;
     let header = header(model, options, &host, &jobs)?;
     let mut run = Tuning {
         model,
@@ -108,6 +121,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         units: Vec::new(),
         excluded: Vec::new(),
         journal: None,
+        library: made.as_ref().map(|made| made.file.clone()),
         stage: Stage::Kernels,
         settings: None,
         race: None,
@@ -142,6 +156,10 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     let untuned = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
     let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
     let mut profile = profile(model, &host, options, &measurements, &choices, setting);
+    if let Err(why) = keep_winners(&mut profile, options) {
+        run.say(format!("kernels made on this host won, but are not kept: {why}"));
+        profile.use_built_in();
+    }
     let seconds = left(options, start, 1.0);
     let race = if seconds > 0.0 {
         run.stage = Stage::Race(Box::new(RaceTask {
@@ -166,6 +184,24 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     }
     let (objective, journal) = (options.objective, run.journal.take());
     Ok(Tuned { measurements, settings, objective, profile, race, kept_default, journal })
+}
+
+/// Makes a library of those kernels of the profile that are not built in, if there are any, and
+/// keeps it where `bitnet-run` looks for it.
+fn keep_winners(profile: &mut Profile, options: &Options) -> std::result::Result<(), String> {
+    let picks = profile.ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]);
+    let winners: BTreeSet<KernelId> =
+        picks.flatten().map(|pick| pick.kernel).filter(|id| id.shape.is_some()).collect();
+    if winners.is_empty() {
+        return Ok(());
+    }
+    let winners: Vec<KernelId> = winners.into_iter().collect();
+    let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
+    let cache = options.cache.as_ref().map_err(Clone::clone)?;
+    let bytes = toolchain.compile(&winners, COMPILE_WINNERS).map_err(|e| e.to_string())?;
+    let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
+    profile.tool.library_sha256 = Some(sha256);
+    Ok(())
 }
 
 fn chosen_job(choice: &Choice<'_>) -> Option<ChosenJob> {
@@ -193,6 +229,7 @@ struct Tuning<'a> {
     units: Vec<Unit>,
     excluded: Vec<Excluded>,
     journal: Option<Journal>,
+    library: Option<LibraryFile>,
     stage: Stage,
     settings: Option<Vec<SettingTiming>>,
     race: Option<Race>,
@@ -243,6 +280,10 @@ impl Tuning<'_> {
 }
 
 impl Client for Tuning<'_> {
+    fn library(&self) -> Option<LibraryFile> {
+        self.library.clone()
+    }
+
     fn work(&mut self) -> Work {
         match &self.stage {
             Stage::Kernels => {}
@@ -280,13 +321,88 @@ impl Client for Tuning<'_> {
     }
 }
 
+/// Kernels made on this host for this run.
+struct Made {
+    ids: Vec<KernelId>,
+    file: LibraryFile,
+    /// Removed with the run: only the winners are kept.
+    _folder: tempfile::TempDir,
+}
+
+/// Makes the kernels for the model's own shapes, where there is a compiler. Where there is none the
+/// built-in kernels are all there is, and a line says so.
+fn make(
+    model: &ModelInfo,
+    options: &Options,
+    start: Instant,
+    notify: &mut dyn FnMut(Notice),
+) -> Option<Made> {
+    let ids = made_for(model, options.ceiling, options.effort);
+    if ids.is_empty() {
+        return None;
+    }
+    let mut make = || -> std::result::Result<Made, String> {
+        let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
+        options.cache.as_ref().map_err(Clone::clone)?;
+        let doing = format!("compiling {} kernels for these shapes", ids.len());
+        notify(Notice::Progress(0.0, doing));
+        let limit = Duration::from_secs_f64(left(options, start, COMPILED_UNTIL).max(1.0));
+        let bytes = toolchain.compile(&ids, limit).map_err(|e| e.to_string())?;
+        let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let cache = Cache::at(folder.path());
+        let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
+        let file = LibraryFile { cache: folder.path().into(), sha256 };
+        Ok(Made { ids: ids.clone(), file, _folder: folder })
+    };
+    let made = make();
+    match made {
+        Ok(made) => Some(made),
+        Err(why) => {
+            let count = ids.len();
+            let line = format!("{count} kernels for this model's own shapes are not tried: {why}");
+            notify(Notice::Line(line));
+            None
+        }
+    }
+}
+
+/// The kernels for the model's own shapes that are worth making.
+fn made_for(model: &ModelInfo, ceiling: Isa, effort: Effort) -> Vec<KernelId> {
+    let isas =
+        || Isa::ALL.iter().copied().filter(|&isa| isa != Isa::Scalar && isa.is_within(ceiling));
+    let mut shapes: Vec<Shape> = Vec::new();
+    let parts = model.jobs.iter().filter_map(|job| job.parts.first());
+    for &shape in parts {
+        // Kernels are made for columns; any number of rows will do.
+        if shapes.iter().all(|known| known.cols != shape.cols) {
+            shapes.push(shape);
+        }
+    }
+    let mut ids = Vec::new();
+    let mut add = |shape: Shape, wanted: &dyn Fn(Op) -> bool| {
+        let all = isas().flat_map(|isa| bitnet_codegen::candidates(isa, Some(shape)));
+        ids.extend(all.filter(|id| wanted(id.op)));
+    };
+    for shape in shapes {
+        add(shape, &|op| matches!(op, Op::Ternary(_)));
+    }
+    add(model.head_shape(), &|op| op == Op::Head(model.head));
+    add(model.config.attention_shapes()[0], &|op| op == Op::Attention);
+    let plan = plan(model, &ids, ceiling, effort);
+    let worth: BTreeSet<KernelId> =
+        plan.iter().flat_map(|job| &job.layouts).flat_map(LayoutPlan::all).copied().collect();
+    ids.retain(|id| worth.contains(id));
+    ids
+}
+
 /// The jobs of a model with their candidates and defaults.
-fn jobs(model: &ModelInfo, options: &Options) -> Result<Vec<JobTask>> {
+fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<JobTask>> {
     let isa = (options.ceiling != Isa::best()).then_some(options.ceiling);
     let untuned = Selection::new(isa, None, None)?;
     let present: Vec<KernelId> = (kernels::builtin().iter().map(Kernel::id).copied())
         .chain(HeadKernel::builtin().map(|kernel| *kernel.id()))
         .chain(AttentionKernel::builtin().map(|kernel| *kernel.id()))
+        .chain(made.iter().copied())
         .collect();
     let plan = plan(model, &present, options.ceiling, options.effort);
     let task = |mut plan: JobPlan| -> Result<JobTask> {

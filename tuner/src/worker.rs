@@ -11,14 +11,17 @@ use std::path::PathBuf;
 
 use bitnet_profiles::{HeadFormat, Isa, KernelId};
 use bitnet_runtime::Error;
+use bitnet_runtime::kernels::Library;
+use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::model::config::Config;
 use bitnet_runtime::threads::Pool;
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::measure::{Excluded, JobTask, Limits, Unit};
 use crate::race::{self, Race, RaceTask};
 use crate::settings::{self, SettingTiming, SettingsTask};
-use crate::{Result, timing};
+use crate::timing::{self, Present};
 
 /// What a worker is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,8 +31,32 @@ pub struct Task {
     pub threads: usize,
     /// Where it says what it is about to call.
     pub status: PathBuf,
+    /// The kernels made on the host, if there are any.
+    pub library: Option<LibraryFile>,
     /// The work.
     pub work: Work,
+}
+
+/// A library of kernels made on the host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LibraryFile {
+    /// The folder it is kept in.
+    pub cache: PathBuf,
+    /// The SHA-256 of its content, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl LibraryFile {
+    /// Loads it, checked as any library is.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] that says why it is not used.
+    pub fn load(&self) -> Result<Library> {
+        let loaded = Cache::at(&self.cache).open(&self.sha256);
+        let loaded = loaded.and_then(|checked| Library::load(&checked, Isa::best()));
+        Ok(loaded.map_err(|why| Error::Runtime(format!("kernels made on the host: {why}")))?)
+    }
 }
 
 /// Kinds of work.
@@ -184,10 +211,14 @@ fn stdin() -> &'static std::path::Path {
 }
 
 fn work(task: &Task, reporter: &mut Reporter) -> Result<()> {
+    let library = task.library.as_ref().map(LibraryFile::load).transpose()?;
+    let present = Present(library);
     match &task.work {
-        Work::Measure(measure) => timing::measure(measure, &Pool::new(task.threads)?, reporter),
+        Work::Measure(measure) => {
+            timing::measure(measure, (&Pool::new(task.threads)?, &present), reporter)
+        }
         Work::Settings(task) => {
-            let timings = settings::measure(task, reporter)?;
+            let timings = settings::measure(task, &present, reporter)?;
             reporter.send(&Event::Settings(timings))
         }
         Work::Race(task) => {

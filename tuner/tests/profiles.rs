@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use bitnet_profiles::{Isa, Profile};
 use bitnet_runtime::host::Host;
+use bitnet_runtime::kernels::cache::Cache;
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
@@ -30,6 +31,7 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet-tune"));
         command.args(args).current_dir(self.0.path());
         command.env("XDG_CONFIG_HOME", self.0.path().join("config")).env_remove("HOME");
+        command.env("XDG_CACHE_HOME", self.0.path().join("cache"));
         command.output().unwrap()
     }
 
@@ -125,7 +127,7 @@ fn show_tells_what_a_profile_is_and_what_becomes_of_it() {
     let cases = [
         (PROFILE.into(), &["made on another CPU", "only by --profile"][..]),
         (elsewhere, &["another generator", "0123456789abcdef"]),
-        (edited(ABSENT.0, ABSENT.1), &["1 of 3 are not built in", "qkv decode", "_p64, else i2_s"]),
+        (edited(ABSENT.0, ABSENT.1), &["1 of 3 are not here", "qkv decode", "_p64, else i2_s"]),
         (edited("\"measured\"", "\"modelled\""), &["modelled"]),
         (PROFILE.split("[[op]]").next().unwrap().into(), &["no choices"]),
     ];
@@ -140,6 +142,29 @@ fn show_tells_what_a_profile_is_and_what_becomes_of_it() {
     let object = place.json(&["show", "--json", &file], 0);
     assert_eq!(object["here"]["absent"][0]["phase"], "decode");
     assert_eq!(object["here"]["same_cpu"], false);
+
+    // With a library that holds it, or should.
+    let with_library = |sha256: &str, fingerprint: String| {
+        let mut profile = Profile::parse(&edited(ABSENT.0, ABSENT.1)).unwrap();
+        profile.tool.library_sha256 = Some(sha256.into());
+        profile.tool.fingerprint = Some(fingerprint);
+        place.answer(&["show", &place.write("library.toml", &profile.to_text())], 0)
+    };
+    let shown = with_library(&"ab".repeat(32), bitnet_codegen::fingerprint());
+    assert!(shown.contains("made on the host are not used: "), "{shown}");
+    assert!(shown.contains("1 of 3 are not here"), "{shown}");
+    let folder = place.0.path().join("cache");
+    let cache = Cache::of_user(|name| (name == "XDG_CACHE_HOME").then(|| folder.clone().into()));
+    match cache.unwrap().store(b"what show does not run") {
+        Err(error) => eprintln!("skipped: a library that is here: {error}"),
+        Ok(sha256) => {
+            let shown = with_library(&sha256, bitnet_codegen::fingerprint());
+            assert!(shown.contains("2 are built in, 1 in the library"), "{shown}");
+            let shown = with_library(&sha256, "0123456789abcdef".into());
+            assert!(shown.contains("another generator made it"), "{shown}");
+            assert!(shown.contains("1 of 3 are not here"), "{shown}");
+        }
+    }
 
     match Isa::ALL.iter().find(|isa| !isa.is_supported()) {
         None => eprintln!("skipped: an ISA that this CPU lacks; it has them all"),

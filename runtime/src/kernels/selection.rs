@@ -7,7 +7,9 @@
 use std::cell::RefCell;
 use std::sync::OnceLock;
 
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Pick, Profile, Role, Shape, registry};
+use bitnet_profiles::{
+    Choice, Format, HeadFormat, Isa, KernelId, Pick, Profile, Role, Shape, registry,
+};
 
 use super::{AttentionKernel, HeadKernel, Kernel, VectorOps, find};
 use crate::host::Host;
@@ -84,7 +86,7 @@ impl Selection {
     /// # Errors
     /// [`Error::Runtime`] when this program lacks even the default, which a test rules out.
     pub fn ternary(&self, role: Role, parts: &[Shape]) -> Result<(Kernel, Kernel)> {
-        let choice = self.profile.as_ref().and_then(|profile| profile.choice(role, parts));
+        let choice = self.choice(role, parts);
         if let Some(choice) = choice
             && let Some(prefill) = &choice.prefill
             && let Some(pair) = self
@@ -103,6 +105,20 @@ impl Selection {
         Ok((get(&default.decode)?, get(&default.prefill)?))
     }
 
+    /// The profile's choice for a role and these shapes. That it has none is told, where a profile
+    /// may be expected to have one.
+    fn choice(&self, role: Role, parts: &[Shape]) -> Option<&Choice> {
+        let profile = self.profile.as_ref()?;
+        let choice = profile.choice(role, parts);
+        let ternary = !matches!(role, Role::LmHead | Role::Attention);
+        if choice.is_none() && (ternary || profile.ops.iter().any(|choice| choice.role == role)) {
+            let parts: Vec<String> = parts.iter().map(Shape::to_string).collect();
+            let parts = parts.join(" ");
+            self.note(format!("{role}: the profile has no choice for {parts}, using the default"));
+        }
+        choice
+    }
+
     /// The kernel of a pick, or its fallback.
     fn present(&self, role: Role, pick: &Pick) -> Option<Kernel> {
         find(&pick.kernel).copied().or_else(|| {
@@ -118,9 +134,7 @@ impl Selection {
     /// # Errors
     /// As [`Selection::ternary`].
     pub fn head(&self, format: HeadFormat, shape: Shape) -> Result<HeadKernel> {
-        let choice =
-            self.profile.as_ref().and_then(|profile| profile.choice(Role::LmHead, &[shape]));
-        choice
+        self.choice(Role::LmHead, &[shape])
             .and_then(|choice| HeadKernel::find(&choice.decode.kernel))
             .filter(|kernel| kernel.format() == format)
             .or_else(|| HeadKernel::find(&shipped().head(format, self.ceiling)?))
@@ -133,8 +147,7 @@ impl Selection {
     /// # Errors
     /// As [`Selection::ternary`].
     pub fn attention(&self, parts: &[Shape]) -> Result<AttentionKernel> {
-        let choice = self.profile.as_ref().and_then(|p| p.choice(Role::Attention, parts));
-        choice
+        self.choice(Role::Attention, parts)
             .and_then(|choice| AttentionKernel::find(&choice.decode.kernel))
             .or_else(|| AttentionKernel::default(self.ceiling))
             .ok_or_else(|| Error::Runtime("no kernel for attention".into()))

@@ -8,11 +8,13 @@ use std::time::Duration;
 use bitnet_profiles::{Objective, Profile, registry};
 use bitnet_runtime::Error;
 use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::model::Session;
 use bitnet_runtime::sampler::{Sampler, SamplerConfig};
 use bitnet_runtime::tokenizer::Tokenizer;
 
 use super::{Bar, answer, note, threads};
+use crate::compile::Toolchain;
 use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Options, Result, race};
 
@@ -60,6 +62,8 @@ pub fn run(args: &Args) -> Result<()> {
         worker: WorkerProgram::this()?,
         journal: None,
         resume: false,
+        toolchain: Toolchain::find().map_err(|e| e.to_string()),
+        cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
     };
     let tuned = {
         let bar = Bar::new();

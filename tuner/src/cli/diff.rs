@@ -260,9 +260,11 @@ impl Display for RoleDifference {
                 let (kernel, median) = (side.kernel, side.median_us);
                 format!("{kernel}, {median:.2} us{tokens}{instead}")
             };
-            writeln!(f, "  {phase:<8} {}\n{:>10} {}", side(a), "->", side(b))?;
-            if let Some(ratio) = ratio {
-                writeln!(f, "{:>10} {ratio:.2}x the time of a token", "")?;
+            write!(f, "  {phase:<8} {}\n{:>10} {}", side(a), "->", side(b))?;
+            match ratio {
+                Some(ratio) if a.tokens == b.tokens => writeln!(f, ", {ratio:.2}x the time")?,
+                Some(ratio) => writeln!(f, ", {ratio:.2}x the time of a token")?,
+                None => writeln!(f)?,
             }
         }
         Ok(())

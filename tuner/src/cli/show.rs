@@ -9,6 +9,7 @@ use bitnet_profiles::{
 use bitnet_runtime::Error;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::host::Host;
+use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel};
 use serde::Serialize;
 
@@ -112,11 +113,16 @@ struct Here {
     same_cpu: bool,
     /// Whether this build's generator made it; nothing where the profile does not say.
     same_fingerprint: Option<bool>,
-    /// The kernels that this build does not hold.
+    /// Whether the library of its host-made kernels is here and to be trusted, else why not;
+    /// nothing where it has none.
+    library: Option<std::result::Result<(), String>>,
+    /// Kernels that come from this library, as far as it holds what it should.
+    from_library: usize,
+    /// The kernels that are neither built in nor in the library.
     absent: Vec<Absent>,
 }
 
-/// A kernel that this build does not hold.
+/// A kernel that is not here.
 #[derive(Debug, Serialize)]
 struct Absent {
     role: Role,
@@ -131,6 +137,16 @@ impl Here {
     fn of(profile: &Profile, host: &Host) -> Self {
         let lacks = profile.isas().into_iter().find(|isa| !isa.is_supported());
         let own = &profile.host;
+        let same_fingerprint =
+            (profile.tool.fingerprint.as_ref()).map(|own| *own == bitnet_codegen::fingerprint());
+        let library = profile.tool.library_sha256.as_ref().map(|sha256| {
+            if same_fingerprint == Some(false) {
+                return Err("another generator made it".into());
+            }
+            let cache = Cache::of_user(|name| std::env::var_os(name));
+            // Looked at only: nothing of it runs.
+            cache.and_then(|cache| cache.open(sha256)).map(drop).map_err(|e| e.to_string())
+        });
         let absent = |choice: &Choice| -> Vec<Absent> {
             let picks = picks(choice).filter(|(_, pick)| !is_built_in(&pick.kernel));
             let absent = |(phase, pick): (&'static str, &Pick)| Absent {
@@ -142,6 +158,15 @@ impl Here {
             };
             picks.map(absent).collect()
         };
+        let mut absent: Vec<Absent> = match lacks {
+            Some(_) => Vec::new(),
+            None => profile.ops.iter().flat_map(absent).collect(),
+        };
+        let mut from_library = 0;
+        if library == Some(Ok(())) {
+            from_library = absent.len();
+            absent.clear();
+        }
         Self {
             refused: lacks.map(|isa| {
                 let runs = bitnet_profiles::Isa::supported_names();
@@ -149,12 +174,10 @@ impl Here {
             }),
             same_cpu: (own.vendor.as_str(), own.family, own.model)
                 == (host.vendor.as_str(), host.family, host.model),
-            same_fingerprint: (profile.tool.fingerprint.as_ref())
-                .map(|own| *own == bitnet_codegen::fingerprint()),
-            absent: match lacks {
-                Some(_) => Vec::new(),
-                None => profile.ops.iter().flat_map(absent).collect(),
-            },
+            same_fingerprint,
+            library,
+            from_library,
+            absent,
         }
     }
 }
@@ -275,7 +298,7 @@ impl Shown<'_> {
             for (phase, pick) in picks(choice) {
                 write!(
                     f,
-                    "  {phase:<8} {:<width$} {:>10.2} {:>8.2} {:>8.1} {:>7.0} %",
+                    "  {phase:<8} {:<width$} {:>10.2} {:>8.3} {:>8.1} {:>7.0} %",
                     pick.kernel.to_string(),
                     pick.median_us,
                     pick.mad_us,
@@ -293,7 +316,7 @@ impl Shown<'_> {
 
     /// What `bitnet-run` does with it.
     fn verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Here { refused, same_cpu, same_fingerprint, absent } = self.here;
+        let Here { refused, same_cpu, same_fingerprint, library, from_library, absent } = self.here;
         let tool = &self.profile.tool;
         writeln!(f, "\nhere")?;
         match (refused, same_cpu) {
@@ -315,17 +338,27 @@ impl Shown<'_> {
             )?,
             (None, _) => {}
         }
-        if let Some(sha256) = &tool.library_sha256 {
-            writeln!(f, "  library  kernels made on the host, SHA-256 {sha256}")?;
+        match library {
+            None => {}
+            Some(Ok(())) => writeln!(f, "  library  the kernels made on the host are here")?,
+            Some(Err(why)) => {
+                writeln!(
+                    f,
+                    "  library  the kernels made on the host are not used: {}",
+                    printable(why)
+                )?;
+            }
         }
         if refused.is_some() {
             return Ok(());
         }
         let all = self.profile.ops.iter().flat_map(picks).count();
-        match (absent.len(), all) {
-            (_, 0) => {}
-            (0, all) => writeln!(f, "  kernels  all {all} are built in")?,
-            (some, all) => writeln!(f, "  kernels  {some} of {all} are not built in:")?,
+        let built_in = all - absent.len() - from_library;
+        match (absent.len(), from_library) {
+            _ if all == 0 => {}
+            (0, 0) => writeln!(f, "  kernels  all {all} are built in")?,
+            (0, some) => writeln!(f, "  kernels  {built_in} are built in, {some} in the library")?,
+            (some, _) => writeln!(f, "  kernels  {some} of {all} are not here:")?,
         }
         for Absent { role, phase, kernel, instead, .. } in absent {
             let instead = instead.map_or("the default".into(), |kernel| kernel.to_string());

@@ -7,9 +7,11 @@ use bitnet_profiles::{Effort, Isa, Objective, file};
 use bitnet_runtime::Error;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::kernels::cache::Cache;
 
 use super::{Bar, answer, note, threads};
 use crate::choose::choose;
+use crate::compile::Toolchain;
 use crate::journal::Journal;
 use crate::report::{self, Extras};
 use crate::supervise::WorkerProgram;
@@ -85,6 +87,8 @@ pub fn run(args: &Args) -> Result<()> {
         worker: WorkerProgram::this()?,
         journal: Some(Journal::path_for(&args.output)),
         resume: args.resume,
+        toolchain: Toolchain::find().map_err(|e| e.to_string()),
+        cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
     };
     let mut tuned = {
         let bar = Bar::new();
