@@ -13,6 +13,7 @@ use rustix::fs::{OFlags, StatVfsMountFlags};
 use sha2::{Digest, Sha256};
 
 use super::library::Unusable;
+use crate::error::quoted;
 
 /// Bits of a mode that let others write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -101,8 +102,13 @@ impl Cache {
     /// changed it.
     ///
     /// # Errors
-    /// There is none, the system refuses, or it is not to be trusted.
+    /// There is none, the system refuses, or it is not to be trusted. Hexadecimal digits are those of
+    /// [`Cache::store`], in lower case.
     pub fn open(&self, sha256: &str) -> Result<Checked, Unusable> {
+        // The name becomes part of a path.
+        if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Unusable::Name { found: quoted(sha256) });
+        }
         let path = self.trusted_folder()?.join(file_name(sha256));
         let io = |action| {
             let path = path.clone();

@@ -87,7 +87,7 @@ fn symbol<T>(library: &Handle, name: &str, path: &Path) -> Result<*const T, Unus
     let problem = |problem| Unusable::Load { path: path.into(), problem };
     // SAFETY: an address has the size of a pointer to anything; nothing is read yet.
     let found = unsafe { library.get::<*const T>(name.as_bytes()) };
-    let address = *found.map_err(|error| problem(printable(&error.to_string())))?;
+    let address = *found.map_err(|error| problem(printable(&error)))?;
     if address.is_null() || !address.is_aligned() {
         return Err(problem(format!("{name} has no valid address")));
     }
@@ -106,8 +106,10 @@ unsafe fn table<T: 'static>(first: *const T, len: usize) -> Option<&'static [T]>
     Some(unsafe { std::slice::from_raw_parts(first, len) })
 }
 
-/// On one line.
-fn printable(text: &str) -> String {
+/// What the system's loader said, on one line.
+fn printable(error: &libloading::Error) -> String {
+    let said = std::error::Error::source(error).map(|source| format!(": {source}"));
+    let text = format!("{error}{}", said.unwrap_or_default());
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(256).collect()
 }
 
@@ -117,10 +119,9 @@ fn open(library: &Checked) -> Result<ManuallyDrop<Handle>, Unusable> {
     // SAFETY: loading runs no code of the library but its initialisers, of which the generator's
     // output has none; `Checked` holds what this user's tuner stored under its hash.
     let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_LOCAL) };
-    handle.map(ManuallyDrop::new).map_err(|error| Unusable::Load {
-        path: library.path.clone(),
-        problem: printable(&error.to_string()),
-    })
+    handle
+        .map(ManuallyDrop::new)
+        .map_err(|error| Unusable::Load { path: library.path.clone(), problem: printable(&error) })
 }
 
 /// A path to load the bytes from: that of a file in memory which nobody can change.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use bitnet_profiles::{Isa, KernelId};
 
+use super::verify::{self, Oracle, Wrong};
 use super::{AttentionKernel, HeadKernel, Kernel};
+use crate::threads::Pool;
 
 /// The kernels of a library that this process has loaded, which it never unloads.
 #[derive(Clone, Debug)]
@@ -29,6 +31,34 @@ impl Library {
     /// The attention kernels.
     pub fn attention(&self) -> &[AttentionKernel] {
         &self.attention
+    }
+
+    /// Holds those of `ids` that are here against their definitions, on rows of `cols` weights or
+    /// heads of `cols` elements.
+    ///
+    /// # Errors
+    /// [`Unusable::Wrong`] names the first one that errs; [`Unusable::Check`] when the system refuses
+    /// the memory.
+    ///
+    /// # Panics
+    /// When a kernel is made for other columns, or `cols` is not whole blocks of a head's format.
+    pub fn verify(&self, ids: &[KernelId], cols: usize) -> Result<(), Unusable> {
+        let ternary: Vec<&Kernel> = self.ternary.iter().filter(|k| ids.contains(k.id())).collect();
+        let mut wrong: Vec<Wrong> = Vec::new();
+        if let Some(tokens) = ternary.iter().map(|kernel| kernel.tokens()).max() {
+            let (oracle, pool) = (Oracle::new(cols, tokens), Pool::new(1)?);
+            for kernel in ternary {
+                wrong.extend(oracle.check(kernel.layout(), &[*kernel], &pool)?);
+            }
+        }
+        for kernel in self.heads.iter().filter(|kernel| ids.contains(kernel.id())) {
+            wrong.extend(verify::head(kernel, cols)?);
+        }
+        for kernel in self.attention.iter().filter(|kernel| ids.contains(kernel.id())) {
+            wrong.extend(verify::attention(kernel, cols)?);
+        }
+        let first = wrong.into_iter().next();
+        first.map_or(Ok(()), |Wrong { kernel, found }| Err(Unusable::Wrong { kernel, found }))
     }
 }
 
@@ -54,6 +84,12 @@ pub enum Unusable {
         action: &'static str,
         /// The system's answer.
         source: io::Error,
+    },
+    /// Not what a library is named by.
+    #[error("{found} is no SHA-256")]
+    Name {
+        /// The name.
+        found: String,
     },
     /// Something else than a plain file or folder.
     #[error("{}: {found}, but only a plain {expected} is trusted", .path.display())]
@@ -152,7 +188,7 @@ pub enum Unusable {
     #[error("{kernel} computed something wrong: {found}; please report it")]
     Wrong {
         /// The kernel.
-        kernel: KernelId,
+        kernel: String,
         /// Where it went wrong, in words.
         found: String,
     },
