@@ -32,6 +32,18 @@ struct Tuned {
     profile: Profile,
     cache: Cache,
     library: PathBuf,
+    source: String,
+}
+
+/// A library of that source.
+fn compile(source: &str, folder: &Path) -> Vec<u8> {
+    let path = folder.join("kernels.rs");
+    let library = path.with_extension("so");
+    fs::write(&path, source).unwrap();
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()));
+    rustc.args(["--crate-type=cdylib", "--edition=2024", "-Copt-level=3", "-Cpanic=abort"]);
+    assert!(rustc.arg("-o").args([&library, &path]).status().unwrap().success());
+    fs::read(&library).unwrap()
 }
 
 /// The first kernel of a kind on this CPU's best tier that has one, for the shape.
@@ -75,15 +87,13 @@ impl Tuned {
             .jobs()
             .into_iter()
             .map(|job| {
-                let of = |fits: fn(usize) -> bool| {
-                    candidate(job.parts[0], |id| {
-                        matches!(id.op, Op::Ternary(_)) && fits(id.tile.tokens)
-                    })
-                };
-                let decode = of(|tokens| tokens == 1);
+                let decode = candidate(job.parts[0], |id| {
+                    matches!(id.op, Op::Ternary(_)) && id.tile.tokens == 1
+                });
                 let Op::Ternary(layout) = decode.op else { unreachable!() };
-                let prefill =
-                    candidate(job.parts[0], |id| id.op == decode.op && id.tile.tokens > 1);
+                let prefill = candidate(job.parts[0], |id| {
+                    id.op == decode.op && id.isa == decode.isa && id.tile.tokens > 1
+                });
                 Choice {
                     role: job.role,
                     count: job.count,
@@ -105,15 +115,9 @@ impl Tuned {
         ids.sort();
         ids.dedup();
         assert!(ids.len() >= 7, "{ids:?}");
-        let source = folder.path().join("kernels.rs");
-        let library = source.with_extension("so");
-        fs::write(&source, bitnet_codegen::emit_cdylib(&ids).unwrap()).unwrap();
-        let rustc = std::env::var_os("RUSTC").unwrap_or("rustc".into());
-        let mut rustc = Command::new(rustc);
-        rustc.args(["--crate-type=cdylib", "--edition=2024", "-Copt-level=3", "-Cpanic=abort"]);
-        assert!(rustc.arg("-o").args([&library, &source]).status().unwrap().success());
+        let source = bitnet_codegen::emit_cdylib(&ids).unwrap();
         let cache = Cache::at(folder.path().join("cache/bitnet/kernels"));
-        let sha256 = cache.store(&fs::read(&library).unwrap()).unwrap();
+        let sha256 = cache.store(&compile(&source, folder.path())).unwrap();
         let library = cache.folder().join(format!("{sha256}.so"));
         let profile = Profile {
             schema: Profile::SCHEMA,
@@ -149,7 +153,7 @@ impl Tuned {
             run: Run { threads: 2, pinning: Pinning::None, huge_pages: true },
             ops,
         };
-        Some(Self { folder, profile, cache, library })
+        Some(Self { folder, profile, cache, library, source })
     }
 
     /// Runs the demo model with a profile, in an environment of `variables`.
@@ -253,6 +257,24 @@ fn kernels_made_on_the_host_serve_or_are_replaced() {
 
     // And as it was.
     assert_kernels(profile, |pick| pick.kernel, &tuned.run_here(profile));
+}
+
+/// The self-check: of a head that errs in a sign, the model sees nothing.
+#[test]
+fn a_kernel_that_computes_something_wrong_is_replaced() {
+    let Some(tuned) = Tuned::new() else { return };
+    let right = "out.add(r).write(isa::f32_reduce_add(sums[r]));";
+    assert_eq!(tuned.source.matches(right).count(), 1);
+    let wrong = tuned.source.replace(right, &right.replace("isa::f32", "-isa::f32"));
+    let mut profile = tuned.profile.clone();
+    let library = compile(&wrong, tuned.folder.path());
+    profile.tool.library_sha256 = Some(tuned.cache.store(&library).unwrap());
+    let found = tuned.run_here(&profile);
+    assert_eq!(found.text, run("none", &[]).text);
+    let head = &profile.ops.iter().find(|op| op.role == Role::LmHead).unwrap().decode;
+    assert_eq!(found.kernels["lm_head"]["decode"], head.built_in.to_string());
+    let line = format!("not used: {} computed something wrong: 384 columns", head.kernel);
+    assert!(lines(&found).len() == 1 && found.errors.contains(&line), "{}", found.errors);
 }
 
 /// P07: a kernel that is neither built in nor made. Each is told, as nothing else explains it.
