@@ -40,12 +40,15 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 /// # Errors
 /// As [`emit_kernel`].
 pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
-    let best = ids.iter().map(|id| id.isa).max().unwrap_or(Isa::Scalar);
-    let after = VOCABULARIES.iter().position(|s| s.name == best.name()).map_or(0, |at| at + 1);
+    // A vocabulary builds on those of the tiers that its own includes.
+    let used = |isa: Isa| isa == Isa::Scalar || ids.iter().any(|id| id.isa.includes(isa));
+    let isas: Vec<Isa> = Isa::ALL.iter().copied().filter(|&isa| used(isa)).collect();
+    let of_isas = |source: &&Source| isas.iter().any(|isa| isa.name() == source.name);
+    let vocabularies: Vec<Source> = VOCABULARIES.iter().filter(of_isas).copied().collect();
     let mut out = header("templates/src");
-    let Entries { ternary, heads, attention } = modules(&mut out, ids, &VOCABULARIES[..after])?;
+    let Entries { ternary, heads, attention } = modules(&mut out, ids, &vocabularies)?;
     let mut vectors = Vec::new();
-    for &isa in FLOAT_TIERS.iter().filter(|&&isa| isa <= best) {
+    for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
         let name = vector_module(isa);
         module(&mut out, &name, &specialise(&VECTOR, isa, &[])?);
         let (isa, path) = (isa.name(), format_ident!("{name}"));
@@ -92,7 +95,7 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
     out.push_str(NO_STD);
     let Entries { ternary, heads, attention } = modules(&mut out, ids, &vocabularies)?;
     let floats = ids.iter().filter(|id| !matches!(id.op, Op::Ternary(_)));
-    let tiers: BTreeSet<Isa> = floats.map(|id| float_tier(id.isa)).collect();
+    let tiers: BTreeSet<Isa> = floats.map(|id| id.isa.float_tier()).collect();
     for isa in tiers {
         module(&mut out, &vector_module(isa), &specialise(&VECTOR, isa, &[])?);
     }
@@ -184,16 +187,9 @@ fn unparse(items: TokenStream) -> String {
     prettyplease::unparse(&syn::parse2(items).expect("written by this file"))
 }
 
-/// The tiers with float operations of their own: those between add nothing to float arithmetic.
-const FLOAT_TIERS: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512];
-
 /// The module with the float operations that kernels of an ISA use.
 pub(crate) fn vector_module(isa: Isa) -> String {
-    format!("{}__{}", VECTOR.name, float_tier(isa))
-}
-
-fn float_tier(isa: Isa) -> Isa {
-    FLOAT_TIERS.iter().copied().rfind(|&tier| tier <= isa).unwrap_or(Isa::Scalar)
+    format!("{}__{}", VECTOR.name, isa.float_tier())
 }
 
 fn header(path: &str) -> String {

@@ -1,7 +1,7 @@
 //! The candidate tilings: a table. One row is a family of kernels, their tests, their benches and
 //! their dispatch entries.
 
-use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, Scalar};
+use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Scalar};
 use bitnet_profiles::Layout::{I2sT16, I2sT32, Tl1T32, Tl2T32, Tl2W32};
 use bitnet_profiles::Op::{self, Attention, Head, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
@@ -46,6 +46,9 @@ const SPACE: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16, 32], cols: &[64, 128, 256],      tokens: &[2, 4],     unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[16, 32], cols: &[128, 256],          tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[256],               tokens: &[2, 8],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 1024, 2048, 4096, 8192] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],     cols: &[0],                 tokens: &[2, 3, 4, 5], unroll: &[1],     prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],     cols: &[0],                 tokens: &[2],        unroll: &[2],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16, 32], cols: &[0],                 tokens: &[1],        unroll: &[1, 2, 4], prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[2],       prefetch: &[4096] },
     Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[1],        unroll: &[1, 2],     prefetch: &[1024, 2048, 4096, 8192] },
@@ -75,6 +78,7 @@ const SPACE: &[Row] = &[
     Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[2048, 4096, 8192] },
     Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[2, 8],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: BLOCK_HEADS,        isas: &[AvxVnni],                          rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 1024, 2048, 4096, 8192] },
     Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[1024, 2048, 4096, 8192] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums.

@@ -1,14 +1,17 @@
-/// What the CPU can do, in tiers: each includes the one before. The order is that of `--isa`,
-/// which is a ceiling.
+/// What the CPU can do, in tiers. The order is that of `--isa`, which is a ceiling: of what a CPU
+/// runs, a later tier is the better one. Most tiers include the one before, but not all do
+/// ([`Isa::includes`]): CPUs with AVX-512 may lack AVX-VNNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Isa {
     /// Plain Rust, whatever the target's baseline is.
     Scalar,
     /// AVX2, FMA and F16C: Haswell and Zen on.
     Avx2,
+    /// With AVX-VNNI (`vpdpbusd` on 256 bits): Alder Lake and Zen 5 on.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL: Skylake-X on.
     Avx512,
-    /// With VNNI (`vpdpbusd`): Cascade Lake and Zen 4 on.
+    /// AVX-512 with VNNI (`vpdpbusd`): Cascade Lake and Zen 4 on.
     Avx512Vnni,
     /// With VBMI and VBMI2 (`vpshldw`): Ice Lake and Zen 4 on.
     Avx512Vbmi,
@@ -17,6 +20,7 @@ pub enum Isa {
 named!(Isa, "ISA", {
     Scalar => "scalar",
     Avx2 => "avx2",
+    AvxVnni => "avxvnni",
     Avx512 => "avx512",
     Avx512Vnni => "avx512vnni",
     Avx512Vbmi => "avx512vbmi",
@@ -32,6 +36,7 @@ impl Isa {
             match self {
                 Self::Scalar => true,
                 Self::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+                Self::AvxVnni => Self::Avx2.is_supported() && has!("avxvnni"),
                 Self::Avx512 => {
                     Self::Avx2.is_supported()
                         && has!("avx512f")
@@ -51,10 +56,36 @@ impl Isa {
         }
     }
 
+    /// The tiers this CPU runs, the best last.
+    pub fn supported() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|isa| isa.is_supported())
+    }
+
+    /// Their names, for messages.
+    pub fn supported_names() -> String {
+        Self::supported().map(Self::name).collect::<Vec<_>>().join(", ")
+    }
+
     /// The best tier this CPU runs.
     pub fn best() -> Self {
-        let supported = Self::ALL.iter().copied().filter(|isa| isa.is_supported());
-        supported.max().unwrap_or(Self::Scalar)
+        Self::supported().max().unwrap_or(Self::Scalar)
+    }
+
+    /// Whether every CPU that runs this tier runs `other` too.
+    pub fn includes(self, other: Self) -> bool {
+        let own = self.target_features();
+        let features = other.target_features().split(',').filter(|feature| !feature.is_empty());
+        features.into_iter().all(|feature| own.split(',').any(|own| own == feature))
+    }
+
+    /// Whether kernels of this tier may run under a ceiling: where this CPU runs the ceiling, what it
+    /// runs and is not above; for the ceiling of another CPU, what that tier includes.
+    pub fn is_within(self, ceiling: Self) -> bool {
+        if ceiling.is_supported() {
+            self <= ceiling && self.is_supported()
+        } else {
+            ceiling.includes(self)
+        }
     }
 
     /// The tiers whose kernels a build for `arch` (as in `CARGO_CFG_TARGET_ARCH`) holds.
@@ -71,6 +102,7 @@ impl Isa {
         match self {
             Self::Scalar => "",
             Self::Avx2 => "avx2,fma,f16c",
+            Self::AvxVnni => "avx2,fma,f16c,avxvnni",
             Self::Avx512 => "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
             Self::Avx512Vnni => "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
             Self::Avx512Vbmi => {
@@ -82,7 +114,7 @@ impl Isa {
     /// Vector registers a kernel can count on.
     pub const fn registers(self) -> usize {
         match self {
-            Self::Scalar | Self::Avx2 => 16,
+            Self::Scalar | Self::Avx2 | Self::AvxVnni => 16,
             _ => 32,
         }
     }
@@ -91,15 +123,31 @@ impl Isa {
     pub const fn lanes(self) -> usize {
         match self {
             Self::Scalar => 4,
-            Self::Avx2 => 8,
+            Self::Avx2 | Self::AvxVnni => 8,
             _ => 16,
         }
+    }
+
+    /// The tier whose float operations this one uses; those between add nothing to float
+    /// arithmetic.
+    pub const fn float_tier(self) -> Self {
+        match self {
+            Self::Scalar => Self::Scalar,
+            Self::Avx2 | Self::AvxVnni => Self::Avx2,
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Vbmi => Self::Avx512,
+        }
+    }
+
+    /// Whether a vector of words is looked up in a table of 32 at once (`vpermw`); else one of bytes
+    /// in a table of 16 (`vpshufb`).
+    pub const fn looks_up_32(self) -> bool {
+        matches!(self, Self::Scalar | Self::Avx512 | Self::Avx512Vnni | Self::Avx512Vbmi)
     }
 
     /// Whether a byte product sum lands in 32-bit lanes at once (`vpdpbusd`, plain arithmetic);
     /// else it lands in 16-bit lanes (`vpmaddubsw`) that must be widened before they wrap.
     pub const fn dots_are_wide(self) -> bool {
-        matches!(self, Self::Scalar | Self::Avx512Vnni | Self::Avx512Vbmi)
+        matches!(self, Self::Scalar | Self::AvxVnni | Self::Avx512Vnni | Self::Avx512Vbmi)
     }
 }
 
@@ -109,10 +157,34 @@ mod tests {
 
     #[test]
     fn tiers_are_nested() {
-        for pair in Isa::ALL.windows(2) {
-            assert!(pair[0] < pair[1]);
-            assert!(pair[1].target_features().starts_with(pair[0].target_features()));
-            assert!(pair[0].is_supported() || !pair[1].is_supported());
+        for (at, &isa) in Isa::ALL.iter().enumerate() {
+            assert!(isa.includes(isa) && isa.includes(Isa::Scalar));
+            let floats = isa.float_tier();
+            assert!(isa.includes(floats) && floats.float_tier() == floats, "{isa}");
+            for &better in &Isa::ALL[at + 1..] {
+                assert!(isa < better && !isa.includes(better), "{isa} {better}");
+                if better.includes(isa) {
+                    assert!(isa.is_supported() || !better.is_supported(), "{isa} {better}");
+                    assert!(isa.lanes() <= better.lanes() && isa.registers() <= better.registers());
+                }
+            }
+        }
+        // A ladder with one side step: AVX-512 came without AVX-VNNI at first.
+        let ladder = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Vbmi];
+        assert!(ladder.windows(2).all(|pair| pair[1].includes(pair[0])));
+        assert!(ladder.iter().all(|isa| !isa.includes(Isa::AvxVnni)));
+        assert!(Isa::AvxVnni.includes(Isa::Avx2));
+    }
+
+    #[test]
+    fn a_ceiling_lets_through_what_runs() {
+        for &ceiling in Isa::ALL {
+            assert!(ceiling.is_within(ceiling) && Isa::Scalar.is_within(ceiling));
+            for &isa in Isa::ALL {
+                let runs = !ceiling.is_supported() || isa.is_supported();
+                assert!(!isa.is_within(ceiling) || runs && isa <= ceiling, "{isa} {ceiling}");
+                assert!(isa.is_within(ceiling) || !ceiling.includes(isa), "{isa} {ceiling}");
+            }
         }
     }
 }

@@ -2,12 +2,12 @@
 //! documented field by field below; it holds names and bounded numbers only, so a wrong profile may
 //! make inference slow, never wrong.
 
-use std::io::Write;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Isa, KernelId, Layout, Op, Shape, stable_hash};
+use crate::{Isa, KernelId, Layout, Op, Shape, file, printable, stable_hash};
 
 /// A job of the forward pass that one kernel choice serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -290,7 +290,11 @@ pub enum ProfileError {
 
 impl ProfileError {
     fn content(item: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Content { item: item.into(), problem: problem.into() }
+        // A message may quote the file, and ends in a terminal.
+        Self::Content {
+            item: printable(&item.into()).into_owned(),
+            problem: printable(&problem.into()).into_owned(),
+        }
     }
 }
 
@@ -355,27 +359,27 @@ impl Profile {
         toml::to_string(self).expect("every field has a TOML form")
     }
 
-    /// Writes the profile whole to a temporary file beside `path` and renames it, so that `path`
-    /// holds either the old profile or the new one.
+    /// Writes the profile whole, as [`crate::file::replace`] does: `path` holds either the old
+    /// profile or the new one.
     ///
     /// # Errors
-    /// [`ProfileError::Io`] when the system refuses; the temporary file is removed.
+    /// [`ProfileError::Io`] when the system refuses.
     pub fn save(&self, path: &Path) -> Result<(), ProfileError> {
-        let io =
-            |action| move |source| ProfileError::Io { path: path.to_path_buf(), action, source };
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let write = || {
-            let mut file = std::fs::File::create_new(&temporary)?;
-            file.write_all(self.to_text().as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)
-        };
-        write().map_err(|error| {
-            let _ = std::fs::remove_file(&temporary);
-            io("write")(error)
+        file::replace(path, self.to_text().as_bytes()).map_err(|source| ProfileError::Io {
+            path: path.to_path_buf(),
+            action: "write",
+            source,
         })
+    }
+
+    /// Replaces every kernel by the built-in one named beside it, with the same figures.
+    pub fn use_built_in(&mut self) {
+        for op in &mut self.ops {
+            for pick in [Some(&mut op.decode), op.prefill.as_mut()].into_iter().flatten() {
+                pick.kernel = pick.built_in;
+            }
+        }
+        self.tool.library_sha256 = None;
     }
 
     /// The choice for a role: the one made for these shapes.
@@ -383,10 +387,10 @@ impl Profile {
         self.ops.iter().find(|choice| choice.role == role && choice.parts == parts)
     }
 
-    /// The highest tier that any choice needs.
-    pub fn isa(&self) -> Isa {
+    /// The tiers that the choices need.
+    pub fn isas(&self) -> BTreeSet<Isa> {
         let picks = self.ops.iter().flat_map(Choice::picks);
-        picks.map(|(_, pick)| pick.kernel.isa.max(pick.built_in.isa)).max().unwrap_or(Isa::Scalar)
+        picks.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]).collect()
     }
 
     fn validate(&self) -> Result<(), ProfileError> {
@@ -657,8 +661,8 @@ mod tests {
         least.model.path = None;
         least.ops.clear();
         assert_eq!(Profile::parse(&least.to_text()).unwrap(), least);
-        assert_eq!(least.isa(), Isa::Scalar);
-        assert_eq!(full.isa(), Isa::Avx512Vnni);
+        assert!(least.isas().is_empty());
+        assert_eq!(full.isas().last(), Some(&Isa::Avx512Vnni));
         let parts = [Shape::new(6912, 2560); 2];
         assert_eq!(full.choice(Role::GateUp, &parts), Some(&full.ops[0]));
         assert_eq!(full.choice(Role::GateUp, &parts[..1]), None);
@@ -840,6 +844,23 @@ mod tests {
         assert!(error.to_string().contains("none.toml"), "{error}");
     }
 
+    #[test]
+    fn what_is_said_of_a_hostile_file_is_one_line_of_text() {
+        let good = profile().to_text();
+        let escape = "\\u001b[2J\\r\\n\\u202e\\u009b";
+        for (from, to) in [
+            ("[run]", format!("[run]\n\"{escape}\" = 1")),
+            ("role = \"lm_head\"", format!("role = \"{escape}\"")),
+            ("kernel = \"i2_s_t16", format!("kernel = \"{escape}i2_s_t16")),
+            ("threads = 2\n", format!("threads = \"{escape}\"\n")),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let (item, problem) = refused(&good.replacen(from, &to, 1));
+            let said = format!("{item}: {problem}");
+            assert_eq!(said, printable(&said));
+        }
+    }
+
     fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
         let mut names: Vec<String> =
@@ -858,7 +879,18 @@ mod tests {
         saved.run.threads = 7;
         saved.save(&path).unwrap();
         assert_eq!(Profile::load(&path).unwrap(), saved);
-        assert_eq!(names(folder.path()), ["host.toml"]);
+        // What another process of the same number left behind is in nobody's way.
+        let stale = format!("host.toml.{}.tmp", std::process::id());
+        std::fs::write(folder.path().join(&stale), "half").unwrap();
+        saved.save(&path).unwrap();
+        assert_eq!(names(folder.path()), ["host.toml", stale.as_str()]);
+        std::fs::remove_file(folder.path().join(&stale)).unwrap();
+        // A new profile is as public as any new file of this user.
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, "").unwrap();
+        let permissions = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+        assert_eq!(permissions(&path), permissions(&plain));
+        std::fs::remove_file(&plain).unwrap();
 
         // Where a folder has the name, it stays, and so does what it holds.
         let taken = folder.path().join("taken.toml");

@@ -87,7 +87,7 @@ impl Defaults {
         let format = format.unwrap_or(Format::I2S);
         let all =
             self.chain.iter().flat_map(|(name, file)| file.kernels.iter().map(|g| (*name, *g)));
-        all.filter(|(_, g)| g.decode.isa <= ceiling && g.layout().format() == format)
+        all.filter(|(_, g)| g.decode.isa.is_within(ceiling) && g.layout().format() == format)
             // Of equal ISA the first, which the last of equals in reverse is.
             .rev()
             .max_by_key(|(_, g)| g.decode.isa)
@@ -97,7 +97,7 @@ impl Defaults {
     /// The kernel for a head format up to `ceiling`, if one was found to be better than others.
     pub fn head(&self, format: HeadFormat, ceiling: Isa) -> Option<KernelId> {
         let all = self.chain.iter().flat_map(|(_, file)| &file.heads);
-        all.filter(|id| id.isa <= ceiling && id.op == Op::Head(format))
+        all.filter(|id| id.isa.is_within(ceiling) && id.op == Op::Head(format))
             .max_by_key(|id| id.isa)
             .copied()
     }
@@ -186,10 +186,10 @@ mod tests {
             assert!(g.decode.shape.is_none() && g.prefill.shape.is_none(), "{}", g.decode);
         }
         for &isa in Isa::ALL {
-            assert!(generic(None, isa).decode.isa <= isa);
+            assert!(generic(None, isa).decode.isa.is_within(isa));
             for &format in Format::ALL {
                 let g = generic(Some(format), isa);
-                assert!(g.decode.isa <= isa && g.layout().format() == format);
+                assert!(g.decode.isa.is_within(isa) && g.layout().format() == format);
             }
         }
     }

@@ -151,9 +151,9 @@ impl KernelSpec {
                 })?;
                 // Decode keeps one sum per 2-bit field and unrolled unit, prefill one per token.
                 let sums = vectors * if tile.tokens == 1 { 4 * tile.unroll } else { tile.tokens };
-                check.that(isa == Isa::Scalar || sums <= isa.registers() - 8, || {
+                check.that(isa == Isa::Scalar || sums <= isa.registers() - 6, || {
                     format!(
-                        "{sums} vectors of sums leave fewer than 8 of the {} registers",
+                        "{sums} vectors of sums leave fewer than 6 of the {} registers",
                         isa.registers()
                     )
                 })
@@ -181,11 +181,11 @@ impl KernelSpec {
                 self.validate_table_sums(check)
             }
             Format::Tl2 => {
-                check.that(layout != Layout::Tl2W32 || isa != Isa::Avx2, || {
+                check.that(layout != Layout::Tl2W32 || isa.looks_up_32(), || {
                     "a 5-bit index needs a permute of 32 words, which AVX2 lacks: it reads tl2_t32"
                         .into()
                 })?;
-                check.that(layout != Layout::Tl2T32 || isa <= Isa::Avx2, || {
+                check.that(layout != Layout::Tl2T32 || isa == Isa::Scalar || !isa.looks_up_32(), || {
                     "signs apart from the index are for ISAs that look up bytes: AVX-512 looks up \
                      words and reads tl2_w32"
                         .into()

@@ -1,5 +1,6 @@
 //! Runs ternary language models: GGUF in, tokens out.
 
+mod affinity;
 pub mod bench;
 pub mod cli;
 pub mod dummy;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bitnet_profiles::Isa;
 
 use crate::memory::Buffer;
-use crate::threads::{Pool, SharedSlice, Worker};
+use crate::threads::{Pool, Worker};
 use crate::{Error, Result};
 
 /// Bytes per second that the pool's threads read together when each streams its own part of a
@@ -18,13 +18,8 @@ use crate::{Error, Result};
 /// [`Error::Runtime`] when the system refuses the memory or a worker panicked.
 pub fn read_bandwidth(pool: &Pool, bytes: usize, rounds: usize) -> Result<f64> {
     let mut buffer = Buffer::zeroed(bytes)?;
+    pool.fill(&mut buffer, 1)?;
     let len = buffer.len();
-    let shared = SharedSlice::new(&mut buffer);
-    // Pages come into being where their reader runs.
-    pool.run(|worker| {
-        // SAFETY: shares are disjoint.
-        unsafe { shared.write(worker.share(len)) }.fill(1);
-    })?;
     let sum = best_sum();
     // A pass over a small buffer is repeated until a clock can time it.
     let passes = (1_usize << 24).div_ceil(len.max(1));
@@ -167,6 +162,7 @@ mod x86 {
         };
     }
     multiply_with!(multiply_avx2, avx2, 8, "avx2,fma,f16c");
+    multiply_with!(multiply_avxvnni, avxvnni, 12, "avx2,fma,f16c,avxvnni");
     multiply_with!(multiply_avx512, avx512, 8, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
     multiply_with!(
         multiply_vnni,
@@ -176,9 +172,11 @@ mod x86 {
     );
 
     pub(super) fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
-        match ceiling.min(Isa::best()) {
+        let supported = Isa::supported().filter(|&isa| isa <= ceiling);
+        match supported.last().unwrap_or(Isa::Scalar) {
             Isa::Scalar => None,
             Isa::Avx2 => Some(multiply_avx2),
+            Isa::AvxVnni => Some(multiply_avxvnni),
             Isa::Avx512 => Some(multiply_avx512),
             Isa::Avx512Vnni | Isa::Avx512Vbmi => Some(multiply_vnni),
         }

@@ -44,6 +44,7 @@ pub const ABI: Source = source!("abi", "abi.rs");
 pub const VOCABULARIES: &[Source] = &[
     source!("scalar", "isa/scalar.rs"),
     source!("avx2", "isa/avx2.rs"),
+    source!("avxvnni", "isa/avxvnni.rs"),
     source!("avx512", "isa/avx512.rs"),
     source!("avx512vnni", "isa/avx512vnni.rs"),
     source!("avx512vbmi", "isa/avx512vbmi.rs"),

@@ -81,7 +81,7 @@ fn a_library_computes_what_is_built_in() {
     for &layout in Layout::ALL {
         let kernels: Vec<Kernel> =
             loaded.ternary().iter().filter(|k| k.layout() == layout).copied().collect();
-        assert_eq!(oracle.check(layout, &kernels, &pool).unwrap(), []);
+        assert_eq!(oracle.check(layout, &kernels, &pool, &mut |_| ()).unwrap(), []);
     }
     for kernel in loaded.heads() {
         assert_eq!(verify::head(kernel, COLS).unwrap(), None);

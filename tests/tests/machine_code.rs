@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, HashMap};
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op};
 use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, TERNARY};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
+use iced_x86::{
+    Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, Register,
+};
 
 /// What the hot loop of a family of kernels is made of. One `work` instruction covers some
 /// products of a weight and an activation; the other instructions are counted against it.
@@ -86,6 +88,9 @@ const FAMILIES: &[Family] = &[
     // Codes stay in place: no shift. The broadcast is an operand.
     Family { serves: i2_s, isas: VNNI, phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: None, each: 1.0, unpack: 1.25, load: [0.0, 1.0] },
     Family { serves: i2_s, isas: VNNI, phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: None, each: 1.0, unpack: 2.0, load: [0.0, 1.0] },
+    // The broadcast is a load of its own: only EVEX has it as an operand.
+    Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 1.25, load: [1.0, 1.0] },
+    Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 2.0, load: [1.0, 1.0] },
     // Two lookups (low and high bytes) serve 32 pairs, and two unpacks and two adds follow. Load
     // 1/2, shift 1/2, and; two broadcasts.
     Family { serves: tl1, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpshufb], 256), products: 32, rows: 32, also: None, each: 3.0, unpack: 1.0, load: [1.0, 1.0] },
@@ -107,12 +112,15 @@ const FAMILIES: &[Family] = &[
     // Block heads: 512 weights an iteration, with their scales; measured. Signed bytes take two
     // multiplications.
     Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 256), products: 16, rows: 1, also: None, each: 8.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 16, rows: 1, also: None, each: 7.5, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 512), products: 32, rows: 1, also: None, each: 9.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 32, rows: 1, also: None, each: 7.5, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 12.75, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
 ];
@@ -149,7 +157,8 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: head, isa: Isa::Avx2,   rows: 8, tokens: 1, stack: 10, more: 32 },
     Crowded { serves: head, isa: Isa::Avx512, rows: 8, tokens: 1, stack: 0,  more: 4 },
     // Constants of the unpacking.
-    Crowded { serves: |op| matches!(op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0)), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 12, more: 0 },
+    Crowded { serves: |op| matches!(op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0)), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 16, more: 0 },
+    Crowded { serves: |op| op == Op::Head(HeadFormat::Q6K), isa: Isa::AvxVnni, rows: 1, tokens: 1, stack: 14, more: 0 },
 ];
 
 /// The executable mapping of this process that holds `address`, from there to its end.
@@ -389,6 +398,7 @@ fn check(kernel: &Kernel) -> Result<f64, String> {
     };
     let function = Function::decode(kernel.run);
     let callees = function.callees();
+    let mut code = [&function].into_iter().chain(&callees).flat_map(|f| &f.instructions);
     let (mnemonics, bits) = family.work;
     let is_work = |i: &&Instruction| {
         mnemonics.contains(&i.mnemonic()) && i.op0_register().info().size() * 8 == bits
@@ -401,6 +411,9 @@ fn check(kernel: &Kernel) -> Result<f64, String> {
     };
     if hot.iter().any(|i| i.is_call_near() || i.is_call_near_indirect()) {
         return Err("a call in the hot loop".into());
+    }
+    if !id.isa.includes(Isa::Avx512) && code.any(|i| i.encoding() == EncodingKind::EVEX) {
+        return Err("an instruction of AVX-512".into());
     }
     let any_loop = function.loops();
     let in_loops = any_loop.iter().flat_map(|(body, _)| body);

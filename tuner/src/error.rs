@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use bitnet_profiles::{ProfileError, SpecError};
+use bitnet_profiles::{ProfileError, SpecError, printable};
 
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -15,8 +15,16 @@ pub enum Error {
     /// The profile could not be written or read.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// A worker process could not do its work.
+    #[error("{message}")]
+    Worker {
+        /// Its error's message.
+        message: String,
+        /// The exit code of that error.
+        code: u8,
+    },
     /// A name that stands for no kernel.
-    #[error("{}", printable(.0))]
+    #[error("{}", printable(&.0.to_string()))]
     Spec(#[from] SpecError),
     /// There is no compiler to make kernels with: no reason to stop, the built-in ones serve.
     #[error("{reason}")]
@@ -37,12 +45,6 @@ pub enum Error {
     Codegen(#[from] bitnet_codegen::Error),
 }
 
-/// The message on one line, whatever the name held.
-fn printable(error: &SpecError) -> String {
-    let text = error.to_string();
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
 impl Error {
     /// Whether the reader of a pipe we write to has gone: not an error worth a message.
     pub fn is_broken_pipe(&self) -> bool {
@@ -54,6 +56,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Runtime(error) => error.exit_code(),
+            Self::Worker { code, .. } => *code,
             Self::Profile(ProfileError::Io { .. }) => 6,
             Self::Profile(ProfileError::Content { .. }) => 4,
             Self::Spec(_) => 2,

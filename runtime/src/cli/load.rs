@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Format, Isa, KernelId, Op, Profile, ProfileError, Role, registry};
+use bitnet_profiles::{Format, Isa, KernelId, Op, Pinning, Profile, ProfileError, Role, registry};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::kernels::{self, Selection};
+use crate::memory::Pages;
 use crate::model::config::Config;
 use crate::model::{KvType, LoadOptions, Model, SessionOptions};
 use crate::threads::{MAX_THREADS, Pool};
@@ -33,8 +34,8 @@ pub struct KernelArgs {
     /// Pack all ternary weights as i2_s, tl1 or tl2, whatever the profile says
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Use no better instructions than scalar, avx2, avx512, avx512vnni or avx512vbmi, whatever
-    /// the profile says
+    /// Use no better instructions than scalar, avx2, avxvnni, avx512, avx512vnni or avx512vbmi,
+    /// whatever the profile says
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
 }
@@ -90,6 +91,51 @@ impl SessionArgs {
         };
         Ok(SessionOptions { context, batch: self.batch(), kv_type })
     }
+}
+
+/// Flags that say where threads and weights go.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct PlacementArgs {
+    /// 1: bind every thread to a CPU of its own; 0: to none [default: the profile's, else 0]
+    #[arg(long, value_name = "0|1", value_parser = switch(), help_heading = PERFORMANCE)]
+    cpu_strict: Option<bool>,
+    /// 1: ask for huge pages for the weights; 0: for small ones [default: the profile's, else 1]
+    #[arg(long, value_name = "0|1", value_parser = switch(), help_heading = PERFORMANCE)]
+    huge_pages: Option<bool>,
+    /// Keep the weights from being swapped out
+    #[arg(long, help_heading = PERFORMANCE)]
+    mlock: bool,
+}
+
+/// Where threads and weights go: the flags, else the profile.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement {
+    /// How workers are bound.
+    pub pinning: Pinning,
+    /// The pages of the weights.
+    pub pages: Pages,
+    lock: bool,
+}
+
+impl PlacementArgs {
+    /// What holds for a run.
+    pub fn with(&self, profile: &Taken) -> Placement {
+        let run = profile.profile.as_ref().map(|profile| &profile.run);
+        let pinning = match self.cpu_strict {
+            Some(true) => Pinning::Cores,
+            Some(false) => Pinning::None,
+            None => run.map_or(Pinning::None, |run| run.pinning),
+        };
+        let huge = self.huge_pages.or(run.map(|run| run.huge_pages)).unwrap_or(true);
+        let pages = if huge { Pages::Huge } else { Pages::Small };
+        Placement { pinning, pages, lock: self.mlock }
+    }
+}
+
+/// `0` or `1`, for clap.
+pub fn switch() -> impl clap::builder::TypedValueParser<Value = bool> {
+    use clap::builder::TypedValueParser as _;
+    clap::builder::PossibleValuesParser::new(["0", "1"]).map(|value| value == "1")
 }
 
 /// The number of worker threads, for clap.
@@ -250,11 +296,11 @@ impl Choice {
 /// Reads a profile; one that needs more than this CPU has is refused whole.
 fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
     let profile = Profile::load(path)?;
-    let (needed, best) = (profile.isa(), Isa::best());
-    if needed > best {
+    if let Some(needed) = profile.isas().into_iter().find(|isa| !isa.is_supported()) {
+        let runs = Isa::supported_names();
         return Err(ProfileError::Content {
             item: "op".into(),
-            problem: format!("kernels of {needed}, but this CPU runs up to {best}"),
+            problem: format!("kernels of {needed}, but this CPU runs {runs}"),
         });
     }
     Ok(profile)
@@ -289,12 +335,19 @@ fn users(shapes: &str, host: &Host) -> Option<(PathBuf, Profile)> {
     None
 }
 
-/// The number of threads: the flag's, the profile's as far as this process may use so many, or
-/// one for each physical core.
+/// The number of threads: the flag's, the profile's as far as this process may use so many, which
+/// is told, or one for each physical core.
 pub fn thread_count(flag: Option<u64>, profile: &Taken, host: &Host) -> usize {
     match (flag, profile.threads()) {
         (Some(threads), _) => threads as usize,
-        (None, Some(threads)) => threads.min(host.threads),
+        (None, Some(threads)) if threads > host.threads => {
+            note(format_args!(
+                "threads: {}, all the CPUs that this process may use, not the profile's {threads}",
+                host.threads
+            ));
+            host.threads
+        }
+        (None, Some(threads)) => threads,
         (None, None) => host.physical_cores.min(MAX_THREADS),
     }
 }
@@ -333,13 +386,25 @@ impl Loaded {
 ///
 /// # Errors
 /// Those of [`Model::from_gguf`].
-pub fn model(gguf: Gguf, choice: &Choice, taken: &Taken, pool: &Pool) -> Result<Loaded> {
+pub fn model(
+    gguf: Gguf,
+    choice: &Choice,
+    taken: &Taken,
+    placement: Placement,
+    pool: &Pool,
+) -> Result<Loaded> {
     note(format_args!("profile: {} ({})", taken.name, taken.reason));
     let selection = Selection::new(choice.isa, choice.format, taken.profile.clone())?;
     let progress = Progress::new();
     let model = Model::from_gguf(
         gguf,
-        &LoadOptions { pool, selection: &selection, progress: &|done, of| progress.show(done, of) },
+        &LoadOptions {
+            pool,
+            selection: &selection,
+            pages: placement.pages,
+            lock: placement.lock,
+            progress: &|done, of| progress.show(done, of),
+        },
     )?;
     drop(progress);
     let notes = selection.take_notes();

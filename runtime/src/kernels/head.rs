@@ -4,6 +4,7 @@ use bitnet_profiles::{HeadFormat, Isa, KernelId, Op};
 
 use super::builtin::{self, abi};
 use crate::memory::ALIGN;
+use crate::threads::{SharedSlice, Worker};
 
 /// A head kernel that this CPU can run.
 #[derive(Clone, Copy)]
@@ -77,6 +78,28 @@ impl HeadKernel {
             abi::HeadPrepare { x: x.as_ptr(), cols: x.len(), scratch: prepared.as_mut_ptr() };
         // SAFETY: `new` checked the CPU, the lines above the sizes and the alignment.
         unsafe { (self.entry.prepare)(&prepare) }
+    }
+
+    /// The worker's share of the logits of a head: every worker calls it with the same `rows`,
+    /// `[out.len()][x.len()]` in the file's blocks, and the same `x`, which each prepares for
+    /// itself in `prepared`; a barrier must follow before `out` is read.
+    ///
+    /// # Panics
+    /// As [`HeadKernel::prepare`] and [`HeadKernel::run`].
+    pub fn run_share(
+        &self,
+        worker: &Worker<'_>,
+        rows: &[u8],
+        x: &[f32],
+        prepared: &mut [u8],
+        out: &SharedSlice<'_, f32>,
+    ) {
+        self.prepare(x, prepared);
+        let share = worker.share(out.len());
+        let width = self.format.row_bytes(x.len());
+        // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
+        let out = unsafe { out.write(share.clone()) };
+        self.run(&rows[share.start * width..share.end * width], x.len(), prepared, out);
     }
 
     /// Whole blocks, and the columns that the kernel is made for.

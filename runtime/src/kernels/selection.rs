@@ -66,7 +66,7 @@ impl Selection {
             return Err(Error::Cpu {
                 item: "--isa".into(),
                 found: isa.to_string(),
-                expected: format!("at most {}, the best this CPU runs", Isa::best()),
+                expected: format!("one that this CPU runs: {}", Isa::supported_names()),
             });
         }
         let forced = isa.is_some() || format.is_some();

@@ -2,7 +2,7 @@
 //! those made on the host that a model is about to run. A kernel that is wrong is a bug to report,
 //! and never serves.
 
-use bitnet_profiles::{HeadFormat, Layout, Shape};
+use bitnet_profiles::{HeadFormat, KernelId, Layout, Shape};
 use half::f16;
 
 use super::attention::{
@@ -21,7 +21,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
     /// Its id.
-    pub kernel: String,
+    pub kernel: KernelId,
     /// Where it went wrong, in words.
     pub found: String,
 }
@@ -79,14 +79,21 @@ impl Oracle {
         Self { shape, tokens, cases: cases.collect() }
     }
 
-    /// Those of `kernels`, which read `layout`, that go wrong.
+    /// Those of `kernels`, which read `layout`, that go wrong; `begin` is told of each before it is
+    /// called.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory or a worker panics.
     ///
     /// # Panics
     /// When a kernel reads another layout, or is made for other columns.
-    pub fn check(&self, layout: Layout, kernels: &[Kernel], pool: &Pool) -> Result<Vec<Wrong>> {
+    pub fn check(
+        &self,
+        layout: Layout,
+        kernels: &[Kernel],
+        pool: &Pool,
+        begin: &mut dyn FnMut(&KernelId),
+    ) -> Result<Vec<Wrong>> {
         let mut wrong: Vec<Wrong> = Vec::new();
         for case in &self.cases {
             let buffer = Buffer::zeroed(layout.matrix_bytes(self.shape))?;
@@ -94,11 +101,13 @@ impl Oracle {
             let matrix = PackedMatrix::pack(&file, self.shape, 1.0, layout, buffer, pool)?
                 .map_err(|_| Error::Runtime(format!("packing {layout} refused its own codes")))?;
             for kernel in kernels {
-                let kernel_id = kernel.id().to_string();
-                if wrong.iter().all(|w| w.kernel != kernel_id)
-                    && let Some(found) = self.difference(case, kernel, &matrix)?
-                {
-                    wrong.push(Wrong { kernel: kernel_id, found });
+                let id = *kernel.id();
+                if wrong.iter().any(|known| known.kernel == id) {
+                    continue;
+                }
+                begin(&id);
+                if let Some(found) = self.difference(case, kernel, &matrix)? {
+                    wrong.push(Wrong { kernel: id, found });
                 }
             }
         }
@@ -165,7 +174,7 @@ pub fn head(kernel: &HeadKernel, cols: usize) -> Result<Option<Wrong>> {
             let expected = logit(format, &x, bytes);
             if bits(got) != bits(expected) {
                 let found = format!("{cols} columns, {kind:?}, row {row}: {got} for {expected}");
-                return Ok(Some(Wrong { kernel: kernel.id().to_string(), found }));
+                return Ok(Some(Wrong { kernel: *kernel.id(), found }));
             }
         }
     }
@@ -270,7 +279,7 @@ pub fn attention(kernel: &AttentionKernel, head_dim: usize) -> Result<Option<Wro
             if let Some(found) = found {
                 let found =
                     format!("{heads} heads of {head_dim}, {kind:?}, positions {seen:?}, {found}");
-                return Ok(Some(Wrong { kernel: kernel.id().to_string(), found }));
+                return Ok(Some(Wrong { kernel: *kernel.id(), found }));
             }
         }
     }
@@ -421,13 +430,13 @@ mod tests {
         for cols in [384, 250, 1] {
             let kernel = *kernels::builtin().iter().find(|k| k.id().isa == Isa::Scalar).unwrap();
             let mut oracle = Oracle::new(cols, kernel.tokens());
-            assert_eq!(oracle.check(kernel.layout(), &[kernel], &pool).unwrap(), []);
+            assert_eq!(oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| ()).unwrap(), []);
             // The oracle errs instead of the kernel: the difference must show all the same, in
             // every case and at the last product.
             for case in 0..oracle.cases.len() {
                 let at = oracle.shape.rows * (kernel.tokens() + 1) - 1;
                 oracle.cases[case].expected[at] += 1;
-                let wrong = oracle.check(kernel.layout(), &[kernel], &pool).unwrap();
+                let wrong = oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| ()).unwrap();
                 assert_eq!(wrong.len(), 1, "{cols}");
                 assert!(wrong[0].found.contains(oracle.cases[case].name), "{}", wrong[0].found);
                 oracle.cases[case].expected[at] -= 1;

@@ -122,11 +122,14 @@ impl Weights {
             matrices += job.count as usize * job.parts.len();
             jobs.push((job, decode, prefill));
         }
-        let arena = Arena::new(packed_bytes, matrices)?;
+        let arena = Arena::with(packed_bytes, matrices, options.pages)?;
         let used = Vec::new();
         let mut loader = Loader { gguf, options, jobs, arena, packed_bytes, used, warnings };
         let weights = loader.weights(config)?;
         loader.warn_of_unused();
+        if options.lock {
+            loader.lock(&weights.head);
+        }
         Ok(weights)
     }
 }
@@ -257,7 +260,7 @@ impl<'a> Loader<'a> {
         let gguf = self.gguf;
         let bytes = gguf.tensor_bytes(&table.tensor);
         let width = bytes.len() / table.rows;
-        let mut buffer = Buffer::zeroed(bytes.len())?;
+        let mut buffer = Buffer::with(bytes.len(), self.options.pages)?;
         let out = SharedSlice::new(&mut buffer);
         self.options.pool.run(|worker| {
             let share = worker.share(table.rows);
@@ -269,6 +272,16 @@ impl<'a> Loader<'a> {
             }
         })?;
         Ok(Table { memory: Some(Arc::new(buffer)), ..table })
+    }
+
+    /// Keeps the packed weights and the head in memory, or says that the system does not.
+    fn lock(&mut self, head: &Table) {
+        let head = head.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock());
+        if let Err(error) = self.arena.lock().and(head) {
+            self.warnings.push(format!(
+                "the weights may be swapped out, the system does not keep them in memory: {error}; raise its limit (ulimit -l)"
+            ));
+        }
     }
 
     /// Packs the matrices of a job for the kernels of its role.
@@ -345,7 +358,8 @@ impl<'a> Loader<'a> {
 }
 
 /// The head format of a tensor type, if it is one.
-fn head_format(ty: TensorType) -> Option<HeadFormat> {
+#[must_use]
+pub fn head_format(ty: TensorType) -> Option<HeadFormat> {
     Some(match ty {
         TensorType::F32 => HeadFormat::F32,
         TensorType::F16 => HeadFormat::F16,

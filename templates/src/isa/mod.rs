@@ -22,6 +22,10 @@ pub mod avx2;
 
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
+pub mod avxvnni;
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
 pub mod avx512;
 
 #[cfg(target_arch = "x86_64")]

@@ -22,6 +22,8 @@ enum Command {
     Demo(cli::demo::Args),
     List(cli::list::Args),
     Emit(cli::emit::Args),
+    #[command(hide = true)]
+    Worker(cli::worker::Args),
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -30,6 +32,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Command::Demo(args)) => cli::demo::run(args),
         Some(Command::List(args)) => cli::list::run(args),
         Some(Command::Emit(args)) => cli::emit::run(args),
+        Some(Command::Worker(args)) => cli::worker::run(args),
     }
 }
 

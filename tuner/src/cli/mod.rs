@@ -9,13 +9,13 @@ use bitnet_runtime::host::Host;
 use bitnet_runtime::threads::Pool;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::Result;
-use crate::measure::Progress;
+use crate::{Notice, Result};
 
 pub mod demo;
 pub mod emit;
 pub mod list;
 pub mod tune;
+pub mod worker;
 
 /// Writes an answer to stdout, buffered.
 fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
@@ -29,13 +29,13 @@ fn note(line: fmt::Arguments<'_>) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// A pool of `threads`, or of the physical cores, with its warning on stderr.
-fn pool(threads: Option<usize>) -> Result<Pool> {
-    let pool = Pool::new(threads.unwrap_or_else(|| Host::detect().physical_cores))?;
-    if let Some(warning) = pool.warning() {
+/// The number of threads: the flag's, or the physical cores. A warning goes to stderr.
+fn threads(flag: Option<usize>) -> Result<usize> {
+    let threads = flag.unwrap_or_else(|| Host::detect().physical_cores);
+    if let Some(warning) = Pool::new(threads)?.warning() {
         note(format_args!("{warning}"));
     }
-    Ok(pool)
+    Ok(threads)
 }
 
 /// Parses `60s`, `500ms`, `2m` or a number of seconds.
@@ -73,9 +73,15 @@ impl Bar {
         Self(bar)
     }
 
-    fn show(&self, progress: &Progress) {
-        self.0.set_position((progress.done * 1000.0) as u64);
-        self.0.set_message(progress.doing.clone());
+    fn show(&self, notice: Notice) {
+        match notice {
+            Notice::Progress(done, doing) => {
+                self.0.set_position((done * 1000.0) as u64);
+                self.0.set_message(doing);
+            }
+            // The bar makes room for the line.
+            Notice::Line(line) => self.0.suspend(|| note(format_args!("{line}"))),
+        }
     }
 }
 

@@ -1,0 +1,35 @@
+//! AVX2 with AVX-VNNI: `vpdpbusd` adds the 4 byte products of a 32-bit lane at once.
+
+use core::arch::x86_64::*;
+
+pub use super::avx2::*;
+
+/// Whether [`dot`] sums straight into 32 bits.
+pub const WIDE: bool = true;
+
+/// Sums of byte products, 32 bits each.
+pub type Acc = I32;
+
+/// Adds, in every lane, the 4 products of unsigned codes and signed activations.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
+    _mm256_dpbusd_avx_epi32(acc, codes, activations)
+}
+
+/// The sums as 32-bit lanes.
+#[inline]
+pub fn widen(acc: Acc) -> I32 {
+    acc
+}
+
+/// Sums of the products of signed bytes, 4 to a lane, exact for all inputs.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+pub fn i8_dot(a: Bytes, b: Bytes) -> I32 {
+    // (a + 128) b - 128 b: the first factor of `vpdpbusd` is unsigned.
+    let offset = _mm256_set1_epi8(-128);
+    let zero = _mm256_setzero_si256();
+    let dots = _mm256_dpbusd_avx_epi32(zero, _mm256_xor_si256(a, offset), b);
+    _mm256_sub_epi32(dots, _mm256_dpbusd_avx_epi32(zero, offset, b))
+}
