@@ -12,4 +12,4 @@ mod specialise;
 
 pub use emit::{emit_cdylib, emit_kernel, emit_library, fingerprint};
 pub use error::Error;
-pub use space::{Phase, candidates, grid, specialised};
+pub use space::{Phase, candidates, grid};

@@ -116,27 +116,6 @@ pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
     ids
 }
 
-/// What there is to make on a host with `isas` for the ops that `fits` and the columns of `shapes`: the
-/// whole space, specialised. One for each number of columns, named by the first such shape: no kernel
-/// depends on the rows. Without the scalar ISA, which gains nothing and needs `std`.
-pub fn specialised(isas: &[Isa], shapes: &[Shape], fits: impl Fn(Op) -> bool) -> Vec<KernelId> {
-    let mut ids = Vec::new();
-    for (at, &shape) in shapes.iter().enumerate() {
-        if shapes[..at].iter().any(|other| other.cols == shape.cols) {
-            continue;
-        }
-        for &isa in isas.iter().filter(|&&isa| isa != Scalar) {
-            let whole = |op| match op {
-                Head(format) => shape.cols.is_multiple_of(format.block_weights()),
-                Ternary(_) | Attention => true,
-            };
-            let all = candidates(isa, Some(shape)).into_iter();
-            ids.extend(all.filter(|id| fits(id.op) && whole(id.op)));
-        }
-    }
-    ids
-}
-
 /// The grid that every build holds: all shape-generic kernels of the given ISAs.
 pub fn grid(isas: &[Isa]) -> Vec<KernelId> {
     isas.iter().flat_map(|&isa| candidates(isa, None)).collect()
@@ -149,22 +128,6 @@ mod tests {
     use bitnet_profiles::Format;
 
     use super::*;
-
-    #[test]
-    fn what_is_made_on_a_host_is_made_once_for_the_columns_and_fits_them() {
-        let shapes = [Shape::new(640, 384), Shape::new(2560, 384), Shape::new(9, 512)];
-        let ids = specialised(Isa::ALL, &shapes, |_| true);
-        let unique: BTreeSet<_> = ids.iter().collect();
-        assert_eq!(unique.len(), ids.len());
-        for id in &ids {
-            assert!(id.isa != Scalar && id.shape.is_some(), "{id}");
-            assert_ne!(id.shape, Some(shapes[1]), "{id}");
-        }
-        // 384 is no whole number of its blocks of 256.
-        let q6_k = specialised(Isa::ALL, &shapes, |op| op == Head(HeadFormat::Q6K));
-        assert!(!q6_k.is_empty() && q6_k.iter().all(|id| id.shape == Some(shapes[2])));
-        assert!(ids.iter().any(|id| id.op == Attention && id.shape == Some(shapes[0])));
-    }
 
     #[test]
     fn no_kernel_twice_and_enough_tiles() {

@@ -4,7 +4,8 @@
 
 mod program;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +19,11 @@ use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::model::config::Config;
 use program::{command, demo_model};
 use serde_json::Value;
+
+/// A folder that is trusted, whatever the umask.
+fn private_folder() -> tempfile::TempDir {
+    tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap()
+}
 
 /// What a run writes.
 struct Text {
@@ -109,7 +115,7 @@ impl Tuned {
         ops.push(of_op(Role::LmHead, head, Op::Head(HeadFormat::F16)));
         ops.push(of_op(Role::Attention, config.attention_shapes().to_vec(), Op::Attention));
 
-        let folder = tempfile::tempdir().unwrap();
+        let folder = private_folder();
         let picks = ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]).flatten();
         let mut ids: Vec<KernelId> = picks.map(|pick| pick.kernel).collect();
         ids.sort();

@@ -23,6 +23,11 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Columns of the demo model's matrices.
 const COLS: usize = 384;
 
+/// A folder that is trusted, whatever the umask.
+fn private_folder() -> tempfile::TempDir {
+    tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap()
+}
+
 fn toolchain() -> &'static Toolchain {
     static TOOLCHAIN: OnceLock<Toolchain> = OnceLock::new();
     TOOLCHAIN.get_or_init(|| Toolchain::find().expect("cargo has a compiler"))
@@ -63,7 +68,7 @@ fn a_library_computes_what_is_built_in() {
     if skipped() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = private_folder();
     let cache = Cache::at(folder.path().join("bitnet/kernels"));
     let sha256 = cache.store(library()).unwrap();
     let loaded = Library::load(&cache.open(&sha256).unwrap(), Isa::best()).unwrap();
@@ -109,7 +114,7 @@ struct Stored {
 
 impl Stored {
     fn new(library: &[u8]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = private_folder();
         let cache = Cache::at(folder.path().join("bitnet/kernels"));
         let sha256 = cache.store(library).unwrap();
         Self { folder, cache, sha256 }
@@ -300,7 +305,7 @@ fn links_and_pipes_are_refused() {
 /// C09: many who store the same and other things at once.
 #[test]
 fn writers_do_not_disturb_each_other() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = private_folder();
     let cache = Cache::at(folder.path().join("bitnet/kernels"));
     let contents: Vec<Vec<u8>> = (0..4).map(|i| vec![i; 100_000]).collect();
     std::thread::scope(|scope| {
@@ -353,7 +358,7 @@ fn without_a_home_there_is_no_cache() {
     let reason = one_line(&Cache::of_user(relative).unwrap_err());
     assert!(reason.contains("neither XDG_CACHE_HOME nor HOME"), "{reason}");
 
-    let folder = tempfile::tempdir().unwrap();
+    let folder = private_folder();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     let home = |name: &str| (name == "HOME").then(|| file.clone().into());
@@ -382,7 +387,7 @@ fn in_shell(script: &str, test: &str) -> bool {
 /// C08, C10 and C12 on file systems of their own, which nobody else sees.
 #[test]
 fn file_systems_that_are_noexec_full_or_read_only() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = private_folder();
     let path = folder.path().to_str().unwrap();
     let mount = |options: &str| {
         format!(
@@ -399,7 +404,7 @@ fn file_systems_that_are_noexec_full_or_read_only() {
 /// C10 without a file system of its own.
 #[test]
 fn a_limit_on_the_size_of_files_is_a_full_disk() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = private_folder();
     let path = folder.path().to_str().unwrap();
     // 16 KiB; the signal is ignored, so that writing fails.
     let script =

@@ -14,7 +14,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::KernelId;
+use bitnet_profiles::{KernelId, printable};
 
 use crate::{Error, Result};
 
@@ -158,8 +158,8 @@ impl Toolchain {
     }
 }
 
-/// A folder of this user's alone, removed with what is in it.
-fn private_folder() -> Result<tempfile::TempDir> {
+/// A folder of this user's alone, whatever the umask, removed with what is in it.
+pub(crate) fn private_folder() -> Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
@@ -236,7 +236,7 @@ fn first_error(errors: &str) -> String {
 
 /// On one line, cut short.
 fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+    printable(text).chars().take(300).collect()
 }
 
 #[cfg(all(test, unix))]
@@ -319,7 +319,7 @@ mod tests {
         let limit = Duration::from_secs(60);
         let cases = [
             ("echo 'warning: x' >&2; echo 'error[E1]: y' >&2; exit 1", limit, "error[E1]: y"),
-            ("printf 'a\\033[2Jb' >&2; exit 1", limit, "a [2Jb"),
+            ("printf 'a\\033[2Jb' >&2; exit 1", limit, "a\u{fffd}[2Jb"),
             ("kill -9 $$", limit, "it says nothing"),
             ("exit 0", limit, "kernels.so: cannot read"),
             ("exec sleep 1000", Duration::from_millis(200), "not done after 0.2 s"),

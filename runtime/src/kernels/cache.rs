@@ -3,12 +3,11 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use bitnet_profiles::registry;
+use bitnet_profiles::{file, registry};
 use rustix::fs::{OFlags, StatVfsMountFlags};
 use sha2::{Digest, Sha256};
 
@@ -78,23 +77,7 @@ impl Cache {
         if self.open(&sha256).is_ok() {
             return Ok(sha256);
         }
-        // Unique among processes and threads.
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let temporary = folder.join(format!(".{sha256}.{}.{number}.tmp", std::process::id()));
-        let write = || {
-            let mut options = OpenOptions::new();
-            let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(library)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(&folder)?.sync_all()
-        };
-        write().map_err(|error| {
-            // Gone already if it was renamed.
-            let _ = fs::remove_file(&temporary);
-            io(&path, "write")(error)
-        })?;
+        file::replace_private(&path, library).map_err(io(&path, "write"))?;
         Ok(sha256)
     }
 

@@ -33,6 +33,21 @@ impl Library {
         &self.attention
     }
 
+    /// The ternary kernel of that name.
+    pub fn find(&self, id: &KernelId) -> Option<Kernel> {
+        self.ternary.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// The head kernel of that name.
+    pub fn find_head(&self, id: &KernelId) -> Option<HeadKernel> {
+        self.heads.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// The attention kernel of that name.
+    pub fn find_attention(&self, id: &KernelId) -> Option<AttentionKernel> {
+        self.attention.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
     /// Holds those of `ids` that are here against their definitions, on rows of `cols` weights or
     /// heads of `cols` elements.
     ///
@@ -43,19 +58,19 @@ impl Library {
     /// # Panics
     /// When a kernel is made for other columns, or `cols` is not whole blocks of a head's format.
     pub fn verify(&self, ids: &[KernelId], cols: usize) -> Result<(), Unusable> {
-        let ternary: Vec<&Kernel> = self.ternary.iter().filter(|k| ids.contains(k.id())).collect();
         let mut wrong: Vec<Wrong> = Vec::new();
-        if let Some(tokens) = ternary.iter().map(|kernel| kernel.tokens()).max() {
+        let ternary: Vec<Kernel> = ids.iter().filter_map(|id| self.find(id)).collect();
+        if let Some(tokens) = ternary.iter().map(Kernel::tokens).max() {
             let (oracle, pool) = (Oracle::new(cols, tokens), Pool::new(1)?);
             for kernel in ternary {
-                wrong.extend(oracle.check(kernel.layout(), &[*kernel], &pool)?);
+                wrong.extend(oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| ())?);
             }
         }
-        for kernel in self.heads.iter().filter(|kernel| ids.contains(kernel.id())) {
-            wrong.extend(verify::head(kernel, cols)?);
+        for kernel in ids.iter().filter_map(|id| self.find_head(id)) {
+            wrong.extend(verify::head(&kernel, cols)?);
         }
-        for kernel in self.attention.iter().filter(|kernel| ids.contains(kernel.id())) {
-            wrong.extend(verify::attention(kernel, cols)?);
+        for kernel in ids.iter().filter_map(|id| self.find_attention(id)) {
+            wrong.extend(verify::attention(&kernel, cols)?);
         }
         let first = wrong.into_iter().next();
         first.map_or(Ok(()), |Wrong { kernel, found }| Err(Unusable::Wrong { kernel, found }))
@@ -188,7 +203,7 @@ pub enum Unusable {
     #[error("{kernel} computed something wrong: {found}; please report it")]
     Wrong {
         /// The kernel.
-        kernel: String,
+        kernel: KernelId,
         /// Where it went wrong, in words.
         found: String,
     },

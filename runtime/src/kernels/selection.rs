@@ -138,12 +138,9 @@ impl Selection {
         {
             self.verify(choice, part.cols);
             let built_in = |id: &KernelId| find(id).copied();
-            let made = |library: &Library, id: &KernelId| {
-                library.ternary().iter().find(|kernel| kernel.id() == id).copied()
-            };
             let kernels = self
-                .present(role, &choice.decode, built_in, made)
-                .zip(self.present(role, prefill, built_in, made))
+                .present(role, &choice.decode, built_in, Library::find)
+                .zip(self.present(role, prefill, built_in, Library::find))
                 .filter(|(decode, prefill)| decode.layout() == prefill.layout());
             if let Some(pair) = kernels {
                 return Ok(pair);
@@ -213,10 +210,7 @@ impl Selection {
                 return None;
             }
             self.verify(choice, shape.cols);
-            let made = |library: &Library, id: &KernelId| {
-                library.heads().iter().find(|kernel| kernel.id() == id).copied()
-            };
-            self.present(choice.role, pick, HeadKernel::find, made)
+            self.present(choice.role, pick, HeadKernel::find, Library::find_head)
         });
         pick.or_else(|| HeadKernel::find(&shipped().head(format, self.ceiling)?))
             .or_else(|| HeadKernel::default(format, self.ceiling))
@@ -230,10 +224,8 @@ impl Selection {
     pub fn attention(&self, parts: &[Shape]) -> Result<AttentionKernel> {
         let pick = self.choice(Role::Attention, parts).and_then(|choice| {
             self.verify(choice, parts.first()?.cols);
-            let made = |library: &Library, id: &KernelId| {
-                library.attention().iter().find(|kernel| kernel.id() == id).copied()
-            };
-            self.present(choice.role, &choice.decode, AttentionKernel::find, made)
+            let (built_in, made) = (AttentionKernel::find, Library::find_attention);
+            self.present(choice.role, &choice.decode, built_in, made)
         });
         pick.or_else(|| AttentionKernel::default(self.ceiling))
             .ok_or_else(|| Error::Runtime("no kernel for attention".into()))
