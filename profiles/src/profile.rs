@@ -2,7 +2,6 @@
 //! documented field by field below; it holds names and bounded numbers only, so a wrong profile may
 //! make inference slow, never wrong.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -404,12 +403,6 @@ impl Profile {
         self.ops.iter().find(|choice| choice.role == role && choice.parts == parts)
     }
 
-    /// The tiers that the choices need.
-    pub fn isas(&self) -> BTreeSet<Isa> {
-        let picks = self.ops.iter().flat_map(Choice::picks);
-        picks.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]).collect()
-    }
-
     /// Whether the CPU, as `runs` says, has what every kernel named needs, fallbacks included.
     ///
     /// # Errors
@@ -716,8 +709,6 @@ mod tests {
         least.model.path = None;
         least.ops.clear();
         assert_eq!(Profile::parse(&least.to_text()).unwrap(), least);
-        assert!(least.isas().is_empty());
-        assert_eq!(full.isas().last(), Some(&Isa::Avx512Vnni));
         let parts = [Shape::new(6912, 2560); 2];
         assert_eq!(full.choice(Role::GateUp, &parts), Some(&full.ops[0]));
         assert_eq!(full.choice(Role::GateUp, &parts[..1]), None);

@@ -257,7 +257,7 @@ fn a_ceiling_holds() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let profile = Profile::load(&out).unwrap();
     check(&profile);
-    assert!(profile.isas().iter().eq(&[Isa::Scalar]));
+    assert!(profile.check_isa(|isa| isa == Isa::Scalar).is_ok());
     assert_eq!(profile.tool.objective, Objective::Decode);
 }
 
