@@ -12,7 +12,19 @@ use tempfile::NamedTempFile;
 /// # Errors
 /// What the system says: no such folder, no permission, no space, a folder of that name.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = beside(path)?;
+    // As any new file, less what the user's umask takes away.
+    fill(beside(path, 0o666)?, path, contents)
+}
+
+/// As [`replace`], for a file that nobody but the user may read or write.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    fill(beside(path, 0o600)?, path, contents)
+}
+
+fn fill(mut file: NamedTempFile, path: &Path, contents: &[u8]) -> io::Result<()> {
     file.write_all(contents)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
@@ -27,11 +39,12 @@ pub fn check_replaceable(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Err(io::Error::other("it is a directory; give a file"));
     }
-    beside(path)?.close()
+    beside(path, 0o600)?.close()
 }
 
-/// An empty temporary file in the folder of `path`, which goes when it is dropped.
-fn beside(path: &Path) -> io::Result<NamedTempFile> {
+/// An empty temporary file in the folder of `path`, which goes when it is dropped. Where files have
+/// no `mode`, it counts for nothing.
+fn beside(path: &Path, mode: u32) -> io::Result<NamedTempFile> {
     let Some(name) = path.file_name() else {
         return Err(io::Error::other("it names no file"));
     };
@@ -41,8 +54,9 @@ fn beside(path: &Path) -> io::Result<NamedTempFile> {
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".tmp");
-    // As any new file, less what the user's umask takes away; by default it would be private.
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
     builder.tempfile_in(folder.unwrap_or(Path::new(".")))
 }

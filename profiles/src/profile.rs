@@ -210,6 +210,19 @@ pub struct Run {
     pub huge_pages: bool,
 }
 
+impl std::fmt::Display for Run {
+    /// In words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plural = if self.threads == 1 { "" } else { "s" };
+        let pinning = match self.pinning {
+            Pinning::None => "not pinned",
+            Pinning::Cores => "pinned to a CPU each",
+        };
+        let pages = if self.huge_pages { "huge pages" } else { "small pages" };
+        write!(f, "{} thread{plural}, {pinning}, {pages}", self.threads)
+    }
+}
+
 /// The choice for one role.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bitnet_profiles::ProfileError;
+
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -92,6 +94,20 @@ impl Error {
             Error::Profile { .. } => 4,
             Error::Cpu { .. } => 5,
             Error::Io { .. } => 6,
+        }
+    }
+
+    /// Why a profile's file is refused, and the command that makes another.
+    pub fn profile(path: &Path, error: ProfileError) -> Self {
+        match error {
+            ProfileError::Io { path, action, source } => {
+                let command = format!("bitnet-tune --model MODEL -o {}", path.display());
+                let text = format!("{source}; make it with: {command}");
+                Error::Io { path, action, source: io::Error::new(source.kind(), text) }
+            }
+            ProfileError::Content { item, problem } => {
+                Error::Profile { path: path.to_path_buf(), item, problem }
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::KernelId;
+use bitnet_profiles::{KernelId, printable};
 
 use crate::{Error, Result};
 
@@ -157,8 +157,8 @@ impl Toolchain {
     }
 }
 
-/// A folder of this user's alone, removed with what is in it.
-fn private_folder() -> Result<tempfile::TempDir> {
+/// A folder of this user's alone, whatever the umask, removed with what is in it.
+pub(crate) fn private_folder() -> Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
@@ -235,5 +235,113 @@ fn first_error(errors: &str) -> String {
 
 /// On one line, cut short.
 fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+    printable(text).chars().take(300).collect()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    /// A compiler that answers as `about` says, and compiles by `compile`, both of the shell.
+    fn fake(folder: &Path, about: &str, compile: &str) -> PathBuf {
+        let path = folder.join("rustc");
+        let script = format!(
+            "#!/bin/sh\ncase $1 in\n-vV) {about};;\n--print) echo /nowhere/lib;;\n*) {compile};;\nesac\n"
+        );
+        // By another process: a script that a thread of this one has open for writing while another
+        // thread starts a program is busy.
+        let mut write = Command::new("sh");
+        write.args(["-c", "printf %s \"$1\" > \"$2\" && chmod 700 \"$2\"", "sh", &script]);
+        assert!(write.arg(&path).status().unwrap().success());
+        path
+    }
+
+    fn about(version: &str, arch: &str) -> String {
+        format!("echo 'rustc {version}'; echo 'host: {arch}-a-b'; echo 'release: {version}'")
+    }
+
+    const ARCH: &str = std::env::consts::ARCH;
+
+    #[test]
+    fn a_compiler_is_found_where_it_was_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let rustc = fake(path, &about("1.95.0-nightly", ARCH), "exit 1");
+        fs::create_dir_all(path.join(".cargo/bin")).unwrap();
+        let at_home = path.join(".cargo/bin/rustc");
+        fs::hard_link(&rustc, &at_home).unwrap();
+        let of = |rustc: Option<&Path>, folders: Option<&str>, home: Option<&Path>| {
+            Toolchain::find_with(|name| match name {
+                "RUSTC" => rustc.map(Into::into),
+                "PATH" => folders.map(Into::into),
+                "HOME" => home.map(Into::into),
+                other => panic!("{other}"),
+            })
+        };
+        let here = path.to_str().unwrap();
+        let found = of(None, Some(&format!("relative::/nowhere:{here}")), None).unwrap();
+        assert_eq!((found.rustc(), found.version()), (&*rustc, "1.95.0-nightly"));
+        assert_eq!(of(Some(&rustc), Some("/nowhere"), None).unwrap().rustc(), rustc);
+        assert_eq!(of(Some(Path::new("rustc")), Some(here), None).unwrap().rustc(), rustc);
+        assert_eq!(of(Some(Path::new("")), Some(here), None).unwrap().rustc(), rustc);
+        assert_eq!(of(None, None, Some(path)).unwrap().rustc(), at_home);
+        let none = of(None, Some("/nowhere"), None).unwrap_err().to_string();
+        assert!(none.contains("no rustc in PATH"), "{none}");
+        // What the user names is not replaced by another one.
+        let missing = of(Some(Path::new("/nowhere/rustc")), Some(here), None).unwrap_err();
+        assert!(missing.to_string().contains("/nowhere/rustc: cannot start"), "{missing}");
+    }
+
+    #[test]
+    fn a_compiler_that_does_not_fit_is_refused_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let cases = [
+            (about("1.88.9", ARCH), "is version 1.88.9, but 1.89 is needed"),
+            (about("0.99.0", ARCH), "is version 0.99.0, but 1.89"),
+            (about("one", ARCH), "is version one, but 1.89"),
+            (about("1.95.0", "pdp11"), "compiles for pdp11-a-b, but this program runs on"),
+            ("echo hello".into(), "does not say its version"),
+            ("echo 'error: no default is set' >&2; exit 1".into(), "fails: error: no default"),
+            ("exit 3".into(), "fails: it says nothing"),
+        ];
+        for (about, reason) in cases {
+            let rustc = fake(folder.path(), &about, "exit 1");
+            let error = Toolchain::introduce(rustc).unwrap_err();
+            assert!(matches!(error, Error::NoToolchain { .. }), "{error}");
+            assert!(error.to_string().contains(reason), "{error} should say {reason}");
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_a_compilation_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let limit = Duration::from_secs(60);
+        let cases = [
+            ("echo 'warning: x' >&2; echo 'error[E1]: y' >&2; exit 1", limit, "error[E1]: y"),
+            ("printf 'a\\033[2Jb' >&2; exit 1", limit, "a\u{fffd}[2Jb"),
+            ("kill -9 $$", limit, "it says nothing"),
+            ("exit 0", limit, "kernels.so: cannot read"),
+            ("exec sleep 1000", Duration::from_millis(200), "not done after 0.2 s"),
+        ];
+        for (compile, limit, problem) in cases {
+            let rustc = fake(folder.path(), &about("1.95.0", ARCH), compile);
+            let start = Instant::now();
+            let error = Toolchain::introduce(rustc).unwrap().compile(&[], limit).unwrap_err();
+            let message = error.to_string();
+            assert!(message.contains(problem), "{message} should say {problem}");
+            assert!(!message.chars().any(char::is_control), "{message:?}");
+            assert!(start.elapsed() < Duration::from_secs(50), "{compile}");
+        }
+    }
+
+    /// Without a linker of the toolchain's own the system's one serves.
+    #[test]
+    fn both_linkers_make_a_library() {
+        let own = Toolchain::find().unwrap();
+        for has_linker in [own.has_linker, false] {
+            let toolchain = Toolchain { has_linker, ..own.clone() };
+            let library = toolchain.compile(&[], Duration::from_secs(300)).unwrap();
+            assert!(!library.is_empty());
+        }
+    }
 }

@@ -17,7 +17,7 @@ use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selecti
 
 use crate::Result;
 use crate::choose::{self, Choice, Gain, choose};
-use crate::compile::Toolchain;
+use crate::compile::{Toolchain, private_folder};
 use crate::journal::{Header, Journal};
 use crate::measure::{Excluded, JobTask, Limits, Measurements, Timing, Unit, phase_name};
 use crate::model::ModelInfo;
@@ -348,7 +348,7 @@ fn make(
         notify(Notice::Progress(0.0, doing));
         let limit = Duration::from_secs_f64(left(options, start, COMPILED_UNTIL).max(1.0));
         let bytes = toolchain.compile(&ids, limit).map_err(|e| e.to_string())?;
-        let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let folder = private_folder().map_err(|e| e.to_string())?;
         let cache = Cache::at(folder.path());
         let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
         let file = LibraryFile { cache: folder.path().into(), sha256 };
@@ -601,9 +601,7 @@ impl fmt::Display for Tuned {
         }
         let untuned = self.settings.first();
         for setting in self.settings.iter().filter(|setting| setting.run == self.profile.run) {
-            let Run { threads, pinning, huge_pages } = &setting.run;
-            let pages = if *huge_pages { "huge" } else { "small" };
-            write!(f, "run with {threads} threads, pinning {pinning}, {pages} pages")?;
+            write!(f, "run with {}", setting.run)?;
             if untuned.is_some_and(|untuned| untuned.run != setting.run) {
                 let gain = |t: &PhaseTiming| Gain::of(t.ratio, t.half_width);
                 let (decode, prefill) = (gain(&setting.decode), gain(&setting.prefill));

@@ -3,7 +3,6 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -205,7 +204,7 @@ impl KernelArgs {
         let named = if auto || self.profile.as_os_str() == OsStr::new("none") {
             None
         } else {
-            let profile = load(&self.profile).map_err(|e| refused(&self.profile, e))?;
+            let profile = load(&self.profile).map_err(|e| Error::profile(&self.profile, e))?;
             Trust::of(&self.profile).tell(&self.profile);
             Some((self.profile.clone(), profile))
         };
@@ -322,20 +321,6 @@ fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
     Ok(profile)
 }
 
-fn refused(path: &Path, error: ProfileError) -> Error {
-    match error {
-        ProfileError::Io { path, action, source } => {
-            let command = format!("bitnet-tune --model MODEL -o {}", path.display());
-            let source =
-                io::Error::new(source.kind(), format!("{source}; make it with: {command}"));
-            Error::Io { path, action, source }
-        }
-        ProfileError::Content { item, problem } => {
-            Error::Profile { path: path.to_path_buf(), item, problem }
-        }
-    }
-}
-
 /// The user's own profile for these shapes and this CPU. One that is refused is set aside.
 fn users(shapes: &str, host: &Host) -> Option<(PathBuf, Profile)> {
     let folder = registry::user_folder(|name| std::env::var_os(name))?;
@@ -368,7 +353,7 @@ fn users(shapes: &str, host: &Host) -> Option<(PathBuf, Profile)> {
             Some((path, profile))
         }
         Err(error) => {
-            note(format_args!("warning: profile set aside: {}", refused(&path, error)));
+            note(format_args!("warning: profile set aside: {}", Error::profile(&path, error)));
             None
         }
     }

@@ -3,16 +3,16 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use bitnet_profiles::registry;
+use bitnet_profiles::{file, registry};
 use rustix::fs::{OFlags, StatVfsMountFlags};
 use sha2::{Digest, Sha256};
 
 use super::library::Unusable;
+use crate::error::quoted;
 
 /// Bits of a mode that let others write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -77,23 +77,7 @@ impl Cache {
         if self.open(&sha256).is_ok() {
             return Ok(sha256);
         }
-        // Unique among processes and threads.
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let temporary = folder.join(format!(".{sha256}.{}.{number}.tmp", std::process::id()));
-        let write = || {
-            let mut options = OpenOptions::new();
-            let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(library)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(&folder)?.sync_all()
-        };
-        write().map_err(|error| {
-            // Gone already if it was renamed.
-            let _ = fs::remove_file(&temporary);
-            io(&path, "write")(error)
-        })?;
+        file::replace_private(&path, library).map_err(io(&path, "write"))?;
         Ok(sha256)
     }
 
@@ -101,8 +85,13 @@ impl Cache {
     /// changed it.
     ///
     /// # Errors
-    /// There is none, the system refuses, or it is not to be trusted.
+    /// There is none, the system refuses, or it is not to be trusted. Hexadecimal digits are those of
+    /// [`Cache::store`], in lower case.
     pub fn open(&self, sha256: &str) -> Result<Checked, Unusable> {
+        // The name becomes part of a path.
+        if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Unusable::Name { found: quoted(sha256) });
+        }
         let path = self.trusted_folder()?.join(file_name(sha256));
         let io = |action| {
             let path = path.clone();

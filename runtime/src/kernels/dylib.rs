@@ -8,7 +8,7 @@
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
-use bitnet_profiles::{Isa, KernelId};
+use bitnet_profiles::{Isa, KernelId, printable};
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 
 use super::builtin::{self, abi};
@@ -62,7 +62,7 @@ impl Library {
         let usable = |id: &abi::Id| -> Result<(), Unusable> {
             let text = id.text().ok_or_else(|| problem("a kernel without a name".into()))?;
             let kernel: KernelId = text.parse().map_err(|e| problem(format!("{e}")))?;
-            if kernel.isa > ceiling || !kernel.isa.is_supported() {
+            if !kernel.isa.is_within(ceiling) || !kernel.isa.is_supported() {
                 return Err(Unusable::Isa { path: path.clone(), kernel, most: ceiling });
             }
             Ok(())
@@ -87,7 +87,7 @@ fn symbol<T>(library: &Handle, name: &str, path: &Path) -> Result<*const T, Unus
     let problem = |problem| Unusable::Load { path: path.into(), problem };
     // SAFETY: an address has the size of a pointer to anything; nothing is read yet.
     let found = unsafe { library.get::<*const T>(name.as_bytes()) };
-    let address = *found.map_err(|error| problem(printable(&error.to_string())))?;
+    let address = *found.map_err(|error| problem(said(&error)))?;
     if address.is_null() || !address.is_aligned() {
         return Err(problem(format!("{name} has no valid address")));
     }
@@ -106,9 +106,10 @@ unsafe fn table<T: 'static>(first: *const T, len: usize) -> Option<&'static [T]>
     Some(unsafe { std::slice::from_raw_parts(first, len) })
 }
 
-/// On one line.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(256).collect()
+/// What the system's loader said, on one line.
+fn said(error: &libloading::Error) -> String {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+    printable(&format!("{error}{}", source.unwrap_or_default())).into_owned()
 }
 
 /// Maps the library for the rest of the process's life.
@@ -117,10 +118,9 @@ fn open(library: &Checked) -> Result<ManuallyDrop<Handle>, Unusable> {
     // SAFETY: loading runs no code of the library but its initialisers, of which the generator's
     // output has none; `Checked` holds what this user's tuner stored under its hash.
     let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_LOCAL) };
-    handle.map(ManuallyDrop::new).map_err(|error| Unusable::Load {
-        path: library.path.clone(),
-        problem: printable(&error.to_string()),
-    })
+    handle
+        .map(ManuallyDrop::new)
+        .map_err(|error| Unusable::Load { path: library.path.clone(), problem: said(&error) })
 }
 
 /// A path to load the bytes from: that of a file in memory which nobody can change.

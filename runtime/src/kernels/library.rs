@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use bitnet_profiles::{Isa, KernelId};
 
+use super::verify::{self, Oracle, Wrong};
 use super::{AttentionKernel, HeadKernel, Kernel};
+use crate::threads::Pool;
 
 /// The kernels of a library that this process has loaded, which it never unloads.
 #[derive(Clone, Debug)]
@@ -29,6 +31,49 @@ impl Library {
     /// The attention kernels.
     pub fn attention(&self) -> &[AttentionKernel] {
         &self.attention
+    }
+
+    /// The ternary kernel of that name.
+    pub fn find(&self, id: &KernelId) -> Option<Kernel> {
+        self.ternary.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// The head kernel of that name.
+    pub fn find_head(&self, id: &KernelId) -> Option<HeadKernel> {
+        self.heads.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// The attention kernel of that name.
+    pub fn find_attention(&self, id: &KernelId) -> Option<AttentionKernel> {
+        self.attention.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// Holds those of `ids` that are here against their definitions, on rows of `cols` weights or
+    /// heads of `cols` elements.
+    ///
+    /// # Errors
+    /// [`Unusable::Wrong`] names the first one that errs; [`Unusable::Check`] when the system refuses
+    /// the memory.
+    ///
+    /// # Panics
+    /// When a kernel is made for other columns, or `cols` is not whole blocks of a head's format.
+    pub fn verify(&self, ids: &[KernelId], cols: usize) -> Result<(), Unusable> {
+        let mut wrong: Vec<Wrong> = Vec::new();
+        let ternary: Vec<Kernel> = ids.iter().filter_map(|id| self.find(id)).collect();
+        if let Some(tokens) = ternary.iter().map(Kernel::tokens).max() {
+            let (oracle, pool) = (Oracle::new(cols, tokens), Pool::new(1)?);
+            for kernel in ternary {
+                wrong.extend(oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| ())?);
+            }
+        }
+        for kernel in ids.iter().filter_map(|id| self.find_head(id)) {
+            wrong.extend(verify::head(&kernel, cols)?);
+        }
+        for kernel in ids.iter().filter_map(|id| self.find_attention(id)) {
+            wrong.extend(verify::attention(&kernel, cols)?);
+        }
+        let first = wrong.into_iter().next();
+        first.map_or(Ok(()), |Wrong { kernel, found }| Err(Unusable::Wrong { kernel, found }))
     }
 }
 
@@ -54,6 +99,12 @@ pub enum Unusable {
         action: &'static str,
         /// The system's answer.
         source: io::Error,
+    },
+    /// Not what a library is named by.
+    #[error("{found} is no SHA-256")]
+    Name {
+        /// The name.
+        found: String,
     },
     /// Something else than a plain file or folder.
     #[error("{}: {found}, but only a plain {expected} is trusted", .path.display())]

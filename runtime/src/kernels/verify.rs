@@ -445,13 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn built_in_heads_and_attention_pass_on_any_size() {
-        for kernel in HeadKernel::builtin() {
-            let block = kernel.format().block_weights();
-            for cols in [block, 3 * block, 1000 / block * block, 2560] {
-                assert_eq!(head(&kernel, cols).unwrap(), None);
-            }
-        }
+    fn built_in_attention_passes_on_heads_of_any_size() {
         for kernel in AttentionKernel::builtin() {
             for head_dim in [1, 33, 64, 128] {
                 assert_eq!(attention(&kernel, head_dim).unwrap(), None);
