@@ -218,7 +218,7 @@ fn run(mut command: Command, folder: &Path, limit: Duration) -> std::result::Res
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(match waited {
-                    Ok(_) => format!("not done after {} s, and was ended", limit.as_secs_f64()),
+                    Ok(_) => format!("not done after {:.1} s, and was ended", limit.as_secs_f64()),
                     Err(error) => error.to_string(),
                 });
             }
