@@ -165,7 +165,7 @@ pub fn available() -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
     /// The flags that the system keeps of the mapping at an address: `hg` for huge pages asked for,
     /// `nh` for refused, `lo` for locked.
     #[cfg(target_os = "linux")]
-    fn flags(address: usize) -> Vec<String> {
+    pub(crate) fn flags(address: usize) -> Vec<String> {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;
         for line in maps.lines() {

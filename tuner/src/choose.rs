@@ -312,6 +312,17 @@ pub fn per_token_us(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
     })
 }
 
+/// The share of the machine's limit that the jobs of a phase reach together, of those that have
+/// one: see [`Choice::share_of_limit`].
+pub fn total_share_of_limit(choices: &[Choice<'_>], limits: &Limits, phase: Phase) -> Option<f64> {
+    let shares = choices.iter().filter_map(|choice| {
+        let us = f64::from(choice.job.count) * choice.chosen(phase)?.timing.median_us;
+        Some((us * choice.share_of_limit(limits, phase)?, us))
+    });
+    let (at_limit, all) = shares.fold((0.0, 0.0), |sum, us| (sum.0 + us.0, sum.1 + us.1));
+    (all > 0.0).then(|| at_limit / all)
+}
+
 /// Speed of all jobs of a phase over the default's.
 pub fn total_gain(choices: &[Choice<'_>], phase: Phase) -> Gain {
     let (chosen, default) = per_token_us(choices, phase);
@@ -548,6 +559,10 @@ mod tests {
         assert!((share - 320.0 / 98.0).abs() < 1e-9, "{share}");
         assert_eq!(per_token_us(&choices, Phase::Decode), (800.0, 1000.0));
         assert_eq!(per_token_us(&choices, Phase::Prefill), (122.5, 125.0));
+        // Of one job, the same as its own.
+        let share = total_share_of_limit(&choices, &measurements.limits, Phase::Decode);
+        assert!((share.unwrap() - 50.0 / 80.0).abs() < 1e-9, "{share:?}");
+        assert_eq!(total_share_of_limit(&[], &measurements.limits, Phase::Decode), None);
         let total = total_gain(&choices, Phase::Decode);
         assert!((total.times - 1.25).abs() < 1e-9 && total.low < 1.25, "{total}");
     }

@@ -142,7 +142,6 @@ impl Toolchain {
             "-Cpanic=abort",
             "-Cstrip=symbols",
             "-Ccodegen-units=4",
-            "-Clto=off",
         ]);
         if self.has_linker {
             command.args(["-Clinker=rust-lld", "-Clinker-flavor=ld.lld"]);

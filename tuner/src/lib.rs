@@ -13,6 +13,7 @@ pub mod measure;
 mod model;
 pub mod plan;
 pub mod race;
+pub mod report;
 mod sampler;
 pub mod settings;
 mod stats;

@@ -106,10 +106,11 @@ fn check(gguf: &Gguf, name: &str, shape: Shape) -> Result<()> {
     Ok(())
 }
 
-/// An absolute path that a TOML file can hold.
+/// An absolute path that a profile can hold.
 fn absolute(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
-    path.to_str().is_some().then_some(path)
+    let fits = |text: &str| text.len() <= 4096 && !text.chars().any(char::is_control);
+    path.to_str().is_some_and(fits).then_some(path)
 }
 
 #[cfg(test)]

@@ -601,9 +601,7 @@ impl fmt::Display for Tuned {
         }
         let untuned = self.settings.first();
         for setting in self.settings.iter().filter(|setting| setting.run == self.profile.run) {
-            let Run { threads, pinning, huge_pages } = &setting.run;
-            let pages = if *huge_pages { "huge" } else { "small" };
-            write!(f, "run with {threads} threads, pinning {pinning}, {pages} pages")?;
+            write!(f, "run with {}", setting.run)?;
             if untuned.is_some_and(|untuned| untuned.run != setting.run) {
                 let gain = |t: &PhaseTiming| Gain::of(t.ratio, t.half_width);
                 let (decode, prefill) = (gain(&setting.decode), gain(&setting.prefill));

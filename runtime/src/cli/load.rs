@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::note;
+use super::trust::Trust;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::host::Host;
@@ -201,7 +202,8 @@ impl KernelArgs {
         let named = if auto || self.profile.as_os_str() == OsStr::new("none") {
             None
         } else {
-            let profile = load(&self.profile).map_err(|e| refused(&self.profile, e))?;
+            let profile = load(&self.profile).map_err(|e| Error::profile(&self.profile, e))?;
+            Trust::of(&self.profile).tell(&self.profile);
             Some((self.profile.clone(), profile))
         };
         Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa })
@@ -296,26 +298,8 @@ impl Choice {
 /// Reads a profile; one that needs more than this CPU has is refused whole.
 fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
     let profile = Profile::load(path)?;
-    if let Some(needed) = profile.isas().into_iter().find(|isa| !isa.is_supported()) {
-        let runs = Isa::supported_names();
-        return Err(ProfileError::Content {
-            item: "op".into(),
-            problem: format!("kernels of {needed}, but this CPU runs {runs}"),
-        });
-    }
+    profile.check_isa(Isa::is_supported)?;
     Ok(profile)
-}
-
-fn refused(path: &Path, error: ProfileError) -> Error {
-    match error {
-        ProfileError::Io { path, action, source } => Error::Io { path, action, source },
-        ProfileError::Content { item, problem } => Error::Profile {
-            path: path.to_path_buf(),
-            item,
-            found: problem,
-            expected: "a profile as `bitnet-tune --model MODEL -o FILE` writes it".into(),
-        },
-    }
 }
 
 /// The user's own profile for these shapes and this CPU. One that is refused is set aside.
@@ -326,13 +310,34 @@ fn users(shapes: &str, host: &Host) -> Option<(PathBuf, Profile)> {
     if !path.exists() {
         return None;
     }
-    let problem = match load(&path) {
-        Ok(profile) if profile.model.shapes == shapes => return Some((path, profile)),
-        Ok(_) => format!("{}: its content is for other shapes", path.display()),
-        Err(error) => refused(&path, error).to_string(),
-    };
-    note(format_args!("warning: {problem}; the profile is set aside"));
-    None
+    let wrong =
+        |item: &str, problem: String| Err(ProfileError::Content { item: item.into(), problem });
+    let trust = Trust::of(&path);
+    let profile = load(&path).and_then(|profile| {
+        let own = &profile.host;
+        if let Some(doubt) = trust.forbids() {
+            wrong("file", format!("{doubt}, so it is used only if named with --profile"))
+        } else if profile.model.shapes != shapes {
+            wrong(
+                "model.shapes",
+                format!("{}, but this model's are {shapes}", profile.model.shapes),
+            )
+        } else if (&own.vendor, own.family, own.model) != (&host.vendor, host.family, host.model) {
+            wrong("host", format!("made on another CPU, {}", own.cpu))
+        } else {
+            Ok(profile)
+        }
+    });
+    match profile {
+        Ok(profile) => {
+            trust.tell(&path);
+            Some((path, profile))
+        }
+        Err(error) => {
+            note(format_args!("warning: profile set aside: {}", Error::profile(&path, error)));
+            None
+        }
+    }
 }
 
 /// The number of threads: the flag's, the profile's as far as this process may use so many, which

@@ -155,6 +155,20 @@ impl Selection {
         Ok((get(&default.decode)?, get(&default.prefill)?))
     }
 
+    /// The profile's choice for a role and these shapes. That it has none is told, where a profile
+    /// may be expected to have one.
+    fn choice(&self, role: Role, parts: &[Shape]) -> Option<&Choice> {
+        let profile = self.profile.as_ref()?;
+        let choice = profile.choice(role, parts);
+        let ternary = !matches!(role, Role::LmHead | Role::Attention);
+        if choice.is_none() && (ternary || profile.ops.iter().any(|choice| choice.role == role)) {
+            let parts: Vec<String> = parts.iter().map(Shape::to_string).collect();
+            let parts = parts.join(" ");
+            self.note(format!("{role}: the profile has no choice for {parts}, using the default"));
+        }
+        choice
+    }
+
     /// The kernels of the library that serve a choice hold their self-check on these columns; if one
     /// does not, the library serves no more.
     fn verify(&self, choice: &Choice, cols: usize) {
@@ -234,10 +248,6 @@ impl Selection {
     /// The float operations.
     pub fn vector(&self) -> VectorOps {
         VectorOps::best(self.ceiling)
-    }
-
-    fn choice(&self, role: Role, parts: &[Shape]) -> Option<&Choice> {
-        self.profile.as_ref()?.choice(role, parts)
     }
 
     /// Says that the library is not used, and nothing of the kernels that are missed for it.

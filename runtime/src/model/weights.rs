@@ -370,3 +370,40 @@ pub fn head_format(ty: TensorType) -> Option<HeadFormat> {
         _ => return None,
     })
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use crate::kernels::Selection;
+    use crate::memory::Pages;
+    use crate::memory::tests::flags;
+    use crate::model::{LoadOptions, Model};
+    use crate::threads::Pool;
+
+    #[test]
+    fn packed_weights_and_the_head_are_placed_as_told() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            eprintln!("skipped: this system has no huge pages");
+            return;
+        }
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/bard-11m.i2_s.gguf");
+        let (pool, selection) = (Pool::new(2).unwrap(), Selection::default());
+        for (pages, flag, other) in [(Pages::Huge, "hg", "nh"), (Pages::Small, "nh", "hg")] {
+            for lock in [false, true] {
+                let options = LoadOptions { pages, lock, ..LoadOptions::new(&pool, &selection) };
+                let model = Model::load(demo, &options).unwrap();
+                let weights = model.weights();
+                let refused = model.warnings().iter().any(|line| line.contains("ulimit -l"));
+                for data in [
+                    weights.layers[0].qkv.parts()[0].data(),
+                    weights.layers[5].down.parts()[0].data(),
+                    weights.head.rows(model.gguf(), 0..1),
+                ] {
+                    let flags = flags(data.as_ptr() as usize);
+                    let has = |flag: &str| flags.iter().any(|own| own == flag);
+                    assert!(has(flag) && !has(other), "{pages:?}: {flags:?}");
+                    assert_eq!(has("lo"), lock && !refused, "{pages:?}: {flags:?}");
+                }
+            }
+        }
+    }
+}

@@ -8,12 +8,15 @@ use std::time::Duration;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::threads::Pool;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use crate::{Notice, Result};
 
 pub mod demo;
+pub mod diff;
 pub mod emit;
 pub mod list;
+pub mod show;
 pub mod tune;
 pub mod worker;
 
@@ -22,6 +25,24 @@ fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = write(&mut out).and_then(|()| out.flush());
     Ok(written.map_err(|e| bitnet_runtime::Error::io(Path::new("stdout"), "write", e))?)
+}
+
+/// Writes an answer as one JSON object, in ASCII: what a file holds may be meant for the terminal.
+fn answer_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| bitnet_runtime::Error::Runtime(format!("the answer has no JSON form: {e}")))?;
+    answer(|out| {
+        for c in text.chars() {
+            if c.is_ascii() && c != '\u{7f}' {
+                write!(out, "{c}")?;
+            } else {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            }
+        }
+        writeln!(out)
+    })
 }
 
 /// Writes a line to stderr; a closed stderr is no reason to stop.

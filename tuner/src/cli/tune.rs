@@ -10,8 +10,10 @@ use bitnet_runtime::kernels::Selection;
 use bitnet_runtime::kernels::cache::Cache;
 
 use super::{Bar, answer, note, threads};
+use crate::choose::choose;
 use crate::compile::Toolchain;
 use crate::journal::Journal;
+use crate::report::{self, Extras};
 use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Options, Result};
 
@@ -46,6 +48,9 @@ pub struct Args {
     /// Write everything that was measured to a JSON file
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Write a report to an HTML file: every candidate's time, the roofline, the choice
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// The efforts on offer.
@@ -67,7 +72,9 @@ pub fn run(args: &Args) -> Result<()> {
     // What can fail fails before the minute of measuring.
     let model = ModelInfo::from_gguf(&Gguf::open(path)?)?;
     let ceiling = Selection::new(args.isa, None, None)?.ceiling();
-    for file in [Some(&args.output), args.record.as_ref()].into_iter().flatten() {
+    for file in
+        [Some(&args.output), args.record.as_ref(), args.report.as_ref()].into_iter().flatten()
+    {
         writable(file)?;
     }
     let options = Options {
@@ -91,6 +98,17 @@ pub fn run(args: &Args) -> Result<()> {
         let text = serde_json::to_string_pretty(&tuned.measurements)
             .map_err(|e| Error::Runtime(format!("measurements have no JSON form: {e}")))?;
         file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
+    }
+    if let Some(path) = &args.report {
+        let extras = Extras {
+            settings: &tuned.settings,
+            race: tuned.race.as_ref().ok(),
+            kept_default: tuned.kept_default,
+            budget: Some(args.budget),
+        };
+        let choices = choose(&tuned.measurements, tuned.objective);
+        let page = report::html(&tuned.measurements, &choices, &tuned.profile, &extras);
+        file::replace(path, page.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     tuned.profile.save(&args.output)?;
     tuned.finish();
