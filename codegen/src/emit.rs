@@ -1,9 +1,11 @@
 //! Assembles kernels into files.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op, stable_hash};
-use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES};
+use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES, abi};
+use proc_macro2::{Literal, TokenStream};
 use quote::{format_ident, quote};
 
 use crate::Error;
@@ -31,41 +33,20 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
     Ok(out)
 }
 
-/// All of `ids` in one file: the ABI, the vocabularies they use, a module for each kernel and for
-/// the float operations of each ISA, and the tables `TERNARY`, `HEADS`, `ATTENTION` and `VECTOR`.
-/// The file's text depends on `ids` and nothing else.
+/// All of `ids` in one file, to be part of a program: the ABI, the vocabularies up to the best ISA
+/// among them, a module for each kernel and for the float operations of each ISA, and the tables
+/// `TERNARY`, `HEADS`, `ATTENTION` and `VECTOR`. The file's text depends on `ids` and nothing else.
 ///
 /// # Errors
 /// As [`emit_kernel`].
 pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
-    let mut out = header("templates/src");
-    module(&mut out, "abi", &without_tests(&ABI)?);
-
     // A vocabulary builds on those of the tiers that its own includes.
     let used = |isa: Isa| isa == Isa::Scalar || ids.iter().any(|id| id.isa.includes(isa));
     let isas: Vec<Isa> = Isa::ALL.iter().copied().filter(|&isa| used(isa)).collect();
-    let mut vocabularies = String::new();
-    for source in VOCABULARIES.iter().filter(|s| isas.iter().any(|isa| isa.name() == s.name)) {
-        module(&mut vocabularies, source.name, &without_tests(source)?);
-    }
-    out.push_str("/// The vector vocabularies.\n");
-    module(&mut out, "isa", &vocabularies);
-
-    let (mut ternary, mut heads, mut attention) = (Vec::new(), Vec::new(), Vec::new());
-    for id in ids {
-        let name = id.to_string();
-        module(&mut out, &name, &kernel(id, template(id)?)?);
-        let path = format_ident!("{name}");
-        let (entry, prepare, table) = match id.op {
-            Op::Ternary(_) => (format_ident!("TernaryEntry"), true, &mut ternary),
-            Op::Head(_) => (format_ident!("HeadEntry"), true, &mut heads),
-            Op::Attention => (format_ident!("AttentionEntry"), false, &mut attention),
-        };
-        let prepare = prepare.then(|| quote!(prepare: #path::prepare,));
-        table.push(quote! {
-            abi::#entry { id: #name, scratch: #path::scratch, #prepare run: #path::run }
-        });
-    }
+    let of_isas = |source: &&Source| isas.iter().any(|isa| isa.name() == source.name);
+    let vocabularies: Vec<Source> = VOCABULARIES.iter().filter(of_isas).copied().collect();
+    let mut out = header("templates/src");
+    let Entries { ternary, heads, attention } = modules(&mut out, ids, &vocabularies)?;
     let mut vectors = Vec::new();
     for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
         let name = vector_module(isa);
@@ -74,7 +55,7 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         vectors.push(quote!((#isa, #path::ENTRY)));
     }
     let fingerprint = fingerprint();
-    let table = quote! {
+    out.push_str(&unparse(quote! {
         /// The generator's fingerprint.
         pub const FINGERPRINT: &str = #fingerprint;
         /// Every ternary kernel of this file.
@@ -85,10 +66,125 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         pub static ATTENTION: &[abi::AttentionEntry] = &[#(#attention),*];
         /// The float operations of every ISA, by its name.
         pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
-    };
-    let table = syn::parse2(table).expect("written above");
-    out.push_str(&prettyplease::unparse(&table));
+    }));
     Ok(out)
+}
+
+/// All of `ids` in one file, to be a library of its own that needs nothing but `core` and, from the
+/// program that loads it, the functions of C that compiled code calls: it exports
+/// [`abi::HEADER_SYMBOL`] and [`abi::TABLES_SYMBOL`]. The file's text depends on `ids` and nothing
+/// else.
+///
+/// # Errors
+/// As [`emit_kernel`]; [`Error::NeedsStd`] for a scalar kernel.
+pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
+    if let Some(id) = ids.iter().find(|id| id.isa == Isa::Scalar) {
+        return Err(Error::NeedsStd { id: id.to_string() });
+    }
+    // Each comes after those it builds on.
+    let mut used: BTreeSet<&str> = ids.iter().map(|id| id.isa.name()).collect();
+    for source in VOCABULARIES.iter().rev() {
+        if used.contains(source.name) {
+            let base = |s: &&Source| source.text.contains(&format!("use super::{}::*;", s.name));
+            used.extend(VOCABULARIES.iter().filter(base).map(|s| s.name));
+        }
+    }
+    let vocabularies: Vec<Source> =
+        VOCABULARIES.iter().filter(|s| used.contains(s.name)).copied().collect();
+    let mut out = header("templates/src");
+    out.push_str(NO_STD);
+    let Entries { ternary, heads, attention } = modules(&mut out, ids, &vocabularies)?;
+    let floats = ids.iter().filter(|id| !matches!(id.op, Op::Ternary(_)));
+    let tiers: BTreeSet<Isa> = floats.map(|id| id.isa.float_tier()).collect();
+    for isa in tiers {
+        module(&mut out, &vector_module(isa), &specialise(&VECTOR, isa, &[])?);
+    }
+    let [header, symbol] = [abi::HEADER_SYMBOL, abi::TABLES_SYMBOL].map(|s| format_ident!("{s}"));
+    let fingerprint = Literal::byte_string(fingerprint().as_bytes());
+    let [ternary_len, heads_len, attention_len] = [&ternary, &heads, &attention].map(Vec::len);
+    out.push_str(&unparse(quote! {
+        static TERNARY: [abi::TernaryEntry; #ternary_len] = [#(#ternary),*];
+        static HEADS: [abi::HeadEntry; #heads_len] = [#(#heads),*];
+        static ATTENTION: [abi::AttentionEntry; #attention_len] = [#(#attention),*];
+        /// What this library was made for.
+        #[unsafe(no_mangle)]
+        pub static #header: abi::Header =
+            abi::Header { version: abi::VERSION, fingerprint: *#fingerprint };
+        /// Every kernel of this library.
+        #[unsafe(no_mangle)]
+        pub static #symbol: abi::Tables = abi::Tables {
+            ternary: TERNARY.as_ptr(),
+            ternary_len: TERNARY.len(),
+            heads: HEADS.as_ptr(),
+            heads_len: HEADS.len(),
+            attention: ATTENTION.as_ptr(),
+            attention_len: ATTENTION.len(),
+        };
+    }));
+    Ok(out)
+}
+
+/// What a library is without `std`. Its lints are those of the templates.
+const NO_STD: &str = "\
+#![no_std]
+#![allow(warnings)]
+
+unsafe extern \"C\" {
+    fn abort() -> !;
+}
+
+// `core` is compiled to unwind and names this; nothing here unwinds.
+#[unsafe(no_mangle)]
+extern \"C\" fn rust_eh_personality() {}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: it may be called at any time, and never returns.
+    unsafe { abort() }
+}
+
+";
+
+/// The entries of the tables.
+#[derive(Default)]
+struct Entries {
+    ternary: Vec<TokenStream>,
+    heads: Vec<TokenStream>,
+    attention: Vec<TokenStream>,
+}
+
+/// Writes the ABI, `vocabularies` and a module for each of `ids`.
+fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Result<Entries, Error> {
+    module(out, "abi", &without_tests(&ABI)?);
+    let mut texts = String::new();
+    for source in vocabularies {
+        module(&mut texts, source.name, &without_tests(source)?);
+    }
+    out.push_str("/// The vector vocabularies.\n");
+    module(out, "isa", &texts);
+
+    let mut entries = Entries::default();
+    for id in ids {
+        let name = id.to_string();
+        module(out, &name, &kernel(id, template(id)?)?);
+        let path = format_ident!("{name}");
+        let (entry, prepare, table) = match id.op {
+            Op::Ternary(_) => (format_ident!("TernaryEntry"), true, &mut entries.ternary),
+            Op::Head(_) => (format_ident!("HeadEntry"), true, &mut entries.heads),
+            Op::Attention => (format_ident!("AttentionEntry"), false, &mut entries.attention),
+        };
+        let prepare = prepare.then(|| quote!(prepare: #path::prepare,));
+        table.push(quote! {
+            abi::#entry {
+                id: abi::Id::new(#name), scratch: #path::scratch, #prepare run: #path::run
+            }
+        });
+    }
+    Ok(entries)
+}
+
+fn unparse(items: TokenStream) -> String {
+    prettyplease::unparse(&syn::parse2(items).expect("written by this file"))
 }
 
 /// The module with the float operations that kernels of an ISA use.

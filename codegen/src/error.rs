@@ -1,4 +1,4 @@
-/// Why a kernel could not be generated. All but the first are faults of a template.
+/// Why a kernel could not be generated. All but the first two are faults of a template.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No template computes this op.
@@ -8,6 +8,15 @@ pub enum Error {
         id: String,
         /// Its op.
         op: String,
+    },
+    /// The kernel cannot be part of a library without `std`.
+    #[error(
+        "{id}: scalar kernels need the float functions of `std`, which a library made on the \
+             host does without; every program has them built in"
+    )]
+    NeedsStd {
+        /// The kernel asked for.
+        id: String,
     },
     /// A template is not Rust.
     #[error("{path}: {source}")]

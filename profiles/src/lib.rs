@@ -48,6 +48,7 @@ macro_rules! named {
     };
 }
 
+pub mod file;
 mod format;
 mod hash;
 mod isa;
@@ -55,6 +56,7 @@ mod profile;
 pub mod registry;
 mod shape;
 mod spec;
+mod text;
 mod tile;
 
 pub use format::{Format, HeadFormat, Layout};
@@ -66,6 +68,7 @@ pub use profile::{
 };
 pub use shape::Shape;
 pub use spec::{KernelId, KernelSpec, Op, SpecError};
+pub use text::printable;
 pub use tile::TileConfig;
 
 /// A name that stands for nothing in the vocabulary.

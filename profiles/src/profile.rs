@@ -2,13 +2,11 @@
 //! documented field by field below; it holds names and bounded numbers only, so a wrong profile may
 //! make inference slow, never wrong.
 
-use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Isa, KernelId, Layout, Op, Shape, stable_hash};
+use crate::{Isa, KernelId, Layout, Op, Shape, file, printable, stable_hash};
 
 /// A job of the forward pass that one kernel choice serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -212,6 +210,19 @@ pub struct Run {
     pub huge_pages: bool,
 }
 
+impl std::fmt::Display for Run {
+    /// In words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plural = if self.threads == 1 { "" } else { "s" };
+        let pinning = match self.pinning {
+            Pinning::None => "not pinned",
+            Pinning::Cores => "pinned to a CPU each",
+        };
+        let pages = if self.huge_pages { "huge pages" } else { "small pages" };
+        write!(f, "{} thread{plural}, {pinning}, {pages}", self.threads)
+    }
+}
+
 /// The choice for one role.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -291,7 +302,11 @@ pub enum ProfileError {
 
 impl ProfileError {
     fn content(item: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Content { item: item.into(), problem: problem.into() }
+        // A message may quote the file, and ends in a terminal.
+        Self::Content {
+            item: printable(&item.into()).into_owned(),
+            problem: printable(&problem.into()).into_owned(),
+        }
     }
 }
 
@@ -313,7 +328,7 @@ impl Profile {
         let grammar = |e: toml::de::Error| {
             let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
-            ProfileError::content(format!("line {line}"), e.message())
+            ProfileError::content(format!("line {line}"), shown(e.message()))
         };
         // The version comes first: a later schema may have fields this one does not know.
         let Schema { schema } = toml::from_str(text).map_err(grammar)?;
@@ -345,6 +360,10 @@ impl Profile {
             return Err(ProfileError::content("file", problem));
         }
         let bytes = std::fs::read(path).map_err(io("read"))?;
+        Self::from_bytes(bytes)
+    }
+
+    fn from_bytes(bytes: Vec<u8>) -> Result<Self, ProfileError> {
         let text = String::from_utf8(bytes).map_err(|e| {
             ProfileError::content(format!("byte {}", e.utf8_error().valid_up_to()), "not UTF-8")
         })?;
@@ -356,27 +375,27 @@ impl Profile {
         toml::to_string(self).expect("every field has a TOML form")
     }
 
-    /// Writes the profile whole to a temporary file beside `path` and renames it, so that `path`
-    /// holds either the old profile or the new one.
+    /// Writes the profile whole, as [`crate::file::replace`] does: `path` holds either the old
+    /// profile or the new one.
     ///
     /// # Errors
-    /// [`ProfileError::Io`] when the system refuses; the temporary file is removed.
+    /// [`ProfileError::Io`] when the system refuses.
     pub fn save(&self, path: &Path) -> Result<(), ProfileError> {
-        let io =
-            |action| move |source| ProfileError::Io { path: path.to_path_buf(), action, source };
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let write = || {
-            let mut file = std::fs::File::create_new(&temporary)?;
-            file.write_all(self.to_text().as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)
-        };
-        write().map_err(|error| {
-            let _ = std::fs::remove_file(&temporary);
-            io("write")(error)
+        file::replace(path, self.to_text().as_bytes()).map_err(|source| ProfileError::Io {
+            path: path.to_path_buf(),
+            action: "write",
+            source,
         })
+    }
+
+    /// Replaces every kernel by the built-in one named beside it, with the same figures.
+    pub fn use_built_in(&mut self) {
+        for op in &mut self.ops {
+            for pick in [Some(&mut op.decode), op.prefill.as_mut()].into_iter().flatten() {
+                pick.kernel = pick.built_in;
+            }
+        }
+        self.tool.library_sha256 = None;
     }
 
     /// The choice for a role: the one made for these shapes.
@@ -384,10 +403,22 @@ impl Profile {
         self.ops.iter().find(|choice| choice.role == role && choice.parts == parts)
     }
 
-    /// The tiers that the choices need.
-    pub fn isas(&self) -> BTreeSet<Isa> {
-        let picks = self.ops.iter().flat_map(Choice::picks);
-        picks.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]).collect()
+    /// Whether the CPU, as `runs` says, has what every kernel named needs, fallbacks included.
+    ///
+    /// # Errors
+    /// [`ProfileError::Content`] names the first that it lacks.
+    pub fn check_isa(&self, runs: impl Fn(Isa) -> bool) -> Result<(), ProfileError> {
+        for (i, choice) in self.ops.iter().enumerate() {
+            for (name, pick) in choice.picks() {
+                if let Some(id) = [pick.kernel, pick.built_in].into_iter().find(|id| !runs(id.isa))
+                {
+                    let item = format!("op {} ({}).{name}", i + 1, choice.role);
+                    let problem = format!("{id} needs {}, which this CPU lacks", id.isa);
+                    return Err(ProfileError::content(item, problem));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn validate(&self) -> Result<(), ProfileError> {
@@ -403,6 +434,13 @@ impl Profile {
             if text.len() > 256 || text.chars().any(char::is_control) {
                 let problem = "longer than 256 bytes or with control characters";
                 return Err(ProfileError::content(item, problem));
+            }
+        }
+        if let Some(path) = &model.path {
+            let path = path.to_string_lossy();
+            if path.len() > 4096 || path.chars().any(char::is_control) {
+                let problem = "longer than 4096 bytes or with control characters";
+                return Err(ProfileError::content("model.path", problem));
             }
         }
         let hex = |item: &str, text: &str, len: usize| {
@@ -434,6 +472,19 @@ impl Profile {
         }
         Ok(())
     }
+}
+
+/// A message that may quote the file: on one line, no way to drive a terminal, cut short.
+fn shown(message: &str) -> String {
+    let mut out = String::new();
+    for c in message.chars().take(400) {
+        if matches!(c, '\'' | '"' | '\\') {
+            out.push(c);
+        } else {
+            out.extend(c.escape_debug());
+        }
+    }
+    out
 }
 
 /// A figure that is finite, not negative and at most `most`.
@@ -658,8 +709,6 @@ mod tests {
         least.model.path = None;
         least.ops.clear();
         assert_eq!(Profile::parse(&least.to_text()).unwrap(), least);
-        assert!(least.isas().is_empty());
-        assert_eq!(full.isas().last(), Some(&Isa::Avx512Vnni));
         let parts = [Shape::new(6912, 2560); 2];
         assert_eq!(full.choice(Role::GateUp, &parts), Some(&full.ops[0]));
         assert_eq!(full.choice(Role::GateUp, &parts[..1]), None);
@@ -667,7 +716,8 @@ mod tests {
     }
 
     /// One edit of a good profile each: what is replaced, by what, the item named, and a part of
-    /// what is said about it.
+    /// what is said about it. The ids P01 to P21 are those of the project's list of hostile inputs;
+    /// those that take a file, a CPU or a model are in `runtime/tests/hostile_profiles.rs`.
     #[test]
     fn wrong_fields_are_refused_by_name() {
         let deep = "[".repeat(100_000);
@@ -706,7 +756,7 @@ mod tests {
         let parts = "parts = [[6912, 2560], [6912, 2560]]";
         let nine = format!("parts = [{}]", ["[1, 1]"; 9].join(", "));
         let mut cases: Vec<(&str, &str, &str, &str)> = vec![
-            // Grammar, and what is no field.
+            // P04 to P06, P14, P17, P21: grammar, and what is no field.
             ("schema = 1", "schema = 2", "schema", "reads 1"),
             ("schema = 1", "schema = 4294967296", "line 1", ""),
             ("schema = 1", "schema = \"1\"", "line 1", ""),
@@ -714,6 +764,7 @@ mod tests {
             ("schema = 1", "schema = 1\nschema = 1", "line 2", "duplicate"),
             ("schema = 1", "schema = 1\nhook = \"rm\"", "line 2", "unknown field `hook`"),
             ("schema = 1", &deep, "line 1", ""),
+            ("[run]", "[run]\n\"\\u001b[2J\\n\u{202e}\" = 1", "line", "`\\u{1b}[2J\\n\\u{202e}`"),
             ("[run]", "[run]\nlibrary = \"/tmp/x.so\"", "line", "unknown field `library`"),
             ("[run]", "[run]\n[run]", "line", "duplicate"),
             ("[run]", "[jog]", "line", "unknown field `jog`"),
@@ -721,13 +772,14 @@ mod tests {
             ("mode = \"dense\"", "mode = \"fast\"", "line", "dense, skip_rows, axpy"),
             ("role = \"lm_head\"", "role = \"head\"", "line", "lm_head"),
             ("pinning = \"cores\"", "pinning = \"all\"", "line", "none, cores"),
-            // Text.
+            // P08: text.
             ("version = \"0.1.0\"", &long, "tool.version", "256 bytes"),
             ("name = \"2B-4T\"", "name = \"a\\u001b[2Jb\"", "model.name", "control"),
+            ("\"models/m.gguf\"", "\"a\\u001b[2Jb\"", "model.path", "control"),
             ("\"0123456789abcdef\"", "\"0123456789abcdeg\"", "tool.fingerprint", "16 hex"),
             ("\"fedcba9876543210\"", "\"fedcba98765432\"", "model.shapes", "16 hex"),
             ("\"ababab", "\"ab", "tool.library_sha256", "64 hex"),
-            // Numbers.
+            // P09, P15: numbers.
             ("threads = 2\n", "threads = 0\n", "run.threads", "1 to 1024"),
             ("threads = 2\n", "threads = 1025\n", "run.threads", "1 to 1024"),
             ("threads = 2\n", "threads = -1\n", "line", ""),
@@ -744,7 +796,7 @@ mod tests {
             ("tokens = 128", "tokens = 4097", "op 1 (gate_up).prefill", "1 to 4096"),
             ("count = 30", "count = 0", "op 1 (gate_up)", "count 0"),
             ("count = 30", "count = 65537", "op 1 (gate_up)", "count 65537"),
-            // Shapes.
+            // P09: shapes.
             (parts, "parts = []", "op 1 (gate_up)", "0 parts"),
             (parts, &nine, "op 1 (gate_up)", "9 parts"),
             (parts, "parts = [[0, 2560]]", "op 1 (gate_up)", "0x2560"),
@@ -778,7 +830,8 @@ mod tests {
             let shown: String = to.chars().take(80).collect();
             assert!(found_item.contains(item), "`{shown}`: {found_item} is not {item}");
             assert!(found_problem.contains(problem), "`{shown}`: {found_problem}");
-            assert!(found_problem.len() < 2000, "`{shown}`: {} bytes", found_problem.len());
+            assert!(found_problem.len() < 1000, "`{shown}`: {} bytes", found_problem.len());
+            assert!(!found_problem.chars().any(char::is_control), "`{shown}`: {found_problem:?}");
         }
     }
 
@@ -794,15 +847,48 @@ mod tests {
         assert_eq!(Profile::parse(&twice.to_text()).unwrap(), twice);
     }
 
-    /// A file cut short anywhere is refused, or is a profile by itself: whole `[[op]]` tables may
-    /// be missing at its end, and nothing else.
+    /// A kernel that the CPU lacks is one that would run: those of the picks and their fallbacks.
+    #[test]
+    fn p11_what_needs_an_isa_that_the_cpu_lacks_is_refused() {
+        let profile = profile();
+        for (best, item, isa) in [
+            (Isa::Scalar, "op 1 (gate_up).decode", "avx512vnni"),
+            (Isa::Avx2, "op 1 (gate_up).decode", "avx512vnni"),
+            (Isa::Avx512Vnni, "", ""),
+        ] {
+            match profile.check_isa(|isa| isa <= best) {
+                Ok(()) => assert_eq!(item, "", "{best}"),
+                Err(ProfileError::Content { item: found, problem }) => {
+                    assert_eq!(found, item, "{best}");
+                    assert!(problem.contains(&format!("needs {isa}, which")), "{best}: {problem}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        // Each place alone.
+        let scalar = Profile { ops: profile.ops[1..].to_vec(), ..profile.clone() };
+        let lacks = |isa: Isa| move |other: Isa| other != isa;
+        assert!(scalar.check_isa(lacks(Isa::Avx512Vnni)).is_ok());
+        assert!(scalar.check_isa(lacks(Isa::Avx2)).is_err());
+        assert!(scalar.check_isa(lacks(Isa::Scalar)).is_err());
+        // The second best is told, never run.
+        let mut told = scalar;
+        told.ops[0].decode.runner_up =
+            Some("head_q6_k__avx512__any__r1_c0_n1_u1_p0".parse().unwrap());
+        assert!(told.check_isa(lacks(Isa::Avx512)).is_ok());
+    }
+
+    /// P03: a file cut short at any byte is refused, or is a profile by itself: whole `[[op]]` tables
+    /// may be missing at its end, and nothing else.
     #[test]
     fn every_prefix_is_refused_or_whole() {
         let text = profile().to_text();
         let whole = profile();
         let mut parsed = 0;
-        for end in (0..text.len()).filter(|&end| text.is_char_boundary(end)) {
-            if let Ok(prefix) = Profile::parse(&text[..end]) {
+        for end in 0..text.len() {
+            let prefix = Profile::from_bytes(text.as_bytes()[..end].to_vec());
+            assert!(prefix.is_err() || text.is_char_boundary(end), "cut at {end}");
+            if let Ok(prefix) = prefix {
                 assert_eq!(prefix.run.threads, whole.run.threads, "cut at {end}");
                 assert!(prefix.ops.len() <= whole.ops.len());
                 parsed += 1;
@@ -821,6 +907,7 @@ mod tests {
         };
         for (bytes, says) in [
             (&b""[..], "schema"),
+            (&b"\n# nothing\n"[..], "schema"),
             (&b"GGUF\x03\0\0\0"[..], "line 1"),
             (&b"{\"schema\": 1}"[..], "line 1"),
             (&b"schema = 1\nname = \"\xff\""[..], "byte 19: not UTF-8"),
@@ -841,6 +928,23 @@ mod tests {
         assert!(error.to_string().contains("none.toml"), "{error}");
     }
 
+    #[test]
+    fn what_is_said_of_a_hostile_file_is_one_line_of_text() {
+        let good = profile().to_text();
+        let escape = "\\u001b[2J\\r\\n\\u202e\\u009b";
+        for (from, to) in [
+            ("[run]", format!("[run]\n\"{escape}\" = 1")),
+            ("role = \"lm_head\"", format!("role = \"{escape}\"")),
+            ("kernel = \"i2_s_t16", format!("kernel = \"{escape}i2_s_t16")),
+            ("threads = 2\n", format!("threads = \"{escape}\"\n")),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let (item, problem) = refused(&good.replacen(from, &to, 1));
+            let said = format!("{item}: {problem}");
+            assert_eq!(said, printable(&said));
+        }
+    }
+
     fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
         let mut names: Vec<String> =
@@ -859,7 +963,18 @@ mod tests {
         saved.run.threads = 7;
         saved.save(&path).unwrap();
         assert_eq!(Profile::load(&path).unwrap(), saved);
-        assert_eq!(names(folder.path()), ["host.toml"]);
+        // What another process of the same number left behind is in nobody's way.
+        let stale = format!("host.toml.{}.tmp", std::process::id());
+        std::fs::write(folder.path().join(&stale), "half").unwrap();
+        saved.save(&path).unwrap();
+        assert_eq!(names(folder.path()), ["host.toml", stale.as_str()]);
+        std::fs::remove_file(folder.path().join(&stale)).unwrap();
+        // A new profile is as public as any new file of this user.
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, "").unwrap();
+        let permissions = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+        assert_eq!(permissions(&path), permissions(&plain));
+        std::fs::remove_file(&plain).unwrap();
 
         // Where a folder has the name, it stays, and so does what it holds.
         let taken = folder.path().join("taken.toml");

@@ -111,10 +111,23 @@ pub fn generic(format: Option<Format>, ceiling: Isa) -> Generic {
 /// The folder of the user's own profiles: `bitnet/profiles` in `$XDG_CONFIG_HOME` or `~/.config`.
 /// `variable` looks up a variable of the environment. Nothing when neither is an absolute path.
 pub fn user_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(base_folder(variable, "XDG_CONFIG_HOME", ".config")?.join("bitnet").join("profiles"))
+}
+
+/// The folder of the kernels made on this host: `bitnet/kernels` in `$XDG_CACHE_HOME` or
+/// `~/.cache`, as [`user_folder`].
+pub fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(base_folder(variable, "XDG_CACHE_HOME", ".cache")?.join("bitnet").join("kernels"))
+}
+
+fn base_folder(
+    variable: impl Fn(&str) -> Option<OsString>,
+    name: &str,
+    in_home: &str,
+) -> Option<PathBuf> {
     // The XDG specification has relative paths ignored.
     let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let config = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))?;
-    Some(config.join("bitnet").join("profiles"))
+    absolute(name).or_else(|| Some(absolute("HOME")?.join(in_home)))
 }
 
 /// The name, in [`user_folder`], of the profile for a model's shapes ([`crate::shapes_hash`]) and a
@@ -153,6 +166,10 @@ mod tests {
         assert_eq!(folder(None, Some("/h")), path("/h/.config/bitnet/profiles"));
         assert_eq!(folder(Some("x"), Some("/h")), path("/h/.config/bitnet/profiles"));
         assert_eq!(folder(Some(""), None), None);
+        let home = |name: &str| (name == "HOME").then(|| "/h".into());
+        assert_eq!(cache_folder(home), path("/h/.cache/bitnet/kernels"));
+        let xdg = |name: &str| (name == "XDG_CACHE_HOME").then(|| "/x".into());
+        assert_eq!(cache_folder(xdg), path("/x/bitnet/kernels"));
 
         let name = user_file_name("0123456789abcdef", "AuthenticAMD", 26, 2);
         assert_eq!(name, "0123456789abcdef-authenticamd-26-2.toml");

@@ -369,6 +369,20 @@ mod tests {
         assert_eq!(id, "i2_s_t16__avx512vnni__m6912_k2560__r16_c0_n1_u4_p0");
     }
 
+    /// P10: rows are padded to 64 and the last block of columns may be short, so a tile need not
+    /// divide the matrix, but it has to divide the padding.
+    #[test]
+    fn p10_a_tile_need_not_divide_the_shape() {
+        for (rows, cols, fits) in [(32, 240, true), (64, 240, true), (96, 240, false)] {
+            for shape in [Shape::new(100, 1001), Shape::new(1, 1), Shape::new(640, 2560)] {
+                let op = Op::Ternary(Layout::Tl1T32);
+                let tile = TileConfig::new(rows, cols, 1, 1);
+                let spec = KernelSpec { op, isa: Isa::Avx2, shape: Some(shape), tile };
+                assert_eq!(spec.validate().is_ok(), fits, "{spec}");
+            }
+        }
+    }
+
     #[test]
     fn bounds_hold_with_their_reason() {
         let avx2 = KernelSpec { isa: Isa::Avx2, ..GOOD };

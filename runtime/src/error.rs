@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bitnet_profiles::ProfileError;
+
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -43,16 +45,18 @@ pub enum Error {
     },
 
     /// The tuning profile is malformed or does not fit.
-    #[error("{}: {item}: found {found}, expected {expected}", .path.display())]
+    #[error(
+        "{}: {item}: {problem}; make it anew with: bitnet-tune --model MODEL -o {}",
+        .path.display(),
+        .path.display()
+    )]
     Profile {
         /// The profile file.
         path: PathBuf,
         /// The table or key.
         item: String,
-        /// The value found.
-        found: String,
-        /// The values allowed, and what to do.
-        expected: String,
+        /// The value found, and the values allowed.
+        problem: String,
     },
 
     /// The CPU lacks a feature that was asked for.
@@ -90,6 +94,20 @@ impl Error {
             Error::Profile { .. } => 4,
             Error::Cpu { .. } => 5,
             Error::Io { .. } => 6,
+        }
+    }
+
+    /// Why a profile's file is refused, and the command that makes another.
+    pub fn profile(path: &Path, error: ProfileError) -> Self {
+        match error {
+            ProfileError::Io { path, action, source } => {
+                let command = format!("bitnet-tune --model MODEL -o {}", path.display());
+                let text = format!("{source}; make it with: {command}");
+                Error::Io { path, action, source: io::Error::new(source.kind(), text) }
+            }
+            ProfileError::Content { item, problem } => {
+                Error::Profile { path: path.to_path_buf(), item, problem }
+            }
         }
     }
 
@@ -167,8 +185,7 @@ mod tests {
                 Error::Profile {
                     path: path.into(),
                     item: "schema".into(),
-                    found: "9".into(),
-                    expected: "1".into(),
+                    problem: "9, but this version reads 1".into(),
                 },
                 4,
             ),

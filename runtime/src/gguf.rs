@@ -22,7 +22,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -484,11 +484,21 @@ enum Bytes {
     Memory(Cow<'static, [u8]>),
 }
 
+impl Bytes {
+    fn get(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Memory(bytes) => bytes,
+        }
+    }
+}
+
 /// An opened GGUF file: header in memory, tensor data in the map.
 pub struct Gguf {
     path: PathBuf,
     bytes: Bytes,
     header: Header,
+    warning: Option<String>,
 }
 
 /// What the header holds, all of it checked.
@@ -513,7 +523,8 @@ impl fmt::Debug for Gguf {
 }
 
 impl Gguf {
-    /// Maps the file and reads its header. No tensor page is touched.
+    /// Maps the file and reads its header. No tensor page is touched. Where the system maps no
+    /// such file it is read into memory, and [`Gguf::warning`] says so.
     ///
     /// The file must not be cut short while it is open: reading a page that is gone ends the
     /// process with SIGBUS, as with every memory-mapped model.
@@ -522,7 +533,52 @@ impl Gguf {
     /// [`Error::Io`] when the path is not a readable regular file, [`Error::Model`] when the
     /// header breaks a rule.
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf> {
+        // SAFETY: the map is private and read-only, and this process never writes the file.
+        // Another process might: the header is copied before it is interpreted further, and
+        // tensor data is plain numbers for which any bytes are valid.
+        Self::open_with(path.as_ref(), |file| unsafe { Mmap::map(file) })
+    }
+
+    fn open_with(path: &Path, map: impl FnOnce(&File) -> io::Result<Mmap>) -> Result<Gguf> {
+        let file = Self::file(path)?;
+        let (bytes, warning) = match map(&file) {
+            Ok(map) => (Bytes::Mapped(map), None),
+            Err(error) => {
+                let warning = format!(
+                    "{}: the system does not map this file ({error}), so it was read into memory",
+                    path.display()
+                );
+                (Bytes::Memory(Self::contents(path, file)?.into()), Some(warning))
+            }
+        };
+        Self::new(path, bytes, warning)
+    }
+
+    /// Reads the file into memory, which takes as much of it as the file is long, and its header.
+    /// Unlike a map it cannot be pulled away by whoever cuts the file short.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`].
+    pub fn read(path: impl AsRef<Path>) -> Result<Gguf> {
         let path = path.as_ref();
+        let bytes = Self::contents(path, Self::file(path)?)?;
+        Self::new(path, Bytes::Memory(bytes.into()), None)
+    }
+
+    fn contents(path: &Path, mut file: File) -> Result<Vec<u8>> {
+        let refused = |e| Error::io(path, "read", e);
+        let len = file.metadata().map_err(refused)?.len();
+        let mut bytes = Vec::new();
+        // A file that does not fit is an error, not the end of the process.
+        let room = usize::try_from(len).ok().and_then(|len| bytes.try_reserve_exact(len).ok());
+        room.ok_or_else(|| {
+            refused(io::Error::other(format!("{len} bytes do not fit into memory")))
+        })?;
+        file.read_to_end(&mut bytes).map_err(refused)?;
+        Ok(bytes)
+    }
+
+    fn file(path: &Path) -> Result<File> {
         // Asked before opening: opening a FIFO would wait for a writer.
         let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
         if !meta.is_file() {
@@ -533,13 +589,12 @@ impl Gguf {
             };
             return Err(Error::io(path, "open", io::Error::other(what)));
         }
-        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        // SAFETY: the map is private and read-only, and this process never writes the file.
-        // Another process might: the header is copied before it is interpreted further, and
-        // tensor data is plain numbers for which any bytes are valid.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", e))?;
-        let header = Header::parse(path, &map)?;
-        Ok(Gguf { path: path.to_path_buf(), bytes: Bytes::Mapped(map), header })
+        File::open(path).map_err(|e| Error::io(path, "open", e))
+    }
+
+    fn new(path: &Path, bytes: Bytes, warning: Option<String>) -> Result<Gguf> {
+        let header = Header::parse(path, bytes.get())?;
+        Ok(Gguf { path: path.to_path_buf(), bytes, header, warning })
     }
 
     /// Reads a file that is already in memory; `name` stands for its path in messages.
@@ -550,16 +605,23 @@ impl Gguf {
         name: impl AsRef<Path>,
         bytes: impl Into<Cow<'static, [u8]>>,
     ) -> Result<Gguf> {
-        let (path, bytes) = (name.as_ref(), bytes.into());
-        let header = Header::parse(path, &bytes)?;
-        Ok(Gguf { path: path.to_path_buf(), bytes: Bytes::Memory(bytes), header })
+        Self::new(name.as_ref(), Bytes::Memory(bytes.into()), None)
     }
 
     fn data(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::Mapped(map) => map,
-            Bytes::Memory(bytes) => bytes,
-        }
+        self.bytes.get()
+    }
+
+    /// Whether the file is mapped; otherwise it is in memory.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::Mapped(_))
+    }
+
+    /// What was odd about opening the file but no obstacle, in one line.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// The file's path, as given.
@@ -769,9 +831,7 @@ impl Gguf {
             && part.end <= whole.len()
         {
             let range = whole.start + part.start..whole.start + part.end;
-            // SAFETY: sysconf only reads a number of the system's configuration.
-            let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-            let page = usize::try_from(page).unwrap_or(4096).max(1);
+            let page = rustix::param::page_size();
             let (first, end) = (range.start.div_ceil(page) * page, range.end / page * page);
             if first < end {
                 // SAFETY: dropping pages of a read-only private file map loses nothing: the next
@@ -1443,6 +1503,42 @@ mod tests {
             out.resize(out.len() + GgufWriter::padding(t.bytes), 0);
         }
         out
+    }
+
+    /// F01: mapped, read on demand, or read because it could not be mapped, a file is the same.
+    #[test]
+    fn a_file_is_the_same_mapped_or_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        std::fs::write(&path, sample()).unwrap();
+        let refused = |_: &File| Err(io::Error::from(io::ErrorKind::Unsupported));
+        let mapped = Gguf::open(&path).unwrap();
+        assert!(mapped.is_mapped() && mapped.warning().is_none());
+        let read = Gguf::read(&path).unwrap();
+        assert!(!read.is_mapped() && read.warning().is_none());
+        let instead = Gguf::open_with(&path, refused).unwrap();
+        assert!(!instead.is_mapped());
+        let warning = instead.warning().unwrap();
+        assert!(warning.contains("m.gguf") && warning.lines().count() == 1, "{warning}");
+        for other in [&read, &instead] {
+            assert!(other.metadata().eq(mapped.metadata()));
+            assert_eq!(other.file_bytes(), mapped.file_bytes());
+            for tensor in mapped.tensors() {
+                let own = other.tensor(&tensor.name).unwrap();
+                assert_eq!(other.tensor_bytes(own), mapped.tensor_bytes(tensor));
+                // Advice about a map: of no consequence to one in memory.
+                other.drop_pages(own);
+                assert_eq!(other.tensor_bytes(own), mapped.tensor_bytes(tensor));
+            }
+        }
+        // What is refused mapped is refused read, by the same words.
+        std::fs::write(&path, "GGUF, but not really one").unwrap();
+        let words = |gguf: Result<Gguf>| gguf.unwrap_err().to_string();
+        assert_eq!(words(Gguf::read(&path)), words(Gguf::open(&path)));
+        assert_eq!(words(Gguf::open_with(&path, refused)), words(Gguf::open(&path)));
+        for path in [dir.path().to_path_buf(), dir.path().join("none")] {
+            assert_eq!(words(Gguf::read(&path)), words(Gguf::open(&path)));
+        }
     }
 
     fn sample_kv() -> Vec<(&'static str, Value)> {

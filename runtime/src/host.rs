@@ -129,7 +129,7 @@ impl Topology {
 }
 
 /// The CPUs of a list such as `0-3,8`; what is no number is left out.
-fn cpu_list(text: &str) -> BTreeSet<usize> {
+pub(crate) fn cpu_list(text: &str) -> BTreeSet<usize> {
     let range = |item: &str| {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
         let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);

@@ -1,5 +1,6 @@
 //! Runs ternary language models: GGUF in, tokens out.
 
+mod affinity;
 pub mod bench;
 pub mod cli;
 pub mod dummy;
@@ -13,6 +14,7 @@ pub mod memory;
 pub mod model;
 pub mod pack;
 pub mod probe;
+pub mod random;
 pub mod reference;
 pub mod sampler;
 pub mod threads;

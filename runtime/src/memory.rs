@@ -1,5 +1,6 @@
 //! Memory that kernels read: aligned, zeroed, in huge pages where the system offers them.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +12,16 @@ use crate::{Error, Result};
 /// Alignment of every buffer and scratch area, in bytes: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
 
+/// The pages that memory is asked to come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pages {
+    /// Large ones (2 MiB on x86) where the system has them, which spares lookups of addresses.
+    #[default]
+    Huge,
+    /// Those of the system's usual size, even where it would give large ones unasked.
+    Small,
+}
+
 /// One anonymous mapping that buffers are cut from, front to back. Pages are zero and take no
 /// memory until they are touched, so the thread that packs a tile places it.
 #[derive(Debug)]
@@ -20,25 +31,47 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Reserves `bytes`, plus the rounding of `buffers` buffers to [`ALIGN`].
+    /// Reserves `bytes`, plus the rounding of `buffers` buffers to [`ALIGN`], in huge pages.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the reservation.
     pub fn new(bytes: usize, buffers: usize) -> Result<Self> {
+        Self::with(bytes, buffers, Pages::Huge)
+    }
+
+    /// As [`Arena::new`], in pages of that size. A system that has no choice gives what it has.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn with(bytes: usize, buffers: usize, pages: Pages) -> Result<Self> {
         let len = bytes.saturating_add(buffers.saturating_mul(ALIGN)).max(1);
         let map = MmapMut::map_anon(len).map_err(|e| {
             Error::Runtime(format!("cannot reserve {len} bytes of memory for the weights: {e}"))
         })?;
         let map = MmapRaw::from(map);
-        // Without huge pages everything works, only slower.
+        // Whatever the pages, everything works; only the speed differs.
         #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
+        let _ = map.advise(match pages {
+            Pages::Huge => memmap2::Advice::HugePage,
+            Pages::Small => memmap2::Advice::NoHugePage,
+        });
+        #[cfg(not(target_os = "linux"))]
+        let _ = pages;
         Ok(Self { map: Arc::new(map), used: 0 })
     }
 
     /// Bytes handed out.
     pub fn used(&self) -> usize {
         self.used
+    }
+
+    /// Keeps all of it in memory, handed out or not, until the last buffer is gone. To be called
+    /// when it has been written: pages that were never touched come into being here.
+    ///
+    /// # Errors
+    /// What the system said; usually that it lets this user lock less.
+    pub fn lock(&self) -> io::Result<()> {
+        lock(&self.map)
     }
 
     /// The next `len` bytes, or nothing when the arena is used up.
@@ -62,13 +95,29 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer of its own, zeroed.
+    /// A buffer of its own, zeroed, in huge pages.
     ///
     /// # Errors
     /// As [`Arena::new`].
     pub fn zeroed(len: usize) -> Result<Self> {
+        Self::with(len, Pages::Huge)
+    }
+
+    /// As [`Buffer::zeroed`], in pages of that size.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn with(len: usize, pages: Pages) -> Result<Self> {
         let refused = || Error::Runtime(format!("cannot reserve {len} bytes of memory"));
-        Arena::new(len, 1)?.take(len).ok_or_else(refused)
+        Arena::with(len, 1, pages)?.take(len).ok_or_else(refused)
+    }
+
+    /// As [`Arena::lock`], for the arena that the buffer is of.
+    ///
+    /// # Errors
+    /// As [`Arena::lock`].
+    pub fn lock(&self) -> io::Result<()> {
+        lock(&self.map)
     }
 }
 
@@ -89,6 +138,16 @@ impl DerefMut for Buffer {
     }
 }
 
+#[cfg(unix)]
+fn lock(map: &MmapRaw) -> io::Result<()> {
+    map.lock()
+}
+
+#[cfg(not(unix))]
+fn lock(_map: &MmapRaw) -> io::Result<()> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
+}
+
 /// Peak resident memory of this process in bytes, or nothing where the system does not say.
 pub fn peak_resident() -> Option<u64> {
     let status = std::fs::read_to_string(Path::new("/proc/self/status")).ok()?;
@@ -97,8 +156,16 @@ pub fn peak_resident() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
+/// Bytes of memory that this machine can still give, or nothing where the system does not say.
+pub fn available() -> Option<u64> {
+    let info = std::fs::read_to_string(Path::new("/proc/meminfo")).ok()?;
+    let line = info.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -115,5 +182,52 @@ mod tests {
         }
         assert!(arena.take(1 << 20).is_none());
         assert!(arena.take(usize::MAX).is_none());
+    }
+
+    /// The flags that the system keeps of the mapping at an address: `hg` for huge pages asked for,
+    /// `nh` for refused, `lo` for locked.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn flags(address: usize) -> Vec<String> {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        for line in maps.lines() {
+            let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+            let hex = |text| usize::from_str_radix(text, 16).ok();
+            if let Some((start, end)) = range.and_then(|(a, b)| hex(a).zip(hex(b))) {
+                inside = (start..end).contains(&address);
+            } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| inside) {
+                return flags.split_whitespace().map(str::to_owned).collect();
+            }
+        }
+        panic!("no mapping at {address:x}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pages_are_asked_for_as_told() {
+        if !Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            eprintln!("skipped: this system has no huge pages");
+            return;
+        }
+        for (buffer, flag, other) in [
+            (Buffer::zeroed(1 << 22).unwrap(), "hg", "nh"),
+            (Buffer::with(1 << 22, Pages::Huge).unwrap(), "hg", "nh"),
+            (Buffer::with(1 << 22, Pages::Small).unwrap(), "nh", "hg"),
+        ] {
+            let flags = flags(buffer.as_ptr() as usize);
+            let has = |flag: &str| flags.iter().any(|own| own == flag);
+            assert!(has(flag) && !has(other), "{flag}: {flags:?}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn memory_is_locked_as_told() {
+        let buffer = Buffer::zeroed(4096).unwrap();
+        if let Err(error) = buffer.lock() {
+            eprintln!("skipped: this user may lock no memory: {error}");
+            return;
+        }
+        assert!(flags(buffer.as_ptr() as usize).contains(&"lo".to_owned()));
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bitnet_profiles::Isa;
 
 use crate::memory::Buffer;
-use crate::threads::{Pool, SharedSlice, Worker};
+use crate::threads::{Pool, Worker};
 use crate::{Error, Result};
 
 /// Bytes per second that the pool's threads read together when each streams its own part of a
@@ -18,13 +18,8 @@ use crate::{Error, Result};
 /// [`Error::Runtime`] when the system refuses the memory or a worker panicked.
 pub fn read_bandwidth(pool: &Pool, bytes: usize, rounds: usize) -> Result<f64> {
     let mut buffer = Buffer::zeroed(bytes)?;
+    pool.fill(&mut buffer, 1)?;
     let len = buffer.len();
-    let shared = SharedSlice::new(&mut buffer);
-    // Pages come into being where their reader runs.
-    pool.run(|worker| {
-        // SAFETY: shares are disjoint.
-        unsafe { shared.write(worker.share(len)) }.fill(1);
-    })?;
     let sum = best_sum();
     // A pass over a small buffer is repeated until a clock can time it.
     let passes = (1_usize << 24).div_ceil(len.max(1));

@@ -47,8 +47,31 @@ fn the_table_is_llama_bench_s_with_more_columns() {
 fn json_has_llama_bench_s_keys() {
     let model = demo_model();
     let args = [
-        "bench", "-m", &model, "-p", "8", "-n", "4", "-d", "16", "-t", "2", "-r", "3", "-o",
-        "json", "--isa", "scalar", "-ctk", "f16",
+        "bench",
+        "-m",
+        &model,
+        "-p",
+        "8",
+        "-n",
+        "4",
+        "-d",
+        "16",
+        "-t",
+        "2",
+        "-r",
+        "3",
+        "-o",
+        "json",
+        "--isa",
+        "scalar",
+        "-ctk",
+        "f16",
+        "-mmp",
+        "0",
+        "--cpu-strict",
+        "0",
+        "--huge-pages",
+        "0",
     ];
     let rows: Vec<Value> = serde_json::from_str(&answer(&args)).unwrap();
     assert_eq!(rows.len(), 2);
@@ -71,6 +94,9 @@ fn json_has_llama_bench_s_keys() {
             (Some(n_prompt), Some(n_gen))
         );
         assert_eq!((row["n_depth"].as_u64(), row["n_threads"].as_u64()), (Some(16), Some(2)));
+        for key in ["use_mmap", "cpu_strict", "huge_pages"] {
+            assert_eq!(row[key], false, "{key}");
+        }
         assert_eq!((&row["type_k"], &row["isa"]), (&"f16".into(), &"scalar".into()));
 
         let floats = |key: &str| -> Vec<f64> {

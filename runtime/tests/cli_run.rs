@@ -3,18 +3,14 @@
 mod program;
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
-use bitnet_profiles::{
-    Choice, Effort, Format, Host, Isa, KernelId, Objective, Pick, Profile, Provenance, Run, Tool,
-    registry,
-};
+use bitnet_profiles::{Format, Isa, KernelId};
 use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::model::config::Config;
 use bitnet_runtime::sampler::SamplerConfig;
 use bitnet_runtime::tokenizer::Tokenizer;
-use program::{answer, both, command, demo_model, refusal};
+use program::{answer, both, command, demo_model, layout_of, profile, refusal};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -87,9 +83,11 @@ fn json_says_what_ran() {
         keys(&report),
         [
             "finish_reason",
+            "huge_pages",
             "ids",
             "kernels",
             "memory",
+            "pinning",
             "profile",
             "prompt_ids",
             "seed",
@@ -216,6 +214,15 @@ fn the_text_depends_on_neither_threads_nor_batch_nor_kernels() {
     }
     for batch in [["-ub", "1"], ["-b", "7"], ["--ubatch-size", "16"]] {
         assert_eq!(text(&batch), expected, "{batch:?}");
+    }
+    for placement in [
+        &["--cpu-strict", "1"][..],
+        &["--huge-pages", "0"],
+        &["--mlock"],
+        &["--no-mmap"],
+        &["-no-mmap", "-mlock", "-cpu-strict", "1", "-t", "2", "-huge-pages", "0"],
+    ] {
+        assert_eq!(text(placement), expected, "{placement:?}");
     }
     for format in Format::ALL {
         assert_eq!(text(&["--format", format.name()]), expected, "{format}");
@@ -387,75 +394,6 @@ fn mistakes_are_told() {
     }
 }
 
-/// A profile for the demo model: the lookup kernels everywhere, so that it is seen to be used.
-fn profile(path: Option<PathBuf>) -> Profile {
-    let gguf = Gguf::open(demo_model()).unwrap();
-    let config = Config::from_gguf(&gguf).unwrap();
-    let host = bitnet_runtime::host::Host::detect();
-    let generic = registry::generic(Some(Format::Tl1), Isa::best());
-    let pick = |kernel| Pick {
-        kernel,
-        tokens: 1,
-        median_us: 1.0,
-        mad_us: 0.1,
-        gb_per_s: 1.0,
-        share_of_limit: 0.5,
-        runner_up: None,
-        runner_up_ratio: None,
-        built_in: kernel,
-    };
-    Profile {
-        schema: Profile::SCHEMA,
-        tool: Tool {
-            version: "0.1.0".into(),
-            fingerprint: None,
-            objective: Objective::Balanced,
-            effort: Effort::Measure,
-            date: "2026-11-20".into(),
-            library_sha256: None,
-            provenance: Provenance::Measured,
-        },
-        host: Host {
-            cpu: host.cpu,
-            vendor: host.vendor,
-            family: host.family,
-            model: host.model,
-            stepping: host.stepping,
-            isa: Isa::ALL.iter().copied().filter(|isa| isa.is_supported()).collect(),
-            physical_cores: 1,
-            threads: 1,
-            l2: 0,
-            l3: 0,
-            read_gb_per_s: 1.0,
-            noise: 0.0,
-        },
-        model: bitnet_profiles::Model {
-            name: "bard".into(),
-            architecture: "bitnet-b1.58".into(),
-            shapes: config.shapes_hash(),
-            path,
-        },
-        run: Run { threads: 1, pinning: Default::default(), huge_pages: true },
-        ops: config
-            .jobs()
-            .into_iter()
-            .map(|job| Choice {
-                role: job.role,
-                parts: job.parts,
-                count: job.count,
-                layout: Some(generic.layout()),
-                mode: Default::default(),
-                decode: pick(generic.decode),
-                prefill: Some(pick(generic.prefill)),
-            })
-            .collect(),
-    }
-}
-
-fn layout_of(report: &Value) -> &str {
-    report["kernels"]["down"]["layout"].as_str().unwrap()
-}
-
 #[test]
 fn a_named_profile_is_used_and_finds_its_model() {
     let dir = tempfile::tempdir().unwrap();
@@ -506,69 +444,6 @@ fn a_named_profile_is_used_and_finds_its_model() {
     assert!(refusal(&alone, 3).contains("host.toml"));
 }
 
-#[test]
-fn bad_profiles_are_refused_by_name_and_set_aside_otherwise() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = demo_model();
-    let good = profile(None);
-    let folder = registry::user_folder(|name| {
-        (name == "XDG_CONFIG_HOME").then(|| dir.path().as_os_str().to_owned())
-    })
-    .unwrap();
-    std::fs::create_dir_all(&folder).unwrap();
-    let file = folder.join(good.user_file_name());
-    let with_config = |args: &[&str]| {
-        let output = command(args).env("XDG_CONFIG_HOME", dir.path()).output().unwrap();
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{errors}");
-        (serde_json::from_slice::<Value>(&output.stdout).unwrap(), errors)
-    };
-    let args = greedy(&model, "ROMEO:", &["-n", "8", "--json"]);
-
-    good.save(&file).unwrap();
-    let (report, errors) = with_config(&args);
-    assert_eq!(report["profile"]["source"], "user", "{errors}");
-    assert!(layout_of(&report).starts_with("tl1"), "{report}");
-    let expected = report["text"].clone();
-    let (report, _) = with_config(&[&args[..], &["--profile", "none"]].concat());
-    assert_eq!((&report["profile"]["source"], &report["text"]), (&"shipped".into(), &expected));
-
-    let text = good.to_text();
-    let mut cases = vec![
-        ("not TOML", "{}".into(), "line 1"),
-        ("another schema", text.replacen("schema = 1", "schema = 9", 1), "schema"),
-        ("unknown key", text.replacen("[tool]", "[tool]\nshell = \"rm\"", 1), "shell"),
-        (
-            "threads",
-            text.replacen("threads = 1\npinning", "threads = 0\npinning", 1),
-            "run.threads",
-        ),
-        ("no id", text.replacen("tl1_t32__", "tl1_t32; ", 1), "kernel id"),
-        ("cut", text[..text.len() / 2].to_owned(), "line"),
-    ];
-    // No CPU is both x86 and ARM.
-    let tl1 = |isa| registry::generic(Some(Format::Tl1), isa);
-    let foreign = Isa::ALL.iter().map(|&isa| tl1(isa)).find(|g| !g.decode.isa.is_supported());
-    let (own, foreign) = (tl1(Isa::best()), foreign.unwrap());
-    let ids = |g: &registry::Generic| [g.decode.to_string(), g.prefill.to_string()];
-    let [decode, prefill] = ids(&foreign);
-    let other = text.replace(&ids(&own)[0], &decode).replace(&ids(&own)[1], &prefill);
-    cases.push(("ISA", other, "this CPU runs"));
-    for (name, text, word) in cases {
-        assert_ne!(text, good.to_text(), "{name}");
-        std::fs::write(&file, text).unwrap();
-        let path = file.to_str().unwrap();
-        let message = refusal(&greedy(&model, "x", &["--profile", path]), 4);
-        assert!(message.contains(word) && message.contains(path), "{name}: {message}");
-        assert!(message.starts_with("error: ") && message.lines().count() == 1, "{message}");
-        let (report, errors) = with_config(&args);
-        assert_eq!(report["text"], expected, "{name}");
-        assert_eq!(report["profile"]["source"], "shipped", "{name}");
-        let aside: Vec<&str> = errors.lines().filter(|l| l.contains("set aside")).collect();
-        assert!(aside.len() == 1 && aside[0].contains(word), "{name}: {errors}");
-    }
-}
-
 /// The text comes piece by piece: of a long generation by the slowest kernels the first byte is
 /// here long before the last. And a reader who leaves is no error.
 #[test]
@@ -598,6 +473,30 @@ fn a_full_disk_is_an_io_error() {
         assert_eq!(output.status.code(), Some(6), "{errors}");
         assert!(errors.contains("error: stdout: cannot write: "), "{errors}");
     }
+}
+
+/// F04: memory that the system does not lock is used unlocked.
+#[cfg(unix)]
+#[test]
+fn a_lock_that_is_denied_is_told() {
+    let model = demo_model();
+    let args = greedy(&model, "ROMEO:", &["-n", "4"]);
+    let expected = answer(&args);
+    let program = command(&args);
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -l 0; exec \"$0\" \"$@\""])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .arg("--mlock")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    let told = errors.lines().filter(|line| line.contains("ulimit -l")).count();
+    // Root may lock whatever it likes.
+    let root = rustix::process::geteuid().is_root();
+    assert!(told == 1 || root && told == 0, "{errors}");
 }
 
 /// Neither a closed input nor an odd terminal, locale or path is in the way.

@@ -1,5 +1,71 @@
 //! What crosses the boundary between the runtime and a kernel. One set of types for built-in
-//! kernels and for those made on the host.
+//! kernels and for those made on the host, which another compiler may have made: every type that a
+//! library is read by has a C layout.
+
+/// Version of the types in this file. It changes with any of them; with the whole text of this file
+/// it is part of the generator's fingerprint.
+pub const VERSION: u32 = 1;
+
+/// The symbol of a library's [`Header`], the first one that is looked at.
+pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
+
+/// The symbol of a library's [`Tables`]. Nobody touches it before the header was found to fit.
+pub const TABLES_SYMBOL: &str = "BITNET_KERNELS_TABLES";
+
+/// What a library of kernels was made for. This type stays as it is in every version.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Header {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The generator's fingerprint: 16 hexadecimal digits.
+    pub fingerprint: [u8; 16],
+}
+
+/// The kernels of a library.
+#[repr(C)]
+pub struct Tables {
+    /// Ternary kernels.
+    pub ternary: *const TernaryEntry,
+    /// How many.
+    pub ternary_len: usize,
+    /// Head kernels.
+    pub heads: *const HeadEntry,
+    /// How many.
+    pub heads_len: usize,
+    /// Attention kernels.
+    pub attention: *const AttentionEntry,
+    /// How many.
+    pub attention_len: usize,
+}
+
+// SAFETY: the tables are constants.
+unsafe impl Sync for Tables {}
+
+/// A kernel's id, as `bitnet_profiles::KernelId` spells it, padded with zeros.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Id([u8; Id::BYTES]);
+
+impl Id {
+    /// Bytes that the longest id takes.
+    pub const BYTES: usize = 128;
+
+    /// The id of that text, of at most [`Id::BYTES`].
+    pub const fn new(text: &str) -> Self {
+        let mut bytes = [0; Self::BYTES];
+        bytes.split_at_mut(text.len()).0.copy_from_slice(text.as_bytes());
+        Self(bytes)
+    }
+
+    /// The text, if that is what the bytes are: printable ASCII, then nothing but zeros.
+    pub fn text(&self) -> Option<&str> {
+        let len = self.0.iter().position(|&byte| byte == 0).unwrap_or(Self::BYTES);
+        let (text, padding) = self.0.split_at(len);
+        let valid = text.iter().all(u8::is_ascii_graphic) && padding.iter().all(|&byte| byte == 0);
+        core::str::from_utf8(text).ok().filter(|_| valid)
+    }
+}
 
 /// One thread's share of a matrix product: `steps` consecutive row steps of one matrix, times one
 /// prepared group of activation rows.
@@ -56,10 +122,11 @@ pub type PrepareFn = unsafe extern "C" fn(prepare: &Prepare);
 pub type ScratchFn = extern "C" fn(cols: usize) -> usize;
 
 /// A ternary kernel as the generated table lists it.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct TernaryEntry {
-    /// The kernel's id, as `bitnet_profiles::KernelId` spells it.
-    pub id: &'static str,
+    /// The kernel's id.
+    pub id: Id,
     /// Size of a prepared group.
     pub scratch: ScratchFn,
     /// Prepares a group.
@@ -160,10 +227,11 @@ pub type HeadPrepareFn = unsafe extern "C" fn(prepare: &HeadPrepare);
 pub type HeadRunFn = unsafe extern "C" fn(call: &HeadCall);
 
 /// A head kernel as the generated table lists it.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct HeadEntry {
-    /// The kernel's id, as `bitnet_profiles::KernelId` spells it.
-    pub id: &'static str,
+    /// The kernel's id.
+    pub id: Id,
     /// Size of a prepared row.
     pub scratch: ScratchFn,
     /// Prepares a row.
@@ -223,12 +291,34 @@ pub struct AttentionCall {
 pub type AttentionRunFn = unsafe extern "C" fn(call: &AttentionCall);
 
 /// An attention kernel as the generated table lists it.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct AttentionEntry {
-    /// The kernel's id, as `bitnet_profiles::KernelId` spells it.
-    pub id: &'static str,
+    /// The kernel's id.
+    pub id: Id,
     /// Bytes of scratch for heads of so many elements.
     pub scratch: ScratchFn,
     /// Attends.
     pub run: AttentionRunFn,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_text_and_nothing_else() {
+        let long = "i".repeat(Id::BYTES);
+        for text in ["", "i", "i2_s_t16__avx2__any__r16_c64_n1_u1_p0", &long] {
+            assert_eq!(Id::new(text).text(), Some(text));
+        }
+        let of = |bytes: &[u8]| {
+            let mut id = Id::new("");
+            id.0[..bytes.len()].copy_from_slice(bytes);
+            id
+        };
+        for bytes in [&b"a\0b"[..], b"\0a", b"a b", b"a\n", b"\xff", b"\xc3\xa4"] {
+            assert_eq!(of(bytes).text(), None, "{bytes:?}");
+        }
+    }
 }

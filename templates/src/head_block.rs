@@ -146,7 +146,7 @@ unsafe fn logit(row: *const u8, activations: *const u8, cols: usize) -> f32 {
             let scale = if FORMAT == 4 { block.add(208) } else { block };
             let bits = scale.cast::<u16>().read_unaligned();
             let d = isa::f16_to_f32(bits) * scales.add(first / QUANT).read();
-            lanes[lane] = d.mul_add(int as f32, lanes[lane]);
+            lanes[lane] = isa::mul_add(d, int as f32, lanes[lane]);
         }
         isa::f32_reduce_add(isa::f32_load(lanes.as_ptr()))
     }

@@ -78,7 +78,7 @@ unsafe fn sum_squares(x: *const f32, n: usize) -> f32 {
         isa::f32_store(lanes.as_mut_ptr(), sum);
         for lane in 0..n - i {
             let v = x.add(i + lane).read();
-            lanes[lane] = v.mul_add(v, lanes[lane]);
+            lanes[lane] = isa::mul_add(v, v, lanes[lane]);
         }
         isa::f32_reduce_add(isa::f32_load(lanes.as_ptr()))
     }
@@ -138,7 +138,7 @@ unsafe fn quantise(x: *const f32, s: f32, q: *mut i8, n: usize) {
 unsafe extern "C" fn rms_norm(x: *const f32, w: *const f32, eps: f32, out: *mut f32, n: usize) {
     // SAFETY: the contract of VectorEntry.
     unsafe {
-        let r = 1.0 / (sum_squares(x, n) / n as f32 + eps).sqrt();
+        let r = 1.0 / isa::sqrt(sum_squares(x, n) / n as f32 + eps);
         let r = isa::f32_splat(r);
         elementwise(x, w, out, n, |x, w| isa::f32_mul(isa::f32_mul(x, r), w));
     }
@@ -250,8 +250,8 @@ unsafe extern "C" fn rope_neox(x: *mut f32, cos: *const f32, sin: *const f32, n:
         unsafe {
             let (a, b) = (x.add(i).read(), x.add(n + i).read());
             let (cos, sin) = (cos.add(i).read(), sin.add(i).read());
-            x.add(i).write(a.mul_add(cos, -(b * sin)));
-            x.add(n + i).write(a.mul_add(sin, b * cos));
+            x.add(i).write(isa::mul_add(a, cos, -(b * sin)));
+            x.add(n + i).write(isa::mul_add(a, sin, b * cos));
         }
     }
 }
@@ -263,8 +263,8 @@ unsafe extern "C" fn rope_norm(x: *mut f32, cos: *const f32, sin: *const f32, n:
         unsafe {
             let (a, b) = (x.add(2 * i).read(), x.add(2 * i + 1).read());
             let (cos, sin) = (cos.add(i).read(), sin.add(i).read());
-            x.add(2 * i).write(a.mul_add(cos, -(b * sin)));
-            x.add(2 * i + 1).write(a.mul_add(sin, b * cos));
+            x.add(2 * i).write(isa::mul_add(a, cos, -(b * sin)));
+            x.add(2 * i + 1).write(isa::mul_add(a, sin, b * cos));
         }
     }
 }
@@ -306,7 +306,7 @@ pub unsafe extern "C" fn attention_merge(
         (lanes[0], lanes[1]) = (before.max - max, chunk.max - max);
         isa::f32_store(lanes.as_mut_ptr(), exp(isa::f32_load(lanes.as_ptr())));
         let (a, b) = (lanes[0], lanes[1]);
-        state.write(Softmax { max, sum: before.sum.mul_add(a, chunk.sum * b) });
+        state.write(Softmax { max, sum: isa::mul_add(before.sum, a, chunk.sum * b) });
         let (a, b) = (isa::f32_splat(a), isa::f32_splat(b));
         elementwise(out, chunk_out, out, n, |out, chunk| {
             isa::f32_fma(out, a, isa::f32_mul(chunk, b))

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::{env, fs};
 
-use bitnet_codegen::{emit_kernel, emit_library, grid};
+use bitnet_codegen::{emit_cdylib, emit_kernel, emit_library, grid};
 use bitnet_profiles::{Isa, KernelId, KernelSpec, Op, Shape, TileConfig};
 use bitnet_runtime::kernels::builtin;
 
@@ -41,9 +41,10 @@ fn emission_is_deterministic() {
     assert!(text == emit_library(&ids).unwrap(), "two emissions differ");
     assert!(text == builtin::SOURCE, "the runtime was built from another text");
     assert_eq!(builtin::FINGERPRINT, bitnet_codegen::fingerprint());
-    let mut table: Vec<&str> = builtin::TERNARY.iter().map(|entry| entry.id).collect();
-    table.extend(builtin::HEADS.iter().map(|entry| entry.id));
-    table.extend(builtin::ATTENTION.iter().map(|entry| entry.id));
+    let mut table: Vec<&str> =
+        builtin::TERNARY.iter().map(|entry| entry.id.text().unwrap()).collect();
+    table.extend(builtin::HEADS.iter().map(|entry| entry.id.text().unwrap()));
+    table.extend(builtin::ATTENTION.iter().map(|entry| entry.id.text().unwrap()));
     let named: BTreeSet<String> = ids.iter().map(ToString::to_string).collect();
     assert_eq!(table.len(), ids.len());
     for id in table {
@@ -133,6 +134,55 @@ fn a_constant_changes_its_line_and_no_other() {
         let line = |value: i32| format!("const {name}: usize = {value};");
         assert_eq!(changed, [(line(from), line(to))]);
     }
+}
+
+/// The columns of a shape reach every template, which decide by them where they are known.
+#[test]
+fn a_shape_changes_one_line_of_every_template() {
+    for generic in examples() {
+        let shape = Some(Shape::new(4096, 512));
+        let own = KernelSpec { shape, ..*generic.spec() }.validate().unwrap();
+        let (before, after) =
+            ("const COLS: usize = 0;".to_string(), "const COLS: usize = 512;".to_string());
+        assert_eq!(changed_lines(&generic, &own), [(before, after)], "{own}");
+        assert!(emit(&own).contains(" = if COLS == 0 { call."), "{own}");
+    }
+}
+
+/// A library made on the host: what it exports is known without `std`, and it holds what its kernels
+/// use and nothing else.
+#[test]
+fn a_library_of_its_own_has_what_it_uses() {
+    let id = |text: &str| text.parse::<KernelId>().unwrap();
+    let ternary = id("i2_s_t16__avx512vnni__m6912_k2560__r16_c0_n1_u2_p0");
+    let head = id("head_q6_k__avx2__any__r1_c0_n1_u1_p0");
+    let text = emit_cdylib(&[ternary, head]).unwrap();
+    assert!(text == emit_cdylib(&[ternary, head]).unwrap(), "two emissions differ");
+    let file = syn::parse_file(&text).unwrap();
+    let modules = |items: &[syn::Item]| -> Vec<String> {
+        let name = |item: &syn::Item| match item {
+            syn::Item::Mod(module) => Some(module.ident.to_string()),
+            _ => None,
+        };
+        items.iter().filter_map(name).collect()
+    };
+    let kernels = [ternary.to_string(), head.to_string()];
+    let expected = [&["abi".to_string(), "isa".into()], &kernels[..], &["vector__avx2".into()]];
+    assert_eq!(modules(&file.items), expected.concat());
+    let isa = file.items.iter().find_map(|item| match item {
+        syn::Item::Mod(module) if module.ident == "isa" => module.content.as_ref(),
+        _ => None,
+    });
+    assert_eq!(modules(&isa.unwrap().1), ["avx2", "avx512", "avx512vnni"]);
+    for needed in ["#![no_std]", "BITNET_KERNELS_HEADER", "BITNET_KERNELS_TABLES"] {
+        assert!(text.contains(needed), "{needed}");
+    }
+    assert!(text.contains(&bitnet_codegen::fingerprint()));
+    assert!(!text.contains("std::"), "needs std");
+
+    let scalar = id("i2_s_t16__scalar__any__r16_c0_n1_u1_p0");
+    let error = emit_cdylib(&[ternary, scalar]).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("{scalar}: scalar kernels need")), "{error}");
 }
 
 #[test]

@@ -45,9 +45,11 @@ struct Kernel {
 }
 
 fn kernels() -> Vec<Kernel> {
-    let ternary = TERNARY.iter().map(|entry| (entry.id, entry.run as *const () as u64));
-    let heads = HEADS.iter().map(|entry| (entry.id, entry.run as *const () as u64));
-    let attention = ATTENTION.iter().map(|entry| (entry.id, entry.run as *const () as u64));
+    let ternary =
+        TERNARY.iter().map(|entry| (entry.id.text().unwrap(), entry.run as *const () as u64));
+    let heads = HEADS.iter().map(|entry| (entry.id.text().unwrap(), entry.run as *const () as u64));
+    let attention =
+        ATTENTION.iter().map(|entry| (entry.id.text().unwrap(), entry.run as *const () as u64));
     let kernel = |(id, run): (&str, u64)| Kernel { id: id.parse().unwrap(), run };
     ternary.chain(heads).chain(attention).map(kernel).collect()
 }

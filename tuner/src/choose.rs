@@ -11,14 +11,17 @@
 //! The weights are 1 and 0 for decode, 0 and 1 for prefill. Balanced weighs 1 and 4: a session with
 //! four prompt tokens for each token that is written, as in llama-bench's pp512 and tg128.
 //!
+//! Attention has one kernel for both phases, weighed in the same way.
+//!
 //! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
 //! tie. Else, among those that tie within 2 %, the simpler tile does (less prefetching, unrolling,
 //! fewer activation rows, rows, columns), and among layouts the one declared first.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Objective};
+use bitnet_profiles::{KernelId, Objective, Op, Pinning, Role, Run};
 
-use crate::measure::{JobMeasurements, LayoutMeasurements, Measurements, Timing};
+use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
+use crate::settings::SettingTiming;
 
 /// What was chosen for one job.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,8 +32,8 @@ pub struct Choice<'a> {
     pub layout: &'a LayoutMeasurements,
     /// For one token.
     pub decode: Chosen<'a>,
-    /// For many.
-    pub prefill: Chosen<'a>,
+    /// For many; none for the head. Of attention the same kernel as for one.
+    pub prefill: Option<Chosen<'a>>,
 }
 
 /// A kernel that was chosen.
@@ -54,6 +57,9 @@ pub struct Gain {
 }
 
 impl Gain {
+    /// An interval that reaches as far says nothing.
+    const MOST: f64 = 100.0;
+
     /// From a ratio of times and half its interval.
     pub fn of(ratio: f64, half_width: f64) -> Self {
         let inverse = |ratio: f64| 1.0 / ratio.max(1e-6);
@@ -72,7 +78,9 @@ impl Gain {
 
 impl std::fmt::Display for Gain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.is_difference() {
+        if self.high > Self::MOST {
+            f.write_str("too noisy to say")
+        } else if self.is_difference() {
             write!(f, "{:.2}x [{:.2}, {:.2}]", self.times, self.low, self.high)
         } else {
             write!(f, "no difference [{:.2}, {:.2}]", self.low, self.high)
@@ -82,11 +90,50 @@ impl std::fmt::Display for Gain {
 
 /// Chooses for every job that has a layout left. The same measurements give the same choices.
 pub fn choose(measurements: &Measurements, objective: Objective) -> Vec<Choice<'_>> {
-    measurements.jobs.iter().filter_map(|job| choose_job(measurements, job, objective)).collect()
+    measurements.jobs.iter().filter_map(|job| choose_job(job, objective)).collect()
+}
+
+/// The way to run: the untuned one, which is the first, unless another is better beyond the noise.
+pub fn setting(timings: &[SettingTiming], objective: Objective) -> Option<&Run> {
+    let untuned = timings.first()?;
+    let (of_decode, of_prefill) = weights(objective);
+    let (decode_us, prefill_us) =
+        (of_decode * untuned.decode.median_us, of_prefill * untuned.prefill.median_us);
+    let rated: Vec<Rated<&Run>> = timings
+        .iter()
+        .map(|SettingTiming { run, decode, prefill }| Rated {
+            item: run,
+            cost: decode_us * decode.ratio + prefill_us * prefill.ratio,
+            half_width: (decode_us * decode.half_width).hypot(prefill_us * prefill.half_width),
+            is_default: *run == untuned.run,
+        })
+        .collect();
+    // Fewer threads leave more to others.
+    settle(&rated, |run| (run.pinning != Pinning::None, !run.huge_pages, run.threads)).copied()
+}
+
+/// The untuned defaults as choices, of every job for which they were timed.
+pub fn defaults(measurements: &Measurements) -> Vec<Choice<'_>> {
+    measurements.jobs.iter().filter_map(default_of).collect()
+}
+
+fn default_of(job: &JobMeasurements) -> Option<Choice<'_>> {
+    job.layouts.iter().find_map(|layout| {
+        let chosen = |phase, id: KernelId| {
+            let timing = layout.timings(phase).iter().find(|timing| timing.kernel == id)?;
+            Some(Chosen { timing, runner_up: None })
+        };
+        let decode = chosen(Phase::Decode, job.default_decode)?;
+        let prefill = match job.default_prefill {
+            Some(id) => Some(chosen(Phase::Prefill, id)?),
+            None => None,
+        };
+        Some(Choice { job, layout, decode, prefill })
+    })
 }
 
 /// What a token of decode and a token of prefill weigh.
-const fn weights(objective: Objective) -> (f64, f64) {
+pub(crate) const fn weights(objective: Objective) -> (f64, f64) {
     match objective {
         Objective::Decode => (1.0, 0.0),
         Objective::Prefill => (0.0, 1.0),
@@ -127,28 +174,74 @@ fn settle<T, K: Ord>(rated: &[Rated<T>], order: impl Fn(&T) -> K) -> Option<&T> 
         .map(|rated| &rated.item)
 }
 
-fn choose_job<'a>(
-    measurements: &'a Measurements,
-    job: &'a JobMeasurements,
-    objective: Objective,
-) -> Option<Choice<'a>> {
-    let default = (&measurements.default_decode, &measurements.default_prefill);
+fn choose_job(job: &JobMeasurements, objective: Objective) -> Option<Choice<'_>> {
     let (of_decode, of_prefill) = weights(objective);
     let decode_us = of_decode * job.default_us(Phase::Decode);
     let prefill_us = of_prefill * job.default_us(Phase::Prefill);
-    let rate = |layout: &'a LayoutMeasurements| {
-        let decode = choose_kernel(&layout.decode, default.0)?;
-        let prefill = choose_kernel(&layout.prefill, default.1)?;
-        let (d, p) = (decode.timing, prefill.timing);
+    // The head has one phase, which counts whatever is weighed.
+    let decode_us = if job.default_prefill.is_none() { 1.0 } else { decode_us };
+    let rate = |decode: &Timing, prefill: Option<&Timing>| {
+        let of_prefill = |value: fn(&Timing) -> f64| prefill.map_or(0.0, |p| prefill_us * value(p));
+        (
+            decode_us * decode.ratio + of_prefill(|p| p.ratio),
+            (decode_us * decode.half_width).hypot(of_prefill(|p| p.half_width)),
+        )
+    };
+    if job.role == Role::Attention {
+        let layout = job.layouts.first()?;
+        let prefill_of = |decode: &Timing| {
+            layout.prefill.iter().find(|t| t.kernel == decode.kernel && t.finalist)
+        };
+        let both = layout.decode.iter().filter(|timing| timing.finalist);
+        let both: Vec<Rated<(&Timing, &Timing)>> = both
+            .filter_map(|decode| Some((decode, prefill_of(decode)?)))
+            .map(|(decode, prefill)| {
+                let (cost, half_width) = rate(decode, Some(prefill));
+                let is_default = decode.kernel == job.default_decode;
+                Rated { item: (decode, prefill), cost, half_width, is_default }
+            })
+            .collect();
+        let &(decode, prefill) = settle(&both, |(decode, _)| simplicity(&decode.kernel))?;
+        let others = || both.iter().filter(|rated| rated.item.0.kernel != decode.kernel);
+        let second = others().min_by(|a, b| a.cost.total_cmp(&b.cost)).map(|rated| rated.item);
+        return Some(Choice {
+            job,
+            layout,
+            decode: Chosen { timing: decode, runner_up: second.map(|(decode, _)| decode) },
+            prefill: Some(Chosen {
+                timing: prefill,
+                runner_up: second.map(|(_, prefill)| prefill),
+            }),
+        });
+    }
+    let layout_of = |kernel: &KernelId| match kernel.op {
+        Op::Ternary(layout) => Some(layout),
+        _ => None,
+    };
+    let rated = |layout| {
+        let timings = |phase| LayoutMeasurements::timings(layout, phase);
+        let decode = choose_kernel(timings(Phase::Decode), &job.default_decode)?;
+        let prefill = match &job.default_prefill {
+            Some(default) => Some(choose_kernel(timings(Phase::Prefill), default)?),
+            None => None,
+        };
+        let (cost, half_width) = rate(decode.timing, prefill.map(|prefill| prefill.timing));
         Some(Rated {
             item: Choice { job, layout, decode, prefill },
-            cost: decode_us * d.ratio + prefill_us * p.ratio,
-            half_width: (decode_us * d.half_width).hypot(prefill_us * p.half_width),
-            is_default: layout.decode.iter().any(|timing| timing.kernel == *default.0),
+            cost,
+            half_width,
+            is_default: layout.layout == layout_of(&job.default_decode),
         })
     };
-    let rated: Vec<Rated<Choice<'a>>> = job.layouts.iter().filter_map(rate).collect();
+    let rated: Vec<Rated<Choice<'_>>> = job.layouts.iter().filter_map(rated).collect();
     settle(&rated, |choice| choice.layout.layout).copied()
+}
+
+/// Simpler tiles first: less prefetching, unrolling, fewer activation rows, rows, columns. Of equal
+/// tiles the one for any shape.
+fn simplicity(kernel: &KernelId) -> impl Ord + use<> {
+    let tile = kernel.tile;
+    (tile.prefetch, tile.unroll, tile.tokens, tile.rows, tile.cols, kernel.shape, *kernel)
 }
 
 fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId) -> Option<Chosen<'a>> {
@@ -162,10 +255,7 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId) -> Option<Chosen
             is_default: timing.kernel == *default,
         })
         .collect();
-    let timing = *settle(&finalists, |timing| {
-        let tile = timing.kernel.tile;
-        (tile.prefetch, tile.unroll, tile.tokens, tile.rows, tile.cols, timing.kernel)
-    })?;
+    let timing = *settle(&finalists, |timing| simplicity(&timing.kernel))?;
     let others = finalists.iter().map(|rated| rated.item).filter(|t| t.kernel != timing.kernel);
     let runner_up = others.min_by(|a, b| a.ratio.total_cmp(&b.ratio));
     Some(Chosen { timing, runner_up })
@@ -173,47 +263,76 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId) -> Option<Chosen
 
 impl Choice<'_> {
     /// What was chosen for a phase.
-    pub fn chosen(&self, phase: Phase) -> Chosen<'_> {
+    pub fn chosen(&self, phase: Phase) -> Option<Chosen<'_>> {
         match phase {
-            Phase::Decode => self.decode,
+            Phase::Decode => Some(self.decode),
             Phase::Prefill => self.prefill,
         }
     }
 
     /// Speed of a phase over the default's.
-    pub fn gain(&self, phase: Phase) -> Gain {
-        let timing = self.chosen(phase).timing;
-        Gain::of(timing.ratio, timing.half_width)
+    pub fn gain(&self, phase: Phase) -> Option<Gain> {
+        self.chosen(phase).map(|chosen| Gain::of(chosen.timing.ratio, chosen.timing.half_width))
     }
 
-    /// The share of the machine's limit that a phase reaches: the time that reading the packed
-    /// weights or the multiply-adds take at the probed rates, whichever is longer, over the median.
-    pub fn share_of_limit(&self, measurements: &Measurements, phase: Phase) -> f64 {
-        let weights: usize = self.job.parts.iter().map(|part| part.weights()).sum();
-        let tokens = if phase == Phase::Decode { 1 } else { self.job.tokens };
-        let read_us = self.layout.bytes as f64 / (measurements.limit_gb_per_s * 1e3);
-        let multiply_us = measurements
-            .limit_gmac_per_s
-            .map_or(0.0, |rate| weights as f64 * f64::from(tokens) / (rate * 1e3));
-        read_us.max(multiply_us) / self.chosen(phase).timing.median_us.max(1e-3)
+    /// The share of the machine's limit that a phase reaches: the time that reading what it reads or
+    /// the multiply-adds take at the probed rates, whichever is longer, over the median. Of the head
+    /// and attention only what they read counts; prefill of attention has no such limit.
+    pub fn share_of_limit(&self, limits: &Limits, phase: Phase) -> Option<f64> {
+        let timing = self.chosen(phase)?.timing;
+        let read_us = self.layout.bytes as f64 / (limits.limit_gb_per_s * 1e3);
+        let multiply_us = match (self.layout.layout, phase) {
+            (Some(_), _) => {
+                let weights: usize = self.job.parts.iter().map(|part| part.weights()).sum();
+                let tokens = if phase == Phase::Decode { 1 } else { self.job.tokens };
+                let all = weights as f64 * f64::from(tokens);
+                limits.limit_gmac_per_s.map_or(0.0, |rate| all / (rate * 1e3))
+            }
+            (None, Phase::Decode) => 0.0,
+            (None, Phase::Prefill) => return None,
+        };
+        Some(read_us.max(multiply_us) / timing.median_us.max(1e-3))
     }
+}
+
+/// What a phase takes in all, of the jobs that it has.
+fn of_phase<'a>(
+    choices: &'a [Choice<'_>],
+    phase: Phase,
+) -> impl Iterator<Item = (f64, &'a Timing)> {
+    choices.iter().filter_map(move |choice| {
+        let all = f64::from(choice.job.count) * choice.job.default_us(phase);
+        let timing = match phase {
+            Phase::Decode => choice.decode.timing,
+            Phase::Prefill => choice.prefill?.timing,
+        };
+        Some((all, timing))
+    })
 }
 
 /// Time of all jobs for one token of a phase in microseconds: chosen, and by default.
 pub fn per_token_us(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
-    choices.iter().fold((0.0, 0.0), |(chosen, default), choice| {
-        let all = f64::from(choice.job.count) * choice.job.default_us(phase);
-        (chosen + all * choice.chosen(phase).timing.ratio, default + all)
+    of_phase(choices, phase).fold((0.0, 0.0), |(chosen, default), (all, timing)| {
+        (chosen + all * timing.ratio, default + all)
     })
+}
+
+/// The share of the machine's limit that the jobs of a phase reach together, of those that have
+/// one: see [`Choice::share_of_limit`].
+pub fn total_share_of_limit(choices: &[Choice<'_>], limits: &Limits, phase: Phase) -> Option<f64> {
+    let shares = choices.iter().filter_map(|choice| {
+        let us = f64::from(choice.job.count) * choice.chosen(phase)?.timing.median_us;
+        Some((us * choice.share_of_limit(limits, phase)?, us))
+    });
+    let (at_limit, all) = shares.fold((0.0, 0.0), |sum, us| (sum.0 + us.0, sum.1 + us.1));
+    (all > 0.0).then(|| at_limit / all)
 }
 
 /// Speed of all jobs of a phase over the default's.
 pub fn total_gain(choices: &[Choice<'_>], phase: Phase) -> Gain {
     let (chosen, default) = per_token_us(choices, phase);
-    let half_width = choices.iter().fold(0.0, |sum: f64, choice| {
-        let all = f64::from(choice.job.count) * choice.job.default_us(phase);
-        sum.hypot(all * choice.chosen(phase).timing.half_width)
-    });
+    let half_width =
+        of_phase(choices, phase).fold(0.0, |sum: f64, (all, t)| sum.hypot(all * t.half_width));
     if default > 0.0 {
         Gain::of(chosen / default, half_width / default)
     } else {
@@ -252,25 +371,28 @@ mod tests {
     /// One job of one matrix: the default takes 100 us for a token, and 400 us for 32.
     fn measurements(layouts: Vec<(Layout, Vec<Timing>, Vec<Timing>)>) -> Measurements {
         let layout = |(layout, decode, prefill)| LayoutMeasurements {
-            layout,
+            layout: Some(layout),
             bytes: 2_000_000,
             decode,
             prefill,
         };
         Measurements {
-            default_decode: D.parse().unwrap(),
-            default_prefill: P.parse().unwrap(),
-            threads: 2,
-            read_gb_per_s: 40.0,
-            limit_gb_per_s: 40.0,
-            limit_gmac_per_s: Some(800.0),
-            cold: true,
+            limits: Limits {
+                threads: 2,
+                read_gb_per_s: 40.0,
+                limit_gb_per_s: 40.0,
+                limit_gmac_per_s: Some(800.0),
+                cold: true,
+            },
             noise: 0.01,
             disturbed: false,
+            excluded: Vec::new(),
             jobs: vec![JobMeasurements {
                 role: Role::Down,
                 parts: vec![Shape::new(2000, 4000)],
                 count: 10,
+                default_decode: D.parse().unwrap(),
+                default_prefill: Some(P.parse().unwrap()),
                 default_decode_us: 100.0,
                 default_prefill_us: 400.0,
                 tokens: 32,
@@ -319,7 +441,7 @@ mod tests {
             (Layout::I2sT16, vec![timing(D, 1.0, 0.0)], vec![timing(P, 1.0, 0.0)]),
             (Layout::I2sT32, vec![timing(D_T32, 1.1, 0.01)], vec![timing(P_T32, 0.75, 0.01)]),
         ]);
-        let layout = |objective| choose(&measurements, objective)[0].layout.layout;
+        let layout = |objective| choose(&measurements, objective)[0].layout.layout.unwrap();
         assert_eq!(layout(Objective::Decode), Layout::I2sT16);
         assert_eq!(layout(Objective::Prefill), Layout::I2sT32);
         // A token costs 100 and 110, four prompt tokens 50 and 37.5.
@@ -327,8 +449,9 @@ mod tests {
         // Both kernels of a choice read its layout.
         for objective in Objective::ALL {
             let choice = choose(&measurements, *objective)[0];
-            let op = bitnet_profiles::Op::Ternary(choice.layout.layout);
-            assert_eq!((choice.decode.timing.kernel.op, choice.prefill.timing.kernel.op), (op, op));
+            let op = Op::Ternary(choice.layout.layout.unwrap());
+            let prefill = choice.prefill.unwrap();
+            assert_eq!((choice.decode.timing.kernel.op, prefill.timing.kernel.op), (op, op));
         }
     }
 
@@ -339,7 +462,8 @@ mod tests {
             (Layout::I2sT16, vec![timing(D, 1.0, 0.0)], vec![timing(P, 1.0, 0.0)]),
         ]);
         for &objective in Objective::ALL {
-            assert_eq!(choose(&measurements, objective)[0].layout.layout, Layout::I2sT16);
+            let choice = choose(&measurements, objective)[0];
+            assert_eq!(choice.layout.layout, Some(Layout::I2sT16));
         }
     }
 
@@ -352,12 +476,71 @@ mod tests {
         )]);
         let choice = choose(&measurements, Objective::Balanced)[0];
         assert_eq!(choice.decode.runner_up.unwrap().kernel.to_string(), D_U1);
-        assert_eq!(choice.prefill.runner_up, None);
+        assert_eq!(choice.prefill.unwrap().runner_up, None);
     }
 
     #[test]
     fn a_job_without_layouts_is_left_out() {
         assert!(choose(&measurements(vec![]), Objective::Balanced).is_empty());
+    }
+
+    #[test]
+    fn attention_has_one_kernel_and_the_head_no_prefill() {
+        const A1: &str = "attention_f16__avx512__any__r1_c256_n1_u1_p0";
+        const A4: &str = "attention_f16__avx512__any__r4_c256_n1_u1_p0";
+        const A8: &str = "attention_f16__avx512__any__r8_c256_n1_u1_p0";
+        let default = timing(A8, 1.0, 0.0);
+        let mut attention = measurements(vec![(
+            Layout::I2sT16,
+            vec![default.clone(), timing(A4, 0.8, 0.01), timing(A1, 0.7, 0.01)],
+            vec![default.clone(), timing(A4, 0.9, 0.01), timing(A1, 1.6, 0.01)],
+        )]);
+        let job = &mut attention.jobs[0];
+        (job.role, job.layouts[0].layout) = (Role::Attention, None);
+        (job.default_decode, job.default_prefill) = (default.kernel, Some(default.kernel));
+        let kernels = |objective| {
+            let choice = choose(&attention, objective)[0];
+            let prefill = choice.prefill.unwrap().timing.kernel;
+            assert_eq!(choice.decode.timing.kernel, prefill);
+            assert_eq!(choice.share_of_limit(&attention.limits, Phase::Prefill), None);
+            prefill.to_string()
+        };
+        assert_eq!(kernels(Objective::Decode), A1);
+        assert_eq!(kernels(Objective::Prefill), A4);
+        assert_eq!(kernels(Objective::Balanced), A4);
+
+        let head = |rows| format!("head_q6_k__avx512vnni__any__r{rows}_c0_n1_u1_p0");
+        let timings = vec![timing(&head(1), 1.0, 0.0), timing(&head(4), 0.9, 0.01)];
+        let mut measured = measurements(vec![(Layout::I2sT16, timings, vec![])]);
+        let job = &mut measured.jobs[0];
+        (job.role, job.layouts[0].layout) = (Role::LmHead, None);
+        (job.default_decode, job.default_prefill) = (head(1).parse().unwrap(), None);
+        job.default_prefill_us = 0.0;
+        for &objective in Objective::ALL {
+            let choices = choose(&measured, objective);
+            assert_eq!(choices[0].decode.timing.kernel.to_string(), head(4), "{objective}");
+            assert!(choices[0].prefill.is_none());
+            assert_eq!(per_token_us(&choices, Phase::Prefill), (0.0, 0.0));
+        }
+    }
+
+    #[test]
+    fn the_untuned_setting_stays_unless_another_is_better() {
+        use crate::settings::PhaseTiming;
+        let timing = |threads, decode: f64, prefill: f64| {
+            let phase = |ratio| PhaseTiming { median_us: 100.0 * ratio, ratio, half_width: 0.02 };
+            let run = Run { threads, pinning: Pinning::None, huge_pages: true };
+            SettingTiming { run, decode: phase(decode), prefill: phase(prefill) }
+        };
+        let threads = |timings: &[SettingTiming], objective| {
+            setting(timings, objective).map(|run| run.threads)
+        };
+        let all = [timing(8, 1.0, 1.0), timing(4, 0.9, 1.9), timing(16, 0.99, 0.9)];
+        assert_eq!(threads(&all, Objective::Decode), Some(4));
+        assert_eq!(threads(&all, Objective::Prefill), Some(16));
+        assert_eq!(threads(&all[..2], Objective::Balanced), Some(8));
+        assert_eq!(threads(&all[..1], Objective::Decode), Some(8));
+        assert_eq!(threads(&[], Objective::Decode), None);
     }
 
     #[test]
@@ -368,19 +551,24 @@ mod tests {
             vec![timing(P, 1.0, 0.0), timing(P_N12, 0.98, 0.01)],
         )]);
         let choices = choose(&measurements, Objective::Balanced);
-        let gain = choices[0].gain(Phase::Decode);
+        let gain = choices[0].gain(Phase::Decode).unwrap();
         assert!((gain.times - 1.25).abs() < 1e-9 && gain.is_difference());
         assert_eq!(gain.to_string(), "1.25x [1.19, 1.32]");
         assert_eq!(Gain::of(1.0, 0.02).to_string(), "no difference [0.98, 1.02]");
+        assert_eq!(Gain::of(0.5, 0.6).to_string(), "too noisy to say");
         assert!(Gain::of(1.1, 0.02).is_difference());
         // 2 MB at 40 GB/s are 50 us, 8 M multiply-adds at 800 G/s are 10 us: of 80 us.
-        let share = choices[0].share_of_limit(&measurements, Phase::Decode);
+        let share = choices[0].share_of_limit(&measurements.limits, Phase::Decode).unwrap();
         assert!((share - 50.0 / 80.0).abs() < 1e-9, "{share}");
         // 32 tokens: 320 us of 98 us, a clock that cannot be right, shown as it is.
-        let share = choices[0].share_of_limit(&measurements, Phase::Prefill);
+        let share = choices[0].share_of_limit(&measurements.limits, Phase::Prefill).unwrap();
         assert!((share - 320.0 / 98.0).abs() < 1e-9, "{share}");
         assert_eq!(per_token_us(&choices, Phase::Decode), (800.0, 1000.0));
         assert_eq!(per_token_us(&choices, Phase::Prefill), (122.5, 125.0));
+        // Of one job, the same as its own.
+        let share = total_share_of_limit(&choices, &measurements.limits, Phase::Decode);
+        assert!((share.unwrap() - 50.0 / 80.0).abs() < 1e-9, "{share:?}");
+        assert_eq!(total_share_of_limit(&[], &measurements.limits, Phase::Decode), None);
         let total = total_gain(&choices, Phase::Decode);
         assert!((total.times - 1.25).abs() < 1e-9 && total.low < 1.25, "{total}");
     }

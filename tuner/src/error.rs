@@ -1,4 +1,6 @@
-use bitnet_profiles::{ProfileError, SpecError};
+use std::path::PathBuf;
+
+use bitnet_profiles::{ProfileError, SpecError, printable};
 
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -13,18 +15,34 @@ pub enum Error {
     /// The profile could not be written or read.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// A worker process could not do its work.
+    #[error("{message}")]
+    Worker {
+        /// Its error's message.
+        message: String,
+        /// The exit code of that error.
+        code: u8,
+    },
     /// A name that stands for no kernel.
-    #[error("{}", printable(.0))]
+    #[error("{}", printable(&.0.to_string()))]
     Spec(#[from] SpecError),
+    /// There is no compiler to make kernels with: no reason to stop, the built-in ones serve.
+    #[error("{reason}")]
+    NoToolchain {
+        /// What was looked for, what was found, and what to do.
+        reason: String,
+    },
+    /// The compiler did not make a library.
+    #[error("{}: {problem}", .rustc.display())]
+    Compile {
+        /// The compiler.
+        rustc: PathBuf,
+        /// Its first error, or what became of it.
+        problem: String,
+    },
     /// The generator refused.
     #[error(transparent)]
     Codegen(#[from] bitnet_codegen::Error),
-}
-
-/// The message on one line, whatever the name held.
-fn printable(error: &SpecError) -> String {
-    let text = error.to_string();
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 impl Error {
@@ -38,12 +56,13 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Runtime(error) => error.exit_code(),
+            Self::Worker { code, .. } => *code,
             Self::Profile(ProfileError::Io { .. }) => 6,
             Self::Profile(ProfileError::Content { .. }) => 4,
             Self::Spec(_) => 2,
             // An id that no template serves is a wrong argument; the rest is our own fault.
             Self::Codegen(bitnet_codegen::Error::NoTemplate { .. }) => 2,
-            Self::Codegen(_) => 1,
+            Self::Codegen(_) | Self::NoToolchain { .. } | Self::Compile { .. } => 1,
         }
     }
 }

@@ -1,21 +1,28 @@
-//! Measures candidate kernels on this host and writes a profile: [`plan`] lists the candidates of
-//! a model's jobs, [`verify`] holds them against the oracle, [`measure`] times them, [`choose`]
-//! picks, and [`tune()`] does it all.
+//! Measures candidate kernels on this host and writes a profile: [`mod@plan`] lists the candidates of
+//! a model's jobs, [`worker`] processes hold them against the oracle and time them under the eyes of
+//! [`supervise`], [`journal`] keeps what they find, [`compile`] makes more candidates where there is a compiler, [`mod@choose`] picks, and [`tune()`] does it all.
 #![forbid(unsafe_code)]
 
 pub mod choose;
 pub mod cli;
+pub mod compile;
+mod demo_model;
 mod error;
+pub mod journal;
 pub mod measure;
 mod model;
 pub mod plan;
-mod random;
+pub mod race;
+pub mod report;
 mod sampler;
+pub mod settings;
 mod stats;
+pub mod supervise;
+mod timing;
 mod tournament;
 mod tune;
-pub mod verify;
+pub mod worker;
 
 pub use error::{Error, Result};
 pub use model::ModelInfo;
-pub use tune::{Options, Tuned, tune};
+pub use tune::{Notice, Options, Tuned, tune};

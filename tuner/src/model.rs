@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_profiles::{Role, Shape};
+use bitnet_profiles::{HeadFormat, Role, Shape};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::model::config::{Config, JobShapes};
+use bitnet_runtime::model::weights;
 
 use crate::Result;
 
@@ -15,12 +16,14 @@ pub struct ModelInfo {
     pub name: String,
     /// Architecture from the metadata.
     pub architecture: &'static str,
+    /// Its hyperparameters.
+    pub config: Config,
     /// Its ternary jobs.
     pub jobs: Vec<JobShapes>,
     /// What profiles know the jobs by.
     pub shapes: String,
-    /// Bytes of the head, which every decoded token reads as well.
-    pub head_bytes: u64,
+    /// How the rows of the head are stored.
+    pub head: HeadFormat,
     /// Where the file is, if it is one whose path can be written down.
     pub path: Option<PathBuf>,
 }
@@ -41,7 +44,16 @@ impl ModelInfo {
                 }
             }
         }
-        let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
+        let name = ["output.weight", "token_embd.weight"]
+            .into_iter()
+            .find(|name| gguf.tensor(name).is_some())
+            .unwrap_or("token_embd.weight");
+        let head = gguf.tensor(name).map(|tensor| (tensor, weights::head_format(tensor.ty)));
+        let Some((_, Some(head))) = head else {
+            let found = head.map_or("no such tensor", |(tensor, _)| tensor.ty.name());
+            let expected = "f32, f16, bf16, q8_0, q6_K or q4_0";
+            return Err(gguf.tensor_error(name, found, expected).into());
+        };
         // A profile refuses names that are long or hold control characters.
         let name = gguf.get_str("general.name")?.unwrap_or_default();
         let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
@@ -51,9 +63,20 @@ impl ModelInfo {
             architecture: config.architecture.name(),
             shapes: config.shapes_hash(),
             jobs,
-            head_bytes: head.map_or(0, |tensor| tensor.bytes),
+            config,
+            head,
             path: absolute(gguf.path()),
         })
+    }
+
+    /// Rows and columns of the head.
+    pub fn head_shape(&self) -> Shape {
+        Shape::new(self.config.vocab, self.config.hidden)
+    }
+
+    /// Bytes of the head, which every decoded token reads.
+    pub fn head_bytes(&self) -> u64 {
+        (self.config.vocab * self.head.row_bytes(self.config.hidden)) as u64
     }
 }
 
@@ -83,10 +106,11 @@ fn check(gguf: &Gguf, name: &str, shape: Shape) -> Result<()> {
     Ok(())
 }
 
-/// An absolute path that a TOML file can hold.
+/// An absolute path that a profile can hold.
 fn absolute(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
-    path.to_str().is_some().then_some(path)
+    let fits = |text: &str| text.len() <= 4096 && !text.chars().any(char::is_control);
+    path.to_str().is_some_and(fits).then_some(path)
 }
 
 #[cfg(test)]
@@ -135,7 +159,7 @@ mod tests {
     fn a_ternary_model_is_described() {
         let info = ModelInfo::from_gguf(&gguf(TensorType::I2_S, "")).unwrap();
         assert_eq!((info.jobs.len(), info.jobs[2].parts[1]), (4, Shape::new(256, 128)));
-        assert_eq!(info.head_bytes, 2 * 1280);
+        assert_eq!(info.head_bytes(), 2 * 1280);
         assert!(info.name.starts_with("tinytiny") && info.name.len() <= 64);
         assert_eq!((info.path, info.shapes.len()), (None, 16));
     }

@@ -1,17 +1,21 @@
 //! What there is to measure: for every job of a model the layouts, and for every layout the decode
 //! and the prefill kernels that read it. A layout is chosen together with both, because there is
-//! one packed copy of the weights in memory.
+//! one packed copy of the weights in memory. The head and attention have no packing of their own:
+//! one entry without a layout holds their kernels.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Effort, Format, Isa, KernelId, Layout, Op, Role, Shape};
-use bitnet_runtime::model::config::JobShapes;
+use serde::{Deserialize, Serialize};
+
+use crate::ModelInfo;
 
 /// The candidates for one job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct JobPlan {
     /// What the job is for.
     pub role: Role,
-    /// Its matrices.
+    /// Its matrices; of attention the query heads and the key-value heads.
     pub parts: Vec<Shape>,
     /// Times per token that it runs.
     pub count: u32,
@@ -19,14 +23,16 @@ pub struct JobPlan {
     pub layouts: Vec<LayoutPlan>,
 }
 
-/// The candidates for one layout of a job; neither list is empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The candidates for one layout of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LayoutPlan {
-    /// The packing.
-    pub layout: Layout,
+    /// The packing; none for the head and attention.
+    pub layout: Option<Layout>,
     /// Kernels for one token.
     pub decode: Vec<KernelId>,
-    /// Kernels for many tokens.
+    /// Kernels for many tokens: none for the head, which only the last token needs, and for
+    /// attention those for one token, as one kernel serves both.
     pub prefill: Vec<KernelId>,
 }
 
@@ -38,77 +44,93 @@ impl LayoutPlan {
             Phase::Prefill => &self.prefill,
         }
     }
+
+    /// All kernels, each once.
+    pub fn all(&self) -> impl Iterator<Item = &KernelId> {
+        let more = self.prefill.iter().filter(|id| !self.decode.contains(id));
+        self.decode.iter().chain(more)
+    }
 }
 
 /// Groups those of `kernels` that are worth timing on a CPU with `ceiling` as its best tier.
 ///
-/// `Effort::Patient` takes all it can run. Otherwise a format is tried with the widest vectors that
-/// have kernels for it, and where some of those multiply bytes straight into 32 bits (VNNI), only
-/// with these: they do the same work in fewer instructions.
-pub fn plan(
-    jobs: &[JobShapes],
-    kernels: &[KernelId],
-    ceiling: Isa,
-    effort: Effort,
-) -> Vec<JobPlan> {
-    let ternary: Vec<(Layout, KernelId)> = kernels
-        .iter()
-        .filter(|id| id.isa.is_within(ceiling))
-        .filter_map(|&id| match id.op {
-            Op::Ternary(layout) => Some((layout, id)),
-            _ => None,
-        })
-        .collect();
-    let rank = |isa: Isa, format: Format| {
-        (isa != Isa::Scalar, isa.lanes(), format == Format::I2S && isa.dots_are_wide())
+/// `Effort::Patient` takes all it can run. Otherwise an operation is tried with the widest vectors
+/// that have kernels for it, and where some of those multiply bytes straight into 32 bits (VNNI),
+/// only with these: they do the same work in fewer instructions.
+pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effort) -> Vec<JobPlan> {
+    let runnable: Vec<KernelId> =
+        kernels.iter().copied().filter(|id| id.isa.is_within(ceiling)).collect();
+    let rank = |id: &KernelId| {
+        // Lookups multiply nothing.
+        let multiplies = match id.op {
+            Op::Ternary(layout) => layout.format() == Format::I2S,
+            Op::Head(_) => true,
+            Op::Attention => false,
+        };
+        (id.isa != Isa::Scalar, id.isa.lanes(), multiplies && id.isa.dots_are_wide())
     };
-    let best = |format: Format| {
-        let of_format = ternary.iter().filter(|(layout, _)| layout.format() == format);
-        of_format.map(|(_, id)| rank(id.isa, format)).max()
+    // Layouts of one format compete, and so do the tiles of everything else.
+    let same = |a: Op, b: Op| match (a, b) {
+        (Op::Ternary(a), Op::Ternary(b)) => a.format() == b.format(),
+        (a, b) => a == b,
     };
-    let worth = |layout: Layout, id: &KernelId| {
-        let format = layout.format();
-        effort == Effort::Patient || Some(rank(id.isa, format)) == best(format)
+    let worth = |id: &KernelId| {
+        let rivals = runnable.iter().filter(|other| same(other.op, id.op));
+        effort == Effort::Patient || Some(rank(id)) == rivals.map(rank).max()
     };
-    jobs.iter()
-        .map(|job| {
-            let fits = |id: &KernelId| {
-                id.shape.is_none_or(|own| job.parts.iter().all(|part| part.cols == own.cols))
-            };
-            let of = |layout: Layout, phase: Phase| -> Vec<KernelId> {
-                ternary
-                    .iter()
-                    .filter(|(own, id)| *own == layout && Phase::of(&id.tile) == phase)
-                    .filter(|(own, id)| worth(*own, id) && fits(id))
-                    .map(|&(_, id)| id)
-                    .collect()
-            };
-            let layouts = Layout::ALL
-                .iter()
-                .map(|&layout| LayoutPlan {
-                    layout,
-                    decode: of(layout, Phase::Decode),
-                    prefill: of(layout, Phase::Prefill),
-                })
-                .filter(|plan| !plan.decode.is_empty() && !plan.prefill.is_empty())
-                .collect();
-            JobPlan { role: job.role, parts: job.parts.clone(), count: job.count, layouts }
-        })
-        .collect()
+    let of = |op: Op, cols: usize, phase: Option<Phase>| -> Vec<KernelId> {
+        let fits = |id: &KernelId| id.shape.is_none_or(|own| own.cols == cols);
+        let serves = |id: &KernelId| phase.is_none_or(|phase| Phase::of(&id.tile) == phase);
+        let all = runnable.iter().filter(|id| id.op == op && fits(id) && serves(id));
+        all.filter(|id| worth(id)).copied().collect()
+    };
+    let ternary = model.jobs.iter().map(|job| {
+        let cols = job.parts.first().map_or(0, |part| part.cols);
+        let layouts = Layout::ALL.iter().map(|&layout| LayoutPlan {
+            layout: Some(layout),
+            decode: of(Op::Ternary(layout), cols, Some(Phase::Decode)),
+            prefill: of(Op::Ternary(layout), cols, Some(Phase::Prefill)),
+        });
+        JobPlan {
+            role: job.role,
+            parts: job.parts.clone(),
+            count: job.count,
+            layouts: layouts.filter(|l| !l.decode.is_empty() && !l.prefill.is_empty()).collect(),
+        }
+    });
+    let head = JobPlan {
+        role: Role::LmHead,
+        parts: vec![model.head_shape()],
+        count: 1,
+        layouts: vec![LayoutPlan {
+            layout: None,
+            decode: of(Op::Head(model.head), model.config.hidden, None),
+            prefill: Vec::new(),
+        }],
+    };
+    let kernels = of(Op::Attention, model.config.head_dim, None);
+    let attention = JobPlan {
+        role: Role::Attention,
+        parts: model.config.attention_shapes().into(),
+        count: model.config.layers as u32,
+        layouts: vec![LayoutPlan { layout: None, decode: kernels.clone(), prefill: kernels }],
+    };
+    ternary.chain([head, attention]).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use bitnet_runtime::gguf::Gguf;
+
     use super::*;
 
-    fn jobs() -> Vec<JobShapes> {
-        let shape = Shape::new(2560, 6912);
-        vec![JobShapes { role: Role::Down, parts: vec![shape], count: 30 }]
+    fn model() -> ModelInfo {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
+        ModelInfo::from_gguf(&Gguf::open(path).unwrap()).unwrap()
     }
 
     fn ids(plan: &[JobPlan]) -> Vec<KernelId> {
-        let layouts = plan.iter().flat_map(|job| &job.layouts);
-        layouts.flat_map(|l| l.decode.iter().chain(&l.prefill).copied()).collect()
+        plan.iter().flat_map(|job| &job.layouts).flat_map(LayoutPlan::all).copied().collect()
     }
 
     #[test]
@@ -117,17 +139,22 @@ mod tests {
         for &ceiling in Isa::ALL {
             let default = bitnet_profiles::registry::generic(None, ceiling);
             for effort in [Effort::Measure, Effort::Patient] {
-                let plan = plan(&jobs(), &all, ceiling, effort);
+                let plan = plan(&model(), &all, ceiling, effort);
+                let roles: Vec<Role> = plan.iter().map(|job| job.role).collect();
+                let wanted = ["qkv", "attn_output", "gate_up", "down", "lm_head", "attention"];
+                assert_eq!(roles.iter().map(|role| role.name()).collect::<Vec<_>>(), wanted);
                 let ids = ids(&plan);
                 assert!(ids.iter().all(|id| id.isa.is_within(ceiling)));
                 assert!(ids.contains(&default.decode), "{ceiling} {effort}");
                 assert!(ids.contains(&default.prefill), "{ceiling} {effort}");
-                for layout in &plan[0].layouts {
+                for (job, layout) in plan.iter().flat_map(|j| j.layouts.iter().map(move |l| (j, l)))
+                {
+                    assert!(!layout.decode.is_empty(), "{ceiling} {effort} {}", job.role);
+                    assert_eq!(layout.prefill.is_empty(), job.role == Role::LmHead);
+                    let Some(packing) = layout.layout else { continue };
                     for phase in [Phase::Decode, Phase::Prefill] {
-                        let kernels = layout.kernels(phase);
-                        assert!(!kernels.is_empty());
-                        for id in kernels {
-                            assert_eq!(id.op, Op::Ternary(layout.layout));
+                        for id in layout.kernels(phase) {
+                            assert_eq!(id.op, Op::Ternary(packing));
                             assert_eq!(Phase::of(&id.tile), phase);
                         }
                     }
@@ -140,7 +167,7 @@ mod tests {
     fn only_patience_tries_slower_tiers() {
         let all = bitnet_codegen::grid(Isa::ALL);
         let isas = |effort| {
-            let ids = ids(&plan(&jobs(), &all, Isa::Avx512Vnni, effort));
+            let ids = ids(&plan(&model(), &all, Isa::Avx512Vnni, effort));
             move |isa, format| {
                 ids.iter().any(|id| match id.op {
                     Op::Ternary(layout) => id.isa == isa && layout.format() == format,
@@ -160,10 +187,10 @@ mod tests {
 
     #[test]
     fn kernels_made_for_other_columns_are_left_out() {
-        let own = bitnet_codegen::candidates(Isa::Avx2, Some(Shape::new(2560, 6912)));
+        let own = bitnet_codegen::candidates(Isa::Avx2, Some(Shape::new(1024, 384)));
         let other = bitnet_codegen::candidates(Isa::Avx2, Some(Shape::new(2560, 2560)));
         let all: Vec<KernelId> = own.iter().chain(&other).copied().collect();
-        let ids = ids(&plan(&jobs(), &all, Isa::Avx2, Effort::Measure));
+        let ids = ids(&plan(&model(), &all, Isa::Avx2, Effort::Measure));
         assert!(!ids.is_empty() && ids.iter().all(|id| own.contains(id)), "{ids:?}");
     }
 }

@@ -1,28 +1,46 @@
 //! Takes one sample: a few jobs with one kernel, by the whole pool, on weights as cold as they
 //! will be.
+//!
+//! * **What is timed** is what the forward pass runs: [`Job::decode`] and
+//!   [`Job::prepare_and_prefill`], the rows of the head shared out, attention as
+//!   [`Rehearsal`] plays it; with a barrier after each.
+//! * **Weights are synthetic**: random codes in matrices of the model's shapes. The kernels take
+//!   the same time for all weights, and the model's file need not be read.
+//! * **As cold as they will be.** Between a matrix and its next turn, one token reads the rest of
+//!   the model. So jobs rotate through copies of their matrices that are together as large as the
+//!   model; where that is more than the L3 cache, several times the cache is as good as all.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Layout, Shape};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Shape};
 use bitnet_runtime::Error;
-use bitnet_runtime::kernels::{self, Kernel};
+use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, VectorOps};
 use bitnet_runtime::matmul::{Job, Scratch};
-use bitnet_runtime::memory::Buffer;
+use bitnet_runtime::memory::{Buffer, Pages};
+use bitnet_runtime::model::KvType;
+use bitnet_runtime::model::attention::Rehearsal;
+use bitnet_runtime::model::config::Config;
 use bitnet_runtime::pack::PackedMatrix;
-use bitnet_runtime::threads::{Pool, SharedSlice};
+use bitnet_runtime::threads::{Pool, SharedSlice, Worker};
 
 use crate::Result;
-use crate::random::Random;
 use crate::tournament::Sample;
+use bitnet_runtime::random::Random;
 
 /// The share of a sample that a worker may have waited for its CPU.
 const DELAY: f64 = 0.02;
 
 /// Most copies of a job: enough to fill any cache with jobs that take longer than a barrier.
 const MOST_COPIES: u64 = 4096;
+
+/// Most layers of a warm cache of keys and values that are read before the clock starts.
+const MOST_WARMED: usize = 64;
+
+/// Positions before the tokens of a timed attention: two chunks of its arithmetic.
+pub(crate) const DEPTH: usize = 512;
 
 /// The weights that are read between a matrix and its next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +51,104 @@ pub(crate) struct Rotation {
     pub warm: bool,
 }
 
-/// The matrices of one job in one layout, as often as it takes, and what they are multiplied with.
-pub(crate) struct Sampler<'a> {
-    pool: &'a Pool,
+impl Rotation {
+    /// For a model of so many bytes on a CPU with so large an L3 cache.
+    pub(crate) fn of(model_bytes: u64, l3: u64) -> Self {
+        if model_bytes > l3 {
+            Self { bytes: (4 * l3).min((model_bytes * 3 / 4).max(2 * l3)), warm: false }
+        } else {
+            Self { bytes: model_bytes, warm: true }
+        }
+    }
+
+    fn copies(&self, bytes: usize) -> usize {
+        self.bytes.div_ceil(bytes.max(1) as u64).clamp(1, MOST_COPIES) as usize
+    }
+}
+
+/// A kernel that can be timed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Candidate {
+    Ternary(Kernel),
+    Head(HeadKernel),
+    Attention(AttentionKernel),
+}
+
+impl Candidate {
+    pub(crate) fn id(&self) -> &KernelId {
+        match self {
+            Self::Ternary(kernel) => kernel.id(),
+            Self::Head(kernel) => kernel.id(),
+            Self::Attention(kernel) => kernel.id(),
+        }
+    }
+}
+
+/// The matrices of one job, as often as it takes, and what they are multiplied with.
+pub(crate) trait Sampler {
+    /// Times `count` jobs with `kernel`, by the workers of `pool`.
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        kernel: &Candidate,
+        phase: Phase,
+        count: usize,
+    ) -> Result<Sample>;
+
+    /// Takes prefills of so many rows from now on, at most as many as the sampler was made for.
+    fn set_tokens(&mut self, tokens: usize);
+
+    /// Bytes that one token reads.
+    fn bytes(&self) -> u64;
+}
+
+/// Runs `body` `untimed + count` times on every worker, a barrier after each, and times the last
+/// `count`.
+fn timed<S: Send>(
+    pool: &Pool,
+    scratch: &[Mutex<S>],
+    (untimed, count): (usize, usize),
+    body: impl Fn(&Worker<'_>, &mut S, usize) + Sync,
+) -> Result<(Duration, bool)> {
+    let elapsed = Mutex::new(Duration::ZERO);
+    let delay = AtomicU64::new(0);
+    pool.run(|worker| {
+        let mut scratch = scratch[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut start, mut waited) = (Instant::now(), 0);
+        for i in 0..untimed + count {
+            if i == untimed {
+                waited = run_delay();
+                worker.barrier();
+                start = Instant::now();
+            }
+            body(worker, &mut scratch, i);
+            worker.barrier();
+        }
+        if worker.index == 0 {
+            *elapsed.lock().unwrap_or_else(PoisonError::into_inner) = start.elapsed();
+        }
+        delay.fetch_max(run_delay().saturating_sub(waited), Ordering::Relaxed);
+    })?;
+    let elapsed = elapsed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let disturbed = delay.into_inner() as f64 > DELAY * elapsed.as_nanos() as f64;
+    Ok((elapsed, disturbed))
+}
+
+/// The sample that `count` jobs make which took `elapsed`.
+fn sample_of(begin: Instant, count: usize, (elapsed, disturbed): (Duration, bool)) -> Sample {
+    Sample {
+        us: elapsed.as_secs_f64() * 1e6 / count.max(1) as f64,
+        cost: begin.elapsed().as_secs_f64(),
+        disturbed,
+    }
+}
+
+fn wrong_kind(kernel: &Candidate) -> crate::Error {
+    Error::Runtime(format!("{} does not serve this role", kernel.id())).into()
+}
+
+/// Samples the jobs of a ternary role in one layout.
+pub(crate) struct TernarySampler {
     jobs: Vec<Job>,
     /// The job whose turn it is.
     next: usize,
@@ -47,13 +160,13 @@ pub(crate) struct Sampler<'a> {
     out: Vec<f32>,
 }
 
-impl<'a> Sampler<'a> {
+impl TernarySampler {
     /// Packs matrices of random codes with the shapes `parts`, for prefills of `tokens` rows.
     pub(crate) fn new(
-        pool: &'a Pool,
+        pool: &Pool,
         parts: &[Shape],
         layout: Layout,
-        rotation: Rotation,
+        (rotation, pages): (Rotation, Pages),
         tokens: usize,
     ) -> Result<Self> {
         let any = |phase: Phase| {
@@ -66,23 +179,21 @@ impl<'a> Sampler<'a> {
         let mut first: Vec<PackedMatrix> = Vec::new();
         for &shape in parts {
             let packed = match first.iter().find(|part| part.shape() == shape) {
-                Some(part) => copy(part, pool)?,
-                None => pack_random(shape, layout, pool)?,
+                Some(part) => copy(part, pages, pool)?,
+                None => pack_random(shape, layout, pages, pool)?,
             };
             first.push(packed);
         }
         let first = Job::new(first, decode, prefill)?;
         let (cols, rows) = (first.cols(), first.rows());
-        let copies = rotation.bytes.div_ceil(first.packed_bytes().max(1) as u64);
-        let count = copies.clamp(2, MOST_COPIES) as usize;
+        let count = rotation.copies(first.packed_bytes()).max(2);
         let mut jobs = vec![first];
         while jobs.len() < count {
-            let parts = jobs[0].parts().iter().map(|part| copy(part, pool));
+            let parts = jobs[0].parts().iter().map(|part| copy(part, pages, pool));
             jobs.push(Job::new(parts.collect::<Result<_>>()?, decode, prefill)?);
         }
         let mut random = Random::new(cols as u64);
         Ok(Self {
-            pool,
             jobs,
             next: 0,
             warm: rotation.warm,
@@ -93,25 +204,35 @@ impl<'a> Sampler<'a> {
             out: vec![0.0; tokens * rows],
         })
     }
+}
 
-    /// Takes prefills of so many rows from now on, at most as many as the sampler was made for.
-    pub(crate) fn set_tokens(&mut self, tokens: usize) {
+impl Sampler for TernarySampler {
+    fn set_tokens(&mut self, tokens: usize) {
         self.tokens = tokens.min(self.scales.len());
     }
 
-    /// Times `count` jobs with `kernel`.
-    pub(crate) fn sample(&mut self, kernel: &Kernel, count: usize) -> Result<Sample> {
+    fn bytes(&self) -> u64 {
+        self.jobs[0].packed_bytes() as u64
+    }
+
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        kernel: &Candidate,
+        phase: Phase,
+        count: usize,
+    ) -> Result<Sample> {
         let begin = Instant::now();
-        let phase = Phase::of(&kernel.id().tile);
+        let &Candidate::Ternary(kernel) = kernel else { return Err(wrong_kind(kernel)) };
         for job in &mut self.jobs {
             let (decode, prefill) = match phase {
-                Phase::Decode => (*kernel, *job.prefill_kernel()),
-                Phase::Prefill => (*job.decode_kernel(), *kernel),
+                Phase::Decode => (kernel, *job.prefill_kernel()),
+                Phase::Prefill => (*job.decode_kernel(), kernel),
             };
             job.set_kernels(decode, prefill)?;
         }
         // New scratch for every sample: where its pages lie is then noise and no bias.
-        let scratch = (0..self.pool.threads())
+        let scratch = (0..pool.threads())
             .map(|_| Ok(Mutex::new(Scratch::new(&self.jobs[..1])?)))
             .collect::<Result<Vec<Mutex<Scratch>>>>()?;
         let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
@@ -125,39 +246,138 @@ impl<'a> Sampler<'a> {
         let out = SharedSlice::new(&mut self.out);
         let untimed = if self.warm { self.jobs.len() } else { 1 };
         let (jobs, next) = (&self.jobs, self.next);
-        let elapsed = Mutex::new(Duration::ZERO);
-        let delay = AtomicU64::new(0);
-        self.pool.run(|worker| {
-            let mut scratch = scratch[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
-            let (mut start, mut waited) = (Instant::now(), 0);
-            for i in 0..untimed + count {
-                if i == untimed {
-                    waited = run_delay();
-                    worker.barrier();
-                    start = Instant::now();
+        let elapsed = timed(pool, &scratch, (untimed, count), |worker, scratch, i| {
+            let job = &jobs[(next + i) % jobs.len()];
+            match phase {
+                Phase::Decode => job.decode(worker, quantised, 1.0, scratch, &out),
+                Phase::Prefill => {
+                    job.prepare_and_prefill(worker, (quantised, scales), &groups, scratch, &out);
                 }
-                let job = &jobs[(next + i) % jobs.len()];
-                match phase {
-                    Phase::Decode => job.decode(worker, quantised, 1.0, &mut scratch, &out),
-                    Phase::Prefill => {
-                        let input = (quantised, scales);
-                        job.prepare_and_prefill(worker, input, &groups, &mut scratch, &out);
-                    }
-                }
-                worker.barrier();
             }
-            if worker.index == 0 {
-                *elapsed.lock().unwrap_or_else(PoisonError::into_inner) = start.elapsed();
-            }
-            delay.fetch_max(run_delay().saturating_sub(waited), Ordering::Relaxed);
         })?;
         self.next = (next + untimed + count) % self.jobs.len();
-        let elapsed = elapsed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Sample {
-            us: elapsed.as_secs_f64() * 1e6 / count.max(1) as f64,
-            cost: begin.elapsed().as_secs_f64(),
-            disturbed: delay.into_inner() as f64 > DELAY * elapsed.as_nanos() as f64,
+        Ok(sample_of(begin, count, elapsed))
+    }
+}
+
+/// Samples the head: the logits of one token.
+pub(crate) struct HeadSampler {
+    /// Copies of the rows, in blocks of the format.
+    copies: Vec<Buffer>,
+    next: usize,
+    warm: bool,
+    x: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl HeadSampler {
+    /// For a head of `shape`, `[vocab, hidden]`, stored as `format`.
+    pub(crate) fn new(
+        pool: &Pool,
+        shape: Shape,
+        format: HeadFormat,
+        rotation: Rotation,
+    ) -> Result<Self> {
+        let bytes = shape.rows * format.row_bytes(shape.cols);
+        let copy = |_| -> Result<Buffer> {
+            let mut buffer = Buffer::zeroed(bytes)?;
+            // In every format it is a small number.
+            pool.fill(&mut buffer, 0x3c)?;
+            Ok(buffer)
+        };
+        Ok(Self {
+            copies: (0..rotation.copies(bytes)).map(copy).collect::<Result<_>>()?,
+            next: 0,
+            warm: rotation.warm,
+            x: (0..shape.cols).map(|i| (i * 7 % 31) as f32 / 16.0 - 1.0).collect(),
+            out: vec![0.0; shape.rows],
         })
+    }
+}
+
+impl Sampler for HeadSampler {
+    fn set_tokens(&mut self, _: usize) {}
+
+    fn bytes(&self) -> u64 {
+        self.copies[0].len() as u64
+    }
+
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        kernel: &Candidate,
+        _: Phase,
+        count: usize,
+    ) -> Result<Sample> {
+        let begin = Instant::now();
+        let &Candidate::Head(kernel) = kernel else { return Err(wrong_kind(kernel)) };
+        let prepared = (0..pool.threads())
+            .map(|_| Ok(Mutex::new(Buffer::zeroed(kernel.prepared_bytes(self.x.len()))?)))
+            .collect::<Result<Vec<Mutex<Buffer>>>>()?;
+        let out = SharedSlice::new(&mut self.out);
+        let untimed = if self.warm { self.copies.len() } else { 1 };
+        let (copies, next, x) = (&self.copies, self.next, &self.x);
+        let elapsed = timed(pool, &prepared, (untimed, count), |worker, prepared, i| {
+            kernel.run_share(worker, &copies[(next + i) % copies.len()], x, prepared, &out);
+        })?;
+        self.next = (next + untimed + count) % self.copies.len();
+        Ok(sample_of(begin, count, elapsed))
+    }
+}
+
+/// Samples attention after [`DEPTH`] positions.
+pub(crate) struct AttentionSampler {
+    rehearsal: Rehearsal,
+    next: usize,
+    warm: bool,
+    tokens: usize,
+}
+
+impl AttentionSampler {
+    /// For prefills of up to `tokens` tokens.
+    pub(crate) fn new(
+        config: &Config,
+        isa: Isa,
+        rotation: Rotation,
+        tokens: usize,
+    ) -> Result<Self> {
+        let kind = (KvType::default_for(config), VectorOps::best(isa));
+        let new = |layers| Rehearsal::new(config, kind, layers, (DEPTH, tokens));
+        // Where the cache of all layers is less than the weights read in between, layers of their
+        // own make up for it.
+        let layers = rotation.copies(new(1)?.bytes()).max(2);
+        Ok(Self { rehearsal: new(layers)?, next: 0, warm: rotation.warm, tokens })
+    }
+}
+
+impl Sampler for AttentionSampler {
+    fn set_tokens(&mut self, tokens: usize) {
+        self.tokens = tokens;
+    }
+
+    fn bytes(&self) -> u64 {
+        self.rehearsal.bytes() as u64
+    }
+
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        kernel: &Candidate,
+        phase: Phase,
+        count: usize,
+    ) -> Result<Sample> {
+        let begin = Instant::now();
+        let Candidate::Attention(kernel) = kernel else { return Err(wrong_kind(kernel)) };
+        let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
+        let layers = self.rehearsal.layers();
+        let untimed = if self.warm { layers.min(MOST_WARMED) } else { 1 };
+        let next = self.next;
+        let none: Vec<Mutex<()>> = (0..pool.threads()).map(|_| Mutex::new(())).collect();
+        let elapsed = self.rehearsal.play(kernel, tokens, pool.threads(), |play| {
+            timed(pool, &none, (untimed, count), |worker, (), i| play(worker, next + i))
+        })??;
+        self.next = (next + untimed + count) % layers;
+        Ok(sample_of(begin, count, elapsed))
     }
 }
 
@@ -168,19 +388,19 @@ fn run_delay() -> u64 {
     text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0)
 }
 
-fn copy(part: &PackedMatrix, pool: &Pool) -> Result<PackedMatrix> {
-    Ok(part.copy(Buffer::zeroed(part.data().len())?, pool)?)
+fn copy(part: &PackedMatrix, pages: Pages, pool: &Pool) -> Result<PackedMatrix> {
+    Ok(part.copy(Buffer::with(part.data().len(), pages)?, pool)?)
 }
 
 /// A matrix of random weights, made in the file's layout: every byte holds four codes 0, 1, 2.
-fn pack_random(shape: Shape, layout: Layout, pool: &Pool) -> Result<PackedMatrix> {
+fn pack_random(shape: Shape, layout: Layout, pages: Pages, pool: &Pool) -> Result<PackedMatrix> {
     let valid: Vec<u8> =
         (0..=u8::MAX).filter(|byte| byte & (byte >> 1) & 0b0101_0101 == 0).collect();
     let mut random = Random::new(shape.weights() as u64);
     let file: Vec<u8> = (0..shape.weights() / 4)
         .map(|_| valid[random.below(valid.len() as u64) as usize])
         .collect();
-    let buffer = Buffer::zeroed(layout.matrix_bytes(shape))?;
+    let buffer = Buffer::with(layout.matrix_bytes(shape), pages)?;
     let packed = PackedMatrix::pack(&file, shape, 1.0, layout, buffer, pool)?;
     Ok(packed.map_err(|_| Error::Runtime(format!("packing {layout} refused valid codes")))?)
 }
@@ -197,7 +417,14 @@ mod tests {
             kernels::builtin().iter().map(Kernel::layout).collect();
         for layout in layouts {
             let new = |bytes, warm| {
-                Sampler::new(&pool, &parts, layout, Rotation { bytes, warm }, 32).unwrap()
+                TernarySampler::new(
+                    &pool,
+                    &parts,
+                    layout,
+                    (Rotation { bytes, warm }, Pages::Huge),
+                    32,
+                )
+                .unwrap()
             };
             let mut cold = new(1, false);
             assert_eq!(cold.jobs.len(), 2);
@@ -208,7 +435,14 @@ mod tests {
             for kernel in kernels::builtin().iter().filter(|k| k.layout() == layout) {
                 for (sampler, count) in [(&mut cold, 2), (&mut warm, 4)] {
                     let (next, untimed) = (sampler.next, if sampler.warm { 3 } else { 1 });
-                    let sample = sampler.sample(kernel, count).unwrap();
+                    let sample = sampler
+                        .sample(
+                            &pool,
+                            &Candidate::Ternary(*kernel),
+                            Phase::of(&kernel.id().tile),
+                            count,
+                        )
+                        .unwrap();
                     assert!(sample.us > 0.0 && sample.cost * 1e6 >= sample.us);
                     assert_eq!(sampler.next, (next + untimed + count) % sampler.jobs.len());
                 }
@@ -223,9 +457,13 @@ mod tests {
         let parts = [Shape::new(128, 128)];
         for kernel in kernels::builtin() {
             let rotation = Rotation { bytes: 1, warm: true };
-            let mut sampler = Sampler::new(&pool, &parts, kernel.layout(), rotation, 3).unwrap();
+            let mut sampler =
+                TernarySampler::new(&pool, &parts, kernel.layout(), (rotation, Pages::Small), 3)
+                    .unwrap();
             sampler.out.fill(f32::NAN);
-            sampler.sample(kernel, 1).unwrap();
+            sampler
+                .sample(&pool, &Candidate::Ternary(*kernel), Phase::of(&kernel.id().tile), 1)
+                .unwrap();
             let tokens = if kernel.tokens() == 1 { 1 } else { 3 };
             assert!(
                 sampler.out[..tokens * 128].iter().all(|y| y.fract() == 0.0),

@@ -1,26 +1,34 @@
-//! The way through: model, plan, measurements, choices, profile.
+//! The way through: model, plan, measurements, choices, profile, and what it gains.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{
-    self as profiles, Effort, Isa, KernelId, Mode, Objective, Pick, Pinning, Profile, Provenance,
-    Tool,
+    self as profiles, Effort, Isa, KernelId, Mode, Objective, Op, Pick, Pinning, Profile,
+    Provenance, Role, Run, Shape, Tool, stable_hash,
 };
+use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::{self, Kernel};
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::kernels::cache::Cache;
+use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selection};
 
 use crate::Result;
-use crate::choose::{self, Choice, choose};
-use crate::measure::{self, Measurements, Progress, measure, phase_name};
+use crate::choose::{self, Choice, Gain, choose};
+use crate::compile::{Toolchain, private_folder};
+use crate::journal::{Header, Journal};
+use crate::measure::{Excluded, JobTask, Limits, Measurements, Timing, Unit, phase_name};
 use crate::model::ModelInfo;
-use crate::plan::plan;
-use crate::verify::Wrong;
+use crate::plan::{JobPlan, LayoutPlan, plan};
+use crate::race::{Race, RaceTask};
+use crate::settings::{self, ChosenJob, PhaseTiming, SettingTiming, SettingsTask};
+use crate::supervise::{self, Client, WorkerProgram};
+use crate::worker::{Event, LibraryFile, MeasureTask, Work};
 
 /// How to tune.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// The best tier that may be used; one that this CPU has.
     pub ceiling: Isa,
@@ -28,53 +36,440 @@ pub struct Options {
     pub objective: Objective,
     /// How many candidates to try.
     pub effort: Effort,
-    /// How long to measure.
+    /// How long all of it may take.
     pub budget: Duration,
+    /// Threads.
+    pub threads: usize,
+    /// Whether they were asked for, so that no others are tried.
+    pub threads_fixed: bool,
+    /// What becomes a worker.
+    pub worker: WorkerProgram,
+    /// Where to keep what was learnt until the profile is written; none to keep nothing.
+    pub journal: Option<PathBuf>,
+    /// Whether to go on with that journal.
+    pub resume: bool,
+    /// What makes kernels on this host, or why nothing does.
+    pub toolchain: std::result::Result<Toolchain, String>,
+    /// Where those that win are kept.
+    pub cache: std::result::Result<Cache, String>,
+}
+
+/// What there is to say meanwhile.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// How far it is: share of the work, 0 to 1, and what is done now.
+    Progress(f64, String),
+    /// A line that stays.
+    Line(String),
 }
 
 /// What came of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Tuned {
     /// What was measured.
     pub measurements: Measurements,
-    /// Kernels that computed something wrong, each a bug to report.
-    pub wrong: Vec<Wrong>,
+    /// What the ways to run showed; the first is the untuned one.
+    pub settings: Vec<SettingTiming>,
     /// What was weighed.
     pub objective: Objective,
     /// The profile.
     pub profile: Profile,
+    /// The default and the profile on the model itself, or why they were not compared.
+    pub race: std::result::Result<Race, String>,
+    /// Whether the profile holds the untuned defaults, because the choices were slower on the model.
+    pub kept_default: bool,
+    journal: Option<Journal>,
 }
 
-/// Verifies and times every candidate for `model` with the threads of `pool`, and chooses.
+impl Tuned {
+    /// Ends the run: the profile is safe, its journal can go.
+    pub fn finish(&mut self) {
+        if let Some(journal) = self.journal.take() {
+            journal.remove();
+        }
+    }
+}
+
+/// How much of the budget is spent, at most, when the kernels for the model's shapes are made, and
+/// when all are timed; threads, pinning and pages come
+/// next, and the rest is for the comparison on the model.
+const COMPILED_UNTIL: f64 = 0.3;
+const KERNELS_UNTIL: f64 = 0.65;
+const SETTINGS_UNTIL: f64 = 0.75;
+
+/// How long the few kernels that won may take to be made.
+const COMPILE_WINNERS: Duration = Duration::from_secs(60);
+
+/// Verifies and times every candidate for `model` in worker processes, chooses, and compares the
+/// choices with the untuned default on the model itself.
 ///
 /// # Errors
-/// Memory that the system refuses, a worker that panicked.
-pub fn tune(
-    model: &ModelInfo,
-    pool: &Pool,
-    options: Options,
-    progress: &mut dyn FnMut(&Progress),
-) -> Result<Tuned> {
+/// A journal that cannot be written or that another run holds, memory that the system refuses, a
+/// worker that cannot be started.
+pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)) -> Result<Tuned> {
+    let start = Instant::now();
     let host = Host::detect();
-    let present: Vec<KernelId> = kernels::builtin().iter().map(Kernel::id).copied().collect();
-    let plan = plan(&model.jobs, &present, options.ceiling, options.effort);
-    let settings = measure::Settings {
-        ceiling: options.ceiling,
-        budget: options.budget,
-        other_bytes: model.head_bytes,
+    let made = make(model, options, start, notify);
+    let jobs = jobs(model, options, made.as_ref().map_or(&[], |made| &made.ids))?;
+    let header = header(model, options, &host, &jobs)?;
+    let mut run = Tuning {
+        model,
+        options,
+        start,
+        jobs,
+        limits: None,
+        units: Vec::new(),
+        excluded: Vec::new(),
+        journal: None,
+        library: made.as_ref().map(|made| made.file.clone()),
+        stage: Stage::Kernels,
+        settings: None,
+        race: None,
+        notify,
     };
-    let (measurements, wrong) = measure(&plan, pool, &host, settings, progress)?;
+    if let Some(path) = &options.journal {
+        let (journal, events, why) = Journal::open(path, &header, options.resume)?;
+        run.journal = Some(journal);
+        events.into_iter().for_each(|event| run.learn(event));
+        match why {
+            Some(why) => run.say(format!("nothing to go on with: {why}")),
+            None if options.resume => {
+                run.say(format!("going on after {} tournaments", run.units.len()));
+            }
+            None => {}
+        }
+    }
+    run.done_in_workers()?;
+    let limits = run.limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
+    let measurements = Measurements::assemble(&run.jobs, limits, run.excluded.clone(), &run.units);
     let choices = choose(&measurements, options.objective);
-    let profile = profile(model, &host, options, &measurements, &choices);
-    Ok(Tuned { measurements, wrong, objective: options.objective, profile })
+    if run.settings.is_none() {
+        run.stage = Stage::Settings(SettingsTask {
+            jobs: choices.iter().filter_map(chosen_job).collect(),
+            settings: settings::candidates(&host, options.threads, options.threads_fixed),
+            model_bytes: model_bytes(model, &run.jobs),
+            seconds: left(options, start, SETTINGS_UNTIL),
+        });
+        run.done_in_workers()?;
+    }
+    let settings = run.settings.take().unwrap_or_default();
+    let untuned = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
+    let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
+    let mut profile = profile(model, &host, options, &measurements, &choices, setting);
+    if let Err(why) = keep_winners(&mut profile, options) {
+        run.say(format!("kernels made on this host won, but are not kept: {why}"));
+        profile.use_built_in();
+    }
+    let seconds = left(options, start, 1.0);
+    let race = if seconds > 0.0 {
+        run.stage = Stage::Race(Box::new(RaceTask {
+            model: model.path.clone(),
+            profile: profile.clone(),
+            threads: options.threads,
+            ceiling: options.ceiling,
+            seconds,
+        }));
+        // What cannot be compared is no reason to lose what was measured.
+        match run.done_in_workers() {
+            Ok(()) => run.race.ok_or_else(|| "the worker said nothing".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    } else {
+        Err("no time was left".into())
+    };
+    let kept_default = race.as_ref().is_ok_and(|race| is_slower(race, options.objective));
+    if kept_default {
+        let defaults = choose::defaults(&measurements);
+        profile = self::profile(model, &host, options, &measurements, &defaults, &untuned);
+    }
+    let (objective, journal) = (options.objective, run.journal.take());
+    Ok(Tuned { measurements, settings, objective, profile, race, kept_default, journal })
+}
+
+/// Makes a library of those kernels of the profile that are not built in, if there are any, and
+/// keeps it where `bitnet-run` looks for it.
+fn keep_winners(profile: &mut Profile, options: &Options) -> std::result::Result<(), String> {
+    let picks = profile.ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]);
+    let winners: BTreeSet<KernelId> =
+        picks.flatten().map(|pick| pick.kernel).filter(|id| id.shape.is_some()).collect();
+    if winners.is_empty() {
+        return Ok(());
+    }
+    let winners: Vec<KernelId> = winners.into_iter().collect();
+    let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
+    let cache = options.cache.as_ref().map_err(Clone::clone)?;
+    let bytes = toolchain.compile(&winners, COMPILE_WINNERS).map_err(|e| e.to_string())?;
+    let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
+    profile.tool.library_sha256 = Some(sha256);
+    Ok(())
+}
+
+fn chosen_job(choice: &Choice<'_>) -> Option<ChosenJob> {
+    choice.layout.layout?;
+    Some(ChosenJob {
+        parts: choice.job.parts.clone(),
+        count: choice.job.count,
+        decode: choice.decode.timing.kernel,
+        prefill: choice.prefill?.timing.kernel,
+    })
+}
+
+/// Seconds until so large a share of the budget is spent.
+fn left(options: &Options, start: Instant, share: f64) -> f64 {
+    (options.budget.as_secs_f64() * share - start.elapsed().as_secs_f64()).max(0.0)
+}
+
+/// A run, and what it knows so far.
+struct Tuning<'a> {
+    model: &'a ModelInfo,
+    options: &'a Options,
+    start: Instant,
+    jobs: Vec<JobTask>,
+    limits: Option<Limits>,
+    units: Vec<Unit>,
+    excluded: Vec<Excluded>,
+    journal: Option<Journal>,
+    library: Option<LibraryFile>,
+    stage: Stage,
+    settings: Option<Vec<SettingTiming>>,
+    race: Option<Race>,
+    notify: &'a mut dyn FnMut(Notice),
+}
+
+/// What its workers do now.
+enum Stage {
+    Kernels,
+    Settings(SettingsTask),
+    Race(Box<RaceTask>),
+}
+
+impl Tuning<'_> {
+    fn done_in_workers(&mut self) -> Result<()> {
+        supervise::run(&self.options.worker, self.options.threads, self)
+    }
+
+    fn say(&mut self, line: String) {
+        (self.notify)(Notice::Line(line));
+    }
+
+    fn is_default(&self, kernel: &KernelId) -> bool {
+        let defaults = |job: &JobTask| [Some(job.default_decode), job.default_prefill];
+        self.jobs.iter().flat_map(defaults).flatten().any(|id| id == *kernel)
+    }
+
+    fn learn(&mut self, event: Event) {
+        match event {
+            Event::Limits(limits) => self.limits = Some(limits),
+            Event::Excluded(excluded) => self.excluded.push(excluded),
+            Event::Unit(unit) => self.units.push(unit),
+            Event::Settings(settings) => self.settings = Some(settings),
+            Event::Race(race) => self.race = Some(race),
+            Event::Progress { .. } | Event::Failed { .. } | Event::Done => {}
+        }
+    }
+
+    /// Writes an event to the journal. Where that fails there is no journal any more: the run goes
+    /// on, but cannot be resumed.
+    fn keep(&mut self, event: &Event) {
+        let Some(journal) = &mut self.journal else { return };
+        if let Err(error) = journal.add(event) {
+            self.journal = None;
+            self.say(format!("warning: {error}; this run cannot be resumed"));
+        }
+    }
+}
+
+impl Client for Tuning<'_> {
+    fn library(&self) -> Option<LibraryFile> {
+        self.library.clone()
+    }
+
+    fn work(&mut self) -> Work {
+        match &self.stage {
+            Stage::Kernels => {}
+            Stage::Settings(task) => return Work::Settings(task.clone()),
+            Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
+        }
+        Work::Measure(MeasureTask {
+            jobs: self.jobs.clone(),
+            config: self.model.config.clone(),
+            head: self.model.head,
+            model_bytes: model_bytes(self.model, &self.jobs),
+            ceiling: self.options.ceiling,
+            seconds: left(self.options, self.start, KERNELS_UNTIL),
+            limits: self.limits,
+            done: self.units.clone(),
+            excluded: self.excluded.clone(),
+        })
+    }
+
+    fn hear(&mut self, event: Event) -> Result<()> {
+        if let Event::Progress { done, doing } = event {
+            (self.notify)(Notice::Progress(done * KERNELS_UNTIL, doing));
+            return Ok(());
+        }
+        self.keep(&event);
+        if let Event::Excluded(Excluded { kernel, why, found }) = &event {
+            if self.is_default(kernel) {
+                let message = format!("the default kernel {kernel} {why}: {found}; please report");
+                return Err(Error::Runtime(message).into());
+            }
+            self.say(format!("left out, please report: {kernel} {why}: {found}"));
+        }
+        self.learn(event);
+        Ok(())
+    }
+}
+
+/// Kernels made on this host for this run.
+struct Made {
+    ids: Vec<KernelId>,
+    file: LibraryFile,
+    /// Removed with the run: only the winners are kept.
+    _folder: tempfile::TempDir,
+}
+
+/// Makes the kernels for the model's own shapes, where there is a compiler. Where there is none the
+/// built-in kernels are all there is, and a line says so.
+fn make(
+    model: &ModelInfo,
+    options: &Options,
+    start: Instant,
+    notify: &mut dyn FnMut(Notice),
+) -> Option<Made> {
+    let ids = made_for(model, options.ceiling, options.effort);
+    if ids.is_empty() {
+        return None;
+    }
+    let mut make = || -> std::result::Result<Made, String> {
+        let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
+        options.cache.as_ref().map_err(Clone::clone)?;
+        let doing = format!("compiling {} kernels for these shapes", ids.len());
+        notify(Notice::Progress(0.0, doing));
+        let limit = Duration::from_secs_f64(left(options, start, COMPILED_UNTIL).max(1.0));
+        let bytes = toolchain.compile(&ids, limit).map_err(|e| e.to_string())?;
+        let folder = private_folder().map_err(|e| e.to_string())?;
+        let cache = Cache::at(folder.path());
+        let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
+        let file = LibraryFile { cache: folder.path().into(), sha256 };
+        Ok(Made { ids: ids.clone(), file, _folder: folder })
+    };
+    let made = make();
+    match made {
+        Ok(made) => Some(made),
+        Err(why) => {
+            let count = ids.len();
+            let line = format!("{count} kernels for this model's own shapes are not tried: {why}");
+            notify(Notice::Line(line));
+            None
+        }
+    }
+}
+
+/// The kernels for the model's own shapes that are worth making.
+fn made_for(model: &ModelInfo, ceiling: Isa, effort: Effort) -> Vec<KernelId> {
+    let isas =
+        || Isa::ALL.iter().copied().filter(|&isa| isa != Isa::Scalar && isa.is_within(ceiling));
+    let mut shapes: Vec<Shape> = Vec::new();
+    let parts = model.jobs.iter().filter_map(|job| job.parts.first());
+    for &shape in parts {
+        // Kernels are made for columns; any number of rows will do.
+        if shapes.iter().all(|known| known.cols != shape.cols) {
+            shapes.push(shape);
+        }
+    }
+    let mut ids = Vec::new();
+    let mut add = |shape: Shape, wanted: &dyn Fn(Op) -> bool| {
+        let all = isas().flat_map(|isa| bitnet_codegen::candidates(isa, Some(shape)));
+        ids.extend(all.filter(|id| wanted(id.op)));
+    };
+    for shape in shapes {
+        add(shape, &|op| matches!(op, Op::Ternary(_)));
+    }
+    add(model.head_shape(), &|op| op == Op::Head(model.head));
+    add(model.config.attention_shapes()[0], &|op| op == Op::Attention);
+    let plan = plan(model, &ids, ceiling, effort);
+    let worth: BTreeSet<KernelId> =
+        plan.iter().flat_map(|job| &job.layouts).flat_map(LayoutPlan::all).copied().collect();
+    ids.retain(|id| worth.contains(id));
+    ids
+}
+
+/// The jobs of a model with their candidates and defaults.
+fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<JobTask>> {
+    let isa = (options.ceiling != Isa::best()).then_some(options.ceiling);
+    let untuned = Selection::new(isa, None, None)?;
+    let present: Vec<KernelId> = (kernels::builtin().iter().map(Kernel::id).copied())
+        .chain(HeadKernel::builtin().map(|kernel| *kernel.id()))
+        .chain(AttentionKernel::builtin().map(|kernel| *kernel.id()))
+        .chain(made.iter().copied())
+        .collect();
+    let plan = plan(model, &present, options.ceiling, options.effort);
+    let task = |mut plan: JobPlan| -> Result<JobTask> {
+        let (default_decode, default_prefill) = match plan.role {
+            Role::LmHead => (*untuned.head(model.head, plan.parts[0])?.id(), None),
+            Role::Attention => {
+                let id = *untuned.attention(&plan.parts)?.id();
+                (id, Some(id))
+            }
+            role => {
+                let (decode, prefill) = untuned.ternary(role, &plan.parts)?;
+                (*decode.id(), Some(*prefill.id()))
+            }
+        };
+        // First where there is time for few.
+        for layout in &mut plan.layouts {
+            layout.decode.sort_by_key(|id| *id != default_decode);
+            layout.prefill.sort_by_key(|id| Some(*id) != default_prefill);
+        }
+        Ok(JobTask { plan, default_decode, default_prefill })
+    };
+    plan.into_iter().map(task).collect()
+}
+
+/// Bytes of weights that a token reads with the defaults.
+fn model_bytes(model: &ModelInfo, jobs: &[JobTask]) -> u64 {
+    let ternary = |job: &JobTask| match job.default_decode.op {
+        Op::Ternary(layout) => {
+            let bytes: usize = job.plan.parts.iter().map(|&p| layout.matrix_bytes(p)).sum();
+            bytes as u64 * u64::from(job.plan.count)
+        }
+        _ => 0,
+    };
+    jobs.iter().map(ternary).sum::<u64>() + model.head_bytes()
+}
+
+fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -> Result<Header> {
+    let plan = serde_json::to_string(&(jobs, options.ceiling))
+        .map_err(|e| Error::Runtime(format!("a plan has no JSON form: {e}")))?;
+    Ok(Header {
+        version: env!("CARGO_PKG_VERSION").into(),
+        fingerprint: bitnet_codegen::fingerprint(),
+        cpu: format!("{} {} {} {}", host.vendor, host.family, host.model, host.stepping),
+        shapes: model.shapes.clone(),
+        threads: options.threads,
+        plan: stable_hash(plan.bytes()),
+    })
+}
+
+/// Whether the profile lost, beyond the noise, what it was to win.
+fn is_slower(race: &Race, objective: Objective) -> bool {
+    let (of_decode, of_prefill) = choose::weights(objective);
+    let part = |speed: &crate::race::Speed, weight: f64| {
+        let default = weight / speed.before.max(1e-9);
+        (default * (speed.ratio - 1.0), default * speed.half_width)
+    };
+    let (decode, prefill) = (part(&race.decode, of_decode), part(&race.prefill, of_prefill));
+    decode.0 + prefill.0 > decode.1.hypot(prefill.1)
 }
 
 fn profile(
     model: &ModelInfo,
     host: &Host,
-    options: Options,
+    options: &Options,
     measurements: &Measurements,
     choices: &[Choice<'_>],
+    run: &Run,
 ) -> Profile {
     let text = |text: &str| text.chars().filter(|c| !c.is_control()).take(64).collect();
     Profile {
@@ -99,7 +494,7 @@ fn profile(
             threads: host.threads as u32,
             l2: host.l2,
             l3: host.l3,
-            read_gb_per_s: rounded(measurements.read_gb_per_s),
+            read_gb_per_s: rounded(measurements.limits.read_gb_per_s),
             noise: rounded(measurements.noise),
         },
         model: profiles::Model {
@@ -108,43 +503,50 @@ fn profile(
             shapes: model.shapes.clone(),
             path: model.path.clone(),
         },
-        run: profiles::Run {
-            threads: measurements.threads,
-            pinning: Pinning::None,
-            // What the runtime's arenas ask for.
-            huge_pages: cfg!(target_os = "linux"),
-        },
+        run: run.clone(),
         ops: choices.iter().map(|choice| profile_choice(measurements, choice)).collect(),
     }
 }
 
 fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -> profiles::Choice {
     let pick = |phase| {
-        let chosen = choice.chosen(phase);
+        let chosen = choice.chosen(phase)?;
         let timing = chosen.timing;
         let tokens = if phase == Phase::Decode { 1 } else { choice.job.tokens };
-        Pick {
+        Some(Pick {
             kernel: timing.kernel,
             tokens,
             median_us: rounded(timing.median_us),
             mad_us: rounded(timing.mad_us),
             gb_per_s: rounded(choice.layout.bytes as f64 / timing.median_us.max(1e-3) / 1e3),
-            share_of_limit: rounded(choice.share_of_limit(measurements, phase)),
+            share_of_limit: rounded(
+                choice.share_of_limit(&measurements.limits, phase).unwrap_or(0.0),
+            ),
             runner_up: chosen.runner_up.map(|second| second.kernel),
             runner_up_ratio: chosen.runner_up.map(|second| rounded(second.ratio / timing.ratio)),
-            // Only built-in kernels are tried, so each is its own fallback.
-            built_in: timing.kernel,
-        }
+            built_in: built_in(choice.layout.timings(phase), timing),
+        })
     };
+    let decode = pick(Phase::Decode);
     profiles::Choice {
         role: choice.job.role,
         parts: choice.job.parts.clone(),
         count: choice.job.count,
-        layout: Some(choice.layout.layout),
+        layout: choice.layout.layout,
         mode: Mode::Dense,
-        decode: pick(Phase::Decode),
-        prefill: Some(pick(Phase::Prefill)),
+        decode: decode.expect("every choice has a kernel for one token"),
+        prefill: (choice.job.role != Role::Attention).then(|| pick(Phase::Prefill)).flatten(),
     }
+}
+
+/// The best kernel of the same layout that every build holds; the chosen one where that is built in.
+fn built_in(timings: &[Timing], chosen: &Timing) -> KernelId {
+    let held = timings.iter().filter(|timing| timing.kernel.shape.is_none());
+    let best = held.min_by(|a, b| {
+        let key = |timing: &Timing| (timing.kernel != chosen.kernel, !timing.finalist);
+        key(a).cmp(&key(b)).then(a.ratio.total_cmp(&b.ratio))
+    });
+    best.unwrap_or(chosen).kernel
 }
 
 /// To four digits after the point: more would pretend.
@@ -156,16 +558,16 @@ impl fmt::Display for Tuned {
     /// The report: for every job what was chosen, its share of the limit and its gain over the
     /// default, and what that makes for a token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let m = &self.measurements;
+        let (m, limits) = (&self.measurements, &self.measurements.limits);
         let choices = choose(m, self.objective);
-        for wrong in &self.wrong {
-            writeln!(f, "WRONG, left out, please report: {}: {}", wrong.kernel, wrong.found)?;
+        for Excluded { kernel, why, found } in &m.excluded {
+            writeln!(f, "left out, please report: {kernel} {why}: {found}")?;
         }
-        write!(f, "{} threads, memory reads {:.1} GB/s", m.threads, m.read_gb_per_s)?;
-        if !m.cold {
-            write!(f, ", the cache that holds this model {:.1} GB/s", m.limit_gb_per_s)?;
+        write!(f, "{} threads, memory reads {:.1} GB/s", limits.threads, limits.read_gb_per_s)?;
+        if !limits.cold {
+            write!(f, ", the cache that holds this model {:.1} GB/s", limits.limit_gb_per_s)?;
         }
-        if let Some(rate) = m.limit_gmac_per_s {
+        if let Some(rate) = limits.limit_gmac_per_s {
             write!(f, ", {rate:.0} G multiply-adds/s")?;
         }
         writeln!(f, "; noise {:.1} %", 100.0 * m.noise)?;
@@ -180,31 +582,57 @@ impl fmt::Display for Tuned {
         for choice in &choices {
             let parts: Vec<String> = choice.job.parts.iter().map(ToString::to_string).collect();
             let (role, count) = (choice.job.role, choice.job.count);
-            writeln!(f, "{role} {}, {count} per token: {}", parts.join(" "), choice.layout.layout)?;
+            write!(f, "{role} {}, {count} per token", parts.join(" "))?;
+            match choice.layout.layout {
+                Some(layout) => writeln!(f, ": {layout}")?,
+                None => writeln!(f)?,
+            }
             for phase in [Phase::Decode, Phase::Prefill] {
-                let timing = choice.chosen(phase).timing;
-                writeln!(
-                    f,
-                    "  {:<8} {:<44} {:>8.1} us  {:>6.0} %  {}",
-                    phase_name(phase),
-                    timing.kernel,
-                    timing.median_us,
-                    100.0 * choice.share_of_limit(m, phase),
-                    choice.gain(phase),
-                )?;
+                let (Some(chosen), Some(gain)) = (choice.chosen(phase), choice.gain(phase)) else {
+                    continue;
+                };
+                let share = choice
+                    .share_of_limit(limits, phase)
+                    .map_or(String::new(), |share| format!("{:.0} %", 100.0 * share));
+                let Timing { kernel, median_us, .. } = chosen.timing;
+                let phase = phase_name(phase);
+                writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
             }
         }
-        writeln!(f, "matrix products of one token, predicted")?;
+        let untuned = self.settings.first();
+        for setting in self.settings.iter().filter(|setting| setting.run == self.profile.run) {
+            write!(f, "run with {}", setting.run)?;
+            if untuned.is_some_and(|untuned| untuned.run != setting.run) {
+                let gain = |t: &PhaseTiming| Gain::of(t.ratio, t.half_width);
+                let (decode, prefill) = (gain(&setting.decode), gain(&setting.prefill));
+                write!(f, ": decode {decode}, prefill {prefill}")?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "one token, without what lies between the kernels, predicted")?;
         for phase in [Phase::Decode, Phase::Prefill] {
             let (chosen, default) = choose::per_token_us(&choices, phase);
             writeln!(
                 f,
-                "  {:<8} {:.3} ms, by default {:.3} ms: {}",
+                "  {:<8} {:.0} tokens/s, by default {:.0}: {}",
                 phase_name(phase),
-                chosen / 1e3,
-                default / 1e3,
+                1e6 / chosen.max(1e-3),
+                1e6 / default.max(1e-3),
                 choose::total_gain(&choices, phase)
             )?;
+        }
+        match &self.race {
+            Ok(race) => {
+                writeln!(f, "the model itself, {} loads", race.loads)?;
+                for (name, speed) in [("decode", race.decode), ("prefill", race.prefill)] {
+                    let (before, after, gain) = (speed.before, speed.after, speed.gain());
+                    writeln!(f, "  {name:<8} {after:.0} tokens/s, by default {before:.0}: {gain}")?;
+                }
+            }
+            Err(why) => writeln!(f, "not compared on the model itself: {why}")?,
+        }
+        if self.kept_default {
+            writeln!(f, "the choices were slower on the model: the profile holds the defaults")?;
         }
         Ok(())
     }

@@ -21,9 +21,9 @@ fn chosen(
     let row = |choice: &bitnet_tuner::choose::Choice<'_>| {
         (
             choice.job.role,
-            choice.layout.layout.to_string(),
+            choice.layout.layout.unwrap().to_string(),
             tile(&choice.decode.timing.kernel),
-            tile(&choice.prefill.timing.kernel),
+            tile(&choice.prefill.unwrap().timing.kernel),
         )
     };
     choices.iter().map(row).collect()

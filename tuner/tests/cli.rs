@@ -11,7 +11,8 @@ use bitnet_tuner::choose::choose;
 use bitnet_tuner::measure::Measurements;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
-const ROLES: [Role; 4] = [Role::Qkv, Role::AttnOutput, Role::GateUp, Role::Down];
+const ROLES: [Role; 6] =
+    [Role::Qkv, Role::AttnOutput, Role::GateUp, Role::Down, Role::LmHead, Role::Attention];
 
 fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_bitnet-tune"))
@@ -89,7 +90,8 @@ fn list_shows_roles_shapes_and_ids() {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let line = |line: &str| {
             let fields: Vec<&str> = line.split('\t').collect();
-            assert_eq!((fields.len(), fields[2]), (5, "x6"), "{line}");
+            let count = if fields[0] == "lm_head" { "x1" } else { "x6" };
+            assert_eq!((fields.len(), fields[2]), (5, count), "{line}");
             let text = |i: usize| fields[i].to_string();
             (text(0), text(1), text(3), fields[4].parse().unwrap())
         };
@@ -100,12 +102,11 @@ fn list_shows_roles_shapes_and_ids() {
         for role in ROLES {
             for phase in ["decode", "prefill"] {
                 let found = all.iter().any(|(r, _, p, _)| r == role.name() && p == phase);
-                assert!(found, "{isa} {role} {phase}");
+                let none = phase == "prefill" && matches!(role, Role::LmHead | Role::Attention);
+                assert_eq!(found, !none, "{isa} {role} {phase}");
             }
         }
-        assert!(
-            all.iter().all(|(.., id)| id.isa.is_within(isa) && matches!(id.op, Op::Ternary(_)))
-        );
+        assert!(all.iter().all(|(.., id)| id.isa.is_within(isa)));
         let shapes = |role| &all.iter().find(|(r, ..)| r == role).unwrap().1;
         assert_eq!(shapes("qkv"), "384x384 128x384 128x384");
         assert_eq!(shapes("gate_up"), "1024x384 1024x384");
@@ -179,11 +180,18 @@ fn check(profile: &Profile) {
     let roles: Vec<Role> = profile.ops.iter().map(|op| op.role).collect();
     assert_eq!(roles, ROLES);
     for op in &profile.ops {
-        let prefill = op.prefill.as_ref().unwrap();
-        assert!(op.decode.tokens == 1 && prefill.tokens > 1);
-        for pick in [&op.decode, prefill] {
-            let kernel = kernels::find(&pick.kernel).unwrap();
-            assert_eq!(Some(kernel.layout()), op.layout);
+        assert_eq!(op.decode.tokens, 1);
+        assert_eq!(op.prefill.is_none(), matches!(op.role, Role::LmHead | Role::Attention));
+        assert!(op.prefill.as_ref().is_none_or(|prefill| prefill.tokens > 1));
+        for pick in [Some(&op.decode), op.prefill.as_ref()].into_iter().flatten() {
+            match pick.kernel.op {
+                Op::Ternary(layout) => {
+                    assert_eq!(Some(layout), op.layout);
+                    assert!(kernels::find(&pick.kernel).is_some(), "{}", pick.kernel);
+                }
+                Op::Head(_) => assert!(kernels::HeadKernel::find(&pick.kernel).is_some()),
+                Op::Attention => assert!(kernels::AttentionKernel::find(&pick.kernel).is_some()),
+            }
             assert!(pick.median_us > 0.0 && pick.gb_per_s > 0.0 && pick.share_of_limit > 0.0);
         }
     }
@@ -198,14 +206,19 @@ fn tuning_writes_a_profile_and_the_choice_can_be_repeated() {
     let record = dir.path().join("record.json");
     fs::write(&out, "the profile before").unwrap();
     let (out_name, record_name) = (out.to_str().unwrap(), record.to_str().unwrap());
-    let arguments = ["--model", MODEL, "-o", out_name, "--record", record_name];
-    let output = run(&[&arguments[..], &["--budget", "300ms", "--threads", "2"]].concat());
+    let page = dir.path().join("report.html");
+    let page_name = page.to_str().unwrap();
+    let arguments =
+        ["--model", MODEL, "-o", out_name, "--record", record_name, "--report", page_name];
+    let output = run(&[&arguments[..], &["--budget", "2s", "--threads", "2"]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let report = stdout(&output);
     assert!(ROLES.iter().all(|role| report.contains(role.name())), "{report}");
     assert!(!report.contains("WRONG"), "{report}");
     assert!(stderr(&output).contains("host.toml"));
-    assert_eq!(files(dir.path()).len(), 2, "no temporary file is left");
+    assert_eq!(files(dir.path()).len(), 3, "no temporary file is left");
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("bard-11m") && page.ends_with("</html>"));
 
     let profile = Profile::load(&out).unwrap();
     check(&profile);
@@ -220,11 +233,17 @@ fn tuning_writes_a_profile_and_the_choice_can_be_repeated() {
     assert_eq!(choices.len(), profile.ops.len());
     for (choice, op) in choices.iter().zip(&profile.ops) {
         assert_eq!(choice.decode.timing.kernel, op.decode.kernel);
-        assert_eq!(choice.prefill.timing.kernel, op.prefill.as_ref().unwrap().kernel);
+        let prefill = op.prefill.as_ref().map(|pick| pick.kernel);
+        let chosen = choice.prefill.filter(|_| op.role != Role::Attention);
+        assert_eq!(chosen.map(|chosen| chosen.timing.kernel), prefill);
     }
-    // Everything was timed.
-    for layout in measurements.jobs.iter().flat_map(|job| &job.layouts) {
-        assert!(layout.decode.iter().chain(&layout.prefill).all(|timing| timing.samples > 0));
+    // What was chosen from was timed, and so was the default.
+    for job in &measurements.jobs {
+        let timings = || job.layouts.iter().flat_map(|l| l.decode.iter().chain(&l.prefill));
+        assert!(timings().all(|timing| timing.samples > 0));
+        for default in [Some(job.default_decode), job.default_prefill].into_iter().flatten() {
+            assert!(timings().any(|timing| timing.kernel == default), "{default}");
+        }
     }
 }
 
@@ -237,7 +256,7 @@ fn a_ceiling_holds() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let profile = Profile::load(&out).unwrap();
     check(&profile);
-    assert!(profile.isas().iter().eq(&[Isa::Scalar]));
+    assert!(profile.check_isa(|isa| isa == Isa::Scalar).is_ok());
     assert_eq!(profile.tool.objective, Objective::Decode);
 }
 
@@ -255,11 +274,11 @@ fn demo(command: &mut Command) -> (String, String, Output) {
 fn the_demo_tunes_writes_and_runs() {
     let dir = tempfile::tempdir().unwrap();
     let mut at_home = command();
-    at_home.args(["demo", "--budget", "200ms", "--threads", "2"]);
+    at_home.args(["demo", "--budget", "2s", "--threads", "2"]);
     at_home.env("XDG_CONFIG_HOME", dir.path().join("config")).env_remove("HOME");
     let (text, report, _) = demo(&mut at_home);
     assert!(text.starts_with("KING RICHARD:\n") && text.len() > 300, "{text}");
-    for part in ["tokens/s before", "prefill", "decode", "gate_up"] {
+    for part in ["by default", "prefill", "decode", "gate_up"] {
         assert!(report.contains(part), "{part}: {report}");
     }
     // One profile, where bitnet-run looks for it.

@@ -6,19 +6,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bitnet_profiles::{Isa, KernelId, Op};
+use bitnet_profiles::{Isa, KernelId, Op, Pinning};
 use serde::Serialize;
 
-use super::load::{self, KernelArgs, Loaded, PERFORMANCE, RoleKernels, SessionArgs, Taken};
+use super::load::{
+    self, KernelArgs, Loaded, PERFORMANCE, Placement, PlacementArgs, RoleKernels, SessionArgs,
+    Taken,
+};
 use super::note;
 use crate::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::host::Host;
+use crate::memory::Pages;
 use crate::model::config::{Config, JobShapes};
 use crate::model::{KvType, Session, Stage};
 use crate::probe;
-use crate::threads::{MAX_THREADS, Pool};
+use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 
 /// Bytes that the bandwidth probe streams: several times any L3 cache.
 const PROBE_BYTES: usize = 1 << 30;
@@ -71,6 +75,13 @@ pub struct Args {
     kernels: KernelArgs,
     #[command(flatten)]
     session: SessionArgs,
+    #[command(flatten)]
+    placement: PlacementArgs,
+    /// 0: read the file into memory instead of mapping it
+    #[arg(long, visible_alias = "mmp", value_name = "0|1", default_value = "1",
+          value_parser = load::switch(), action = clap::ArgAction::Set,
+          help_heading = PERFORMANCE)]
+    mmap: bool,
 }
 
 /// How the results are printed.
@@ -168,7 +179,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut rows = Vec::new();
     for path in models {
-        let gguf = Gguf::open(choice.model_path(path)?)?;
+        let path = choice.model_path(path)?;
+        let gguf = if args.mmap { Gguf::open(path) } else { Gguf::read(path) }?;
         let config = Config::from_gguf(&gguf)?;
         if let Some(test) = tests.iter().find(|test| test.context() > config.context) {
             let expected = format!("at most {}, the context of the model", config.context);
@@ -182,13 +194,19 @@ pub fn run(args: &Args) -> Result<()> {
         }
         // Whoever has most threads packs, so that every thread touches what it will read.
         let most = threads.iter().copied().max().unwrap_or(1);
-        let pool = Arc::new(Pool::new(most)?);
-        let loaded = load::model(gguf, &choice, &profile, &pool)?;
+        let placement = args.placement.with(&profile);
+        let pool_of = |threads| {
+            Ok::<_, Error>(Arc::new(Pool::with(PoolOptions {
+                threads,
+                pinning: placement.pinning,
+            })?))
+        };
+        let pool = pool_of(most)?;
+        let loaded = load::model(gguf, &choice, &profile, placement, &pool)?;
         let context = tests.iter().map(Test::context).max();
         let options = args.session.options(context)?;
         for threads in threads {
-            let pool =
-                if threads == most { Arc::clone(&pool) } else { Arc::new(Pool::new(threads)?) };
+            let pool = if threads == most { Arc::clone(&pool) } else { pool_of(threads)? };
             let model = Arc::clone(&loaded.model);
             let mut session = Session::new(model, Arc::clone(&pool), options)?;
             for &test in &tests {
@@ -196,6 +214,7 @@ pub fn run(args: &Args) -> Result<()> {
                     args,
                     loaded: &loaded,
                     profile: &profile,
+                    placement,
                     host: &host,
                     ceiling: choice.ceiling(),
                     pool: &pool,
@@ -233,6 +252,7 @@ struct Bench<'a> {
     args: &'a Args,
     loaded: &'a Loaded,
     profile: &'a Taken,
+    placement: Placement,
     host: &'a Host,
     ceiling: Isa,
     pool: &'a Pool,
@@ -330,7 +350,9 @@ impl Bench<'_> {
             type_k: kv_type,
             type_v: kv_type,
             n_gpu_layers: 0,
-            use_mmap: true,
+            cpu_strict: self.pool.pinning() == Pinning::Cores,
+            use_mmap: self.loaded.model.gguf().is_mapped(),
+            huge_pages: self.placement.pages == Pages::Huge,
             embeddings: false,
             n_prompt: test.n_prompt,
             n_gen: test.n_gen,
@@ -425,6 +447,7 @@ struct Row {
     type_k: &'static str,
     type_v: &'static str,
     n_gpu_layers: u32,
+    cpu_strict: bool,
     use_mmap: bool,
     embeddings: bool,
     n_prompt: usize,
@@ -439,6 +462,7 @@ struct Row {
     samples_ts: Vec<f64>,
 
     isa: Isa,
+    huge_pages: bool,
     profile: Taken,
     kernels: BTreeMap<&'static str, RoleKernels>,
     /// Of a repetition, on average.

@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Format, Isa, KernelId, Op, Profile, ProfileError, Role, registry};
+use bitnet_profiles::{Format, Isa, KernelId, Op, Pinning, Profile, ProfileError, Role, registry};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::note;
+use super::trust::Trust;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::kernels::{self, Selection};
+use crate::memory::Pages;
 use crate::model::config::Config;
 use crate::model::{KvType, LoadOptions, Model, SessionOptions};
 use crate::threads::{MAX_THREADS, Pool};
@@ -92,6 +94,51 @@ impl SessionArgs {
     }
 }
 
+/// Flags that say where threads and weights go.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct PlacementArgs {
+    /// 1: bind every thread to a CPU of its own; 0: to none [default: the profile's, else 0]
+    #[arg(long, value_name = "0|1", value_parser = switch(), help_heading = PERFORMANCE)]
+    cpu_strict: Option<bool>,
+    /// 1: ask for huge pages for the weights; 0: for small ones [default: the profile's, else 1]
+    #[arg(long, value_name = "0|1", value_parser = switch(), help_heading = PERFORMANCE)]
+    huge_pages: Option<bool>,
+    /// Keep the weights from being swapped out
+    #[arg(long, help_heading = PERFORMANCE)]
+    mlock: bool,
+}
+
+/// Where threads and weights go: the flags, else the profile.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement {
+    /// How workers are bound.
+    pub pinning: Pinning,
+    /// The pages of the weights.
+    pub pages: Pages,
+    lock: bool,
+}
+
+impl PlacementArgs {
+    /// What holds for a run.
+    pub fn with(&self, profile: &Taken) -> Placement {
+        let run = profile.profile.as_ref().map(|profile| &profile.run);
+        let pinning = match self.cpu_strict {
+            Some(true) => Pinning::Cores,
+            Some(false) => Pinning::None,
+            None => run.map_or(Pinning::None, |run| run.pinning),
+        };
+        let huge = self.huge_pages.or(run.map(|run| run.huge_pages)).unwrap_or(true);
+        let pages = if huge { Pages::Huge } else { Pages::Small };
+        Placement { pinning, pages, lock: self.mlock }
+    }
+}
+
+/// `0` or `1`, for clap.
+pub fn switch() -> impl clap::builder::TypedValueParser<Value = bool> {
+    use clap::builder::TypedValueParser as _;
+    clap::builder::PossibleValuesParser::new(["0", "1"]).map(|value| value == "1")
+}
+
 /// The number of worker threads, for clap.
 pub fn threads() -> impl clap::builder::TypedValueParser<Value = u64> {
     clap::value_parser!(u64).range(1..=MAX_THREADS as u64)
@@ -155,7 +202,8 @@ impl KernelArgs {
         let named = if auto || self.profile.as_os_str() == OsStr::new("none") {
             None
         } else {
-            let profile = load(&self.profile).map_err(|e| refused(&self.profile, e))?;
+            let profile = load(&self.profile).map_err(|e| Error::profile(&self.profile, e))?;
+            Trust::of(&self.profile).tell(&self.profile);
             Some((self.profile.clone(), profile))
         };
         Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa })
@@ -250,26 +298,8 @@ impl Choice {
 /// Reads a profile; one that needs more than this CPU has is refused whole.
 fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
     let profile = Profile::load(path)?;
-    if let Some(needed) = profile.isas().into_iter().find(|isa| !isa.is_supported()) {
-        let runs = Isa::supported_names();
-        return Err(ProfileError::Content {
-            item: "op".into(),
-            problem: format!("kernels of {needed}, but this CPU runs {runs}"),
-        });
-    }
+    profile.check_isa(Isa::is_supported)?;
     Ok(profile)
-}
-
-fn refused(path: &Path, error: ProfileError) -> Error {
-    match error {
-        ProfileError::Io { path, action, source } => Error::Io { path, action, source },
-        ProfileError::Content { item, problem } => Error::Profile {
-            path: path.to_path_buf(),
-            item,
-            found: problem,
-            expected: "a profile as `bitnet-tune --model MODEL -o FILE` writes it".into(),
-        },
-    }
 }
 
 /// The user's own profile for these shapes and this CPU. One that is refused is set aside.
@@ -280,21 +310,49 @@ fn users(shapes: &str, host: &Host) -> Option<(PathBuf, Profile)> {
     if !path.exists() {
         return None;
     }
-    let problem = match load(&path) {
-        Ok(profile) if profile.model.shapes == shapes => return Some((path, profile)),
-        Ok(_) => format!("{}: its content is for other shapes", path.display()),
-        Err(error) => refused(&path, error).to_string(),
-    };
-    note(format_args!("warning: {problem}; the profile is set aside"));
-    None
+    let wrong =
+        |item: &str, problem: String| Err(ProfileError::Content { item: item.into(), problem });
+    let trust = Trust::of(&path);
+    let profile = load(&path).and_then(|profile| {
+        let own = &profile.host;
+        if let Some(doubt) = trust.forbids() {
+            wrong("file", format!("{doubt}, so it is used only if named with --profile"))
+        } else if profile.model.shapes != shapes {
+            wrong(
+                "model.shapes",
+                format!("{}, but this model's are {shapes}", profile.model.shapes),
+            )
+        } else if (&own.vendor, own.family, own.model) != (&host.vendor, host.family, host.model) {
+            wrong("host", format!("made on another CPU, {}", own.cpu))
+        } else {
+            Ok(profile)
+        }
+    });
+    match profile {
+        Ok(profile) => {
+            trust.tell(&path);
+            Some((path, profile))
+        }
+        Err(error) => {
+            note(format_args!("warning: profile set aside: {}", Error::profile(&path, error)));
+            None
+        }
+    }
 }
 
-/// The number of threads: the flag's, the profile's as far as this process may use so many, or
-/// one for each physical core.
+/// The number of threads: the flag's, the profile's as far as this process may use so many, which
+/// is told, or one for each physical core.
 pub fn thread_count(flag: Option<u64>, profile: &Taken, host: &Host) -> usize {
     match (flag, profile.threads()) {
         (Some(threads), _) => threads as usize,
-        (None, Some(threads)) => threads.min(host.threads),
+        (None, Some(threads)) if threads > host.threads => {
+            note(format_args!(
+                "threads: {}, all the CPUs that this process may use, not the profile's {threads}",
+                host.threads
+            ));
+            host.threads
+        }
+        (None, Some(threads)) => threads,
         (None, None) => host.physical_cores.min(MAX_THREADS),
     }
 }
@@ -333,13 +391,25 @@ impl Loaded {
 ///
 /// # Errors
 /// Those of [`Model::from_gguf`].
-pub fn model(gguf: Gguf, choice: &Choice, taken: &Taken, pool: &Pool) -> Result<Loaded> {
+pub fn model(
+    gguf: Gguf,
+    choice: &Choice,
+    taken: &Taken,
+    placement: Placement,
+    pool: &Pool,
+) -> Result<Loaded> {
     note(format_args!("profile: {} ({})", taken.name, taken.reason));
     let selection = Selection::new(choice.isa, choice.format, taken.profile.clone())?;
     let progress = Progress::new();
     let model = Model::from_gguf(
         gguf,
-        &LoadOptions { pool, selection: &selection, progress: &|done, of| progress.show(done, of) },
+        &LoadOptions {
+            pool,
+            selection: &selection,
+            pages: placement.pages,
+            lock: placement.lock,
+            progress: &|done, of| progress.show(done, of),
+        },
     )?;
     drop(progress);
     let notes = selection.take_notes();

@@ -15,6 +15,7 @@ pub mod inspect;
 mod load;
 pub mod run;
 pub mod tokenize;
+mod trust;
 
 /// Writes an answer to stdout, buffered; a reader that has gone is an error that
 /// [`Error::is_broken_pipe`] tells apart.

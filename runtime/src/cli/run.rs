@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bitnet_profiles::Pinning;
 use serde::Serialize;
 
-use super::load::{self, KernelArgs, PERFORMANCE, RoleKernels, SessionArgs, Taken};
+use super::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs, Taken};
 use super::{answer, human, note, read_text};
 use crate::error::{Error, Result};
 use crate::generate::{Generation, Limits, generate};
 use crate::gguf::Gguf;
 use crate::host::Host;
-use crate::memory;
+use crate::memory::{self, Pages};
 use crate::model::Session;
 use crate::model::config::Config;
 use crate::sampler::{Sampler, SamplerConfig};
-use crate::threads::Pool;
+use crate::threads::{Pool, PoolOptions};
 use crate::tokenizer::Tokenizer;
 
 const SAMPLING: &str = "Sampling";
@@ -146,6 +147,11 @@ pub struct Args {
     kernels: KernelArgs,
     #[command(flatten)]
     session: SessionArgs,
+    #[command(flatten)]
+    placement: PlacementArgs,
+    /// Read the file into memory instead of mapping it
+    #[arg(long, help_heading = PERFORMANCE)]
+    no_mmap: bool,
 }
 
 /// A number for clap, with the range in the message.
@@ -170,7 +176,7 @@ pub fn run(args: &Args) -> Result<()> {
     let sampling = args.sampling();
     let mut sampler = Sampler::new(sampling)?;
 
-    let gguf = Gguf::open(&path)?;
+    let gguf = if args.no_mmap { Gguf::read(&path) } else { Gguf::open(&path) }?;
     let config = Config::from_gguf(&gguf)?;
     let options = args.session.options(args.context(&config))?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
@@ -180,8 +186,10 @@ pub fn run(args: &Args) -> Result<()> {
     let prompt = prompt_ids(&tokenizer, &text)?;
     let host = Host::detect();
     let profile = choice.profile(&config, &host);
-    let pool = Arc::new(Pool::new(load::thread_count(args.threads, &profile, &host))?);
-    let loaded = load::model(gguf, &choice, &profile, &pool)?;
+    let placement = args.placement.with(&profile);
+    let threads = load::thread_count(args.threads, &profile, &host);
+    let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
+    let loaded = load::model(gguf, &choice, &profile, placement, &pool)?;
     let mut session = Session::new(Arc::clone(&loaded.model), Arc::clone(&pool), options)?;
     let load_time = start.elapsed();
     note(format_args!(
@@ -230,6 +238,8 @@ pub fn run(args: &Args) -> Result<()> {
         kernels: &loaded.kernels,
         profile: &profile,
         threads: pool.threads(),
+        pinning: pool.pinning(),
+        huge_pages: placement.pages == Pages::Huge,
     };
     report.summary();
     if args.json {
@@ -340,6 +350,8 @@ struct Report<'a> {
     kernels: &'a BTreeMap<&'static str, RoleKernels>,
     profile: &'a Taken,
     threads: usize,
+    pinning: Pinning,
+    huge_pages: bool,
     memory: Memory,
 }
 

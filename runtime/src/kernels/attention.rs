@@ -75,12 +75,15 @@ const _: () = assert!(
 );
 
 impl AttentionKernel {
+    /// Wraps a table entry, unless the CPU lacks the ISA or the entry is no attention kernel.
+    pub(super) fn new(entry: &'static abi::AttentionEntry) -> Option<Self> {
+        let id: KernelId = entry.id.text()?.parse().ok()?;
+        (id.op == Op::Attention && id.isa.is_supported()).then_some(Self { id, entry })
+    }
+
     /// The built-in kernels that this CPU can run, in the order of the generator's table.
     pub fn builtin() -> impl Iterator<Item = Self> {
-        builtin::ATTENTION.iter().filter_map(|entry| {
-            let id: KernelId = entry.id.parse().ok()?;
-            (id.op == Op::Attention && id.isa.is_supported()).then_some(Self { id, entry })
-        })
+        builtin::ATTENTION.iter().filter_map(Self::new)
     }
 
     /// The built-in kernel of that name, if there is one and this CPU can run it.
@@ -171,7 +174,7 @@ impl AttentionKernel {
             out: out.as_mut_ptr(),
             scratch: scratch.as_mut_ptr(),
         };
-        // SAFETY: `builtin` checked the CPU, the lines above every size and the alignment;
+        // SAFETY: `new` checked the CPU, the lines above every size and the alignment;
         // `Softmax` is laid out as the kernel's; what is written is borrowed exclusively.
         unsafe { (self.entry.run)(&call) }
     }

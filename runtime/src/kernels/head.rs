@@ -4,6 +4,7 @@ use bitnet_profiles::{HeadFormat, Isa, KernelId, Op};
 
 use super::builtin::{self, abi};
 use crate::memory::ALIGN;
+use crate::threads::{SharedSlice, Worker};
 
 /// A head kernel that this CPU can run.
 #[derive(Clone, Copy)]
@@ -20,15 +21,18 @@ impl std::fmt::Debug for HeadKernel {
 }
 
 impl HeadKernel {
+    /// Wraps a table entry, unless the CPU lacks the ISA or the entry is no head kernel.
+    pub(super) fn new(entry: &'static abi::HeadEntry) -> Option<Self> {
+        let id: KernelId = entry.id.text()?.parse().ok()?;
+        match id.op {
+            Op::Head(format) if id.isa.is_supported() => Some(Self { id, format, entry }),
+            _ => None,
+        }
+    }
+
     /// The built-in kernels that this CPU can run, in the order of the generator's table.
     pub fn builtin() -> impl Iterator<Item = Self> {
-        builtin::HEADS.iter().filter_map(|entry| {
-            let id: KernelId = entry.id.parse().ok()?;
-            match id.op {
-                Op::Head(format) if id.isa.is_supported() => Some(Self { id, format, entry }),
-                _ => None,
-            }
-        })
+        builtin::HEADS.iter().filter_map(Self::new)
     }
 
     /// The built-in kernel of that name, if there is one and this CPU can run it.
@@ -67,13 +71,42 @@ impl HeadKernel {
     /// # Panics
     /// When a size or the alignment does not fit, or the row is not whole blocks of the format.
     pub fn prepare(&self, x: &[f32], prepared: &mut [u8]) {
-        assert!(x.len().is_multiple_of(self.format.block_weights()), "{} columns", x.len());
+        self.check_cols(x.len());
         assert_eq!(prepared.len(), self.prepared_bytes(x.len()));
         assert_eq!(prepared.as_ptr() as usize % ALIGN, 0);
         let prepare =
             abi::HeadPrepare { x: x.as_ptr(), cols: x.len(), scratch: prepared.as_mut_ptr() };
-        // SAFETY: the iterator checked the CPU, the lines above the sizes and the alignment.
+        // SAFETY: `new` checked the CPU, the lines above the sizes and the alignment.
         unsafe { (self.entry.prepare)(&prepare) }
+    }
+
+    /// The worker's share of the logits of a head: every worker calls it with the same `rows`,
+    /// `[out.len()][x.len()]` in the file's blocks, and the same `x`, which each prepares for
+    /// itself in `prepared`; a barrier must follow before `out` is read.
+    ///
+    /// # Panics
+    /// As [`HeadKernel::prepare`] and [`HeadKernel::run`].
+    pub fn run_share(
+        &self,
+        worker: &Worker<'_>,
+        rows: &[u8],
+        x: &[f32],
+        prepared: &mut [u8],
+        out: &SharedSlice<'_, f32>,
+    ) {
+        self.prepare(x, prepared);
+        let share = worker.share(out.len());
+        let width = self.format.row_bytes(x.len());
+        // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
+        let out = unsafe { out.write(share.clone()) };
+        self.run(&rows[share.start * width..share.end * width], x.len(), prepared, out);
+    }
+
+    /// Whole blocks, and the columns that the kernel is made for.
+    fn check_cols(&self, cols: usize) {
+        let own = self.id.shape.is_none_or(|shape| shape.cols == cols);
+        let blocks = cols.is_multiple_of(self.format.block_weights());
+        assert!(own && blocks, "{}: {cols} columns", self.id);
     }
 
     /// The logits of consecutive rows of `cols` weights: `rows` holds `out.len()` of them, in the
@@ -82,7 +115,7 @@ impl HeadKernel {
     /// # Panics
     /// When a size or the alignment does not fit.
     pub fn run(&self, rows: &[u8], cols: usize, prepared: &[u8], out: &mut [f32]) {
-        assert!(cols.is_multiple_of(self.format.block_weights()), "{cols} columns");
+        self.check_cols(cols);
         assert_eq!(rows.len(), out.len() * self.format.row_bytes(cols));
         assert_eq!(prepared.len(), self.prepared_bytes(cols));
         assert_eq!(prepared.as_ptr() as usize % ALIGN, 0);
@@ -93,8 +126,8 @@ impl HeadKernel {
             activations: prepared.as_ptr(),
             out: out.as_mut_ptr(),
         };
-        // SAFETY: the iterator checked the CPU, the lines above the sizes and the alignment; what
-        // stands in `prepared` decides numbers only, never addresses.
+        // SAFETY: `new` checked the CPU, the lines above the sizes and the alignment; what stands
+        // in `prepared` decides numbers only, never addresses.
         unsafe { (self.entry.run)(&call) }
     }
 }

@@ -16,12 +16,19 @@ use crate::pack::PackedMatrix;
 
 pub mod attention;
 pub mod builtin;
+#[cfg(unix)]
+pub mod cache;
+#[cfg(unix)]
+mod dylib;
 mod head;
+mod library;
 mod selection;
 mod vector;
+pub mod verify;
 
 pub use attention::AttentionKernel;
 pub use head::HeadKernel;
+pub use library::{Library, Unusable};
 pub use selection::{Selection, shipped};
 pub use vector::VectorOps;
 
@@ -44,7 +51,7 @@ impl std::fmt::Debug for Kernel {
 impl Kernel {
     /// Wraps a table entry, unless the CPU lacks the ISA or the entry is no ternary kernel.
     fn new(entry: &'static abi::TernaryEntry) -> Option<Self> {
-        let id: KernelId = entry.id.parse().ok()?;
+        let id: KernelId = entry.id.text()?.parse().ok()?;
         match id.op {
             Op::Ternary(layout) if id.isa.is_supported() => Some(Self { id, layout, entry }),
             _ => None,

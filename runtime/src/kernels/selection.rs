@@ -2,14 +2,17 @@
 //!
 //! In order: what the user forces (a format, an ISA ceiling), the choice that the profile holds for
 //! this role and these shapes, the shipped default of the best ISA. A kernel that the profile names
-//! and this program does not hold is replaced by the built-in one named beside it.
+//! is built in, or in the library that was made on this host with the profile. One that is neither,
+//! or that fails its self-check, is replaced by the built-in one named beside it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::OnceLock;
 
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Pick, Profile, Role, Shape, registry};
+use bitnet_profiles::{
+    Choice, Format, HeadFormat, Isa, KernelId, Op, Pick, Profile, Role, Shape, registry,
+};
 
-use super::{AttentionKernel, HeadKernel, Kernel, VectorOps, find};
+use super::{AttentionKernel, HeadKernel, Kernel, Library, Unusable, VectorOps, builtin, find};
 use crate::host::Host;
 use crate::{Error, Result};
 
@@ -19,6 +22,12 @@ pub struct Selection {
     ceiling: Isa,
     format: Option<Format>,
     profile: Option<Profile>,
+    /// The kernels made for the profile.
+    library: RefCell<Option<Library>>,
+    /// Whether the profile's kernels are those of another version, of which the fallbacks serve.
+    foreign: bool,
+    /// Whether it was said, once for all, why kernels of the profile are not used.
+    told: Cell<bool>,
     notes: RefCell<Vec<String>>,
 }
 
@@ -34,12 +43,21 @@ pub fn shipped() -> &'static registry::Defaults {
 impl Default for Selection {
     /// The shipped defaults for this CPU.
     fn default() -> Self {
-        Self { ceiling: Isa::best(), format: None, profile: None, notes: RefCell::default() }
+        Self {
+            ceiling: Isa::best(),
+            format: None,
+            profile: None,
+            library: RefCell::default(),
+            foreign: false,
+            told: Cell::new(false),
+            notes: RefCell::default(),
+        }
     }
 }
 
 impl Selection {
-    /// A forced `isa` ceiling or `format` overrides the profile, and says so.
+    /// A forced `isa` ceiling or `format` overrides the profile, and says so. If the profile names a
+    /// library of kernels, it is loaded from the user's cache.
     ///
     /// # Errors
     /// [`Error::Cpu`] when the CPU lacks `isa`.
@@ -52,16 +70,46 @@ impl Selection {
             });
         }
         let forced = isa.is_some() || format.is_some();
-        let mut notes = Vec::new();
-        if forced && profile.is_some() {
-            notes.push("--isa and --format override the profile".to_string());
-        }
-        Ok(Self {
+        let mut selection = Self {
             ceiling: isa.unwrap_or_else(Isa::best),
             format,
-            profile: profile.filter(|_| !forced),
-            notes: RefCell::new(notes),
-        })
+            profile: None,
+            ..Self::default()
+        };
+        match profile {
+            Some(_) if forced => {
+                selection.note("--isa and --format override the profile".to_string());
+            }
+            profile => selection.profile = profile,
+        }
+        selection.load_library();
+        Ok(selection)
+    }
+
+    /// Loads the library of the profile, if it has one, or says why not.
+    fn load_library(&mut self) {
+        let Some(tool) = self.profile.as_ref().map(|profile| &profile.tool) else { return };
+        let own = builtin::FINGERPRINT;
+        let found = match &tool.fingerprint {
+            Some(fingerprint) => fingerprint.as_str(),
+            None if tool.library_sha256.is_some() => "none",
+            // Shipped: made for any version.
+            None => own,
+        };
+        if found != own {
+            self.foreign = true;
+            self.tell(format!(
+                "the profile's kernels are not used: they are of another version (fingerprint \
+                 {found}, this program's is {own}); built-in ones instead; bitnet-tune makes a new \
+                 profile"
+            ));
+            return;
+        }
+        let Some(sha256) = &tool.library_sha256 else { return };
+        match open(sha256, self.ceiling) {
+            Ok(library) => *self.library.get_mut() = Some(library),
+            Err(reason) => self.give_up(&reason),
+        }
     }
 
     /// The profile in use, if nothing overrides it.
@@ -84,15 +132,19 @@ impl Selection {
     /// # Errors
     /// [`Error::Runtime`] when this program lacks even the default, which a test rules out.
     pub fn ternary(&self, role: Role, parts: &[Shape]) -> Result<(Kernel, Kernel)> {
-        let choice = self.profile.as_ref().and_then(|profile| profile.choice(role, parts));
-        if let Some(choice) = choice
+        if let Some(choice) = self.choice(role, parts)
             && let Some(prefill) = &choice.prefill
-            && let Some(pair) = self
-                .present(role, &choice.decode)
-                .zip(self.present(role, prefill))
-                .filter(|(decode, prefill)| decode.layout() == prefill.layout())
+            && let Some(part) = parts.first()
         {
-            return Ok(pair);
+            self.verify(choice, part.cols);
+            let built_in = |id: &KernelId| find(id).copied();
+            let kernels = self
+                .present(role, &choice.decode, built_in, Library::find)
+                .zip(self.present(role, prefill, built_in, Library::find))
+                .filter(|(decode, prefill)| decode.layout() == prefill.layout());
+            if let Some(pair) = kernels {
+                return Ok(pair);
+            }
         }
         let (_, default) = shipped().ternary(self.format, self.ceiling);
         let get = |id: &KernelId| {
@@ -103,14 +155,60 @@ impl Selection {
         Ok((get(&default.decode)?, get(&default.prefill)?))
     }
 
+    /// The profile's choice for a role and these shapes. That it has none is told, where a profile
+    /// may be expected to have one.
+    fn choice(&self, role: Role, parts: &[Shape]) -> Option<&Choice> {
+        let profile = self.profile.as_ref()?;
+        let choice = profile.choice(role, parts);
+        let ternary = !matches!(role, Role::LmHead | Role::Attention);
+        if choice.is_none() && (ternary || profile.ops.iter().any(|choice| choice.role == role)) {
+            let parts: Vec<String> = parts.iter().map(Shape::to_string).collect();
+            let parts = parts.join(" ");
+            self.note(format!("{role}: the profile has no choice for {parts}, using the default"));
+        }
+        choice
+    }
+
+    /// The kernels of the library that serve a choice hold their self-check on these columns; if one
+    /// does not, the library serves no more.
+    fn verify(&self, choice: &Choice, cols: usize) {
+        let picks = [Some(&choice.decode), choice.prefill.as_ref()];
+        let ids: Vec<KernelId> = picks.into_iter().flatten().map(|pick| pick.kernel).collect();
+        let checked = self.library.borrow().as_ref().map_or(Ok(()), |l| l.verify(&ids, cols));
+        if let Err(reason) = checked {
+            self.library.replace(None);
+            self.give_up(&reason);
+        }
+    }
+
     /// The kernel of a pick, or its fallback.
-    fn present(&self, role: Role, pick: &Pick) -> Option<Kernel> {
-        find(&pick.kernel).copied().or_else(|| {
-            let fallback = find(&pick.built_in).copied();
-            let instead = fallback.map_or("the default".into(), |k| k.id().to_string());
-            self.note(format!("{role}: {} is not present here, using {instead}", pick.kernel));
-            fallback
-        })
+    fn present<K>(
+        &self,
+        role: Role,
+        pick: &Pick,
+        built_in: impl Fn(&KernelId) -> Option<K>,
+        made: impl Fn(&Library, &KernelId) -> Option<K>,
+    ) -> Option<K> {
+        let own = || {
+            let library = self.library.borrow();
+            built_in(&pick.kernel).or_else(|| made(library.as_ref()?, &pick.kernel))
+        };
+        if !self.foreign
+            && let Some(kernel) = own()
+        {
+            return Some(kernel);
+        }
+        let fallback = built_in(&pick.built_in);
+        if fallback.is_none() {
+            let Pick { kernel, built_in, .. } = pick;
+            self.note(format!(
+                "{role}: neither {kernel} nor {built_in} is present here, using the default"
+            ));
+        } else if !self.told.get() {
+            let Pick { kernel, built_in, .. } = pick;
+            self.note(format!("{role}: {kernel} is not present here, using {built_in}"));
+        }
+        fallback
     }
 
     /// The kernel for a head of that format.
@@ -118,12 +216,17 @@ impl Selection {
     /// # Errors
     /// As [`Selection::ternary`].
     pub fn head(&self, format: HeadFormat, shape: Shape) -> Result<HeadKernel> {
-        let choice =
-            self.profile.as_ref().and_then(|profile| profile.choice(Role::LmHead, &[shape]));
-        choice
-            .and_then(|choice| HeadKernel::find(&choice.decode.kernel))
-            .filter(|kernel| kernel.format() == format)
-            .or_else(|| HeadKernel::find(&shipped().head(format, self.ceiling)?))
+        let pick = self.choice(Role::LmHead, &[shape]).and_then(|choice| {
+            let pick = &choice.decode;
+            if pick.kernel.op != Op::Head(format) || pick.built_in.op != Op::Head(format) {
+                let kernel = pick.kernel;
+                self.note(format!("lm_head: {kernel} is not for {format}, using the default"));
+                return None;
+            }
+            self.verify(choice, shape.cols);
+            self.present(choice.role, pick, HeadKernel::find, Library::find_head)
+        });
+        pick.or_else(|| HeadKernel::find(&shipped().head(format, self.ceiling)?))
             .or_else(|| HeadKernel::default(format, self.ceiling))
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
     }
@@ -133,10 +236,12 @@ impl Selection {
     /// # Errors
     /// As [`Selection::ternary`].
     pub fn attention(&self, parts: &[Shape]) -> Result<AttentionKernel> {
-        let choice = self.profile.as_ref().and_then(|p| p.choice(Role::Attention, parts));
-        choice
-            .and_then(|choice| AttentionKernel::find(&choice.decode.kernel))
-            .or_else(|| AttentionKernel::default(self.ceiling))
+        let pick = self.choice(Role::Attention, parts).and_then(|choice| {
+            self.verify(choice, parts.first()?.cols);
+            let (built_in, made) = (AttentionKernel::find, Library::find_attention);
+            self.present(choice.role, &choice.decode, built_in, made)
+        });
+        pick.or_else(|| AttentionKernel::default(self.ceiling))
             .ok_or_else(|| Error::Runtime("no kernel for attention".into()))
     }
 
@@ -145,10 +250,35 @@ impl Selection {
         VectorOps::best(self.ceiling)
     }
 
+    /// Says that the library is not used, and nothing of the kernels that are missed for it.
+    fn give_up(&self, reason: &Unusable) {
+        self.tell(format!(
+            "kernels made for this profile are not used: {reason}; built-in ones instead"
+        ));
+    }
+
+    fn tell(&self, note: String) {
+        self.told.set(true);
+        self.note(note);
+    }
+
     fn note(&self, note: String) {
         let mut notes = self.notes.borrow_mut();
         if !notes.contains(&note) {
             notes.push(note);
         }
     }
+}
+
+/// The library of that content in the user's cache.
+#[cfg(unix)]
+fn open(sha256: &str, ceiling: Isa) -> std::result::Result<Library, Unusable> {
+    let cache = super::cache::Cache::of_user(|name| std::env::var_os(name))?;
+    Library::load(&cache.open(sha256)?, ceiling)
+}
+
+/// Only Unix has what makes a library trusted.
+#[cfg(not(unix))]
+fn open(_: &str, _: Isa) -> std::result::Result<Library, Unusable> {
+    Err(Unusable::System { reason: "this system is not supported" })
 }

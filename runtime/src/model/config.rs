@@ -1,12 +1,13 @@
 //! Hyperparameters, read from the metadata of a GGUF file and checked.
 
 use bitnet_profiles::{Role, Shape, shapes_hash};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, quoted};
 use crate::gguf::Gguf;
 
 /// The model families this runtime runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Architecture {
     /// `bitnet-b1.58`: microsoft/BitNet-b1.58-2B-4T.
     BitnetB158,
@@ -77,7 +78,7 @@ pub enum Activation {
 }
 
 /// The hyperparameters of a model.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// The family.
     pub architecture: Architecture,
@@ -259,7 +260,7 @@ impl Config {
 }
 
 /// The matrices that are multiplied with one input, as one job.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobShapes {
     /// What the job is for.
     pub role: Role,

@@ -16,14 +16,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Model;
+use super::attention::{self, Attention};
 use super::config::{Activation, RopePairs};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{CHUNK, Softmax};
+use super::rows::Rows;
 use super::stages::{Stage, StageClock, StageTimes};
 use super::weights::Layer;
 use crate::error::{Error, Result};
 use crate::kernels::VectorOps;
-use crate::kernels::attention::AttentionInput;
 use crate::matmul::{self, Job};
 use crate::memory::Buffer;
 use crate::threads::{Pool, SharedSlice, Worker};
@@ -45,8 +46,6 @@ impl Default for SessionOptions {
     }
 }
 
-/// Tokens of a prompt that attend together, at most.
-const TILE_TOKENS: usize = 16;
 /// The context of a session that asks for none, unless the model's is smaller.
 const DEFAULT_CONTEXT: usize = 4096;
 
@@ -101,10 +100,7 @@ struct Scratch {
     /// One token's activations before and after a norm, as wide as the widest.
     raw: Vec<f32>,
     normed: Vec<f32>,
-    /// For the attention kernel.
-    attention: Buffer,
-    /// Softmax of the rows of a tile, `[TILE_TOKENS][group]`.
-    states: Vec<Softmax>,
+    attention: attention::Scratch,
     /// For the products.
     matmul: matmul::Scratch,
     /// Input of the head as its kernel reads it.
@@ -141,8 +137,7 @@ impl Session {
             Ok(Scratch {
                 raw: vec![0.0; widest],
                 normed: vec![0.0; widest],
-                attention: Buffer::zeroed(model.attention().scratch_bytes(config.head_dim))?,
-                states: vec![Softmax { max: 0.0, sum: 0.0 }; TILE_TOKENS * config.group()],
+                attention: attention::Scratch::new(model.attention(), config)?,
                 matmul: matmul::Scratch::new(jobs())?,
                 head_input: Buffer::zeroed(model.head().prepared_bytes(config.hidden))?,
             })
@@ -288,63 +283,6 @@ impl Session {
     }
 }
 
-/// A shared matrix, row by row.
-struct Rows<'a, T> {
-    data: SharedSlice<'a, T>,
-    width: usize,
-}
-
-impl<'a, T> Rows<'a, T> {
-    fn new(data: &'a mut [T], width: usize) -> Self {
-        Self { data: SharedSlice::new(data), width }
-    }
-
-    /// # Safety
-    /// As [`SharedSlice::read`]: nobody writes the row in this phase.
-    unsafe fn row(&self, row: usize) -> &[T] {
-        // SAFETY: passed on to the caller.
-        unsafe { self.data.read(row * self.width..(row + 1) * self.width) }
-    }
-
-    /// # Safety
-    /// As [`Rows::row_mut`], of all these rows.
-    #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
-    unsafe fn rows_mut(&self, rows: Range<usize>) -> &mut [T] {
-        // SAFETY: passed on to the caller.
-        unsafe { self.data.write(rows.start * self.width..rows.end * self.width) }
-    }
-
-    /// Elements `part` of a row.
-    ///
-    /// # Safety
-    /// As [`SharedSlice::read`]: nobody writes them in this phase.
-    unsafe fn part(&self, row: usize, part: Range<usize>) -> &[T] {
-        assert!(part.end <= self.width);
-        // SAFETY: passed on to the caller.
-        unsafe { self.data.read(row * self.width + part.start..row * self.width + part.end) }
-    }
-
-    /// # Safety
-    /// As [`SharedSlice::write`]: nobody else touches the row in this phase, and this worker holds
-    /// no other borrow of it.
-    #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
-    unsafe fn row_mut(&self, row: usize) -> &mut [T] {
-        // SAFETY: passed on to the caller.
-        unsafe { self.data.write(row * self.width..(row + 1) * self.width) }
-    }
-
-    /// Elements `part` of a row.
-    ///
-    /// # Safety
-    /// As [`Rows::row_mut`], of these elements.
-    #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
-    unsafe fn part_mut(&self, row: usize, part: Range<usize>) -> &mut [T] {
-        assert!(part.end <= self.width);
-        // SAFETY: passed on to the caller.
-        unsafe { self.data.write(row * self.width + part.start..row * self.width + part.end) }
-    }
-}
-
 /// One run of the workers: what they share. Shapes are those of [`Buffers`].
 struct Pass<'a> {
     model: &'a Model,
@@ -467,16 +405,16 @@ impl Pass<'_> {
         self.end_phase(place, Stage::Elementwise);
 
         if place.n == 1 {
-            self.attend_one(place, scratch, index);
+            self.attention().attend_one(place.worker, &mut scratch.attention, index);
         } else {
-            self.attend_many(place, scratch, index);
+            self.attention().attend_many(place.worker, &mut scratch.attention, index);
         }
         self.end_phase(place, Stage::Attention);
 
         let q_dim = self.model.config().q_dim();
         for slot in place.own_slots() {
             if place.n == 1 {
-                self.merge_chunks(&mut scratch.raw[..q_dim]);
+                self.attention().merge_chunks(&mut scratch.raw[..q_dim]);
             } else {
                 let groups = scratch.raw[..q_dim].chunks_exact_mut(self.attention.width);
                 for (kv_head, group) in groups.enumerate() {
@@ -529,12 +467,9 @@ impl Pass<'_> {
         let x = unsafe { self.x.row(last) };
         let normed = &mut scratch.normed[..config.hidden];
         self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
-        self.model.head().prepare(normed, &mut scratch.head_input);
-        let rows = place.worker.share(config.vocab);
-        // SAFETY: each worker writes its share of the rows.
-        let out = unsafe { self.logits.write(rows.clone()) };
-        let rows = weights.head.rows(self.model.gguf(), rows);
-        self.model.head().run(rows, config.hidden, &scratch.head_input, out);
+        let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
+        let (head, prepared) = (self.model.head(), &mut scratch.head_input);
+        head.run_share(place.worker, rows, normed, prepared, &self.logits);
     }
 
     /// input = quantise(norm(x)) for the worker's slots.
@@ -613,6 +548,21 @@ impl Pass<'_> {
         self.model.vector()
     }
 
+    fn attention(&self) -> Attention<'_> {
+        Attention {
+            kernel: self.model.attention(),
+            ops: self.vector(),
+            config: self.model.config(),
+            tokens: self.tokens.len(),
+            start: self.start,
+            queries: &self.qkv,
+            kv: &self.kv,
+            out: &self.attention,
+            partial: &self.partial,
+            partial_state: &self.partial_state,
+        }
+    }
+
     /// Rotates q and k and appends k and v to the cache, a head at a time.
     fn rotate_and_store(&self, place: Place<'_>, layer: usize) {
         let config = self.model.config();
@@ -640,123 +590,6 @@ impl Pass<'_> {
                 let (k, v) = (self.qkv.part_mut(token, k), self.qkv.part(token, v));
                 rotate(token, k);
                 self.kv.store(self.vector(), (layer, head, self.start + token), k, v);
-            }
-        }
-    }
-
-    /// What attention of query heads of some tokens, heads that share `kv_head`, over one chunk takes.
-    fn attention_input<'b>(
-        &'b self,
-        (layer, kv_head): (usize, usize),
-        (tokens, heads): (Range<usize>, Range<usize>),
-        chunk: usize,
-        counts: &'b [usize],
-    ) -> AttentionInput<'b> {
-        let head_dim = self.model.config().head_dim;
-        let stride = self.qkv.width;
-        let first = tokens.start * stride + heads.start * head_dim;
-        let end = (tokens.end - 1) * stride + heads.end * head_dim;
-        let seen = counts.iter().copied().max().unwrap_or(0);
-        // SAFETY: the queries and the cache are read-only in this phase.
-        let (queries, chunk) = unsafe {
-            (self.qkv.data.read(first..end), self.kv.chunk((layer, kv_head), chunk, seen))
-        };
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        AttentionInput { queries, stride, heads: heads.len(), head_dim, counts, chunk, scale }
-    }
-
-    /// Attention of one token: units of chunk and heads that share keys, to be merged after the
-    /// barrier.
-    fn attend_one(&self, place: Place<'_>, scratch: &mut Scratch, layer: usize) {
-        let config = self.model.config();
-        let (threads, group) = (place.worker.threads, config.group());
-        let seen = self.start + 1;
-        let chunks = seen.div_ceil(CHUNK);
-        // Each unit reads its keys and values. So all heads that share them are one unit, unless
-        // there were too few to share out evenly.
-        let units = config.kv_heads * chunks;
-        let parts = if threads == 1 { 1 } else { (8 * threads).div_ceil(units).clamp(1, group) };
-        // A worker takes the units whose middle lies in its share of the work.
-        let middles = 2 * config.heads * seen;
-        let share = middles * place.worker.index..middles * (place.worker.index + 1);
-        let mut before = 0;
-        for kv_head in 0..config.kv_heads {
-            for chunk in 0..chunks {
-                let counts = &[(seen - chunk * CHUNK).min(CHUNK)];
-                for part in 0..parts {
-                    let first = kv_head * group;
-                    let heads = first + group * part / parts..first + group * (part + 1) / parts;
-                    let work = counts[0] * heads.len();
-                    let mine = share.contains(&((2 * before + work) * threads));
-                    before += work;
-                    if !mine {
-                        continue;
-                    }
-                    let row = chunk * config.heads;
-                    let rows = row + heads.start..row + heads.end;
-                    // SAFETY: each unit belongs to one worker.
-                    let (out, states) = unsafe {
-                        (self.partial.rows_mut(rows.clone()), self.partial_state.write(rows))
-                    };
-                    let queries = (0..1, heads);
-                    let input = self.attention_input((layer, kv_head), queries, chunk, counts);
-                    let scratch = &mut scratch.attention;
-                    self.model.attention().run(&input, false, states, out, scratch);
-                }
-            }
-        }
-    }
-
-    /// Merges the chunks of [`Pass::attend_one`] into `out`, `[q_dim]`.
-    fn merge_chunks(&self, out: &mut [f32]) {
-        let config = self.model.config();
-        let chunks = (self.start + 1).div_ceil(CHUNK);
-        for (head, out) in out.chunks_exact_mut(config.head_dim).enumerate() {
-            // SAFETY: written before the barrier, read-only in this phase.
-            let part = |chunk: usize| unsafe {
-                let row = chunk * config.heads + head;
-                (self.partial_state.read(row..row + 1)[0], self.partial.row(row))
-            };
-            let (mut state, first) = part(0);
-            out.copy_from_slice(first);
-            for (next, part) in (1..chunks).map(part) {
-                self.vector().attention_merge(&mut state, out, next, part);
-            }
-            self.vector().attention_finish(state, out);
-        }
-    }
-
-    /// Attention of many tokens: units of key-value head and tile of tokens, each over all chunks.
-    fn attend_many(&self, place: Place<'_>, scratch: &mut Scratch, layer: usize) {
-        let config = self.model.config();
-        let (threads, group) = (place.worker.threads, config.group());
-        // Tokens of a tile share the keys and values that they bring near; but there must be tiles
-        // for everybody.
-        let tile = (place.n * config.kv_heads / (8 * threads)).clamp(1, TILE_TOKENS);
-        let tiles = place.n.div_ceil(tile);
-        for unit in (place.worker.index..config.kv_heads * tiles).step_by(threads) {
-            let (kv_head, turn) = (unit / tiles, unit % tiles);
-            // Later tiles see more: in every other head they come first.
-            let index = if kv_head % 2 == 0 { turn } else { tiles - 1 - turn };
-            let tokens = index * tile..place.n.min((index + 1) * tile);
-            let rows = kv_head * place.n + tokens.start..kv_head * place.n + tokens.end;
-            // SAFETY: each unit belongs to one worker.
-            let out = unsafe { self.attention.rows_mut(rows) };
-            let states = &mut scratch.states[..tokens.len() * group];
-            let heads = kv_head * group..(kv_head + 1) * group;
-            for chunk in 0..(self.start + tokens.end).div_ceil(CHUNK) {
-                let seen = |token: usize| (self.start + token + 1).saturating_sub(chunk * CHUNK);
-                let mut counts = [0; TILE_TOKENS];
-                for (count, token) in counts.iter_mut().zip(tokens.clone()) {
-                    *count = seen(token).min(CHUNK);
-                }
-                let counts = &counts[..tokens.len()];
-                let queries = (tokens.clone(), heads.clone());
-                let input = self.attention_input((layer, kv_head), queries, chunk, counts);
-                self.model.attention().run(&input, chunk > 0, states, out, &mut scratch.attention);
-            }
-            for (state, out) in states.iter().zip(out.chunks_exact_mut(config.head_dim)) {
-                self.vector().attention_finish(*state, out);
             }
         }
     }

@@ -1,10 +1,12 @@
 //! The model: configuration, weights, KV cache and the forward pass.
 
+pub mod attention;
 pub mod config;
 pub mod forward;
 pub mod kv_cache;
 pub mod numerics;
 pub mod rope;
+mod rows;
 mod stages;
 pub mod weights;
 
@@ -16,6 +18,7 @@ use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
 use crate::matmul::Job;
+use crate::memory::Pages;
 use crate::threads::Pool;
 use config::Config;
 use rope::Rope;
@@ -32,15 +35,19 @@ pub struct LoadOptions<'a> {
     pub pool: &'a Pool,
     /// What decides on the kernels.
     pub selection: &'a Selection,
+    /// The pages that weights come in.
+    pub pages: Pages,
+    /// Whether weights are kept from being swapped out.
+    pub lock: bool,
     /// Told after every matrix how many bytes of how many are packed.
     pub progress: &'a dyn Fn(usize, usize),
 }
 
 impl<'a> LoadOptions<'a> {
-    /// Without progress.
+    /// In huge pages, not locked, without progress.
     #[must_use]
     pub fn new(pool: &'a Pool, selection: &'a Selection) -> Self {
-        Self { pool, selection, progress: &|_, _| () }
+        Self { pool, selection, pages: Pages::Huge, lock: false, progress: &|_, _| () }
     }
 }
 
@@ -88,7 +95,7 @@ impl Model {
     /// As [`Model::load`].
     pub fn from_gguf(gguf: Gguf, options: &LoadOptions<'_>) -> Result<Self> {
         let config = Config::from_gguf(&gguf)?;
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = gguf.warning().map(str::to_owned).into_iter().collect();
         let weights = Weights::load(&gguf, &config, options, &mut warnings)?;
         let shape = Shape::new(config.vocab, config.hidden);
         let head = options.selection.head(weights.head.format(), shape)?;

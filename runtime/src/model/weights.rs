@@ -122,11 +122,14 @@ impl Weights {
             matrices += job.count as usize * job.parts.len();
             jobs.push((job, decode, prefill));
         }
-        let arena = Arena::new(packed_bytes, matrices)?;
+        let arena = Arena::with(packed_bytes, matrices, options.pages)?;
         let used = Vec::new();
         let mut loader = Loader { gguf, options, jobs, arena, packed_bytes, used, warnings };
         let weights = loader.weights(config)?;
         loader.warn_of_unused();
+        if options.lock {
+            loader.lock(&weights.head);
+        }
         Ok(weights)
     }
 }
@@ -257,7 +260,7 @@ impl<'a> Loader<'a> {
         let gguf = self.gguf;
         let bytes = gguf.tensor_bytes(&table.tensor);
         let width = bytes.len() / table.rows;
-        let mut buffer = Buffer::zeroed(bytes.len())?;
+        let mut buffer = Buffer::with(bytes.len(), self.options.pages)?;
         let out = SharedSlice::new(&mut buffer);
         self.options.pool.run(|worker| {
             let share = worker.share(table.rows);
@@ -269,6 +272,16 @@ impl<'a> Loader<'a> {
             }
         })?;
         Ok(Table { memory: Some(Arc::new(buffer)), ..table })
+    }
+
+    /// Keeps the packed weights and the head in memory, or says that the system does not.
+    fn lock(&mut self, head: &Table) {
+        let head = head.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock());
+        if let Err(error) = self.arena.lock().and(head) {
+            self.warnings.push(format!(
+                "the weights may be swapped out, the system does not keep them in memory: {error}; raise its limit (ulimit -l)"
+            ));
+        }
     }
 
     /// Packs the matrices of a job for the kernels of its role.
@@ -345,7 +358,8 @@ impl<'a> Loader<'a> {
 }
 
 /// The head format of a tensor type, if it is one.
-fn head_format(ty: TensorType) -> Option<HeadFormat> {
+#[must_use]
+pub fn head_format(ty: TensorType) -> Option<HeadFormat> {
     Some(match ty {
         TensorType::F32 => HeadFormat::F32,
         TensorType::F16 => HeadFormat::F16,
@@ -355,4 +369,41 @@ fn head_format(ty: TensorType) -> Option<HeadFormat> {
         TensorType::Q4_0 => HeadFormat::Q4_0,
         _ => return None,
     })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use crate::kernels::Selection;
+    use crate::memory::Pages;
+    use crate::memory::tests::flags;
+    use crate::model::{LoadOptions, Model};
+    use crate::threads::Pool;
+
+    #[test]
+    fn packed_weights_and_the_head_are_placed_as_told() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            eprintln!("skipped: this system has no huge pages");
+            return;
+        }
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/bard-11m.i2_s.gguf");
+        let (pool, selection) = (Pool::new(2).unwrap(), Selection::default());
+        for (pages, flag, other) in [(Pages::Huge, "hg", "nh"), (Pages::Small, "nh", "hg")] {
+            for lock in [false, true] {
+                let options = LoadOptions { pages, lock, ..LoadOptions::new(&pool, &selection) };
+                let model = Model::load(demo, &options).unwrap();
+                let weights = model.weights();
+                let refused = model.warnings().iter().any(|line| line.contains("ulimit -l"));
+                for data in [
+                    weights.layers[0].qkv.parts()[0].data(),
+                    weights.layers[5].down.parts()[0].data(),
+                    weights.head.rows(model.gguf(), 0..1),
+                ] {
+                    let flags = flags(data.as_ptr() as usize);
+                    let has = |flag: &str| flags.iter().any(|own| own == flag);
+                    assert!(has(flag) && !has(other), "{pages:?}: {flags:?}");
+                    assert_eq!(has("lo"), lock && !refused, "{pages:?}: {flags:?}");
+                }
+            }
+        }
+    }
 }

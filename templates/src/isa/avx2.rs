@@ -363,6 +363,20 @@ pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
     F32([first, second].map(|v| _mm256_cvtph_ps(_mm_set1_epi16(v.cast_signed()))))
 }
 
+/// `a * b + c` of single floats, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+    _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)))
+}
+
+/// The square root of a single float.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn sqrt(value: f32) -> f32 {
+    _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(value)))
+}
+
 /// Widens the bits of a half float.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -4,7 +4,8 @@
 //! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
 //! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide.
 //! 32-bit lanes: `LANES`, `I32`, `i32_*`. Floats: `F32`, 16 virtual lanes on every ISA, and `f32_*`,
-//! each lane rounded as the scalar vocabulary rounds it.
+//! each lane rounded as the scalar vocabulary rounds it. Single floats: `mul_add` and `sqrt`, which
+//! `core` lacks: only the scalar vocabulary needs `std`.
 //!
 //! Table lookups work on the 32 rows of a tile at once, whatever the size of a vector. 4-bit
 //! indices: `Nibbles`, `nibble`, `Indices`, into tables of 16 words: `Table16`, `lookup16`, with

@@ -183,6 +183,18 @@ pub fn f32_reduce_max(a: F32) -> f32 {
     a.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
 }
 
+/// `a * b + c` of single floats, rounded once.
+#[inline]
+pub fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+    a.mul_add(b, c)
+}
+
+/// The square root of a single float.
+#[inline]
+pub fn sqrt(value: f32) -> f32 {
+    value.sqrt()
+}
+
 /// Widens the bits of a half float.
 #[inline]
 pub fn f16_to_f32(bits: u16) -> f32 {

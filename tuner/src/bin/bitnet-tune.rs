@@ -20,22 +20,32 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(cli::demo::Args),
+    Show(cli::show::Args),
+    Diff(cli::diff::Args),
     List(cli::list::Args),
     Emit(cli::emit::Args),
+    #[command(hide = true)]
+    Worker(cli::worker::Args),
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+/// Whether all is well: else the exit code is 1, and what there is to say was said.
+fn run(arguments: &Arguments) -> Result<bool> {
     match &arguments.command {
-        None => cli::tune::run(&arguments.tune),
-        Some(Command::Demo(args)) => cli::demo::run(args),
-        Some(Command::List(args)) => cli::list::run(args),
-        Some(Command::Emit(args)) => cli::emit::run(args),
+        None => cli::tune::run(&arguments.tune)?,
+        Some(Command::Demo(args)) => cli::demo::run(args)?,
+        Some(Command::Show(args)) => cli::show::run(args)?,
+        Some(Command::Diff(args)) => return cli::diff::run(args),
+        Some(Command::List(args)) => cli::list::run(args)?,
+        Some(Command::Emit(args)) => cli::emit::run(args)?,
+        Some(Command::Worker(args)) => cli::worker::run(args)?,
     }
+    Ok(true)
 }
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             // Not eprintln!, which panics when stderr is closed.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Effort, Isa};
+use bitnet_profiles::{Effort, Isa, Role};
 use bitnet_runtime::gguf::Gguf;
 
 use super::answer;
@@ -33,11 +33,15 @@ pub fn run(args: &Args) -> Result<()> {
     let model = ModelInfo::from_gguf(&Gguf::open(&args.model)?)?;
     let kernels = bitnet_codegen::grid(Isa::ALL);
     let ceiling = args.isa.unwrap_or_else(Isa::best);
-    let plan = plan(&model.jobs, &kernels, ceiling, args.effort);
+    let plan = plan(&model, &kernels, ceiling, args.effort);
     answer(|out| {
         for job in &plan {
             let parts: Vec<String> = job.parts.iter().map(ToString::to_string).collect();
             for phase in [Phase::Decode, Phase::Prefill] {
+                // One kernel of attention serves both phases.
+                if job.role == Role::Attention && phase == Phase::Prefill {
+                    continue;
+                }
                 for id in job.layouts.iter().flat_map(|layout| layout.kernels(phase)) {
                     let (role, count, phase) = (job.role, job.count, phase_name(phase));
                     writeln!(out, "{role}\t{}\tx{count}\t{phase}\t{id}", parts.join(" "))?;

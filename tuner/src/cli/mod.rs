@@ -8,14 +8,17 @@ use std::time::Duration;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::threads::Pool;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
-use crate::Result;
-use crate::measure::Progress;
+use crate::{Notice, Result};
 
 pub mod demo;
+pub mod diff;
 pub mod emit;
 pub mod list;
+pub mod show;
 pub mod tune;
+pub mod worker;
 
 /// Writes an answer to stdout, buffered.
 fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
@@ -24,18 +27,36 @@ fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     Ok(written.map_err(|e| bitnet_runtime::Error::io(Path::new("stdout"), "write", e))?)
 }
 
+/// Writes an answer as one JSON object, in ASCII: what a file holds may be meant for the terminal.
+fn answer_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| bitnet_runtime::Error::Runtime(format!("the answer has no JSON form: {e}")))?;
+    answer(|out| {
+        for c in text.chars() {
+            if c.is_ascii() && c != '\u{7f}' {
+                write!(out, "{c}")?;
+            } else {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            }
+        }
+        writeln!(out)
+    })
+}
+
 /// Writes a line to stderr; a closed stderr is no reason to stop.
 fn note(line: fmt::Arguments<'_>) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// A pool of `threads`, or of the physical cores, with its warning on stderr.
-fn pool(threads: Option<usize>) -> Result<Pool> {
-    let pool = Pool::new(threads.unwrap_or_else(|| Host::detect().physical_cores))?;
-    if let Some(warning) = pool.warning() {
+/// The number of threads: the flag's, or the physical cores. A warning goes to stderr.
+fn threads(flag: Option<usize>) -> Result<usize> {
+    let threads = flag.unwrap_or_else(|| Host::detect().physical_cores);
+    if let Some(warning) = Pool::new(threads)?.warning() {
         note(format_args!("{warning}"));
     }
-    Ok(pool)
+    Ok(threads)
 }
 
 /// Parses `60s`, `500ms`, `2m` or a number of seconds.
@@ -73,9 +94,15 @@ impl Bar {
         Self(bar)
     }
 
-    fn show(&self, progress: &Progress) {
-        self.0.set_position((progress.done * 1000.0) as u64);
-        self.0.set_message(progress.doing.clone());
+    fn show(&self, notice: Notice) {
+        match notice {
+            Notice::Progress(done, doing) => {
+                self.0.set_position((done * 1000.0) as u64);
+                self.0.set_message(doing);
+            }
+            // The bar makes room for the line.
+            Notice::Line(line) => self.0.suspend(|| note(format_args!("{line}"))),
+        }
     }
 }
 

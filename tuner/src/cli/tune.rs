@@ -1,15 +1,20 @@
 //! `bitnet-tune --model`: tunes and writes a profile.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bitnet_profiles::{Effort, Isa, Objective};
+use bitnet_profiles::{Effort, Isa, Objective, file};
 use bitnet_runtime::Error;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::kernels::cache::Cache;
 
-use super::{Bar, answer, note, pool};
+use super::{Bar, answer, note, threads};
+use crate::choose::choose;
+use crate::compile::Toolchain;
+use crate::journal::Journal;
+use crate::report::{self, Extras};
+use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Options, Result};
 
 /// Tune for a model and write a profile
@@ -28,9 +33,12 @@ pub struct Args {
     /// What to weigh: decode, prefill, or four prompt tokens for each token written (balanced)
     #[arg(long = "for", value_name = "OBJECTIVE", default_value = "balanced")]
     objective: Objective,
-    /// How long to measure, such as 60s or 2m; every candidate is timed at least once
-    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = super::duration)]
+    /// How long all of it may take, such as 60s or 2m
+    #[arg(long, value_name = "TIME", default_value = "50s", value_parser = super::duration)]
     budget: Duration,
+    /// Go on with a run for the same model and output that was stopped
+    #[arg(long)]
+    resume: bool,
     /// measure: what is worth timing; patient: everything the CPU can run
     #[arg(long, default_value = "measure", value_parser = effort)]
     effort: Effort,
@@ -40,6 +48,9 @@ pub struct Args {
     /// Write everything that was measured to a JSON file
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Write a report to an HTML file: every candidate's time, the roofline, the choice
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// The efforts on offer.
@@ -61,22 +72,46 @@ pub fn run(args: &Args) -> Result<()> {
     // What can fail fails before the minute of measuring.
     let model = ModelInfo::from_gguf(&Gguf::open(path)?)?;
     let ceiling = Selection::new(args.isa, None, None)?.ceiling();
-    for file in [Some(&args.output), args.record.as_ref()].into_iter().flatten() {
+    for file in
+        [Some(&args.output), args.record.as_ref(), args.report.as_ref()].into_iter().flatten()
+    {
         writable(file)?;
     }
-    let pool = pool(args.threads)?;
-    let options =
-        Options { ceiling, objective: args.objective, effort: args.effort, budget: args.budget };
-    let tuned = {
+    let options = Options {
+        ceiling,
+        objective: args.objective,
+        effort: args.effort,
+        budget: args.budget,
+        threads: threads(args.threads)?,
+        threads_fixed: args.threads.is_some(),
+        worker: WorkerProgram::this()?,
+        journal: Some(Journal::path_for(&args.output)),
+        resume: args.resume,
+        toolchain: Toolchain::find().map_err(|e| e.to_string()),
+        cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
+    };
+    let mut tuned = {
         let bar = Bar::new();
-        crate::tune(&model, &pool, options, &mut |progress| bar.show(progress))?
+        crate::tune(&model, &options, &mut |notice| bar.show(notice))?
     };
     if let Some(path) = &args.record {
         let text = serde_json::to_string_pretty(&tuned.measurements)
             .map_err(|e| Error::Runtime(format!("measurements have no JSON form: {e}")))?;
-        std::fs::write(path, text).map_err(|e| Error::io(path, "write", e))?;
+        file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
+    }
+    if let Some(path) = &args.report {
+        let extras = Extras {
+            settings: &tuned.settings,
+            race: tuned.race.as_ref().ok(),
+            kept_default: tuned.kept_default,
+            budget: Some(args.budget),
+        };
+        let choices = choose(&tuned.measurements, tuned.objective);
+        let page = report::html(&tuned.measurements, &choices, &tuned.profile, &extras);
+        file::replace(path, page.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     tuned.profile.save(&args.output)?;
+    tuned.finish();
     answer(|out| write!(out, "{tuned}"))?;
     note(format_args!(
         "wrote {0}; use it with: bitnet-run --profile {0} -p \"...\"",
@@ -85,16 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file can come into being there: its neighbour can.
+/// Whether a file can come into being there.
 pub(super) fn writable(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        let error = std::io::Error::other("it is a directory; give a file");
-        return Err(Error::io(path, "write", error).into());
-    }
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let neighbour = path.with_file_name(name);
-    File::create_new(&neighbour)
-        .and_then(|_| std::fs::remove_file(&neighbour))
-        .map_err(|e| Error::io(path, "write", e).into())
+    file::check_replaceable(path).map_err(|e| Error::io(path, "write", e).into())
 }

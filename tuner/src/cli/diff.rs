@@ -1,0 +1,272 @@
+//! `bitnet-tune diff`: what differs between two profiles.
+
+use std::fmt::{self, Display};
+use std::path::PathBuf;
+
+use bitnet_profiles::{Choice, KernelId, Pick, Profile, Role, Shape, printable};
+use serde::Serialize;
+
+use super::show::{bytes, job, picks, read};
+use super::{answer, answer_json};
+use crate::Result;
+
+/// Print what differs between two profiles; the exit code is 1 where the choices do
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A profile
+    a: PathBuf,
+    /// Another one
+    b: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the differences; whether the choices are the same.
+///
+/// # Errors
+/// A profile cannot be read or is refused, or stdout is closed.
+pub fn run(args: &Args) -> Result<bool> {
+    let (a, b) = (read(&args.a)?, read(&args.b)?);
+    let differences = Differences::of(&a, &b);
+    if args.json {
+        answer_json(&differences)?;
+    } else {
+        answer(|out| write!(out, "{differences}"))?;
+    }
+    Ok(differences.same_choices)
+}
+
+/// What differs between two profiles.
+#[derive(Debug, PartialEq, Serialize)]
+struct Differences {
+    /// Whether nothing at all differs.
+    identical: bool,
+    /// Whether both run the same kernels in the same way.
+    same_choices: bool,
+    /// Where they come from and what they are for.
+    origin: Vec<Field>,
+    /// How to run.
+    run: Option<Field>,
+    /// The roles that differ.
+    roles: Vec<RoleDifference>,
+    /// Kernels that are the same, of all that are in both.
+    same_kernels: usize,
+    kernels: usize,
+}
+
+/// A value that differs.
+#[derive(Debug, PartialEq, Serialize)]
+struct Field {
+    name: &'static str,
+    a: String,
+    b: String,
+}
+
+/// A role that differs.
+#[derive(Debug, PartialEq, Serialize)]
+struct RoleDifference {
+    role: Role,
+    parts: Vec<Shape>,
+    /// `a` or `b`, where only that one has it.
+    only_in: Option<&'static str>,
+    /// What differs beside the kernels.
+    fields: Vec<Field>,
+    kernels: Vec<KernelDifference>,
+}
+
+/// Another kernel.
+#[derive(Debug, PartialEq, Serialize)]
+struct KernelDifference {
+    phase: &'static str,
+    a: Side,
+    b: Side,
+    /// Time of a token of `b` over that of `a`.
+    ratio: Option<f64>,
+}
+
+/// One of two kernels.
+#[derive(Debug, PartialEq, Serialize)]
+struct Side {
+    kernel: KernelId,
+    built_in: KernelId,
+    tokens: u32,
+    median_us: f64,
+    mad_us: f64,
+}
+
+impl Side {
+    fn of(pick: &Pick) -> Self {
+        let &Pick { kernel, built_in, tokens, median_us, mad_us, .. } = pick;
+        Self { kernel, built_in, tokens, median_us, mad_us }
+    }
+}
+
+/// The fields of `names` that differ.
+fn fields<const N: usize>(names: [&'static str; N], a: [String; N], b: [String; N]) -> Vec<Field> {
+    let all = names.into_iter().zip(a.into_iter().zip(b));
+    all.filter(|(_, (a, b))| a != b).map(|(name, (a, b))| Field { name, a, b }).collect()
+}
+
+/// Where a profile comes from and what it is for.
+fn origin(profile: &Profile) -> [String; 12] {
+    let Profile { tool, host, model, .. } = profile;
+    let isa: Vec<&str> = host.isa.iter().map(|isa| isa.name()).collect();
+    let none = || "none".to_string();
+    [
+        model.name.clone(),
+        model.architecture.clone(),
+        model.shapes.clone(),
+        model.path.as_ref().map_or_else(none, |path| path.display().to_string()),
+        format!(
+            "{} ({} family {} model {} stepping {})",
+            host.cpu, host.vendor, host.family, host.model, host.stepping
+        ),
+        format!(
+            "{} cores, {} threads, L2 {}, L3 {}; {}",
+            host.physical_cores,
+            host.threads,
+            bytes(host.l2),
+            bytes(host.l3),
+            isa.join(" ")
+        ),
+        format!("{:.1} GB/s", host.read_gb_per_s),
+        format!("{:.1} %", 100.0 * host.noise),
+        format!("{}, effort {}, for {}", tool.provenance, tool.effort, tool.objective),
+        format!("{} by bitnet-tune {}", tool.date, tool.version),
+        tool.fingerprint.clone().unwrap_or_else(none),
+        tool.library_sha256.clone().unwrap_or_else(none),
+    ]
+}
+
+const ORIGIN: [&str; 12] = [
+    "model",
+    "architecture",
+    "shapes",
+    "path",
+    "host",
+    "cores",
+    "memory reads",
+    "noise",
+    "how",
+    "made",
+    "fingerprint",
+    "library",
+];
+
+impl Differences {
+    fn of(a: &Profile, b: &Profile) -> Self {
+        let settings = |profile: &Profile| [profile.run.to_string()];
+        let run = fields(["run"], settings(a), settings(b)).pop();
+        let mut roles = Vec::new();
+        let (mut same_kernels, mut kernels) = (0, 0);
+        let only = |choice: &Choice, only_in| RoleDifference {
+            role: choice.role,
+            parts: choice.parts.clone(),
+            only_in: Some(only_in),
+            fields: Vec::new(),
+            kernels: Vec::new(),
+        };
+        for own in &a.ops {
+            let Some(other) = b.choice(own.role, &own.parts) else {
+                roles.push(only(own, "a"));
+                continue;
+            };
+            let changed: Vec<KernelDifference> = kernel_differences(own, other);
+            let all = picks(own).count();
+            kernels += all;
+            same_kernels += all - changed.len();
+            let described = |choice: &Choice| {
+                let layout = choice.layout.map_or_else(|| "none".into(), |l| l.to_string());
+                [layout, choice.mode.to_string(), choice.count.to_string()]
+            };
+            let fields = fields(["layout", "mode", "count"], described(own), described(other));
+            if !(changed.is_empty() && fields.is_empty()) {
+                let (role, parts) = (own.role, own.parts.clone());
+                roles.push(RoleDifference { role, parts, only_in: None, fields, kernels: changed });
+            }
+        }
+        let missing = |choice: &&Choice| a.choice(choice.role, &choice.parts).is_none();
+        roles.extend(b.ops.iter().filter(missing).map(|choice| only(choice, "b")));
+        Self {
+            identical: a == b,
+            same_choices: run.is_none() && roles.is_empty(),
+            origin: fields(ORIGIN, origin(a), origin(b)),
+            run,
+            roles,
+            same_kernels,
+            kernels,
+        }
+    }
+}
+
+/// The kernels of a role that differ, or their fallbacks.
+fn kernel_differences(a: &Choice, b: &Choice) -> Vec<KernelDifference> {
+    let pairs = picks(a).filter_map(|(phase, own)| {
+        let (_, other) = picks(b).find(|(other, _)| *other == phase)?;
+        Some((phase, own, other))
+    });
+    pairs
+        .filter(|(_, a, b)| (a.kernel, a.built_in) != (b.kernel, b.built_in))
+        .map(|(phase, a, b)| {
+            let us = |pick: &Pick| pick.median_us / f64::from(pick.tokens);
+            let ratio = (us(a) > 0.0).then(|| us(b) / us(a));
+            KernelDifference { phase, a: Side::of(a), b: Side::of(b), ratio }
+        })
+        .collect()
+}
+
+/// For people; all text that a file may hold goes through [`printable`].
+impl Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.identical {
+            return writeln!(f, "the profiles are identical");
+        }
+        for Field { name, a, b } in self.origin.iter().chain(&self.run) {
+            writeln!(f, "{name:<13} {}\n{:>13} {}", printable(a), "->", printable(b))?;
+        }
+        for role in &self.roles {
+            role.fmt(f)?;
+        }
+        let (same, all) = (self.same_kernels, self.kernels);
+        match (self.same_choices, all) {
+            (true, _) => writeln!(f, "the choices are the same"),
+            (false, 0) => writeln!(f, "the choices differ"),
+            (false, _) => writeln!(f, "the choices differ; {same} of {all} kernels are the same"),
+        }
+    }
+}
+
+impl Display for RoleDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let job = job(self.role, &self.parts);
+        if let Some(side) = self.only_in {
+            return writeln!(f, "{job}: only in {}", side.to_uppercase());
+        }
+        writeln!(f, "{job}")?;
+        for Field { name, a, b } in &self.fields {
+            writeln!(f, "  {name:<8} {a} -> {b}")?;
+        }
+        for KernelDifference { phase, a, b, ratio } in &self.kernels {
+            let side = |side: &Side| {
+                let tokens = match side.tokens {
+                    1 => String::new(),
+                    n => format!(" for {n} tokens"),
+                };
+                let instead = match side.built_in == side.kernel {
+                    true => String::new(),
+                    false => format!(", else {}", side.built_in),
+                };
+                let (kernel, median) = (side.kernel, side.median_us);
+                format!("{kernel}, {median:.2} us{tokens}{instead}")
+            };
+            write!(f, "  {phase:<8} {}\n{:>10} {}", side(a), "->", side(b))?;
+            match ratio {
+                Some(ratio) if a.tokens == b.tokens => writeln!(f, ", {ratio:.2}x the time")?,
+                Some(ratio) => writeln!(f, ", {ratio:.2}x the time of a token")?,
+                None => writeln!(f)?,
+            }
+        }
+        Ok(())
+    }
+}

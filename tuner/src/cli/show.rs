@@ -1,0 +1,371 @@
+//! `bitnet-tune show`: a profile for people, and what `bitnet-run` makes of it here.
+
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
+
+use bitnet_profiles::{
+    Choice, KernelId, Op, Pick, Profile, Provenance, Role, Shape, printable, registry,
+};
+use bitnet_runtime::Error;
+use bitnet_runtime::gguf::Gguf;
+use bitnet_runtime::host::Host;
+use bitnet_runtime::kernels::cache::Cache;
+use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel};
+use serde::Serialize;
+
+use super::{answer, answer_json};
+use crate::{ModelInfo, Result};
+
+/// Print a profile for people, and what bitnet-run would do with it on this CPU
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A profile; auto: the one that bitnet-run finds for this CPU
+    #[arg(value_name = "FILE|auto")]
+    profile: PathBuf,
+    /// With auto: for this model, a GGUF file
+    #[arg(long, short, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the profile.
+///
+/// # Errors
+/// There is no such profile, or it is refused, or stdout is closed.
+pub fn run(args: &Args) -> Result<()> {
+    let host = Host::detect();
+    let path = find(&args.profile, args.model.as_deref(), &host)?;
+    let profile = read(&path)?;
+    let here = Here::of(&profile, &host);
+    if args.json {
+        let file = path.display().to_string();
+        answer_json(&Object { file, profile: &profile, here: &here })
+    } else {
+        answer(|out| write!(out, "{}", Shown { path: &path, profile: &profile, here: &here }))
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Object<'a> {
+    file: String,
+    profile: &'a Profile,
+    here: &'a Here,
+}
+
+/// Reads a profile.
+///
+/// # Errors
+/// It cannot be read, or is refused.
+pub(super) fn read(path: &Path) -> Result<Profile> {
+    Ok(Profile::load(path).map_err(|e| Error::profile(path, e))?)
+}
+
+/// The file that is meant: the one named or, with `auto`, the user's own for this CPU and the
+/// model, or the only one for this CPU.
+fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<PathBuf> {
+    if name.as_os_str() != "auto" {
+        return match model {
+            None => Ok(name.to_path_buf()),
+            Some(_) => Err(Error::usage("--model", "a file", "it only with auto").into()),
+        };
+    }
+    let Some(folder) = registry::user_folder(|name| std::env::var_os(name)) else {
+        let expected = "XDG_CONFIG_HOME or HOME to be an absolute path; or name a file";
+        return Err(Error::usage("auto", "no folder of profiles", expected).into());
+    };
+    let name_for =
+        |shapes: &str| registry::user_file_name(shapes, &host.vendor, host.family, host.model);
+    if let Some(model) = model {
+        let model = ModelInfo::from_gguf(&Gguf::open(model)?)?;
+        return Ok(folder.join(name_for(&model.shapes)));
+    }
+    let entries = std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, "open", e))?;
+    let of_cpu = name_for("");
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.ends_with(&of_cpu))
+        .collect();
+    names.sort();
+    match &names[..] {
+        [name] => Ok(folder.join(name)),
+        [] => {
+            let found = format!("none for this CPU in {}", folder.display());
+            let expected = "a profile that bitnet-tune wrote there; or name a file";
+            Err(Error::usage("auto", found, expected).into())
+        }
+        _ => {
+            let found = printable(&names.join(", ")).into_owned();
+            let expected = format!("one of them, in {}, or --model MODEL", folder.display());
+            Err(Error::usage("auto", found, expected).into())
+        }
+    }
+}
+
+/// What `bitnet-run` makes of a profile on this CPU, with this build.
+#[derive(Debug, Serialize)]
+struct Here {
+    /// Why it refuses the whole profile.
+    refused: Option<String>,
+    /// Whether the profile was made on this kind of CPU.
+    same_cpu: bool,
+    /// Whether this build's generator made it; nothing where the profile does not say.
+    same_fingerprint: Option<bool>,
+    /// Whether the library of its host-made kernels is here and to be trusted, else why not;
+    /// nothing where it has none.
+    library: Option<std::result::Result<(), String>>,
+    /// Kernels that come from this library, as far as it holds what it should.
+    from_library: usize,
+    /// The kernels that are neither built in nor in the library.
+    absent: Vec<Absent>,
+}
+
+/// A kernel that is not here.
+#[derive(Debug, Serialize)]
+struct Absent {
+    role: Role,
+    parts: Vec<Shape>,
+    phase: &'static str,
+    kernel: KernelId,
+    /// What serves instead; nothing where it is the default.
+    instead: Option<KernelId>,
+}
+
+impl Here {
+    fn of(profile: &Profile, host: &Host) -> Self {
+        let kernels = profile.ops.iter().flat_map(picks);
+        let mut isas = kernels.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]);
+        let lacks = isas.find(|isa| !isa.is_supported());
+        let own = &profile.host;
+        let same_fingerprint =
+            (profile.tool.fingerprint.as_ref()).map(|own| *own == bitnet_codegen::fingerprint());
+        let library = profile.tool.library_sha256.as_ref().map(|sha256| {
+            if same_fingerprint == Some(false) {
+                return Err("another generator made it".into());
+            }
+            let cache = Cache::of_user(|name| std::env::var_os(name));
+            // Looked at only: nothing of it runs.
+            cache.and_then(|cache| cache.open(sha256)).map(drop).map_err(|e| e.to_string())
+        });
+        let absent = |choice: &Choice| -> Vec<Absent> {
+            let picks = picks(choice).filter(|(_, pick)| !is_built_in(&pick.kernel));
+            let absent = |(phase, pick): (&'static str, &Pick)| Absent {
+                role: choice.role,
+                parts: choice.parts.clone(),
+                phase,
+                kernel: pick.kernel,
+                instead: is_built_in(&pick.built_in).then_some(pick.built_in),
+            };
+            picks.map(absent).collect()
+        };
+        let mut absent: Vec<Absent> = match lacks {
+            Some(_) => Vec::new(),
+            None => profile.ops.iter().flat_map(absent).collect(),
+        };
+        let mut from_library = 0;
+        if library == Some(Ok(())) {
+            from_library = absent.len();
+            absent.clear();
+        }
+        Self {
+            refused: lacks.map(|isa| {
+                let runs = bitnet_profiles::Isa::supported_names();
+                format!("it has kernels of {isa}, and this CPU runs {runs}")
+            }),
+            same_cpu: (own.vendor.as_str(), own.family, own.model)
+                == (host.vendor.as_str(), host.family, host.model),
+            same_fingerprint,
+            library,
+            from_library,
+            absent,
+        }
+    }
+}
+
+/// Whether this build holds a kernel, and this CPU runs it.
+fn is_built_in(id: &KernelId) -> bool {
+    match id.op {
+        Op::Ternary(_) => kernels::find(id).is_some(),
+        Op::Head(_) => HeadKernel::find(id).is_some(),
+        Op::Attention => AttentionKernel::find(id).is_some(),
+    }
+}
+
+/// The picks of a choice, with their phases.
+pub(super) fn picks(choice: &Choice) -> impl Iterator<Item = (&'static str, &Pick)> {
+    let prefill = choice.prefill.iter().map(|pick| ("prefill", pick));
+    [("decode", &choice.decode)].into_iter().chain(prefill)
+}
+
+/// Role and shapes of a choice.
+pub(super) fn job(role: Role, parts: &[Shape]) -> String {
+    let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
+    format!("{role} {}", parts.join(" "))
+}
+
+/// Bytes of a cache.
+pub(super) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0 => "unknown".into(),
+        b if b < 1 << 20 => format!("{} KiB", b >> 10),
+        b => format!("{} MiB", b >> 20),
+    }
+}
+
+/// A profile for people. All text that a file may hold goes through [`printable`].
+struct Shown<'a> {
+    path: &'a Path,
+    profile: &'a Profile,
+    here: &'a Here,
+}
+
+impl Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Profile { tool, host, model, run, ops, .. } = self.profile;
+        let path = |path: &Path| printable(&path.display().to_string()).into_owned();
+        let isa: Vec<&str> = host.isa.iter().map(|isa| isa.name()).collect();
+        writeln!(f, "profile  {}", path(self.path))?;
+        writeln!(
+            f,
+            "model    {} ({}), shapes {}",
+            printable(&model.name),
+            printable(&model.architecture),
+            model.shapes
+        )?;
+        if let Some(file) = &model.path {
+            writeln!(f, "         {}", path(file))?;
+        }
+        writeln!(
+            f,
+            "host     {} ({} family {} model {} stepping {})",
+            printable(&host.cpu),
+            printable(&host.vendor),
+            host.family,
+            host.model,
+            host.stepping
+        )?;
+        writeln!(
+            f,
+            "         {} cores, {} threads, L2 {}, L3 {}; {}",
+            host.physical_cores,
+            host.threads,
+            bytes(host.l2),
+            bytes(host.l3),
+            isa.join(" ")
+        )?;
+        writeln!(
+            f,
+            "made     {} by bitnet-tune {}: {}, effort {}, for {}",
+            printable(&tool.date),
+            printable(&tool.version),
+            tool.provenance,
+            tool.effort,
+            tool.objective
+        )?;
+        if tool.provenance == Provenance::Measured {
+            writeln!(
+                f,
+                "         memory reads {:.1} GB/s; noise {:.1} %",
+                host.read_gb_per_s,
+                100.0 * host.noise
+            )?;
+        }
+        writeln!(f, "runs     {}", run)?;
+        match ops.is_empty() {
+            true => writeln!(f, "\nno choices: bitnet-run takes its defaults for every role")?,
+            false => self.choices(f)?,
+        }
+        self.verdict(f)
+    }
+}
+
+impl Shown<'_> {
+    fn choices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ops = &self.profile.ops;
+        let ids = ops.iter().flat_map(picks).map(|(_, pick)| pick.kernel.to_string().len());
+        let width = ids.max().unwrap_or(0);
+        writeln!(
+            f,
+            "\n  {:<8} {:<width$} {:>10} {:>8} {:>8} {:>9}  runner-up",
+            "", "kernel", "median us", "MAD us", "GB/s", "of limit"
+        )?;
+        for choice in ops {
+            write!(f, "{}, {} per token", job(choice.role, &choice.parts), choice.count)?;
+            match choice.layout {
+                Some(layout) => writeln!(f, ": {layout}")?,
+                None => writeln!(f)?,
+            }
+            for (phase, pick) in picks(choice) {
+                write!(
+                    f,
+                    "  {phase:<8} {:<width$} {:>10.2} {:>8.3} {:>8.1} {:>7.0} %",
+                    pick.kernel.to_string(),
+                    pick.median_us,
+                    pick.mad_us,
+                    pick.gb_per_s,
+                    100.0 * pick.share_of_limit
+                )?;
+                match pick.runner_up_ratio {
+                    Some(ratio) => writeln!(f, "  {ratio:.2}x the time")?,
+                    None => writeln!(f)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What `bitnet-run` does with it.
+    fn verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Here { refused, same_cpu, same_fingerprint, library, from_library, absent } = self.here;
+        let tool = &self.profile.tool;
+        writeln!(f, "\nhere")?;
+        match (refused, same_cpu) {
+            (Some(why), _) => writeln!(f, "  refused  {why}")?,
+            (None, true) => writeln!(f, "  fits     made on this kind of CPU")?,
+            (None, false) => writeln!(
+                f,
+                "  other    made on another CPU: bitnet-run takes it only by --profile, and it may \
+                 be slow"
+            )?,
+        }
+        match (&tool.fingerprint, same_fingerprint) {
+            (Some(_), Some(true)) => writeln!(f, "  same     made with this version's generator")?,
+            (Some(own), _) => writeln!(
+                f,
+                "  other    made with another generator ({own}, this one is {}): the figures may \
+                 not hold",
+                bitnet_codegen::fingerprint()
+            )?,
+            (None, _) => {}
+        }
+        match library {
+            None => {}
+            Some(Ok(())) => writeln!(f, "  library  the kernels made on the host are here")?,
+            Some(Err(why)) => {
+                writeln!(
+                    f,
+                    "  library  the kernels made on the host are not used: {}",
+                    printable(why)
+                )?;
+            }
+        }
+        if refused.is_some() {
+            return Ok(());
+        }
+        let all = self.profile.ops.iter().flat_map(picks).count();
+        let built_in = all - absent.len() - from_library;
+        match (absent.len(), from_library) {
+            _ if all == 0 => {}
+            (0, 0) => writeln!(f, "  kernels  all {all} are built in")?,
+            (0, some) => writeln!(f, "  kernels  {built_in} are built in, {some} in the library")?,
+            (some, _) => writeln!(f, "  kernels  {some} of {all} are not here:")?,
+        }
+        for Absent { role, phase, kernel, instead, .. } in absent {
+            let instead = instead.map_or("the default".into(), |kernel| kernel.to_string());
+            writeln!(f, "           {role} {phase}: {kernel}, else {instead}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,15 @@
+//! `bitnet-tune worker`: the child process of a tuning run. Hidden: nobody calls it by hand.
+
+use crate::Result;
+
+/// Verify and time candidates for the tuning run that starts it
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Does the task on stdin.
+///
+/// # Errors
+/// As [`crate::worker::run`].
+pub fn run(_: &Args) -> Result<()> {
+    crate::worker::run()
+}

@@ -1,0 +1,246 @@
+//! What a run has learnt so far, so that it can be gone on with: one line of JSON for each event,
+//! in a file beside the output. The first line says what was being tuned; a line that was cut
+//! short, because the machine or the program stopped in the middle of it, does not count.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use bitnet_runtime::Error;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::worker::Event;
+
+/// What a journal belongs to: nothing of it counts for another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    /// Version of the tuner.
+    pub version: String,
+    /// Fingerprint of the generator.
+    pub fingerprint: String,
+    /// The CPU.
+    pub cpu: String,
+    /// The model's shapes.
+    pub shapes: String,
+    /// Threads.
+    pub threads: usize,
+    /// A hash over everything that is to be measured.
+    pub plan: String,
+}
+
+impl Header {
+    /// The first thing that `other` has and this has not, in words.
+    fn difference(&self, other: &Self) -> Option<String> {
+        let Self { version, fingerprint, cpu, shapes, threads, plan } = other;
+        let differs = |name: &str, own: &str, other: &str| {
+            (own != other).then(|| format!("it is for {name} {other}, not {own}"))
+        };
+        differs("version", &self.version, version)
+            .or_else(|| differs("generator", &self.fingerprint, fingerprint))
+            .or_else(|| differs("CPU", &self.cpu, cpu))
+            .or_else(|| differs("shapes", &self.shapes, shapes))
+            .or_else(|| differs("threads:", &self.threads.to_string(), &threads.to_string()))
+            .or_else(|| differs("candidates", &self.plan, plan))
+    }
+}
+
+/// The journal of a run, locked for as long as it lives.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+}
+
+impl Journal {
+    /// Where the journal for an output file is.
+    pub fn path_for(output: &Path) -> PathBuf {
+        let mut name = output.file_name().unwrap_or_default().to_os_string();
+        name.push(".journal");
+        output.with_file_name(name)
+    }
+
+    /// Starts the journal of a run, or with `resume` goes on with the one that is there. Gives also
+    /// the events that it holds, and why it holds none although it was to be gone on with.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be written, [`Error::Runtime`] when another run holds it.
+    pub fn open(
+        path: &Path,
+        header: &Header,
+        resume: bool,
+    ) -> Result<(Self, Vec<Event>, Option<String>)> {
+        let io = |action: &'static str| move |e| Error::io(path, action, e);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(io("create"))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let message = format!(
+                    "{}: another bitnet-tune is writing it; wait for it, or name another file with -o",
+                    path.display()
+                );
+                return Err(Error::Runtime(message).into());
+            }
+            // Some file systems have no locks.
+            Err(TryLockError::Error(_)) => {}
+        }
+        let mut journal = Self { file, path: path.to_path_buf() };
+        let (kept, events, why) =
+            if resume { journal.read(header).map_err(io("read"))? } else { (0, Vec::new(), None) };
+        let mut start = || -> io::Result<()> {
+            journal.file.set_len(kept)?;
+            journal.file.seek(io::SeekFrom::End(0))?;
+            if kept == 0 {
+                write_line(&mut journal.file, header)?;
+            }
+            Ok(())
+        };
+        start().map_err(io("write"))?;
+        Ok((journal, events, why))
+    }
+
+    /// The bytes that hold whole lines for `header`, their events, and why there are none.
+    fn read(&mut self, header: &Header) -> io::Result<(u64, Vec<Event>, Option<String>)> {
+        let nothing = |why: &str| Ok((0, Vec::new(), Some(why.to_string())));
+        let mut reader = BufReader::new(&self.file);
+        let mut line = Vec::new();
+        let mut kept = reader.read_until(b'\n', &mut line)? as u64;
+        if line.is_empty() {
+            return nothing("there is no journal");
+        }
+        let whole = line.last() == Some(&b'\n');
+        let Some(found) = serde_json::from_slice::<Header>(&line).ok().filter(|_| whole) else {
+            return nothing("the journal has no header that this version reads");
+        };
+        if let Some(difference) = header.difference(&found) {
+            return nothing(&difference);
+        }
+        let mut events = Vec::new();
+        loop {
+            line.clear();
+            let bytes = reader.read_until(b'\n', &mut line)?;
+            if bytes == 0 || line.last() != Some(&b'\n') {
+                break;
+            }
+            let Ok(event) = serde_json::from_slice(&line) else { break };
+            events.push(event);
+            kept += bytes as u64;
+        }
+        Ok((kept, events, None))
+    }
+
+    /// Adds an event.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be written.
+    pub fn add(&mut self, event: &Event) -> Result<()> {
+        let path = &self.path;
+        Ok(write_line(&mut self.file, event).map_err(|e| Error::io(path, "write", e))?)
+    }
+
+    /// Removes the file: the run is over.
+    pub fn remove(self) {
+        // One that stays is taken for unfinished, no worse.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn write_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    file.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            version: "1".into(),
+            fingerprint: "f".into(),
+            cpu: "c".into(),
+            shapes: "s".into(),
+            threads: 2,
+            plan: "p".into(),
+        }
+    }
+
+    fn event(n: usize) -> Event {
+        Event::Progress { done: n as f64 / 8.0, doing: "x".repeat(n) }
+    }
+
+    #[test]
+    fn what_was_written_is_read_up_to_any_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Journal::path_for(&dir.path().join("host.toml"));
+        assert_eq!(path.file_name().unwrap(), "host.toml.journal");
+        let (mut journal, events, why) = Journal::open(&path, &header(), true).unwrap();
+        assert!(events.is_empty() && why.unwrap().contains("no journal"));
+        (0..4).for_each(|n| journal.add(&event(n)).unwrap());
+        drop(journal);
+        let whole = std::fs::read(&path).unwrap();
+        let ends: Vec<usize> = (0..whole.len()).filter(|&i| whole[i] == b'\n').collect();
+        for cut in 0..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let (mut journal, events, why) = Journal::open(&path, &header(), true).unwrap();
+            let lines = ends.iter().filter(|&&end| end < cut).count();
+            assert_eq!(
+                events,
+                (0..lines.saturating_sub(1)).map(event).collect::<Vec<_>>(),
+                "{cut}"
+            );
+            assert_eq!(why.is_some(), cut <= ends[0], "{cut}");
+            // What follows is whole again.
+            journal.add(&event(7)).unwrap();
+            drop(journal);
+            let (_, events, _) = Journal::open(&path, &header(), true).unwrap();
+            assert_eq!(events.last(), Some(&event(7)), "{cut}");
+        }
+    }
+
+    #[test]
+    fn another_run_s_journal_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let write = || {
+            let (mut journal, ..) = Journal::open(&path, &header(), false).unwrap();
+            journal.add(&event(1)).unwrap();
+        };
+        type Change = fn(&mut Header);
+        let changes: [(Change, &str); 4] = [
+            (|h| h.cpu = "d".into(), "CPU"),
+            (|h| h.threads = 3, "threads"),
+            (|h| h.plan = "q".into(), "candidates"),
+            (|h| h.fingerprint = "g".into(), "generator"),
+        ];
+        for (change, says) in changes {
+            write();
+            let mut other = header();
+            change(&mut other);
+            let (_, events, why) = Journal::open(&path, &other, true).unwrap();
+            assert!(events.is_empty() && why.unwrap().contains(says), "{says}");
+        }
+        write();
+        assert_eq!(Journal::open(&path, &header(), true).unwrap().1.len(), 1);
+        assert_eq!(Journal::open(&path, &header(), false).unwrap().1.len(), 0);
+    }
+
+    #[test]
+    fn two_runs_cannot_share_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let (first, ..) = Journal::open(&path, &header(), false).unwrap();
+        let error = Journal::open(&path, &header(), false).unwrap_err().to_string();
+        assert!(error.contains("another bitnet-tune"), "{error}");
+        first.remove();
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,257 @@
+//! The untuned default against the tuned profile on the real model: what a user gains.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use bitnet_profiles::{Isa, Pinning, Profile, Run};
+use bitnet_runtime::gguf::Gguf;
+use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::memory::Pages;
+use bitnet_runtime::model::{LoadOptions, Model, Session, SessionOptions};
+use bitnet_runtime::sampler::argmax;
+use bitnet_runtime::threads::{Pool, PoolOptions};
+use bitnet_runtime::{Error, memory};
+use serde::{Deserialize, Serialize};
+
+use crate::choose::Gain;
+use crate::worker::Reporter;
+use crate::{Result, demo_model, stats};
+
+/// Tokens of a round's prompt, and tokens written after it.
+pub(crate) const PROMPT: usize = 128;
+const TOKENS: usize = 32;
+/// Rounds of default against tuned after each load.
+const ROUNDS: usize = 3;
+/// Loads from which on they are what is compared, one by one: where pages come to lie can make one
+/// a few per cent faster for as long as it lives.
+const MANY_LOADS: usize = 5;
+/// More loads say nothing new.
+const MOST_LOADS: usize = 15;
+
+/// What to race.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RaceTask {
+    /// The model's file; none for the demo model that is part of this program.
+    pub model: Option<PathBuf>,
+    /// The profile.
+    pub profile: Profile,
+    /// Threads of the untuned default.
+    pub threads: usize,
+    /// The best tier that both may use.
+    pub ceiling: Isa,
+    /// Seconds for all of it; at least one load and two rounds are run.
+    pub seconds: f64,
+}
+
+/// Tokens per second of one phase, and the tuned time over the default's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Speed {
+    /// Tokens per second by default.
+    pub before: f64,
+    /// Tokens per second tuned.
+    pub after: f64,
+    /// Median of the tuned time over the default's just before or after.
+    pub ratio: f64,
+    /// Half the 95 % interval of that ratio.
+    pub half_width: f64,
+}
+
+impl Speed {
+    /// Of the seconds of pairs of runs, default and tuned, that took so many tokens each.
+    fn of(pairs: &[[f64; 2]], tokens: usize) -> Self {
+        let side = |i: usize| -> Vec<f64> { pairs.iter().map(|pair| pair[i]).collect() };
+        let ratios: Vec<f64> = pairs.iter().map(|[before, after]| after / before).collect();
+        Self {
+            before: tokens as f64 / stats::median(&side(0)).max(1e-9),
+            after: tokens as f64 / stats::median(&side(1)).max(1e-9),
+            ratio: stats::median(&ratios),
+            half_width: stats::half_width(&ratios, 0.005),
+        }
+    }
+
+    /// How many times as fast.
+    pub fn gain(&self) -> Gain {
+        Gain::of(self.ratio, self.half_width)
+    }
+}
+
+/// The outcome of a race.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Race {
+    /// One token after another.
+    pub decode: Speed,
+    /// A prompt.
+    pub prefill: Speed,
+    /// Times that both were loaded.
+    pub loads: usize,
+}
+
+/// The file of a model, or the one that is part of this program.
+pub(crate) fn open(model: Option<&PathBuf>) -> Result<Gguf> {
+    Ok(match model {
+        Some(path) => Gguf::open(path)?,
+        None => Gguf::from_bytes(demo_model::NAME, demo_model::BYTES)?,
+    })
+}
+
+/// Loads a model with the kernels selected, to be run in that way.
+pub(crate) fn load(model: Option<&PathBuf>, selection: &Selection, run: &Run) -> Result<Session> {
+    let options = PoolOptions { threads: run.threads as usize, pinning: run.pinning };
+    let pool = Arc::new(Pool::with(options)?);
+    let pages = if run.huge_pages { Pages::Huge } else { Pages::Small };
+    let options = LoadOptions { pages, ..LoadOptions::new(&pool, selection) };
+    let model = Model::from_gguf(open(model)?, &options)?;
+    let context = model.config().context.min(2 * (PROMPT + TOKENS));
+    let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
+    Ok(Session::new(Arc::new(model), pool, options)?)
+}
+
+/// Runs a session with the defaults and one with the profile in turns, a prompt and some tokens
+/// each.
+pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
+    let deadline = Instant::now() + Duration::from_secs_f64(task.seconds);
+    let gguf = open(task.model.as_ref())?;
+    let bytes: u64 = gguf.tensors().iter().map(|tensor| tensor.bytes).sum();
+    if let Some(free) = memory::available().filter(|&free| free < bytes * 5 / 2) {
+        return Err(Error::Runtime(format!(
+            "comparing on the model takes it twice in memory, {} MB, and {} MB are free",
+            (bytes * 5 / 2) >> 20,
+            free >> 20
+        ))
+        .into());
+    }
+    drop(gguf);
+    let isa = (task.ceiling != Isa::best()).then_some(task.ceiling);
+    let untuned = Run { threads: task.threads as u32, pinning: Pinning::None, huge_pages: true };
+    // Of every load its rounds: decode and prefill, before and after.
+    let mut loads: Vec<[Vec<[f64; 2]>; 2]> = Vec::new();
+    while loads.len() < MOST_LOADS && (loads.is_empty() || Instant::now() < deadline) {
+        reporter.progress(1.0, "comparing on the model".into())?;
+        let model = task.model.as_ref();
+        let rounds = std::thread::scope(|scope| {
+            let default = move || Ok(Selection::new(isa, None, None)?);
+            let tuned = || Ok(Selection::new(None, None, Some(task.profile.clone()))?);
+            let runners = [
+                Runner::start(scope, model, default, &untuned),
+                Runner::start(scope, model, tuned, &task.profile.run),
+            ];
+            rounds(&runners, loads.len(), deadline)
+        })?;
+        if !rounds[0].is_empty() {
+            loads.push(rounds);
+        }
+    }
+    let pairs = |phase: usize| -> Vec<[f64; 2]> {
+        if loads.len() < MANY_LOADS {
+            return loads.iter().flat_map(|load| load[phase].iter().copied()).collect();
+        }
+        let median = |load: &[Vec<[f64; 2]>; 2], side: usize| {
+            stats::median(&load[phase].iter().map(|pair| pair[side]).collect::<Vec<_>>())
+        };
+        loads.iter().map(|load| [median(load, 0), median(load, 1)]).collect()
+    };
+    Ok(Race {
+        decode: Speed::of(&pairs(0), TOKENS),
+        prefill: Speed::of(&pairs(1), PROMPT),
+        loads: loads.len(),
+    })
+}
+
+/// Seconds of decode and of prefill, and the tokens that were written.
+type Round = ([f64; 2], Vec<u32>);
+
+/// A session on a thread of its own: a pinned pool binds the thread that made it, which must not be
+/// that of the other session.
+struct Runner {
+    start: Sender<()>,
+    rounds: Receiver<Result<Round>>,
+}
+
+impl Runner {
+    /// Loads the model.
+    fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        model: Option<&'scope PathBuf>,
+        select: impl FnOnce() -> Result<Selection> + Send + 'scope,
+        run: &Run,
+    ) -> Self {
+        let (start, starts) = mpsc::channel();
+        let (sender, rounds) = mpsc::channel();
+        let run = run.clone();
+        scope.spawn(move || {
+            let session = select().and_then(|selection| load(model, &selection, &run));
+            let mut session = match session {
+                Ok(session) => session,
+                Err(error) => return drop(sender.send(Err(error))),
+            };
+            while starts.recv().is_ok() {
+                if sender.send(round(&mut session)).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { start, rounds }
+    }
+
+    fn round(&self) -> Result<Round> {
+        // A thread that has gone has sent why.
+        let _ = self.start.send(());
+        let gone = || Error::Runtime("a thread of the comparison ended".into()).into();
+        self.rounds.recv().unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// The rounds of one load, decode and prefill: pairs of seconds, untuned and tuned.
+fn rounds(runners: &[Runner; 2], load: usize, deadline: Instant) -> Result<[Vec<[f64; 2]>; 2]> {
+    let mut rounds: [Vec<[f64; 2]>; 2] = Default::default();
+    // One to warm up.
+    for number in 0..=ROUNDS {
+        let enough = load + rounds[0].len() >= 2;
+        if enough && Instant::now() >= deadline {
+            break;
+        }
+        let mut seconds = [[0.0; 2]; 2];
+        let mut written = [Vec::new(), Vec::new()];
+        // Nobody is always first.
+        let first = (load + number) % 2;
+        for turn in [first, 1 - first] {
+            let (times, ids) = runners[turn].round()?;
+            (seconds[0][turn], seconds[1][turn]) = (times[0], times[1]);
+            written[turn] = ids;
+        }
+        if written[0] != written[1] {
+            let message = "the tuned kernels changed the text, which none may; please report it";
+            return Err(Error::Runtime(message.into()).into());
+        }
+        if number > 0 {
+            rounds.iter_mut().zip(seconds).for_each(|(all, own)| all.push(own));
+        }
+    }
+    Ok(rounds)
+}
+
+fn round(session: &mut Session) -> Result<Round> {
+    session.truncate(0);
+    let vocab = session.model().config().vocab as u32;
+    let length = PROMPT.min(session.context() / 2).max(1);
+    // Any tokens will do: the speed does not depend on them.
+    let prompt: Vec<u32> = (0..length as u32).map(|i| i.wrapping_mul(7919) % vocab).collect();
+    let start = Instant::now();
+    let mut next = argmax(session.prefill(&prompt)?);
+    let prefill = start.elapsed().as_secs_f64() * PROMPT as f64 / length as f64;
+    let mut ids = vec![next];
+    let count = TOKENS.min(session.context() - length);
+    let start = Instant::now();
+    for _ in 0..count {
+        next = argmax(session.decode(next)?);
+        ids.push(next);
+    }
+    let decode = start.elapsed().as_secs_f64() * TOKENS as f64 / count.max(1) as f64;
+    Ok(([decode, prefill], ids))
+}

@@ -1,0 +1,390 @@
+//! Verifies and times the candidates of a plan, in this process: what a worker does.
+//!
+//! Limits come first ([`bitnet_runtime::probe`]): what memory (or the cache that holds the model)
+//! and the multipliers can do. Then every candidate is held against the oracle, and at last the
+//! tournaments. Memory: one role at a time, and of it the default's layout and one other: about 1.5
+//! times the model, or 4 times the L3 cache where that is more.
+
+use std::time::{Duration, Instant};
+
+use bitnet_codegen::Phase;
+use bitnet_profiles::{KernelId, Layout, Op, Role};
+use bitnet_runtime::host::Host;
+use bitnet_runtime::kernels::verify::{self, Oracle, Wrong};
+use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Library};
+use bitnet_runtime::memory::Pages;
+use bitnet_runtime::probe;
+use bitnet_runtime::threads::Pool;
+
+use crate::measure::{Excluded, JobTask, Limits, Timing, Unit, UnitKey, Why, phase_name};
+use crate::plan::LayoutPlan;
+use crate::sampler::{AttentionSampler, Candidate, HeadSampler, Rotation, Sampler, TernarySampler};
+use crate::tournament::{self, Entrant, Entry, Outcome};
+use crate::worker::{Event, MeasureTask, Reporter};
+use crate::{Result, stats};
+
+/// Activation rows of a timed prefill.
+const TOKENS: usize = 128;
+/// Fewest, where 128 take too long for the budget.
+const LEAST_TOKENS: usize = 32;
+/// What a sample should last: many times the clock's grain and a barrier, and less than the system
+/// lets another process run.
+const SAMPLE: Duration = Duration::from_millis(1);
+/// The L3 cache that is assumed where the system does not say.
+const USUAL_L3: u64 = 64 << 20;
+/// Passes of a probe, of which the best counts.
+const PROBES: usize = 5;
+/// Seconds that a candidate may take to be verified.
+const VERIFY_SECONDS: f64 = 20.0;
+/// How many times as long as the default a candidate may take before it counts as hung, and the
+/// seconds that it may take in any case.
+const HUNG: (f64, f64) = (200.0, 5.0);
+
+/// Does `task` with the threads of `pool` and reports as it goes.
+pub(crate) fn measure(
+    task: &MeasureTask,
+    (pool, present): (&Pool, &Present),
+    reporter: &mut Reporter,
+) -> Result<()> {
+    let start = Instant::now();
+    let l3 = l3();
+    let cold = task.model_bytes > l3;
+    if task.limits.is_none() {
+        reporter.progress(0.0, "probing memory and multipliers".into())?;
+        let far = (4 * l3).clamp(64 << 20, 4 << 30) as usize;
+        let read = probe::read_bandwidth(pool, far, PROBES)?;
+        let near = task.model_bytes as usize;
+        let limit = if cold { read } else { probe::read_bandwidth(pool, near, PROBES)? };
+        let multiply_adds = probe::multiply_add_rate(pool, task.ceiling, 10 * PROBES)?;
+        reporter.send(&Event::Limits(Limits {
+            threads: pool.threads() as u32,
+            read_gb_per_s: read / 1e9,
+            limit_gb_per_s: limit / 1e9,
+            limit_gmac_per_s: multiply_adds.map(|rate| rate / 1e9),
+            cold,
+        }))?;
+    }
+    let mut excluded = task.excluded.clone();
+    verify(task, (pool, present), &mut excluded, reporter)?;
+    let out = |id: &KernelId| excluded.iter().any(|e| e.kernel == *id);
+    let jobs: Vec<JobTask> = task
+        .jobs
+        .iter()
+        .cloned()
+        .map(|mut job| {
+            for layout in &mut job.plan.layouts {
+                layout.decode.retain(|id| !out(id));
+                layout.prefill.retain(|id| !out(id));
+            }
+            job
+        })
+        .collect();
+    let done = |key: UnitKey| task.done.iter().any(|unit| unit.key == key);
+    let total: usize = jobs.iter().flat_map(|j| &j.plan.layouts).map(kernels_of).sum();
+    let mut timer = Timer {
+        task,
+        pool,
+        present,
+        rotation: Rotation::of(task.model_bytes, l3),
+        deadline: start + Duration::from_secs_f64(task.seconds),
+        remaining: 0,
+        total,
+        reporter,
+    };
+    let left = |(number, job): (usize, &JobTask)| -> usize {
+        let units = job.plan.layouts.iter().enumerate().flat_map(|(layout, plan)| {
+            [false, true].map(|prefill| (UnitKey { job: number, layout, prefill }, plan))
+        });
+        let open = units.filter(|(key, _)| !done(*key));
+        open.map(|(key, plan)| plan.kernels(key.phase()).len()).sum()
+    };
+    timer.remaining = jobs.iter().enumerate().map(left).sum();
+    for (number, job) in jobs.iter().enumerate() {
+        timer.job(number, job, &done)?;
+    }
+    Ok(())
+}
+
+/// Bytes of the L3 cache.
+pub(crate) fn l3() -> u64 {
+    match Host::detect().l3 {
+        0 => USUAL_L3,
+        l3 => l3,
+    }
+}
+
+/// The kernels that a layout's tournaments time.
+fn kernels_of(plan: &LayoutPlan) -> usize {
+    plan.decode.len() + plan.prefill.len()
+}
+
+/// The kernels that a worker can call: those built in, and those of a library.
+pub(crate) struct Present(pub Option<Library>);
+
+impl Present {
+    /// The kernel of a name.
+    pub(crate) fn find(&self, id: &KernelId) -> Result<Candidate> {
+        let made = self.0.as_ref();
+        let found = match id.op {
+            Op::Ternary(_) => {
+                let made = || made?.ternary().iter().find(|kernel| kernel.id() == id);
+                kernels::find(id).or_else(made).copied().map(Candidate::Ternary)
+            }
+            Op::Head(_) => {
+                let made = || made?.heads().iter().find(|kernel| kernel.id() == id).copied();
+                HeadKernel::find(id).or_else(made).map(Candidate::Head)
+            }
+            Op::Attention => {
+                let made = || made?.attention().iter().find(|kernel| kernel.id() == id).copied();
+                AttentionKernel::find(id).or_else(made).map(Candidate::Attention)
+            }
+        };
+        Ok(found.ok_or_else(|| {
+            bitnet_runtime::Error::Runtime(format!("{id} is not present, or not for this CPU"))
+        })?)
+    }
+}
+
+/// Holds every candidate against the oracle; those that err join `excluded`.
+fn verify(
+    task: &MeasureTask,
+    (pool, present): (&Pool, &Present),
+    excluded: &mut Vec<Excluded>,
+    reporter: &mut Reporter,
+) -> Result<()> {
+    // By columns and layout: jobs with the same columns have the same candidates.
+    let mut checked: Vec<(usize, Option<Layout>, Role)> = Vec::new();
+    for JobTask { plan, .. } in &task.jobs {
+        let cols = plan.parts.first().map_or(1, |part| part.cols);
+        let mut oracle = None;
+        for layout in &plan.layouts {
+            let role = if layout.layout.is_some() { Role::Qkv } else { plan.role };
+            if checked.contains(&(cols, layout.layout, role)) {
+                continue;
+            }
+            checked.push((cols, layout.layout, role));
+            reporter.progress(0.0, format!("verifying kernels of {}", plan.role))?;
+            let tokens = plan.layouts.iter().flat_map(LayoutPlan::all).map(|id| id.tile.tokens);
+            let tokens = tokens.max().unwrap_or(1);
+            let mut ternary = Vec::new();
+            let mut wrong: Vec<Wrong> = Vec::new();
+            for id in layout.all().filter(|id| excluded.iter().all(|e| e.kernel != **id)) {
+                match present.find(id)? {
+                    Candidate::Ternary(kernel) => ternary.push(kernel),
+                    Candidate::Head(kernel) => {
+                        reporter.begin(id, VERIFY_SECONDS)?;
+                        wrong.extend(verify::head(&kernel, cols)?);
+                    }
+                    Candidate::Attention(kernel) => {
+                        reporter.begin(id, VERIFY_SECONDS)?;
+                        wrong.extend(verify::attention(&kernel, cols)?);
+                    }
+                }
+            }
+            if let Some(packing) = layout.layout {
+                let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
+                // Who cannot say which kernel it calls verifies all the same.
+                let begin = &mut |id: &KernelId| drop(reporter.begin(id, VERIFY_SECONDS));
+                wrong.extend(oracle.check(packing, &ternary, pool, begin)?);
+            }
+            for Wrong { kernel, found } in wrong {
+                let new = Excluded { kernel, why: Why::Wrong, found };
+                reporter.send(&Event::Excluded(new.clone()))?;
+                excluded.push(new);
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Timer<'a> {
+    task: &'a MeasureTask,
+    pool: &'a Pool,
+    present: &'a Present,
+    rotation: Rotation,
+    deadline: Instant,
+    /// Kernels still to be timed, and all.
+    remaining: usize,
+    total: usize,
+    reporter: &'a mut Reporter,
+}
+
+impl<'a> Timer<'a> {
+    fn job(&mut self, number: usize, job: &JobTask, done: &dyn Fn(UnitKey) -> bool) -> Result<()> {
+        let open = |layout: usize, prefill: bool| {
+            let key = UnitKey { job: number, layout, prefill };
+            let kernels = job.plan.layouts[layout].kernels(key.phase());
+            (!kernels.is_empty() && !done(key)).then_some(key)
+        };
+        let layouts = 0..job.plan.layouts.len();
+        if layouts.clone().all(|l| open(l, false).is_none() && open(l, true).is_none()) {
+            return Ok(());
+        }
+        let default_layout = match job.default_decode.op {
+            Op::Ternary(layout) => Some(layout),
+            _ => None,
+        };
+        let sentinels = [
+            Some(self.present.find(&job.default_decode)?),
+            job.default_prefill.as_ref().map(|id| self.present.find(id)).transpose()?,
+        ];
+        let mut default = self.sampler(job, default_layout, TOKENS)?;
+        let tokens = self.set_tokens(&mut *default, &sentinels)?;
+        // The default's layout first: what is reached there is what the others have to beat.
+        let mut order: Vec<usize> = layouts.collect();
+        order.sort_by_key(|&l| (job.plan.layouts[l].layout != default_layout, l));
+        let mut best = [self.known(number, false), self.known(number, true)];
+        for index in order {
+            let plan = &job.plan.layouts[index];
+            let keys = [open(index, false), open(index, true)];
+            if keys == [None, None] {
+                continue;
+            }
+            let mut other = if plan.layout == default_layout {
+                None
+            } else {
+                Some(self.sampler(job, plan.layout, tokens)?)
+            };
+            for (phase, key) in keys.into_iter().enumerate() {
+                let (Some(key), Some(sentinel)) = (key, sentinels[phase]) else { continue };
+                let doing = match plan.layout {
+                    Some(layout) => {
+                        format!("{} {layout} {}", job.plan.role, phase_name(key.phase()))
+                    }
+                    None => format!("{} {}", job.plan.role, phase_name(key.phase())),
+                };
+                self.reporter
+                    .progress(1.0 - self.remaining as f64 / self.total.max(1) as f64, doing)?;
+                let kernels = plan.kernels(key.phase()).iter().map(|id| self.present.find(id));
+                let kernels = kernels.collect::<Result<Vec<_>>>()?;
+                let bytes = other.as_ref().map_or(default.bytes(), |other| other.bytes());
+                let outcome = self.tournament(
+                    (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Sampler)),
+                    sentinel,
+                    &kernels,
+                    key.phase(),
+                    best[phase],
+                )?;
+                let known = [Some(1.0), best[phase], outcome.best()].into_iter().flatten();
+                best[phase] = known.min_by(f64::total_cmp);
+                let times = outcome.sentinel.us();
+                let unit = Unit {
+                    key,
+                    tokens: if key.prefill { tokens as u32 } else { 1 },
+                    bytes,
+                    timings: timings(sentinel.id(), &kernels, &outcome),
+                    sentinel_us: stats::median(&times),
+                    noise: stats::mad(&times) / stats::median(&times),
+                    disturbed: outcome.is_disturbed(),
+                };
+                self.reporter.send(&Event::Unit(unit))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The best ratio of a job's units that were done before.
+    fn known(&self, job: usize, prefill: bool) -> Option<f64> {
+        let units = self.task.done.iter().filter(|u| u.key.job == job && u.key.prefill == prefill);
+        let finalists = units.flat_map(|unit| &unit.timings).filter(|timing| timing.finalist);
+        finalists.map(|timing| timing.ratio).min_by(f64::total_cmp)
+    }
+
+    fn sampler(
+        &self,
+        job: &JobTask,
+        layout: Option<Layout>,
+        tokens: usize,
+    ) -> Result<Box<dyn Sampler>> {
+        let (pool, parts, rotation) = (self.pool, &job.plan.parts, self.rotation);
+        Ok(match (job.plan.role, layout) {
+            (Role::Attention, _) => {
+                let isa = self.task.ceiling;
+                Box::new(AttentionSampler::new(&self.task.config, isa, rotation, tokens)?)
+            }
+            (_, Some(layout)) => {
+                Box::new(TernarySampler::new(pool, parts, layout, (rotation, Pages::Huge), tokens)?)
+            }
+            (_, None) => Box::new(HeadSampler::new(pool, parts[0], self.task.head, rotation)?),
+        })
+    }
+
+    /// How many activation rows a timed prefill takes: fewer where the default needs more than a
+    /// hundredth of the time for them.
+    fn set_tokens(
+        &mut self,
+        default: &mut dyn Sampler,
+        sentinels: &[Option<Candidate>; 2],
+    ) -> Result<usize> {
+        let [_, Some(prefill)] = sentinels else { return Ok(1) };
+        let mut tokens = TOKENS;
+        default.set_tokens(LEAST_TOKENS);
+        self.reporter.begin(prefill.id(), 10.0 * VERIFY_SECONDS)?;
+        let one =
+            default.sample(self.pool, prefill, Phase::Prefill, 1)?.us * 1e-6 / LEAST_TOKENS as f64;
+        while tokens > LEAST_TOKENS && one * tokens as f64 > self.task.seconds / 100.0 {
+            tokens /= 2;
+        }
+        default.set_tokens(tokens);
+        Ok(tokens)
+    }
+
+    /// Times `kernels`, on the other sampler where they do not read the default's layout.
+    fn tournament(
+        &mut self,
+        (default, mut other): (&mut dyn Sampler, Option<&mut dyn Sampler>),
+        sentinel: Candidate,
+        kernels: &[Candidate],
+        phase: Phase,
+        to_beat: Option<f64>,
+    ) -> Result<Outcome> {
+        let left = self.deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+        let share = left * kernels.len() as f64 / self.remaining.max(1) as f64;
+        self.remaining = self.remaining.saturating_sub(kernels.len());
+        // Long enough for the clock, short enough for a few rounds.
+        let length = SAMPLE.as_secs_f64().min(share / (4 * (kernels.len() + 2)) as f64);
+        self.reporter.begin(sentinel.id(), 10.0 * VERIFY_SECONDS)?;
+        let one = default.sample(self.pool, &sentinel, phase, 1)?;
+        let count = (length * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5) as usize;
+        let allowed = HUNG.1 + HUNG.0 * (one.cost + one.us * 1e-6 * count as f64);
+        let number = match other {
+            None => kernels.iter().position(|kernel| kernel.id() == sentinel.id()),
+            Some(_) => None,
+        };
+        let (pool, reporter) = (self.pool, &mut *self.reporter);
+        tournament::run(kernels.len(), number, share, to_beat, |entrant| {
+            let kernel = match entrant {
+                Entrant::Sentinel => &sentinel,
+                Entrant::Candidate(c) => &kernels[c],
+            };
+            reporter.begin(kernel.id(), allowed)?;
+            match (entrant, &mut other) {
+                (Entrant::Candidate(_), Some(other)) => other.sample(pool, kernel, phase, count),
+                _ => default.sample(pool, kernel, phase, count),
+            }
+        })
+    }
+}
+
+fn timings(sentinel: &KernelId, kernels: &[Candidate], outcome: &Outcome) -> Vec<Timing> {
+    let timing = |(kernel, entry): (&Candidate, &Entry)| {
+        let is_sentinel = kernel.id() == sentinel;
+        let entry = if is_sentinel { &outcome.sentinel } else { entry };
+        let us = entry.us();
+        // There was no time for it.
+        if us.is_empty() {
+            return None;
+        }
+        Some(Timing {
+            kernel: *kernel.id(),
+            samples: us.len() as u32,
+            min_us: us.iter().copied().fold(f64::INFINITY, f64::min),
+            median_us: stats::median(&us),
+            mad_us: stats::mad(&us),
+            ratio: entry.ratio(),
+            half_width: if is_sentinel { 0.0 } else { entry.half_width() },
+            finalist: entry.finalist,
+        })
+    };
+    kernels.iter().zip(&outcome.entries).filter_map(timing).collect()
+}
