@@ -37,8 +37,8 @@ pub struct KernelArgs {
     /// Pack all ternary weights as i2_s, tl1 or tl2, whatever the profile says
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Use no better instructions than scalar, avx2, avxvnni, avx512, avx512vnni or avx512vbmi,
-    /// whatever the profile says
+    /// Use no better instructions than scalar, avx2, avxvnni, avx512, avx512vnni or avx512vbmi, on
+    /// ARM scalar, neon or neondot, whatever the profile says
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
 }

@@ -1,7 +1,8 @@
 //! What CPUs can do: a table.
 //!
 //! Ports and latencies of x86 are LLVM's scheduling models as `llvm-mca` 22 prints them
-//! (`llvm-mca -mcpu=<name> -instruction-info`), except where those are known to be off: AVX-512 on
+//! (`llvm-mca -mcpu=<name> -instruction-info`), and so are those of Neoverse; Cortex-A76 is the core of
+//! Neoverse N1. Except where they are known to be off: AVX-512 on
 //! Intel joins ports 0 and 1; `vpdpbusd` with 512 bits is one a cycle on Zen 4 and two on Zen 5
 //! (measured). Bandwidths are what one core and a usual machine of the kind sustain, rounded; those of
 //! Zen 5, and everything else that [`Kind`] holds for it, are fitted to timings of this project's kernels
@@ -145,6 +146,8 @@ pub const CLASSES: &[(&str, &str)] = &[
     ("avx512", "skylake-x"),
     ("avxvnni", "alder-lake"),
     ("avx2", "skylake"),
+    ("neondot", "neoverse-n1"),
+    ("neon", "cortex-a76"),
     ("generic", "haswell"),
 ];
 
@@ -268,6 +271,115 @@ const ZEN5: Vectors = Vectors {
     convert: on(F23),
     float: on(F23),
     fma: on(F01),
+};
+
+/// Pipes of ARM: 0 to 3, or 0 and 1.
+const V0: u8 = 0b0001;
+const V1: u8 = 0b0010;
+const V01: u8 = 0b0011;
+const V02: u8 = 0b0101;
+const V13: u8 = 0b1010;
+const V0123: u8 = 0b1111;
+
+const NEOVERSE_N1: Vectors = Vectors {
+    loads: 2.0,
+    broadcasts: 2.0,
+    stores: 1.0,
+    logic: on(V01),
+    shift: on(V1),
+    add: on(V01),
+    dot: on(V01),
+    multiply: on(V0),
+    shuffle: on(V01),
+    permute: on(V01),
+    extend: on(V1),
+    convert: for_cycles(2.0, V0),
+    float: on(V01),
+    fma: on(V01),
+};
+
+const NEOVERSE_N2: Vectors = Vectors { loads: 3.0, broadcasts: 2.0, stores: 2.0, ..NEOVERSE_N1 };
+
+const NEOVERSE_V1: Vectors = Vectors {
+    loads: 3.0,
+    broadcasts: 3.0,
+    stores: 2.0,
+    logic: on(V0123),
+    shift: on(V13),
+    add: on(V0123),
+    dot: on(V0123),
+    multiply: on(V02),
+    shuffle: on(V01),
+    permute: for_cycles(2.0, V01),
+    extend: on(V13),
+    convert: for_cycles(2.0, V02),
+    float: on(V0123),
+    fma: on(V0123),
+};
+
+const NEOVERSE_V2: Vectors = Vectors { permute: on(V01), ..NEOVERSE_V1 };
+
+/// Apple's and Qualcomm's: four pipes that do nearly everything. LLVM models the first as a core of 2013
+/// with three, and the second not at all.
+const FOUR_PIPES: Vectors = Vectors {
+    loads: 3.0,
+    broadcasts: 3.0,
+    stores: 2.0,
+    logic: on(V0123),
+    shift: on(V0123),
+    add: on(V0123),
+    dot: on(V0123),
+    multiply: on(V0123),
+    shuffle: on(V0123),
+    permute: for_cycles(2.0, V0123),
+    extend: on(V0123),
+    convert: on(V0123),
+    float: on(V0123),
+    fma: on(V0123),
+};
+
+/// The performance cores of Apple's first chip.
+const APPLE_M1: Kind = Kind {
+    name: "apple-m1",
+    cpu: "Apple M1, performance cores",
+    ghz: 3.2,
+    issue: 8.0,
+    dot_latency: 3.0,
+    fma_latency: 4.0,
+    best: FOUR_PIPES,
+    half: None,
+    l1: 128 << 10,
+    l2: 3 << 20,
+    l3: 8 << 20,
+    l2_bytes_per_cycle: 32.0,
+    l3_gb_per_s: 60.0,
+    core_gb_per_s: 55.0,
+    socket_gb_per_s: 60.0,
+    cores: 4,
+    overlap: 4.0,
+    prefetch: &[],
+};
+
+/// The core of Ampere Altra and Graviton 2.
+const N1: Kind = Kind {
+    name: "neoverse-n1",
+    cpu: "Arm Neoverse N1",
+    ghz: 2.6,
+    issue: 4.0,
+    dot_latency: 2.0,
+    fma_latency: 4.0,
+    best: NEOVERSE_N1,
+    half: None,
+    l1: 64 << 10,
+    l2: 1 << 20,
+    l3: 32 << 20,
+    l2_bytes_per_cycle: 24.0,
+    l3_gb_per_s: 20.0,
+    core_gb_per_s: 14.0,
+    socket_gb_per_s: 150.0,
+    cores: 32,
+    overlap: 3.0,
+    prefetch: &[],
 };
 
 /// Every kind, each with a shipped profile of its name. A test looks for all of them.
@@ -501,5 +613,103 @@ pub const KINDS: &[Kind] = &[
         cores: 16,
         overlap: 3.0,
         prefetch: &[],
+    },
+    APPLE_M1,
+    Kind {
+        name: "apple-m2",
+        cpu: "Apple M2, performance cores",
+        ghz: 3.5,
+        l2: 4 << 20,
+        l3_gb_per_s: 80.0,
+        core_gb_per_s: 80.0,
+        socket_gb_per_s: 90.0,
+        ..APPLE_M1
+    },
+    Kind {
+        name: "apple-m3",
+        cpu: "Apple M3, performance cores",
+        ghz: 4.0,
+        issue: 9.0,
+        l2: 4 << 20,
+        l3_gb_per_s: 85.0,
+        core_gb_per_s: 85.0,
+        socket_gb_per_s: 92.0,
+        ..APPLE_M1
+    },
+    Kind {
+        name: "apple-m4",
+        cpu: "Apple M4, performance cores",
+        ghz: 4.4,
+        issue: 10.0,
+        l2: 4 << 20,
+        l3_gb_per_s: 95.0,
+        core_gb_per_s: 95.0,
+        socket_gb_per_s: 110.0,
+        ..APPLE_M1
+    },
+    Kind {
+        name: "cortex-a76",
+        cpu: "Arm Cortex-A76, as in Raspberry Pi 5",
+        ghz: 2.4,
+        l2: 512 << 10,
+        l3: 2 << 20,
+        l3_gb_per_s: 14.0,
+        core_gb_per_s: 9.0,
+        socket_gb_per_s: 11.0,
+        cores: 4,
+        ..N1
+    },
+    N1,
+    Kind {
+        name: "neoverse-v1",
+        cpu: "Arm Neoverse V1",
+        issue: 8.0,
+        dot_latency: 3.0,
+        best: NEOVERSE_V1,
+        l2_bytes_per_cycle: 32.0,
+        l3_gb_per_s: 30.0,
+        core_gb_per_s: 25.0,
+        socket_gb_per_s: 220.0,
+        ..N1
+    },
+    Kind {
+        name: "neoverse-n2",
+        cpu: "Arm Neoverse N2",
+        ghz: 3.0,
+        issue: 5.0,
+        dot_latency: 3.0,
+        best: NEOVERSE_N2,
+        l2_bytes_per_cycle: 32.0,
+        l3_gb_per_s: 30.0,
+        core_gb_per_s: 20.0,
+        socket_gb_per_s: 200.0,
+        ..N1
+    },
+    Kind {
+        name: "neoverse-v2",
+        cpu: "Arm Neoverse V2",
+        ghz: 3.0,
+        issue: 6.0,
+        dot_latency: 3.0,
+        best: NEOVERSE_V2,
+        l2: 2 << 20,
+        l3: 64 << 20,
+        l2_bytes_per_cycle: 32.0,
+        l3_gb_per_s: 40.0,
+        core_gb_per_s: 30.0,
+        socket_gb_per_s: 350.0,
+        ..N1
+    },
+    Kind {
+        name: "snapdragon-x",
+        cpu: "Qualcomm Snapdragon X",
+        ghz: 3.4,
+        l1: 96 << 10,
+        l3: 6 << 20,
+        l3_gb_per_s: 80.0,
+        core_gb_per_s: 70.0,
+        socket_gb_per_s: 110.0,
+        cores: 8,
+        ..APPLE_M1
     },
 ];

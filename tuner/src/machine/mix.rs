@@ -30,7 +30,7 @@ pub enum Class {
     Add,
     /// Multiplies bytes or words and sums neighbours.
     Dot,
-    /// Multiplies 32-bit lanes.
+    /// Multiplies 32-bit lanes; on ARM also what multiplies bytes and adds the products to words.
     Multiply,
     /// Moves bytes within 128 bits, table lookups of 16 bytes among them.
     Shuffle,
@@ -155,6 +155,11 @@ pub fn work(id: &KernelId) -> Work {
     }
 }
 
+/// Whether a tier is of 64-bit ARM.
+fn is_arm(isa: Isa) -> bool {
+    matches!(isa, Isa::Neon | Isa::NeonDot)
+}
+
 fn ternary(id: &KernelId, layout: Layout) -> Work {
     let (isa, tile) = (id.isa, id.tile);
     let (rows, tokens) = (tile.rows as f64, tile.tokens as f64);
@@ -163,23 +168,54 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
     let format = layout.format();
     let wide = isa.dots_are_wide();
     let in_place = wide && tile.tokens == 1;
+    let arm = is_arm(isa);
     // Of one unit of columns.
     let (mut unit, chain, lines, activation_bytes) = match layout {
         Layout::I2sT16 | Layout::I2sT32 => {
             let products = 4.0 * vectors * tokens;
-            let shifts = if in_place { 0.0 } else { 3.0 * vectors };
-            let adds = if wide { 0.0 } else { products };
+            // On NEON the topmost field needs a shift and no mask.
+            let (shifts, masks) = match (in_place, arm) {
+                (true, false) => (0.0, 4.0),
+                (true, true) => (1.0, 3.0),
+                (false, false) => (3.0, 4.0),
+                (false, true) => (3.0, 3.0),
+            };
+            // What a product takes where it does not land in 32 bits, and what the next one waits for.
+            let (more, waits) = match (wide, arm) {
+                (true, _) => (Mix::of(&[(Dot, products)]), Dot),
+                (false, false) => (Mix::of(&[(Dot, products), (Add, products)]), Add),
+                (false, true) => (Mix::of(&[(Multiply, 2.0 * products)]), Add),
+            };
             let unit = Mix::of(&[
                 (Load, vectors),
-                (Logic, 4.0 * vectors),
-                (Shift, shifts),
+                (Logic, masks * vectors),
+                (Shift, shifts * vectors),
                 (Broadcast, 4.0 * tokens),
-                (Dot, products),
-                (Add, adds),
             ]);
             // In place every field has a chain of its own, and so has every unrolled unit.
             let links = if in_place { 1.0 / tile.unroll as f64 } else { 4.0 };
-            (unit, (if wide { Dot } else { Add }, links), vectors, tokens)
+            (unit.and(more), (waits, links), vectors, tokens)
+        }
+        Layout::Tl1T32 if arm => {
+            let unit = Mix::of(&[
+                (Load, 2.0 * tiles + 4.0 * tokens),
+                (Shift, 2.0 * tiles),
+                (Logic, 2.0 * tiles),
+                (Shuffle, 16.0 * tiles * tokens),
+                (Add, 8.0 * tiles * tokens),
+            ]);
+            (unit, (Add, 2.0), tiles, 16.0 * tokens)
+        }
+        Layout::Tl2W32 if arm => {
+            let unit = Mix::of(&[
+                (Load, 20.0 * tiles + 64.0 * tokens),
+                (Shift, 80.0 * tiles),
+                (Logic, 32.0 * tiles),
+                (Shuffle, 32.0 * tiles + 64.0 * tiles * tokens),
+                (Permute, 64.0 * tiles * tokens),
+                (Add, 64.0 * tiles * tokens),
+            ]);
+            (unit, (Add, 16.0), 5.0 * tiles, 64.0 / 3.0 * tokens)
         }
         Layout::Tl1T32 if isa == Isa::Avx2 => {
             let unit = Mix::of(&[
@@ -236,6 +272,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
     let sums = vectors * tokens;
     let block = match format {
         Format::I2S if wide => Mix::default(),
+        Format::I2S if arm => Mix::of(&[(Shuffle, 3.0 * sums), (Add, sums)]),
         Format::I2S => Mix::of(&[(Dot, sums), (Add, sums), (Load, sums), (Store, sums)]),
         _ => Mix::of(&[
             (Extend, sums),
@@ -292,10 +329,15 @@ fn head(id: &KernelId, format: HeadFormat) -> Work {
             (16, row.times(rows).and(Mix::of(&shared)), 1.0)
         }
         HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0 => {
-            let found = BLOCK_HEADS.iter().find(|own| own.0 == format && own.1 == id.isa);
-            // What has no entry is taken for the first.
+            // On ARM vectors are half as long as with AVX2, and nobody has counted.
+            let (isa, times) = match id.isa {
+                Isa::Neon => (Isa::Avx2, 2.0),
+                Isa::NeonDot => (Isa::AvxVnni, 2.0),
+                isa => (isa, 1.0),
+            };
+            let found = BLOCK_HEADS.iter().find(|own| own.0 == format && own.1 == isa);
             let (_, _, counts) = found.unwrap_or(&BLOCK_HEADS[0]);
-            (512, Mix::of(counts), 1.0)
+            (512, Mix::of(counts).times(times), 1.0)
         }
     };
     let lines = (rows * format.row_bytes(512) as f64 * cols as f64 / 512.0 / 64.0).ceil();
