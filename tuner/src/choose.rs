@@ -137,7 +137,7 @@ pub(crate) const fn weights(objective: Objective) -> (f64, f64) {
 }
 
 /// The most that being simpler is worth, where the noise would allow more.
-const SIMPLICITY: f64 = 0.02;
+pub(crate) const SIMPLICITY: f64 = 0.02;
 
 /// Something to choose, what it costs, and half the interval of that.
 struct Rated<T> {

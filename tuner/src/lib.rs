@@ -3,11 +3,13 @@
 //! [`supervise`], [`journal`] keeps what they find, [`compile`] makes more candidates where there is a compiler, [`mod@choose`] picks, and [`tune()`] does it all.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod choose;
 pub mod cli;
 pub mod compile;
 mod demo_model;
 mod error;
+mod findings;
 pub mod journal;
 pub mod measure;
 mod model;

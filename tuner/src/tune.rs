@@ -18,14 +18,15 @@ use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selecti
 use crate::Result;
 use crate::choose::{self, Choice, Gain, choose};
 use crate::compile::{Toolchain, private_folder};
+use crate::findings::{Findings, serving};
 use crate::journal::{Header, Journal};
-use crate::measure::{Excluded, JobTask, Limits, Measurements, Timing, Unit, phase_name};
+use crate::measure::{Excluded, JobTask, Measurements, Timing, phase_name};
 use crate::model::ModelInfo;
 use crate::plan::{JobPlan, LayoutPlan, plan};
 use crate::race::{Race, RaceTask};
 use crate::settings::{self, ChosenJob, PhaseTiming, SettingTiming, SettingsTask};
 use crate::supervise::{self, Client, WorkerProgram};
-use crate::worker::{Event, LibraryFile, MeasureTask, Work};
+use crate::worker::{Event, LibraryFile, Work};
 
 /// How to tune.
 #[derive(Debug, Clone)]
@@ -116,10 +117,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         model,
         options,
         start,
-        jobs,
-        limits: None,
-        units: Vec::new(),
-        excluded: Vec::new(),
+        known: Findings::new(jobs),
         journal: None,
         library: made.as_ref().map(|made| made.file.clone()),
         stage: Stage::Kernels,
@@ -134,20 +132,19 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         match why {
             Some(why) => run.say(format!("nothing to go on with: {why}")),
             None if options.resume => {
-                run.say(format!("going on after {} tournaments", run.units.len()));
+                run.say(format!("going on after {} tournaments", run.known.units.len()));
             }
             None => {}
         }
     }
     run.done_in_workers()?;
-    let limits = run.limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
-    let measurements = Measurements::assemble(&run.jobs, limits, run.excluded.clone(), &run.units);
+    let measurements = run.known.measurements()?;
     let choices = choose(&measurements, options.objective);
     if run.settings.is_none() {
         run.stage = Stage::Settings(SettingsTask {
             jobs: choices.iter().filter_map(chosen_job).collect(),
             settings: settings::candidates(&host, options.threads, options.threads_fixed),
-            model_bytes: model_bytes(model, &run.jobs),
+            model_bytes: run.known.model_bytes(model),
             seconds: left(options, start, SETTINGS_UNTIL),
         });
         run.done_in_workers()?;
@@ -224,10 +221,7 @@ struct Tuning<'a> {
     model: &'a ModelInfo,
     options: &'a Options,
     start: Instant,
-    jobs: Vec<JobTask>,
-    limits: Option<Limits>,
-    units: Vec<Unit>,
-    excluded: Vec<Excluded>,
+    known: Findings,
     journal: Option<Journal>,
     library: Option<LibraryFile>,
     stage: Stage,
@@ -252,19 +246,11 @@ impl Tuning<'_> {
         (self.notify)(Notice::Line(line));
     }
 
-    fn is_default(&self, kernel: &KernelId) -> bool {
-        let defaults = |job: &JobTask| [Some(job.default_decode), job.default_prefill];
-        self.jobs.iter().flat_map(defaults).flatten().any(|id| id == *kernel)
-    }
-
     fn learn(&mut self, event: Event) {
         match event {
-            Event::Limits(limits) => self.limits = Some(limits),
-            Event::Excluded(excluded) => self.excluded.push(excluded),
-            Event::Unit(unit) => self.units.push(unit),
             Event::Settings(settings) => self.settings = Some(settings),
             Event::Race(race) => self.race = Some(race),
-            Event::Progress { .. } | Event::Failed { .. } | Event::Done => {}
+            event => self.known.learn(event),
         }
     }
 
@@ -290,17 +276,8 @@ impl Client for Tuning<'_> {
             Stage::Settings(task) => return Work::Settings(task.clone()),
             Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
         }
-        Work::Measure(MeasureTask {
-            jobs: self.jobs.clone(),
-            config: self.model.config.clone(),
-            head: self.model.head,
-            model_bytes: model_bytes(self.model, &self.jobs),
-            ceiling: self.options.ceiling,
-            seconds: left(self.options, self.start, KERNELS_UNTIL),
-            limits: self.limits,
-            done: self.units.clone(),
-            excluded: self.excluded.clone(),
-        })
+        let seconds = left(self.options, self.start, KERNELS_UNTIL);
+        Work::Measure(self.known.task(self.model, self.options.ceiling, seconds))
     }
 
     fn hear(&mut self, event: Event) -> Result<()> {
@@ -309,12 +286,9 @@ impl Client for Tuning<'_> {
             return Ok(());
         }
         self.keep(&event);
-        if let Event::Excluded(Excluded { kernel, why, found }) = &event {
-            if self.is_default(kernel) {
-                let message = format!("the default kernel {kernel} {why}: {found}; please report");
-                return Err(Error::Runtime(message).into());
-            }
-            self.say(format!("left out, please report: {kernel} {why}: {found}"));
+        if let Event::Excluded(excluded) = &event {
+            let line = self.known.objection(excluded)?;
+            self.say(line);
         }
         self.learn(event);
         Ok(())
@@ -406,17 +380,7 @@ fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<J
         .collect();
     let plan = plan(model, &present, options.ceiling, options.effort);
     let task = |mut plan: JobPlan| -> Result<JobTask> {
-        let (default_decode, default_prefill) = match plan.role {
-            Role::LmHead => (*untuned.head(model.head, plan.parts[0])?.id(), None),
-            Role::Attention => {
-                let id = *untuned.attention(&plan.parts)?.id();
-                (id, Some(id))
-            }
-            role => {
-                let (decode, prefill) = untuned.ternary(role, &plan.parts)?;
-                (*decode.id(), Some(*prefill.id()))
-            }
-        };
+        let (default_decode, default_prefill) = serving(&untuned, model, (plan.role, &plan.parts))?;
         // First where there is time for few.
         for layout in &mut plan.layouts {
             layout.decode.sort_by_key(|id| *id != default_decode);
@@ -425,18 +389,6 @@ fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<J
         Ok(JobTask { plan, default_decode, default_prefill })
     };
     plan.into_iter().map(task).collect()
-}
-
-/// Bytes of weights that a token reads with the defaults.
-fn model_bytes(model: &ModelInfo, jobs: &[JobTask]) -> u64 {
-    let ternary = |job: &JobTask| match job.default_decode.op {
-        Op::Ternary(layout) => {
-            let bytes: usize = job.plan.parts.iter().map(|&p| layout.matrix_bytes(p)).sum();
-            bytes as u64 * u64::from(job.plan.count)
-        }
-        _ => 0,
-    };
-    jobs.iter().map(ternary).sum::<u64>() + model.head_bytes()
 }
 
 fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -> Result<Header> {
