@@ -57,6 +57,9 @@ pub struct Gain {
 }
 
 impl Gain {
+    /// An interval that reaches as far says nothing.
+    const MOST: f64 = 100.0;
+
     /// From a ratio of times and half its interval.
     pub fn of(ratio: f64, half_width: f64) -> Self {
         let inverse = |ratio: f64| 1.0 / ratio.max(1e-6);
@@ -75,7 +78,9 @@ impl Gain {
 
 impl std::fmt::Display for Gain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.is_difference() {
+        if self.high > Self::MOST {
+            f.write_str("too noisy to say")
+        } else if self.is_difference() {
             write!(f, "{:.2}x [{:.2}, {:.2}]", self.times, self.low, self.high)
         } else {
             write!(f, "no difference [{:.2}, {:.2}]", self.low, self.high)
@@ -550,6 +555,7 @@ mod tests {
         assert!((gain.times - 1.25).abs() < 1e-9 && gain.is_difference());
         assert_eq!(gain.to_string(), "1.25x [1.19, 1.32]");
         assert_eq!(Gain::of(1.0, 0.02).to_string(), "no difference [0.98, 1.02]");
+        assert_eq!(Gain::of(0.5, 0.6).to_string(), "too noisy to say");
         assert!(Gain::of(1.1, 0.02).is_difference());
         // 2 MB at 40 GB/s are 50 us, 8 M multiply-adds at 800 G/s are 10 us: of 80 us.
         let share = choices[0].share_of_limit(&measurements.limits, Phase::Decode).unwrap();
