@@ -19,6 +19,7 @@ pub mod report;
 mod sampler;
 pub mod settings;
 mod stats;
+mod summary;
 pub mod supervise;
 mod timing;
 mod tournament;
@@ -27,4 +28,4 @@ pub mod worker;
 
 pub use error::{Error, Result};
 pub use model::ModelInfo;
-pub use tune::{Notice, Options, Tuned, tune};
+pub use tune::{Made, Notice, Options, Tuned, tune};

@@ -169,11 +169,13 @@ fn show_role(f: &mut fmt::Formatter<'_>, role: &RoleCheck) -> fmt::Result {
         let gain = rival.gain();
         let mark = if *lags { "  lags" } else { "" };
         let kernel = kernel.to_string();
-        writeln!(
-            f,
-            "    {kind:<9} {kernel:<WIDTH$} {:.2}x [{:.2}, {:.2}]{mark}",
-            gain.times, gain.low, gain.high
-        )
+        write!(f, "    {kind:<9} {kernel:<WIDTH$} ")?;
+        match gain.is_unknown() {
+            true => writeln!(f, "too noisy to say"),
+            false => {
+                writeln!(f, "{:.2}x [{:.2}, {:.2}]{mark}", gain.times, gain.low, gain.high)
+            }
+        }
     };
     for PhaseCheck { phase, pick, serves, median_us, rivals, wrong } in &role.phases {
         let time = median_us.map_or("not timed".into(), |us| format!("{us:.1} us"));
