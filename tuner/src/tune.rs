@@ -19,6 +19,7 @@ use crate::choose::{self, Choice, choose};
 use crate::compile::{Toolchain, private_folder};
 use crate::findings::{Findings, serving};
 use crate::journal::{Header, Journal};
+use crate::machine;
 use crate::measure::{JobTask, Measurements};
 use crate::model::ModelInfo;
 use crate::plan::{JobPlan, LayoutPlan, plan};
@@ -148,6 +149,9 @@ const COMPILE_WINNERS: Duration = Duration::from_secs(60);
 /// A journal that cannot be written or that another run holds, memory that the system refuses, a
 /// worker that cannot be started.
 pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)) -> Result<Tuned> {
+    if options.effort == Effort::Estimate {
+        return estimated(model, options);
+    }
     let start = Instant::now();
     let host = Host::detect();
     let ids = made_for(model, options.ceiling, options.effort);
@@ -235,6 +239,26 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     }
     let (objective, journal) = (options.objective, run.journal.take());
     Ok(Tuned { measurements, settings, objective, profile, race, kept_default, made, journal })
+}
+
+/// Chooses among the built-in kernels by the machine model; nothing is timed or called.
+fn estimated(model: &ModelInfo, options: &Options) -> Result<Tuned> {
+    let host = Host::detect();
+    let jobs = jobs(model, options, &[])?;
+    let measurements = machine::estimate(&jobs, &machine::Cpu::of(&host), options.threads);
+    let choices = choose(&measurements, options.objective);
+    let run = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
+    let profile = profile(model, &host, options, &measurements, &choices, &run);
+    Ok(Tuned {
+        measurements,
+        settings: Vec::new(),
+        objective: options.objective,
+        profile,
+        race: Err("an estimate times nothing; --effort measure does".into()),
+        kept_default: false,
+        made: Made::Nothing,
+        journal: None,
+    })
 }
 
 /// The kernels of a profile that are not built in.
@@ -430,16 +454,59 @@ fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<J
         .chain(made.iter().copied())
         .collect();
     let plan = plan(model, &present, options.ceiling, options.effort);
-    let task = |mut plan: JobPlan| -> Result<JobTask> {
+    let task = |plan: JobPlan| -> Result<JobTask> {
         let (default_decode, default_prefill) = serving(&untuned, model, (plan.role, &plan.parts))?;
-        // First where there is time for few.
-        for layout in &mut plan.layouts {
-            layout.decode.sort_by_key(|id| *id != default_decode);
-            layout.prefill.sort_by_key(|id| Some(*id) != default_prefill);
-        }
         Ok(JobTask { plan, default_decode, default_prefill })
     };
-    plan.into_iter().map(task).collect()
+    let mut tasks = plan.into_iter().map(task).collect::<Result<Vec<JobTask>>>()?;
+    let jobs = tasks.iter().map(|task| (&task.plan, &task.default_decode));
+    let bytes = machine::model_bytes(jobs);
+    let cpu = machine::Cpu::of(&Host::detect());
+    for task in &mut tasks {
+        most_promising(task, options, &cpu, bytes);
+    }
+    Ok(tasks)
+}
+
+/// How many times as long as the best one a candidate may take, by the machine model, to be worth
+/// timing: much more than the model errs by.
+const HOPEFUL: f64 = 1.6;
+
+/// Puts the candidates in the order of the machine model, after the default: where there is no time
+/// for all, the last are not timed. Unless patience was asked for, those without a chance go.
+fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, model_bytes: u64) {
+    let parts = task.plan.parts.clone();
+    for (phase, default) in
+        [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)]
+    {
+        let tokens = if phase == Phase::Decode { 1 } else { 128 };
+        let us = |id: &KernelId| {
+            machine::predict(cpu, id, &parts, tokens, options.threads, model_bytes).us
+        };
+        let all = task.plan.layouts.iter().flat_map(|layout| layout.kernels(phase));
+        let best = all.map(us).fold(f64::INFINITY, f64::min);
+        for layout in &mut task.plan.layouts {
+            let kernels = match phase {
+                Phase::Decode => &mut layout.decode,
+                Phase::Prefill => &mut layout.prefill,
+            };
+            let is_default = |id: &KernelId| Some(*id) == default;
+            if options.effort != Effort::Patient {
+                kernels.retain(|id| is_default(id) || us(id) <= HOPEFUL * best);
+            }
+            kernels.sort_by(|a, b| is_default(b).cmp(&is_default(a)).then(us(a).total_cmp(&us(b))));
+        }
+    }
+    // One kernel of attention serves both phases, so it is in both lists or in none.
+    if task.plan.role == Role::Attention {
+        for layout in &mut task.plan.layouts {
+            let LayoutPlan { decode, prefill, .. } = layout;
+            decode.retain(|id| prefill.contains(id));
+            prefill.retain(|id| decode.contains(id));
+        }
+    }
+    let has_prefill = task.default_prefill.is_some();
+    task.plan.layouts.retain(|l| !l.decode.is_empty() && (!has_prefill || !l.prefill.is_empty()));
 }
 
 fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -> Result<Header> {
@@ -484,7 +551,10 @@ fn profile(
             effort: options.effort,
             date: today(),
             library_sha256: None,
-            provenance: Provenance::Measured,
+            provenance: match options.effort {
+                Effort::Estimate => Provenance::Modelled,
+                Effort::Measure | Effort::Patient => Provenance::Measured,
+            },
         },
         host: profiles::Host {
             cpu: text(&host.cpu),

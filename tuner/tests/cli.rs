@@ -159,7 +159,7 @@ fn bad_input_is_refused() {
     refuse(&["--budget", "soon"], 2, "60s");
     refuse(&["--for", "everything"], 2, "balanced");
     refuse(&["--isa", "sse9"], 2, "avx2");
-    refuse(&["--effort", "estimate"], 2, "patient");
+    refuse(&["--effort", "heroic"], 2, "patient");
     // No CPU is both x86 and ARM.
     let foreign = Isa::ALL.iter().find(|isa| !isa.is_supported()).unwrap();
     refuse(&["--isa", foreign.name()], 5, foreign.name());

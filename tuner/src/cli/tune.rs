@@ -39,8 +39,9 @@ pub struct Args {
     /// Go on with a run for the same model and output that was stopped
     #[arg(long)]
     resume: bool,
-    /// measure: what is worth timing; patient: everything the CPU can run
-    #[arg(long, default_value = "measure", value_parser = effort)]
+    /// estimate: nothing is timed, the machine model decides; measure: what is worth timing;
+    /// patient: everything the CPU can run
+    #[arg(long, default_value = "measure")]
     effort: Effort,
     /// The best ISA tier to use
     #[arg(long, value_name = "ISA")]
@@ -51,14 +52,6 @@ pub struct Args {
     /// Write a report to an HTML file: every candidate's time, the roofline, the choice
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-}
-
-/// The efforts on offer.
-pub(super) fn effort(text: &str) -> std::result::Result<Effort, String> {
-    match text.parse() {
-        Ok(effort @ (Effort::Measure | Effort::Patient)) => Ok(effort),
-        _ => Err("measure and patient are allowed".into()),
-    }
 }
 
 /// Tunes, writes the profile, and prints the report.
