@@ -11,6 +11,7 @@ mod demo_model;
 mod error;
 mod findings;
 pub mod journal;
+pub mod machine;
 pub mod measure;
 mod model;
 pub mod plan;

@@ -511,7 +511,7 @@ fn profile(
     }
 }
 
-fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -> profiles::Choice {
+pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -> profiles::Choice {
     let pick = |phase| {
         let chosen = choice.chosen(phase)?;
         let timing = chosen.timing;
