@@ -111,6 +111,9 @@ pub struct PhaseCheck {
     pub median_us: Option<f64>,
     /// What it was compared with.
     pub rivals: Vec<Rival>,
+    /// The runner-up of the profile, where it could not be timed: kernels made for one run are not
+    /// kept unless they win.
+    pub absent_runner_up: Option<KernelId>,
     /// What it did wrong: it was left out.
     pub wrong: Option<Excluded>,
 }
@@ -465,9 +468,12 @@ impl<'a> Judge<'a> {
             let ratio = Ratio::of(own?, self.ratio(phase, &id)?);
             Some(Rival::of(kind, id, ratio, !self.is_joint(kind)))
         };
+        let pick = pick(self.choice, phase)?;
+        let absent = |id: &KernelId| *id != serves && self.ratio(phase, id).is_none();
         Some(PhaseCheck {
             phase: phase_name(phase),
-            pick: pick(self.choice, phase)?.kernel,
+            pick: pick.kernel,
+            absent_runner_up: pick.runner_up.filter(absent),
             serves,
             median_us: timing.map(|timing| timing.median_us),
             rivals: self.rivals(phase, serves).into_iter().filter_map(rival).collect(),
@@ -522,5 +528,273 @@ fn confirm(roles: &mut [RoleCheck], again: Vec<RoleCheck>) {
             rival.lags &= lagged(None, rival.kind);
         }
         *first = second;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::{Choice, Mode};
+
+    use super::*;
+    use crate::measure::{LayoutMeasurements, Why};
+
+    const D16: &str = "i2_s_t16__avx512vnni__any__r16_c0_n1_u2_p0";
+    const P16: &str = "i2_s_t16__avx512vnni__any__r32_c0_n8_u1_p0";
+    const D32: &str = "i2_s_t32__avx512vnni__any__r32_c0_n1_u1_p0";
+    const D32_SECOND: &str = "i2_s_t32__avx512vnni__any__r64_c0_n1_u1_p0";
+    const D32_MADE: &str = "i2_s_t32__avx512vnni__m256_k256__r32_c0_n1_u1_p0";
+    const P32: &str = "i2_s_t32__avx512vnni__any__r32_c0_n8_u1_p0";
+    const A1: &str = "attention_f16__avx512__any__r1_c256_n1_u1_p0";
+    const A8: &str = "attention_f16__avx512__any__r8_c256_n1_u1_p0";
+
+    fn id(text: &str) -> KernelId {
+        text.parse().unwrap()
+    }
+
+    fn timing(kernel: &str, ratio: f64, half_width: f64) -> Timing {
+        Timing {
+            kernel: id(kernel),
+            samples: 20,
+            min_us: 90.0 * ratio,
+            median_us: 100.0 * ratio,
+            mad_us: 1.0,
+            ratio,
+            half_width,
+            finalist: true,
+        }
+    }
+
+    fn pick(kernel: &str, runner_up: Option<&str>, built_in: &str) -> Pick {
+        Pick {
+            kernel: id(kernel),
+            tokens: 1,
+            median_us: 100.0,
+            mad_us: 1.0,
+            gb_per_s: 1.0,
+            share_of_limit: 0.5,
+            runner_up: runner_up.map(id),
+            runner_up_ratio: None,
+            built_in: id(built_in),
+        }
+    }
+
+    /// A role, its picks and defaults, and what was timed: the defaults take 100 us for one token
+    /// and 400 us for 32.
+    struct Case {
+        role: Role,
+        decode: Pick,
+        prefill: Option<Pick>,
+        defaults: (&'static str, Option<&'static str>),
+        timed: (Vec<Timing>, Vec<Timing>),
+        excluded: Vec<Excluded>,
+        objective: Objective,
+    }
+
+    impl Case {
+        /// Decode of the default's own layout.
+        fn decode(decode: Pick, timed: Vec<Timing>) -> Self {
+            Self {
+                role: Role::Down,
+                decode,
+                prefill: Some(pick(P32, None, P32)),
+                defaults: (D32, Some(P32)),
+                timed: (timed, vec![timing(P32, 1.0, 0.0)]),
+                excluded: Vec::new(),
+                objective: Objective::Balanced,
+            }
+        }
+
+        fn judged(&self, serves: &str) -> RoleCheck {
+            let mut profile = Profile::parse(include_str!("../tests/data/profile.toml")).unwrap();
+            let parts = vec![Shape::new(256, 256)];
+            profile.tool.objective = self.objective;
+            profile.ops = vec![Choice {
+                role: self.role,
+                parts: parts.clone(),
+                count: 6,
+                layout: layout_of(&self.decode.kernel),
+                mode: Mode::Dense,
+                decode: self.decode.clone(),
+                prefill: self.prefill.clone(),
+            }];
+            let (decode, prefill) = self.timed.clone();
+            let many = match self.role {
+                Role::Attention => Some(id(serves)),
+                _ => self.prefill.as_ref().map(|pick| pick.kernel),
+            };
+            let job = JobMeasurements {
+                role: self.role,
+                parts: parts.clone(),
+                count: 6,
+                default_decode: id(self.defaults.0),
+                default_prefill: self.defaults.1.map(id),
+                default_decode_us: 100.0,
+                default_prefill_us: 400.0,
+                tokens: 32,
+                layouts: vec![LayoutMeasurements {
+                    layout: layout_of(&self.decode.kernel),
+                    bytes: 1000,
+                    decode,
+                    prefill,
+                }],
+            };
+            let limits = Limits {
+                threads: 1,
+                read_gb_per_s: 40.0,
+                limit_gb_per_s: 40.0,
+                limit_gmac_per_s: None,
+                cold: true,
+            };
+            let excluded = self.excluded.clone();
+            let jobs = vec![job];
+            let measurements =
+                Measurements { limits, noise: 0.01, disturbed: false, excluded, jobs };
+            let serving = Serving { role: self.role, parts, decode: id(serves), prefill: many };
+            let mut roles = judge(&profile, &[serving], &measurements);
+            assert_eq!(roles.len(), 1);
+            roles.remove(0)
+        }
+    }
+
+    /// The phases and the rivals that were lost to.
+    fn lost(role: &RoleCheck) -> Vec<(Option<&'static str>, RivalKind)> {
+        role.lost().map(|(phase, rival)| (phase, rival.kind)).collect()
+    }
+
+    #[test]
+    fn a_lag_beyond_the_noise_is_one() {
+        // The pick's ratio to the default and half its interval, the runner-up's; what is lost.
+        type Row = ((f64, f64), (f64, f64), &'static [RivalKind]);
+        let rows: [Row; 8] = [
+            ((0.90, 0.01), (0.95, 0.01), &[]),
+            ((0.90, 0.01), (0.85, 0.01), &[RivalKind::RunnerUp]),
+            // Within the noise of one or of both.
+            ((0.90, 0.06), (0.85, 0.01), &[]),
+            ((0.90, 0.04), (0.85, 0.04), &[]),
+            // No noise, but no more than being simpler may cost.
+            ((0.90, 0.001), (0.89, 0.001), &[]),
+            ((1.05, 0.02), (1.20, 0.02), &[RivalKind::Default]),
+            ((1.05, 0.06), (1.20, 0.02), &[]),
+            ((1.05, 0.01), (0.90, 0.01), &[RivalKind::RunnerUp, RivalKind::Default]),
+        ];
+        for (own, second, kinds) in rows {
+            let decode = pick(D32_MADE, Some(D32_SECOND), D32);
+            let timed = vec![
+                timing(D32_MADE, own.0, own.1),
+                timing(D32_SECOND, second.0, second.1),
+                timing(D32, 1.0, 0.0),
+            ];
+            let role = Case::decode(decode, timed).judged(D32_MADE);
+            let expected: Vec<_> = kinds.iter().map(|&kind| (Some("decode"), kind)).collect();
+            assert_eq!(lost(&role), expected, "{own:?} {second:?}");
+            assert_eq!(role.holds(), kinds.is_empty());
+            assert!(role.together.is_empty());
+        }
+    }
+
+    #[test]
+    fn rivals_that_are_not_here_are_replaced_or_left_out() {
+        let kinds = |role: &RoleCheck| -> Vec<RivalKind> {
+            role.phases[0].rivals.iter().map(|rival| rival.kind).collect()
+        };
+        // The runner-up was made for the run that is over: the best built-in kernel serves.
+        let decode = pick(D32_MADE, Some("i2_s_t32__avx512vnni__m256_k256__r64_c0_n1_u1_p0"), D32);
+        let mut case = Case::decode(
+            pick(D32_MADE, decode.runner_up.map(|id| id.to_string()).as_deref(), D32_SECOND),
+            vec![timing(D32_MADE, 0.9, 0.01), timing(D32_SECOND, 0.8, 0.01)],
+        );
+        let role = case.judged(D32_MADE);
+        assert_eq!(kinds(&role), [RivalKind::BuiltIn, RivalKind::Default]);
+        assert_eq!(role.phases[0].absent_runner_up, decode.runner_up);
+        assert_eq!(lost(&role), [(Some("decode"), RivalKind::BuiltIn)]);
+        // No second at all, and the default itself.
+        case = Case::decode(pick(D32, None, D32), vec![timing(D32, 1.0, 0.0)]);
+        let role = case.judged(D32);
+        assert!(kinds(&role).is_empty() && role.holds());
+        // A runner-up that is the default stands once.
+        let timed = vec![timing(D32_MADE, 0.9, 0.01), timing(D32, 1.0, 0.0)];
+        let role = Case::decode(pick(D32_MADE, Some(D32), D32), timed).judged(D32_MADE);
+        assert_eq!(kinds(&role), [RivalKind::Default]);
+        assert_eq!(role.phases[0].absent_runner_up, None);
+    }
+
+    #[test]
+    fn a_fallback_is_judged_as_what_runs() {
+        let timed = vec![timing(D32_SECOND, 1.1, 0.01), timing(D32, 1.0, 0.0)];
+        let role = Case::decode(pick(D32_MADE, None, D32_SECOND), timed).judged(D32_SECOND);
+        let phase = &role.phases[0];
+        assert_eq!((phase.pick, phase.serves), (id(D32_MADE), id(D32_SECOND)));
+        assert_eq!(lost(&role), [(Some("decode"), RivalKind::Default)]);
+    }
+
+    #[test]
+    fn a_layout_is_held_against_the_default_with_both_its_kernels() {
+        // Of another layout than the default's: a tenth slower for a token, a quarter faster for
+        // a prompt. A token costs 110 of 100, four prompt tokens 37.5 of 50.
+        let mut case = Case {
+            defaults: (D16, Some(P16)),
+            timed: (vec![timing(D32, 1.1, 0.01)], vec![timing(P32, 0.75, 0.01)]),
+            ..Case::decode(pick(D32, None, D32), vec![])
+        };
+        for (objective, holds, ratio) in [
+            (Objective::Balanced, true, 147.5 / 150.0),
+            (Objective::Prefill, true, 0.75),
+            (Objective::Decode, false, 1.1),
+        ] {
+            case.objective = objective;
+            let role = case.judged(D32);
+            assert_eq!(role.holds(), holds, "{objective}");
+            assert!((role.together[0].ratio - ratio).abs() < 1e-9, "{role:?}");
+            assert!(role.phases.iter().flat_map(|p| &p.rivals).all(|rival| !rival.counts));
+        }
+    }
+
+    #[test]
+    fn attention_is_held_against_its_rivals_in_both_phases_together() {
+        let mut case = Case {
+            role: Role::Attention,
+            decode: pick(A1, Some(A8), A1),
+            prefill: None,
+            defaults: (A8, Some(A8)),
+            timed: (
+                vec![timing(A1, 0.7, 0.01), timing(A8, 1.0, 0.0)],
+                vec![timing(A1, 1.6, 0.01), timing(A8, 1.0, 0.0)],
+            ),
+            excluded: Vec::new(),
+            objective: Objective::Decode,
+        };
+        let role = case.judged(A1);
+        assert_eq!((role.phases.len(), role.together.len()), (2, 1));
+        assert!(role.holds());
+        // 70 + 4 * 1.6 * 12.5 are as much as 100 + 50.
+        case.objective = Objective::Balanced;
+        assert!(case.judged(A1).holds());
+        case.objective = Objective::Prefill;
+        assert_eq!(lost(&case.judged(A1)), [(None, RivalKind::Default)]);
+    }
+
+    #[test]
+    fn a_pick_that_errs_does_not_hold() {
+        let mut case = Case::decode(pick(D32_MADE, None, D32), vec![timing(D32, 1.0, 0.0)]);
+        case.excluded =
+            vec![Excluded { kernel: id(D32_MADE), why: Why::Wrong, found: "row 1".into() }];
+        let role = case.judged(D32_MADE);
+        assert!(!role.holds() && role.phases[0].median_us.is_none());
+        assert_eq!(role.wrong().next().unwrap().why, Why::Wrong);
+    }
+
+    #[test]
+    fn what_lags_once_only_does_not_lag() {
+        let role = |own: f64| {
+            let timed = vec![timing(D32_MADE, own, 0.01), timing(D32, 1.0, 0.0)];
+            Case::decode(pick(D32_MADE, None, D32), timed).judged(D32_MADE)
+        };
+        for (first, second, holds) in
+            [(1.2, 1.2, false), (1.2, 0.9, true), (0.9, 1.2, true), (0.9, 0.9, true)]
+        {
+            let mut roles = vec![role(first)];
+            confirm(&mut roles, vec![role(second)]);
+            assert_eq!(roles[0].holds(), holds, "{first} {second}");
+        }
     }
 }

@@ -621,6 +621,14 @@ mod tests {
         assert_eq!(kernels(Objective::Decode), A1);
         assert_eq!(kernels(Objective::Prefill), A4);
         assert_eq!(kernels(Objective::Balanced), A4);
+        // Timed after 512 positions, run after 128 and none.
+        let choices = choose(&attention, Objective::Decode);
+        for (phase, us, race, timed) in
+            [(Phase::Decode, 1000.0, 144.5, 513.0), (Phase::Prefill, 125.0, 64.5, 512.0 + 16.5)]
+        {
+            let (_, default) = per_token_us(&choices, phase);
+            assert!((default - us * race / timed).abs() < 1e-9, "{phase:?} {default}");
+        }
 
         let head = |rows| format!("head_q6_k__avx512vnni__any__r{rows}_c0_n1_u1_p0");
         let timings = vec![timing(&head(1), 1.0, 0.0), timing(&head(4), 0.9, 0.01)];

@@ -135,22 +135,22 @@ impl Tuned {
                 false => (false, demand.per_token),
             };
             let (per_token, rate, limit) = (figure(per_token), figure(rate), figure(demand.limit));
-            let guess = if self.race.is_ok() { "" } else { ", as predicted" };
+            let name = if self.race.is_ok() { "limits" } else { "expected" };
             match phase {
                 Phase::Decode => {
                     let unit = if small { "MB" } else { "GB" };
                     let what = if limits.cold { "memory" } else { "the cache" };
                     let text = format_args!(
-                        "decode reads {per_token} {unit} a token: {rate} GB/s, {share:.0} % of \
-                         {what}'s {limit} GB/s{guess}"
+                        "decode reads {per_token} {unit}/token: {rate} GB/s, {share:.0} % of \
+                         {what}'s {limit} GB/s"
                     );
-                    label(f, "limits", text)?;
+                    label(f, name, text)?;
                 }
                 Phase::Prefill => {
                     let unit = if small { "M" } else { "G" };
                     let text = format_args!(
-                        "prefill takes {per_token} {unit} multiply-adds a token: {rate} G/s, \
-                         {share:.0} % of {limit} G/s{guess}"
+                        "prefill takes {per_token} {unit} multiply-adds/token: {rate} G/s, \
+                         {share:.0} % of the {limit} G/s peak"
                     );
                     label(f, "", text)?;
                 }
@@ -305,7 +305,7 @@ mod tests {
         let text = closing(&tuned(Err(why), none, false)).join("\n");
         for part in [
             "measured   not on the model itself: no time was left",
-            ", as predicted",
+            "expected   decode reads ",
             "nothing: 171 kernels for these shapes were not tried: no rustc; do this",
         ] {
             assert!(text.contains(part), "{part}\n{text}");

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::show::{find, job, read};
 use super::{Bar, answer, answer_json, note, threads};
-use crate::check::{Checked, Options, PhaseCheck, Rival, RoleCheck, check};
+use crate::check::{Checked, Options, PhaseCheck, Rival, RivalKind, RoleCheck, check};
 use crate::measure::Excluded;
 use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Result, race};
@@ -135,8 +135,9 @@ impl Display for Shown<'_> {
         )?;
         writeln!(
             f,
-            "{} threads, memory reads {:.1} GB/s ({:.1} GB/s in the profile); noise {:.1} %",
+            "{} thread{}, memory reads {:.1} GB/s ({:.1} GB/s in the profile); noise {:.1} %",
             self.threads,
+            if self.threads == 1 { "" } else { "s" },
             limits.read_gb_per_s,
             host.read_gb_per_s,
             100.0 * noise
@@ -154,6 +155,9 @@ impl Display for Shown<'_> {
         self.verdict(f)
     }
 }
+
+/// Half an interval from which on finding no lag says little.
+const TELLING: f64 = 0.1;
 
 /// How wide ids are shown: those that are longer push what follows to the right.
 const WIDTH: usize = 45;
@@ -177,15 +181,22 @@ fn show_role(f: &mut fmt::Formatter<'_>, role: &RoleCheck) -> fmt::Result {
             }
         }
     };
-    for PhaseCheck { phase, pick, serves, median_us, rivals, wrong } in &role.phases {
+    for phase in &role.phases {
+        let PhaseCheck { phase, pick, serves, median_us, rivals, absent_runner_up, wrong } = phase;
         let time = median_us.map_or("not timed".into(), |us| format!("{us:.1} us"));
+        let is_default = rivals.iter().all(|rival| rival.kind != RivalKind::Default);
+        let note = if is_default && median_us.is_some() { ", the default" } else { "" };
         let kernel = serves.to_string();
-        writeln!(f, "  {phase:<11} {kernel:<WIDTH$} {time}")?;
+        writeln!(f, "  {phase:<11} {kernel:<WIDTH$} {time}{note}")?;
         if pick != serves {
             writeln!(f, "    stands in for {pick}, which is not present here")?;
         }
         if let Some(Excluded { why, found, .. }) = wrong {
             writeln!(f, "    {why}: {found}; please report it")?;
+        }
+        if let Some(kernel) = absent_runner_up {
+            let kernel = kernel.to_string();
+            writeln!(f, "    {:<9} {kernel:<WIDTH$} not kept", RivalKind::RunnerUp)?;
         }
         rivals.iter().try_for_each(|rival| show_rival(f, rival))?;
     }
@@ -231,6 +242,16 @@ impl Shown<'_> {
         let counted = counted.chain(roles.iter().flat_map(|role| &role.together));
         let widths = counted.filter(|rival| rival.counts).map(|rival| rival.half_width);
         let most = widths.fold(0.0, f64::max);
-        writeln!(f, "ok: no kernel lags by more than the noise, {:.1} % at most", 100.0 * most)
+        match most < TELLING {
+            true => {
+                let most = 100.0 * most;
+                writeln!(f, "ok: no kernel lags by more than the noise, {most:.1} % at most")
+            }
+            false => writeln!(
+                f,
+                "ok: no kernel lags by more than the noise, but that is too much to say: check \
+                 again\nwith a larger --budget, or when the machine is quiet"
+            ),
+        }
     }
 }
