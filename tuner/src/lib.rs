@@ -3,11 +3,13 @@
 //! [`supervise`], [`journal`] keeps what they find, [`compile`] makes more candidates where there is a compiler, [`mod@choose`] picks, and [`tune()`] does it all.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod choose;
 pub mod cli;
 pub mod compile;
 mod demo_model;
 mod error;
+mod findings;
 pub mod journal;
 pub mod machine;
 pub mod measure;
@@ -18,6 +20,7 @@ pub mod report;
 mod sampler;
 pub mod settings;
 mod stats;
+mod summary;
 pub mod supervise;
 mod timing;
 mod tournament;
@@ -26,4 +29,4 @@ pub mod worker;
 
 pub use error::{Error, Result};
 pub use model::ModelInfo;
-pub use tune::{Notice, Options, Tuned, tune};
+pub use tune::{Made, Notice, Options, Tuned, tune};

@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
+use bitnet_codegen::Phase;
 use bitnet_profiles::{Isa, Pinning, Profile, Run};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
@@ -22,7 +23,7 @@ use crate::{Result, demo_model, stats};
 
 /// Tokens of a round's prompt, and tokens written after it.
 pub(crate) const PROMPT: usize = 128;
-const TOKENS: usize = 32;
+pub(crate) const TOKENS: usize = 32;
 /// Rounds of default against tuned after each load.
 const ROUNDS: usize = 3;
 /// Loads from which on they are what is compared, one by one: where pages come to lie can make one
@@ -30,6 +31,14 @@ const ROUNDS: usize = 3;
 const MANY_LOADS: usize = 5;
 /// More loads say nothing new.
 const MOST_LOADS: usize = 15;
+
+/// Positions that a token of a phase attends to, itself included, on average.
+pub(crate) fn positions(phase: Phase) -> f64 {
+    match phase {
+        Phase::Decode => PROMPT as f64 + (TOKENS + 1) as f64 / 2.0,
+        Phase::Prefill => (PROMPT + 1) as f64 / 2.0,
+    }
+}
 
 /// What to race.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -90,6 +99,16 @@ pub struct Race {
     pub prefill: Speed,
     /// Times that both were loaded.
     pub loads: usize,
+}
+
+impl Race {
+    /// That of a phase.
+    pub fn speed(&self, phase: Phase) -> &Speed {
+        match phase {
+            Phase::Decode => &self.decode,
+            Phase::Prefill => &self.prefill,
+        }
+    }
 }
 
 /// The file of a model, or the one that is part of this program.

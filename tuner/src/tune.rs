@@ -1,7 +1,6 @@
 //! The way through: model, plan, measurements, choices, profile, and what it gains.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,16 +15,17 @@ use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selection};
 
 use crate::Result;
-use crate::choose::{self, Choice, Gain, choose};
+use crate::choose::{self, Choice, choose};
 use crate::compile::{Toolchain, private_folder};
+use crate::findings::{Findings, serving};
 use crate::journal::{Header, Journal};
-use crate::measure::{Excluded, JobTask, Limits, Measurements, Timing, Unit, phase_name};
+use crate::measure::{JobTask, Measurements};
 use crate::model::ModelInfo;
 use crate::plan::{JobPlan, LayoutPlan, plan};
 use crate::race::{Race, RaceTask};
-use crate::settings::{self, ChosenJob, PhaseTiming, SettingTiming, SettingsTask};
+use crate::settings::{self, ChosenJob, SettingTiming, SettingsTask};
 use crate::supervise::{self, Client, WorkerProgram};
-use crate::worker::{Event, LibraryFile, MeasureTask, Work};
+use crate::worker::{Event, LibraryFile, Work};
 
 /// How to tune.
 #[derive(Debug, Clone)]
@@ -78,7 +78,32 @@ pub struct Tuned {
     pub race: std::result::Result<Race, String>,
     /// Whether the profile holds the untuned defaults, because the choices were slower on the model.
     pub kept_default: bool,
+    /// What became of kernels for the model's own shapes.
+    pub made: Made,
     journal: Option<Journal>,
+}
+
+/// What became of kernels for the model's own shapes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// There are none worth making.
+    Nothing,
+    /// So many were made and took part.
+    Tried(usize),
+    /// They were not made.
+    NotTried {
+        /// How many there would be.
+        count: usize,
+        /// Why, and what it would take.
+        why: String,
+    },
+    /// Some won, but cannot be kept: the profile names built-in ones.
+    NotKept {
+        /// How many won.
+        count: usize,
+        /// Why.
+        why: String,
+    },
 }
 
 impl Tuned {
@@ -87,6 +112,22 @@ impl Tuned {
         if let Some(journal) = self.journal.take() {
             journal.remove();
         }
+    }
+}
+
+#[cfg(test)]
+impl Tuned {
+    /// A run that has come to this.
+    pub(crate) fn for_tests(
+        measurements: Measurements,
+        objective: Objective,
+        profile: Profile,
+        race: std::result::Result<Race, String>,
+        made: Made,
+        kept_default: bool,
+    ) -> Self {
+        let (settings, journal) = (Vec::new(), None);
+        Self { measurements, settings, objective, profile, race, kept_default, made, journal }
     }
 }
 
@@ -109,19 +150,27 @@ const COMPILE_WINNERS: Duration = Duration::from_secs(60);
 pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)) -> Result<Tuned> {
     let start = Instant::now();
     let host = Host::detect();
-    let made = make(model, options, start, notify);
-    let jobs = jobs(model, options, made.as_ref().map_or(&[], |made| &made.ids))?;
+    let ids = made_for(model, options.ceiling, options.effort);
+    let compiled = (!ids.is_empty()).then(|| compile(&ids, options, start, notify)).transpose();
+    let (compiled, mut made) = match compiled {
+        Ok(None) => (None, Made::Nothing),
+        Ok(compiled) => (compiled, Made::Tried(ids.len())),
+        Err(why) => {
+            let count = ids.len();
+            let line = format!("{count} kernels for this model's own shapes are not tried: {why}");
+            notify(Notice::Line(line));
+            (None, Made::NotTried { count, why })
+        }
+    };
+    let jobs = jobs(model, options, if compiled.is_some() { &ids } else { &[] })?;
     let header = header(model, options, &host, &jobs)?;
     let mut run = Tuning {
         model,
         options,
         start,
-        jobs,
-        limits: None,
-        units: Vec::new(),
-        excluded: Vec::new(),
+        known: Findings::new(jobs),
         journal: None,
-        library: made.as_ref().map(|made| made.file.clone()),
+        library: compiled.as_ref().map(|compiled| compiled.file.clone()),
         stage: Stage::Kernels,
         settings: None,
         race: None,
@@ -134,20 +183,19 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         match why {
             Some(why) => run.say(format!("nothing to go on with: {why}")),
             None if options.resume => {
-                run.say(format!("going on after {} tournaments", run.units.len()));
+                run.say(format!("going on after {} tournaments", run.known.units.len()));
             }
             None => {}
         }
     }
     run.done_in_workers()?;
-    let limits = run.limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
-    let measurements = Measurements::assemble(&run.jobs, limits, run.excluded.clone(), &run.units);
+    let measurements = run.known.measurements()?;
     let choices = choose(&measurements, options.objective);
     if run.settings.is_none() {
         run.stage = Stage::Settings(SettingsTask {
             jobs: choices.iter().filter_map(chosen_job).collect(),
             settings: settings::candidates(&host, options.threads, options.threads_fixed),
-            model_bytes: model_bytes(model, &run.jobs),
+            model_bytes: run.known.model_bytes(model),
             seconds: left(options, start, SETTINGS_UNTIL),
         });
         run.done_in_workers()?;
@@ -156,8 +204,11 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     let untuned = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
     let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
     let mut profile = profile(model, &host, options, &measurements, &choices, setting);
-    if let Err(why) = keep_winners(&mut profile, options) {
-        run.say(format!("kernels made on this host won, but are not kept: {why}"));
+    let winners = made_in(&profile);
+    if let Err(why) = keep(&winners, &mut profile, options) {
+        let count = winners.len();
+        run.say(format!("{count} kernels made on this host won, but are not kept: {why}"));
+        made = Made::NotKept { count, why };
         profile.use_built_in();
     }
     let seconds = left(options, start, 1.0);
@@ -183,19 +234,26 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         profile = self::profile(model, &host, options, &measurements, &defaults, &untuned);
     }
     let (objective, journal) = (options.objective, run.journal.take());
-    Ok(Tuned { measurements, settings, objective, profile, race, kept_default, journal })
+    Ok(Tuned { measurements, settings, objective, profile, race, kept_default, made, journal })
 }
 
-/// Makes a library of those kernels of the profile that are not built in, if there are any, and
-/// keeps it where `bitnet-run` looks for it.
-fn keep_winners(profile: &mut Profile, options: &Options) -> std::result::Result<(), String> {
+/// The kernels of a profile that are not built in.
+fn made_in(profile: &Profile) -> BTreeSet<KernelId> {
     let picks = profile.ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]);
-    let winners: BTreeSet<KernelId> =
-        picks.flatten().map(|pick| pick.kernel).filter(|id| id.shape.is_some()).collect();
+    picks.flatten().map(|pick| pick.kernel).filter(|id| id.shape.is_some()).collect()
+}
+
+/// Makes a library of the kernels that won, if there are any, and keeps it where `bitnet-run` looks
+/// for it.
+fn keep(
+    winners: &BTreeSet<KernelId>,
+    profile: &mut Profile,
+    options: &Options,
+) -> std::result::Result<(), String> {
     if winners.is_empty() {
         return Ok(());
     }
-    let winners: Vec<KernelId> = winners.into_iter().collect();
+    let winners: Vec<KernelId> = winners.iter().copied().collect();
     let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
     let cache = options.cache.as_ref().map_err(Clone::clone)?;
     let bytes = toolchain.compile(&winners, COMPILE_WINNERS).map_err(|e| e.to_string())?;
@@ -224,10 +282,7 @@ struct Tuning<'a> {
     model: &'a ModelInfo,
     options: &'a Options,
     start: Instant,
-    jobs: Vec<JobTask>,
-    limits: Option<Limits>,
-    units: Vec<Unit>,
-    excluded: Vec<Excluded>,
+    known: Findings,
     journal: Option<Journal>,
     library: Option<LibraryFile>,
     stage: Stage,
@@ -252,19 +307,11 @@ impl Tuning<'_> {
         (self.notify)(Notice::Line(line));
     }
 
-    fn is_default(&self, kernel: &KernelId) -> bool {
-        let defaults = |job: &JobTask| [Some(job.default_decode), job.default_prefill];
-        self.jobs.iter().flat_map(defaults).flatten().any(|id| id == *kernel)
-    }
-
     fn learn(&mut self, event: Event) {
         match event {
-            Event::Limits(limits) => self.limits = Some(limits),
-            Event::Excluded(excluded) => self.excluded.push(excluded),
-            Event::Unit(unit) => self.units.push(unit),
             Event::Settings(settings) => self.settings = Some(settings),
             Event::Race(race) => self.race = Some(race),
-            Event::Progress { .. } | Event::Failed { .. } | Event::Done => {}
+            event => self.known.learn(event),
         }
     }
 
@@ -290,17 +337,8 @@ impl Client for Tuning<'_> {
             Stage::Settings(task) => return Work::Settings(task.clone()),
             Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
         }
-        Work::Measure(MeasureTask {
-            jobs: self.jobs.clone(),
-            config: self.model.config.clone(),
-            head: self.model.head,
-            model_bytes: model_bytes(self.model, &self.jobs),
-            ceiling: self.options.ceiling,
-            seconds: left(self.options, self.start, KERNELS_UNTIL),
-            limits: self.limits,
-            done: self.units.clone(),
-            excluded: self.excluded.clone(),
-        })
+        let seconds = left(self.options, self.start, KERNELS_UNTIL);
+        Work::Measure(self.known.task(self.model, self.options.ceiling, seconds))
     }
 
     fn hear(&mut self, event: Event) -> Result<()> {
@@ -309,12 +347,9 @@ impl Client for Tuning<'_> {
             return Ok(());
         }
         self.keep(&event);
-        if let Event::Excluded(Excluded { kernel, why, found }) = &event {
-            if self.is_default(kernel) {
-                let message = format!("the default kernel {kernel} {why}: {found}; please report");
-                return Err(Error::Runtime(message).into());
-            }
-            self.say(format!("left out, please report: {kernel} {why}: {found}"));
+        if let Event::Excluded(excluded) = &event {
+            let line = self.known.objection(excluded)?;
+            self.say(line);
         }
         self.learn(event);
         Ok(())
@@ -322,48 +357,38 @@ impl Client for Tuning<'_> {
 }
 
 /// Kernels made on this host for this run.
-struct Made {
-    ids: Vec<KernelId>,
+struct Compiled {
     file: LibraryFile,
     /// Removed with the run: only the winners are kept.
     _folder: tempfile::TempDir,
 }
 
-/// Makes the kernels for the model's own shapes, where there is a compiler. Where there is none the
-/// built-in kernels are all there is, and a line says so.
-fn make(
-    model: &ModelInfo,
+/// Makes the kernels for the model's own shapes, or says why not and what it would take.
+fn compile(
+    ids: &[KernelId],
     options: &Options,
     start: Instant,
     notify: &mut dyn FnMut(Notice),
-) -> Option<Made> {
-    let ids = made_for(model, options.ceiling, options.effort);
-    if ids.is_empty() {
-        return None;
-    }
-    let mut make = || -> std::result::Result<Made, String> {
-        let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
-        options.cache.as_ref().map_err(Clone::clone)?;
-        let doing = format!("compiling {} kernels for these shapes", ids.len());
-        notify(Notice::Progress(0.0, doing));
-        let limit = Duration::from_secs_f64(left(options, start, COMPILED_UNTIL).max(1.0));
-        let bytes = toolchain.compile(&ids, limit).map_err(|e| e.to_string())?;
-        let folder = private_folder().map_err(|e| e.to_string())?;
-        let cache = Cache::at(folder.path());
-        let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
-        let file = LibraryFile { cache: folder.path().into(), sha256 };
-        Ok(Made { ids: ids.clone(), file, _folder: folder })
-    };
-    let made = make();
-    match made {
-        Ok(made) => Some(made),
-        Err(why) => {
-            let count = ids.len();
-            let line = format!("{count} kernels for this model's own shapes are not tried: {why}");
-            notify(Notice::Line(line));
-            None
+) -> std::result::Result<Compiled, String> {
+    let again = |why: &String| format!("{why}; then run bitnet-tune again");
+    let toolchain = options.toolchain.as_ref().map_err(again)?;
+    options.cache.as_ref().map_err(|why| format!("{why}; set one and run bitnet-tune again"))?;
+    let count = ids.len();
+    notify(Notice::Progress(0.0, format!("compiling {count} kernels for these shapes")));
+    let limit = Duration::from_secs_f64(left(options, start, COMPILED_UNTIL).max(1.0));
+    let began = Instant::now();
+    let bytes = toolchain.compile(ids, limit).map_err(|error| {
+        if began.elapsed() < limit {
+            return error.to_string();
         }
-    }
+        let enough = (2 * options.budget).max(Duration::from_secs(60)).as_secs();
+        format!("{error}; with --budget {enough}s there is more time for it")
+    })?;
+    let folder = private_folder().map_err(|e| e.to_string())?;
+    let cache = Cache::at(folder.path());
+    let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
+    let file = LibraryFile { cache: folder.path().into(), sha256 };
+    Ok(Compiled { file, _folder: folder })
 }
 
 /// The kernels for the model's own shapes that are worth making.
@@ -406,17 +431,7 @@ fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<J
         .collect();
     let plan = plan(model, &present, options.ceiling, options.effort);
     let task = |mut plan: JobPlan| -> Result<JobTask> {
-        let (default_decode, default_prefill) = match plan.role {
-            Role::LmHead => (*untuned.head(model.head, plan.parts[0])?.id(), None),
-            Role::Attention => {
-                let id = *untuned.attention(&plan.parts)?.id();
-                (id, Some(id))
-            }
-            role => {
-                let (decode, prefill) = untuned.ternary(role, &plan.parts)?;
-                (*decode.id(), Some(*prefill.id()))
-            }
-        };
+        let (default_decode, default_prefill) = serving(&untuned, model, (plan.role, &plan.parts))?;
         // First where there is time for few.
         for layout in &mut plan.layouts {
             layout.decode.sort_by_key(|id| *id != default_decode);
@@ -425,18 +440,6 @@ fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<J
         Ok(JobTask { plan, default_decode, default_prefill })
     };
     plan.into_iter().map(task).collect()
-}
-
-/// Bytes of weights that a token reads with the defaults.
-fn model_bytes(model: &ModelInfo, jobs: &[JobTask]) -> u64 {
-    let ternary = |job: &JobTask| match job.default_decode.op {
-        Op::Ternary(layout) => {
-            let bytes: usize = job.plan.parts.iter().map(|&p| layout.matrix_bytes(p)).sum();
-            bytes as u64 * u64::from(job.plan.count)
-        }
-        _ => 0,
-    };
-    jobs.iter().map(ternary).sum::<u64>() + model.head_bytes()
 }
 
 fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -> Result<Header> {
@@ -524,7 +527,7 @@ pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -
             ),
             runner_up: chosen.runner_up.map(|second| second.kernel),
             runner_up_ratio: chosen.runner_up.map(|second| rounded(second.ratio / timing.ratio)),
-            built_in: built_in(choice.layout.timings(phase), timing),
+            built_in: choose::built_in(choice.layout.timings(phase), timing).kernel,
         })
     };
     let decode = pick(Phase::Decode);
@@ -539,103 +542,9 @@ pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -
     }
 }
 
-/// The best kernel of the same layout that every build holds; the chosen one where that is built in.
-fn built_in(timings: &[Timing], chosen: &Timing) -> KernelId {
-    let held = timings.iter().filter(|timing| timing.kernel.shape.is_none());
-    let best = held.min_by(|a, b| {
-        let key = |timing: &Timing| (timing.kernel != chosen.kernel, !timing.finalist);
-        key(a).cmp(&key(b)).then(a.ratio.total_cmp(&b.ratio))
-    });
-    best.unwrap_or(chosen).kernel
-}
-
 /// To four digits after the point: more would pretend.
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
-}
-
-impl fmt::Display for Tuned {
-    /// The report: for every job what was chosen, its share of the limit and its gain over the
-    /// default, and what that makes for a token.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (m, limits) = (&self.measurements, &self.measurements.limits);
-        let choices = choose(m, self.objective);
-        for Excluded { kernel, why, found } in &m.excluded {
-            writeln!(f, "left out, please report: {kernel} {why}: {found}")?;
-        }
-        write!(f, "{} threads, memory reads {:.1} GB/s", limits.threads, limits.read_gb_per_s)?;
-        if !limits.cold {
-            write!(f, ", the cache that holds this model {:.1} GB/s", limits.limit_gb_per_s)?;
-        }
-        if let Some(rate) = limits.limit_gmac_per_s {
-            write!(f, ", {rate:.0} G multiply-adds/s")?;
-        }
-        writeln!(f, "; noise {:.1} %", 100.0 * m.noise)?;
-        if m.disturbed {
-            writeln!(f, "the machine was not quiet: intervals are widened; tune again when it is")?;
-        }
-        writeln!(
-            f,
-            "\n{:<55} {:>11}  {:>8}  speed against the default",
-            "job: layout, kernels", "median", "of limit"
-        )?;
-        for choice in &choices {
-            let parts: Vec<String> = choice.job.parts.iter().map(ToString::to_string).collect();
-            let (role, count) = (choice.job.role, choice.job.count);
-            write!(f, "{role} {}, {count} per token", parts.join(" "))?;
-            match choice.layout.layout {
-                Some(layout) => writeln!(f, ": {layout}")?,
-                None => writeln!(f)?,
-            }
-            for phase in [Phase::Decode, Phase::Prefill] {
-                let (Some(chosen), Some(gain)) = (choice.chosen(phase), choice.gain(phase)) else {
-                    continue;
-                };
-                let share = choice
-                    .share_of_limit(limits, phase)
-                    .map_or(String::new(), |share| format!("{:.0} %", 100.0 * share));
-                let Timing { kernel, median_us, .. } = chosen.timing;
-                let phase = phase_name(phase);
-                writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
-            }
-        }
-        let untuned = self.settings.first();
-        for setting in self.settings.iter().filter(|setting| setting.run == self.profile.run) {
-            write!(f, "run with {}", setting.run)?;
-            if untuned.is_some_and(|untuned| untuned.run != setting.run) {
-                let gain = |t: &PhaseTiming| Gain::of(t.ratio, t.half_width);
-                let (decode, prefill) = (gain(&setting.decode), gain(&setting.prefill));
-                write!(f, ": decode {decode}, prefill {prefill}")?;
-            }
-            writeln!(f)?;
-        }
-        writeln!(f, "one token, without what lies between the kernels, predicted")?;
-        for phase in [Phase::Decode, Phase::Prefill] {
-            let (chosen, default) = choose::per_token_us(&choices, phase);
-            writeln!(
-                f,
-                "  {:<8} {:.0} tokens/s, by default {:.0}: {}",
-                phase_name(phase),
-                1e6 / chosen.max(1e-3),
-                1e6 / default.max(1e-3),
-                choose::total_gain(&choices, phase)
-            )?;
-        }
-        match &self.race {
-            Ok(race) => {
-                writeln!(f, "the model itself, {} loads", race.loads)?;
-                for (name, speed) in [("decode", race.decode), ("prefill", race.prefill)] {
-                    let (before, after, gain) = (speed.before, speed.after, speed.gain());
-                    writeln!(f, "  {name:<8} {after:.0} tokens/s, by default {before:.0}: {gain}")?;
-                }
-            }
-            Err(why) => writeln!(f, "not compared on the model itself: {why}")?,
-        }
-        if self.kept_default {
-            writeln!(f, "the choices were slower on the model: the profile holds the defaults")?;
-        }
-        Ok(())
-    }
 }
 
 /// The day by UTC, `YYYY-MM-DD`.

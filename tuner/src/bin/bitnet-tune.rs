@@ -20,6 +20,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(cli::demo::Args),
+    Check(cli::check::Args),
     Show(cli::show::Args),
     Diff(cli::diff::Args),
     List(cli::list::Args),
@@ -34,6 +35,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     match &arguments.command {
         None => cli::tune::run(&arguments.tune)?,
         Some(Command::Demo(args)) => cli::demo::run(args)?,
+        Some(Command::Check(args)) => return cli::check::run(args),
         Some(Command::Show(args)) => cli::show::run(args)?,
         Some(Command::Diff(args)) => return cli::diff::run(args),
         Some(Command::List(args)) => cli::list::run(args)?,

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::{Notice, Result};
 
+pub mod check;
 pub mod demo;
 pub mod diff;
 pub mod emit;

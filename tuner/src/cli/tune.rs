@@ -112,12 +112,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     tuned.profile.save(&args.output)?;
     tuned.finish();
-    answer(|out| write!(out, "{tuned}"))?;
-    note(format_args!(
-        "wrote {0}; use it with: bitnet-run --profile {0} -p \"...\"",
-        args.output.display()
-    ));
-    Ok(())
+    note(format_args!("wrote {}", args.output.display()));
+    let file = args.output.display().to_string();
+    // So that it can be copied.
+    let quotes = if file.contains(|c: char| c.is_whitespace()) { "\"" } else { "" };
+    answer(|out| {
+        writeln!(out, "{tuned}next       bitnet-run --profile {quotes}{file}{quotes} -p \"...\"")
+    })
 }
 
 /// Whether a file can come into being there.
