@@ -106,7 +106,7 @@ pub mod head_bf16__neon__any__r1_c0_n1_u1_p2048 {
                 isa::f32_store(w.as_mut_ptr(), load(last.as_ptr()));
                 isa::f32_store(lanes.as_mut_ptr(), sums[r]);
                 for lane in 0..cols - i {
-                    lanes[lane] = x.add(i + lane).read().mul_add(w[lane], lanes[lane]);
+                    lanes[lane] = isa::mul_add(x.add(i + lane).read(), w[lane], lanes[lane]);
                 }
                 out.add(r).write(isa::f32_reduce_add(isa::f32_load(lanes.as_ptr())));
             }

@@ -152,7 +152,7 @@ pub mod head_q4_0__neondot__any__r1_c0_n1_u1_p2048 {
                 let scale = if FORMAT == 4 { block.add(208) } else { block };
                 let bits = scale.cast::<u16>().read_unaligned();
                 let d = isa::f16_to_f32(bits) * scales.add(first / QUANT).read();
-                lanes[lane] = d.mul_add(int as f32, lanes[lane]);
+                lanes[lane] = isa::mul_add(d, int as f32, lanes[lane]);
             }
             isa::f32_reduce_add(isa::f32_load(lanes.as_ptr()))
         }

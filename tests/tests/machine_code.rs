@@ -146,7 +146,7 @@ struct Crowded {
 const CROWDED: &[Crowded] = &[
     // The codes of later fields are shifted early, and wait on the stack.
     Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 16, more: 4 },
-    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 26, more: 8 },
+    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 26, more: 10 },
     Crowded { serves: i2_s, isa: Isa::Avx512, rows: 32, tokens: 8, stack: 10, more: 0 },
     // Tables and indices take four registers, signs two a tile, sums two a tile and activation row.
     Crowded { serves: tl1,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 4,  more: 4 },

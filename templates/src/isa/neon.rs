@@ -332,6 +332,20 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     vgetq_lane_f32::<0>(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))))
 }
 
+/// `a * b + c` of single floats, rounded once.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+    vfmas_lane_f32::<0>(c, a, vdup_n_f32(b))
+}
+
+/// The square root of a single float.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn sqrt(value: f32) -> f32 {
+    vget_lane_f32::<0>(vsqrt_f32(vdup_n_f32(value)))
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "neon")]
