@@ -2,7 +2,7 @@
 //! their dispatch entries.
 
 use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Scalar};
-use bitnet_profiles::Layout::{I2sT16, I2sT32, Tl1T32, Tl2T32, Tl2W32};
+use bitnet_profiles::Layout::{I2sT8, I2sT16, I2sT32, I2sT64, T5T32, Tl1T32, Tl2T32, Tl2W32};
 use bitnet_profiles::Op::{self, Attention, Head, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
 
@@ -37,8 +37,9 @@ struct Row {
 const FLOAT_HEADS: &[Op] = &[Head(HeadFormat::F32), Head(HeadFormat::F16), Head(HeadFormat::Bf16)];
 const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head(HeadFormat::Q4_0)];
 
+/// The kernels that every build holds.
 #[rustfmt::skip]
-const SPACE: &[Row] = &[
+const GRID: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[Scalar],                           rows: &[16],     cols: &[0],                 tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16, 32], cols: &[64, 128, 256],      tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],     cols: &[256],               tokens: &[1],        unroll: &[2],       prefetch: &[4096] },
@@ -58,6 +59,17 @@ const SPACE: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[16, 24],   unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Scalar],                           rows: &[64],     cols: &[0],                 tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],     cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 4096, 8192] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],     cols: &[0],                 tokens: &[4, 6],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT8)],  isas: &[Scalar],                           rows: &[8],      cols: &[0],                 tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT8)],  isas: &[Avx2],                             rows: &[8],      cols: &[256],               tokens: &[1],        unroll: &[2, 4],    prefetch: &[0, 4096] },
+    Row { ops: &[Ternary(I2sT8)],  isas: &[Avx2],                             rows: &[8],      cols: &[256],               tokens: &[4, 6, 8, 10],  unroll: &[1],   prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT8)],  isas: &[AvxVnni],                          rows: &[8],      cols: &[0],                 tokens: &[1],        unroll: &[1, 2],    prefetch: &[0, 4096] },
+    Row { ops: &[Ternary(I2sT8)],  isas: &[AvxVnni],                          rows: &[8],      cols: &[0],                 tokens: &[4, 6, 8, 10],  unroll: &[1],   prefetch: &[0] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Scalar],                           rows: &[32],     cols: &[0],                 tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32, 64], cols: &[0],                 tokens: &[1],        unroll: &[1, 2],    prefetch: &[0, 4096, 8192] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 10], unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32, 64], cols: &[120, 240],          tokens: &[1],        unroll: &[1, 2, 4], prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[4],       prefetch: &[4096] },
@@ -91,7 +103,7 @@ const SPACE: &[Row] = &[
 /// the table.
 pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
     let mut ids = Vec::new();
-    for row in SPACE.iter().filter(|row| row.isas.contains(&isa)) {
+    for row in GRID.iter().filter(|row| row.isas.contains(&isa)) {
         let tiles = row.rows.iter().flat_map(|&rows| {
             row.cols.iter().flat_map(move |&cols| {
                 row.tokens.iter().flat_map(move |&tokens| {

@@ -142,21 +142,18 @@ impl KernelSpec {
         check.that(tile.cols == 0 || tile.unroll * layout.unit_cols() <= tile.cols, || {
             format!("{} units do not fit in a block: the unrolled code would not run", tile.unroll)
         })?;
-        // Vectors of 32-bit sums for one activation row.
-        let vectors = tile.rows / isa.lanes();
+        check.that(tile.rows.is_multiple_of(isa.lanes()), || {
+            format!("rows must be a multiple of {}, the lanes of a vector", isa.lanes())
+        })?;
         match layout.format() {
-            Format::I2S if isa.dots_are_wide() => {
-                check.that(tile.cols == 0, || {
-                    "columns per block must be 0: this ISA sums into 32 bits at once".into()
+            Format::I2S if isa.dots_are_wide() => self.validate_wide_sums(4, 4, check),
+            Format::T5 => {
+                check.that(isa.looks_up_64(), || {
+                    "a byte of five codes needs a permute of 64 bytes, which only AVX-512 VBMI has"
+                        .into()
                 })?;
-                // Decode keeps one sum per 2-bit field and unrolled unit, prefill one per token.
-                let sums = vectors * if tile.tokens == 1 { 4 * tile.unroll } else { tile.tokens };
-                check.that(isa == Isa::Scalar || sums <= isa.registers() - 6, || {
-                    format!(
-                        "{sums} vectors of sums leave fewer than 6 of the {} registers",
-                        isa.registers()
-                    )
-                })
+                // Three tables, four masks, and a vector at each stage of unpacking.
+                self.validate_wide_sums(5, 10, check)
             }
             Format::I2S => {
                 check.that((16..=256).contains(&tile.cols), || {
@@ -164,7 +161,7 @@ impl KernelSpec {
                      16-bit lane, which holds 64 such sums"
                         .into()
                 })?;
-                let sums = vectors * tile.tokens;
+                let sums = tile.rows / isa.lanes() * tile.tokens;
                 check.that(sums <= isa.registers() / 2, || {
                     format!(
                         "{sums} vectors of sums take more than half of the {} registers",
@@ -198,6 +195,28 @@ impl KernelSpec {
                 self.validate_table_sums(check)
             }
         }
+    }
+
+    /// Sums of products are 32 bits wide: one for each of `fields` and unrolled unit in decode, one
+    /// for each token in prefill, beside which so many registers are needed.
+    fn validate_wide_sums(
+        &self,
+        fields: usize,
+        others: usize,
+        check: &Check,
+    ) -> Result<(), SpecError> {
+        let Self { isa, tile, .. } = *self;
+        check.that(tile.cols == 0, || {
+            "columns per block must be 0: this ISA sums into 32 bits at once".into()
+        })?;
+        let each = if tile.tokens == 1 { fields * tile.unroll } else { tile.tokens };
+        let sums = tile.rows / isa.lanes() * each;
+        check.that(isa == Isa::Scalar || sums + others <= isa.registers(), || {
+            format!(
+                "{sums} vectors of sums leave fewer than {others} of the {} registers",
+                isa.registers()
+            )
+        })
     }
 
     /// Sums of table entries are 16 bits wide; half of the registers are for tables and indices.
