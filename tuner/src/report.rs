@@ -260,7 +260,7 @@ impl Report<'_> {
         let cell = |phase: &'static str, untuned: bool, timing: &PhaseTiming| {
             html! {
                 td data-label=(phase) {
-                    @if untuned { span.same { "as it was" } }
+                    @if untuned { span.same { "untuned" } }
                     @else { (gain(&Gain::of(timing.ratio, timing.half_width))) }
                 }
             }

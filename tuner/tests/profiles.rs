@@ -42,7 +42,7 @@ impl Place {
         assert_eq!((output.status.code(), stderr.as_str()), (Some(code), ""), "{args:?}");
         let text = String::from_utf8(output.stdout).unwrap();
         let hidden =
-            |c: char| c.is_control() && c != '\n' || ('\u{202a}'..='\u{202e}').contains(&c);
+            |c: char| c.is_control() && c != '\n' || ('\u{2028}'..='\u{202e}').contains(&c);
         assert!(!text.contains(hidden), "{text:?}");
         text
     }
@@ -258,6 +258,7 @@ fn bad_profiles_are_refused() {
     let escape = "\\u001b]0;x\\u0007\\u001b[2J\\r\\n\\u202e";
     let hostile = [
         edited("name = \"bard-11m\"", &format!("name = \"{escape}\"")),
+        edited("models/bard-11m.i2_s.gguf", &escape.replace("x", "\\u009b")),
         edited("[run]", &format!("[run]\n\"{escape}\" = 1")),
         edited("role = \"qkv\"", &format!("role = \"{escape}\"")),
     ];
@@ -272,8 +273,9 @@ fn bad_profiles_are_refused() {
         (text.as_str(), 4, "text.toml: line 1"),
         (cut.as_str(), 4, "cut.toml: "),
         (hostile[0].as_str(), 4, "model.name"),
-        (hostile[1].as_str(), 4, "unknown field"),
-        (hostile[2].as_str(), 4, "hostile2.toml: line"),
+        (hostile[1].as_str(), 4, "model.path"),
+        (hostile[2].as_str(), 4, "unknown field"),
+        (hostile[3].as_str(), 4, "hostile3.toml: line"),
     ]);
     for (file, code, says) in bad {
         place.refused(&["show", file], code, says);
@@ -285,14 +287,14 @@ fn bad_profiles_are_refused() {
     place.refused(&["diff", &good], 2, "--help");
 }
 
-/// What a profile may hold, and no terminal should get: a path of any characters, and letters that
-/// turn the direction of writing, which are no controls.
+/// What a profile may hold, and no terminal should get: what turns the direction of writing or
+/// cannot be seen, and yet is no control character.
 #[test]
 fn nothing_in_a_profile_reaches_the_terminal_but_text() {
     let place = Place::new();
     let path = "path = \"models/bard-11m.i2_s.gguf\"";
     let a = place.write("a.toml", PROFILE);
-    let mut hostile = edited(path, "path = \"\\u001b[2J\\r\\nhost     forged\\u009b1m\"");
+    let mut hostile = edited(path, "path = \"models\u{2028}host     forged\u{202e}fugg\"");
     for text in ["bard-11m\"\narch", "A CPU of no kind", "NoVendor", "2026-11-20"] {
         let end = text.find('"').unwrap_or(text.len());
         let turned = format!("\u{202e}{}\u{2066}{}", &text[..end], &text[end..]);
@@ -302,12 +304,11 @@ fn nothing_in_a_profile_reaches_the_terminal_but_text() {
     let b = place.write("b.toml", &hostile);
     // `answer` looks for what is hidden.
     let shown = place.answer(&["show", &b], 0);
-    assert!(shown.contains("\u{fffd}[2J") && !shown.contains("\nhost     forged"), "{shown}");
-    assert!(shown.contains('\u{fffd}'));
+    assert!(shown.contains("models\u{fffd}host     forged\u{fffd}fugg"), "{shown}");
     place.answer(&["diff", &a, &b], 0);
     // In JSON it is escaped, and comes out as it was.
     let object = place.json(&["show", "--json", &b], 0);
-    let path = "\u{1b}[2J\r\nhost     forged\u{9b}1m";
+    let path = "models\u{2028}host     forged\u{202e}fugg";
     assert_eq!(object["profile"]["model"]["path"], path);
     place.json(&["diff", "--json", &a, &b], 0);
 }

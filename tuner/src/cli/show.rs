@@ -135,7 +135,9 @@ struct Absent {
 
 impl Here {
     fn of(profile: &Profile, host: &Host) -> Self {
-        let lacks = profile.isas().into_iter().find(|isa| !isa.is_supported());
+        let kernels = profile.ops.iter().flat_map(picks);
+        let mut isas = kernels.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]);
+        let lacks = isas.find(|isa| !isa.is_supported());
         let own = &profile.host;
         let same_fingerprint =
             (profile.tool.fingerprint.as_ref()).map(|own| *own == bitnet_codegen::fingerprint());

@@ -198,7 +198,7 @@ fn grid(cells: &[Cell<'_>], phase: Phase, marks: &Marks) -> Markup {
         table.heat {
             caption {
                 b { (first.op) } " " (first.isa)
-                @if let Some(shape) = first.shape { ", only " (shape) }
+                @if let Some(shape) = first.shape { ", only " (shape.rows) "×" (shape.cols) }
                 @if !fixed.is_empty() { " " small { (fixed.join(", ")) } }
             }
             thead {
