@@ -27,8 +27,6 @@ pub enum Layout {
     I2sT32,
     /// As [`Layout::I2sT16`] with 64 rows: a unit is 256 bytes.
     I2sT64,
-    /// As [`Layout::I2sT16`] with 8 rows: a unit is 32 bytes.
-    I2sT8,
     /// TL1, 32 rows. Unit of 4 columns, 32 bytes: byte `r` holds row `r`, the index
     /// `3a + b + 4` of columns 0, 1 in the low nibble and of columns 2, 3 in the high one.
     Tl1T32,
@@ -53,7 +51,6 @@ named!(Layout, "layout", {
     I2sT16 => "i2_s_t16",
     I2sT32 => "i2_s_t32",
     I2sT64 => "i2_s_t64",
-    I2sT8 => "i2_s_t8",
     Tl1T32 => "tl1_t32",
     Tl2T32 => "tl2_t32",
     Tl2W32 => "tl2_w32",
@@ -67,7 +64,7 @@ impl Layout {
     /// The code the layout packs.
     pub const fn format(self) -> Format {
         match self {
-            Self::I2sT16 | Self::I2sT32 | Self::I2sT64 | Self::I2sT8 => Format::I2S,
+            Self::I2sT16 | Self::I2sT32 | Self::I2sT64 => Format::I2S,
             Self::Tl1T32 => Format::Tl1,
             Self::Tl2T32 | Self::Tl2W32 => Format::Tl2,
             Self::T5T32 => Format::T5,
@@ -77,7 +74,6 @@ impl Layout {
     /// Rows in a tile.
     pub const fn tile_rows(self) -> usize {
         match self {
-            Self::I2sT8 => 8,
             Self::I2sT16 => 16,
             Self::I2sT32 | Self::Tl1T32 | Self::Tl2T32 | Self::Tl2W32 | Self::T5T32 => 32,
             Self::I2sT64 => 64,
@@ -87,7 +83,7 @@ impl Layout {
     /// Columns in a unit.
     pub const fn unit_cols(self) -> usize {
         match self {
-            Self::I2sT16 | Self::I2sT32 | Self::I2sT64 | Self::I2sT8 => 16,
+            Self::I2sT16 | Self::I2sT32 | Self::I2sT64 => 16,
             Self::Tl1T32 => 4,
             Self::Tl2T32 => 24,
             Self::Tl2W32 => 48,
@@ -98,7 +94,6 @@ impl Layout {
     /// Bytes of a unit.
     pub const fn unit_bytes(self) -> usize {
         match self {
-            Self::I2sT8 => 32,
             Self::I2sT16 => 64,
             Self::I2sT32 => 128,
             Self::I2sT64 => 256,

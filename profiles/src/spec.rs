@@ -101,8 +101,8 @@ impl KernelSpec {
         check.that((1..=64).contains(&tile.tokens), || {
             "activation rows per call must be 1 to 64".into()
         })?;
-        check.that(tile.prefetch <= 16384 && tile.prefetch.is_multiple_of(64), || {
-            "prefetch distance must be a multiple of 64, a cache line, up to 16384".into()
+        check.that(tile.prefetch <= 32768 && tile.prefetch.is_multiple_of(64), || {
+            "prefetch distance must be a multiple of 64, a cache line, up to 32768".into()
         })?;
         match self.op {
             Op::Ternary(layout) => self.validate_ternary(layout, &check)?,
@@ -141,9 +141,6 @@ impl KernelSpec {
         })?;
         check.that(tile.cols == 0 || tile.unroll * layout.unit_cols() <= tile.cols, || {
             format!("{} units do not fit in a block: the unrolled code would not run", tile.unroll)
-        })?;
-        check.that(tile.rows.is_multiple_of(isa.lanes()), || {
-            format!("rows must be a multiple of {}, the lanes of a vector", isa.lanes())
         })?;
         match layout.format() {
             Format::I2S if isa.dots_are_wide() => self.validate_wide_sums(4, 4, check),

@@ -83,7 +83,7 @@ impl PackedMatrix {
                 // SAFETY: workers own disjoint ranges of tiles.
                 let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
                 match layout {
-                    Layout::I2sT8 | Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => {
+                    Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => {
                         pack_i2_s(&codes, stride, out);
                     }
                     Layout::Tl1T32 => pack_tl1(&codes, stride, out),

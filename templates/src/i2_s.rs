@@ -157,7 +157,7 @@ unsafe fn add_unit(
     sums: &mut Sums,
     weights: *const u8,
     units: usize,
-    quads: *const u8,
+    mut quads: *const u8,
     unit: usize,
     chain: usize,
 ) {
@@ -193,6 +193,11 @@ unsafe fn add_unit(
                 let sum = &mut sums[token][vector][chain];
                 *sum = isa::dot(*sum, codes[vector], quad);
             }
+        }
+        // Sums of 16 bits take two instructions, and the second one of all tokens would wait for
+        // later fields in what registers there are. On AVX2 this is 1.05 times as fast.
+        if !isa::WIDE && TOKENS > 1 {
+            isa::in_turn(sums[TOKENS - 1][VECTORS - 1][0], &mut packed, &mut quads);
         }
     }
 }

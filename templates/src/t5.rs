@@ -249,9 +249,8 @@ mod tests {
     fn bytes_are_one_to_one() {
         let mut seen = [false; 256];
         for number in 0..243 {
-            let weights: Vec<i8> = (0..UNIT)
-                .map(|col| (number / [1, 3, 9, 27, 81][col / 4] % 3) as i8 - 1)
-                .collect();
+            let weights: Vec<i8> =
+                (0..UNIT).map(|col| (number / [1, 3, 9, 27, 81][col / 4] % 3) as i8 - 1).collect();
             let bytes = pack(&weights, UNIT);
             assert!(!std::mem::replace(&mut seen[usize::from(bytes[0])], true), "{number}");
             let spread = isa::spread([bytes[0]; 4 * isa::LANES], &isa::tables(&TABLES));

@@ -57,6 +57,10 @@ fn i2_s(op: Op) -> bool {
     matches!(op, Op::Ternary(layout) if layout.format() == Format::I2S)
 }
 
+fn t5(op: Op) -> bool {
+    matches!(op, Op::Ternary(layout) if layout.format() == Format::T5)
+}
+
 fn tl1(op: Op) -> bool {
     matches!(op, Op::Ternary(layout) if layout.format() == Format::Tl1)
 }
@@ -91,6 +95,9 @@ const FAMILIES: &[Family] = &[
     // The broadcast is a load of its own: only EVEX has it as an operand.
     Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 1.25, load: [1.0, 1.0] },
     Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 2.0, load: [1.0, 1.0] },
+    // For 5 products a load, a comparison, three lookups, 5 ands; prefill has 4 shifts more.
+    Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.0, load: [0.0, 1.0] },
+    Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.8, load: [0.0, 1.0] },
     // Two lookups (low and high bytes) serve 32 pairs, and two unpacks and two adds follow. Load
     // 1/2, shift 1/2, and; two broadcasts.
     Family { serves: tl1, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpshufb], 256), products: 32, rows: 32, also: None, each: 3.0, unpack: 1.0, load: [1.0, 1.0] },

@@ -393,6 +393,11 @@ pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
     })
 }
 
+/// Keeps what is done with `packed` and `quads` from here on behind what made `done`: where the
+/// compiler looks ahead, it runs out of registers.
+#[inline]
+pub fn in_turn<const N: usize>(_done: Acc, _packed: &mut [Bytes; N], _quads: &mut *const u8) {}
+
 /// The sums as 32-bit lanes.
 #[inline]
 pub fn widen(acc: Acc) -> I32 {
