@@ -41,16 +41,19 @@ const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head
 #[rustfmt::skip]
 const GRID: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[Scalar],                           rows: &[16],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
-    // On AVX2 two tiles of 16 rows at once are two streams: as fast from the cache, 1.8 to 2.9 times as slow from
-    // memory (2B-4T shape). Blocks of 64 and 128 columns never win there, and blocks of more than 256 could wrap. Tiles
-    // of 8 rows, with 4 to 10 tokens, were tried: 0.84 to 1.0 times as fast as 16 with 4 or 5 on AVX2 and AVX-VNNI.
+    // On AVX2, measured on Zen 5 at a 2B-4T shape: two tiles of 16 rows at once are two streams, as fast from the
+    // cache, 1.8 to 2.9 times as slow from memory. A tile of 32 rows ties in decode, and 2 tokens, all that 16
+    // registers hold, take 3.2 times as long. Tiles of 8 rows with 4 to 10 tokens took 1.0 to 1.2 times as long as 16
+    // with 4 or 5, here and on AVX-VNNI. Blocks of 64 and 128 columns tie or lose, and of more than 256 could wrap.
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[64, 128, 256],        tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[16, 32],   cols: &[64, 128, 256],        tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[2],        prefetch: &[4096] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],                     rows: &[32],       cols: &[256],                 tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[2],        prefetch: &[2048, 4096, 8192] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[64, 128, 256],        tokens: &[2, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[256],                 tokens: &[3],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[256],                 tokens: &[4],               unroll: &[1],        prefetch: &[4096] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[16, 32],   cols: &[128, 256],            tokens: &[4, 8, 12],        unroll: &[1],        prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],                     rows: &[32],       cols: &[256],                 tokens: &[2, 8],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[8],               unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 1024, 2048, 4096, 8192] },
     Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[2, 3, 4, 5],      unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[2],               unroll: &[2],        prefetch: &[0] },
@@ -58,7 +61,6 @@ const GRID: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1, 2, 4],  prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[2],        prefetch: &[4096] },
     Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1, 2],     prefetch: &[0, 1024, 2048, 4096, 8192] },
-    Row { ops: &[Ternary(I2sT64)], isas: &[Scalar],                           rows: &[64],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
     // The compiler unrolls up to 64 products: two units of 16 tokens stay a loop of one. 24 tokens of 16 rows,
     // 1.1 to 1.19, and 6 of 64, 1.08 to 1.11, lose to 8 of 32.
@@ -106,10 +108,10 @@ const GRID: &[Row] = &[
 /// What beside these is worth making for a model's own shapes, where there is a compiler.
 #[rustfmt::skip]
 const WIDER: &[Row] = &[
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[1, 2, 4],  prefetch: &[1024, 2048, 8192, 16384] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],                     rows: &[32],       cols: &[256],                 tokens: &[1],               unroll: &[1, 2],     prefetch: &[2048, 4096, 8192, 16384] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[256],                 tokens: &[3],               unroll: &[1],        prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[256],                 tokens: &[4],               unroll: &[1],        prefetch: &[1024, 4096] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[1, 4],     prefetch: &[1024, 2048, 8192, 16384] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[2],        prefetch: &[1024, 16384] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[1],               unroll: &[1, 2],     prefetch: &[2048, 4096, 8192, 16384] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[256],                 tokens: &[4],               unroll: &[1],        prefetch: &[1024, 2048, 8192] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[6],               unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(I2sT32)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[4, 6],            unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[512, 3072, 6144, 16384] },
@@ -189,12 +191,12 @@ mod tests {
         }
         assert!(made.len() > all.len());
         for isa in [Avx2, Avx512] {
-            for format in Format::ALL {
+            for format in [Format::I2S, Format::Tl1, Format::Tl2] {
                 for phase in [Phase::Decode, Phase::Prefill] {
                     let of = |k: &&KernelId| {
                         k.isa == isa
                             && Phase::of(&k.tile) == phase
-                            && matches!(k.op, Ternary(layout) if layout.format() == *format)
+                            && matches!(k.op, Ternary(layout) if layout.format() == format)
                     };
                     let tiles = all.iter().filter(of).count();
                     assert!(tiles >= 8, "{isa} {format} {phase:?}: {tiles}");

@@ -357,6 +357,7 @@ mod tests {
             Op::Ternary(Layout::I2sT16),
             Op::Ternary(Layout::Tl1T32),
             Op::Ternary(Layout::Tl2W32),
+            Op::Ternary(Layout::T5T32),
             Op::Head(HeadFormat::Q6K),
             Op::Attention,
         ];
@@ -418,6 +419,9 @@ mod tests {
             (ternary(Layout::Tl2W32, Isa::Avx2, tile(32, 240, 1, 1)), "reads tl2_t32"),
             (ternary(Layout::Tl2W32, Isa::Avx512, tile(32, 96, 1, 4)), "do not fit in a block"),
             (ternary(Layout::Tl1T32, Isa::Avx2, tile(64, 240, 4, 1)), "more than half"),
+            (ternary(Layout::T5T32, Isa::Avx512Vnni, tile(32, 0, 1, 1)), "permute of 64 bytes"),
+            (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 0, 12, 1)), "24 vectors of sums"),
+            (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 240, 1, 1)), "must be 0"),
             (KernelSpec { shape: Some(Shape::new(0, 1)), ..GOOD }, "rows of the matrix"),
             (KernelSpec { shape: Some(Shape::new(1, 1 << 19)), ..GOOD }, "could wrap"),
             (KernelSpec { tile: TileConfig { prefetch: 100, ..GOOD.tile }, ..GOOD }, "prefetch"),

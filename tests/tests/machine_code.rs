@@ -149,6 +149,8 @@ struct Crowded {
 
 #[rustfmt::skip]
 const CROWDED: &[Crowded] = &[
+    // Eight sums, packed and unpacked codes two each, a mask, a product, activations.
+    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 2,  more: 0 },
     // Tables and indices take four registers, signs two a tile, sums two a tile and activation row.
     Crowded { serves: tl1,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 4,  more: 4 },
     Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 2,  more: 0 },

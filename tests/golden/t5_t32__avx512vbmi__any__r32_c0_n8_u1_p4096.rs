@@ -1,6 +1,6 @@
 // @generated from templates/src/t5.rs by bitnet-codegen; do not edit
 
-pub mod t5_t32__avx512vbmi__any__r32_c0_n8_u1_p0 {
+pub mod t5_t32__avx512vbmi__any__r32_c0_n8_u1_p4096 {
     //! T5: a byte stands for five weights, from which it gives 2-bit codes 0, 1, 2, multiplied as in
     //! the `i2_s` template. That reads a fifth less memory.
     //!
@@ -35,7 +35,7 @@ pub mod t5_t32__avx512vbmi__any__r32_c0_n8_u1_p0 {
     /// Units per iteration.
     const UNROLL: usize = 1;
     /// Bytes ahead to prefetch; 0: none.
-    const PREFETCH: usize = 0;
+    const PREFETCH: usize = 4096;
 
     /// Columns in a unit.
     const UNIT: usize = 20;
