@@ -213,10 +213,11 @@ fn module(out: &mut String, name: &str, body: &str) {
 fn template(id: &KernelId) -> Result<&'static Source, Error> {
     let name = match id.op {
         Op::Ternary(layout) => match layout {
-            Layout::I2sT16 | Layout::I2sT32 => "i2_s",
+            Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => "i2_s",
             Layout::Tl1T32 => "tl1",
             Layout::Tl2T32 => "tl2",
             Layout::Tl2W32 => "tl2_w",
+            Layout::T5T32 => "t5",
         },
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
         Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",

@@ -2,7 +2,7 @@
 //! their dispatch entries.
 
 use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Neon, NeonDot, Scalar};
-use bitnet_profiles::Layout::{I2sT16, I2sT32, Tl1T32, Tl2T32, Tl2W32};
+use bitnet_profiles::Layout::{I2sT16, I2sT32, I2sT64, T5T32, Tl1T32, Tl2T32, Tl2W32};
 use bitnet_profiles::Op::{self, Attention, Head, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
 
@@ -37,76 +37,127 @@ struct Row {
 const FLOAT_HEADS: &[Op] = &[Head(HeadFormat::F32), Head(HeadFormat::F16), Head(HeadFormat::Bf16)];
 const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head(HeadFormat::Q4_0)];
 
+/// The kernels that every build holds.
 #[rustfmt::skip]
-const SPACE: &[Row] = &[
-    Row { ops: &[Ternary(I2sT16)], isas: &[Scalar],                           rows: &[16],     cols: &[0],                 tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16, 32], cols: &[64, 128, 256],      tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],     cols: &[256],               tokens: &[1],        unroll: &[2],       prefetch: &[4096] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[256],               tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16, 32], cols: &[64, 128, 256],      tokens: &[2, 4],     unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[16, 32], cols: &[128, 256],          tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[256],               tokens: &[2, 8],     unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 1024, 2048, 4096, 8192] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],     cols: &[0],                 tokens: &[2, 3, 4, 5], unroll: &[1],     prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],     cols: &[0],                 tokens: &[2],        unroll: &[2],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16, 32], cols: &[0],                 tokens: &[1],        unroll: &[1, 2, 4], prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[2],       prefetch: &[4096] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[1],        unroll: &[1, 2],     prefetch: &[1024, 2048, 4096, 8192] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32, 64], cols: &[0],                 tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
-    // The compiler unrolls up to 64 products: two units of 16 tokens stay a loop of one.
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[8],        unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[16, 24],   unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
+const GRID: &[Row] = &[
+    Row { ops: &[Ternary(I2sT16)], isas: &[Scalar],                           rows: &[16],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
+    // On AVX2, measured on Zen 5 at a 2B-4T shape: two tiles of 16 rows at once are two streams, as fast from the
+    // cache, 1.8 to 2.9 times as slow from memory. A tile of 32 rows ties in decode, and 2 tokens, all that 16
+    // registers hold, take 3.2 times as long. Tiles of 8 rows with 4 to 10 tokens took 1.0 to 1.2 times as long as 16
+    // with 4 or 5, here and on AVX-VNNI. Blocks of 64 and 128 columns tie or lose, and of more than 256 could wrap.
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[64, 128, 256],        tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[16, 32],   cols: &[64, 128, 256],        tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[2],        prefetch: &[2048, 4096, 8192] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[64, 128, 256],        tokens: &[2, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[256],                 tokens: &[3],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[256],                 tokens: &[4],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[16, 32],   cols: &[128, 256],            tokens: &[4, 8, 12],        unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[8],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 1024, 2048, 4096, 8192] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[2, 3, 4, 5],      unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[2],               unroll: &[2],        prefetch: &[0] },
+    // Two tiles at once are two streams: 1.2 to 2 times as slow from memory as one tile, or one of more rows.
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1, 2, 4],  prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[2],        prefetch: &[4096] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1, 2],     prefetch: &[0, 1024, 2048, 4096, 8192] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
+    // The compiler unrolls up to 64 products: two units of 16 tokens stay a loop of one. 24 tokens of 16 rows,
+    // 1.1 to 1.19, and 6 of 64, 1.08 to 1.11, lose to 8 of 32.
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[8],               unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[4, 8, 12],        unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[4, 8, 12],        unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[2, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[4],               unroll: &[1],        prefetch: &[4096] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Neon],                             rows: &[16],     cols: &[64, 128, 256],      tokens: &[1, 2],     unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Neon],                             rows: &[16],     cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[512, 2048] },
     Row { ops: &[Ternary(I2sT16)], isas: &[NeonDot],                          rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 512, 1024, 2048, 4096] },
     Row { ops: &[Ternary(I2sT16)], isas: &[NeonDot],                          rows: &[16],     cols: &[0],                 tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl1T32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32, 64], cols: &[120, 240],          tokens: &[1],        unroll: &[1, 2, 4], prefetch: &[0] },
-    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[4],       prefetch: &[4096] },
-    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2],                             rows: &[32, 64], cols: &[120, 240],          tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[240],               tokens: &[2, 4],     unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[240],               tokens: &[8],        unroll: &[1],       prefetch: &[0] },
+    // Two units at once, or 64 rows, need more than 32 registers: no faster and 1.1 to 1.5 times as slow.
+    Row { ops: &[Ternary(T5T32)],  isas: &[Scalar],                           rows: &[32],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192, 12288] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Scalar],                           rows: &[32],       cols: &[240],                 tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32, 64],   cols: &[120, 240],            tokens: &[1],               unroll: &[1, 2, 4],  prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32],       cols: &[240],                 tokens: &[1],               unroll: &[4],        prefetch: &[4096] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2],                             rows: &[32, 64],   cols: &[120, 240],            tokens: &[2, 3, 4],         unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx512],                           rows: &[32, 64],   cols: &[240],                 tokens: &[2, 4],            unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx512],                           rows: &[32, 64],   cols: &[240],                 tokens: &[8],               unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Neon],                             rows: &[32],     cols: &[120, 240],          tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Neon],                             rows: &[64],     cols: &[120, 240],          tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Neon],                             rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[2],       prefetch: &[512, 2048] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Neon],                             rows: &[32],     cols: &[120, 240],          tokens: &[2, 3],     unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl2T32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32, 64], cols: &[72, 120, 168, 240], tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[4096] },
-    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32, 64], cols: &[120, 240],          tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl2W32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[96, 240],           tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512Vbmi],                       rows: &[32, 64], cols: &[240],               tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
-    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512, Avx512Vbmi],               rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[4096] },
-    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[96, 240],           tokens: &[2, 4, 8],  unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512Vbmi],                       rows: &[32, 64], cols: &[240],               tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Scalar],                           rows: &[32],       cols: &[240],                 tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32, 64],   cols: &[72, 120, 168, 240],   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32],       cols: &[240],                 tokens: &[1],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32, 64],   cols: &[120, 240],            tokens: &[2, 3, 4],         unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Scalar],                           rows: &[32],       cols: &[240],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512],                           rows: &[32, 64],   cols: &[96, 240],             tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512Vbmi],                       rows: &[32, 64],   cols: &[240],                 tokens: &[1],               unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512, Avx512Vbmi],               rows: &[32],       cols: &[240],                 tokens: &[1],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512],                           rows: &[32, 64],   cols: &[96, 240],             tokens: &[2, 4, 8],         unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512Vbmi],                       rows: &[32, 64],   cols: &[240],                 tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(Tl2W32)], isas: &[Neon],                             rows: &[32, 64], cols: &[96, 240],           tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl2W32)], isas: &[Neon],                             rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[512, 2048] },
     Row { ops: &[Ternary(Tl2W32)], isas: &[Neon],                             rows: &[32],     cols: &[96, 240],           tokens: &[2],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Avx512],             rows: &[1, 4],     cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[2048, 4096, 8192] },
+    Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[2, 8],     cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
     Row { ops: FLOAT_HEADS,        isas: &[Neon],                             rows: &[1, 2, 4], cols: &[0],                tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: FLOAT_HEADS,        isas: &[Neon],                             rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[512, 2048] },
-    Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Avx512],             rows: &[1, 4],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[2048, 4096, 8192] },
-    Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[2, 8],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: BLOCK_HEADS,        isas: &[AvxVnni],                          rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 1024, 2048, 4096, 8192] },
-    Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[1024, 2048, 4096, 8192] },
+    Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: BLOCK_HEADS,        isas: &[Avx2, Avx512],                     rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: BLOCK_HEADS,        isas: &[AvxVnni],                          rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 1024, 2048, 4096, 8192] },
+    Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 4096, 8192] },
     Row { ops: BLOCK_HEADS,        isas: &[Neon, NeonDot],                    rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 512, 2048] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums, on NEON all 32.
+    Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Attention],       isas: &[Avx2, Avx512],                     rows: &[2, 4],     cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[8],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Attention],       isas: &[Neon],                             rows: &[1, 2, 4], cols: &[256],              tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Attention],       isas: &[Avx2, Avx512],                     rows: &[2, 4],   cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
-    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[8],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
 ];
 
-/// Every kernel of the space for an ISA, generic in shape or specialised for one, in the order of
-/// the table.
+/// What beside these is worth making for a model's own shapes, where there is a compiler.
+#[rustfmt::skip]
+const WIDER: &[Row] = &[
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[1, 4],     prefetch: &[1024, 2048, 8192, 16384] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[2],        prefetch: &[1024, 16384] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[1],               unroll: &[1, 2],     prefetch: &[2048, 4096, 8192, 16384] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx2],                             rows: &[16],       cols: &[256],                 tokens: &[4],               unroll: &[1],        prefetch: &[1024, 2048, 8192] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[6],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512],                           rows: &[32],       cols: &[256],                 tokens: &[4, 6],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[512, 3072, 6144, 16384] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[AvxVnni],                          rows: &[16],       cols: &[0],                   tokens: &[5],               unroll: &[1],        prefetch: &[1024, 4096] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[2, 4],     prefetch: &[512, 1024, 2048, 8192, 16384] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1, 2],     prefetch: &[512, 3072, 6144, 12288, 16384, 32768] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 6144, 12288, 16384, 32768] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[10, 14, 16, 20],  unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[6, 10],           unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[6, 10],           unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[1024, 2048, 8192] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[3, 5],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[4],               unroll: &[1],        prefetch: &[2048, 8192] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 6144, 16384, 24576, 32768] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[6, 10],           unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[2048, 8192] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32, 64],   cols: &[240],                 tokens: &[1],               unroll: &[4],        prefetch: &[2048, 8192] },
+    Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32],       cols: &[240],                 tokens: &[1],               unroll: &[1],        prefetch: &[2048, 8192] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512, Avx512Vbmi],               rows: &[32],       cols: &[240],                 tokens: &[1],               unroll: &[1],        prefetch: &[2048, 8192] },
+    Row { ops: FLOAT_HEADS,        isas: &[Avx2],                             rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 4096, 8192, 16384] },
+    Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[512, 1024, 12288, 16384, 32768] },
+    Row { ops: BLOCK_HEADS,        isas: &[Avx2, Avx512],                     rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 8192, 16384] },
+    Row { ops: BLOCK_HEADS,        isas: &[AvxVnni, Avx512Vnni],              rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[512, 3072, 6144, 12288, 16384, 32768] },
+];
+
+/// Every kernel of the space for an ISA, in the order of the tables: those that any build holds,
+/// or, for a shape, these specialised for it and the wider space.
 pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
+    let wider = if shape.is_some() { WIDER } else { &[] };
     let mut ids = Vec::new();
-    for row in SPACE.iter().filter(|row| row.isas.contains(&isa)) {
+    for row in GRID.iter().chain(wider).filter(|row| row.isas.contains(&isa)) {
         let tiles = row.rows.iter().flat_map(|&rows| {
             row.cols.iter().flat_map(move |&cols| {
                 row.tokens.iter().flat_map(move |&tokens| {
@@ -147,15 +198,20 @@ mod tests {
     #[test]
     fn no_kernel_twice_and_enough_tiles() {
         let all = grid(Isa::ALL);
-        let unique: BTreeSet<_> = all.iter().collect();
-        assert_eq!(unique.len(), all.len());
+        let shape = Some(Shape::new(6912, 2560));
+        let made: Vec<KernelId> = Isa::ALL.iter().flat_map(|&isa| candidates(isa, shape)).collect();
+        for all in [&all, &made] {
+            let unique: BTreeSet<_> = all.iter().collect();
+            assert_eq!(unique.len(), all.len());
+        }
+        assert!(made.len() > all.len());
         for (isa, least) in [(Avx2, 8), (Avx512, 8), (Neon, 2)] {
-            for format in Format::ALL {
+            for format in [Format::I2S, Format::Tl1, Format::Tl2] {
                 for phase in [Phase::Decode, Phase::Prefill] {
                     let of = |k: &&KernelId| {
                         k.isa == isa
                             && Phase::of(&k.tile) == phase
-                            && matches!(k.op, Ternary(layout) if layout.format() == *format)
+                            && matches!(k.op, Ternary(layout) if layout.format() == format)
                     };
                     let tiles = all.iter().filter(of).count();
                     assert!(tiles >= least, "{isa} {format} {phase:?}: {tiles}");

@@ -7,9 +7,12 @@ pub enum Format {
     Tl1,
     /// 5-bit index of three weights (27 values: magnitude and sign), looked up.
     Tl2,
+    /// Byte of five weights (243 values), from which codes as those of I2_S are looked up, and
+    /// multiplied.
+    T5,
 }
 
-named!(Format, "format", { I2S => "i2_s", Tl1 => "tl1", Tl2 => "tl2" });
+named!(Format, "format", { I2S => "i2_s", Tl1 => "tl1", Tl2 => "tl2", T5 => "t5" });
 
 /// How the weights of a matrix lie in memory. A matrix is cut into tiles of [`Layout::tile_rows`]
 /// rows; a tile is a run of units of [`Layout::unit_cols`] columns, so a kernel that owns some
@@ -22,6 +25,8 @@ pub enum Layout {
     I2sT16,
     /// As [`Layout::I2sT16`] with 32 rows: a unit is 128 bytes.
     I2sT32,
+    /// As [`Layout::I2sT16`] with 64 rows: a unit is 256 bytes.
+    I2sT64,
     /// TL1, 32 rows. Unit of 4 columns, 32 bytes: byte `r` holds row `r`, the index
     /// `3a + b + 4` of columns 0, 1 in the low nibble and of columns 2, 3 in the high one.
     Tl1T32,
@@ -35,14 +40,21 @@ pub enum Layout {
     /// the triples `3g, 3g+1, 3g+2` of row `r` in bits 4:0, 9:5, 14:10; bit 15 of the words of
     /// groups 0 to 4 is bit 4 to 0 of the field of triple 15.
     Tl2W32,
+    /// T5, 32 rows. Unit of 20 columns, 128 bytes: byte `4r + b` holds row `r`, columns `b, 4+b,
+    /// 8+b, 12+b, 16+b`. With the codes 0, 1, 2 of the first four as the digits, from the lowest,
+    /// of a ternary number `n`, and `c` the code of the last, the byte is `64c + n` where `n` is
+    /// less than 64, else `192 + 17c + n - 64`.
+    T5T32,
 }
 
 named!(Layout, "layout", {
     I2sT16 => "i2_s_t16",
     I2sT32 => "i2_s_t32",
+    I2sT64 => "i2_s_t64",
     Tl1T32 => "tl1_t32",
     Tl2T32 => "tl2_t32",
     Tl2W32 => "tl2_w32",
+    T5T32 => "t5_t32",
 });
 
 impl Layout {
@@ -52,9 +64,10 @@ impl Layout {
     /// The code the layout packs.
     pub const fn format(self) -> Format {
         match self {
-            Self::I2sT16 | Self::I2sT32 => Format::I2S,
+            Self::I2sT16 | Self::I2sT32 | Self::I2sT64 => Format::I2S,
             Self::Tl1T32 => Format::Tl1,
             Self::Tl2T32 | Self::Tl2W32 => Format::Tl2,
+            Self::T5T32 => Format::T5,
         }
     }
 
@@ -62,17 +75,19 @@ impl Layout {
     pub const fn tile_rows(self) -> usize {
         match self {
             Self::I2sT16 => 16,
-            _ => 32,
+            Self::I2sT32 | Self::Tl1T32 | Self::Tl2T32 | Self::Tl2W32 | Self::T5T32 => 32,
+            Self::I2sT64 => 64,
         }
     }
 
     /// Columns in a unit.
     pub const fn unit_cols(self) -> usize {
         match self {
-            Self::I2sT16 | Self::I2sT32 => 16,
+            Self::I2sT16 | Self::I2sT32 | Self::I2sT64 => 16,
             Self::Tl1T32 => 4,
             Self::Tl2T32 => 24,
             Self::Tl2W32 => 48,
+            Self::T5T32 => 20,
         }
     }
 
@@ -81,9 +96,11 @@ impl Layout {
         match self {
             Self::I2sT16 => 64,
             Self::I2sT32 => 128,
+            Self::I2sT64 => 256,
             Self::Tl1T32 => 32,
             Self::Tl2T32 => 160,
             Self::Tl2W32 => 320,
+            Self::T5T32 => 128,
         }
     }
 

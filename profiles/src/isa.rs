@@ -172,6 +172,11 @@ impl Isa {
         !matches!(self, Self::Avx2 | Self::AvxVnni)
     }
 
+    /// Whether a vector of bytes is looked up in a table of 64 at once (`vpermb`).
+    pub const fn looks_up_64(self) -> bool {
+        matches!(self, Self::Scalar | Self::Avx512Vbmi)
+    }
+
     /// Whether a byte product sum lands in 32-bit lanes at once (`vpdpbusd`, `sdot`, plain
     /// arithmetic); else it lands in 16-bit lanes (`vpmaddubsw`, `smlal`) that must be widened before
     /// they wrap.

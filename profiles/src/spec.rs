@@ -101,8 +101,8 @@ impl KernelSpec {
         check.that((1..=64).contains(&tile.tokens), || {
             "activation rows per call must be 1 to 64".into()
         })?;
-        check.that(tile.prefetch <= 16384 && tile.prefetch.is_multiple_of(64), || {
-            "prefetch distance must be a multiple of 64, a cache line, up to 16384".into()
+        check.that(tile.prefetch <= 32768 && tile.prefetch.is_multiple_of(64), || {
+            "prefetch distance must be a multiple of 64, a cache line, up to 32768".into()
         })?;
         match self.op {
             Op::Ternary(layout) => self.validate_ternary(layout, &check)?,
@@ -142,21 +142,15 @@ impl KernelSpec {
         check.that(tile.cols == 0 || tile.unroll * layout.unit_cols() <= tile.cols, || {
             format!("{} units do not fit in a block: the unrolled code would not run", tile.unroll)
         })?;
-        // Vectors of 32-bit sums for one activation row.
-        let vectors = tile.rows / isa.lanes();
         match layout.format() {
-            Format::I2S if isa.dots_are_wide() => {
-                check.that(tile.cols == 0, || {
-                    "columns per block must be 0: this ISA sums into 32 bits at once".into()
+            Format::I2S if isa.dots_are_wide() => self.validate_wide_sums(4, 4, check),
+            Format::T5 => {
+                check.that(isa.looks_up_64(), || {
+                    "a byte of five codes needs a permute of 64 bytes, which only AVX-512 VBMI has"
+                        .into()
                 })?;
-                // Decode keeps one sum per 2-bit field and unrolled unit, prefill one per token.
-                let sums = vectors * if tile.tokens == 1 { 4 * tile.unroll } else { tile.tokens };
-                check.that(isa == Isa::Scalar || sums <= isa.registers() - 6, || {
-                    format!(
-                        "{sums} vectors of sums leave fewer than 6 of the {} registers",
-                        isa.registers()
-                    )
-                })
+                // Three tables, four masks, and a vector at each stage of unpacking.
+                self.validate_wide_sums(5, 10, check)
             }
             Format::I2S => {
                 check.that((16..=256).contains(&tile.cols), || {
@@ -164,7 +158,7 @@ impl KernelSpec {
                      16-bit lane, which holds 64 such sums"
                         .into()
                 })?;
-                let sums = vectors * tile.tokens * isa.sum_registers();
+                let sums = tile.rows / isa.lanes() * tile.tokens * isa.sum_registers();
                 check.that(sums <= isa.registers() / 2, || {
                     format!(
                         "{sums} vectors of sums take more than half of the {} registers",
@@ -201,6 +195,28 @@ impl KernelSpec {
                 self.validate_table_sums(check)
             }
         }
+    }
+
+    /// Sums of products are 32 bits wide: one for each of `fields` and unrolled unit in decode, one
+    /// for each token in prefill, beside which so many registers are needed.
+    fn validate_wide_sums(
+        &self,
+        fields: usize,
+        others: usize,
+        check: &Check,
+    ) -> Result<(), SpecError> {
+        let Self { isa, tile, .. } = *self;
+        check.that(tile.cols == 0, || {
+            "columns per block must be 0: this ISA sums into 32 bits at once".into()
+        })?;
+        let each = if tile.tokens == 1 { fields * tile.unroll } else { tile.tokens };
+        let sums = tile.rows / isa.lanes() * each;
+        check.that(isa == Isa::Scalar || sums + others <= isa.registers(), || {
+            format!(
+                "{sums} vectors of sums leave fewer than {others} of the {} registers",
+                isa.registers()
+            )
+        })
     }
 
     /// Sums of table entries are 16 bits wide; half of the registers are for tables and indices.
@@ -344,6 +360,7 @@ mod tests {
             Op::Ternary(Layout::I2sT16),
             Op::Ternary(Layout::Tl1T32),
             Op::Ternary(Layout::Tl2W32),
+            Op::Ternary(Layout::T5T32),
             Op::Head(HeadFormat::Q6K),
             Op::Attention,
         ];
@@ -405,6 +422,9 @@ mod tests {
             (ternary(Layout::Tl2W32, Isa::Avx2, tile(32, 240, 1, 1)), "reads tl2_t32"),
             (ternary(Layout::Tl2W32, Isa::Avx512, tile(32, 96, 1, 4)), "do not fit in a block"),
             (ternary(Layout::Tl1T32, Isa::Avx2, tile(64, 240, 4, 1)), "more than half"),
+            (ternary(Layout::T5T32, Isa::Avx512Vnni, tile(32, 0, 1, 1)), "permute of 64 bytes"),
+            (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 0, 12, 1)), "24 vectors of sums"),
+            (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 240, 1, 1)), "must be 0"),
             (KernelSpec { shape: Some(Shape::new(0, 1)), ..GOOD }, "rows of the matrix"),
             (KernelSpec { shape: Some(Shape::new(1, 1 << 19)), ..GOOD }, "could wrap"),
             (KernelSpec { tile: TileConfig { prefetch: 100, ..GOOD.tile }, ..GOOD }, "prefetch"),

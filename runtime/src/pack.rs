@@ -83,10 +83,13 @@ impl PackedMatrix {
                 // SAFETY: workers own disjoint ranges of tiles.
                 let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
                 match layout {
-                    Layout::I2sT16 | Layout::I2sT32 => pack_i2_s(&codes, stride, out),
+                    Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => {
+                        pack_i2_s(&codes, stride, out);
+                    }
                     Layout::Tl1T32 => pack_tl1(&codes, stride, out),
                     Layout::Tl2T32 => pack_tl2(&codes, stride, out),
                     Layout::Tl2W32 => pack_tl2_words(&codes, stride, out),
+                    Layout::T5T32 => pack_t5(&codes, stride, out),
                 }
             }
         })?;
@@ -185,7 +188,7 @@ fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
     Seen { bad: bad != 0, weights: weights != 0 }
 }
 
-/// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] or [`Layout::I2sT32`].
+/// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] and its kin.
 fn pack_i2_s(codes: &[u8], stride: usize, out: &mut [u8]) {
     let rows = codes.len() / stride;
     for (row, codes) in codes.chunks_exact(stride).enumerate() {
@@ -252,6 +255,21 @@ fn pack_tl2_words(codes: &[u8], stride: usize, out: &mut [u8]) {
                     | field(&codes[6..]) << 10
                     | (last >> (4 - group)) << 15;
                 out[(group * rows + row) * 2..][..2].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::T5T32`].
+fn pack_t5(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (unit, codes) in codes.chunks_exact(20).enumerate() {
+            for byte in 0..4 {
+                let number = (0..4).rev().fold(0, |n, field| 3 * n + codes[4 * field + byte]);
+                let last = codes[16 + byte];
+                out[(unit * rows + row) * 4 + byte] =
+                    if number < 64 { 64 * last + number } else { 192 + 17 * last + number - 64 };
             }
         }
     }

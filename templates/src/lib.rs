@@ -13,6 +13,7 @@ pub mod head_block;
 pub mod head_float;
 pub mod i2_s;
 pub mod isa;
+pub mod t5;
 #[cfg(test)]
 mod testing;
 pub mod tl1;
@@ -55,6 +56,7 @@ pub const VOCABULARIES: &[Source] = &[
 /// The kernel templates.
 pub const TEMPLATES: &[Source] = &[
     source!("i2_s", "i2_s.rs"),
+    source!("t5", "t5.rs"),
     source!("tl1", "tl1.rs"),
     source!("tl2", "tl2.rs"),
     source!("tl2_w", "tl2_w.rs"),

@@ -59,6 +59,10 @@ fn i2_s(op: Op) -> bool {
     matches!(op, Op::Ternary(layout) if layout.format() == Format::I2S)
 }
 
+fn t5(op: Op) -> bool {
+    matches!(op, Op::Ternary(layout) if layout.format() == Format::T5)
+}
+
 fn tl1(op: Op) -> bool {
     matches!(op, Op::Ternary(layout) if layout.format() == Format::Tl1)
 }
@@ -93,6 +97,9 @@ const FAMILIES: &[Family] = &[
     // The broadcast is a load of its own: only EVEX has it as an operand.
     Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 1.25, load: [1.0, 1.0] },
     Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 2.0, load: [1.0, 1.0] },
+    // For 5 products a load, a comparison, three lookups, 5 ands; prefill has 4 shifts more.
+    Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.0, load: [0.0, 1.0] },
+    Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.8, load: [0.0, 1.0] },
     // Two lookups (low and high bytes) serve 32 pairs, and two unpacks and two adds follow. Load
     // 1/2, shift 1/2, and; two broadcasts.
     Family { serves: tl1, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpshufb], 256), products: 32, rows: 32, also: None, each: 3.0, unpack: 1.0, load: [1.0, 1.0] },
@@ -144,9 +151,8 @@ struct Crowded {
 
 #[rustfmt::skip]
 const CROWDED: &[Crowded] = &[
-    // The codes of later fields are shifted early, and wait on the stack.
-    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 16, more: 4 },
-    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 26, more: 10 },
+    // Eight sums, packed and unpacked codes two each, a mask, a product, activations.
+    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 2,  more: 0 },
     Crowded { serves: i2_s, isa: Isa::Avx512, rows: 32, tokens: 8, stack: 10, more: 0 },
     // Tables and indices take four registers, signs two a tile, sums two a tile and activation row.
     Crowded { serves: tl1,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 4,  more: 4 },
@@ -159,7 +165,7 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: head, isa: Isa::Avx2,   rows: 8, tokens: 1, stack: 10, more: 32 },
     Crowded { serves: head, isa: Isa::Avx512, rows: 8, tokens: 1, stack: 0,  more: 4 },
     // Constants of the unpacking.
-    Crowded { serves: |op| matches!(op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0)), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 16, more: 0 },
+    Crowded { serves: |op| matches!(op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0)), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 18, more: 0 },
     Crowded { serves: |op| op == Op::Head(HeadFormat::Q6K), isa: Isa::AvxVnni, rows: 1, tokens: 1, stack: 14, more: 0 },
 ];
 

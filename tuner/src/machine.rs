@@ -457,7 +457,7 @@ fn products_per_cycle(vectors: &Vectors, isa: Isa) -> f64 {
 fn streams(layout: Layout, tile: &TileConfig) -> f64 {
     let visit = (layout.unit_bytes() * tile.unroll) as f64;
     match layout {
-        Layout::I2sT16 | Layout::I2sT32 if tile.rows > layout.tile_rows() => 1.0 + 100.0 / visit,
+        Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 if tile.rows > layout.tile_rows() => 1.0 + 100.0 / visit,
         // Lookups are slow enough to hide it.
         _ => 1.0,
     }
@@ -472,7 +472,7 @@ const SCALE_CYCLES: f64 = 3.0;
 /// Cycles of laying out an activation.
 fn prepare_cycles(layout: Layout, decode: bool) -> f64 {
     match layout {
-        Layout::I2sT16 | Layout::I2sT32 => 0.25,
+        Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 | Layout::T5T32 => 0.25,
         Layout::Tl1T32 | Layout::Tl2T32 | Layout::Tl2W32 => {
             if decode {
                 1.0

@@ -63,7 +63,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
     let rank = |id: &KernelId| {
         // Lookups multiply nothing.
         let multiplies = match id.op {
-            Op::Ternary(layout) => layout.format() == Format::I2S,
+            Op::Ternary(layout) => matches!(layout.format(), Format::I2S | Format::T5),
             Op::Head(_) => true,
             Op::Attention => false,
         };

@@ -34,7 +34,7 @@ pub struct KernelArgs {
     /// none: the shipped one
     #[arg(long, value_name = "FILE|auto|none", default_value = "auto")]
     profile: PathBuf,
-    /// Pack all ternary weights as i2_s, tl1 or tl2, whatever the profile says
+    /// Pack all ternary weights as i2_s, tl1, tl2 or t5, whatever the profile says
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
     /// Use no better instructions than scalar, avx2, avxvnni, avx512, avx512vnni or avx512vbmi, on

@@ -1,6 +1,7 @@
 //! AVX2, with FMA and F16C: vectors of 32 bytes. `vpmaddubsw` sums pairs of byte products into
 //! 16 bits, so sums must be widened before they wrap.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 /// 32-bit lanes in a vector.
@@ -446,6 +447,22 @@ pub fn acc_zero() -> Acc {
 #[target_feature(enable = "avx2")]
 pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
     _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, activations))
+}
+
+/// Keeps what is done with `packed` and `quads` from here on behind what made `done`: where the
+/// compiler looks ahead, it runs out of registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn in_turn<const N: usize>(done: Acc, packed: &mut [Bytes; N], quads: &mut *const u8) {
+    // SAFETY: no instruction at all; values stay as they are.
+    unsafe {
+        asm!("/* {0} {1} */", inout(reg) *quads, in(ymm_reg) done,
+             options(pure, nomem, nostack, preserves_flags));
+        for bytes in packed {
+            asm!("/* {0} {1} */", inout(ymm_reg) *bytes, in(ymm_reg) done,
+                 options(pure, nomem, nostack, preserves_flags));
+        }
+    }
 }
 
 /// The sums as 32-bit lanes.

@@ -1,6 +1,7 @@
 //! AVX-512 with BW, DQ and VL, without VNNI: vectors of 64 bytes. As on AVX2, `vpmaddubsw` sums
 //! pairs of byte products into 16 bits.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 /// 32-bit lanes in a vector.
@@ -432,6 +433,22 @@ pub fn acc_zero() -> Acc {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
     _mm512_add_epi16(acc, _mm512_maddubs_epi16(codes, activations))
+}
+
+/// Keeps what is done with `packed` and `quads` from here on behind what made `done`: where the
+/// compiler looks ahead, it runs out of registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn in_turn<const N: usize>(done: Acc, packed: &mut [Bytes; N], quads: &mut *const u8) {
+    // SAFETY: no instruction at all; values stay as they are.
+    unsafe {
+        asm!("/* {0} {1} */", inout(reg) *quads, in(zmm_reg) done,
+             options(pure, nomem, nostack, preserves_flags));
+        for bytes in packed {
+            asm!("/* {0} {1} */", inout(zmm_reg) *bytes, in(zmm_reg) done,
+                 options(pure, nomem, nostack, preserves_flags));
+        }
+    }
 }
 
 /// The sums as 32-bit lanes.

@@ -357,6 +357,26 @@ pub fn codes_in_place(packed: Bytes, field: usize) -> Bytes {
     packed.map(|b| b & (3 << (2 * field)))
 }
 
+/// Tables of 64 bytes for [`spread`].
+pub type Tables = [[u8; 64]; 3];
+
+/// Loads the tables.
+#[inline]
+pub fn tables(tables: &'static [[u8; 64]; 3]) -> Tables {
+    *tables
+}
+
+/// Two vectors from one, by the low 6 bits of each byte `b`: what it names in the first table, and
+/// `b` itself; where its top bits are both set, what it names in the second and the third.
+#[inline]
+pub fn spread(packed: Bytes, tables: &Tables) -> [Bytes; 2] {
+    let lookup = |table: usize, b: u8| tables[table][usize::from(b % 64)];
+    [
+        packed.map(|b| lookup(usize::from(b >= 0xc0), b)),
+        packed.map(|b| if b < 0xc0 { b } else { lookup(2, b) }),
+    ]
+}
+
 /// No sum yet.
 #[inline]
 pub fn acc_zero() -> Acc {
@@ -372,6 +392,11 @@ pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
         acc[lane] + products.sum::<i32>()
     })
 }
+
+/// Keeps what is done with `packed` and `quads` from here on behind what made `done`: where the
+/// compiler looks ahead, it runs out of registers.
+#[inline]
+pub fn in_turn<const N: usize>(_done: Acc, _packed: &mut [Bytes; N], _quads: &mut *const u8) {}
 
 /// The sums as 32-bit lanes.
 #[inline]

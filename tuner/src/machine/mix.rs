@@ -171,7 +171,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
     let arm = is_arm(isa);
     // Of one unit of columns.
     let (mut unit, chain, lines, activation_bytes) = match layout {
-        Layout::I2sT16 | Layout::I2sT32 => {
+        Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => {
             let products = 4.0 * vectors * tokens;
             // On NEON the topmost field needs a shift and no mask.
             let (shifts, masks) = match (in_place, arm) {
@@ -195,6 +195,18 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
             // In place every field has a chain of its own, and so has every unrolled unit.
             let links = if in_place { 1.0 / tile.unroll as f64 } else { 4.0 };
             (unit.and(more), (waits, links), vectors, tokens)
+        }
+        Layout::T5T32 => {
+            let unit = Mix::of(&[
+                (Load, vectors),
+                (Permute, 3.0 * vectors),
+                (Logic, 6.0 * vectors),
+                (Shift, if in_place { 0.0 } else { 4.0 * vectors }),
+                (Dot, 5.0 * vectors * tokens),
+                (Broadcast, 5.0 * tokens),
+            ]);
+            let links = if in_place { 1.0 / tile.unroll as f64 } else { 5.0 };
+            (unit, (Dot, links), vectors, tokens)
         }
         Layout::Tl1T32 if arm => {
             let unit = Mix::of(&[

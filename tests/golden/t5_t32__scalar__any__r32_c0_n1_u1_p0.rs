@@ -1,29 +1,28 @@
-// @generated from templates/src/i2_s.rs by bitnet-codegen; do not edit
+// @generated from templates/src/t5.rs by bitnet-codegen; do not edit
 
-pub mod i2_s_t32__avx512vnni__any__r32_c0_n12_u1_p0 {
-    //! I2_S: 2-bit codes 0, 1, 2 for the weights -1, 0, +1, multiplied as unsigned bytes.
+pub mod t5_t32__scalar__any__r32_c0_n1_u1_p0 {
+    //! T5: a byte stands for five weights, from which it gives 2-bit codes 0, 1, 2, multiplied as in
+    //! the `i2_s` template. That reads a fifth less memory.
     //!
-    //! Rows lie in the lanes: a unit of 16 columns holds 4 bytes for each row of the tile, and the two
-    //! bits at position `field` of those bytes are the codes of columns `4 field .. 4 field + 4`. So
-    //! one vector of weights meets 4 broadcast quads of activations, every lane sums its own row, and
-    //! no sum ever crosses lanes. As codes are one more than weights,
+    //! Rows lie in the lanes: a unit of 20 columns holds 4 bytes for each row of the tile, which stand
+    //! for the columns `0..4`, `4..8` and so on of the unit. Five codes have 243 values, and the byte is
+    //! chosen so that two lookups by its low 6 bits, of which the second counts where there was no room
+    //! for the first (its top bits are both set), give four codes as `i2_s` has them in a byte; the
+    //! fifth is in the top bits already, or likewise looked up. As codes are one more than weights,
     //!
     //! ```text
     //! dot(weights, q) = dot(codes, q) - sum(q)
     //! ```
     //!
-    //! with `sum(q)` computed once per activation row by `prepare`.
-    //!
-    //! Decode on an ISA whose dot product is 32 bits wide does not shift the codes down: field `f`
-    //! stays in place, its sum comes out times `4^f`, exactly, and is shifted once at the end. That
-    //! costs one `and` per product. Elsewhere codes are shifted down, and prefill shares that work
-    //! among all activation rows.
+    //! with `sum(q)` computed once per activation row by `prepare`. Decode does not shift the codes
+    //! down: the sums of a field at bit `2f` come out times `4^f`, exactly, and are shifted once at the
+    //! end. Prefill shifts them, and shares all unpacking among its activation rows.
     //!
     //! A prepared group is `[sum(q): i32; TOKENS]` padded to 64 bytes, then for every 4 columns the
     //! 4 bytes of each activation row in turn; columns are padded with zeros to whole units.
 
     use super::abi::{Call, Prepare};
-    use super::isa::avx512vnni as isa;
+    use super::isa::scalar as isa;
 
     /// Rows in a packed tile.
     const TILE: usize = 32;
@@ -31,23 +30,24 @@ pub mod i2_s_t32__avx512vnni__any__r32_c0_n12_u1_p0 {
     const ROWS: usize = 32;
     /// Columns of the matrix; 0: taken from the call.
     const COLS: usize = 0;
-    /// Columns after which sums are widened; 0: at the end of the row.
-    const BLOCK: usize = 0;
     /// Activation rows per call.
-    const TOKENS: usize = 12;
+    const TOKENS: usize = 1;
     /// Units per iteration.
     const UNROLL: usize = 1;
     /// Bytes ahead to prefetch; 0: none.
     const PREFETCH: usize = 0;
 
     /// Columns in a unit.
-    const UNIT: usize = 16;
+    const UNIT: usize = 20;
     /// Codes in a byte.
-    const FIELDS: usize = 4;
+    const FIELDS: usize = 5;
     /// Vectors that hold the sums of a step for one activation row.
     const VECTORS: usize = ROWS / isa::LANES;
     /// Whether codes stay where they are in their byte.
-    const IN_PLACE: bool = isa::WIDE && TOKENS == 1;
+    const IN_PLACE: bool = TOKENS == 1;
+    /// What the low 6 bits of a byte stand for: four codes, four where its top bits are both set, and
+    /// then the fifth, in the top bits.
+    static TABLES: [[u8; 64]; 3] = tables();
     /// Independent sums per vector and activation row: `vpdpbusd` takes 4 to 5 cycles, so one chain
     /// per field and unrolled unit keeps it busy.
     const CHAINS: usize = if IN_PLACE { FIELDS * UNROLL } else { 1 };
@@ -56,6 +56,26 @@ pub mod i2_s_t32__avx512vnni__any__r32_c0_n12_u1_p0 {
 
     /// The accumulators of a step.
     type Sums = [[[isa::Acc; CHAINS]; VECTORS]; TOKENS];
+
+    /// The four digits of a ternary number, from the lowest, 2 bits each.
+    const fn digits(number: usize) -> u8 {
+        (number % 3 + number / 3 % 3 * 4 + number / 9 % 3 * 16 + number / 27 % 3 * 64) as u8
+    }
+
+    const fn tables() -> [[u8; 64]; 3] {
+        let mut out = [[0; 64]; 3];
+        let mut low = 0;
+        while low < 64 {
+            out[0][low] = digits(low);
+            // 17 numbers of four digits are left, with each of three codes.
+            if low < 51 {
+                out[1][low] = digits(64 + low % 17);
+                out[2][low] = (low / 17 * 64) as u8;
+            }
+            low += 1;
+        }
+        out
+    }
 
     /// Bytes of scratch that a prepared group takes for so many columns.
     pub const extern "C" fn scratch(cols: usize) -> usize {
@@ -66,7 +86,6 @@ pub mod i2_s_t32__avx512vnni__any__r32_c0_n12_u1_p0 {
     ///
     /// # Safety
     /// See `PrepareFn`.
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub unsafe extern "C" fn prepare(prepare: &Prepare) {
         let cols = if COLS == 0 { prepare.cols } else { COLS };
         for token in 0..TOKENS {
@@ -104,121 +123,98 @@ pub mod i2_s_t32__avx512vnni__any__r32_c0_n12_u1_p0 {
     ///
     /// # Safety
     /// See `RunFn`.
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub unsafe extern "C" fn run(call: &Call) {
         let cols = if COLS == 0 { call.cols } else { COLS };
         let units = cols.div_ceil(UNIT);
-        let block = if BLOCK == 0 { units } else { BLOCK / UNIT };
+        let tables = isa::tables(&TABLES);
         for step in 0..call.steps {
             // SAFETY: the matrix holds `steps` steps, the prepared group whole units of columns, and
             // the output ROWS elements per step and activation row (the contract of RunFn).
             unsafe {
                 let weights = call.weights.add(step * units * 4 * ROWS);
                 let quads = call.activations.add(HEADER);
-                let mut totals = [[isa::i32_zero(); VECTORS]; TOKENS];
+                let mut sums: Sums = [[[isa::acc_zero(); CHAINS]; VECTORS]; TOKENS];
                 let mut unit = 0;
-                while unit < units {
-                    let end = if BLOCK == 0 { units } else { units.min(unit + block) };
-                    let mut sums: Sums = [[[isa::acc_zero(); CHAINS]; VECTORS]; TOKENS];
-                    while unit + UNROLL <= end {
-                        for u in 0..UNROLL {
-                            add_unit(&mut sums, weights, units, quads, unit + u, u);
-                        }
-                        unit += UNROLL;
+                while unit + UNROLL <= units {
+                    for u in 0..UNROLL {
+                        add_unit(&mut sums, weights, units, quads, &tables, unit + u, u);
                     }
-                    while UNROLL > 1 && unit < end {
-                        add_unit(&mut sums, weights, units, quads, unit, 0);
-                        unit += 1;
-                    }
-                    for token in 0..TOKENS {
-                        for vector in 0..VECTORS {
-                            for chain in 0..CHAINS {
-                                let wide = isa::widen(sums[token][vector][chain]);
-                                let field = if IN_PLACE { chain % FIELDS } else { 0 };
-                                let total = &mut totals[token][vector];
-                                *total = isa::i32_add(*total, isa::i32_unscale(wide, field));
-                            }
-                        }
-                    }
+                    unit += UNROLL;
+                }
+                while UNROLL > 1 && unit < units {
+                    add_unit(&mut sums, weights, units, quads, &tables, unit, 0);
+                    unit += 1;
                 }
                 for token in 0..TOKENS {
                     let sum = isa::i32_splat(call.activations.cast::<i32>().add(token).read());
                     for vector in 0..VECTORS {
                         let row = step * ROWS + vector * isa::LANES;
                         let out = call.out.add(token * call.out_stride + row);
-                        isa::i32_store(out, isa::i32_sub(totals[token][vector], sum));
+                        let mut total = isa::i32_zero();
+                        for chain in 0..CHAINS {
+                            let wide = isa::widen(sums[token][vector][chain]);
+                            let field = if IN_PLACE { place(chain % FIELDS).1 } else { 0 };
+                            total = isa::i32_add(total, isa::i32_unscale(wide, field));
+                        }
+                        isa::i32_store(out, isa::i32_sub(total, sum));
                     }
                 }
             }
         }
     }
 
+    /// Which of the two vectors that [`isa::spread`] gives holds a field, and at which of four places.
+    const fn place(field: usize) -> (usize, usize) {
+        if field < 4 { (0, field) } else { (1, 3) }
+    }
+
     /// Adds the products of one unit of every tile of the step; `chain` numbers the unrolled units.
     ///
     /// # Safety
     /// `weights` holds a step of `units` units, `quads` as many units of activations; `unit < units`.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline(always)]
     unsafe fn add_unit(
         sums: &mut Sums,
         weights: *const u8,
         units: usize,
         quads: *const u8,
+        tables: &isa::Tables,
         unit: usize,
         chain: usize,
     ) {
-        let mut packed = [isa::bytes_zero(); VECTORS];
+        let mut packed = [[isa::bytes_zero(); 2]; VECTORS];
         for vector in 0..VECTORS {
             let row = vector * isa::LANES;
             // SAFETY: tile `row / TILE` of the step is `units` units of TILE * 4 bytes.
             unsafe {
                 let tile = weights.add(row / TILE * units * TILE * 4);
                 let lanes = tile.add(unit * TILE * 4 + row % TILE * 4);
-                packed[vector] = isa::load(lanes);
+                packed[vector] = isa::spread(isa::load(lanes), tables);
                 if PREFETCH != 0 {
                     isa::prefetch(lanes.wrapping_add(PREFETCH));
                 }
             }
         }
-        // No loop: the compiler leaves one as it is when its body is long, with shifts by a variable.
-        // SAFETY: a unit of activations is FIELDS quads of TOKENS rows.
-        unsafe {
-            let quads = quads.add(unit * FIELDS * TOKENS * 4);
-            add_field(sums, &packed, quads, 0, chain);
-            add_field(sums, &packed, quads, 1, chain);
-            add_field(sums, &packed, quads, 2, chain);
-            add_field(sums, &packed, quads, 3, chain);
-        }
-    }
-
-    /// Adds the products of one field of a unit.
-    ///
-    /// # Safety
-    /// `quads` holds a unit of activations; `field < FIELDS`.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn add_field(
-        sums: &mut Sums,
-        packed: &[isa::Bytes; VECTORS],
-        quads: *const u8,
-        field: usize,
-        chain: usize,
-    ) {
-        let mut codes = *packed;
-        for vector in 0..VECTORS {
-            codes[vector] = if IN_PLACE {
-                isa::codes_in_place(packed[vector], field)
-            } else {
-                isa::codes(packed[vector], field)
-            };
-        }
-        for token in 0..TOKENS {
-            // SAFETY: the caller's promise.
-            let quad = unsafe { isa::broadcast4(quads.add((field * TOKENS + token) * 4)) };
+        for field in 0..FIELDS {
+            let (half, place) = place(field);
+            let mut codes = [isa::bytes_zero(); VECTORS];
             for vector in 0..VECTORS {
-                let chain = if IN_PLACE { chain * FIELDS + field } else { 0 };
-                let sum = &mut sums[token][vector][chain];
-                *sum = isa::dot(*sum, codes[vector], quad);
+                codes[vector] = if IN_PLACE {
+                    isa::codes_in_place(packed[vector][half], place)
+                } else {
+                    isa::codes(packed[vector][half], place)
+                };
+            }
+            for token in 0..TOKENS {
+                // SAFETY: a unit of activations is FIELDS quads of TOKENS rows.
+                let quad = unsafe {
+                    isa::broadcast4(quads.add(((unit * FIELDS + field) * TOKENS + token) * 4))
+                };
+                for vector in 0..VECTORS {
+                    let chain = if IN_PLACE { chain * FIELDS + field } else { 0 };
+                    let sum = &mut sums[token][vector][chain];
+                    *sum = isa::dot(*sum, codes[vector], quad);
+                }
             }
         }
     }

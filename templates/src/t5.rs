@@ -1,0 +1,264 @@
+//! T5: a byte stands for five weights, from which it gives 2-bit codes 0, 1, 2, multiplied as in
+//! the `i2_s` template. That reads a fifth less memory.
+//!
+//! Rows lie in the lanes: a unit of 20 columns holds 4 bytes for each row of the tile, which stand
+//! for the columns `0..4`, `4..8` and so on of the unit. Five codes have 243 values, and the byte is
+//! chosen so that two lookups by its low 6 bits, of which the second counts where there was no room
+//! for the first (its top bits are both set), give four codes as `i2_s` has them in a byte; the
+//! fifth is in the top bits already, or likewise looked up. As codes are one more than weights,
+//!
+//! ```text
+//! dot(weights, q) = dot(codes, q) - sum(q)
+//! ```
+//!
+//! with `sum(q)` computed once per activation row by `prepare`. Decode does not shift the codes
+//! down: the sums of a field at bit `2f` come out times `4^f`, exactly, and are shifted once at the
+//! end. Prefill shifts them, and shares all unpacking among its activation rows.
+//!
+//! A prepared group is `[sum(q): i32; TOKENS]` padded to 64 bytes, then for every 4 columns the
+//! 4 bytes of each activation row in turn; columns are padded with zeros to whole units.
+
+use crate::abi::{Call, Prepare};
+use crate::isa::scalar as isa;
+
+/// Rows in a packed tile.
+const TILE: usize = 32;
+/// Rows per step, a multiple of `TILE`.
+const ROWS: usize = 32;
+/// Columns of the matrix; 0: taken from the call.
+const COLS: usize = 0;
+/// Activation rows per call.
+const TOKENS: usize = 1;
+/// Units per iteration.
+const UNROLL: usize = 2;
+/// Bytes ahead to prefetch; 0: none.
+const PREFETCH: usize = 0;
+
+/// Columns in a unit.
+const UNIT: usize = 20;
+/// Codes in a byte.
+const FIELDS: usize = 5;
+/// Vectors that hold the sums of a step for one activation row.
+const VECTORS: usize = ROWS / isa::LANES;
+/// Whether codes stay where they are in their byte.
+const IN_PLACE: bool = TOKENS == 1;
+/// What the low 6 bits of a byte stand for: four codes, four where its top bits are both set, and
+/// then the fifth, in the top bits.
+static TABLES: [[u8; 64]; 3] = tables();
+/// Independent sums per vector and activation row: `vpdpbusd` takes 4 to 5 cycles, so one chain
+/// per field and unrolled unit keeps it busy.
+const CHAINS: usize = if IN_PLACE { FIELDS * UNROLL } else { 1 };
+/// Bytes before the columns of a prepared group.
+const HEADER: usize = (TOKENS * 4).next_multiple_of(64);
+
+/// The accumulators of a step.
+type Sums = [[[isa::Acc; CHAINS]; VECTORS]; TOKENS];
+
+/// The four digits of a ternary number, from the lowest, 2 bits each.
+const fn digits(number: usize) -> u8 {
+    (number % 3 + number / 3 % 3 * 4 + number / 9 % 3 * 16 + number / 27 % 3 * 64) as u8
+}
+
+const fn tables() -> [[u8; 64]; 3] {
+    let mut out = [[0; 64]; 3];
+    let mut low = 0;
+    while low < 64 {
+        out[0][low] = digits(low);
+        // 17 numbers of four digits are left, with each of three codes.
+        if low < 51 {
+            out[1][low] = digits(64 + low % 17);
+            out[2][low] = (low / 17 * 64) as u8;
+        }
+        low += 1;
+    }
+    out
+}
+
+/// Bytes of scratch that a prepared group takes for so many columns.
+pub const extern "C" fn scratch(cols: usize) -> usize {
+    HEADER + cols.next_multiple_of(UNIT) * TOKENS
+}
+
+/// Lays out one group of activation rows.
+///
+/// # Safety
+/// See `PrepareFn`.
+pub unsafe extern "C" fn prepare(prepare: &Prepare) {
+    let cols = if COLS == 0 { prepare.cols } else { COLS };
+    for token in 0..TOKENS {
+        let mut sum = 0;
+        // SAFETY: the scratch holds the header and whole units of columns for TOKENS rows; rows
+        // below `tokens` are readable for `cols` bytes (the contract of PrepareFn).
+        unsafe {
+            let out = prepare.scratch.add(HEADER + 4 * token);
+            let mut done = 0;
+            if token < prepare.tokens {
+                let row = prepare.quantised.add(token * prepare.stride);
+                for quad in 0..cols / 4 {
+                    let bytes = row.add(4 * quad).cast::<[i8; 4]>().read_unaligned();
+                    sum += bytes.iter().map(|&b| i32::from(b)).sum::<i32>();
+                    out.add(4 * quad * TOKENS).cast::<[i8; 4]>().write_unaligned(bytes);
+                }
+                done = cols / 4 * 4;
+                while done < cols {
+                    let byte = row.add(done).read();
+                    sum += i32::from(byte);
+                    out.add(done / 4 * 4 * TOKENS + done % 4).write(byte.cast_unsigned());
+                    done += 1;
+                }
+            }
+            while done < cols.next_multiple_of(UNIT) {
+                out.add(done / 4 * 4 * TOKENS + done % 4).write(0);
+                done += 1;
+            }
+            prepare.scratch.cast::<i32>().add(token).write(sum);
+        }
+    }
+}
+
+/// Multiplies: see `RunFn`.
+///
+/// # Safety
+/// See `RunFn`.
+pub unsafe extern "C" fn run(call: &Call) {
+    let cols = if COLS == 0 { call.cols } else { COLS };
+    let units = cols.div_ceil(UNIT);
+    let tables = isa::tables(&TABLES);
+    for step in 0..call.steps {
+        // SAFETY: the matrix holds `steps` steps, the prepared group whole units of columns, and
+        // the output ROWS elements per step and activation row (the contract of RunFn).
+        unsafe {
+            let weights = call.weights.add(step * units * 4 * ROWS);
+            let quads = call.activations.add(HEADER);
+            let mut sums: Sums = [[[isa::acc_zero(); CHAINS]; VECTORS]; TOKENS];
+            let mut unit = 0;
+            while unit + UNROLL <= units {
+                for u in 0..UNROLL {
+                    add_unit(&mut sums, weights, units, quads, &tables, unit + u, u);
+                }
+                unit += UNROLL;
+            }
+            while UNROLL > 1 && unit < units {
+                add_unit(&mut sums, weights, units, quads, &tables, unit, 0);
+                unit += 1;
+            }
+            for token in 0..TOKENS {
+                let sum = isa::i32_splat(call.activations.cast::<i32>().add(token).read());
+                for vector in 0..VECTORS {
+                    let row = step * ROWS + vector * isa::LANES;
+                    let out = call.out.add(token * call.out_stride + row);
+                    let mut total = isa::i32_zero();
+                    for chain in 0..CHAINS {
+                        let wide = isa::widen(sums[token][vector][chain]);
+                        let field = if IN_PLACE { place(chain % FIELDS).1 } else { 0 };
+                        total = isa::i32_add(total, isa::i32_unscale(wide, field));
+                    }
+                    isa::i32_store(out, isa::i32_sub(total, sum));
+                }
+            }
+        }
+    }
+}
+
+/// Which of the two vectors that [`isa::spread`] gives holds a field, and at which of four places.
+const fn place(field: usize) -> (usize, usize) {
+    if field < 4 { (0, field) } else { (1, 3) }
+}
+
+/// Adds the products of one unit of every tile of the step; `chain` numbers the unrolled units.
+///
+/// # Safety
+/// `weights` holds a step of `units` units, `quads` as many units of activations; `unit < units`.
+#[inline]
+unsafe fn add_unit(
+    sums: &mut Sums,
+    weights: *const u8,
+    units: usize,
+    quads: *const u8,
+    tables: &isa::Tables,
+    unit: usize,
+    chain: usize,
+) {
+    let mut packed = [[isa::bytes_zero(); 2]; VECTORS];
+    for vector in 0..VECTORS {
+        let row = vector * isa::LANES;
+        // SAFETY: tile `row / TILE` of the step is `units` units of TILE * 4 bytes.
+        unsafe {
+            let tile = weights.add(row / TILE * units * TILE * 4);
+            let lanes = tile.add(unit * TILE * 4 + row % TILE * 4);
+            packed[vector] = isa::spread(isa::load(lanes), tables);
+            if PREFETCH != 0 {
+                isa::prefetch(lanes.wrapping_add(PREFETCH));
+            }
+        }
+    }
+    for field in 0..FIELDS {
+        let (half, place) = place(field);
+        let mut codes = [isa::bytes_zero(); VECTORS];
+        for vector in 0..VECTORS {
+            codes[vector] = if IN_PLACE {
+                isa::codes_in_place(packed[vector][half], place)
+            } else {
+                isa::codes(packed[vector][half], place)
+            };
+        }
+        for token in 0..TOKENS {
+            // SAFETY: a unit of activations is FIELDS quads of TOKENS rows.
+            let quad = unsafe {
+                isa::broadcast4(quads.add(((unit * FIELDS + field) * TOKENS + token) * 4))
+            };
+            for vector in 0..VECTORS {
+                let chain = if IN_PLACE { chain * FIELDS + field } else { 0 };
+                let sum = &mut sums[token][vector][chain];
+                *sum = isa::dot(*sum, codes[vector], quad);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Template;
+
+    fn pack(weights: &[i8], cols: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        for unit in (0..cols).step_by(UNIT) {
+            for row in weights.chunks_exact(cols) {
+                for byte in 0..4 {
+                    let code = |field: usize| (row[unit + 4 * field + byte] + 1) as u8;
+                    let number = 27 * code(3) + 9 * code(2) + 3 * code(1) + code(0);
+                    out.push(match number.checked_sub(64) {
+                        None => code(4) << 6 | number,
+                        Some(rest) => 0xc0 + 17 * code(4) + rest,
+                    });
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn equals_triple_loop() {
+        let template = Template { rows: ROWS, tile: TILE, unit: UNIT, scratch, prepare, run, pack };
+        template.equals_triple_loop();
+    }
+
+    /// Every one of the 243 bytes, and what it stands for.
+    #[test]
+    fn bytes_are_one_to_one() {
+        let mut seen = [false; 256];
+        for number in 0..243 {
+            let weights: Vec<i8> =
+                (0..UNIT).map(|col| (number / [1, 3, 9, 27, 81][col / 4] % 3) as i8 - 1).collect();
+            let bytes = pack(&weights, UNIT);
+            assert!(!std::mem::replace(&mut seen[usize::from(bytes[0])], true), "{number}");
+            let spread = isa::spread([bytes[0]; 4 * isa::LANES], &isa::tables(&TABLES));
+            for field in 0..FIELDS {
+                let (half, place) = place(field);
+                let code = isa::codes(spread[half], place)[0];
+                assert_eq!(code as i8 - 1, weights[4 * field], "{number}");
+            }
+        }
+    }
+}
