@@ -453,6 +453,7 @@ pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
 /// compiler looks ahead, it runs out of registers.
 #[inline]
 #[target_feature(enable = "avx2")]
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "it is not followed")]
 pub fn in_turn<const N: usize>(done: Acc, packed: &mut [Bytes; N], quads: &mut *const u8) {
     // SAFETY: no instruction at all; values stay as they are.
     unsafe {

@@ -2,7 +2,8 @@
 //! once. Functions are safe where the CPU has the features; only loads and stores are unsafe.
 //!
 //! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
-//! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide.
+//! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide; `in_turn`
+//! keeps the compiler from working ahead. Where bytes are looked up in 64: `Tables`, `spread`.
 //! 32-bit lanes: `LANES`, `I32`, `i32_*`. Floats: `F32`, 16 virtual lanes on every ISA, and `f32_*`,
 //! each lane rounded as the scalar vocabulary rounds it. Single floats: `mul_add` and `sqrt`, which
 //! `core` lacks: only the scalar vocabulary needs `std`.
@@ -33,6 +34,7 @@ pub mod avx512;
 pub mod avx512vnni;
 
 #[cfg(target_arch = "x86_64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
 pub mod avx512vbmi;
 
 #[cfg(target_arch = "aarch64")]
