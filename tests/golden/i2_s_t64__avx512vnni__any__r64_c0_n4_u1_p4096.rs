@@ -163,7 +163,7 @@ pub mod i2_s_t64__avx512vnni__any__r64_c0_n4_u1_p4096 {
         sums: &mut Sums,
         weights: *const u8,
         units: usize,
-        mut quads: *const u8,
+        quads: *const u8,
         unit: usize,
         chain: usize,
     ) {
@@ -183,11 +183,11 @@ pub mod i2_s_t64__avx512vnni__any__r64_c0_n4_u1_p4096 {
         // No loop: the compiler leaves one as it is when its body is long, with shifts by a variable.
         // SAFETY: a unit of activations is FIELDS quads of TOKENS rows.
         unsafe {
-            let quads = quads.add(unit * FIELDS * TOKENS * 4);
-            add_field(sums, &packed, quads, 0, chain);
-            add_field(sums, &packed, quads, 1, chain);
-            add_field(sums, &packed, quads, 2, chain);
-            add_field(sums, &packed, quads, 3, chain);
+            let mut quads = quads.add(unit * FIELDS * TOKENS * 4);
+            add_field(sums, &mut packed, &mut quads, 0, chain);
+            add_field(sums, &mut packed, &mut quads, 1, chain);
+            add_field(sums, &mut packed, &mut quads, 2, chain);
+            add_field(sums, &mut packed, &mut quads, 3, chain);
         }
     }
 
@@ -199,8 +199,8 @@ pub mod i2_s_t64__avx512vnni__any__r64_c0_n4_u1_p4096 {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn add_field(
         sums: &mut Sums,
-        packed: &[isa::Bytes; VECTORS],
-        quads: *const u8,
+        packed: &mut [isa::Bytes; VECTORS],
+        quads: &mut *const u8,
         field: usize,
         chain: usize,
     ) {
@@ -220,12 +220,12 @@ pub mod i2_s_t64__avx512vnni__any__r64_c0_n4_u1_p4096 {
                 let sum = &mut sums[token][vector][chain];
                 *sum = isa::dot(*sum, codes[vector], quad);
             }
-            // Sums of 16 bits take two instructions; the compiler would start on later fields before
-            // the second of this one, and run out of registers. In turn, 16 rows by 4 tokens on AVX2
-            // go from 16 accesses to the stack to 2 and take 0.95 times as long.
-            if !isa::WIDE && TOKENS > 1 {
-                isa::in_turn(sums[TOKENS - 1][VECTORS - 1][0], &mut packed, &mut quads);
-            }
+        }
+        // Sums of 16 bits take two instructions; the compiler would start on later fields before
+        // the second of this one, and run out of registers. In turn, 16 rows by 4 tokens on AVX2
+        // go from 16 accesses to the stack to 2 and take 0.95 times as long.
+        if !isa::WIDE && TOKENS > 1 {
+            isa::in_turn(sums[TOKENS - 1][VECTORS - 1][0], packed, quads);
         }
     }
 }
