@@ -223,6 +223,19 @@ pub(crate) mod tests {
         assert!(arena.take(usize::MAX).is_none());
     }
 
+    #[test]
+    fn numbers_are_found_by_their_names() {
+        let text =
+            "MemTotal:       16 kB\nMemAvailable:   12 kB\ninactive_anon 1\ninactive_file 7\n";
+        assert_eq!(field(text, "MemAvailable:"), Some(12));
+        assert_eq!(field(text, "inactive_file "), Some(7));
+        assert_eq!(field("5 4 3", ""), Some(5));
+        assert_eq!(field(text, "MemFree:"), None);
+        assert_eq!(field("max\n", ""), None);
+        #[cfg(target_os = "linux")]
+        assert!(available().is_some_and(|free| free > 1 << 20));
+    }
+
     /// The flags that the system keeps of the mapping at an address: `hg` for huge pages asked for,
     /// `nh` for refused, `lo` for locked.
     #[cfg(target_os = "linux")]

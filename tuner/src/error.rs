@@ -95,7 +95,9 @@ mod tests {
         let io = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         let io = ProfileError::Io { path: "host.toml".into(), action: "write", source: io };
         let runtime = bitnet_runtime::Error::usage("--threads", 0, "1 to 1024");
-        let cases: [(Error, u8); 3] = [(spec.into(), 2), (io.into(), 6), (runtime.into(), 2)];
+        let stopped = Error::Stopped { journal: Some("a\nb.journal".into()) };
+        let cases: [(Error, u8); 4] =
+            [(spec.into(), 2), (io.into(), 6), (runtime.into(), 2), (stopped, 130)];
         for (error, code) in cases {
             assert_eq!(error.exit_code(), code, "{error}");
             assert!(!error.to_string().chars().any(char::is_control), "{error}");

@@ -404,6 +404,9 @@ fn make(
     if ids.is_empty() {
         return Ok(None);
     }
+    if options.is_stopped() {
+        return Err(crate::Error::stopped());
+    }
     let mut make = || -> std::result::Result<Made, String> {
         let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
         options.cache.as_ref().map_err(Clone::clone)?;
