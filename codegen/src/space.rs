@@ -1,7 +1,7 @@
 //! The candidate tilings: a table. One row is a family of kernels, their tests, their benches and
 //! their dispatch entries.
 
-use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Scalar};
+use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Neon, NeonDot, Scalar};
 use bitnet_profiles::Layout::{I2sT16, I2sT32, Tl1T32, Tl2T32, Tl2W32};
 use bitnet_profiles::Op::{self, Attention, Head, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
@@ -58,12 +58,20 @@ const SPACE: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],     cols: &[0],                 tokens: &[16, 24],   unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],     cols: &[0],                 tokens: &[4, 8, 12], unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Neon],                             rows: &[16],     cols: &[64, 128, 256],      tokens: &[1, 2],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Neon],                             rows: &[16],     cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[512, 2048] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[NeonDot],                          rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 512, 1024, 2048, 4096] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[NeonDot],                          rows: &[16],     cols: &[0],                 tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32, 64], cols: &[120, 240],          tokens: &[1],        unroll: &[1, 2, 4], prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[4],       prefetch: &[4096] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2],                             rows: &[32, 64], cols: &[120, 240],          tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[240],               tokens: &[2, 4],     unroll: &[1, 2],    prefetch: &[0] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[240],               tokens: &[8],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Neon],                             rows: &[32],     cols: &[120, 240],          tokens: &[1],        unroll: &[1, 2],    prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Neon],                             rows: &[64],     cols: &[120, 240],          tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Neon],                             rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[2],       prefetch: &[512, 2048] },
+    Row { ops: &[Ternary(Tl1T32)], isas: &[Neon],                             rows: &[32],     cols: &[120, 240],          tokens: &[2, 3],     unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl2T32)], isas: &[Scalar],                           rows: &[32],     cols: &[240],               tokens: &[1, 4],     unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32, 64], cols: &[72, 120, 168, 240], tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl2T32)], isas: &[Avx2],                             rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[4096] },
@@ -74,14 +82,21 @@ const SPACE: &[Row] = &[
     Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512, Avx512Vbmi],               rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[4096] },
     Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512],                           rows: &[32, 64], cols: &[96, 240],           tokens: &[2, 4, 8],  unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(Tl2W32)], isas: &[Avx512Vbmi],                       rows: &[32, 64], cols: &[240],               tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Neon],                             rows: &[32, 64], cols: &[96, 240],           tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Neon],                             rows: &[32],     cols: &[240],               tokens: &[1],        unroll: &[1],       prefetch: &[512, 2048] },
+    Row { ops: &[Ternary(Tl2W32)], isas: &[Neon],                             rows: &[32],     cols: &[96, 240],           tokens: &[2],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: FLOAT_HEADS,        isas: &[Neon],                             rows: &[1, 2, 4], cols: &[0],                tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: FLOAT_HEADS,        isas: &[Neon],                             rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[512, 2048] },
     Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Avx512],             rows: &[1, 4],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[2048, 4096, 8192] },
     Row { ops: FLOAT_HEADS,        isas: &[Avx2, Avx512],                     rows: &[2, 8],   cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, Avx512, Avx512Vnni], rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: BLOCK_HEADS,        isas: &[AvxVnni],                          rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 1024, 2048, 4096, 8192] },
     Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[1024, 2048, 4096, 8192] },
+    Row { ops: BLOCK_HEADS,        isas: &[Neon, NeonDot],                    rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 512, 2048] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
-    // would take all 16 registers for sums.
+    // would take all 16 registers for sums, on NEON all 32.
+    Row { ops: &[Attention],       isas: &[Neon],                             rows: &[1, 2, 4], cols: &[256],              tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Attention],       isas: &[Avx2, Avx512],                     rows: &[2, 4],   cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[8],      cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[0] },
@@ -134,7 +149,7 @@ mod tests {
         let all = grid(Isa::ALL);
         let unique: BTreeSet<_> = all.iter().collect();
         assert_eq!(unique.len(), all.len());
-        for isa in [Avx2, Avx512] {
+        for (isa, least) in [(Avx2, 8), (Avx512, 8), (Neon, 2)] {
             for format in Format::ALL {
                 for phase in [Phase::Decode, Phase::Prefill] {
                     let of = |k: &&KernelId| {
@@ -143,7 +158,7 @@ mod tests {
                             && matches!(k.op, Ternary(layout) if layout.format() == *format)
                     };
                     let tiles = all.iter().filter(of).count();
-                    assert!(tiles >= 8, "{isa} {format} {phase:?}: {tiles}");
+                    assert!(tiles >= least, "{isa} {format} {phase:?}: {tiles}");
                 }
             }
         }

@@ -15,6 +15,10 @@ pub enum Isa {
     Avx512Vnni,
     /// With VBMI and VBMI2 (`vpshldw`): Ice Lake and Zen 4 on.
     Avx512Vbmi,
+    /// NEON: every 64-bit ARM.
+    Neon,
+    /// With the dot product instructions (`sdot`): Cortex-A55 and A76, Neoverse, Apple M1 on.
+    NeonDot,
 }
 
 named!(Isa, "ISA", {
@@ -24,6 +28,8 @@ named!(Isa, "ISA", {
     Avx512 => "avx512",
     Avx512Vnni => "avx512vnni",
     Avx512Vbmi => "avx512vbmi",
+    Neon => "neon",
+    NeonDot => "neondot",
 });
 
 impl Isa {
@@ -48,9 +54,20 @@ impl Isa {
                 Self::Avx512Vbmi => {
                     Self::Avx512Vnni.is_supported() && has!("avx512vbmi") && has!("avx512vbmi2")
                 }
+                Self::Neon | Self::NeonDot => false,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            match self {
+                Self::Scalar => true,
+                Self::Neon => has!("neon"),
+                Self::NeonDot => Self::Neon.is_supported() && has!("dotprod"),
+                _ => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Scalar
         }
@@ -91,7 +108,15 @@ impl Isa {
     /// The tiers whose kernels a build for `arch` (as in `CARGO_CFG_TARGET_ARCH`) holds.
     pub fn of_arch(arch: &str) -> &'static [Self] {
         match arch {
-            "x86_64" => Self::ALL,
+            "x86_64" => &[
+                Self::Scalar,
+                Self::Avx2,
+                Self::AvxVnni,
+                Self::Avx512,
+                Self::Avx512Vnni,
+                Self::Avx512Vbmi,
+            ],
+            "aarch64" => &[Self::Scalar, Self::Neon, Self::NeonDot],
             _ => &[Self::Scalar],
         }
     }
@@ -108,6 +133,8 @@ impl Isa {
             Self::Avx512Vbmi => {
                 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2"
             }
+            Self::Neon => "neon",
+            Self::NeonDot => "neon,dotprod",
         }
     }
 
@@ -122,7 +149,7 @@ impl Isa {
     /// 32-bit lanes of a vector.
     pub const fn lanes(self) -> usize {
         match self {
-            Self::Scalar => 4,
+            Self::Scalar | Self::Neon | Self::NeonDot => 4,
             Self::Avx2 | Self::AvxVnni => 8,
             _ => 16,
         }
@@ -135,19 +162,30 @@ impl Isa {
             Self::Scalar => Self::Scalar,
             Self::Avx2 | Self::AvxVnni => Self::Avx2,
             Self::Avx512 | Self::Avx512Vnni | Self::Avx512Vbmi => Self::Avx512,
+            Self::Neon | Self::NeonDot => Self::Neon,
         }
     }
 
-    /// Whether a vector of words is looked up in a table of 32 at once (`vpermw`); else one of bytes
-    /// in a table of 16 (`vpshufb`).
+    /// Whether one instruction looks up in a table of 32 entries (`vpermw`, `tbl` with two
+    /// registers); else tables have 16 (`vpshufb`).
     pub const fn looks_up_32(self) -> bool {
-        matches!(self, Self::Scalar | Self::Avx512 | Self::Avx512Vnni | Self::Avx512Vbmi)
+        !matches!(self, Self::Avx2 | Self::AvxVnni)
     }
 
-    /// Whether a byte product sum lands in 32-bit lanes at once (`vpdpbusd`, plain arithmetic);
-    /// else it lands in 16-bit lanes (`vpmaddubsw`) that must be widened before they wrap.
+    /// Whether a byte product sum lands in 32-bit lanes at once (`vpdpbusd`, `sdot`, plain
+    /// arithmetic); else it lands in 16-bit lanes (`vpmaddubsw`, `smlal`) that must be widened before
+    /// they wrap.
     pub const fn dots_are_wide(self) -> bool {
-        matches!(self, Self::Scalar | Self::AvxVnni | Self::Avx512Vnni | Self::Avx512Vbmi)
+        !matches!(self, Self::Avx2 | Self::Avx512 | Self::Neon)
+    }
+
+    /// Registers that hold the sums of a vector of byte products: `vpmaddubsw` adds pairs of them
+    /// before they take 16 bits, `smlal` does not.
+    pub const fn sum_registers(self) -> usize {
+        match self {
+            Self::Neon => 2,
+            _ => 1,
+        }
     }
 }
 
@@ -169,11 +207,18 @@ mod tests {
                 }
             }
         }
-        // A ladder with one side step: AVX-512 came without AVX-VNNI at first.
-        let ladder = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Vbmi];
-        assert!(ladder.windows(2).all(|pair| pair[1].includes(pair[0])));
-        assert!(ladder.iter().all(|isa| !isa.includes(Isa::AvxVnni)));
+        // Ladders, one with a side step: AVX-512 came without AVX-VNNI at first.
+        let x86 = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Vbmi];
+        for ladder in [&x86[..], Isa::of_arch("aarch64")] {
+            assert!(ladder.windows(2).all(|pair| pair[1].includes(pair[0])));
+            assert!(ladder.iter().all(|isa| !isa.includes(Isa::AvxVnni)));
+        }
         assert!(Isa::AvxVnni.includes(Isa::Avx2));
+        let both =
+            Isa::of_arch("x86_64").iter().filter(|isa| Isa::of_arch("aarch64").contains(isa));
+        assert!(both.eq(&[Isa::Scalar]));
+        assert!(Isa::ALL.iter().all(|&isa| !isa.is_supported() || isa <= Isa::best()));
+        assert!(Isa::supported().all(|isa| Isa::of_arch(std::env::consts::ARCH).contains(&isa)));
     }
 
     #[test]

@@ -1,4 +1,9 @@
 //! The profiles that ship with the project, and which one serves where nothing was tuned.
+//!
+//! `data/registry.toml` names them in order: first those of kinds of CPU, then those of ISA classes,
+//! last `generic`. The first that fits a CPU is its shipped profile: `data/<name>.toml`, a [`Profile`]
+//! of all published shapes, which is read when the first kernel is asked for. What it does not list
+//! takes the default pair that stands beside its name.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,9 +11,9 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 
-use crate::{Format, HeadFormat, Isa, KernelId, Layout, Op, Profile};
+use crate::{Choice, Format, HeadFormat, Isa, KernelId, Layout, Op, Profile, Role, Shape};
 
-/// What serves every shape on an ISA where nothing was tuned.
+/// A pair of kernels that read one layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Generic {
@@ -28,84 +33,222 @@ impl Generic {
     }
 }
 
-/// A shipped file: what was found to serve a kind of CPU, or, without one, any.
-#[derive(Debug, Deserialize)]
+/// CPUs of one vendor and family.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    /// The vendor, as the CPU says it.
-    #[serde(default)]
-    vendor: String,
-    /// The families of that vendor.
-    #[serde(default)]
-    families: Vec<u32>,
-    /// At most one for each format and ISA.
-    kernels: Vec<Generic>,
-    /// At most one for each head format and ISA.
-    #[serde(default)]
-    heads: Vec<KernelId>,
+pub struct Cpus {
+    /// As the CPU says it; the implementer's number on ARM.
+    pub vendor: String,
+    /// Family number; 8 on 64-bit ARM.
+    pub family: u32,
+    /// First and last model number of each run; on ARM the part number.
+    pub models: Vec<(u32, u32)>,
 }
 
-macro_rules! file {
-    ($name:literal) => {
-        ($name, include_str!(concat!("../data/", $name, ".toml")))
+/// A shipped profile's line in the registry.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shipped {
+    /// Its name, and its file's without `.toml`.
+    pub name: String,
+    /// The CPUs it is made for; none: any that runs `isa`.
+    #[serde(default)]
+    pub cpus: Vec<Cpus>,
+    /// The tier that its kernels need.
+    pub isa: Isa,
+    /// The pairs for what the file does not list, at most one for each format and ISA.
+    pub kernels: Vec<Generic>,
+    /// Kernels for heads, at most one for each format and ISA; where one is missing, the plainest of
+    /// the best ISA serves.
+    #[serde(default)]
+    pub heads: Vec<KernelId>,
+    #[serde(skip)]
+    profile: OnceLock<Profile>,
+}
+
+macro_rules! texts {
+    ($($name:literal),+ $(,)?) => {
+        &[$(($name, include_str!(concat!("../data/", $name, ".toml")))),+]
     };
 }
 
-/// The shipped files; the last serves any CPU.
-fn files() -> &'static [(&'static str, File)] {
-    static FILES: OnceLock<Vec<(&str, File)>> = OnceLock::new();
-    FILES.get_or_init(|| {
-        let texts = [file!("zen5"), file!("generic")];
-        let parse = |text| toml::from_str(text).expect("the shipped files are tested");
-        texts.map(|(name, text)| (name, parse(text))).into()
-    })
+/// The files, by name.
+const TEXTS: &[(&str, &str)] = texts![
+    "zen2",
+    "zen3",
+    "zen4",
+    "zen5",
+    "haswell",
+    "skylake",
+    "alder-lake",
+    "sapphire-rapids",
+    "ice-lake",
+    "cascade-lake",
+    "skylake-x",
+    "apple-m1",
+    "apple-m2",
+    "apple-m3",
+    "apple-m4",
+    "cortex-a76",
+    "neoverse-n1",
+    "neoverse-v1",
+    "neoverse-n2",
+    "neoverse-v2",
+    "snapdragon-x",
+    "avx512vnni",
+    "avx512",
+    "avxvnni",
+    "avx2",
+    "neondot",
+    "neon",
+    "generic",
+];
+
+impl Shipped {
+    /// Every shipped profile, in the order in which they are asked.
+    pub fn all() -> &'static [Self] {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Registry {
+            profile: Vec<Shipped>,
+        }
+        static ALL: OnceLock<Vec<Shipped>> = OnceLock::new();
+        ALL.get_or_init(|| {
+            let text = include_str!("../data/registry.toml");
+            toml::from_str::<Registry>(text).expect("the registry is tested").profile
+        })
+    }
+
+    /// The file's text.
+    pub fn text(&self) -> &'static str {
+        let text = TEXTS.iter().find(|(name, _)| *name == self.name).map(|(_, text)| *text);
+        text.expect("a test asks for every file")
+    }
+
+    /// The file, read when it is first asked for.
+    pub fn profile(&self) -> &Profile {
+        self.profile.get_or_init(|| Profile::parse(self.text()).expect("the files are tested"))
+    }
+
+    /// Whether it is made for any CPU of a class rather than a kind.
+    pub fn is_class(&self) -> bool {
+        self.cpus.is_empty()
+    }
+
+    /// Whether it serves a CPU with those numbers, whose best tier is `best`.
+    fn fits(&self, vendor: &str, family: u32, model: u32, best: Isa) -> bool {
+        let own = |cpus: &Cpus| {
+            cpus.vendor == vendor
+                && cpus.family == family
+                && cpus.models.iter().any(|&(first, last)| (first..=last).contains(&model))
+        };
+        self.isa.is_within(best) && (self.is_class() || self.cpus.iter().any(own))
+    }
 }
 
-/// What serves any CPU, at most one for each format and ISA.
-pub fn generics() -> &'static [Generic] {
-    files().last().map_or(&[], |(_, generic)| &generic.kernels)
-}
-
-/// The defaults for a CPU: those found on its kind, then the generic ones.
+/// What ships for a CPU: its own profile or that of its class, and the default pairs of those and of
+/// every class below.
 #[derive(Debug, Clone)]
 pub struct Defaults {
-    chain: Vec<&'static (&'static str, File)>,
+    first: &'static Shipped,
+    rest: Vec<&'static Shipped>,
 }
 
 impl Defaults {
-    /// For a CPU of that vendor and family, as `host` profiles name them.
-    pub fn of(vendor: &str, family: u32) -> Self {
-        let fits = |file: &File| {
-            file.vendor.is_empty() || (file.vendor == vendor && file.families.contains(&family))
-        };
-        Self { chain: files().iter().filter(|(_, file)| fits(file)).collect() }
+    /// For a CPU of that vendor, family and model, as `host` profiles name them, and its best tier.
+    pub fn of(vendor: &str, family: u32, model: u32, best: Isa) -> Self {
+        let mut fitting = Shipped::all().iter().filter(|s| s.fits(vendor, family, model, best));
+        let first = fitting.next().expect("the last one fits any CPU");
+        Self { first, rest: fitting.filter(|shipped| shipped.is_class()).collect() }
     }
 
-    /// The kernels for a format on the best ISA up to `ceiling`, and the name of the file they come
-    /// from. Where no format is asked for, I2_S: lookups lose to it wherever both were measured.
+    /// The profile that ships for this CPU.
+    pub fn shipped(&self) -> &'static Shipped {
+        self.first
+    }
+
+    /// What that profile lists for a role with those matrices, if `ceiling` and `format` allow it.
+    pub fn choice(
+        &self,
+        role: Role,
+        parts: &[Shape],
+        format: Option<Format>,
+        ceiling: Isa,
+    ) -> Option<&'static Choice> {
+        let choice = self.first.profile().choice(role, parts)?;
+        let prefill = choice.prefill.as_ref().unwrap_or(&choice.decode);
+        let allowed =
+            [&choice.decode, prefill].iter().all(|pick| pick.kernel.isa.is_within(ceiling));
+        let asked_for = |layout: Layout| format.is_none_or(|format| layout.format() == format);
+        (allowed && choice.layout.is_none_or(asked_for)).then_some(choice)
+    }
+
+    /// The kernels for a ternary role with those matrices: those that the profile lists, else the
+    /// pair of [`Defaults::ternary`].
+    pub fn pair(
+        &self,
+        role: Role,
+        parts: &[Shape],
+        format: Option<Format>,
+        ceiling: Isa,
+    ) -> Generic {
+        self.choice(role, parts, format, ceiling)
+            .and_then(|choice| {
+                let prefill = choice.prefill.as_ref()?.kernel;
+                Some(Generic { decode: choice.decode.kernel, prefill })
+            })
+            .unwrap_or_else(|| self.ternary(format, ceiling).1)
+    }
+
+    /// The default pair for a format on the best ISA up to `ceiling`, and the name of the profile
+    /// beside which it stands. Where no format is asked for, I2_S: lookups lose to it wherever both
+    /// were measured.
     pub fn ternary(&self, format: Option<Format>, ceiling: Isa) -> (&'static str, Generic) {
         let format = format.unwrap_or(Format::I2S);
-        let all =
-            self.chain.iter().flat_map(|(name, file)| file.kernels.iter().map(|g| (*name, *g)));
-        all.filter(|(_, g)| g.decode.isa.is_within(ceiling) && g.layout().format() == format)
-            // Of equal ISA the first, which the last of equals in reverse is.
+        let all = self.chain().flat_map(|s| s.kernels.iter().map(|g| (s.name.as_str(), *g)));
+        let allowed: Vec<(&'static str, Generic)> = all
+            .filter(|(_, g)| g.decode.isa.is_within(ceiling) && g.layout().format() == format)
+            .collect();
+        // Of equal ISA the first, which the last of equals in reverse is.
+        *allowed
+            .iter()
             .rev()
             .max_by_key(|(_, g)| g.decode.isa)
-            .expect("the generic file has every format on the scalar ISA")
+            .expect("the generic profile has every format on the scalar ISA")
     }
 
-    /// The kernel for a head format up to `ceiling`, if one was found to be better than others.
-    pub fn head(&self, format: HeadFormat, ceiling: Isa) -> Option<KernelId> {
-        let all = self.chain.iter().flat_map(|(_, file)| &file.heads);
-        all.filter(|id| id.isa.is_within(ceiling) && id.op == Op::Head(format))
-            .max_by_key(|id| id.isa)
-            .copied()
+    /// The kernel for a head of that format and shape up to `ceiling`, if one was found to be better
+    /// than others.
+    pub fn head(&self, format: HeadFormat, shape: Shape, ceiling: Isa) -> Option<KernelId> {
+        let op = Op::Head(format);
+        let listed = self.choice(Role::LmHead, &[shape], None, ceiling);
+        let listed = listed.map(|choice| choice.decode.kernel).filter(|id| id.op == op);
+        let all = self.chain().flat_map(|shipped| &shipped.heads);
+        listed.or_else(|| {
+            all.filter(|id| id.isa.is_within(ceiling) && id.op == op)
+                .max_by_key(|id| id.isa)
+                .copied()
+        })
+    }
+
+    /// The kernel for attention that the profile lists for those shapes.
+    pub fn attention(&self, parts: &[Shape], ceiling: Isa) -> Option<KernelId> {
+        Some(self.choice(Role::Attention, parts, None, ceiling)?.decode.kernel)
+    }
+
+    fn chain(&self) -> impl DoubleEndedIterator<Item = &'static Shipped> {
+        [self.first].into_iter().chain(self.rest.iter().copied())
     }
 }
 
-/// The default of a CPU of which nothing is known: see [`Defaults::ternary`].
+/// The default pairs of all ISA classes: at most one for each format and ISA.
+pub fn generics() -> impl Iterator<Item = &'static Generic> {
+    Shipped::all().iter().filter(|s| s.is_class()).flat_map(|shipped| &shipped.kernels)
+}
+
+/// The default pair on a CPU of which nothing but its best tier is known: see [`Defaults::ternary`].
 pub fn generic(format: Option<Format>, ceiling: Isa) -> Generic {
-    Defaults::of("", 0).ternary(format, ceiling).1
+    Defaults::of("", 0, 0, ceiling).ternary(format, ceiling).1
 }
 
 /// The folder of the user's own profiles: `bitnet/profiles` in `$XDG_CONFIG_HOME` or `~/.config`.
@@ -176,14 +319,16 @@ mod tests {
         // Nothing from a CPU or a file can leave the folder.
         assert_eq!(user_file_name("../x", "/etc/..", 0, 0), "x-etc-0-0.toml");
     }
-
     #[test]
     fn every_format_and_isa_has_a_default() {
-        for g in files().iter().flat_map(|(_, file)| &file.kernels) {
-            assert_eq!(g.decode.op, g.prefill.op, "{}", g.decode);
-            assert_eq!(g.decode.isa, g.prefill.isa, "{}", g.decode);
-            assert!(g.decode.tile.tokens == 1 && g.prefill.tile.tokens > 1, "{}", g.decode);
-            assert!(g.decode.shape.is_none() && g.prefill.shape.is_none(), "{}", g.decode);
+        for shipped in Shipped::all() {
+            for g in &shipped.kernels {
+                assert_eq!(g.decode.op, g.prefill.op, "{}", g.decode);
+                assert_eq!(g.decode.isa, g.prefill.isa, "{}", g.decode);
+                assert!(g.decode.tile.tokens == 1 && g.prefill.tile.tokens > 1, "{}", g.decode);
+                assert!(g.decode.shape.is_none() && g.prefill.shape.is_none(), "{}", g.decode);
+            }
+            assert!(shipped.heads.iter().all(|id| matches!(id.op, Op::Head(_))));
         }
         for &isa in Isa::ALL {
             assert!(generic(None, isa).decode.isa.is_within(isa));
@@ -194,20 +339,84 @@ mod tests {
         }
     }
 
+    /// What CPUs say of themselves, and the profile that ships for them.
     #[test]
-    fn a_kind_of_cpu_has_its_own_defaults_before_the_generic_ones() {
-        let zen5 = Defaults::of("AuthenticAMD", 26);
+    fn every_cpu_finds_its_own_profile_then_its_class() {
+        let amd = |family, model, best| ("AuthenticAMD", family, model, best);
+        let intel = |model, best| ("GenuineIntel", 6, model, best);
+        let (avx2, avx512) = (Isa::Avx2, Isa::Avx512);
+        let (vnni, vbmi) = (Isa::Avx512Vnni, Isa::Avx512Vbmi);
+        for (cpu, name) in [
+            (amd(23, 0x31, avx2), "zen2"),
+            (amd(23, 0x71, avx2), "zen2"),
+            (amd(25, 0x01, avx2), "zen3"),
+            (amd(25, 0x21, avx2), "zen3"),
+            (amd(25, 0x11, vbmi), "zen4"),
+            (amd(25, 0x61, vbmi), "zen4"),
+            (amd(26, 0x02, vbmi), "zen5"),
+            (intel(0x3c, avx2), "haswell"),
+            (intel(0x4f, avx2), "haswell"),
+            (intel(0x5e, avx2), "skylake"),
+            (intel(0xa5, avx2), "skylake"),
+            (intel(0x97, Isa::AvxVnni), "alder-lake"),
+            (intel(0xaa, Isa::AvxVnni), "alder-lake"),
+            (intel(0x55, avx512), "skylake-x"),
+            (intel(0x55, vnni), "cascade-lake"),
+            (intel(0x6a, vbmi), "ice-lake"),
+            (intel(0x8f, vbmi), "sapphire-rapids"),
+            (("0x61", 8, 0x23, Isa::NeonDot), "apple-m1"),
+            (("0x61", 8, 0x52, Isa::NeonDot), "apple-m4"),
+            (("0x41", 8, 0xd0b, Isa::NeonDot), "cortex-a76"),
+            (("0x41", 8, 0xd40, Isa::NeonDot), "neoverse-v1"),
+            (("0x51", 8, 0x001, Isa::NeonDot), "snapdragon-x"),
+            (("0x41", 8, 0xd08, Isa::Neon), "neon"),
+            (("0x41", 8, 0xd46, Isa::NeonDot), "neondot"),
+            // A hypervisor that hides what the CPU has leaves it in the class of what is left.
+            (intel(0x8f, avx2), "avx2"),
+            (amd(26, 0x02, avx2), "avx2"),
+            (intel(0x8f, vnni), "sapphire-rapids"),
+            // Others.
+            (amd(23, 0x01, avx2), "avx2"),
+            (("unknown", 0, 0, vbmi), "avx512vnni"),
+            (("unknown", 0, 0, avx512), "avx512"),
+            (("unknown", 0, 0, Isa::AvxVnni), "avxvnni"),
+            (intel(0x97, avx2), "avx2"),
+            (("GenuineIntel", 6, 0x1a, Isa::Scalar), "generic"),
+        ] {
+            let (vendor, family, model, best) = cpu;
+            let defaults = Defaults::of(vendor, family, model, best);
+            assert_eq!(defaults.shipped().name, name, "{cpu:?}");
+            // The pair is of the best ISA, from the profile itself.
+            let (from, pair) = defaults.ternary(None, best);
+            assert_eq!(from, name, "{cpu:?}");
+            assert!(pair.decode.isa.is_within(best));
+        }
+    }
+
+    #[test]
+    fn a_kind_of_cpu_has_its_own_defaults_before_those_of_its_class() {
+        let zen5 = Defaults::of("AuthenticAMD", 26, 2, Isa::Avx512Vbmi);
         let (name, own) = zen5.ternary(None, Isa::Avx512Vbmi);
         assert_eq!((name, own.decode.isa), ("zen5", Isa::Avx512Vnni));
-        assert!(zen5.head(HeadFormat::Q6K, Isa::Avx512Vbmi).is_some());
-        // What its file does not hold comes from the generic one.
+        let shape = Shape::new(1000, 256);
+        assert!(zen5.head(HeadFormat::Q6K, shape, Isa::Avx512Vbmi).is_some());
+        // What stands nowhere beside its name comes from a class.
         assert_eq!(zen5.ternary(None, Isa::Scalar).0, "generic");
-        assert_eq!(zen5.ternary(Some(Format::Tl1), Isa::Avx512Vbmi).0, "generic");
-        assert_eq!(zen5.head(HeadFormat::Q6K, Isa::Scalar), None);
-        for (vendor, family) in [("AuthenticAMD", 25), ("GenuineIntel", 26), ("unknown", 0)] {
-            let other = Defaults::of(vendor, family);
-            assert_eq!(other.ternary(None, Isa::Avx512Vbmi).0, "generic");
-            assert_eq!(other.head(HeadFormat::Q6K, Isa::Avx512Vbmi), None);
-        }
+        assert_eq!(zen5.ternary(Some(Format::Tl1), Isa::Avx512).0, "avx512");
+        assert_eq!(zen5.head(HeadFormat::Q6K, shape, Isa::Scalar), None);
+    }
+
+    #[test]
+    fn listed_shapes_take_what_is_listed_unless_it_is_forbidden() {
+        let zen4 = Defaults::of("AuthenticAMD", 25, 0x11, Isa::Avx512Vbmi);
+        let listed = zen4.shipped().profile().ops.iter().find(|op| op.role == Role::Down).unwrap();
+        let pair = |format, ceiling| zen4.pair(Role::Down, &listed.parts, format, ceiling);
+        let free = pair(None, Isa::Avx512Vbmi);
+        assert_eq!(free.decode, listed.decode.kernel);
+        assert_eq!(free.prefill, listed.prefill.as_ref().unwrap().kernel);
+        assert_eq!(pair(None, Isa::Avx2).decode.isa, Isa::Avx2);
+        assert_eq!(pair(Some(Format::Tl2), Isa::Avx512Vbmi).layout(), Layout::Tl2W32);
+        let other = zen4.pair(Role::Down, &[Shape::new(1, 1)], None, Isa::Avx512Vbmi);
+        assert_eq!(other, zen4.ternary(None, Isa::Avx512Vbmi).1);
     }
 }

@@ -160,11 +160,11 @@ impl KernelSpec {
             }
             Format::I2S => {
                 check.that((16..=256).contains(&tile.cols), || {
-                    "columns per block must be 16 to 256: 4 columns add up to 2 * 2 * 128 to a \
+                    "columns per block must be 16 to 256: 4 columns add at most 2 * 2 * 128 to a \
                      16-bit lane, which holds 64 such sums"
                         .into()
                 })?;
-                let sums = vectors * tile.tokens;
+                let sums = vectors * tile.tokens * isa.sum_registers();
                 check.that(sums <= isa.registers() / 2, || {
                     format!(
                         "{sums} vectors of sums take more than half of the {} registers",
@@ -182,14 +182,17 @@ impl KernelSpec {
             }
             Format::Tl2 => {
                 check.that(layout != Layout::Tl2W32 || isa.looks_up_32(), || {
-                    "a 5-bit index needs a permute of 32 words, which AVX2 lacks: it reads tl2_t32"
+                    "a 5-bit index needs a table of 32 entries, which AVX2 lacks: it reads tl2_t32"
                         .into()
                 })?;
-                check.that(layout != Layout::Tl2T32 || isa == Isa::Scalar || !isa.looks_up_32(), || {
-                    "signs apart from the index are for ISAs that look up bytes: AVX-512 looks up \
-                     words and reads tl2_w32"
-                        .into()
-                })?;
+                check.that(
+                    layout != Layout::Tl2T32 || isa == Isa::Scalar || !isa.looks_up_32(),
+                    || {
+                        "signs apart from the index are for ISAs with tables of 16 entries: the \
+                     others read tl2_w32"
+                            .into()
+                    },
+                )?;
                 check.that((24..=240).contains(&tile.cols), || {
                     "columns per block must be 24 to 240: a triple reaches +-384, so a 16-bit \
                      lane holds 85 triples"
@@ -398,7 +401,7 @@ mod tests {
             (ternary(Layout::Tl1T32, Isa::Avx2, tile(32, 256, 1, 1)), "127 pairs"),
             (ternary(Layout::Tl2T32, Isa::Avx2, tile(32, 264, 1, 1)), "85 triples"),
             (ternary(Layout::Tl2T32, Isa::Avx2, tile(32, 32, 1, 1)), "multiple of 24"),
-            (ternary(Layout::Tl2T32, Isa::Avx512, tile(32, 240, 1, 1)), "reads tl2_w32"),
+            (ternary(Layout::Tl2T32, Isa::Avx512, tile(32, 240, 1, 1)), "others read tl2_w32"),
             (ternary(Layout::Tl2W32, Isa::Avx2, tile(32, 240, 1, 1)), "reads tl2_t32"),
             (ternary(Layout::Tl2W32, Isa::Avx512, tile(32, 96, 1, 4)), "do not fit in a block"),
             (ternary(Layout::Tl1T32, Isa::Avx2, tile(64, 240, 4, 1)), "more than half"),

@@ -13,6 +13,7 @@ use half::f16;
 
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorType, Value};
+use crate::model::config::{Architecture, Config};
 use crate::sampler::Rng;
 
 /// A published shape.
@@ -51,8 +52,12 @@ const fn shape(
     DummyShape { name, arch, hidden, ffn, layers, heads, kv_heads, rope_base, tied, vocab }
 }
 
+/// The rope base of all Falcon3 models.
+const FALCON3_BASE: f32 = 1_000_042.0;
+
 /// All shapes. 2b4t is microsoft/BitNet-b1.58-2B-4T, 3b and large are 1bitLLM's, llama8b is
-/// Llama3-8B-1.58; 125M, 1B and 100B are shapes of bitnet.cpp's own dummy models.
+/// Llama3-8B-1.58, falcon3-* are tiiuae's Falcon3 in 1.58 bits; 125M, 1B and 100B are shapes of
+/// bitnet.cpp's own dummy models.
 pub const SHAPES: &[DummyShape] = &[
     shape(("125M", "bitnet"), (768, 3072, 11), (12, 12), 1e4, true, 32_002),
     shape(("1B", "bitnet"), (2048, 3584, 24), (32, 32), 1e4, true, 32_002),
@@ -60,6 +65,10 @@ pub const SHAPES: &[DummyShape] = &[
     shape(("3b", "bitnet"), (3200, 8640, 26), (32, 32), 1e4, true, 32_002),
     shape(("large", "bitnet"), (1536, 4096, 24), (16, 16), 1e4, true, 32_002),
     shape(("llama8b", "llama"), (4096, 14_336, 32), (32, 8), 5e5, false, 128_256),
+    shape(("falcon3-1b", "llama"), (2048, 8192, 18), (8, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-3b", "llama"), (3072, 9216, 22), (12, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-7b", "llama"), (3072, 23_040, 28), (12, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-10b", "llama"), (3072, 23_040, 40), (12, 4), FALCON3_BASE, false, 131_072),
     shape(("100B", "bitnet"), (8192, 45_568, 72), (64, 64), 1e4, true, 32_002),
 ];
 
@@ -68,6 +77,28 @@ impl DummyShape {
     #[must_use]
     pub fn find(name: &str) -> Option<&'static DummyShape> {
         SHAPES.iter().find(|s| s.name.eq_ignore_ascii_case(name))
+    }
+
+    /// The hyperparameters of such a model.
+    #[must_use]
+    pub fn config(&self) -> Option<Config> {
+        let architecture = Architecture::ALL.into_iter().find(|a| a.name() == self.arch)?;
+        let (hidden, heads) = (self.hidden as usize, self.heads as usize);
+        Some(Config {
+            architecture,
+            layers: self.layers as usize,
+            hidden,
+            ffn: self.ffn as usize,
+            heads,
+            kv_heads: self.kv_heads as usize,
+            head_dim: hidden / heads,
+            rope_dim: hidden / heads,
+            rope_base: self.rope_base,
+            rope_scale: 1.0,
+            eps: EPS,
+            context: CONTEXT as usize,
+            vocab: self.vocab,
+        })
     }
 }
 
@@ -87,6 +118,7 @@ pub struct DummyConfig {
 }
 
 const CONTEXT: u32 = 4096;
+const EPS: f32 = 1e-5;
 /// `general.file_type` of bitnet.cpp for I2_S.
 const FILE_TYPE_I2_S: u32 = 40;
 /// Bytes made at a time: a multiple of no block size, so blocks are counted, not bytes.
@@ -131,7 +163,7 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
         (key("feed_forward_length"), Value::U32(s.ffn as u32)),
         (key("attention.head_count"), Value::U32(s.heads)),
         (key("attention.head_count_kv"), Value::U32(s.kv_heads)),
-        (key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5)),
+        (key("attention.layer_norm_rms_epsilon"), Value::F32(EPS)),
         (key("rope.freq_base"), Value::F32(s.rope_base)),
         (key("rope.dimension_count"), Value::U32(head_dim as u32)),
         (key("vocab_size"), Value::U32(vocabulary.tokens as u32)),
@@ -444,7 +476,8 @@ mod tests {
     /// Weights of the ternary tensors, by the published names.
     #[test]
     fn shapes_have_the_size_their_name_says() {
-        let billions = [0.104, 0.931, 2.084, 3.22, 0.68, 6.98, 100.0];
+        let billions = [0.104, 0.931, 2.084, 3.22, 0.68, 6.98, 1.133, 2.422, 6.65, 9.5, 100.0];
+        assert_eq!(billions.len(), SHAPES.len());
         for (shape, expected) in SHAPES.iter().zip(billions) {
             let config = DummyConfig {
                 shape: *shape,

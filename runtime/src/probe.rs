@@ -96,91 +96,93 @@ fn sum(data: &[u8]) -> u64 {
     sums.iter().fold(rest, |a, &b| a.wrapping_add(b))
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn best_sum() -> Sum {
-    sum
-}
+/// `steps` times so many independent `dot`s of a tier: enough to hide its latency, of 1 cycle where
+/// products are added apart and of up to 5 where one instruction does both, at 2 a cycle. Gives the
+/// multiply-adds done.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! multiply_with {
+    ($name:ident, $isa:ident, $sums:literal, $features:literal) => {
+        fn $name(steps: usize) -> usize {
+            use crate::kernels::builtin::isa::$isa as isa;
 
-#[cfg(not(target_arch = "x86_64"))]
-fn multiply_adds(_ceiling: Isa) -> Option<MultiplyAdds> {
-    None
-}
-
-#[cfg(target_arch = "x86_64")]
-use x86::{best_sum, multiply_adds};
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::hint::black_box;
-
-    use bitnet_profiles::Isa;
-
-    use super::{MultiplyAdds, Sum};
-    use crate::kernels::builtin::isa;
-
-    /// [`super::sum`] with vectors of 32 bytes, of which every AVX2 core loads at least one a
-    /// cycle, more than any cache below L1 gives. (With AVX-512 the compiler gathers across
-    /// iterations instead, at a tenth of the speed.)
-    fn sum_avx2(data: &[u8]) -> u64 {
-        #[target_feature(enable = "avx2")]
-        fn inner(data: &[u8]) -> u64 {
-            super::sum(data)
-        }
-        // SAFETY: `best_sum` gives this function only to a CPU with AVX2.
-        unsafe { inner(data) }
-    }
-
-    pub(super) fn best_sum() -> Sum {
-        if Isa::Avx2.is_supported() { sum_avx2 } else { super::sum }
-    }
-
-    /// `steps` times so many independent `dot`s of a tier: enough to hide its latency, of 1 cycle
-    /// where products are added apart and of 5 with VNNI, at 2 a cycle. Gives the multiply-adds
-    /// done.
-    macro_rules! multiply_with {
-        ($name:ident, $isa:ident, $sums:literal, $features:literal) => {
-            fn $name(steps: usize) -> usize {
-                const SUMS: usize = $sums;
-                #[target_feature(enable = $features)]
-                fn inner(steps: usize) {
-                    let mut sums = [isa::$isa::acc_zero(); SUMS];
-                    let codes = black_box(isa::$isa::bytes_zero());
-                    let activations = [isa::$isa::bytes_zero(); SUMS];
-                    for _ in 0..steps {
-                        // Opaque: the compiler must not see that all products are the same.
-                        let activations = black_box(&activations);
-                        for i in 0..SUMS {
-                            sums[i] = isa::$isa::dot(sums[i], codes, activations[i]);
-                        }
+            const SUMS: usize = $sums;
+            #[target_feature(enable = $features)]
+            fn inner(steps: usize) {
+                let mut sums = [isa::acc_zero(); SUMS];
+                let codes = black_box(isa::bytes_zero());
+                let activations = [isa::bytes_zero(); SUMS];
+                for _ in 0..steps {
+                    // Opaque: the compiler must not see that all products are the same.
+                    let activations = black_box(&activations);
+                    for i in 0..SUMS {
+                        sums[i] = isa::dot(sums[i], codes, activations[i]);
                     }
-                    black_box(sums);
                 }
-                // SAFETY: `multiply_adds` gives this function only to a CPU with the tier.
-                unsafe { inner(steps) }
-                steps * SUMS * isa::$isa::LANES * 4
+                black_box(sums);
             }
-        };
-    }
-    multiply_with!(multiply_avx2, avx2, 8, "avx2,fma,f16c");
-    multiply_with!(multiply_avxvnni, avxvnni, 12, "avx2,fma,f16c,avxvnni");
-    multiply_with!(multiply_avx512, avx512, 8, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
-    multiply_with!(
-        multiply_vnni,
-        avx512vnni,
-        16,
-        "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
-    );
-
-    pub(super) fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
-        let supported = Isa::supported().filter(|&isa| isa <= ceiling);
-        match supported.last().unwrap_or(Isa::Scalar) {
-            Isa::Scalar => None,
-            Isa::Avx2 => Some(multiply_avx2),
-            Isa::AvxVnni => Some(multiply_avxvnni),
-            Isa::Avx512 => Some(multiply_avx512),
-            Isa::Avx512Vnni | Isa::Avx512Vbmi => Some(multiply_vnni),
+            // SAFETY: `multiply_adds` gives this function only to a CPU with the tier.
+            unsafe { inner(steps) }
+            steps * SUMS * isa::LANES * 4
         }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+multiply_with!(multiply_avx2, avx2, 8, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+multiply_with!(multiply_avxvnni, avxvnni, 12, "avx2,fma,f16c,avxvnni");
+#[cfg(target_arch = "x86_64")]
+multiply_with!(multiply_avx512, avx512, 8, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
+#[cfg(target_arch = "x86_64")]
+multiply_with!(
+    multiply_vnni,
+    avx512vnni,
+    16,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+);
+#[cfg(target_arch = "aarch64")]
+multiply_with!(multiply_neon, neon, 8, "neon");
+#[cfg(target_arch = "aarch64")]
+multiply_with!(multiply_neondot, neondot, 16, "neon,dotprod");
+
+/// The loop of the best tier this CPU runs that is not above `ceiling`.
+fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
+    match Isa::supported().filter(|&isa| isa <= ceiling).last()? {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Some(multiply_avx2),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => Some(multiply_avxvnni),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Some(multiply_avx512),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni | Isa::Avx512Vbmi => Some(multiply_vnni),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Some(multiply_neon),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => Some(multiply_neondot),
+        _ => None,
     }
+}
+
+/// [`sum`] with vectors of 32 bytes, of which every AVX2 core loads at least one a cycle, more than
+/// any cache below L1 gives. (With AVX-512 the compiler gathers across iterations instead, at a
+/// tenth of the speed.)
+#[cfg(target_arch = "x86_64")]
+fn sum_avx2(data: &[u8]) -> u64 {
+    #[target_feature(enable = "avx2")]
+    fn inner(data: &[u8]) -> u64 {
+        sum(data)
+    }
+    // SAFETY: `best_sum` gives this function only to a CPU with AVX2.
+    unsafe { inner(data) }
+}
+
+fn best_sum() -> Sum {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx2.is_supported() {
+        return sum_avx2;
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -211,7 +213,7 @@ mod tests {
         for &isa in Isa::ALL.iter().filter(|isa| isa.is_supported()) {
             match multiply_add_rate(&pool, isa, 2).unwrap() {
                 Some(rate) => assert!((1e8..1e14).contains(&rate), "{isa}: {rate}"),
-                None => assert!(isa == Isa::Scalar, "{isa}"),
+                None => assert_eq!(isa, Isa::Scalar),
             }
         }
     }

@@ -48,6 +48,8 @@ pub const VOCABULARIES: &[Source] = &[
     source!("avx512", "isa/avx512.rs"),
     source!("avx512vnni", "isa/avx512vnni.rs"),
     source!("avx512vbmi", "isa/avx512vbmi.rs"),
+    source!("neon", "isa/neon.rs"),
+    source!("neondot", "isa/neondot.rs"),
 ];
 
 /// The kernel templates.

@@ -126,7 +126,7 @@ pub mod i2_s_t32__avx512vnni__any__r32_c0_n12_u1_p0 {
                         }
                         unit += UNROLL;
                     }
-                    while unit < end {
+                    while UNROLL > 1 && unit < end {
                         add_unit(&mut sums, weights, units, quads, unit, 0);
                         unit += 1;
                     }
@@ -180,25 +180,45 @@ pub mod i2_s_t32__avx512vnni__any__r32_c0_n12_u1_p0 {
                 }
             }
         }
-        for field in 0..FIELDS {
-            let mut codes = packed;
+        // No loop: the compiler leaves one as it is when its body is long, with shifts by a variable.
+        // SAFETY: a unit of activations is FIELDS quads of TOKENS rows.
+        unsafe {
+            let quads = quads.add(unit * FIELDS * TOKENS * 4);
+            add_field(sums, &packed, quads, 0, chain);
+            add_field(sums, &packed, quads, 1, chain);
+            add_field(sums, &packed, quads, 2, chain);
+            add_field(sums, &packed, quads, 3, chain);
+        }
+    }
+
+    /// Adds the products of one field of a unit.
+    ///
+    /// # Safety
+    /// `quads` holds a unit of activations; `field < FIELDS`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn add_field(
+        sums: &mut Sums,
+        packed: &[isa::Bytes; VECTORS],
+        quads: *const u8,
+        field: usize,
+        chain: usize,
+    ) {
+        let mut codes = *packed;
+        for vector in 0..VECTORS {
+            codes[vector] = if IN_PLACE {
+                isa::codes_in_place(packed[vector], field)
+            } else {
+                isa::codes(packed[vector], field)
+            };
+        }
+        for token in 0..TOKENS {
+            // SAFETY: the caller's promise.
+            let quad = unsafe { isa::broadcast4(quads.add((field * TOKENS + token) * 4)) };
             for vector in 0..VECTORS {
-                codes[vector] = if IN_PLACE {
-                    isa::codes_in_place(packed[vector], field)
-                } else {
-                    isa::codes(packed[vector], field)
-                };
-            }
-            for token in 0..TOKENS {
-                // SAFETY: a unit of activations is FIELDS quads of TOKENS rows.
-                let quad = unsafe {
-                    isa::broadcast4(quads.add(((unit * FIELDS + field) * TOKENS + token) * 4))
-                };
-                for vector in 0..VECTORS {
-                    let chain = if IN_PLACE { chain * FIELDS + field } else { 0 };
-                    let sum = &mut sums[token][vector][chain];
-                    *sum = isa::dot(*sum, codes[vector], quad);
-                }
+                let chain = if IN_PLACE { chain * FIELDS + field } else { 0 };
+                let sum = &mut sums[token][vector][chain];
+                *sum = isa::dot(*sum, codes[vector], quad);
             }
         }
     }

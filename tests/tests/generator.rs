@@ -13,18 +13,23 @@ fn emit(id: &KernelId) -> String {
     emit_kernel(id).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// For each template its first scalar kernel and its last one, which is for the best ISA.
-fn examples() -> Vec<KernelId> {
-    let mut by_template: BTreeMap<String, Vec<KernelId>> = BTreeMap::new();
-    for id in grid(Isa::ALL) {
-        let header = emit(&id).lines().next().unwrap_or_default().to_string();
-        by_template.entry(header).or_default().push(id);
+/// For each template its first scalar kernel and, of each architecture, its last one, which is for
+/// the best ISA that has it.
+fn examples() -> BTreeSet<KernelId> {
+    let mut examples = BTreeSet::new();
+    for arch in ["x86_64", "aarch64"] {
+        let mut by_template: BTreeMap<String, Vec<KernelId>> = BTreeMap::new();
+        for id in grid(Isa::of_arch(arch)) {
+            let header = emit(&id).lines().next().unwrap_or_default().to_string();
+            by_template.entry(header).or_default().push(id);
+        }
+        for ids in by_template.values() {
+            assert_eq!(ids[0].isa, Isa::Scalar);
+            examples.insert(ids[0]);
+            examples.extend(ids.iter().rfind(|id| id.isa != Isa::Scalar));
+        }
     }
-    let ends = |ids: &Vec<KernelId>| [ids[0], ids[ids.len() - 1]];
-    let examples: Vec<KernelId> = by_template.values().flat_map(ends).collect();
-    for pair in examples.chunks_exact(2) {
-        assert!(pair[0].isa == Isa::Scalar && pair[1].isa != Isa::Scalar, "{pair:?}");
-    }
+    assert!(examples.len() >= 3 * bitnet_templates::TEMPLATES.len() - 2, "{examples:?}");
     examples
 }
 

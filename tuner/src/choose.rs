@@ -22,6 +22,7 @@ use bitnet_profiles::{KernelId, Objective, Op, Pinning, Role, Run};
 
 use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
 use crate::settings::SettingTiming;
+use crate::{race, sampler};
 
 /// What was chosen for one job.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,6 +58,9 @@ pub struct Gain {
 }
 
 impl Gain {
+    /// An interval that reaches as far says nothing.
+    const MOST: f64 = 100.0;
+
     /// From a ratio of times and half its interval.
     pub fn of(ratio: f64, half_width: f64) -> Self {
         let inverse = |ratio: f64| 1.0 / ratio.max(1e-6);
@@ -67,6 +71,11 @@ impl Gain {
         }
     }
 
+    /// Whether the interval is too wide to say anything.
+    pub fn is_unknown(&self) -> bool {
+        self.high > Self::MOST
+    }
+
     /// Whether the interval leaves 1 out.
     pub fn is_difference(&self) -> bool {
         self.low > 1.0 || self.high < 1.0
@@ -75,7 +84,9 @@ impl Gain {
 
 impl std::fmt::Display for Gain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.is_difference() {
+        if self.is_unknown() {
+            f.write_str("too noisy to say")
+        } else if self.is_difference() {
             write!(f, "{:.2}x [{:.2}, {:.2}]", self.times, self.low, self.high)
         } else {
             write!(f, "no difference [{:.2}, {:.2}]", self.low, self.high)
@@ -138,7 +149,7 @@ pub(crate) const fn weights(objective: Objective) -> (f64, f64) {
 }
 
 /// The most that being simpler is worth, where the noise would allow more.
-const SIMPLICITY: f64 = 0.02;
+pub(crate) const SIMPLICITY: f64 = 0.02;
 
 /// Something to choose, what it costs, and half the interval of that.
 struct Rated<T> {
@@ -306,49 +317,156 @@ impl Choice<'_> {
     }
 }
 
-/// What a phase takes in all, of the jobs that it has.
+/// What a phase takes in all, of the jobs that it has: those of one token of a [`mod@race`].
 fn of_phase<'a>(
     choices: &'a [Choice<'_>],
     phase: Phase,
 ) -> impl Iterator<Item = (f64, &'a Timing)> {
     choices.iter().filter_map(move |choice| {
-        let all = f64::from(choice.job.count) * choice.job.default_us(phase);
-        let timing = match phase {
-            Phase::Decode => choice.decode.timing,
-            Phase::Prefill => choice.prefill?.timing,
-        };
-        Some((all, timing))
+        let count = f64::from(choice.job.count) * context(choice.job, phase);
+        Some((count * choice.job.default_us(phase), choice.chosen(phase)?.timing))
     })
 }
 
-/// Time of all jobs for one token of a phase in microseconds: chosen, and by default.
+/// The time of a job in a [`mod@race`] over that in its tournament: attention takes as long as there
+/// are positions to attend to, of which the model itself has fewer.
+fn context(job: &JobMeasurements, phase: Phase) -> f64 {
+    let tokens = if phase == Phase::Decode { 1 } else { job.tokens };
+    match job.role {
+        Role::Attention => race::positions(phase) / sampler::positions(tokens),
+        _ => 1.0,
+    }
+}
+
+/// Time of all jobs for one token of a phase in microseconds: chosen, and by default. Without what
+/// lies between the jobs, and with as many positions before it as in a [`mod@race`].
 pub fn per_token_us(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
     of_phase(choices, phase).fold((0.0, 0.0), |(chosen, default), (all, timing)| {
         (chosen + all * timing.ratio, default + all)
     })
 }
 
+/// What a phase asks of the machine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Demand {
+    /// 10^9 bytes that one token of decode reads, or 10^9 multiply-adds of weights that one of
+    /// prefill takes.
+    pub per_token: f64,
+    /// 10^9 of them per second that the machine can do.
+    pub limit: f64,
+}
+
+impl Demand {
+    /// Of decode: the packed weights of the layouts chosen, the head, and the keys and values as
+    /// far as a [`mod@race`] goes, against the read bandwidth. Of prefill: the weights, against the
+    /// rate of multiply-adds, where that is known; the rest is little.
+    pub fn of(choices: &[Choice<'_>], limits: &Limits, phase: Phase) -> Option<Self> {
+        let sum = |value: &dyn Fn(&Choice<'_>) -> f64| -> f64 {
+            choices.iter().map(|choice| f64::from(choice.job.count) * value(choice)).sum()
+        };
+        let (all, limit) = match phase {
+            Phase::Decode => {
+                let bytes =
+                    |choice: &Choice<'_>| choice.layout.bytes as f64 * context(choice.job, phase);
+                (sum(&bytes), limits.limit_gb_per_s)
+            }
+            Phase::Prefill => {
+                let weights = |choice: &Choice<'_>| match choice.layout.layout {
+                    Some(_) => choice.job.parts.iter().map(|part| part.weights() as f64).sum(),
+                    None => 0.0,
+                };
+                (sum(&weights), limits.limit_gmac_per_s?)
+            }
+        };
+        (all > 0.0 && limit > 0.0).then_some(Self { per_token: all / 1e9, limit })
+    }
+
+    /// The share of the limit that so many tokens per second take.
+    pub fn share(&self, tokens_per_s: f64) -> f64 {
+        self.per_token * tokens_per_s / self.limit
+    }
+}
+
+/// What the kernels alone make of a phase.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prediction {
+    /// Tokens per second by default.
+    pub before: f64,
+    /// Tokens per second with the choices, run as the profile says.
+    pub after: f64,
+    /// How many times as fast.
+    pub gain: Gain,
+}
+
+impl Prediction {
+    /// From the jobs of one token, and what the setting of `run` showed.
+    pub fn of(
+        choices: &[Choice<'_>],
+        settings: &[SettingTiming],
+        run: &Run,
+        phase: Phase,
+    ) -> Option<Self> {
+        let (chosen, default) = per_token_us(choices, phase);
+        let setting = settings.iter().find(|setting| setting.run == *run);
+        let (times, half_width) = setting.map_or((1.0, 0.0), |setting| match phase {
+            Phase::Decode => (setting.decode.ratio, setting.decode.half_width),
+            Phase::Prefill => (setting.prefill.ratio, setting.prefill.half_width),
+        });
+        let (ratio, own) = total_ratio(choices, phase);
+        (chosen > 0.0).then(|| Self {
+            before: 1e6 / default,
+            after: 1e6 / (chosen * times),
+            gain: Gain::of(ratio * times, (own * times).hypot(ratio * half_width)),
+        })
+    }
+}
+
 /// The share of the machine's limit that the jobs of a phase reach together, of those that have
 /// one: see [`Choice::share_of_limit`].
 pub fn total_share_of_limit(choices: &[Choice<'_>], limits: &Limits, phase: Phase) -> Option<f64> {
     let shares = choices.iter().filter_map(|choice| {
-        let us = f64::from(choice.job.count) * choice.chosen(phase)?.timing.median_us;
+        let count = f64::from(choice.job.count) * context(choice.job, phase);
+        let us = count * choice.chosen(phase)?.timing.median_us;
         Some((us * choice.share_of_limit(limits, phase)?, us))
     });
     let (at_limit, all) = shares.fold((0.0, 0.0), |sum, us| (sum.0 + us.0, sum.1 + us.1));
     (all > 0.0).then(|| at_limit / all)
 }
 
-/// Speed of all jobs of a phase over the default's.
-pub fn total_gain(choices: &[Choice<'_>], phase: Phase) -> Gain {
+/// Time of all jobs of a phase over the default's, and half its interval.
+fn total_ratio(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
     let (chosen, default) = per_token_us(choices, phase);
     let half_width =
         of_phase(choices, phase).fold(0.0, |sum: f64, (all, t)| sum.hypot(all * t.half_width));
-    if default > 0.0 {
-        Gain::of(chosen / default, half_width / default)
-    } else {
-        Gain::of(1.0, 0.0)
+    if default > 0.0 { (chosen / default, half_width / default) } else { (1.0, 0.0) }
+}
+
+/// The best kernel of the same layout that every build holds; the chosen one where that is built in.
+pub(crate) fn built_in<'a>(timings: &'a [Timing], chosen: &'a Timing) -> &'a Timing {
+    let held = timings.iter().filter(|timing| timing.kernel.shape.is_none());
+    let best = held.min_by(|a, b| {
+        let key = |timing: &Timing| (timing.kernel != chosen.kernel, !timing.finalist);
+        key(a).cmp(&key(b)).then(a.ratio.total_cmp(&b.ratio))
+    });
+    best.unwrap_or(chosen)
+}
+
+/// How many times as fast all jobs of a phase are as with the best built-in kernels of the same
+/// layouts.
+pub fn gain_of_made(choices: &[Choice<'_>], phase: Phase) -> Gain {
+    let (mut own, mut other, mut width) = (0.0, 0.0, 0.0f64);
+    for choice in choices {
+        let Some(chosen) = choice.chosen(phase).map(|chosen| chosen.timing) else { continue };
+        let all =
+            f64::from(choice.job.count) * context(choice.job, phase) * choice.job.default_us(phase);
+        let held = built_in(choice.layout.timings(phase), chosen);
+        own += all * chosen.ratio;
+        other += all * held.ratio;
+        if held.kernel != chosen.kernel {
+            width = width.hypot(all * chosen.half_width.hypot(held.half_width));
+        }
     }
+    if other > 0.0 { Gain::of(own / other, width / other) } else { Gain::of(1.0, 0.0) }
 }
 
 #[cfg(test)]
@@ -462,7 +580,7 @@ mod tests {
                         let choices = choose(&measurements, objective);
                         for phase in [Phase::Decode, Phase::Prefill] {
                             let _ = per_token_us(&choices, phase);
-                            let _ = total_gain(&choices, phase).to_string();
+                            let _ = total_ratio(&choices, phase);
                             let _ = total_share_of_limit(&choices, &measurements.limits, phase);
                         }
                     }
@@ -549,6 +667,14 @@ mod tests {
         assert_eq!(kernels(Objective::Decode), A1);
         assert_eq!(kernels(Objective::Prefill), A4);
         assert_eq!(kernels(Objective::Balanced), A4);
+        // Timed after 512 positions, run after 128 and none.
+        let choices = choose(&attention, Objective::Decode);
+        for (phase, us, race, timed) in
+            [(Phase::Decode, 1000.0, 144.5, 513.0), (Phase::Prefill, 125.0, 64.5, 512.0 + 16.5)]
+        {
+            let (_, default) = per_token_us(&choices, phase);
+            assert!((default - us * race / timed).abs() < 1e-9, "{phase:?} {default}");
+        }
 
         let head = |rows| format!("head_q6_k__avx512vnni__any__r{rows}_c0_n1_u1_p0");
         let timings = vec![timing(&head(1), 1.0, 0.0), timing(&head(4), 0.9, 0.01)];
@@ -596,6 +722,7 @@ mod tests {
         assert!((gain.times - 1.25).abs() < 1e-9 && gain.is_difference());
         assert_eq!(gain.to_string(), "1.25x [1.19, 1.32]");
         assert_eq!(Gain::of(1.0, 0.02).to_string(), "no difference [0.98, 1.02]");
+        assert_eq!(Gain::of(0.5, 0.6).to_string(), "too noisy to say");
         assert!(Gain::of(1.1, 0.02).is_difference());
         // 2 MB at 40 GB/s are 50 us, 8 M multiply-adds at 800 G/s are 10 us: of 80 us.
         let share = choices[0].share_of_limit(&measurements.limits, Phase::Decode).unwrap();
@@ -609,7 +736,9 @@ mod tests {
         let share = total_share_of_limit(&choices, &measurements.limits, Phase::Decode);
         assert!((share.unwrap() - 50.0 / 80.0).abs() < 1e-9, "{share:?}");
         assert_eq!(total_share_of_limit(&[], &measurements.limits, Phase::Decode), None);
-        let total = total_gain(&choices, Phase::Decode);
-        assert!((total.times - 1.25).abs() < 1e-9 && total.low < 1.25, "{total}");
+        let run = Run { threads: 2, pinning: Pinning::None, huge_pages: true };
+        let total = Prediction::of(&choices, &[], &run, Phase::Decode).unwrap();
+        assert_eq!((total.before, total.after), (1000.0, 1250.0));
+        assert!((total.gain.times - 1.25).abs() < 1e-9 && total.gain.low < 1.25, "{total:?}");
     }
 }

@@ -3,12 +3,15 @@
 //! [`supervise`], [`journal`] keeps what they find, [`compile`] makes more candidates where there is a compiler, [`mod@choose`] picks, and [`tune()`] does it all.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod choose;
 pub mod cli;
 pub mod compile;
 mod demo_model;
 mod error;
+mod findings;
 pub mod journal;
+pub mod machine;
 pub mod measure;
 mod model;
 pub mod plan;
@@ -17,6 +20,7 @@ pub mod report;
 mod sampler;
 pub mod settings;
 mod stats;
+mod summary;
 pub mod supervise;
 mod timing;
 mod tournament;
@@ -25,4 +29,4 @@ pub mod worker;
 
 pub use error::{Error, Result};
 pub use model::ModelInfo;
-pub use tune::{Notice, Options, Tuned, tune};
+pub use tune::{Made, Notice, Options, Tuned, tune};

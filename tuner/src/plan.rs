@@ -135,8 +135,8 @@ mod tests {
 
     #[test]
     fn every_ceiling_has_candidates_and_its_default_is_one() {
-        let all = bitnet_codegen::grid(Isa::of_arch("x86_64"));
-        for &ceiling in Isa::of_arch("x86_64") {
+        let all = bitnet_codegen::grid(Isa::ALL);
+        for &ceiling in Isa::ALL {
             let default = bitnet_profiles::registry::generic(None, ceiling);
             for effort in [Effort::Measure, Effort::Patient] {
                 let plan = plan(&model(), &all, ceiling, effort);
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn only_patience_tries_slower_tiers() {
-        let all = bitnet_codegen::grid(Isa::of_arch("x86_64"));
+        let all = bitnet_codegen::grid(Isa::ALL);
         let isas = |effort| {
             let ids = ids(&plan(&model(), &all, Isa::Avx512Vnni, effort));
             move |isa, format| {

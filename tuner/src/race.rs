@@ -23,7 +23,7 @@ use crate::{Result, demo_model, stats};
 
 /// Tokens of a round's prompt, and tokens written after it.
 pub(crate) const PROMPT: usize = 128;
-const TOKENS: usize = 32;
+pub(crate) const TOKENS: usize = 32;
 /// Rounds of default against tuned after each load.
 const ROUNDS: usize = 3;
 /// Rounds without which a first load says nothing; one more warms up.
@@ -33,6 +33,14 @@ const LEAST_ROUNDS: usize = 2;
 const MANY_LOADS: usize = 5;
 /// More loads say nothing new.
 const MOST_LOADS: usize = 15;
+
+/// Positions that a token of a phase attends to, itself included, on average.
+pub(crate) fn positions(phase: Phase) -> f64 {
+    match phase {
+        Phase::Decode => PROMPT as f64 + (TOKENS + 1) as f64 / 2.0,
+        Phase::Prefill => (PROMPT + 1) as f64 / 2.0,
+    }
+}
 
 /// What to race.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -105,6 +113,14 @@ impl Race {
         };
         let (decode, prefill) = (part(&self.decode, of_decode), part(&self.prefill, of_prefill));
         decode.0 + prefill.0 > decode.1.hypot(prefill.1)
+    }
+
+    /// That of a phase.
+    pub fn speed(&self, phase: Phase) -> &Speed {
+        match phase {
+            Phase::Decode => &self.decode,
+            Phase::Prefill => &self.prefill,
+        }
     }
 }
 

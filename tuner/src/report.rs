@@ -13,7 +13,7 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Objective, Op, Profile, Provenance, Role};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::choose::{self, Choice, Chosen, Gain};
+use crate::choose::{self, Choice, Chosen, Demand, Gain, Prediction};
 use crate::measure::{JobMeasurements, Measurements, phase_name};
 use crate::race::Race;
 use crate::settings::{PhaseTiming, SettingTiming};
@@ -156,15 +156,15 @@ impl Report<'_> {
 
     /// The speed of a phase.
     fn card(&self, phase: Phase) -> Markup {
-        let (chosen_us, default_us) = choose::per_token_us(self.choices, phase);
-        let predicted = (chosen_us > 0.0).then(|| 1e6 / chosen_us);
-        let default = (default_us > 0.0).then(|| 1e6 / default_us);
-        let measured = self.extras.race.map(|race| match phase {
-            Phase::Decode => &race.decode,
-            Phase::Prefill => &race.prefill,
-        });
+        let predicted =
+            Prediction::of(self.choices, self.extras.settings, &self.profile.run, phase);
+        let measured = self.extras.race.map(|race| race.speed(phase));
         let limits = &self.measurements.limits;
-        let share = choose::total_share_of_limit(self.choices, limits, phase);
+        // Of the whole model where it was run, else of the kernels.
+        let share = match measured {
+            Some(speed) => Demand::of(self.choices, limits, phase).map(|d| d.share(speed.after)),
+            None => choose::total_share_of_limit(self.choices, limits, phase),
+        };
         let limit = match phase {
             Phase::Decode if limits.cold => "memory's read bandwidth",
             Phase::Decode => "the cache's read bandwidth",
@@ -185,15 +185,14 @@ impl Report<'_> {
                         @if let Some(predicted) = predicted {
                             p.note {
                                 "Measured on the whole model. The kernels alone would give "
-                                (figure(predicted)) " tokens/s."
+                                (figure(predicted.after)) " tokens/s."
                             }
                         }
                     }
                     (None, Some(predicted)) => {
-                        p.big { (figure(predicted)) " " span { "tokens/s predicted" } }
+                        p.big { (figure(predicted.after)) " " span { "tokens/s predicted" } }
                         p.gain {
-                            (gain(&choose::total_gain(self.choices, phase)))
-                            @if let Some(default) = default { " against the untuned " (figure(default)) }
+                            (gain(&predicted.gain)) " against the untuned " (figure(predicted.before))
                         }
                         p.note { "What the tuned kernels alone give; a whole model is slower." }
                     }
@@ -503,7 +502,7 @@ fn percent(share: f64) -> String {
 }
 
 /// With three digits, or more before the point.
-fn figure(value: f64) -> String {
+pub(crate) fn figure(value: f64) -> String {
     let decimals = (2.0 - value.log10().floor()).clamp(0.0, 3.0) as usize;
     format!("{value:.decimals$}")
 }

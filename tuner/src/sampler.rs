@@ -42,6 +42,12 @@ const MOST_WARMED: usize = 64;
 /// Positions before the tokens of a timed attention: two chunks of its arithmetic.
 pub(crate) const DEPTH: usize = 512;
 
+/// Positions that one of so many tokens of a timed attention attends to, itself included, on
+/// average.
+pub(crate) fn positions(tokens: u32) -> f64 {
+    DEPTH as f64 + (f64::from(tokens) + 1.0) / 2.0
+}
+
 /// The weights that are read between a matrix and its next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rotation {

@@ -282,9 +282,8 @@ impl<'a> Timer<'a> {
         for index in order {
             let plan = &job.plan.layouts[index];
             let keys = [open(index, false), open(index, true)];
-            // When time is up the defaults must still be timed, and nothing else.
-            let is_late = plan.layout != default_layout && Instant::now() >= self.deadline;
-            if keys == [None, None] || is_late {
+            let is_late = !self.task.whole && Instant::now() >= self.deadline;
+            if keys == [None, None] || is_late && plan.layout != default_layout {
                 continue;
             }
             let mut other = if plan.layout == default_layout {

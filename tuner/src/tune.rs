@@ -1,7 +1,6 @@
 //! The way through: model, plan, measurements, choices, profile, and what it gains.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,14 +17,16 @@ use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selection};
 
 use crate::Result;
-use crate::choose::{self, Choice, Gain, choose};
+use crate::choose::{self, Choice, choose};
 use crate::compile::{Compiler, private_folder};
+use crate::findings::{Findings, serving};
 use crate::journal::{Header, Journal};
-use crate::measure::{Excluded, JobTask, Limits, Measurements, Timing, Unit, phase_name};
+use crate::machine;
+use crate::measure::{JobTask, Measurements};
 use crate::model::ModelInfo;
 use crate::plan::{JobPlan, LayoutPlan, plan};
 use crate::race::{Race, RaceTask};
-use crate::settings::{self, ChosenJob, PhaseTiming, SettingTiming, SettingsTask};
+use crate::settings::{self, ChosenJob, SettingTiming, SettingsTask};
 use crate::supervise::{self, Client, WorkerProgram};
 use crate::worker::{Event, LibraryFile, MeasureTask, Work};
 
@@ -88,7 +89,32 @@ pub struct Tuned {
     pub race: std::result::Result<Race, String>,
     /// Whether the profile holds the untuned defaults, because the choices were slower on the model.
     pub kept_default: bool,
+    /// What became of kernels for the model's own shapes.
+    pub made: Made,
     journal: Option<Journal>,
+}
+
+/// What became of kernels for the model's own shapes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// There are none worth making.
+    Nothing,
+    /// So many were made and took part.
+    Tried(usize),
+    /// They were not made.
+    NotTried {
+        /// How many there would be.
+        count: usize,
+        /// Why, and what it would take.
+        why: String,
+    },
+    /// Some won, but cannot be kept: the profile names built-in ones.
+    NotKept {
+        /// How many won.
+        count: usize,
+        /// Why.
+        why: String,
+    },
 }
 
 impl Tuned {
@@ -100,12 +126,29 @@ impl Tuned {
     }
 }
 
+#[cfg(test)]
+impl Tuned {
+    /// A run that has come to this.
+    pub(crate) fn for_tests(
+        measurements: Measurements,
+        objective: Objective,
+        profile: Profile,
+        race: std::result::Result<Race, String>,
+        made: Made,
+        kept_default: bool,
+    ) -> Self {
+        let (settings, journal) = (Vec::new(), None);
+        Self { measurements, settings, objective, profile, race, kept_default, made, journal }
+    }
+}
+
 /// How much of the budget is spent, at most, when the kernels for the model's shapes are made, and
 /// when all are timed; threads, pinning and pages come
 /// next, and the rest is for the comparison on the model.
 const COMPILED_UNTIL: f64 = 0.3;
 const KERNELS_UNTIL: f64 = 0.65;
 const SETTINGS_UNTIL: f64 = 0.75;
+
 /// The share of the budget that the comparison may take on top of it.
 const OVERTIME: f64 = 0.05;
 
@@ -120,25 +163,43 @@ const COMPILE_WINNERS: f64 = 5.0;
 /// A journal that cannot be written or that another run holds, memory that the system refuses, a
 /// worker that cannot be started, [`crate::Error::Stopped`].
 pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)) -> Result<Tuned> {
+    if options.effort == Effort::Estimate {
+        return estimated(model, options);
+    }
     let start = Instant::now();
     let host = Host::detect();
     // Before anything else: of two runs for one output one waits for nothing.
     let journal = options.journal.as_deref().map(Journal::open).transpose()?;
-    let made = make(model, options, start, notify)?;
-    let jobs = jobs(model, options, made.as_ref().map_or(&[], |made| &made.ids))?;
+    let ids = made_for(model, options.ceiling, options.effort);
+    if options.is_stopped() {
+        return Err(crate::Error::stopped());
+    }
+    let compiled = (!ids.is_empty()).then(|| compile(&ids, options, start, notify)).transpose();
+    if options.is_stopped() {
+        // The compiler may have been stopped with it.
+        return Err(crate::Error::stopped());
+    }
+    let (compiled, mut made) = match compiled {
+        Ok(None) => (None, Made::Nothing),
+        Ok(compiled) => (compiled, Made::Tried(ids.len())),
+        Err(why) => {
+            let count = ids.len();
+            let line = format!("{count} kernels for this model's own shapes are not tried: {why}");
+            notify(Notice::Line(line));
+            (None, Made::NotTried { count, why })
+        }
+    };
+    let jobs = jobs(model, options, if compiled.is_some() { &ids } else { &[] })?;
     let header = header(model, options, &host, &jobs)?;
     let mut run = Tuning {
         model,
         options,
         host: &host,
         start,
-        jobs,
-        limits: None,
-        units: Vec::new(),
-        excluded: Vec::new(),
+        known: Findings::new(jobs),
         journal: None,
         journal_is_whole: true,
-        library: made.as_ref().map(|made| made.file.clone()),
+        library: compiled.as_ref().map(|compiled| compiled.file.clone()),
         stage: Stage::Kernels,
         settings: None,
         race: None,
@@ -151,7 +212,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         match why {
             Some(why) => run.say(format!("nothing to go on with: {why}")),
             None if options.resume => {
-                run.say(format!("going on after {} tournaments", run.units.len()));
+                run.say(format!("going on after {} tournaments", run.known.units.len()));
             }
             None => {}
         }
@@ -161,18 +222,21 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         run.stage = Stage::Settings;
         run.done_in_workers()?;
     }
-    let measurements = run.measurements()?;
+    let measurements = run.known.measurements()?;
     let choices = choose(&measurements, options.objective);
     let settings = run.settings.take().unwrap_or_default();
     let untuned = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
     let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
     let mut profile = profile(model, &host, options, &measurements, &choices, setting);
-    if let Err(why) = keep_winners(&mut profile, options, start) {
-        run.say(format!("kernels made on this host won, but are not kept: {why}"));
+    let winners = made_in(&profile);
+    if let Err(why) = keep(&winners, &mut profile, options, start) {
+        let count = winners.len();
+        run.say(format!("{count} kernels made on this host won, but are not kept: {why}"));
+        made = Made::NotKept { count, why };
         profile.use_built_in();
     }
     let seconds = left(options, start, 1.0);
-    let least = crate::race::least_seconds(&choices, model_bytes(model, &run.jobs));
+    let least = crate::race::least_seconds(&choices, run.known.model_bytes(model));
     let race = if seconds == 0.0 {
         Err("no time was left".into())
     } else if least > seconds + OVERTIME * options.budget.as_secs_f64() {
@@ -198,23 +262,47 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         profile = self::profile(model, &host, options, &measurements, &defaults, &untuned);
     }
     let (objective, journal) = (options.objective, run.journal.take());
-    Ok(Tuned { measurements, settings, objective, profile, race, kept_default, journal })
+    Ok(Tuned { measurements, settings, objective, profile, race, kept_default, made, journal })
 }
 
-/// Makes a library of those kernels of the profile that are not built in, if there are any, and
-/// keeps it where `bitnet-run` looks for it.
-fn keep_winners(
+/// Chooses among the built-in kernels by the machine model; nothing is timed or called.
+fn estimated(model: &ModelInfo, options: &Options) -> Result<Tuned> {
+    let host = Host::detect();
+    let jobs = jobs(model, options, &[])?;
+    let measurements = machine::estimate(&jobs, &machine::Cpu::of(&host), options.threads);
+    let choices = choose(&measurements, options.objective);
+    let run = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
+    let profile = profile(model, &host, options, &measurements, &choices, &run);
+    Ok(Tuned {
+        measurements,
+        settings: Vec::new(),
+        objective: options.objective,
+        profile,
+        race: Err("an estimate times nothing; --effort measure does".into()),
+        kept_default: false,
+        made: Made::Nothing,
+        journal: None,
+    })
+}
+
+/// The kernels of a profile that are not built in.
+fn made_in(profile: &Profile) -> BTreeSet<KernelId> {
+    let picks = profile.ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]);
+    picks.flatten().map(|pick| pick.kernel).filter(|id| id.shape.is_some()).collect()
+}
+
+/// Makes a library of the kernels that won, if there are any, and keeps it where `bitnet-run` looks
+/// for it.
+fn keep(
+    winners: &BTreeSet<KernelId>,
     profile: &mut Profile,
     options: &Options,
     start: Instant,
 ) -> std::result::Result<(), String> {
-    let picks = profile.ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]);
-    let winners: BTreeSet<KernelId> =
-        picks.flatten().map(|pick| pick.kernel).filter(|id| id.shape.is_some()).collect();
     if winners.is_empty() {
         return Ok(());
     }
-    let winners: Vec<KernelId> = winners.into_iter().collect();
+    let winners: Vec<KernelId> = winners.iter().copied().collect();
     let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
     let cache = options.cache.as_ref().map_err(Clone::clone)?;
     let limit = Duration::from_secs_f64(left(options, start, 1.0).max(COMPILE_WINNERS));
@@ -245,10 +333,7 @@ struct Tuning<'a> {
     options: &'a Options,
     host: &'a Host,
     start: Instant,
-    jobs: Vec<JobTask>,
-    limits: Option<Limits>,
-    units: Vec<Unit>,
-    excluded: Vec<Excluded>,
+    known: Findings,
     journal: Option<Journal>,
     /// Whether all that was heard is in it.
     journal_is_whole: bool,
@@ -278,16 +363,9 @@ impl Tuning<'_> {
         })
     }
 
-    /// What is known of the kernels that are not left out.
-    fn measurements(&self) -> Result<Measurements> {
-        let limits =
-            self.limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
-        Ok(Measurements::assemble(&self.jobs, limits, self.excluded.clone(), &self.units))
-    }
-
     fn settings_task(&self) -> SettingsTask {
         // Without measurements there is nothing to do.
-        let jobs = self.measurements().map_or(Vec::new(), |measurements| {
+        let jobs = self.known.measurements().map_or(Vec::new(), |measurements| {
             let choices = choose(&measurements, self.options.objective);
             choices.iter().filter_map(chosen_job).collect()
         });
@@ -295,7 +373,7 @@ impl Tuning<'_> {
         SettingsTask {
             jobs,
             settings: settings::candidates(self.host, options.threads, options.threads_fixed),
-            model_bytes: model_bytes(self.model, &self.jobs),
+            model_bytes: self.known.model_bytes(self.model),
             seconds: left(options, self.start, SETTINGS_UNTIL),
         }
     }
@@ -304,19 +382,11 @@ impl Tuning<'_> {
         (self.notify)(Notice::Line(line));
     }
 
-    fn is_default(&self, kernel: &KernelId) -> bool {
-        let defaults = |job: &JobTask| [Some(job.default_decode), job.default_prefill];
-        self.jobs.iter().flat_map(defaults).flatten().any(|id| id == *kernel)
-    }
-
     fn learn(&mut self, event: Event) {
         match event {
-            Event::Limits(limits) => self.limits = Some(limits),
-            Event::Excluded(excluded) => self.excluded.push(excluded),
-            Event::Unit(unit) => self.units.push(unit),
             Event::Settings(settings) => self.settings = Some(settings),
             Event::Race(race) => self.race = Some(race),
-            Event::Progress { .. } | Event::Note(_) | Event::Failed { .. } | Event::Done => {}
+            event => self.known.learn(event),
         }
     }
 
@@ -342,17 +412,9 @@ impl Client for Tuning<'_> {
             Stage::Settings => return Work::Settings(self.settings_task()),
             Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
         }
-        Work::Measure(MeasureTask {
-            jobs: self.jobs.clone(),
-            config: self.model.config.clone(),
-            head: self.model.head,
-            model_bytes: model_bytes(self.model, &self.jobs),
-            ceiling: self.options.ceiling,
-            seconds: left(self.options, self.start, KERNELS_UNTIL),
-            limits: self.limits,
-            done: self.units.clone(),
-            excluded: self.excluded.clone(),
-        })
+        let seconds = left(self.options, self.start, KERNELS_UNTIL);
+        let task = self.known.task(self.model, self.options.ceiling, seconds);
+        Work::Measure(MeasureTask { whole: false, ..task })
     }
 
     fn is_stopped(&self) -> bool {
@@ -369,12 +431,9 @@ impl Client for Tuning<'_> {
             return Ok(());
         }
         self.keep(&event);
-        if let Event::Excluded(Excluded { kernel, why, found }) = &event {
-            if self.is_default(kernel) {
-                let message = format!("the default kernel {kernel} {why}: {found}; please report");
-                return Err(Error::Runtime(message).into());
-            }
-            self.say(format!("left out, please report: {kernel} {why}: {found}"));
+        if let Event::Excluded(excluded) = &event {
+            let line = self.known.objection(excluded)?;
+            self.say(line);
         }
         self.learn(event);
         Ok(())
@@ -382,56 +441,38 @@ impl Client for Tuning<'_> {
 }
 
 /// Kernels made on this host for this run.
-struct Made {
-    ids: Vec<KernelId>,
+struct Compiled {
     file: LibraryFile,
     /// Removed with the run: only the winners are kept.
     _folder: tempfile::TempDir,
 }
 
-/// Makes the kernels for the model's own shapes, where there is a compiler. Where there is none the
-/// built-in kernels are all there is, and a line says so.
-///
-/// # Errors
-/// [`crate::Error::Stopped`].
-fn make(
-    model: &ModelInfo,
+/// Makes the kernels for the model's own shapes, or says why not and what it would take.
+fn compile(
+    ids: &[KernelId],
     options: &Options,
     start: Instant,
     notify: &mut dyn FnMut(Notice),
-) -> Result<Option<Made>> {
-    let ids = made_for(model, options.ceiling, options.effort);
-    if ids.is_empty() {
-        return Ok(None);
-    }
-    if options.is_stopped() {
-        return Err(crate::Error::stopped());
-    }
-    let mut make = || -> std::result::Result<Made, String> {
-        let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
-        options.cache.as_ref().map_err(Clone::clone)?;
-        let doing = format!("compiling {} kernels for these shapes", ids.len());
-        notify(Notice::Progress(0.0, doing));
-        let limit = Duration::from_secs_f64(left(options, start, COMPILED_UNTIL).max(1.0));
-        let bytes = toolchain.compile(&ids, limit).map_err(|e| e.to_string())?;
-        let folder = private_folder().map_err(|e| e.to_string())?;
-        let cache = Cache::at(folder.path());
-        let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
-        let file = LibraryFile { cache: folder.path().into(), sha256 };
-        Ok(Made { ids: ids.clone(), file, _folder: folder })
-    };
-    let made = make();
-    if options.is_stopped() {
-        // The compiler may have been stopped with it.
-        return Err(crate::Error::stopped());
-    }
-    Ok(made
-        .map_err(|why| {
-            let count = ids.len();
-            let line = format!("{count} kernels for this model's own shapes are not tried: {why}");
-            notify(Notice::Line(line));
-        })
-        .ok())
+) -> std::result::Result<Compiled, String> {
+    let again = |why: &String| format!("{why}; then run bitnet-tune again");
+    let toolchain = options.toolchain.as_ref().map_err(again)?;
+    options.cache.as_ref().map_err(|why| format!("{why}; set one and run bitnet-tune again"))?;
+    let count = ids.len();
+    notify(Notice::Progress(0.0, format!("compiling {count} kernels for these shapes")));
+    let limit = Duration::from_secs_f64(left(options, start, COMPILED_UNTIL).max(1.0));
+    let began = Instant::now();
+    let bytes = toolchain.compile(ids, limit).map_err(|error| {
+        if began.elapsed() < limit {
+            return error.to_string();
+        }
+        let enough = (2 * options.budget).max(Duration::from_secs(60)).as_secs();
+        format!("{error}; with --budget {enough}s there is more time for it")
+    })?;
+    let folder = private_folder().map_err(|e| e.to_string())?;
+    let cache = Cache::at(folder.path());
+    let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
+    let file = LibraryFile { cache: folder.path().into(), sha256 };
+    Ok(Compiled { file, _folder: folder })
 }
 
 /// The kernels for the model's own shapes that are worth making.
@@ -473,38 +514,59 @@ fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<J
         .chain(made.iter().copied())
         .collect();
     let plan = plan(model, &present, options.ceiling, options.effort);
-    let task = |mut plan: JobPlan| -> Result<JobTask> {
-        let (default_decode, default_prefill) = match plan.role {
-            Role::LmHead => (*untuned.head(model.head, plan.parts[0])?.id(), None),
-            Role::Attention => {
-                let id = *untuned.attention(&plan.parts)?.id();
-                (id, Some(id))
-            }
-            role => {
-                let (decode, prefill) = untuned.ternary(role, &plan.parts)?;
-                (*decode.id(), Some(*prefill.id()))
-            }
-        };
-        // First where there is time for few.
-        for layout in &mut plan.layouts {
-            layout.decode.sort_by_key(|id| *id != default_decode);
-            layout.prefill.sort_by_key(|id| Some(*id) != default_prefill);
-        }
+    let task = |plan: JobPlan| -> Result<JobTask> {
+        let (default_decode, default_prefill) = serving(&untuned, model, (plan.role, &plan.parts))?;
         Ok(JobTask { plan, default_decode, default_prefill })
     };
-    plan.into_iter().map(task).collect()
+    let mut tasks = plan.into_iter().map(task).collect::<Result<Vec<JobTask>>>()?;
+    let jobs = tasks.iter().map(|task| (&task.plan, &task.default_decode));
+    let bytes = machine::model_bytes(jobs);
+    let cpu = machine::Cpu::of(&Host::detect());
+    for task in &mut tasks {
+        most_promising(task, options, &cpu, bytes);
+    }
+    Ok(tasks)
 }
 
-/// Bytes of weights that a token reads with the defaults.
-fn model_bytes(model: &ModelInfo, jobs: &[JobTask]) -> u64 {
-    let ternary = |job: &JobTask| match job.default_decode.op {
-        Op::Ternary(layout) => {
-            let bytes: usize = job.plan.parts.iter().map(|&p| layout.matrix_bytes(p)).sum();
-            bytes as u64 * u64::from(job.plan.count)
+/// How many times as long as the best one a candidate may take, by the machine model, to be worth
+/// timing: much more than the model errs by.
+const HOPEFUL: f64 = 1.6;
+
+/// Puts the candidates in the order of the machine model, after the default: where there is no time
+/// for all, the last are not timed. Unless patience was asked for, those without a chance go.
+fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, model_bytes: u64) {
+    let parts = task.plan.parts.clone();
+    for (phase, default) in
+        [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)]
+    {
+        let tokens = if phase == Phase::Decode { 1 } else { 128 };
+        let us = |id: &KernelId| {
+            machine::predict(cpu, id, &parts, tokens, options.threads, model_bytes).us
+        };
+        let all = task.plan.layouts.iter().flat_map(|layout| layout.kernels(phase));
+        let best = all.map(us).fold(f64::INFINITY, f64::min);
+        for layout in &mut task.plan.layouts {
+            let kernels = match phase {
+                Phase::Decode => &mut layout.decode,
+                Phase::Prefill => &mut layout.prefill,
+            };
+            let is_default = |id: &KernelId| Some(*id) == default;
+            if options.effort != Effort::Patient {
+                kernels.retain(|id| is_default(id) || us(id) <= HOPEFUL * best);
+            }
+            kernels.sort_by(|a, b| is_default(b).cmp(&is_default(a)).then(us(a).total_cmp(&us(b))));
         }
-        _ => 0,
-    };
-    jobs.iter().map(ternary).sum::<u64>() + model.head_bytes()
+    }
+    // One kernel of attention serves both phases, so it is in both lists or in none.
+    if task.plan.role == Role::Attention {
+        for layout in &mut task.plan.layouts {
+            let LayoutPlan { decode, prefill, .. } = layout;
+            decode.retain(|id| prefill.contains(id));
+            prefill.retain(|id| decode.contains(id));
+        }
+    }
+    let has_prefill = task.default_prefill.is_some();
+    task.plan.layouts.retain(|l| !l.decode.is_empty() && (!has_prefill || !l.prefill.is_empty()));
 }
 
 fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -> Result<Header> {
@@ -538,7 +600,10 @@ fn profile(
             effort: options.effort,
             date: date_of(SystemTime::now()),
             library_sha256: None,
-            provenance: Provenance::Measured,
+            provenance: match options.effort {
+                Effort::Estimate => Provenance::Modelled,
+                Effort::Measure | Effort::Patient => Provenance::Measured,
+            },
         },
         host: profiles::Host {
             cpu: text(&host.cpu),
@@ -565,7 +630,7 @@ fn profile(
     }
 }
 
-fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -> profiles::Choice {
+pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -> profiles::Choice {
     let pick = |phase| {
         let chosen = choice.chosen(phase)?;
         let timing = chosen.timing;
@@ -581,7 +646,7 @@ fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -> profiles:
             ),
             runner_up: chosen.runner_up.map(|second| second.kernel),
             runner_up_ratio: chosen.runner_up.map(|second| rounded(second.ratio / timing.ratio)),
-            built_in: built_in(choice.layout.timings(phase), timing),
+            built_in: choose::built_in(choice.layout.timings(phase), timing).kernel,
         })
     };
     let decode = pick(Phase::Decode);
@@ -596,103 +661,9 @@ fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -> profiles:
     }
 }
 
-/// The best kernel of the same layout that every build holds; the chosen one where that is built in.
-fn built_in(timings: &[Timing], chosen: &Timing) -> KernelId {
-    let held = timings.iter().filter(|timing| timing.kernel.shape.is_none());
-    let best = held.min_by(|a, b| {
-        let key = |timing: &Timing| (timing.kernel != chosen.kernel, !timing.finalist);
-        key(a).cmp(&key(b)).then(a.ratio.total_cmp(&b.ratio))
-    });
-    best.unwrap_or(chosen).kernel
-}
-
 /// To five significant digits: more would pretend.
 fn rounded(value: f64) -> f64 {
     format!("{value:.4e}").parse().unwrap_or(value)
-}
-
-impl fmt::Display for Tuned {
-    /// The report: for every job what was chosen, its share of the limit and its gain over the
-    /// default, and what that makes for a token.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (m, limits) = (&self.measurements, &self.measurements.limits);
-        let choices = choose(m, self.objective);
-        for Excluded { kernel, why, found } in &m.excluded {
-            writeln!(f, "left out, please report: {kernel} {why}: {found}")?;
-        }
-        write!(f, "{} threads, memory reads {:.1} GB/s", limits.threads, limits.read_gb_per_s)?;
-        if !limits.cold {
-            write!(f, ", the cache that holds this model {:.1} GB/s", limits.limit_gb_per_s)?;
-        }
-        if let Some(rate) = limits.limit_gmac_per_s {
-            write!(f, ", {rate:.0} G multiply-adds/s")?;
-        }
-        writeln!(f, "; noise {:.1} %", 100.0 * m.noise)?;
-        if m.disturbed {
-            writeln!(f, "the machine was not quiet: intervals are widened; tune again when it is")?;
-        }
-        writeln!(
-            f,
-            "\n{:<55} {:>11}  {:>8}  speed against the default",
-            "job: layout, kernels", "median", "of limit"
-        )?;
-        for choice in &choices {
-            let parts: Vec<String> = choice.job.parts.iter().map(ToString::to_string).collect();
-            let (role, count) = (choice.job.role, choice.job.count);
-            write!(f, "{role} {}, {count} per token", parts.join(" "))?;
-            match choice.layout.layout {
-                Some(layout) => writeln!(f, ": {layout}")?,
-                None => writeln!(f)?,
-            }
-            for phase in [Phase::Decode, Phase::Prefill] {
-                let (Some(chosen), Some(gain)) = (choice.chosen(phase), choice.gain(phase)) else {
-                    continue;
-                };
-                let share = choice
-                    .share_of_limit(limits, phase)
-                    .map_or(String::new(), |share| format!("{:.0} %", 100.0 * share));
-                let Timing { kernel, median_us, .. } = chosen.timing;
-                let phase = phase_name(phase);
-                writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
-            }
-        }
-        let untuned = self.settings.first();
-        for setting in self.settings.iter().filter(|setting| setting.run == self.profile.run) {
-            write!(f, "run with {}", setting.run)?;
-            if untuned.is_some_and(|untuned| untuned.run != setting.run) {
-                let gain = |t: &PhaseTiming| Gain::of(t.ratio, t.half_width);
-                let (decode, prefill) = (gain(&setting.decode), gain(&setting.prefill));
-                write!(f, ": decode {decode}, prefill {prefill}")?;
-            }
-            writeln!(f)?;
-        }
-        writeln!(f, "one token, without what lies between the kernels, predicted")?;
-        for phase in [Phase::Decode, Phase::Prefill] {
-            let (chosen, default) = choose::per_token_us(&choices, phase);
-            writeln!(
-                f,
-                "  {:<8} {:.0} tokens/s, by default {:.0}: {}",
-                phase_name(phase),
-                1e6 / chosen.max(1e-3),
-                1e6 / default.max(1e-3),
-                choose::total_gain(&choices, phase)
-            )?;
-        }
-        match &self.race {
-            Ok(race) => {
-                writeln!(f, "the model itself, {} loads", race.loads)?;
-                for (name, speed) in [("decode", race.decode), ("prefill", race.prefill)] {
-                    let (before, after, gain) = (speed.before, speed.after, speed.gain());
-                    writeln!(f, "  {name:<8} {after:.0} tokens/s, by default {before:.0}: {gain}")?;
-                }
-            }
-            Err(why) => writeln!(f, "not compared on the model itself: {why}")?,
-        }
-        if self.kept_default {
-            writeln!(f, "the choices were slower on the model: the profile holds the defaults")?;
-        }
-        Ok(())
-    }
 }
 
 /// The day by UTC, `YYYY-MM-DD`; a clock that was never set shows the first it can.

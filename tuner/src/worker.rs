@@ -87,6 +87,9 @@ pub struct MeasureTask {
     pub ceiling: Isa,
     /// Seconds for all of it.
     pub seconds: f64,
+    /// Whether all is timed once at least, however long it takes; else, when time is up, the
+    /// defaults and what shares their layouts.
+    pub whole: bool,
     /// The machine's limits, where they are known already.
     pub limits: Option<Limits>,
     /// Units that are done already.

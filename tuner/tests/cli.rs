@@ -162,11 +162,10 @@ fn bad_input_is_refused() {
     refuse(&["--budget", "soon"], 2, "60s");
     refuse(&["--for", "everything"], 2, "balanced");
     refuse(&["--isa", "sse9"], 2, "avx2");
-    refuse(&["--effort", "estimate"], 2, "patient");
-    match Isa::ALL.iter().find(|isa| !isa.is_supported()) {
-        Some(isa) => refuse(&["--isa", isa.name()], 5, isa.name()),
-        None => eprintln!("skipped: an ISA that this CPU lacks; it has them all"),
-    }
+    refuse(&["--effort", "heroic"], 2, "patient");
+    // No CPU is both x86 and ARM.
+    let foreign = Isa::ALL.iter().find(|isa| !isa.is_supported()).unwrap();
+    refuse(&["--isa", foreign.name()], 5, foreign.name());
     refused(&["--model", MODEL, "-o", folder], 6, "directory");
     let nowhere = dir.path().join("no/such/folder/host.toml");
     refused(&["--model", MODEL, "-o", nowhere.to_str().unwrap()], 6, "host.toml");
@@ -264,6 +263,30 @@ fn a_ceiling_holds() {
     assert_eq!(profile.tool.objective, Objective::Decode);
 }
 
+#[test]
+fn without_a_compiler_a_run_says_what_it_would_take() {
+    if Isa::best() == Isa::Scalar {
+        return eprintln!("skipped: kernels made on the host; this CPU has no vectors");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("host.toml");
+    let mut command = command();
+    command.args(["--model", MODEL, "-o", out.to_str().unwrap(), "--budget", "0", "-t", "1"]);
+    command.env("PATH", "/nowhere").env("HOME", "/nowhere").env_remove("RUSTC");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let says = "not tried: no rustc in PATH or ~/.cargo/bin; https://rustup.rs installs one; \
+                then run bitnet-tune again";
+    let errors = stderr(&output);
+    let line = errors.lines().find(|line| line.contains(says)).unwrap();
+    let count: usize = line.split(' ').next().unwrap().parse().unwrap();
+    assert!(count > 10, "{line}");
+    let closing = format!("made here  nothing: {count} kernels for these shapes were {says}");
+    let (text, profile) = (stdout(&output), Profile::load(&out).unwrap());
+    assert!(text.contains(&closing), "{text}");
+    check(&profile);
+}
+
 /// Runs a demo: the text it streamed, what followed that, and the rest.
 fn demo(command: &mut Command) -> (String, String, Output) {
     let output = command.output().unwrap();
@@ -282,7 +305,7 @@ fn the_demo_tunes_writes_and_runs() {
     at_home.env("XDG_CONFIG_HOME", dir.path().join("config")).env_remove("HOME");
     let (text, report, _) = demo(&mut at_home);
     assert!(text.starts_with("KING RICHARD:\n") && text.len() > 300, "{text}");
-    for part in ["by default", "prefill", "decode", "gate_up"] {
+    for part in ["speed against untuned", "prefill", "decode", "gate_up", "next "] {
         assert!(report.contains(part), "{part}: {report}");
     }
     // One profile, where bitnet-run looks for it.

@@ -715,7 +715,7 @@ fn t15_what_is_slower_on_the_model_does_not_stay() {
     let race = tuned.race.as_ref().unwrap();
     assert_eq!((race.decode.ratio, race.prefill.ratio), (2.0, 2.0));
     assert!(tuned.kept_default);
-    assert!(tuned.to_string().contains("the profile holds the defaults"), "{tuned}");
+    assert!(tuned.to_string().contains("the untuned defaults: the choices were slower"), "{tuned}");
     let defaults = defaults(&tuned.measurements);
     assert_eq!(defaults.len(), tuned.profile.ops.len());
     for (job, op) in tuned.measurements.jobs.iter().zip(&tuned.profile.ops) {

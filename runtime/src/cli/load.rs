@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Format, Isa, KernelId, Op, Pinning, Profile, ProfileError, Role, registry};
+use bitnet_profiles::{
+    Format, Isa, KernelId, Op, Pinning, Profile, ProfileError, Provenance, Role, Tool, registry,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -28,15 +30,15 @@ pub const PERFORMANCE: &str = "Performance";
 /// The flags that choose kernels.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KernelArgs {
-    /// A tuning profile; auto: the one found for this CPU and model, else the defaults;
-    /// none: the defaults
+    /// A tuning profile; auto: your own for this CPU and model, else the shipped one;
+    /// none: the shipped one
     #[arg(long, value_name = "FILE|auto|none", default_value = "auto")]
     profile: PathBuf,
     /// Pack all ternary weights as i2_s, tl1 or tl2, whatever the profile says
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
-    /// Use no better instructions than scalar, avx2, avxvnni, avx512, avx512vnni or avx512vbmi,
-    /// whatever the profile says
+    /// Use no better instructions than scalar, avx2, avxvnni, avx512, avx512vnni or avx512vbmi, on
+    /// ARM scalar, neon or neondot, whatever the profile says
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
 }
@@ -249,8 +251,12 @@ impl Choice {
     /// The profile for a model: the named one, the user's, or the defaults.
     pub fn profile(&self, config: &Config, host: &Host) -> Taken {
         let shapes = config.shapes_hash();
-        let defaults = |reason: String| {
-            let (name, default) = kernels::shipped().ternary(self.format, self.ceiling());
+        let defaults = |mut reason: String| {
+            let shipped = kernels::shipped();
+            let (name, default) = shipped.ternary(self.format, self.ceiling());
+            if self.forced().is_none() {
+                reason += &format!("; {}", origin(shipped.shipped(), config));
+            }
             let name = format!("{name} for {}", default.decode.isa);
             Taken { source: Source::Shipped, name, reason, profile: None }
         };
@@ -293,6 +299,19 @@ impl Choice {
             ),
         }
     }
+}
+
+/// How a shipped profile came to be, and whether it knows the model.
+fn origin(shipped: &registry::Shipped, config: &Config) -> String {
+    let profile = shipped.profile();
+    let Tool { provenance, date, .. } = &profile.tool;
+    let how = match provenance {
+        Provenance::Measured => format!("measured on {}, {date}", profile.host.cpu),
+        Provenance::Modelled => format!("modelled for {}", profile.host.cpu),
+    };
+    let listed = config.jobs().iter().all(|job| profile.choice(job.role, &job.parts).is_some());
+    let shapes = if listed { "lists these shapes" } else { "does not list these shapes" };
+    format!("{how}, {shapes}")
 }
 
 /// Reads a profile; one that needs more than this CPU has is refused whole.

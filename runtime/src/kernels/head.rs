@@ -47,7 +47,10 @@ impl HeadKernel {
     pub fn default(format: HeadFormat, ceiling: Isa) -> Option<Self> {
         Self::builtin()
             .filter(|kernel| kernel.format == format && kernel.id.isa <= ceiling)
-            .max_by_key(|kernel| (kernel.id.isa, kernel.id.tile.rows == 1))
+            .max_by_key(|kernel| {
+                let tile = kernel.id.tile;
+                (kernel.id.isa, tile.rows == 1, std::cmp::Reverse(tile.prefetch))
+            })
     }
 
     /// The kernel's id.

@@ -1,9 +1,10 @@
 //! Which kernels serve a model: the one dispatch.
 //!
-//! In order: what the user forces (a format, an ISA ceiling), the choice that the profile holds for
-//! this role and these shapes, the shipped default of the best ISA. A kernel that the profile names
-//! is built in, or in the library that was made on this host with the profile. One that is neither,
-//! or that fails its self-check, is replaced by the built-in one named beside it.
+//! In order: what the user forces (a format, an ISA ceiling), the choice that the user's profile holds
+//! for this role and these shapes, that of the profile shipped for this CPU, the default pair beside it.
+//! A kernel that the user's profile names is built in, or in the library that was made on this host with
+//! the profile. One that is neither, or that fails its self-check, is replaced by the built-in one named
+//! beside it.
 
 use std::cell::{Cell, RefCell};
 use std::sync::OnceLock;
@@ -36,7 +37,7 @@ pub fn shipped() -> &'static registry::Defaults {
     static SHIPPED: OnceLock<registry::Defaults> = OnceLock::new();
     SHIPPED.get_or_init(|| {
         let host = Host::detect();
-        registry::Defaults::of(&host.vendor, host.family)
+        registry::Defaults::of(&host.vendor, host.family, host.model, Isa::best())
     })
 }
 
@@ -146,7 +147,7 @@ impl Selection {
                 return Ok(pair);
             }
         }
-        let (_, default) = shipped().ternary(self.format, self.ceiling);
+        let default = shipped().pair(role, parts, self.format, self.ceiling);
         let get = |id: &KernelId| {
             find(id).copied().ok_or_else(|| {
                 Error::Runtime(format!("the default kernel {id} is not part of this program"))
@@ -226,7 +227,7 @@ impl Selection {
             self.verify(choice, shape.cols);
             self.present(choice.role, pick, HeadKernel::find, Library::find_head)
         });
-        pick.or_else(|| HeadKernel::find(&shipped().head(format, self.ceiling)?))
+        pick.or_else(|| HeadKernel::find(&shipped().head(format, shape, self.ceiling)?))
             .or_else(|| HeadKernel::default(format, self.ceiling))
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
     }
@@ -241,7 +242,8 @@ impl Selection {
             let (built_in, made) = (AttentionKernel::find, Library::find_attention);
             self.present(choice.role, &choice.decode, built_in, made)
         });
-        pick.or_else(|| AttentionKernel::default(self.ceiling))
+        pick.or_else(|| AttentionKernel::find(&shipped().attention(parts, self.ceiling)?))
+            .or_else(|| AttentionKernel::default(self.ceiling))
             .ok_or_else(|| Error::Runtime("no kernel for attention".into()))
     }
 

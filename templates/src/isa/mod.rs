@@ -34,3 +34,11 @@ pub mod avx512vnni;
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx512vbmi;
+
+#[cfg(target_arch = "aarch64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
+pub mod neon;
+
+#[cfg(target_arch = "aarch64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
+pub mod neondot;

@@ -20,10 +20,12 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(cli::demo::Args),
+    Check(cli::check::Args),
     Show(cli::show::Args),
     Diff(cli::diff::Args),
     List(cli::list::Args),
     Emit(cli::emit::Args),
+    EstimateCheck(cli::estimate_check::Args),
     #[command(hide = true)]
     Worker(cli::worker::Args),
 }
@@ -33,10 +35,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
     match &arguments.command {
         None => cli::tune::run(&arguments.tune)?,
         Some(Command::Demo(args)) => cli::demo::run(args)?,
+        Some(Command::Check(args)) => return cli::check::run(args),
         Some(Command::Show(args)) => cli::show::run(args)?,
         Some(Command::Diff(args)) => return cli::diff::run(args),
         Some(Command::List(args)) => cli::list::run(args)?,
         Some(Command::Emit(args)) => cli::emit::run(args)?,
+        Some(Command::EstimateCheck(args)) => return cli::estimate_check::run(args),
         Some(Command::Worker(args)) => cli::worker::run(args)?,
     }
     Ok(true)

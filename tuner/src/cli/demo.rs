@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     let tuned_kernels = Selection::new(None, None, Some(profile))?;
     let tokenizer = Tokenizer::from_gguf(&race::open(None)?)?;
     stream(&mut race::load(None, &tuned_kernels, &run)?, &tokenizer, &options.stop)?;
-    answer(|out| write!(out, "\n\n{tuned}"))
+    answer(|out| writeln!(out, "\n\n{tuned}next       bitnet-tune --model MODEL.gguf -o host.toml"))
 }
 
 /// Writes the profile where it was asked for, or where `bitnet-run` looks for it.

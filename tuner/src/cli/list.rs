@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
     /// measure: what is worth timing; patient: everything
-    #[arg(long, default_value = "measure", value_parser = super::tune::effort)]
+    #[arg(long, default_value = "measure")]
     effort: Effort,
 }
 

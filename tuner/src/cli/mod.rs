@@ -18,9 +18,11 @@ use signal_hook::flag;
 use crate::compile::{Compiler, Toolchain};
 use crate::{Notice, Result};
 
+pub mod check;
 pub mod demo;
 pub mod diff;
 pub mod emit;
+pub mod estimate_check;
 pub mod list;
 pub mod show;
 pub mod tune;

@@ -65,7 +65,7 @@ pub(super) fn read(path: &Path) -> Result<Profile> {
 
 /// The file that is meant: the one named or, with `auto`, the user's own for this CPU and the
 /// model, or the only one for this CPU.
-fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<PathBuf> {
+pub(super) fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<PathBuf> {
     if name.as_os_str() != "auto" {
         return match model {
             None => Ok(name.to_path_buf()),

@@ -38,8 +38,9 @@ pub struct Args {
     /// Go on with a run for the same model and output that was stopped
     #[arg(long)]
     resume: bool,
-    /// measure: what is worth timing; patient: everything the CPU can run
-    #[arg(long, default_value = "measure", value_parser = effort)]
+    /// estimate: nothing is timed, the machine model decides; measure: what is worth timing;
+    /// patient: everything the CPU can run
+    #[arg(long, default_value = "measure")]
     effort: Effort,
     /// The best ISA tier to use
     #[arg(long, value_name = "ISA")]
@@ -50,14 +51,6 @@ pub struct Args {
     /// Write a report to an HTML file: every candidate's time, the roofline, the choice
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-}
-
-/// The efforts on offer.
-pub(super) fn effort(text: &str) -> std::result::Result<Effort, String> {
-    match text.parse() {
-        Ok(effort @ (Effort::Measure | Effort::Patient)) => Ok(effort),
-        _ => Err("measure and patient are allowed".into()),
-    }
 }
 
 /// Tunes, writes the profile, and prints the report.
@@ -112,12 +105,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     tuned.profile.save(&args.output)?;
     tuned.finish();
-    answer(|out| write!(out, "{tuned}"))?;
-    note(format_args!(
-        "wrote {0}; use it with: bitnet-run --profile {0} -p \"...\"",
-        args.output.display()
-    ));
-    Ok(())
+    note(format_args!("wrote {}", args.output.display()));
+    let file = args.output.display().to_string();
+    // So that it can be copied.
+    let quotes = if file.contains(|c: char| c.is_whitespace()) { "\"" } else { "" };
+    answer(|out| {
+        writeln!(out, "{tuned}next       bitnet-run --profile {quotes}{file}{quotes} -p \"...\"")
+    })
 }
 
 /// Whether a file can come into being there.

@@ -1,0 +1,225 @@
+// @generated from templates/src/i2_s.rs by bitnet-codegen; do not edit
+
+pub mod i2_s_t16__neondot__any__r16_c0_n4_u1_p0 {
+    //! I2_S: 2-bit codes 0, 1, 2 for the weights -1, 0, +1, multiplied as unsigned bytes.
+    //!
+    //! Rows lie in the lanes: a unit of 16 columns holds 4 bytes for each row of the tile, and the two
+    //! bits at position `field` of those bytes are the codes of columns `4 field .. 4 field + 4`. So
+    //! one vector of weights meets 4 broadcast quads of activations, every lane sums its own row, and
+    //! no sum ever crosses lanes. As codes are one more than weights,
+    //!
+    //! ```text
+    //! dot(weights, q) = dot(codes, q) - sum(q)
+    //! ```
+    //!
+    //! with `sum(q)` computed once per activation row by `prepare`.
+    //!
+    //! Decode on an ISA whose dot product is 32 bits wide does not shift the codes down: field `f`
+    //! stays in place, its sum comes out times `4^f`, exactly, and is shifted once at the end. That
+    //! costs one `and` per product. Elsewhere codes are shifted down, and prefill shares that work
+    //! among all activation rows.
+    //!
+    //! A prepared group is `[sum(q): i32; TOKENS]` padded to 64 bytes, then for every 4 columns the
+    //! 4 bytes of each activation row in turn; columns are padded with zeros to whole units.
+
+    use super::abi::{Call, Prepare};
+    use super::isa::neondot as isa;
+
+    /// Rows in a packed tile.
+    const TILE: usize = 16;
+    /// Rows per step, a multiple of `TILE`.
+    const ROWS: usize = 16;
+    /// Columns of the matrix; 0: taken from the call.
+    const COLS: usize = 0;
+    /// Columns after which sums are widened; 0: at the end of the row.
+    const BLOCK: usize = 0;
+    /// Activation rows per call.
+    const TOKENS: usize = 4;
+    /// Units per iteration.
+    const UNROLL: usize = 1;
+    /// Bytes ahead to prefetch; 0: none.
+    const PREFETCH: usize = 0;
+
+    /// Columns in a unit.
+    const UNIT: usize = 16;
+    /// Codes in a byte.
+    const FIELDS: usize = 4;
+    /// Vectors that hold the sums of a step for one activation row.
+    const VECTORS: usize = ROWS / isa::LANES;
+    /// Whether codes stay where they are in their byte.
+    const IN_PLACE: bool = isa::WIDE && TOKENS == 1;
+    /// Independent sums per vector and activation row: `vpdpbusd` takes 4 to 5 cycles, so one chain
+    /// per field and unrolled unit keeps it busy.
+    const CHAINS: usize = if IN_PLACE { FIELDS * UNROLL } else { 1 };
+    /// Bytes before the columns of a prepared group.
+    const HEADER: usize = (TOKENS * 4).next_multiple_of(64);
+
+    /// The accumulators of a step.
+    type Sums = [[[isa::Acc; CHAINS]; VECTORS]; TOKENS];
+
+    /// Bytes of scratch that a prepared group takes for so many columns.
+    pub const extern "C" fn scratch(cols: usize) -> usize {
+        HEADER + cols.next_multiple_of(UNIT) * TOKENS
+    }
+
+    /// Lays out one group of activation rows.
+    ///
+    /// # Safety
+    /// See `PrepareFn`.
+    #[target_feature(enable = "neon,dotprod")]
+    pub unsafe extern "C" fn prepare(prepare: &Prepare) {
+        let cols = if COLS == 0 { prepare.cols } else { COLS };
+        for token in 0..TOKENS {
+            let mut sum = 0;
+            // SAFETY: the scratch holds the header and whole units of columns for TOKENS rows; rows
+            // below `tokens` are readable for `cols` bytes (the contract of PrepareFn).
+            unsafe {
+                let out = prepare.scratch.add(HEADER + 4 * token);
+                let mut done = 0;
+                if token < prepare.tokens {
+                    let row = prepare.quantised.add(token * prepare.stride);
+                    for quad in 0..cols / 4 {
+                        let bytes = row.add(4 * quad).cast::<[i8; 4]>().read_unaligned();
+                        sum += bytes.iter().map(|&b| i32::from(b)).sum::<i32>();
+                        out.add(4 * quad * TOKENS).cast::<[i8; 4]>().write_unaligned(bytes);
+                    }
+                    done = cols / 4 * 4;
+                    while done < cols {
+                        let byte = row.add(done).read();
+                        sum += i32::from(byte);
+                        out.add(done / 4 * 4 * TOKENS + done % 4).write(byte.cast_unsigned());
+                        done += 1;
+                    }
+                }
+                while done < cols.next_multiple_of(UNIT) {
+                    out.add(done / 4 * 4 * TOKENS + done % 4).write(0);
+                    done += 1;
+                }
+                prepare.scratch.cast::<i32>().add(token).write(sum);
+            }
+        }
+    }
+
+    /// Multiplies: see `RunFn`.
+    ///
+    /// # Safety
+    /// See `RunFn`.
+    #[target_feature(enable = "neon,dotprod")]
+    pub unsafe extern "C" fn run(call: &Call) {
+        let cols = if COLS == 0 { call.cols } else { COLS };
+        let units = cols.div_ceil(UNIT);
+        let block = if BLOCK == 0 { units } else { BLOCK / UNIT };
+        for step in 0..call.steps {
+            // SAFETY: the matrix holds `steps` steps, the prepared group whole units of columns, and
+            // the output ROWS elements per step and activation row (the contract of RunFn).
+            unsafe {
+                let weights = call.weights.add(step * units * 4 * ROWS);
+                let quads = call.activations.add(HEADER);
+                let mut totals = [[isa::i32_zero(); VECTORS]; TOKENS];
+                let mut unit = 0;
+                while unit < units {
+                    let end = if BLOCK == 0 { units } else { units.min(unit + block) };
+                    let mut sums: Sums = [[[isa::acc_zero(); CHAINS]; VECTORS]; TOKENS];
+                    while unit + UNROLL <= end {
+                        for u in 0..UNROLL {
+                            add_unit(&mut sums, weights, units, quads, unit + u, u);
+                        }
+                        unit += UNROLL;
+                    }
+                    while UNROLL > 1 && unit < end {
+                        add_unit(&mut sums, weights, units, quads, unit, 0);
+                        unit += 1;
+                    }
+                    for token in 0..TOKENS {
+                        for vector in 0..VECTORS {
+                            for chain in 0..CHAINS {
+                                let wide = isa::widen(sums[token][vector][chain]);
+                                let field = if IN_PLACE { chain % FIELDS } else { 0 };
+                                let total = &mut totals[token][vector];
+                                *total = isa::i32_add(*total, isa::i32_unscale(wide, field));
+                            }
+                        }
+                    }
+                }
+                for token in 0..TOKENS {
+                    let sum = isa::i32_splat(call.activations.cast::<i32>().add(token).read());
+                    for vector in 0..VECTORS {
+                        let row = step * ROWS + vector * isa::LANES;
+                        let out = call.out.add(token * call.out_stride + row);
+                        isa::i32_store(out, isa::i32_sub(totals[token][vector], sum));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds the products of one unit of every tile of the step; `chain` numbers the unrolled units.
+    ///
+    /// # Safety
+    /// `weights` holds a step of `units` units, `quads` as many units of activations; `unit < units`.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn add_unit(
+        sums: &mut Sums,
+        weights: *const u8,
+        units: usize,
+        quads: *const u8,
+        unit: usize,
+        chain: usize,
+    ) {
+        let mut packed = [isa::bytes_zero(); VECTORS];
+        for vector in 0..VECTORS {
+            let row = vector * isa::LANES;
+            // SAFETY: tile `row / TILE` of the step is `units` units of TILE * 4 bytes.
+            unsafe {
+                let tile = weights.add(row / TILE * units * TILE * 4);
+                let lanes = tile.add(unit * TILE * 4 + row % TILE * 4);
+                packed[vector] = isa::load(lanes);
+                if PREFETCH != 0 {
+                    isa::prefetch(lanes.wrapping_add(PREFETCH));
+                }
+            }
+        }
+        // No loop: the compiler leaves one as it is when its body is long, with shifts by a variable.
+        // SAFETY: a unit of activations is FIELDS quads of TOKENS rows.
+        unsafe {
+            let quads = quads.add(unit * FIELDS * TOKENS * 4);
+            add_field(sums, &packed, quads, 0, chain);
+            add_field(sums, &packed, quads, 1, chain);
+            add_field(sums, &packed, quads, 2, chain);
+            add_field(sums, &packed, quads, 3, chain);
+        }
+    }
+
+    /// Adds the products of one field of a unit.
+    ///
+    /// # Safety
+    /// `quads` holds a unit of activations; `field < FIELDS`.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn add_field(
+        sums: &mut Sums,
+        packed: &[isa::Bytes; VECTORS],
+        quads: *const u8,
+        field: usize,
+        chain: usize,
+    ) {
+        let mut codes = *packed;
+        for vector in 0..VECTORS {
+            codes[vector] = if IN_PLACE {
+                isa::codes_in_place(packed[vector], field)
+            } else {
+                isa::codes(packed[vector], field)
+            };
+        }
+        for token in 0..TOKENS {
+            // SAFETY: the caller's promise.
+            let quad = unsafe { isa::broadcast4(quads.add((field * TOKENS + token) * 4)) };
+            for vector in 0..VECTORS {
+                let chain = if IN_PLACE { chain * FIELDS + field } else { 0 };
+                let sum = &mut sums[token][vector][chain];
+                *sum = isa::dot(*sum, codes[vector], quad);
+            }
+        }
+    }
+}

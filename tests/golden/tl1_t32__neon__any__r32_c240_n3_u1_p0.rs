@@ -1,0 +1,184 @@
+// @generated from templates/src/tl1.rs by bitnet-codegen; do not edit
+
+pub mod tl1_t32__neon__any__r32_c240_n3_u1_p0 {
+    //! TL1: a 4-bit index stands for a pair of weights, and a table for what that pair adds.
+    //!
+    //! Two ternary weights a, b of neighbouring columns take 9 values; the packing holds the index
+    //! `3a + b + 4`. `prepare` makes, for each pair of columns with activations p, q, the table of
+    //! `a p + b q` at that index; a kernel then only looks up and adds. As a tile holds its 32 rows
+    //! side by side, one lookup serves them all, and no sum ever crosses lanes:
+    //!
+    //! ```text
+    //! sums[row] += table of columns 2j, 2j+1 [index of row, columns 2j, 2j+1]
+    //! ```
+    //!
+    //! A pair reaches +-256, so sums stay in 16 bits for a block of columns and are then widened.
+    //! Indices are taken out of their bytes once for all activation rows.
+    //!
+    //! A prepared group is, for each pair of columns, the table of each activation row in turn;
+    //! columns are padded with zeros to whole units.
+
+    use super::abi::{Call, Prepare};
+    use super::isa::neon as isa;
+
+    /// Rows in a packed tile.
+    const TILE: usize = 32;
+    /// Rows per step, a multiple of `TILE`.
+    const ROWS: usize = 32;
+    /// Columns of the matrix; 0: taken from the call.
+    const COLS: usize = 0;
+    /// Columns after which sums are widened.
+    const BLOCK: usize = 240;
+    /// Activation rows per call.
+    const TOKENS: usize = 3;
+    /// Units per iteration.
+    const UNROLL: usize = 1;
+    /// Bytes ahead to prefetch; 0: none.
+    const PREFETCH: usize = 0;
+
+    /// Columns in a unit.
+    const UNIT: usize = 4;
+    /// Pairs of columns in a unit.
+    const PAIRS: usize = UNIT / 2;
+    /// Bytes of a unit of a tile.
+    const UNIT_BYTES: usize = TILE;
+    /// Tiles in a step.
+    const TILES: usize = ROWS / TILE;
+    /// Entries of a table; 9 are used.
+    const ENTRIES: usize = 16;
+    /// What each of the two activations counts in each entry: -1, 0 or +1.
+    const COEFFICIENTS: [[i16; ENTRIES]; 2] = coefficients();
+
+    /// The accumulators of a step.
+    type Sums = [[isa::I16; TILES]; TOKENS];
+
+    const fn coefficients() -> [[i16; ENTRIES]; 2] {
+        let mut out = [[0; ENTRIES]; 2];
+        let mut index = 0;
+        while index < 9 {
+            out[0][index] = index as i16 / 3 - 1;
+            out[1][index] = index as i16 % 3 - 1;
+            index += 1;
+        }
+        out
+    }
+
+    /// Bytes of scratch that a prepared group takes for so many columns.
+    pub const extern "C" fn scratch(cols: usize) -> usize {
+        cols.div_ceil(UNIT) * PAIRS * TOKENS * isa::TABLE16_BYTES
+    }
+
+    /// Lays out the tables of one group of activation rows.
+    ///
+    /// # Safety
+    /// See `PrepareFn`.
+    #[target_feature(enable = "neon")]
+    pub unsafe extern "C" fn prepare(prepare: &Prepare) {
+        let cols = if COLS == 0 { prepare.cols } else { COLS };
+        for token in 0..TOKENS {
+            let row = prepare.quantised.wrapping_add(token * prepare.stride);
+            // Columns beyond the row, and rows beyond the group, count as zero.
+            let filled = if token < prepare.tokens { cols } else { 0 };
+            for pair in 0..cols.div_ceil(UNIT) * PAIRS {
+                let col = pair * 2;
+                // SAFETY: only columns of row `token` are read (the contract of PrepareFn); the
+                // scratch holds tables for whole units and TOKENS rows.
+                unsafe {
+                    let mut bytes = [0i8; 2];
+                    if col + 2 <= filled {
+                        bytes = row.add(col).cast::<[i8; 2]>().read();
+                    } else if col < filled {
+                        row.add(col).copy_to_nonoverlapping(bytes.as_mut_ptr(), filled - col);
+                    }
+                    let at = (pair * TOKENS + token) * isa::TABLE16_BYTES;
+                    isa::table16_store(prepare.scratch.add(at), bytes, &COEFFICIENTS);
+                }
+            }
+        }
+    }
+
+    /// Multiplies: see `RunFn`.
+    ///
+    /// # Safety
+    /// See `RunFn`.
+    #[target_feature(enable = "neon")]
+    pub unsafe extern "C" fn run(call: &Call) {
+        let cols = if COLS == 0 { call.cols } else { COLS };
+        let units = cols.div_ceil(UNIT);
+        for step in 0..call.steps {
+            // SAFETY: the matrix holds `steps` steps, the prepared group whole units of tables, and
+            // the output ROWS elements per step and activation row (the contract of RunFn).
+            unsafe {
+                let weights = call.weights.add(step * TILES * units * UNIT_BYTES);
+                let mut totals = [[[isa::i32_zero(); TILE / isa::LANES]; TILES]; TOKENS];
+                let mut unit = 0;
+                while unit < units {
+                    let end = units.min(unit + BLOCK / UNIT);
+                    let mut sums: Sums = [[isa::i16_zero(); TILES]; TOKENS];
+                    for _ in 0..(end - unit) / UNROLL {
+                        for u in 0..UNROLL {
+                            add_unit(&mut sums, weights, units, call.activations, unit + u);
+                        }
+                        unit += UNROLL;
+                    }
+                    while UNROLL > 1 && unit < end {
+                        add_unit(&mut sums, weights, units, call.activations, unit);
+                        unit += 1;
+                    }
+                    for token in 0..TOKENS {
+                        for tile in 0..TILES {
+                            let total = &mut totals[token][tile];
+                            *total = isa::widen_add(*total, sums[token][tile]);
+                        }
+                    }
+                }
+                for token in 0..TOKENS {
+                    for tile in 0..TILES {
+                        let row = step * ROWS + tile * TILE;
+                        let out = call.out.add(token * call.out_stride + row);
+                        for part in 0..TILE / isa::LANES {
+                            isa::i32_store(out.add(part * isa::LANES), totals[token][tile][part]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds what one unit of every tile of the step looks up.
+    ///
+    /// # Safety
+    /// `weights` holds a step of `units` units, `tables` as many units of tables; `unit < units`.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn add_unit(
+        sums: &mut Sums,
+        weights: *const u8,
+        units: usize,
+        tables: *const u8,
+        unit: usize,
+    ) {
+        for pair in 0..PAIRS {
+            let mut indices = [isa::indices_zero(); TILES];
+            for tile in 0..TILES {
+                // SAFETY: each tile of the step is `units` units.
+                unsafe {
+                    let bytes = weights.add((tile * units + unit) * UNIT_BYTES);
+                    indices[tile] = isa::nibble(isa::nibbles_load(bytes), pair);
+                    if PREFETCH != 0 && pair == 0 {
+                        isa::prefetch(bytes.wrapping_add(PREFETCH));
+                    }
+                }
+            }
+            for token in 0..TOKENS {
+                let at = ((unit * PAIRS + pair) * TOKENS + token) * isa::TABLE16_BYTES;
+                // SAFETY: a unit of tables is PAIRS times TOKENS.
+                let table = unsafe { isa::table16_load(tables.add(at)) };
+                for tile in 0..TILES {
+                    let sum = &mut sums[token][tile];
+                    *sum = isa::i16_add(*sum, isa::lookup16(table, indices[tile]));
+                }
+            }
+        }
+    }
+}

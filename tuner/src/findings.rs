@@ -1,0 +1,106 @@
+//! What the workers of a run have found about its candidates so far: what tuning and checking have
+//! in common.
+
+use bitnet_profiles::{Isa, KernelId, Op, Role, Shape};
+use bitnet_runtime::Error;
+use bitnet_runtime::kernels::Selection;
+
+use crate::measure::{Excluded, JobTask, Limits, Measurements, Unit};
+use crate::worker::{Event, MeasureTask};
+use crate::{ModelInfo, Result};
+
+/// The jobs, and what is known of them.
+pub(crate) struct Findings {
+    pub jobs: Vec<JobTask>,
+    pub limits: Option<Limits>,
+    pub units: Vec<Unit>,
+    pub excluded: Vec<Excluded>,
+}
+
+impl Findings {
+    /// Nothing yet.
+    pub(crate) fn new(jobs: Vec<JobTask>) -> Self {
+        Self { jobs, limits: None, units: Vec::new(), excluded: Vec::new() }
+    }
+
+    /// What is left to measure, in so many seconds.
+    pub(crate) fn task(&self, model: &ModelInfo, ceiling: Isa, seconds: f64) -> MeasureTask {
+        MeasureTask {
+            jobs: self.jobs.clone(),
+            config: model.config.clone(),
+            head: model.head,
+            model_bytes: self.model_bytes(model),
+            ceiling,
+            seconds,
+            whole: true,
+            limits: self.limits,
+            done: self.units.clone(),
+            excluded: self.excluded.clone(),
+        }
+    }
+
+    /// Bytes of weights that a token reads with the defaults.
+    pub(crate) fn model_bytes(&self, model: &ModelInfo) -> u64 {
+        let ternary = |job: &JobTask| match job.default_decode.op {
+            Op::Ternary(layout) => {
+                let bytes: usize = job.plan.parts.iter().map(|&p| layout.matrix_bytes(p)).sum();
+                bytes as u64 * u64::from(job.plan.count)
+            }
+            _ => 0,
+        };
+        self.jobs.iter().map(ternary).sum::<u64>() + model.head_bytes()
+    }
+
+    /// Takes note of what a worker reports.
+    pub(crate) fn learn(&mut self, event: Event) {
+        match event {
+            Event::Limits(limits) => self.limits = Some(limits),
+            Event::Excluded(excluded) => self.excluded.push(excluded),
+            Event::Unit(unit) => self.units.push(unit),
+            _ => {}
+        }
+    }
+
+    /// What to say of a kernel that is left out.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when it is a default: there is nothing left to compare with.
+    pub(crate) fn objection(&self, excluded: &Excluded) -> Result<String> {
+        let Excluded { kernel, why, found } = excluded;
+        let defaults = |job: &JobTask| [Some(job.default_decode), job.default_prefill];
+        if self.jobs.iter().flat_map(defaults).flatten().any(|id| id == *kernel) {
+            let message = format!("the default kernel {kernel} {why}: {found}; please report");
+            return Err(Error::Runtime(message).into());
+        }
+        Ok(format!("left out, please report: {kernel} {why}: {found}"))
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when no worker has probed the machine.
+    pub(crate) fn measurements(&self) -> Result<Measurements> {
+        let limits =
+            self.limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
+        Ok(Measurements::assemble(&self.jobs, limits, self.excluded.clone(), &self.units))
+    }
+}
+
+/// The kernels that serve a role of a model: for one token, and for many where it has such.
+pub(crate) fn serving(
+    selection: &Selection,
+    model: &ModelInfo,
+    (role, parts): (Role, &[Shape]),
+) -> Result<(KernelId, Option<KernelId>)> {
+    Ok(match role {
+        Role::LmHead => (*selection.head(model.head, model.head_shape())?.id(), None),
+        Role::Attention => {
+            let id = *selection.attention(parts)?.id();
+            (id, Some(id))
+        }
+        role => {
+            let (decode, prefill) = selection.ternary(role, parts)?;
+            (*decode.id(), Some(*prefill.id()))
+        }
+    })
+}
