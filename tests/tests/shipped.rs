@@ -12,7 +12,7 @@ use bitnet_profiles::{Effort, Isa, KernelId, Profile, Provenance, Role};
 use bitnet_runtime::dummy::DummyShape;
 use bitnet_tuner::machine::kinds::{CLASSES, KINDS, Kind};
 use bitnet_tuner::machine::shipped::{PUBLISHED, joined, modelled};
-use bitnet_tuner::machine::{Cpu, UNCERTAINTY, UNCERTAINTY_OF_FORMATS, predict};
+use bitnet_tuner::machine::{Cpu, UNCERTAINTY, predict};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../profiles/data")
@@ -185,7 +185,8 @@ fn every_shipped_profile_is_sound_and_no_slower_than_none() {
 }
 
 /// The pair for shapes that a profile does not list is about as good as what the model chooses for any
-/// that it lists: within what it takes to leave the default's format.
+/// that it lists. Not as good: leaving the default's format takes a quarter, which the model is not sure
+/// of, and one phase may gain more than the other.
 #[test]
 fn default_pairs_are_close_to_the_choices() {
     for shipped in Shipped::all() {
@@ -212,7 +213,7 @@ fn default_pairs_are_close_to_the_choices() {
                 };
                 let (own, default_us) = (us(&pick.kernel), us(&default));
                 assert!(
-                    default_us <= (1.0 + 1.2 * UNCERTAINTY_OF_FORMATS) * own,
+                    default_us <= 1.5 * own,
                     "{} {} {phase:?}: {} takes {own:.1} us, the default {default} {default_us:.1} us",
                     shipped.name,
                     op.role,

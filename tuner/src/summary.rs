@@ -150,7 +150,7 @@ impl Tuned {
                     let unit = if small { "M" } else { "G" };
                     let text = format_args!(
                         "prefill takes {per_token} {unit} multiply-adds/token: {rate} G/s, \
-                         {share:.0} % of the {limit} G/s peak"
+                         {share:.0} % of {limit} G/s"
                     );
                     label(f, "", text)?;
                 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use bitnet_profiles::{Isa, KernelId, Op, Pick, Profile, Role, Shape};
+use bitnet_profiles::{Isa, KernelId, Op, Pick, Profile, Role, Shape, registry};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels;
@@ -221,12 +221,14 @@ fn what_does_not_fit_is_refused() {
     fs::write(&text, "schema = 1\nfree = \"text\"\n").unwrap();
     refused(&["--profile", text.to_str().unwrap()], 4, "text.toml");
     if let Some(&isa) = Isa::ALL.iter().find(|isa| !isa.is_supported()) {
-        let id = format!("i2_s_t16__{isa}__any__r16_c0_n1_u1_p0");
+        let kernels = registry::generic(None, isa);
         let mut foreign = profile.clone();
-        match id.parse() {
-            Ok(id) => foreign.ops[0].decode.kernel = id,
-            Err(error) => panic!("{error}"),
-        }
+        let choice = &mut foreign.ops[0];
+        choice.layout = Some(kernels.layout());
+        (choice.decode.kernel, choice.decode.built_in) = (kernels.decode, kernels.decode);
+        choice.decode.runner_up = None;
+        let many = choice.prefill.as_mut().unwrap();
+        (many.kernel, many.built_in) = (kernels.prefill, kernels.prefill);
         let foreign = place.write("foreign.toml", &foreign);
         refused(&["--profile", &foreign], 4, isa.name());
     } else {

@@ -1,13 +1,12 @@
 //! What CPUs can do: a table.
 //!
-//! Ports and latencies of x86 are LLVM's scheduling models as `llvm-mca` 22 prints them
-//! (`llvm-mca -mcpu=<name> -instruction-info`), and so are those of Neoverse; Cortex-A76 is the core of
-//! Neoverse N1. Except where they are known to be off: AVX-512 on
-//! Intel joins ports 0 and 1; `vpdpbusd` with 512 bits is one a cycle on Zen 4 and two on Zen 5
-//! (measured). Bandwidths are what one core and a usual machine of the kind sustain, rounded; those of
-//! Zen 5, and everything else that [`Kind`] holds for it, are fitted to timings of this project's kernels
-//! on two cores of an EPYC of family 26. A tuner that has probed a host replaces clock and bandwidth
-//! ([`super::Cpu`]).
+//! Ports and latencies of x86 and of Neoverse are LLVM's scheduling models as `llvm-mca` 22 prints them
+//! (`llvm-mca -mcpu=<name> -instruction-info`), except where those are known to be off: AVX-512 on Intel
+//! joins ports 0 and 1; `vpdpbusd` with 512 bits is one a cycle on Zen 4 and two on Zen 5 (measured).
+//! Cortex-A76 is the core of Neoverse N1; Apple's and Qualcomm's are as their makers tell. Bandwidths are
+//! what one core and a usual machine of the kind sustain, rounded; those of Zen 5, and everything else
+//! that [`Kind`] holds for it, are fitted to timings of this project's kernels on two cores of an EPYC of
+//! family 26. A tuner that has probed a host replaces the bandwidths ([`super::Cpu`]).
 
 use super::mix::Class;
 
