@@ -156,12 +156,51 @@ pub fn peak_resident() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// Bytes of memory that this machine can still give, or nothing where the system does not say.
+/// Bytes of memory that this process can still get: what the machine has, what the limits of its
+/// control group leave, and what its address space does (`ulimit -v`), whichever is least. Nothing
+/// where the system does not say.
 pub fn available() -> Option<u64> {
-    let info = std::fs::read_to_string(Path::new("/proc/meminfo")).ok()?;
-    let line = info.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
+    let machine = || {
+        let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+        Some(1024 * field(&info, "MemAvailable:")?)
+    };
+    [machine(), group_available(), address_space_available()].into_iter().flatten().min()
+}
+
+/// The number after a name, in a text of lines of both.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let mut rest = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();
+    rest.next()?.parse().ok()
+}
+
+/// What the control group (version 2) and those above it leave. Pages of files that are not in use
+/// are given up when the limit is reached.
+fn group_available() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let own = Path::new("/sys/fs/cgroup").join(own);
+    let left = |group: &Path| {
+        let read = |name| std::fs::read_to_string(group.join(name)).ok();
+        // "max" where there is no limit.
+        let limit: u64 = read("memory.max")?.trim().parse().ok()?;
+        let used: u64 = read("memory.current")?.trim().parse().ok()?;
+        let spare = read("memory.stat").and_then(|stat| field(&stat, "inactive_file "));
+        Some(limit.saturating_sub(used.saturating_sub(spare.unwrap_or(0))))
+    };
+    own.ancestors().take_while(|group| group.starts_with("/sys/fs/cgroup")).filter_map(left).min()
+}
+
+#[cfg(unix)]
+fn address_space_available() -> Option<u64> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages = field(&statm, "")?;
+    Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
+}
+
+#[cfg(not(unix))]
+fn address_space_available() -> Option<u64> {
+    None
 }
 
 #[cfg(test)]
@@ -182,6 +221,19 @@ pub(crate) mod tests {
         }
         assert!(arena.take(1 << 20).is_none());
         assert!(arena.take(usize::MAX).is_none());
+    }
+
+    #[test]
+    fn numbers_are_found_by_their_names() {
+        let text =
+            "MemTotal:       16 kB\nMemAvailable:   12 kB\ninactive_anon 1\ninactive_file 7\n";
+        assert_eq!(field(text, "MemAvailable:"), Some(12));
+        assert_eq!(field(text, "inactive_file "), Some(7));
+        assert_eq!(field("5 4 3", ""), Some(5));
+        assert_eq!(field(text, "MemFree:"), None);
+        assert_eq!(field("max\n", ""), None);
+        #[cfg(target_os = "linux")]
+        assert!(available().is_some_and(|free| free > 1 << 20));
     }
 
     /// The flags that the system keeps of the mapping at an address: `hg` for huge pages asked for,

@@ -367,6 +367,7 @@ impl Client for Checking<'_> {
     fn hear(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Progress { done, doing } => (self.notify)(Notice::Progress(done, doing)),
+            Event::Note(line) => (self.notify)(Notice::Line(line)),
             Event::Excluded(excluded) => {
                 (self.notify)(Notice::Line(self.known.objection(&excluded)?));
                 self.known.excluded.push(excluded);

@@ -14,7 +14,7 @@
 //! Attention has one kernel for both phases, weighed in the same way.
 //!
 //! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
-//! tie. Else, among those that tie within 2 %, the simpler tile does (less prefetching, unrolling,
+//! tie, and against it the interval is that of the best of many (Bonferroni's). Else, among those that tie within 2 %, the simpler tile does (less prefetching, unrolling,
 //! fewer activation rows, rows, columns), and among layouts the one declared first.
 
 use bitnet_codegen::Phase;
@@ -115,7 +115,8 @@ pub fn setting(timings: &[SettingTiming], objective: Objective) -> Option<&Run> 
         })
         .collect();
     // Fewer threads leave more to others.
-    settle(&rated, |run| (run.pinning != Pinning::None, !run.huge_pages, run.threads)).copied()
+    settle(&rated, rated.len(), |run| (run.pinning != Pinning::None, !run.huge_pages, run.threads))
+        .copied()
 }
 
 /// The untuned defaults as choices, of every job for which they were timed.
@@ -159,23 +160,36 @@ struct Rated<T> {
 }
 
 impl<T> Rated<T> {
-    fn ties(&self, other: &Self) -> bool {
-        (self.cost - other.cost).abs() <= self.half_width.hypot(other.half_width)
+    /// Whether they differ by no more than so many times what noise makes of it.
+    fn ties(&self, other: &Self, times: f64) -> bool {
+        (self.cost - other.cost).abs() <= times * self.half_width.hypot(other.half_width)
     }
 }
 
-/// The cheapest; in a tie the default, else the one that `order` puts first among those that tie
-/// with the cheapest, nearly cost as little and, as it does, beat the default.
-fn settle<T, K: Ord>(rated: &[Rated<T>], order: impl Fn(&T) -> K) -> Option<&T> {
-    let best = rated.iter().min_by(|a, b| a.cost.total_cmp(&b.cost))?;
+/// How much wider the interval of the best of `tried` is than that of one: the more are tried, the
+/// more of them are fast by chance. With 1.96 standard errors for one this is Bonferroni's bound,
+/// the quantile of 1 - 0.025 / `tried`, to 1 % (2.87 for 12, 3.29 for 50).
+fn luck(tried: usize) -> f64 {
+    (1.0 + 0.46 * (tried.max(1) as f64).ln()).sqrt()
+}
+
+/// The cheapest of what is left of so many `tried`; in a tie the default, else the one that `order` puts first among those that tie
+/// with the cheapest, nearly cost as little and, as it does, beat the default. What a broken clock
+/// made of a cost does not count.
+fn settle<T, K: Ord>(rated: &[Rated<T>], tried: usize, order: impl Fn(&T) -> K) -> Option<&T> {
     let default = rated.iter().find(|rated| rated.is_default);
-    if let Some(default) = default.filter(|default| default.ties(best)) {
+    let is_sound = |r: &&Rated<T>| r.cost.is_finite() && r.cost >= 0.0 && r.half_width.is_finite();
+    let sound = || rated.iter().filter(is_sound);
+    let width = luck(tried);
+    let Some(best) = sound().min_by(|a, b| a.cost.total_cmp(&b.cost)) else {
+        return default.or(rated.first()).map(|rated| &rated.item);
+    };
+    if let Some(default) = default.filter(|default| default.ties(best, width)) {
         return Some(&default.item);
     }
-    rated
-        .iter()
-        .filter(|rated| rated.ties(best) && rated.cost <= (1.0 + SIMPLICITY) * best.cost)
-        .filter(|rated| default.is_none_or(|default| !rated.ties(default)))
+    sound()
+        .filter(|rated| rated.ties(best, 1.0) && rated.cost <= (1.0 + SIMPLICITY) * best.cost)
+        .filter(|rated| default.is_none_or(|default| !rated.ties(default, width)))
         .min_by_key(|rated| order(&rated.item))
         .map(|rated| &rated.item)
 }
@@ -207,7 +221,8 @@ fn choose_job(job: &JobMeasurements, objective: Objective) -> Option<Choice<'_>>
                 Rated { item: (decode, prefill), cost, half_width, is_default }
             })
             .collect();
-        let &(decode, prefill) = settle(&both, |(decode, _)| simplicity(&decode.kernel))?;
+        let &(decode, prefill) =
+            settle(&both, layout.decode.len(), |(decode, _)| simplicity(&decode.kernel))?;
         let others = || both.iter().filter(|rated| rated.item.0.kernel != decode.kernel);
         let second = others().min_by(|a, b| a.cost.total_cmp(&b.cost)).map(|rated| rated.item);
         return Some(Choice {
@@ -239,8 +254,9 @@ fn choose_job(job: &JobMeasurements, objective: Objective) -> Option<Choice<'_>>
             is_default: layout.layout == layout_of(&job.default_decode),
         })
     };
+    let tried = job.layouts.iter().map(|l| l.decode.len() + l.prefill.len()).sum();
     let rated: Vec<Rated<Choice<'_>>> = job.layouts.iter().filter_map(rated).collect();
-    settle(&rated, |choice| choice.layout.layout).copied()
+    settle(&rated, tried, |choice| choice.layout.layout).copied()
 }
 
 /// Simpler tiles first: less prefetching, unrolling, fewer activation rows, rows, columns. Of equal
@@ -261,7 +277,7 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId) -> Option<Chosen
             is_default: timing.kernel == *default,
         })
         .collect();
-    let timing = *settle(&finalists, |timing| simplicity(&timing.kernel))?;
+    let timing = *settle(&finalists, timings.len(), |timing| simplicity(&timing.kernel))?;
     let others = finalists.iter().map(|rated| rated.item).filter(|t| t.kernel != timing.kernel);
     let runner_up = others.min_by(|a, b| a.ratio.total_cmp(&b.ratio));
     Some(Chosen { timing, runner_up })
@@ -545,6 +561,36 @@ mod tests {
     fn what_was_cut_is_not_chosen() {
         let cut = Timing { finalist: false, ..timing(D_U1, 0.5, 0.3) };
         assert_eq!(decode_of(vec![cut, timing(D, 1.0, 0.0), timing(D_U4, 0.9, 0.01)]), D_U4);
+    }
+
+    /// A clock that stands still, jumps or goes backwards.
+    #[test]
+    fn t12_times_that_cannot_be_break_nothing() {
+        let absurd = [0.0, 1e-3, 1e300, f64::MAX, f64::INFINITY, f64::NAN, -1.0];
+        for &ratio in &absurd {
+            for &half_width in &absurd {
+                let odd = timing(D_U4, ratio, half_width);
+                let decode = vec![timing(D, 1.0, 0.0), odd.clone(), timing(D_U1, 0.9, 0.01)];
+                let prefill = vec![timing(P, ratio, half_width), timing(P_N12, ratio, half_width)];
+                let mut measurements = measurements(vec![(Layout::I2sT16, decode, prefill)]);
+                for us in absurd {
+                    measurements.jobs[0].default_decode_us = us;
+                    measurements.jobs[0].default_prefill_us = us;
+                    for &objective in Objective::ALL {
+                        let choices = choose(&measurements, objective);
+                        for phase in [Phase::Decode, Phase::Prefill] {
+                            let _ = per_token_us(&choices, phase);
+                            let _ = total_ratio(&choices, phase);
+                            let _ = total_share_of_limit(&choices, &measurements.limits, phase);
+                        }
+                    }
+                }
+                // It wins if it is told from the default, and only then.
+                let won = decode_of(vec![timing(D, 1.0, 0.0), odd]);
+                let told = ratio >= 0.0 && 1.0 - ratio > luck(2) * half_width.abs();
+                assert_eq!(won == D_U4, told, "{ratio} {half_width}: {won}");
+            }
+        }
     }
 
     #[test]

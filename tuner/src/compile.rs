@@ -24,6 +24,21 @@ const OLDEST: (u32, u32) = (1, 89);
 /// How long a compiler may take to say who it is.
 const INTRODUCTION: Duration = Duration::from_secs(20);
 
+/// Makes libraries of kernels.
+pub trait Compiler: std::fmt::Debug + Send + Sync {
+    /// Compiles a library of `ids` and gives its content.
+    ///
+    /// # Errors
+    /// There is no such kernel, or no library after `limit`.
+    fn compile(&self, ids: &[KernelId], limit: Duration) -> Result<Vec<u8>>;
+}
+
+impl Compiler for Toolchain {
+    fn compile(&self, ids: &[KernelId], limit: Duration) -> Result<Vec<u8>> {
+        Toolchain::compile(self, ids, limit)
+    }
+}
+
 /// A compiler that can make kernels for this program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Toolchain {
@@ -124,7 +139,12 @@ impl Toolchain {
         self.compile_source(&bitnet_codegen::emit_cdylib(ids)?, limit)
     }
 
-    fn compile_source(&self, source: &str, limit: Duration) -> Result<Vec<u8>> {
+    /// Compiles the source of a library, as [`bitnet_codegen::emit_cdylib`] writes it, and gives its
+    /// content.
+    ///
+    /// # Errors
+    /// As [`Toolchain::compile`].
+    pub fn compile_source(&self, source: &str, limit: Duration) -> Result<Vec<u8>> {
         const SOURCE: &str = "kernels.rs";
         const LIBRARY: &str = "kernels.so";
         let folder = private_folder()?;

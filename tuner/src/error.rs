@@ -5,6 +5,9 @@ use bitnet_profiles::{ProfileError, SpecError, printable};
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The exit code of what the user stopped, as shells have it.
+pub(crate) const STOPPED: u8 = 130;
+
 /// Everything that can go wrong while tuning. Each message is one line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,6 +25,15 @@ pub enum Error {
         message: String,
         /// The exit code of that error.
         code: u8,
+    },
+    /// The user stopped it.
+    #[error("stopped{}", .journal.as_ref().map_or(String::new(), |path| format!(
+        "; what was measured is in {}, and the same command with --resume goes on",
+        printable(&path.to_string_lossy())
+    )))]
+    Stopped {
+        /// Where what was learnt is, if it was kept.
+        journal: Option<PathBuf>,
     },
     /// A name that stands for no kernel.
     #[error("{}", printable(&.0.to_string()))]
@@ -46,13 +58,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Stopped, with nothing kept.
+    pub(crate) fn stopped() -> Self {
+        Self::Stopped { journal: None }
+    }
+
     /// Whether the reader of a pipe we write to has gone: not an error worth a message.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Runtime(error) if error.is_broken_pipe())
     }
 
     /// The process exit code of this error: 1 runtime, 2 usage, 3 bad model, 4 bad profile,
-    /// 5 CPU lacks a feature, 6 I/O.
+    /// 5 CPU lacks a feature, 6 I/O, 130 when the user stopped it.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Runtime(error) => error.exit_code(),
@@ -60,6 +77,7 @@ impl Error {
             Self::Profile(ProfileError::Io { .. }) => 6,
             Self::Profile(ProfileError::Content { .. }) => 4,
             Self::Spec(_) => 2,
+            Self::Stopped { .. } => STOPPED,
             // An id that no template serves is a wrong argument; the rest is our own fault.
             Self::Codegen(bitnet_codegen::Error::NoTemplate { .. }) => 2,
             Self::Codegen(_) | Self::NoToolchain { .. } | Self::Compile { .. } => 1,
@@ -77,7 +95,9 @@ mod tests {
         let io = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         let io = ProfileError::Io { path: "host.toml".into(), action: "write", source: io };
         let runtime = bitnet_runtime::Error::usage("--threads", 0, "1 to 1024");
-        let cases: [(Error, u8); 3] = [(spec.into(), 2), (io.into(), 6), (runtime.into(), 2)];
+        let stopped = Error::Stopped { journal: Some("a\nb.journal".into()) };
+        let cases: [(Error, u8); 4] =
+            [(spec.into(), 2), (io.into(), 6), (runtime.into(), 2), (stopped, 130)];
         for (error, code) in cases {
             assert_eq!(error.exit_code(), code, "{error}");
             assert!(!error.to_string().chars().any(char::is_control), "{error}");

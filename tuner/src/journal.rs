@@ -61,24 +61,19 @@ impl Journal {
         output.with_file_name(name)
     }
 
-    /// Starts the journal of a run, or with `resume` goes on with the one that is there. Gives also
-    /// the events that it holds, and why it holds none although it was to be gone on with.
+    /// Opens the journal at `path`, and keeps others from it for as long as this lives. What it holds
+    /// stays until [`Journal::begin`].
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be written, [`Error::Runtime`] when another run holds it.
-    pub fn open(
-        path: &Path,
-        header: &Header,
-        resume: bool,
-    ) -> Result<(Self, Vec<Event>, Option<String>)> {
-        let io = |action: &'static str| move |e| Error::io(path, action, e);
+    pub fn open(path: &Path) -> Result<Self> {
         let file = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(path)
-            .map_err(io("create"))?;
+            .map_err(|e| Error::io(path, "create", e))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -91,24 +86,47 @@ impl Journal {
             // Some file systems have no locks.
             Err(TryLockError::Error(_)) => {}
         }
-        let mut journal = Self { file, path: path.to_path_buf() };
-        let (kept, events, why) =
-            if resume { journal.read(header).map_err(io("read"))? } else { (0, Vec::new(), None) };
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Starts anew for a run, or with `resume` goes on with what is there. Gives the events that it
+    /// holds, and why it holds none although it was to be gone on with.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read or written.
+    pub fn begin(&mut self, header: &Header, resume: bool) -> Result<(Vec<Event>, Option<String>)> {
+        let (kept, events, why) = if resume {
+            self.read(header).map_err(|e| Error::io(&self.path, "read", e))?
+        } else {
+            (0, Vec::new(), None)
+        };
         let mut start = || -> io::Result<()> {
-            journal.file.set_len(kept)?;
-            journal.file.seek(io::SeekFrom::End(0))?;
+            self.file.set_len(kept)?;
+            self.file.seek(io::SeekFrom::End(0))?;
             if kept == 0 {
-                write_line(&mut journal.file, header)?;
+                write_line(&mut self.file, header)?;
             }
             Ok(())
         };
-        start().map_err(io("write"))?;
-        Ok((journal, events, why))
+        start().map_err(|e| {
+            if kept == 0 {
+                // Nothing is in it.
+                let _ = std::fs::remove_file(&self.path);
+            }
+            Error::io(&self.path, "write", e)
+        })?;
+        Ok((events, why))
     }
 
     /// The bytes that hold whole lines for `header`, their events, and why there are none.
     fn read(&mut self, header: &Header) -> io::Result<(u64, Vec<Event>, Option<String>)> {
         let nothing = |why: &str| Ok((0, Vec::new(), Some(why.to_string())));
+        self.file.rewind()?;
         let mut reader = BufReader::new(&self.file);
         let mut line = Vec::new();
         let mut kept = reader.read_until(b'\n', &mut line)? as u64;
@@ -173,6 +191,13 @@ mod tests {
         }
     }
 
+    /// Opens and begins.
+    fn start(path: &Path, header: &Header, resume: bool) -> (Journal, Vec<Event>, Option<String>) {
+        let mut journal = Journal::open(path).unwrap();
+        let (events, why) = journal.begin(header, resume).unwrap();
+        (journal, events, why)
+    }
+
     fn event(n: usize) -> Event {
         Event::Progress { done: n as f64 / 8.0, doing: "x".repeat(n) }
     }
@@ -182,7 +207,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = Journal::path_for(&dir.path().join("host.toml"));
         assert_eq!(path.file_name().unwrap(), "host.toml.journal");
-        let (mut journal, events, why) = Journal::open(&path, &header(), true).unwrap();
+        let (mut journal, events, why) = start(&path, &header(), true);
         assert!(events.is_empty() && why.unwrap().contains("no journal"));
         (0..4).for_each(|n| journal.add(&event(n)).unwrap());
         drop(journal);
@@ -190,7 +215,7 @@ mod tests {
         let ends: Vec<usize> = (0..whole.len()).filter(|&i| whole[i] == b'\n').collect();
         for cut in 0..=whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            let (mut journal, events, why) = Journal::open(&path, &header(), true).unwrap();
+            let (mut journal, events, why) = start(&path, &header(), true);
             let lines = ends.iter().filter(|&&end| end < cut).count();
             assert_eq!(
                 events,
@@ -201,7 +226,7 @@ mod tests {
             // What follows is whole again.
             journal.add(&event(7)).unwrap();
             drop(journal);
-            let (_, events, _) = Journal::open(&path, &header(), true).unwrap();
+            let (_, events, _) = start(&path, &header(), true);
             assert_eq!(events.last(), Some(&event(7)), "{cut}");
         }
     }
@@ -211,7 +236,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
         let write = || {
-            let (mut journal, ..) = Journal::open(&path, &header(), false).unwrap();
+            let (mut journal, ..) = start(&path, &header(), false);
             journal.add(&event(1)).unwrap();
         };
         type Change = fn(&mut Header);
@@ -225,20 +250,20 @@ mod tests {
             write();
             let mut other = header();
             change(&mut other);
-            let (_, events, why) = Journal::open(&path, &other, true).unwrap();
+            let (_, events, why) = start(&path, &other, true);
             assert!(events.is_empty() && why.unwrap().contains(says), "{says}");
         }
         write();
-        assert_eq!(Journal::open(&path, &header(), true).unwrap().1.len(), 1);
-        assert_eq!(Journal::open(&path, &header(), false).unwrap().1.len(), 0);
+        assert_eq!(start(&path, &header(), true).1.len(), 1);
+        assert_eq!(start(&path, &header(), false).1.len(), 0);
     }
 
     #[test]
     fn two_runs_cannot_share_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
-        let (first, ..) = Journal::open(&path, &header(), false).unwrap();
-        let error = Journal::open(&path, &header(), false).unwrap_err().to_string();
+        let (first, ..) = start(&path, &header(), false);
+        let error = Journal::open(&path).unwrap_err().to_string();
         assert!(error.contains("another bitnet-tune"), "{error}");
         first.remove();
         assert!(!path.exists());

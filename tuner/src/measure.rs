@@ -225,8 +225,9 @@ pub struct Unit {
 }
 
 impl Measurements {
-    /// Puts the units together; a job of which a phase was not measured at all is left out, and so
-    /// is such a layout.
+    /// Puts the units together, without the kernels that are left out: one may have been timed for
+    /// another job before. A job of which a phase was not measured at all is left out too, and so is
+    /// such a layout.
     pub fn assemble(
         jobs: &[JobTask],
         limits: Limits,
@@ -242,6 +243,10 @@ impl Measurements {
             let all: Vec<f64> = own().map(|unit| unit.sentinel_us).collect();
             stats::median(if calm.is_empty() { &all } else { &calm })
         };
+        let good = |unit: &Unit| -> Vec<Timing> {
+            let bad = |timing: &&Timing| excluded.iter().any(|e| e.kernel == timing.kernel);
+            unit.timings.iter().filter(|timing| !bad(timing)).cloned().collect()
+        };
         let job = |(number, task): (usize, &JobTask)| {
             let layout = |(index, plan): (usize, &crate::plan::LayoutPlan)| {
                 let decode = find(number, index, false)?;
@@ -252,8 +257,8 @@ impl Measurements {
                 Some(LayoutMeasurements {
                     layout: plan.layout,
                     bytes: decode.bytes,
-                    decode: decode.timings.clone(),
-                    prefill: prefill.map(|unit| unit.timings.clone()).unwrap_or_default(),
+                    decode: good(decode),
+                    prefill: prefill.map(good).unwrap_or_default(),
                 })
             };
             let layouts: Vec<LayoutMeasurements> =
@@ -271,13 +276,14 @@ impl Measurements {
                 layouts,
             })
         };
+        let assembled = jobs.iter().enumerate().filter_map(job).collect();
         let noises: Vec<f64> = units.iter().map(|unit| unit.noise).collect();
         Self {
             limits,
             noise: stats::median(&noises),
             disturbed: 4 * units.iter().filter(|unit| unit.disturbed).count() > units.len(),
             excluded,
-            jobs: jobs.iter().enumerate().filter_map(job).collect(),
+            jobs: assembled,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Isa, Pinning, Profile, Run};
+use bitnet_profiles::{Isa, Objective, Pinning, Profile, Run};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
 use bitnet_runtime::memory::Pages;
@@ -17,7 +17,7 @@ use bitnet_runtime::threads::{Pool, PoolOptions};
 use bitnet_runtime::{Error, memory};
 use serde::{Deserialize, Serialize};
 
-use crate::choose::Gain;
+use crate::choose::{self, Choice, Gain};
 use crate::worker::Reporter;
 use crate::{Result, demo_model, stats};
 
@@ -26,6 +26,8 @@ pub(crate) const PROMPT: usize = 128;
 pub(crate) const TOKENS: usize = 32;
 /// Rounds of default against tuned after each load.
 const ROUNDS: usize = 3;
+/// Rounds without which a first load says nothing; one more warms up.
+const LEAST_ROUNDS: usize = 2;
 /// Loads from which on they are what is compared, one by one: where pages come to lie can make one
 /// a few per cent faster for as long as it lives.
 const MANY_LOADS: usize = 5;
@@ -102,6 +104,17 @@ pub struct Race {
 }
 
 impl Race {
+    /// Whether the profile lost, beyond the noise, what it was to win.
+    pub fn is_slower(&self, objective: Objective) -> bool {
+        let (of_decode, of_prefill) = choose::weights(objective);
+        let part = |speed: &Speed, weight: f64| {
+            let default = weight / speed.before.max(1e-9);
+            (default * (speed.ratio - 1.0), default * speed.half_width)
+        };
+        let (decode, prefill) = (part(&self.decode, of_decode), part(&self.prefill, of_prefill));
+        decode.0 + prefill.0 > decode.1.hypot(prefill.1)
+    }
+
     /// That of a phase.
     pub fn speed(&self, phase: Phase) -> &Speed {
         match phase {
@@ -109,6 +122,19 @@ impl Race {
             Phase::Prefill => &self.prefill,
         }
     }
+}
+
+/// Seconds that the shortest race takes: both models loaded, and as many rounds of each as say
+/// anything. An estimate, from what the jobs took and memory that is read and written once.
+pub(crate) fn least_seconds(choices: &[Choice<'_>], model_bytes: u64) -> f64 {
+    // What packing does with one core; bytes are read, packed and touched.
+    const BYTES_PER_SECOND: f64 = 1e9;
+    let of = |phase, tokens: usize| {
+        let (chosen, default) = choose::per_token_us(choices, phase);
+        (chosen + default) * tokens as f64 * 1e-6
+    };
+    let round = of(Phase::Decode, TOKENS) + of(Phase::Prefill, PROMPT);
+    2.0 * model_bytes as f64 / BYTES_PER_SECOND + (1 + LEAST_ROUNDS) as f64 * round
 }
 
 /// The file of a model, or the one that is part of this program.
@@ -231,7 +257,7 @@ fn rounds(runners: &[Runner; 2], load: usize, deadline: Instant) -> Result<[Vec<
     let mut rounds: [Vec<[f64; 2]>; 2] = Default::default();
     // One to warm up.
     for number in 0..=ROUNDS {
-        let enough = load + rounds[0].len() >= 2;
+        let enough = load + rounds[0].len() >= LEAST_ROUNDS;
         if enough && Instant::now() >= deadline {
             break;
         }

@@ -13,8 +13,8 @@ use bitnet_runtime::threads::{Pool, PoolOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::sampler::{Candidate, Rotation, Sampler, TernarySampler};
-use crate::timing::{Present, l3};
+use crate::sampler::{Candidate, Sampler, TernarySampler};
+use crate::timing::{Present, rotation};
 use crate::tournament::{self, Entrant, Sample};
 use crate::worker::Reporter;
 
@@ -110,7 +110,7 @@ pub(crate) fn measure(
     let Some(untuned) = task.settings.first() else { return Ok(Vec::new()) };
     reporter.progress(1.0, "threads, pinning and pages".into())?;
     // The jobs take turns, so each needs its part of the rotation only.
-    let mut rotation = Rotation::of(task.model_bytes, l3());
+    let mut rotation = rotation(task.model_bytes, reporter)?;
     rotation.bytes /= task.jobs.len().max(1) as u64;
     let pool = pool(untuned)?;
     let mut kernels = Vec::new();

@@ -47,7 +47,7 @@ impl WorkerProgram {
     }
 }
 
-/// How a worker ended.
+/// How a worker ended: by its own doing.
 enum End {
     Done,
     /// By a kernel, unless it had not called any.
@@ -64,6 +64,11 @@ pub trait Client {
     /// What is to be done: asked for before every worker, so that a new one goes on with the rest.
     fn work(&mut self) -> Work;
 
+    /// Whether the user wants no more: looked at often, and nothing is begun after it.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
     /// Hears what a worker reports; of a kernel that ended one it hears as [`Event::Excluded`], and
     /// must leave it out of the work from then on.
     ///
@@ -75,10 +80,13 @@ pub trait Client {
 /// Has the client's work done in workers.
 ///
 /// # Errors
-/// What a worker failed with; [`Error::Runtime`] when one cannot be started, or died and no kernel
-/// is to blame.
+/// What a worker failed with; [`crate::Error::Stopped`] when the user stopped it or this;
+/// [`Error::Runtime`] when one cannot be started, or died and no kernel is to blame.
 pub fn run(program: &WorkerProgram, threads: usize, client: &mut dyn Client) -> Result<()> {
     for _ in 0..MOST_CULPRITS {
+        if client.is_stopped() {
+            return Err(crate::Error::stopped());
+        }
         let work = client.work();
         match run_once(program, threads, work, client)? {
             End::Done => return Ok(()),
@@ -124,7 +132,8 @@ fn run_once(
         return Err(Error::Runtime("a worker process has no pipes".into()).into());
     };
     let (sender, events) = mpsc::channel();
-    let reader = std::thread::spawn(move || {
+    let thread = || std::thread::Builder::new();
+    let reader = thread().spawn(move || {
         for line in BufReader::new(stdout).lines() {
             let Ok(line) = line else { break };
             if sender.send(line).is_err() {
@@ -132,24 +141,28 @@ fn run_once(
             }
         }
     });
+    let reader = reader.map_err(|e| io("start a thread to listen to", e))?;
     // What a worker says when it dies; its last words, should there be many.
-    let listener = std::thread::spawn(move || {
+    let listener = thread().spawn(move || {
         let mut text = Vec::new();
         let _ = stderr.by_ref().take(1 << 16).read_to_end(&mut text);
         let _ = std::io::copy(&mut stderr, &mut std::io::sink());
         text
     });
+    let listener = listener.map_err(|e| io("start a thread to listen to", e))?;
     // A worker that is gone already shows below.
     let _ = stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush());
 
-    let mut last: Option<Status> = None;
-    let mut since = Instant::now();
+    let mut watch = Watch::start(Instant::now());
     let mut hung = None;
     let mut done = false;
     loop {
+        if client.is_stopped() {
+            return Err(crate::Error::stopped());
+        }
         match events.recv_timeout(LOOK) {
             Ok(line) => {
-                since = Instant::now();
+                watch.heard(Instant::now());
                 match serde_json::from_str(&line) {
                     Ok(Event::Done) => done = true,
                     Ok(Event::Failed { message, code }) => {
@@ -162,14 +175,9 @@ fn run_once(
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                let now = read_status(&status);
-                if now.as_ref().map(|s| s.number) != last.as_ref().map(|s| s.number) {
-                    last = now;
-                    since = Instant::now();
-                }
-                let Some(status) = &last else { continue };
-                if since.elapsed().as_secs_f64() > status.seconds {
-                    hung = Some(status.seconds);
+                let paused = is_paused(child.0.id());
+                hung = watch.look(read_status(&status), paused, Instant::now());
+                if hung.is_some() {
                     break;
                 }
             }
@@ -194,7 +202,11 @@ fn run_once(
     let _ = reader.join();
     let words = listener.join().unwrap_or_default();
     let words = String::from_utf8_lossy(&words);
-    let words: String = words.lines().next().unwrap_or_default().chars().take(200).collect();
+    let words = words.lines().next().unwrap_or_default().chars();
+    let words: String = words.filter(|c| !c.is_control()).take(200).collect();
+    if let Some(error) = ended.as_ref().and_then(|status| not_by_a_kernel(status, &words)) {
+        return Err(error);
+    }
     Ok(match (hung, ended) {
         (Some(seconds), _) => {
             End::Died(kernel, Why::Hung, format!("no answer within {seconds:.0} s"))
@@ -203,10 +215,77 @@ fn run_once(
             let mut found = status.map_or("it ended".into(), how);
             if !words.is_empty() {
                 found += ": ";
-                found.extend(words.chars().filter(|c| !c.is_control()));
+                found += &words;
             }
             End::Died(kernel, Why::Crashed, found)
         }
+    })
+}
+
+/// How long a worker has been busy with what its status says. Time in which it could not run does
+/// not count: while it is stopped, or while this process was stopped with it (Ctrl+Z, a notebook
+/// that slept) and so did not look.
+struct Watch {
+    number: Option<u64>,
+    busy: Duration,
+    looked: Instant,
+}
+
+impl Watch {
+    fn start(now: Instant) -> Self {
+        Self { number: None, busy: Duration::ZERO, looked: now }
+    }
+
+    /// It said something.
+    fn heard(&mut self, now: Instant) {
+        self.busy = Duration::ZERO;
+        self.looked = now;
+    }
+
+    /// The seconds that it was allowed, if it has been busy for longer.
+    fn look(&mut self, status: Option<Status>, paused: bool, now: Instant) -> Option<f64> {
+        let passed = now.saturating_duration_since(self.looked).min(2 * LOOK);
+        self.looked = now;
+        let status = status?;
+        if self.number != Some(status.number) {
+            self.number = Some(status.number);
+            self.busy = Duration::ZERO;
+        } else if !paused {
+            self.busy += passed;
+        }
+        (self.busy.as_secs_f64() > status.seconds).then_some(status.seconds)
+    }
+}
+
+/// Whether a process is stopped, by a signal or a debugger; not, where the system does not say.
+fn is_paused(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The name before it may hold anything.
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    matches!(state, Some('T' | 't'))
+}
+
+/// What ended a worker that no kernel is to blame for: the user, or the lack of memory.
+#[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix ends processes by signals"))]
+fn not_by_a_kernel(status: &ExitStatus, words: &str) -> Option<crate::Error> {
+    #[cfg(unix)]
+    match std::os::unix::process::ExitStatusExt::signal(status) {
+        // Hangup, interrupt, terminate: no code raises these by mistake.
+        Some(1 | 2 | 15) => return Some(crate::Error::stopped()),
+        Some(9) => {
+            let message = "a worker process was killed, as the system does when memory runs out; \
+                           tuning takes about 1.5 times the model's memory";
+            return Some(Error::Runtime(message.into()).into());
+        }
+        _ => {}
+    }
+    // What the standard library says before it aborts. Kernels allocate nothing.
+    words.starts_with("memory allocation of").then(|| {
+        let message = format!(
+            "a worker process ran out of memory ({words}); tuning takes about 1.5 times the \
+             model's memory"
+        );
+        Error::Runtime(message).into()
     })
 }
 
@@ -248,4 +327,36 @@ fn how(status: ExitStatus) -> String {
         return format!("ended by signal {signal}{name}");
     }
     status.code().map_or("ended".into(), |code| format!("ended with exit code {code}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_time_that_a_worker_had_counts() {
+        let kernel = "i2_s_t16__avx512vnni__any__r16_c0_n1_u1_p0".parse().unwrap();
+        let status = |number| Some(Status { number, kernel, seconds: 1.0 });
+        let mut now = Instant::now();
+        let mut watch = Watch::start(now);
+        let mut after = |milliseconds| {
+            now += Duration::from_millis(milliseconds);
+            now
+        };
+        // Nothing was begun, however long it takes.
+        assert!((0..50).all(|_| watch.look(None, false, after(200)).is_none()));
+        assert_eq!(watch.look(status(1), false, after(200)), None);
+        // A second and a bit of looks is too long; stopped, it is not.
+        assert!((0..50).all(|_| watch.look(status(1), true, after(200)).is_none()));
+        assert!((0..5).all(|_| watch.look(status(1), false, after(200)).is_none()));
+        assert_eq!(watch.look(status(1), false, after(200)), Some(1.0));
+        // The next kernel has its own time, and so has what follows an event.
+        assert_eq!(watch.look(status(2), false, after(200)), None);
+        assert!((0..5).all(|_| watch.look(status(2), false, after(200)).is_none()));
+        watch.heard(after(200));
+        assert!((0..5).all(|_| watch.look(status(2), false, after(200)).is_none()));
+        // An hour in which nobody looked was an hour of sleep.
+        watch.heard(after(200));
+        assert_eq!(watch.look(status(2), false, after(3_600_000)), None);
+    }
 }

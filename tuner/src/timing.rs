@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Layout, Op, Role};
+use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::verify::{self, Oracle, Wrong};
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Library};
-use bitnet_runtime::memory::Pages;
+use bitnet_runtime::memory::{self, Pages};
 use bitnet_runtime::probe;
 use bitnet_runtime::threads::Pool;
 
@@ -34,11 +35,46 @@ const SAMPLE: Duration = Duration::from_millis(1);
 const USUAL_L3: u64 = 64 << 20;
 /// Passes of a probe, of which the best counts.
 const PROBES: usize = 5;
+/// Seconds in which a candidate must be verified, at least and at most; between them a tenth of the
+/// time for all. Verifying takes milliseconds, and one that hangs should not cost the others theirs.
+const VERIFY_SECONDS: (f64, f64) = (4.0, 20.0);
+/// How many times as long as the default a candidate may take to be timed before it counts as hung,
+/// on top of what it may take to be verified.
+const HUNG: f64 = 200.0;
+/// Seconds that the default may take when nothing is known of it.
+const UNKNOWN: f64 = 200.0;
+
 /// Seconds that a candidate may take to be verified.
-const VERIFY_SECONDS: f64 = 20.0;
-/// How many times as long as the default a candidate may take before it counts as hung, and the
-/// seconds that it may take in any case.
-const HUNG: (f64, f64) = (200.0, 5.0);
+fn allowed(task: &MeasureTask) -> f64 {
+    (task.seconds / 10.0).clamp(VERIFY_SECONDS.0, VERIFY_SECONDS.1)
+}
+
+/// The least memory that the tournaments take: of the default's layout and of another a job's
+/// matrices, twice.
+fn least_memory(jobs: &[JobTask]) -> u64 {
+    let bytes = |job: &JobTask| {
+        let layouts = job.plan.layouts.iter().filter_map(|layout| layout.layout);
+        let of = |layout: Layout| job.plan.parts.iter().map(move |&p| layout.matrix_bytes(p)).sum();
+        4 * layouts.map(of).max().unwrap_or(0_usize) as u64
+    };
+    jobs.iter().map(bytes).max().unwrap_or(0)
+}
+
+/// The rotation for a model, as far as memory is free; what that means for the times is told.
+pub(crate) fn rotation(model_bytes: u64, reporter: &mut Reporter) -> Result<Rotation> {
+    let wanted = Rotation::of(model_bytes, l3());
+    // There are two at a time, and a job more of each.
+    let most = memory::available().map_or(u64::MAX, |free| free / 4);
+    if most < wanted.bytes {
+        reporter.send(&Event::Note(format!(
+            "warning: {} MB of memory would make weights as cold as they will be, and {} MB serve: \
+             times may be those of the cache",
+            wanted.bytes >> 20,
+            most >> 20
+        )))?;
+    }
+    Ok(Rotation { bytes: wanted.bytes.min(most), ..wanted })
+}
 
 /// Does `task` with the threads of `pool` and reports as it goes.
 pub(crate) fn measure(
@@ -49,9 +85,19 @@ pub(crate) fn measure(
     let start = Instant::now();
     let l3 = l3();
     let cold = task.model_bytes > l3;
+    let (free, least) = (memory::available(), least_memory(&task.jobs));
+    if let Some(free) = free.filter(|&free| free < least) {
+        return Err(Error::Runtime(format!(
+            "tuning for this model takes at least {} MB of memory, and {} MB are free",
+            least.div_ceil(1 << 20),
+            free >> 20
+        ))
+        .into());
+    }
     if task.limits.is_none() {
         reporter.progress(0.0, "probing memory and multipliers".into())?;
-        let far = (4 * l3).clamp(64 << 20, 4 << 30) as usize;
+        let far = (4 * l3).clamp(64 << 20, 4 << 30).min(free.map_or(u64::MAX, |free| free / 2));
+        let far = far as usize;
         let read = probe::read_bandwidth(pool, far, PROBES)?;
         let near = task.model_bytes as usize;
         let limit = if cold { read } else { probe::read_bandwidth(pool, near, PROBES)? };
@@ -85,7 +131,7 @@ pub(crate) fn measure(
         task,
         pool,
         present,
-        rotation: Rotation::of(task.model_bytes, l3),
+        rotation: rotation(task.model_bytes, reporter)?,
         deadline: start + Duration::from_secs_f64(task.seconds),
         remaining: 0,
         total,
@@ -106,7 +152,7 @@ pub(crate) fn measure(
 }
 
 /// Bytes of the L3 cache.
-pub(crate) fn l3() -> u64 {
+fn l3() -> u64 {
     match Host::detect().l3 {
         0 => USUAL_L3,
         l3 => l3,
@@ -139,9 +185,8 @@ impl Present {
                 AttentionKernel::find(id).or_else(made).map(Candidate::Attention)
             }
         };
-        Ok(found.ok_or_else(|| {
-            bitnet_runtime::Error::Runtime(format!("{id} is not present, or not for this CPU"))
-        })?)
+        Ok(found
+            .ok_or_else(|| Error::Runtime(format!("{id} is not present, or not for this CPU")))?)
     }
 }
 
@@ -172,11 +217,11 @@ fn verify(
                 match present.find(id)? {
                     Candidate::Ternary(kernel) => ternary.push(kernel),
                     Candidate::Head(kernel) => {
-                        reporter.begin(id, VERIFY_SECONDS)?;
+                        reporter.begin(id, allowed(task))?;
                         wrong.extend(verify::head(&kernel, cols)?);
                     }
                     Candidate::Attention(kernel) => {
-                        reporter.begin(id, VERIFY_SECONDS)?;
+                        reporter.begin(id, allowed(task))?;
                         wrong.extend(verify::attention(&kernel, cols)?);
                     }
                 }
@@ -184,7 +229,7 @@ fn verify(
             if let Some(packing) = layout.layout {
                 let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
                 // Who cannot say which kernel it calls verifies all the same.
-                let begin = &mut |id: &KernelId| drop(reporter.begin(id, VERIFY_SECONDS));
+                let begin = &mut |id: &KernelId| drop(reporter.begin(id, allowed(task)));
                 wrong.extend(oracle.check(packing, &ternary, pool, begin)?);
             }
             for Wrong { kernel, found } in wrong {
@@ -237,7 +282,8 @@ impl<'a> Timer<'a> {
         for index in order {
             let plan = &job.plan.layouts[index];
             let keys = [open(index, false), open(index, true)];
-            if keys == [None, None] {
+            let is_late = !self.task.whole && Instant::now() >= self.deadline;
+            if keys == [None, None] || is_late && plan.layout != default_layout {
                 continue;
             }
             let mut other = if plan.layout == default_layout {
@@ -319,7 +365,7 @@ impl<'a> Timer<'a> {
         let [_, Some(prefill)] = sentinels else { return Ok(1) };
         let mut tokens = TOKENS;
         default.set_tokens(LEAST_TOKENS);
-        self.reporter.begin(prefill.id(), 10.0 * VERIFY_SECONDS)?;
+        self.reporter.begin(prefill.id(), UNKNOWN)?;
         let one =
             default.sample(self.pool, prefill, Phase::Prefill, 1)?.us * 1e-6 / LEAST_TOKENS as f64;
         while tokens > LEAST_TOKENS && one * tokens as f64 > self.task.seconds / 100.0 {
@@ -343,10 +389,10 @@ impl<'a> Timer<'a> {
         self.remaining = self.remaining.saturating_sub(kernels.len());
         // Long enough for the clock, short enough for a few rounds.
         let length = SAMPLE.as_secs_f64().min(share / (4 * (kernels.len() + 2)) as f64);
-        self.reporter.begin(sentinel.id(), 10.0 * VERIFY_SECONDS)?;
+        self.reporter.begin(sentinel.id(), UNKNOWN)?;
         let one = default.sample(self.pool, &sentinel, phase, 1)?;
         let count = (length * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5) as usize;
-        let allowed = HUNG.1 + HUNG.0 * (one.cost + one.us * 1e-6 * count as f64);
+        let allowed = allowed(self.task) + HUNG * (one.cost + one.us * 1e-6 * count as f64);
         let number = match other {
             None => kernels.iter().position(|kernel| kernel.id() == sentinel.id()),
             Some(_) => None,

@@ -391,4 +391,82 @@ mod tests {
         run(8, None, 10.0, Some(1.0), machine(&times, |_| 1.0, &mut log)).unwrap();
         assert_eq!(log.len(), ROUNDS * (8 + 4));
     }
+
+    /// The candidate that is chosen among some with so long times, and the default of 100
+    /// microseconds, on a machine with up to `noise` of noise and a long sample now and then.
+    fn chosen(times: &[f64], noise: f64, seed: u64) -> Option<usize> {
+        use crate::choose::choose;
+        use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
+        use bitnet_profiles::{KernelId, Layout, Objective, Role, Shape};
+        let mut random = Random::new(seed);
+        let mut log = Vec::new();
+        let weather = |_| {
+            let long = if random.below(50) == 0 { 1.5 } else { 1.0 };
+            long * (1.0 + noise * (random.below(2001) as f64 / 1000.0 - 1.0))
+        };
+        let outcome = run(times.len(), None, 0.5, None, machine(times, weather, &mut log)).unwrap();
+        let id = |c: usize| -> KernelId {
+            format!("i2_s_t16__avx512vnni__any__r16_c0_n1_u1_p{}", 64 * c).parse().unwrap()
+        };
+        let timing = |number, entry: &Entry, half_width| Timing {
+            kernel: id(number),
+            samples: entry.readings.len() as u32,
+            min_us: 90.0,
+            median_us: median(&entry.us()),
+            mad_us: mad(&entry.us()),
+            ratio: entry.ratio(),
+            half_width,
+            finalist: entry.finalist,
+        };
+        let mut decode = vec![timing(0, &outcome.sentinel, 0.0)];
+        let entries = outcome.entries.iter().enumerate();
+        decode.extend(entries.map(|(c, entry)| timing(c + 1, entry, entry.half_width())));
+        let measurements = Measurements {
+            limits: Limits {
+                threads: 1,
+                read_gb_per_s: 1.0,
+                limit_gb_per_s: 1.0,
+                limit_gmac_per_s: None,
+                cold: true,
+            },
+            noise,
+            disturbed: outcome.is_disturbed(),
+            excluded: Vec::new(),
+            jobs: vec![JobMeasurements {
+                role: Role::Down,
+                parts: vec![Shape::new(128, 128)],
+                count: 1,
+                default_decode: id(0),
+                default_prefill: None,
+                default_decode_us: 100.0,
+                default_prefill_us: 0.0,
+                tokens: 1,
+                layouts: vec![LayoutMeasurements {
+                    layout: Some(Layout::I2sT16),
+                    bytes: 1,
+                    decode,
+                    prefill: Vec::new(),
+                }],
+            }],
+        };
+        let kernel = choose(&measurements, Objective::Decode)[0].decode.timing.kernel;
+        (0..times.len()).find(|&c| id(c + 1) == kernel)
+    }
+
+    #[test]
+    fn t09_noise_makes_no_winners() {
+        const RUNS: u64 = 200;
+        for noise in [0.005, 0.02, 0.1] {
+            // Nobody is better than the default.
+            let equal = (0..RUNS).filter(|&seed| chosen(&[100.0; 12], noise, seed).is_some());
+            let equal = equal.count();
+            // One is, by twice the noise and more.
+            let better = 100.0 * (1.0 - 2.0 * noise) - 2.0;
+            let one = [100.0, 100.0, better, 100.0, 100.0];
+            let missed = (0..RUNS).filter(|&seed| chosen(&one, noise, seed) != Some(2)).count();
+            println!("{noise}: {equal} {missed}");
+            assert!(equal <= 10, "{equal} of {RUNS} runs found a winner in noise of {noise}");
+            assert!(missed <= 10, "{missed} of {RUNS} runs missed it in noise of {noise}");
+        }
+    }
 }

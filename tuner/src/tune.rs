@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bitnet_codegen::Phase;
@@ -16,7 +18,7 @@ use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selecti
 
 use crate::Result;
 use crate::choose::{self, Choice, choose};
-use crate::compile::{Toolchain, private_folder};
+use crate::compile::{Compiler, private_folder};
 use crate::findings::{Findings, serving};
 use crate::journal::{Header, Journal};
 use crate::machine;
@@ -26,7 +28,7 @@ use crate::plan::{JobPlan, LayoutPlan, plan};
 use crate::race::{Race, RaceTask};
 use crate::settings::{self, ChosenJob, SettingTiming, SettingsTask};
 use crate::supervise::{self, Client, WorkerProgram};
-use crate::worker::{Event, LibraryFile, Work};
+use crate::worker::{Event, LibraryFile, MeasureTask, Work};
 
 /// How to tune.
 #[derive(Debug, Clone)]
@@ -50,9 +52,17 @@ pub struct Options {
     /// Whether to go on with that journal.
     pub resume: bool,
     /// What makes kernels on this host, or why nothing does.
-    pub toolchain: std::result::Result<Toolchain, String>,
+    pub toolchain: std::result::Result<Arc<dyn Compiler>, String>,
     /// Where those that win are kept.
     pub cache: std::result::Result<Cache, String>,
+    /// Set, from a signal handler for one, to end the run with [`crate::Error::Stopped`].
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Options {
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
 }
 
 /// What there is to say meanwhile.
@@ -139,23 +149,36 @@ const COMPILED_UNTIL: f64 = 0.3;
 const KERNELS_UNTIL: f64 = 0.65;
 const SETTINGS_UNTIL: f64 = 0.75;
 
-/// How long the few kernels that won may take to be made.
-const COMPILE_WINNERS: Duration = Duration::from_secs(60);
+/// The share of the budget that the comparison may take on top of it.
+const OVERTIME: f64 = 0.05;
+
+/// Seconds that the few kernels that won may take to be made, whatever is left of the budget:
+/// without them everything was in vain.
+const COMPILE_WINNERS: f64 = 5.0;
 
 /// Verifies and times every candidate for `model` in worker processes, chooses, and compares the
 /// choices with the untuned default on the model itself.
 ///
 /// # Errors
 /// A journal that cannot be written or that another run holds, memory that the system refuses, a
-/// worker that cannot be started.
+/// worker that cannot be started, [`crate::Error::Stopped`].
 pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)) -> Result<Tuned> {
     if options.effort == Effort::Estimate {
         return estimated(model, options);
     }
     let start = Instant::now();
     let host = Host::detect();
+    // Before anything else: of two runs for one output one waits for nothing.
+    let journal = options.journal.as_deref().map(Journal::open).transpose()?;
     let ids = made_for(model, options.ceiling, options.effort);
+    if options.is_stopped() {
+        return Err(crate::Error::stopped());
+    }
     let compiled = (!ids.is_empty()).then(|| compile(&ids, options, start, notify)).transpose();
+    if options.is_stopped() {
+        // The compiler may have been stopped with it.
+        return Err(crate::Error::stopped());
+    }
     let (compiled, mut made) = match compiled {
         Ok(None) => (None, Made::Nothing),
         Ok(compiled) => (compiled, Made::Tried(ids.len())),
@@ -171,17 +194,19 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     let mut run = Tuning {
         model,
         options,
+        host: &host,
         start,
         known: Findings::new(jobs),
         journal: None,
+        journal_is_whole: true,
         library: compiled.as_ref().map(|compiled| compiled.file.clone()),
         stage: Stage::Kernels,
         settings: None,
         race: None,
         notify,
     };
-    if let Some(path) = &options.journal {
-        let (journal, events, why) = Journal::open(path, &header, options.resume)?;
+    if let Some(mut journal) = journal {
+        let (events, why) = journal.begin(&header, options.resume)?;
         run.journal = Some(journal);
         events.into_iter().for_each(|event| run.learn(event));
         match why {
@@ -193,30 +218,30 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         }
     }
     run.done_in_workers()?;
-    let measurements = run.known.measurements()?;
-    let choices = choose(&measurements, options.objective);
-    if run.settings.is_none() {
-        run.stage = Stage::Settings(SettingsTask {
-            jobs: choices.iter().filter_map(chosen_job).collect(),
-            settings: settings::candidates(&host, options.threads, options.threads_fixed),
-            model_bytes: run.known.model_bytes(model),
-            seconds: left(options, start, SETTINGS_UNTIL),
-        });
+    if run.settings.is_none() && left(options, start, SETTINGS_UNTIL) > 0.0 {
+        run.stage = Stage::Settings;
         run.done_in_workers()?;
     }
+    let measurements = run.known.measurements()?;
+    let choices = choose(&measurements, options.objective);
     let settings = run.settings.take().unwrap_or_default();
     let untuned = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
     let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
     let mut profile = profile(model, &host, options, &measurements, &choices, setting);
     let winners = made_in(&profile);
-    if let Err(why) = keep(&winners, &mut profile, options) {
+    if let Err(why) = keep(&winners, &mut profile, options, start) {
         let count = winners.len();
         run.say(format!("{count} kernels made on this host won, but are not kept: {why}"));
         made = Made::NotKept { count, why };
         profile.use_built_in();
     }
     let seconds = left(options, start, 1.0);
-    let race = if seconds > 0.0 {
+    let least = crate::race::least_seconds(&choices, run.known.model_bytes(model));
+    let race = if seconds == 0.0 {
+        Err("no time was left".into())
+    } else if least > seconds + OVERTIME * options.budget.as_secs_f64() {
+        Err(format!("it takes about {least:.0} s, and {seconds:.0} s were left"))
+    } else {
         run.stage = Stage::Race(Box::new(RaceTask {
             model: model.path.clone(),
             profile: profile.clone(),
@@ -227,12 +252,11 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         // What cannot be compared is no reason to lose what was measured.
         match run.done_in_workers() {
             Ok(()) => run.race.ok_or_else(|| "the worker said nothing".into()),
+            Err(stopped @ crate::Error::Stopped { .. }) => return Err(stopped),
             Err(error) => Err(error.to_string()),
         }
-    } else {
-        Err("no time was left".into())
     };
-    let kept_default = race.as_ref().is_ok_and(|race| is_slower(race, options.objective));
+    let kept_default = race.as_ref().is_ok_and(|race| race.is_slower(options.objective));
     if kept_default {
         let defaults = choose::defaults(&measurements);
         profile = self::profile(model, &host, options, &measurements, &defaults, &untuned);
@@ -273,6 +297,7 @@ fn keep(
     winners: &BTreeSet<KernelId>,
     profile: &mut Profile,
     options: &Options,
+    start: Instant,
 ) -> std::result::Result<(), String> {
     if winners.is_empty() {
         return Ok(());
@@ -280,7 +305,8 @@ fn keep(
     let winners: Vec<KernelId> = winners.iter().copied().collect();
     let toolchain = options.toolchain.as_ref().map_err(Clone::clone)?;
     let cache = options.cache.as_ref().map_err(Clone::clone)?;
-    let bytes = toolchain.compile(&winners, COMPILE_WINNERS).map_err(|e| e.to_string())?;
+    let limit = Duration::from_secs_f64(left(options, start, 1.0).max(COMPILE_WINNERS));
+    let bytes = toolchain.compile(&winners, limit).map_err(|e| e.to_string())?;
     let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
     profile.tool.library_sha256 = Some(sha256);
     Ok(())
@@ -305,9 +331,12 @@ fn left(options: &Options, start: Instant, share: f64) -> f64 {
 struct Tuning<'a> {
     model: &'a ModelInfo,
     options: &'a Options,
+    host: &'a Host,
     start: Instant,
     known: Findings,
     journal: Option<Journal>,
+    /// Whether all that was heard is in it.
+    journal_is_whole: bool,
     library: Option<LibraryFile>,
     stage: Stage,
     settings: Option<Vec<SettingTiming>>,
@@ -318,13 +347,35 @@ struct Tuning<'a> {
 /// What its workers do now.
 enum Stage {
     Kernels,
-    Settings(SettingsTask),
+    Settings,
     Race(Box<RaceTask>),
 }
 
 impl Tuning<'_> {
     fn done_in_workers(&mut self) -> Result<()> {
-        supervise::run(&self.options.worker, self.options.threads, self)
+        let done = supervise::run(&self.options.worker, self.options.threads, self);
+        done.map_err(|error| match error {
+            crate::Error::Stopped { .. } => {
+                let journal = self.journal.as_ref().map(|journal| journal.path().to_path_buf());
+                crate::Error::Stopped { journal }
+            }
+            error => error,
+        })
+    }
+
+    fn settings_task(&self) -> SettingsTask {
+        // Without measurements there is nothing to do.
+        let jobs = self.known.measurements().map_or(Vec::new(), |measurements| {
+            let choices = choose(&measurements, self.options.objective);
+            choices.iter().filter_map(chosen_job).collect()
+        });
+        let options = self.options;
+        SettingsTask {
+            jobs,
+            settings: settings::candidates(self.host, options.threads, options.threads_fixed),
+            model_bytes: self.known.model_bytes(self.model),
+            seconds: left(options, self.start, SETTINGS_UNTIL),
+        }
     }
 
     fn say(&mut self, line: String) {
@@ -339,13 +390,13 @@ impl Tuning<'_> {
         }
     }
 
-    /// Writes an event to the journal. Where that fails there is no journal any more: the run goes
-    /// on, but cannot be resumed.
+    /// Writes an event to the journal. Where that fails the run goes on, and --resume would know
+    /// what was written before.
     fn keep(&mut self, event: &Event) {
-        let Some(journal) = &mut self.journal else { return };
+        let Some(journal) = self.journal.as_mut().filter(|_| self.journal_is_whole) else { return };
         if let Err(error) = journal.add(event) {
-            self.journal = None;
-            self.say(format!("warning: {error}; this run cannot be resumed"));
+            self.journal_is_whole = false;
+            self.say(format!("warning: {error}; from here on --resume would measure again"));
         }
     }
 }
@@ -358,16 +409,25 @@ impl Client for Tuning<'_> {
     fn work(&mut self) -> Work {
         match &self.stage {
             Stage::Kernels => {}
-            Stage::Settings(task) => return Work::Settings(task.clone()),
+            Stage::Settings => return Work::Settings(self.settings_task()),
             Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
         }
         let seconds = left(self.options, self.start, KERNELS_UNTIL);
-        Work::Measure(self.known.task(self.model, self.options.ceiling, seconds))
+        let task = self.known.task(self.model, self.options.ceiling, seconds);
+        Work::Measure(MeasureTask { whole: false, ..task })
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.options.is_stopped()
     }
 
     fn hear(&mut self, event: Event) -> Result<()> {
         if let Event::Progress { done, doing } = event {
             (self.notify)(Notice::Progress(done * KERNELS_UNTIL, doing));
+            return Ok(());
+        }
+        if let Event::Note(line) = event {
+            self.say(line);
             return Ok(());
         }
         self.keep(&event);
@@ -522,17 +582,6 @@ fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -
     })
 }
 
-/// Whether the profile lost, beyond the noise, what it was to win.
-fn is_slower(race: &Race, objective: Objective) -> bool {
-    let (of_decode, of_prefill) = choose::weights(objective);
-    let part = |speed: &crate::race::Speed, weight: f64| {
-        let default = weight / speed.before.max(1e-9);
-        (default * (speed.ratio - 1.0), default * speed.half_width)
-    };
-    let (decode, prefill) = (part(&race.decode, of_decode), part(&race.prefill, of_prefill));
-    decode.0 + prefill.0 > decode.1.hypot(prefill.1)
-}
-
 fn profile(
     model: &ModelInfo,
     host: &Host,
@@ -549,7 +598,7 @@ fn profile(
             fingerprint: Some(bitnet_codegen::fingerprint()),
             objective: options.objective,
             effort: options.effort,
-            date: today(),
+            date: date_of(SystemTime::now()),
             library_sha256: None,
             provenance: match options.effort {
                 Effort::Estimate => Provenance::Modelled,
@@ -612,15 +661,16 @@ pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -
     }
 }
 
-/// To four digits after the point: more would pretend.
+/// To five significant digits: more would pretend.
 fn rounded(value: f64) -> f64 {
-    (value * 1e4).round() / 1e4
+    format!("{value:.4e}").parse().unwrap_or(value)
 }
 
-/// The day by UTC, `YYYY-MM-DD`.
-fn today() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    date(now.as_secs() / 86_400)
+/// The day by UTC, `YYYY-MM-DD`; a clock that was never set shows the first it can.
+fn date_of(time: SystemTime) -> String {
+    const YEAR_9999: u64 = 2_932_896;
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    date((since.as_secs() / 86_400).min(YEAR_9999))
 }
 
 /// The date so many days after 1970-01-01: years are counted from March, so that the leap day is
@@ -640,6 +690,34 @@ fn date(days: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn t12_a_clock_that_was_never_set_has_a_date() {
+        let day = Duration::from_secs(86_400);
+        for (time, text) in [
+            (UNIX_EPOCH, "1970-01-01"),
+            (UNIX_EPOCH - day, "1970-01-01"),
+            (UNIX_EPOCH + day, "1970-01-02"),
+            (UNIX_EPOCH + 2_932_896 * day, "9999-12-31"),
+            (UNIX_EPOCH + 2_932_897 * day, "9999-12-31"),
+            (UNIX_EPOCH + 100_000_000 * day, "9999-12-31"),
+        ] {
+            assert_eq!(date_of(time), text, "{time:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_keep_their_digits_however_small() {
+        for (value, expected) in [
+            (0.0, 0.0),
+            (123.456_78, 123.46),
+            (1e-7 / 3.0, 3.3333e-8),
+            (-2.0 / 3.0, -0.66667),
+            (1_234_567.0, 1_234_600.0),
+        ] {
+            assert_eq!(rounded(value), expected);
+        }
+    }
 
     #[test]
     fn dates() {

@@ -87,6 +87,9 @@ pub struct MeasureTask {
     pub ceiling: Isa,
     /// Seconds for all of it.
     pub seconds: f64,
+    /// Whether all is timed once at least, however long it takes; else, when time is up, the
+    /// defaults and what shares their layouts.
+    pub whole: bool,
     /// The machine's limits, where they are known already.
     pub limits: Option<Limits>,
     /// Units that are done already.
@@ -106,6 +109,8 @@ pub enum Event {
         /// In words.
         doing: String,
     },
+    /// Something the user should know.
+    Note(String),
     /// What the machine can do.
     Limits(Limits),
     /// A kernel that computed something wrong.
@@ -188,12 +193,13 @@ pub fn run() -> Result<()> {
     let task: Task = serde_json::from_str(&line).map_err(|e| {
         Error::usage("stdin", e, "a task of bitnet-tune, which starts its workers by itself")
     })?;
-    std::thread::spawn(|| {
+    let watch = std::thread::Builder::new().spawn(|| {
         let mut rest = Vec::new();
         // Nothing more is sent: this ends when the parent does.
         let _ = io::stdin().lock().take(1).read_to_end(&mut rest);
         std::process::exit(1);
     });
+    watch.map_err(|e| Error::Runtime(format!("cannot start a thread to watch stdin: {e}")))?;
     let status = File::options()
         .write(true)
         .open(&task.status)

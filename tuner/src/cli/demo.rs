@@ -3,6 +3,7 @@
 use std::fs::DirBuilder;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bitnet_profiles::{Objective, Profile, registry};
@@ -14,7 +15,6 @@ use bitnet_runtime::sampler::{Sampler, SamplerConfig};
 use bitnet_runtime::tokenizer::Tokenizer;
 
 use super::{Bar, answer, note, threads};
-use crate::compile::Toolchain;
 use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Options, Result, race};
 
@@ -62,8 +62,9 @@ pub fn run(args: &Args) -> Result<()> {
         worker: WorkerProgram::this()?,
         journal: None,
         resume: false,
-        toolchain: Toolchain::find().map_err(|e| e.to_string()),
+        toolchain: super::toolchain(),
         cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
+        stop: super::stopped_by_signals()?,
     };
     let tuned = {
         let bar = Bar::new();
@@ -87,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
     let run = profile.run.clone();
     let tuned_kernels = Selection::new(None, None, Some(profile))?;
     let tokenizer = Tokenizer::from_gguf(&race::open(None)?)?;
-    stream(&mut race::load(None, &tuned_kernels, &run)?, &tokenizer)?;
+    stream(&mut race::load(None, &tuned_kernels, &run)?, &tokenizer, &options.stop)?;
     answer(|out| writeln!(out, "\n\n{tuned}next       bitnet-tune --model MODEL.gguf -o host.toml"))
 }
 
@@ -112,7 +113,7 @@ fn save(profile: &Profile, path: Option<&Path>) -> Result<Option<PathBuf>> {
 }
 
 /// Streams text to stdout.
-fn stream(session: &mut Session, tokenizer: &Tokenizer) -> Result<()> {
+fn stream(session: &mut Session, tokenizer: &Tokenizer, stop: &AtomicBool) -> Result<()> {
     let mut sampler = Sampler::new(SamplerConfig { seed: 1, ..SamplerConfig::default() })?;
     let mut out = io::stdout().lock();
     let mut show = |text: &str| -> Result<()> {
@@ -127,6 +128,9 @@ fn stream(session: &mut Session, tokenizer: &Tokenizer) -> Result<()> {
     for _ in 0..TOKENS {
         if tokenizer.eos_ids().contains(&next) {
             break;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(crate::Error::stopped());
         }
         sampler.accept(next);
         show(&decoder.push(next))?;

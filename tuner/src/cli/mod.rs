@@ -3,13 +3,19 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::threads::Pool;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
+use crate::compile::{Compiler, Toolchain};
 use crate::{Notice, Result};
 
 pub mod check;
@@ -26,13 +32,13 @@ pub mod worker;
 fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = write(&mut out).and_then(|()| out.flush());
-    Ok(written.map_err(|e| bitnet_runtime::Error::io(Path::new("stdout"), "write", e))?)
+    Ok(written.map_err(|e| Error::io(Path::new("stdout"), "write", e))?)
 }
 
 /// Writes an answer as one JSON object, in ASCII: what a file holds may be meant for the terminal.
 fn answer_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
-        .map_err(|e| bitnet_runtime::Error::Runtime(format!("the answer has no JSON form: {e}")))?;
+        .map_err(|e| Error::Runtime(format!("the answer has no JSON form: {e}")))?;
     answer(|out| {
         for c in text.chars() {
             if c.is_ascii() && c != '\u{7f}' {
@@ -59,6 +65,30 @@ fn threads(flag: Option<usize>) -> Result<usize> {
         note(format_args!("{warning}"));
     }
     Ok(threads)
+}
+
+/// What makes kernels on this host, or why nothing does.
+fn toolchain() -> std::result::Result<Arc<dyn Compiler>, String> {
+    match Toolchain::find() {
+        Ok(toolchain) => Ok(Arc::new(toolchain)),
+        Err(why) => Err(why.to_string()),
+    }
+}
+
+/// What Ctrl+C, and being told to end, sets to true. Told twice, the program ends at once.
+fn stopped_by_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds it false.
+        flag::register_conditional_shutdown(
+            signal,
+            i32::from(crate::error::STOPPED),
+            Arc::clone(&stop),
+        )
+        .and_then(|_| flag::register(signal, Arc::clone(&stop)))
+        .map_err(|e| Error::Runtime(format!("cannot listen for Ctrl+C: {e}")))?;
+    }
+    Ok(stop)
 }
 
 /// Parses `60s`, `500ms`, `2m` or a number of seconds.

@@ -11,7 +11,6 @@ use bitnet_runtime::kernels::cache::Cache;
 
 use super::{Bar, answer, note, threads};
 use crate::choose::choose;
-use crate::compile::Toolchain;
 use crate::journal::Journal;
 use crate::report::{self, Extras};
 use crate::supervise::WorkerProgram;
@@ -80,8 +79,9 @@ pub fn run(args: &Args) -> Result<()> {
         worker: WorkerProgram::this()?,
         journal: Some(Journal::path_for(&args.output)),
         resume: args.resume,
-        toolchain: Toolchain::find().map_err(|e| e.to_string()),
+        toolchain: super::toolchain(),
         cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
+        stop: super::stopped_by_signals()?,
     };
     let mut tuned = {
         let bar = Bar::new();

@@ -1,0 +1,728 @@
+//! What goes wrong while tuning: faults T01 to T16, one test each. T16 is in `choose.rs`.
+//!
+//! Tests that start the program leave kernels made on the host out, unless they are about them:
+//! making them takes a compiler and seconds.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, LazyLock, RwLock};
+use std::time::{Duration, Instant};
+
+use bitnet_profiles::{Effort, Isa, KernelId, Objective, Op, Profile, Role};
+use bitnet_runtime::gguf::Gguf;
+use bitnet_runtime::kernels::cache::Cache;
+use bitnet_runtime::random::Random;
+use bitnet_tuner::choose::defaults;
+use bitnet_tuner::compile::{Compiler, Toolchain};
+use bitnet_tuner::measure::{Measurements, Why};
+use bitnet_tuner::plan::{LayoutPlan, plan};
+use bitnet_tuner::race::{Race, Speed};
+use bitnet_tuner::supervise::WorkerProgram;
+use bitnet_tuner::{ModelInfo, Notice, Options, tune};
+use rustix::process::{Pid, Signal};
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
+const TUNE: &str = env!("CARGO_BIN_EXE_bitnet-tune");
+
+/// All share the machine but for the test that needs it alone.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn shared() -> impl Drop {
+    MACHINE.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A folder with a place for profiles, and nothing else of the user's.
+struct Place {
+    folder: tempfile::TempDir,
+    out: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("out")).unwrap();
+        let out = folder.path().join("out/host.toml");
+        Self { folder, out }
+    }
+
+    /// The program, through `before` where that is not empty.
+    fn through(&self, before: &[&str], budget: &str) -> Command {
+        let all: Vec<&str> = before.iter().copied().chain([TUNE]).collect();
+        let mut command = Command::new(all[0]);
+        command.args(&all[1..]).args(["--model", MODEL, "--budget", budget]);
+        command.arg("-o").arg(&self.out);
+        command.env("RUSTC", "/nowhere/rustc");
+        command.env("XDG_CACHE_HOME", self.folder.path().join("cache"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn tune(&self, budget: &str) -> Command {
+        self.through(&[], budget)
+    }
+
+    /// With one thread.
+    fn alone(&self, budget: &str) -> Command {
+        let mut command = self.tune(budget);
+        command.args(["--threads", "1"]);
+        command
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.out.with_file_name("host.toml.journal")
+    }
+
+    /// The names beside the profile.
+    fn names(&self) -> BTreeSet<String> {
+        let entries = fs::read_dir(self.out.parent().unwrap()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn succeeded(output: &Output) {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+}
+
+/// That a run ended by itself with an exit code, saying why in its last line.
+fn failed(output: &Output, code: i32, says: &str) {
+    let errors = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{:?}: {errors}", output.status);
+    assert!(!errors.contains("panicked"), "{errors}");
+    let last = errors.lines().last().unwrap_or_default();
+    assert!(last.starts_with("error: ") && last.contains(says), "{errors} should say {says}");
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The fields of a process's `stat` after its name: state, parent. Nothing of one that is gone.
+fn stat(process: &str) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let mut fields = stat.rsplit(") ").next()?.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// The processes that one has started and that have not ended.
+fn children(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        let (state, of) = stat(&name)?;
+        (of == parent && state != 'Z').then_some(name.parse().ok()?)
+    });
+    processes.collect()
+}
+
+/// Waits for the end of processes whose parent has gone.
+fn are_gone(processes: &[u32]) {
+    wait_until("workers outlive the tuner", || {
+        processes.iter().all(|p| stat(&p.to_string()).is_none_or(|(state, _)| state == 'Z'))
+    });
+}
+
+fn signal(process: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// The tournaments in a journal.
+fn units(journal: &Path) -> usize {
+    let text = fs::read_to_string(journal).unwrap_or_default();
+    text.lines().filter(|line| line.starts_with("{\"unit\"")).count()
+}
+
+/// The worker of a run that has finished so many tournaments.
+fn worker_after(child: &Child, place: &Place, least: usize) -> u32 {
+    let mut worker = None;
+    wait_until("no tournament ends", || {
+        worker = children(child.id()).first().copied();
+        units(&place.journal()) >= least && worker.is_some()
+    });
+    worker.unwrap()
+}
+
+/// Kills a run `count` times, at random moments and while the profile is being written.
+fn killed(count: usize) {
+    let place = Place::new();
+    let output = place.alone("1s").output().unwrap();
+    succeeded(&output);
+    let start = Instant::now();
+    succeeded(&place.alone("1s").output().unwrap());
+    let usual = start.elapsed();
+    // A profile of its own, that no run writes.
+    let text = fs::read_to_string(&place.out).unwrap();
+    let mut old = format!("{text}# the profile before\n");
+    fs::write(&place.out, &old).unwrap();
+    let mut random = Random::new(1);
+    let (mut killed, mut replaced) = (0, 0);
+    for n in 0..count {
+        let mut command = place.alone("1s");
+        if n % 2 == 1 {
+            command.arg("--resume");
+        }
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        if n % 3 == 2 {
+            // The temporary file of the profile is there, or it is over: whatever the journal says
+            // by then.
+            wait_until("no end", || {
+                let is_written = place.names().iter().any(|name| name.ends_with(".tmp"));
+                let is_late = units(&place.journal()) > 0;
+                (is_written && is_late) || child.try_wait().unwrap().is_some()
+            });
+        } else {
+            let moment = usual.mul_f64(random.below(1000) as f64 / 1000.0);
+            std::thread::sleep(moment);
+        }
+        let workers = children(child.id());
+        child.kill().unwrap();
+        killed += usize::from(child.wait().unwrap().signal() == Some(9));
+        are_gone(&workers);
+        let now = fs::read_to_string(&place.out).unwrap();
+        if now != old {
+            Profile::load(&place.out).unwrap();
+            old = format!("{now}# the profile before, number {n}\n");
+            fs::write(&place.out, &old).unwrap();
+            replaced += 1;
+        }
+        for name in place.names() {
+            let temporary = name.starts_with("host.toml.") && name.ends_with(".tmp");
+            assert!(name == "host.toml" || name == "host.toml.journal" || temporary, "{name}");
+            if temporary {
+                fs::remove_file(place.out.with_file_name(name)).unwrap();
+            }
+        }
+    }
+    assert!(2 * killed > count, "{killed} of {count} runs were killed, {replaced} wrote a profile");
+    succeeded(&place.alone("0").arg("--resume").output().unwrap());
+    Profile::load(&place.out).unwrap();
+}
+
+#[test]
+fn t01_a_killed_run_leaves_the_old_profile_or_the_new() {
+    let _machine = shared();
+    killed(9);
+}
+
+#[test]
+#[ignore = "slow: 200 runs of a second or two, five minutes"]
+fn t01_a_run_killed_200_times_leaves_the_old_profile_or_the_new() {
+    let _machine = shared();
+    killed(200);
+}
+
+#[test]
+fn t02_a_stopped_run_can_be_gone_on_with() {
+    let _machine = shared();
+    let place = Place::new();
+    fs::write(&place.out, "the profile before").unwrap();
+    let mut before = 0;
+    // Ctrl+C goes to all processes of the terminal; who manages services tells one to end.
+    for (number, to_all) in [(Signal::INT, true), (Signal::TERM, false)] {
+        let mut command = place.alone("20s");
+        if before > 0 {
+            command.arg("--resume");
+        }
+        let child = command.process_group(0).spawn().unwrap();
+        let worker = worker_after(&child, &place, before + 2);
+        if to_all {
+            let group = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+            rustix::process::kill_process_group(group, number).unwrap();
+        } else {
+            signal(child.id(), number);
+        }
+        let output = child.wait_with_output().unwrap();
+        failed(&output, 130, "host.toml.journal, and the same command with --resume goes on");
+        are_gone(&[worker]);
+        let names: Vec<String> = place.names().into_iter().collect();
+        assert_eq!(names, ["host.toml", "host.toml.journal"]);
+        assert_eq!(fs::read_to_string(&place.out).unwrap(), "the profile before");
+        let done = units(&place.journal());
+        assert!(done >= before + 2, "{done} tournaments, {before} before");
+        before = done;
+    }
+    let output = place.alone("1s").arg("--resume").output().unwrap();
+    succeeded(&output);
+    let says = format!("going on after {before} tournaments");
+    assert!(stderr(&output).contains(&says), "{says}: {}", stderr(&output));
+    Profile::load(&place.out).unwrap();
+    assert!(!place.journal().exists());
+}
+
+#[test]
+fn t03_a_full_disk_leaves_the_old_profile() {
+    let _machine = shared();
+    let place = Place::new();
+    fs::write(&place.out, "the profile before").unwrap();
+    // No file may grow beyond so many blocks of 512 bytes, and writing more is an error: as on a
+    // full disk. One block is enough for the head of the journal, and not for its second unit or
+    // for a profile.
+    for (blocks, file, left) in [
+        ("0", "host.toml.journal", &["host.toml"][..]),
+        ("2", "host.toml", &["host.toml", "host.toml.journal"]),
+    ] {
+        let limit = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut command = place.through(&["sh", "-c", &limit], "1s");
+        let output = command.args(["--threads", "1"]).output().unwrap();
+        failed(&output, 6, &format!("{file}: cannot write"));
+        assert!(output.stdout.is_empty());
+        assert_eq!(fs::read_to_string(&place.out).unwrap(), "the profile before");
+        assert_eq!(place.names().iter().map(String::as_str).collect::<Vec<_>>(), left);
+    }
+    // What was measured is not lost.
+    let output = place.alone("0").arg("--resume").output().unwrap();
+    succeeded(&output);
+    assert!(stderr(&output).contains("going on after"), "{}", stderr(&output));
+    Profile::load(&place.out).unwrap();
+}
+
+#[test]
+fn t04_a_folder_that_is_read_only_is_refused_at_once() {
+    /// The number that no account has rights by.
+    const NOBODY: u32 = 65_534;
+    let _machine = shared();
+    let place = Place::new();
+    fs::write(&place.out, "the profile before").unwrap();
+    let folder = place.out.parent().unwrap();
+    let allow = |mode| fs::set_permissions(folder, fs::Permissions::from_mode(mode)).unwrap();
+    // Nothing is forbidden to root, which so runs a copy as somebody else.
+    let is_root = rustix::process::getuid().is_root();
+    let copy = |file: &str, name| {
+        let copy = place.folder.path().join(name);
+        fs::copy(file, &copy).unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        copy
+    };
+    let (program, model) = (copy(TUNE, "bitnet-tune"), copy(MODEL, "model.gguf"));
+    if is_root {
+        fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for path in [folder, &place.out] {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    allow(0o555);
+    let mut command = Command::new(program);
+    command.arg("--model").arg(model).arg("-o").arg(&place.out).env("RUSTC", "/nowhere/rustc");
+    if is_root {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let start = Instant::now();
+    let output = command.output().unwrap();
+    let elapsed = start.elapsed();
+    allow(0o755);
+    failed(&output, 6, "host.toml");
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+    // A second, and room for a busy machine.
+    assert!(elapsed < Duration::from_secs(5), "{elapsed:?}");
+    assert_eq!(fs::read_to_string(&place.out).unwrap(), "the profile before");
+    assert_eq!(place.names().len(), 1);
+}
+
+#[test]
+fn t05_of_two_runs_for_one_output_the_second_is_refused() {
+    let _machine = shared();
+    let place = Place::new();
+    let first = place.alone("3s").spawn().unwrap();
+    wait_until("no journal", || place.journal().exists());
+    let start = Instant::now();
+    let mut other = Place::new();
+    other.out = place.out.with_file_name("other.toml");
+    let third = other.alone("1s").spawn().unwrap();
+    let second = place.alone("3s").output().unwrap();
+    failed(&second, 1, "host.toml.journal: another bitnet-tune is writing it");
+    assert_eq!(stderr(&second).lines().count(), 1, "{}", stderr(&second));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    for child in [first, third] {
+        succeeded(&child.wait_with_output().unwrap());
+    }
+    Profile::load(&place.out).unwrap();
+    Profile::load(&other.out).unwrap();
+    let names: Vec<String> = place.names().into_iter().collect();
+    assert_eq!(names, ["host.toml", "other.toml"]);
+}
+
+/// Faults and what they do: the body of a kernel, in which `RUN` is the sound one.
+const FAULTS: [(Why, &str, &str); 4] = [
+    (Why::Wrong, "instead of", "unsafe { RUN(call); *call.out += 1; }"),
+    (
+        Why::Crashed,
+        "signal 4 (illegal instruction)",
+        "#[cfg(target_arch = \"x86_64\")] unsafe { core::arch::asm!(\"ud2\") }
+         #[cfg(target_arch = \"aarch64\")] unsafe { core::arch::asm!(\"udf #0\") }",
+    ),
+    (
+        Why::Crashed,
+        "signal 11 (segmentation fault)",
+        "unsafe { core::ptr::write_volatile(8 as *mut u8, 1) }",
+    ),
+    (Why::Hung, "no answer within 4 s", "loop { core::hint::spin_loop() }"),
+];
+
+/// A compiler that gives some kernels faults.
+#[derive(Debug)]
+struct Saboteur {
+    toolchain: Toolchain,
+    culprits: Vec<KernelId>,
+}
+
+impl Compiler for Saboteur {
+    fn compile(&self, ids: &[KernelId], _: Duration) -> bitnet_tuner::Result<Vec<u8>> {
+        let mut source = bitnet_codegen::emit_cdylib(ids)?;
+        for (number, (id, (.., body))) in self.culprits.iter().zip(FAULTS).enumerate() {
+            if !ids.contains(id) {
+                continue;
+            }
+            let run = format!("run: {id}::run");
+            assert_eq!(source.matches(&run).count(), 1, "{id}");
+            source = source.replace(&run, &format!("run: fault_{number}"));
+            let body = body.replace("RUN", &format!("{id}::run"));
+            source.push_str(&format!(
+                "unsafe extern \"C\" fn fault_{number}(call: &abi::Call) {{ {body} }}\n"
+            ));
+        }
+        // However busy the machine is.
+        self.toolchain.compile_source(&source, Duration::from_secs(600))
+    }
+}
+
+fn model() -> ModelInfo {
+    ModelInfo::from_gguf(&Gguf::open(MODEL).unwrap()).unwrap()
+}
+
+fn options(compiler: Result<Arc<dyn Compiler>, String>, cache: &Path) -> Options {
+    Options {
+        ceiling: Isa::best(),
+        objective: Objective::Balanced,
+        effort: Effort::Measure,
+        budget: Duration::from_secs(2),
+        threads: 1,
+        threads_fixed: true,
+        worker: WorkerProgram::new(TUNE),
+        journal: None,
+        resume: false,
+        toolchain: compiler,
+        cache: Ok(Cache::at(cache)),
+        stop: Arc::new(AtomicBool::new(false)),
+    }
+}
+
+/// What a run with one kernel of each fault found, and the lines it said; nothing where no kernels
+/// can be made.
+struct Sabotaged {
+    culprits: Vec<KernelId>,
+    measurements: Measurements,
+    profile: Profile,
+    lines: Vec<String>,
+}
+
+static SABOTAGED: LazyLock<Result<Sabotaged, String>> = LazyLock::new(|| {
+    let toolchain = Toolchain::find().map_err(|e| e.to_string())?;
+    let model = model();
+    let shapes = model.jobs.iter().map(|job| job.parts[0]);
+    let isas = || Isa::ALL.iter().copied().filter(|isa| *isa != Isa::Scalar && isa.is_supported());
+    let made: Vec<KernelId> = shapes
+        .flat_map(|shape| isas().flat_map(move |isa| bitnet_codegen::candidates(isa, Some(shape))))
+        .filter(|id| matches!(id.op, Op::Ternary(_)))
+        .collect();
+    let plan = plan(&model, &made, Isa::best(), Effort::Measure);
+    let planned = plan.iter().flat_map(|job| &job.layouts).flat_map(LayoutPlan::all);
+    let planned: BTreeSet<KernelId> = planned.copied().collect();
+    // Neighbours in the alphabet, so that the faults meet.
+    let culprits: Vec<KernelId> = planned.into_iter().take(FAULTS.len()).collect();
+    if culprits.len() < FAULTS.len() {
+        return Err("this CPU has no ISA that kernels are made for".into());
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let saboteur = Saboteur { toolchain, culprits: culprits.clone() };
+    let options = options(Ok(Arc::new(saboteur)), &cache.path().join("kernels"));
+    let mut lines = Vec::new();
+    let tuned = tune(&model, &options, &mut |notice| {
+        if let Notice::Line(line) = notice {
+            lines.push(line);
+        }
+    })
+    .unwrap();
+    let (measurements, profile) = (tuned.measurements, tuned.profile);
+    Ok(Sabotaged { culprits, measurements, profile, lines })
+});
+
+/// That the kernel with one of the faults was found out, and cost itself alone.
+fn is_contained(fault: usize) {
+    let _machine = shared();
+    let Sabotaged { culprits, measurements, profile, lines } = match &*SABOTAGED {
+        Ok(sabotaged) => sabotaged,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    let (why, found, _) = FAULTS[fault];
+    let culprit = culprits[fault];
+    let excluded = &measurements.excluded;
+    assert_eq!(excluded.len(), FAULTS.len(), "{excluded:?}");
+    let own: Vec<_> = excluded.iter().filter(|excluded| excluded.kernel == culprit).collect();
+    let [own] = &own[..] else { panic!("{excluded:?}") };
+    assert!(own.why == why && own.found.contains(found), "{own:?} should be {why}: {found}");
+    let line = format!("left out, please report: {culprit} {why}: {}", own.found);
+    assert_eq!(lines.iter().filter(|said| **said == line).count(), 1, "{line}: {lines:?}");
+    // The rest was measured, the made ones among it.
+    let timings = || {
+        let layouts = measurements.jobs.iter().flat_map(|job| &job.layouts);
+        layouts.flat_map(|layout| layout.decode.iter().chain(&layout.prefill))
+    };
+    assert!(timings().all(|timing| timing.kernel != culprit));
+    assert_eq!(profile.ops.len(), 6);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    profile.save(file.path()).unwrap();
+    let text = fs::read_to_string(file.path()).unwrap();
+    assert!(!text.contains(&culprit.to_string()), "{culprit}");
+    assert!(profile.check_isa(|isa| isa.is_supported()).is_ok());
+}
+
+#[test]
+fn t06_a_kernel_with_wrong_results_is_left_out() {
+    is_contained(0);
+}
+
+#[test]
+fn t07_an_illegal_instruction_costs_its_kernel_alone() {
+    is_contained(1);
+}
+
+#[test]
+fn t07_a_segmentation_fault_costs_its_kernel_alone() {
+    is_contained(2);
+}
+
+#[test]
+fn t08_a_kernel_that_hangs_costs_itself_alone() {
+    is_contained(3);
+}
+
+#[test]
+fn t10_a_worker_that_is_paused_or_loses_cpus_does_not_hang() {
+    let _machine = shared();
+    let place = Place::new();
+    let child = place.tune("4s").args(["--threads", "2"]).spawn().unwrap();
+    let worker = worker_after(&child, &place, 1);
+    // Longer than any kernel may take.
+    signal(worker, Signal::STOP);
+    std::thread::sleep(Duration::from_secs(5));
+    signal(worker, Signal::CONT);
+    // All its threads on one CPU.
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let cpu = (0..rustix::thread::CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).unwrap();
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(cpu);
+    for thread in fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten() {
+        let name = thread.unwrap().file_name().into_string().unwrap();
+        let pid = Pid::from_raw(name.parse().unwrap());
+        // The worker may be at its end.
+        let _ = rustix::thread::sched_setaffinity(pid, &one);
+    }
+    let output = child.wait_with_output().unwrap();
+    succeeded(&output);
+    let errors = stderr(&output);
+    assert!(!errors.contains("hung") && !errors.contains("left out"), "{errors}");
+    Profile::load(&place.out).unwrap();
+}
+
+#[test]
+fn t11_too_little_memory_is_one_line() {
+    let _machine = shared();
+    let place = Place::new();
+    let limited = |megabytes: u64, command: Command| {
+        let limit = format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes << 10);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &limit]).arg(command.get_program()).args(command.get_args());
+        limited.env("RUSTC", "/nowhere/rustc").output().unwrap()
+    };
+    let mut refused = 0;
+    for megabytes in (4..).step_by(2).take_while(|&megabytes| megabytes < 1000) {
+        let mut version = Command::new(TUNE);
+        version.arg("--version");
+        if !limited(megabytes, version).status.success() {
+            // Not even its code fits.
+            continue;
+        }
+        let output = limited(megabytes, place.alone("0"));
+        let errors = stderr(&output);
+        let known = ["error: ", "warning: ", "wrote ", "kernels for this model's own shapes"];
+        for line in errors.lines() {
+            assert!(known.iter().any(|known| line.contains(known)), "{megabytes} MB: {errors}");
+        }
+        match output.status.code() {
+            Some(0) => break,
+            // Threads have stacks.
+            Some(1) if errors.contains("ask for fewer threads") => failed(&output, 1, "thread"),
+            Some(code @ (1 | 6)) => failed(&output, code, "memory"),
+            _ => panic!("{megabytes} MB: {:?}: {errors}", output.status),
+        }
+        refused += 1;
+    }
+    assert!(refused > 0);
+    Profile::load(&place.out).unwrap();
+}
+
+/// What the system does when memory runs out.
+#[test]
+fn t11_a_killed_worker_is_no_kernel_s_fault() {
+    let _machine = shared();
+    let place = Place::new();
+    let child = place.alone("20s").spawn().unwrap();
+    signal(worker_after(&child, &place, 1), Signal::KILL);
+    let output = child.wait_with_output().unwrap();
+    failed(&output, 1, "killed, as the system does when memory runs out");
+    assert!(!stderr(&output).contains("please report"), "{}", stderr(&output));
+    assert!(!place.out.exists() && units(&place.journal()) > 0);
+}
+
+#[test]
+fn t13_the_budget_is_kept() {
+    // Alone.
+    let _machine = MACHINE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for budget in [6.0, 12.0] {
+        let place = Place::new();
+        let mut command = place.tune(&format!("{budget}s"));
+        command.env_remove("RUSTC");
+        let others = Others::start();
+        let start = Instant::now();
+        let output = command.output().unwrap();
+        let elapsed = start.elapsed().as_secs_f64();
+        succeeded(&output);
+        let others = others.cpus();
+        if elapsed <= 1.1 * budget {
+            continue;
+        }
+        if others > 0.2 {
+            eprintln!(
+                "skipped: {elapsed:.1} s of {budget} s, but others kept {others:.1} CPUs busy"
+            );
+            continue;
+        }
+        panic!("{elapsed:.1} s for a budget of {budget} s; others kept {others:.2} CPUs busy");
+    }
+}
+
+/// How many CPUs others than this process and its children keep busy.
+struct Others {
+    start: Instant,
+    all: f64,
+    own: f64,
+}
+
+impl Others {
+    fn start() -> Self {
+        Self { start: Instant::now(), all: Self::all(), own: Self::own() }
+    }
+
+    fn cpus(&self) -> f64 {
+        let busy = (Self::all() - self.all) - (Self::own() - self.own);
+        busy.max(0.0) / self.start.elapsed().as_secs_f64()
+    }
+
+    /// Seconds that all CPUs were busy or taken by the host.
+    fn all() -> f64 {
+        let stat = fs::read_to_string("/proc/stat").unwrap();
+        let fields: Vec<f64> =
+            stat.lines().next().unwrap().split_whitespace().flat_map(str::parse).collect();
+        // user nice system idle iowait irq softirq steal
+        let busy: f64 =
+            [0, 1, 2, 5, 6, 7].iter().map(|&i| fields.get(i).copied().unwrap_or(0.0)).sum();
+        busy / 100.0
+    }
+
+    /// Seconds of this process and the children it waited for.
+    fn own() -> f64 {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11..15].iter().map(|field| field.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+    }
+}
+
+#[test]
+fn t14_a_truncated_model_is_refused_before_measuring() {
+    let _machine = shared();
+    let place = Place::new();
+    let whole = fs::read(MODEL).unwrap();
+    let len = whole.len();
+    let cut_model = place.folder.path().join("cut.gguf");
+    for cut in [0, 1, 23, 24, 100, 5000, len / 4, len / 2, len - len / 8, len - 1] {
+        fs::write(&cut_model, &whole[..cut]).unwrap();
+        let start = Instant::now();
+        let mut command = Command::new(TUNE);
+        command.arg("--model").arg(&cut_model).arg("-o").arg(&place.out);
+        let output = command.output().unwrap();
+        failed(&output, 3, "cut.gguf");
+        assert_eq!(stderr(&output).lines().count(), 1, "{cut}: {}", stderr(&output));
+        assert!(start.elapsed() < Duration::from_secs(5), "{cut}: {:?}", start.elapsed());
+        assert!(place.names().is_empty(), "{cut}: {:?}", place.names());
+    }
+}
+
+/// A race in which the profile takes so many times as long.
+fn race(decode: f64, prefill: f64, half_width: f64) -> Race {
+    let speed = |ratio| Speed { before: 100.0, after: 100.0 / ratio, ratio, half_width };
+    Race { decode: speed(decode), prefill: speed(prefill), loads: 5 }
+}
+
+#[test]
+fn t15_a_profile_that_loses_is_told_from_noise() {
+    use Objective::{Balanced, Decode, Prefill};
+    for (decode, prefill, half_width, objective, is_slower) in [
+        (1.10, 0.50, 0.01, Decode, true),
+        (1.10, 0.50, 0.01, Prefill, false),
+        (0.50, 1.10, 0.01, Prefill, true),
+        // One token and four of the prompt weigh as one and four.
+        (1.10, 0.99, 0.01, Balanced, true),
+        (1.10, 0.96, 0.01, Balanced, false),
+        (1.10, 1.00, 0.20, Balanced, false),
+        (1.00, 1.00, 0.005, Balanced, false),
+        (0.90, 0.90, 0.005, Balanced, false),
+    ] {
+        let race = race(decode, prefill, half_width);
+        assert_eq!(race.is_slower(objective), is_slower, "{decode} {prefill} {objective}");
+    }
+}
+
+/// A worker that finds the profile half as fast, whatever it is.
+#[test]
+fn t15_what_is_slower_on_the_model_does_not_stay() {
+    let _machine = shared();
+    let folder = tempfile::tempdir().unwrap();
+    let script = "\"$0\" worker | sed -u '/^{\"race\"/s/\"ratio\":[0-9.]*/\"ratio\":2.0/g'";
+    let mut options = options(Err("not for this".into()), folder.path());
+    options.worker = WorkerProgram {
+        path: "/bin/sh".into(),
+        arguments: ["-c", script, TUNE].map(Into::into).into(),
+    };
+    // On a busy machine no time may be left for the race.
+    let raced = [4, 16, 64].into_iter().find_map(|seconds| {
+        options.budget = Duration::from_secs(seconds);
+        Some(tune(&model(), &options, &mut |_| {}).unwrap()).filter(|tuned| tuned.race.is_ok())
+    });
+    let tuned = raced.unwrap();
+    let race = tuned.race.as_ref().unwrap();
+    assert_eq!((race.decode.ratio, race.prefill.ratio), (2.0, 2.0));
+    assert!(tuned.kept_default);
+    assert!(tuned.to_string().contains("the untuned defaults: the choices were slower"), "{tuned}");
+    let defaults = defaults(&tuned.measurements);
+    assert_eq!(defaults.len(), tuned.profile.ops.len());
+    for (job, op) in tuned.measurements.jobs.iter().zip(&tuned.profile.ops) {
+        assert_eq!(op.decode.kernel, job.default_decode);
+        if job.role != Role::Attention {
+            assert_eq!(op.prefill.as_ref().map(|pick| pick.kernel), job.default_prefill);
+        }
+    }
+    assert_eq!(tuned.profile.run.threads, 1);
+}
