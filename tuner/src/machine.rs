@@ -457,7 +457,9 @@ fn products_per_cycle(vectors: &Vectors, isa: Isa) -> f64 {
 fn streams(layout: Layout, tile: &TileConfig) -> f64 {
     let visit = (layout.unit_bytes() * tile.unroll) as f64;
     match layout {
-        Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 if tile.rows > layout.tile_rows() => 1.0 + 100.0 / visit,
+        Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 if tile.rows > layout.tile_rows() => {
+            1.0 + 100.0 / visit
+        }
         // Lookups are slow enough to hide it.
         _ => 1.0,
     }

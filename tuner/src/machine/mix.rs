@@ -135,9 +135,6 @@ pub struct Work {
 /// accesses for each unit)`. Codes of later fields, tables and signs that no register is left for.
 #[rustfmt::skip]
 const SPILLS: &[(Format, Isa, usize, usize, f64)] = &[
-    (Format::I2S, Isa::Avx2,   16, 4, 16.0),
-    (Format::I2S, Isa::Avx2,   32, 2, 24.0),
-    (Format::I2S, Isa::Avx512, 32, 8, 10.0),
     (Format::Tl1, Isa::Avx2,   64, 2, 4.0),
     (Format::Tl2, Isa::Avx2,   32, 2, 2.0),
     (Format::Tl2, Isa::Avx2,   32, 3, 32.0),
