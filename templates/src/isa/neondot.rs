@@ -58,6 +58,11 @@ pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
     sum
 }
 
+/// Keeps later work behind `done`, which 32 registers do not need.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn in_turn<const N: usize>(_done: Acc, _packed: &mut [Bytes; N], _quads: &mut *const u8) {}
+
 /// The sums as 32-bit lanes.
 #[inline]
 pub fn widen(acc: Acc) -> I32 {

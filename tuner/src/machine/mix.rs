@@ -280,7 +280,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
         Mix::of(&[(Control, if layout == Layout::I2sT32 && !wide { 3.0 * unroll } else { 3.0 })]);
     let sums = vectors * tokens;
     let block = match format {
-        Format::I2S if wide => Mix::default(),
+        Format::I2S | Format::T5 if wide => Mix::default(),
         Format::I2S if arm => Mix::of(&[(Shuffle, 3.0 * sums), (Add, sums)]),
         Format::I2S => Mix::of(&[(Dot, sums), (Add, sums), (Load, sums), (Store, sums)]),
         _ => Mix::of(&[
@@ -299,7 +299,8 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
         Layout::Tl2W32 if tiles == 1.0 => 16.0 * tokens,
         _ => 0.0,
     };
-    let combined = if in_place { 4.0 * unroll * vectors } else { 0.0 };
+    let fields = if format == Format::T5 { 5.0 } else { 4.0 };
+    let combined = if in_place { fields * unroll * vectors } else { 0.0 };
     Work {
         hot: unit.times(unroll).and(control),
         cols: tile.unroll * layout.unit_cols(),
