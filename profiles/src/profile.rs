@@ -498,7 +498,7 @@ fn bounded(item: &str, value: f64, most: f64) -> Result<(), ProfileError> {
 
 impl Choice {
     /// The picks, with the names of their fields.
-    fn picks(&self) -> impl Iterator<Item = (&'static str, &Pick)> {
+    pub fn picks(&self) -> impl Iterator<Item = (&'static str, &Pick)> {
         [("decode", Some(&self.decode)), ("prefill", self.prefill.as_ref())]
             .into_iter()
             .filter_map(|(name, pick)| Some((name, pick?)))

@@ -86,6 +86,15 @@ impl Findings {
     }
 }
 
+/// What decides on kernels where nothing was tuned, with `ceiling` as the best tier.
+///
+/// # Errors
+/// [`Error::Cpu`] when the CPU lacks it.
+pub(crate) fn untuned(ceiling: Isa) -> Result<Selection> {
+    let isa = (ceiling != Isa::best()).then_some(ceiling);
+    Ok(Selection::new(isa, None, None)?)
+}
+
 /// The kernels that serve a role of a model: for one token, and for many where it has such.
 pub(crate) fn serving(
     selection: &Selection,

@@ -7,7 +7,7 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Isa, Objective, Pinning, Profile, Run};
+use bitnet_profiles::{Isa, Objective, Profile, Run};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
 use bitnet_runtime::memory::Pages;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::choose::{self, Choice, Gain};
 use crate::worker::Reporter;
-use crate::{Result, demo_model, stats};
+use crate::{Result, demo_model, findings, settings, stats};
 
 /// Tokens of a round's prompt, and tokens written after it.
 pub(crate) const PROMPT: usize = 128;
@@ -172,15 +172,14 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
         .into());
     }
     drop(gguf);
-    let isa = (task.ceiling != Isa::best()).then_some(task.ceiling);
-    let untuned = Run { threads: task.threads as u32, pinning: Pinning::None, huge_pages: true };
+    let untuned = settings::untuned(task.threads);
     // Of every load its rounds: decode and prefill, before and after.
     let mut loads: Vec<[Vec<[f64; 2]>; 2]> = Vec::new();
     while loads.len() < MOST_LOADS && (loads.is_empty() || Instant::now() < deadline) {
         reporter.progress(1.0, "comparing on the model".into())?;
         let model = task.model.as_ref();
         let rounds = std::thread::scope(|scope| {
-            let default = move || Ok(Selection::new(isa, None, None)?);
+            let default = || findings::untuned(task.ceiling);
             let tuned = || Ok(Selection::new(None, None, Some(task.profile.clone()))?);
             let runners = [
                 Runner::start(scope, model, default, &untuned),

@@ -75,12 +75,17 @@ pub struct PhaseTiming {
     pub half_width: f64,
 }
 
+/// How a model runs untuned.
+pub fn untuned(threads: usize) -> Run {
+    Run { threads: threads as u32, pinning: Pinning::None, huge_pages: true }
+}
+
 /// The settings worth timing on a host, `threads` being those asked for; `fixed` where the user
 /// named them.
 pub fn candidates(host: &Host, threads: usize, fixed: bool) -> Vec<Run> {
     let run =
         |threads: usize, pinning, huge_pages| Run { threads: threads as u32, pinning, huge_pages };
-    let mut all = vec![run(threads, Pinning::None, true)];
+    let mut all = vec![untuned(threads)];
     let mut add = |new: Run| {
         if !all.contains(&new) {
             all.push(new);

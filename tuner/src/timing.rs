@@ -25,7 +25,7 @@ use crate::worker::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 
 /// Activation rows of a timed prefill.
-const TOKENS: usize = 128;
+pub(crate) const TOKENS: usize = 128;
 /// Fewest, where 128 take too long for the budget.
 const LEAST_TOKENS: usize = 32;
 /// What a sample should last: many times the clock's grain and a barrier, and less than the system

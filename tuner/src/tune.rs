@@ -8,18 +8,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{
-    self as profiles, Effort, Isa, KernelId, Mode, Objective, Op, Pick, Pinning, Profile,
-    Provenance, Role, Run, Shape, Tool, stable_hash,
+    self as profiles, Effort, Isa, KernelId, Mode, Objective, Op, Pick, Profile, Provenance, Role,
+    Run, Shape, Tool, stable_hash,
 };
-use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::cache::Cache;
-use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel, Selection};
+use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel};
+use bitnet_runtime::{Error, bench};
 
 use crate::Result;
 use crate::choose::{self, Choice, choose};
 use crate::compile::{Compiler, private_folder};
-use crate::findings::{Findings, serving};
+use crate::findings::{Findings, serving, untuned};
 use crate::journal::{Header, Journal};
 use crate::machine;
 use crate::measure::{JobTask, Measurements};
@@ -28,6 +28,7 @@ use crate::plan::{JobPlan, LayoutPlan, plan};
 use crate::race::{Race, RaceTask};
 use crate::settings::{self, ChosenJob, SettingTiming, SettingsTask};
 use crate::supervise::{self, Client, WorkerProgram};
+use crate::timing;
 use crate::worker::{Event, LibraryFile, MeasureTask, Work};
 
 /// How to tune.
@@ -143,8 +144,8 @@ impl Tuned {
 }
 
 /// How much of the budget is spent, at most, when the kernels for the model's shapes are made, and
-/// when all are timed; threads, pinning and pages come
-/// next, and the rest is for the comparison on the model.
+/// when all are timed; threads, pinning and pages come next, and the rest is for the comparison on
+/// the model.
 const COMPILED_UNTIL: f64 = 0.3;
 const KERNELS_UNTIL: f64 = 0.65;
 const SETTINGS_UNTIL: f64 = 0.75;
@@ -189,7 +190,8 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
             (None, Made::NotTried { count, why })
         }
     };
-    let jobs = jobs(model, options, if compiled.is_some() { &ids } else { &[] })?;
+    let made_ids: &[KernelId] = if compiled.is_some() { &ids } else { &[] };
+    let jobs = jobs(model, options, &machine::Cpu::of(&host), made_ids)?;
     let header = header(model, options, &host, &jobs)?;
     let mut run = Tuning {
         model,
@@ -225,7 +227,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     let measurements = run.known.measurements()?;
     let choices = choose(&measurements, options.objective);
     let settings = run.settings.take().unwrap_or_default();
-    let untuned = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
+    let untuned = settings::untuned(options.threads);
     let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
     let mut profile = profile(model, &host, options, &measurements, &choices, setting);
     let winners = made_in(&profile);
@@ -268,10 +270,11 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
 /// Chooses among the built-in kernels by the machine model; nothing is timed or called.
 fn estimated(model: &ModelInfo, options: &Options) -> Result<Tuned> {
     let host = Host::detect();
-    let jobs = jobs(model, options, &[])?;
-    let measurements = machine::estimate(&jobs, &machine::Cpu::of(&host), options.threads);
+    let cpu = machine::Cpu::of(&host);
+    let jobs = jobs(model, options, &cpu, &[])?;
+    let measurements = machine::estimate(&jobs, &cpu, options.threads);
     let choices = choose(&measurements, options.objective);
-    let run = Run { threads: options.threads as u32, pinning: Pinning::None, huge_pages: true };
+    let run = settings::untuned(options.threads);
     let profile = profile(model, &host, options, &measurements, &choices, &run);
     Ok(Tuned {
         measurements,
@@ -287,8 +290,8 @@ fn estimated(model: &ModelInfo, options: &Options) -> Result<Tuned> {
 
 /// The kernels of a profile that are not built in.
 fn made_in(profile: &Profile) -> BTreeSet<KernelId> {
-    let picks = profile.ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]);
-    picks.flatten().map(|pick| pick.kernel).filter(|id| id.shape.is_some()).collect()
+    let picks = profile.ops.iter().flat_map(profiles::Choice::picks);
+    picks.map(|(_, pick)| pick.kernel).filter(|id| id.shape.is_some()).collect()
 }
 
 /// Makes a library of the kernels that won, if there are any, and keeps it where `bitnet-run` looks
@@ -505,9 +508,13 @@ fn made_for(model: &ModelInfo, ceiling: Isa, effort: Effort) -> Vec<KernelId> {
 }
 
 /// The jobs of a model with their candidates and defaults.
-fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<JobTask>> {
-    let isa = (options.ceiling != Isa::best()).then_some(options.ceiling);
-    let untuned = Selection::new(isa, None, None)?;
+fn jobs(
+    model: &ModelInfo,
+    options: &Options,
+    cpu: &machine::Cpu,
+    made: &[KernelId],
+) -> Result<Vec<JobTask>> {
+    let untuned = untuned(options.ceiling)?;
     let present: Vec<KernelId> = (kernels::builtin().iter().map(Kernel::id).copied())
         .chain(HeadKernel::builtin().map(|kernel| *kernel.id()))
         .chain(AttentionKernel::builtin().map(|kernel| *kernel.id()))
@@ -521,9 +528,8 @@ fn jobs(model: &ModelInfo, options: &Options, made: &[KernelId]) -> Result<Vec<J
     let mut tasks = plan.into_iter().map(task).collect::<Result<Vec<JobTask>>>()?;
     let jobs = tasks.iter().map(|task| (&task.plan, &task.default_decode));
     let bytes = machine::model_bytes(jobs);
-    let cpu = machine::Cpu::of(&Host::detect());
     for task in &mut tasks {
-        most_promising(task, options, &cpu, bytes);
+        most_promising(task, options, cpu, bytes);
     }
     Ok(tasks)
 }
@@ -539,7 +545,7 @@ fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, mod
     for (phase, default) in
         [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)]
     {
-        let tokens = if phase == Phase::Decode { 1 } else { 128 };
+        let tokens = if phase == Phase::Decode { 1 } else { timing::TOKENS };
         let us = |id: &KernelId| {
             machine::predict(cpu, id, &parts, tokens, options.threads, model_bytes).us
         };
@@ -670,21 +676,9 @@ fn rounded(value: f64) -> f64 {
 fn date_of(time: SystemTime) -> String {
     const YEAR_9999: u64 = 2_932_896;
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    date((since.as_secs() / 86_400).min(YEAR_9999))
-}
-
-/// The date so many days after 1970-01-01: years are counted from March, so that the leap day is
-/// the last of a year, in eras of 400 years.
-fn date(days: u64) -> String {
-    let days = days + 719_468; // from 0000-03-01
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * day_of_year + 2) / 153; // 0 is March
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    format!("{:04}-{month:02}-{day:02}", era * 400 + year + carry)
+    let mut text = bench::utc((since.as_secs() / 86_400).min(YEAR_9999) * 86_400);
+    text.truncate("YYYY-MM-DD".len());
+    text
 }
 
 #[cfg(test)]
@@ -733,7 +727,8 @@ mod tests {
             (47_540, "2100-02-28"),
             (47_541, "2100-03-01"),
         ] {
-            assert_eq!(date(days), text, "{days}");
+            let time = UNIX_EPOCH + Duration::from_secs(86_400 * days);
+            assert_eq!(date_of(time), text, "{days}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bitnet_profiles::{Choice, KernelId, Pick, Profile, Role, Shape, printable};
 use serde::Serialize;
 
-use super::show::{bytes, job, picks, read};
+use super::show::{bytes, job, read};
 use super::{answer, answer_json};
 use crate::Result;
 
@@ -173,7 +173,7 @@ impl Differences {
                 continue;
             };
             let changed: Vec<KernelDifference> = kernel_differences(own, other);
-            let all = picks(own).count();
+            let all = own.picks().count();
             kernels += all;
             same_kernels += all - changed.len();
             let described = |choice: &Choice| {
@@ -202,8 +202,8 @@ impl Differences {
 
 /// The kernels of a role that differ, or their fallbacks.
 fn kernel_differences(a: &Choice, b: &Choice) -> Vec<KernelDifference> {
-    let pairs = picks(a).filter_map(|(phase, own)| {
-        let (_, other) = picks(b).find(|(other, _)| *other == phase)?;
+    let pairs = a.picks().filter_map(|(phase, own)| {
+        let (_, other) = b.picks().find(|(other, _)| *other == phase)?;
         Some((phase, own, other))
     });
     pairs

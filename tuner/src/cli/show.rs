@@ -135,7 +135,7 @@ struct Absent {
 
 impl Here {
     fn of(profile: &Profile, host: &Host) -> Self {
-        let kernels = profile.ops.iter().flat_map(picks);
+        let kernels = profile.ops.iter().flat_map(Choice::picks);
         let mut isas = kernels.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]);
         let lacks = isas.find(|isa| !isa.is_supported());
         let own = &profile.host;
@@ -150,7 +150,7 @@ impl Here {
             cache.and_then(|cache| cache.open(sha256)).map(drop).map_err(|e| e.to_string())
         });
         let absent = |choice: &Choice| -> Vec<Absent> {
-            let picks = picks(choice).filter(|(_, pick)| !is_built_in(&pick.kernel));
+            let picks = choice.picks().filter(|(_, pick)| !is_built_in(&pick.kernel));
             let absent = |(phase, pick): (&'static str, &Pick)| Absent {
                 role: choice.role,
                 parts: choice.parts.clone(),
@@ -191,12 +191,6 @@ fn is_built_in(id: &KernelId) -> bool {
         Op::Head(_) => HeadKernel::find(id).is_some(),
         Op::Attention => AttentionKernel::find(id).is_some(),
     }
-}
-
-/// The picks of a choice, with their phases.
-pub(super) fn picks(choice: &Choice) -> impl Iterator<Item = (&'static str, &Pick)> {
-    let prefill = choice.prefill.iter().map(|pick| ("prefill", pick));
-    [("decode", &choice.decode)].into_iter().chain(prefill)
 }
 
 /// Role and shapes of a choice.
@@ -284,7 +278,7 @@ impl Display for Shown<'_> {
 impl Shown<'_> {
     fn choices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ops = &self.profile.ops;
-        let ids = ops.iter().flat_map(picks).map(|(_, pick)| pick.kernel.to_string().len());
+        let ids = ops.iter().flat_map(Choice::picks).map(|(_, pick)| pick.kernel.to_string().len());
         let width = ids.max().unwrap_or(0);
         writeln!(
             f,
@@ -297,7 +291,7 @@ impl Shown<'_> {
                 Some(layout) => writeln!(f, ": {layout}")?,
                 None => writeln!(f)?,
             }
-            for (phase, pick) in picks(choice) {
+            for (phase, pick) in choice.picks() {
                 write!(
                     f,
                     "  {phase:<8} {:<width$} {:>10.2} {:>8.3} {:>8.1} {:>7.0} %",
@@ -354,7 +348,7 @@ impl Shown<'_> {
         if refused.is_some() {
             return Ok(());
         }
-        let all = self.profile.ops.iter().flat_map(picks).count();
+        let all = self.profile.ops.iter().flat_map(Choice::picks).count();
         let built_in = all - absent.len() - from_library;
         match (absent.len(), from_library) {
             _ if all == 0 => {}

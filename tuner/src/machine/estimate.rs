@@ -6,9 +6,7 @@ use bitnet_profiles::{HeadFormat, KernelId, Op, Role};
 use super::{Cpu, POSITIONS, multiply_limit, predict, read_limit};
 use crate::measure::{JobMeasurements, JobTask, LayoutMeasurements, Limits, Measurements, Timing};
 use crate::plan::{JobPlan, LayoutPlan};
-
-/// Activation rows of a predicted prefill.
-const TOKENS: usize = 128;
+use crate::timing::TOKENS;
 
 /// The model's uncertainty of a ratio of times, as a share of it: kernels that are closer tie. On the
 /// recorded measurements the errors of one family of kernels scatter by 4 %, most of which is noise.
