@@ -213,6 +213,11 @@ fn module(out: &mut String, name: &str, body: &str) {
 fn template(id: &KernelId) -> Result<&'static Source, Error> {
     let name = match id.op {
         Op::Ternary(layout) => match layout {
+            Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64
+                if id.isa.multiplies_matrices() && id.tile.tokens > 1 =>
+            {
+                "i2_s_mm"
+            }
             Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => "i2_s",
             Layout::Tl1T32 => "tl1",
             Layout::Tl2T32 => "tl2",

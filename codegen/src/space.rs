@@ -1,7 +1,9 @@
 //! The candidate tilings: a table. One row is a family of kernels, their tests, their benches and
 //! their dispatch entries.
 
-use bitnet_profiles::Isa::{Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Neon, NeonDot, Scalar};
+use bitnet_profiles::Isa::{
+    Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Neon, NeonDot, NeonI8mm, Scalar,
+};
 use bitnet_profiles::Layout::{I2sT16, I2sT32, I2sT64, T5T32, Tl1T32, Tl2T32, Tl2W32};
 use bitnet_profiles::Op::{self, Attention, Head, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
@@ -74,6 +76,7 @@ const GRID: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[Neon],                             rows: &[16],     cols: &[256],               tokens: &[1],        unroll: &[1],       prefetch: &[512, 2048] },
     Row { ops: &[Ternary(I2sT16)], isas: &[NeonDot],                          rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 512, 1024, 2048, 4096] },
     Row { ops: &[Ternary(I2sT16)], isas: &[NeonDot],                          rows: &[16],     cols: &[0],                 tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[NeonI8mm],                         rows: &[16],     cols: &[0],                 tokens: &[2, 4, 6],  unroll: &[2],       prefetch: &[0] },
     // Two units at once, or 64 rows, need more than 32 registers: no faster and 1.1 to 1.5 times as slow.
     Row { ops: &[Ternary(T5T32)],  isas: &[Scalar],                           rows: &[32],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192, 12288] },

@@ -19,6 +19,8 @@ pub enum Isa {
     Neon,
     /// With the dot product instructions (`sdot`): Cortex-A55 and A76, Neoverse, Apple M1 on.
     NeonDot,
+    /// With the matrix product instructions (`smmla`): Neoverse V1 and N2, Apple M2, Snapdragon X on.
+    NeonI8mm,
 }
 
 named!(Isa, "ISA", {
@@ -30,6 +32,7 @@ named!(Isa, "ISA", {
     Avx512Vbmi => "avx512vbmi",
     Neon => "neon",
     NeonDot => "neondot",
+    NeonI8mm => "neoni8mm",
 });
 
 impl Isa {
@@ -54,7 +57,7 @@ impl Isa {
                 Self::Avx512Vbmi => {
                     Self::Avx512Vnni.is_supported() && has!("avx512vbmi") && has!("avx512vbmi2")
                 }
-                Self::Neon | Self::NeonDot => false,
+                Self::Neon | Self::NeonDot | Self::NeonI8mm => false,
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -64,6 +67,7 @@ impl Isa {
                 Self::Scalar => true,
                 Self::Neon => has!("neon"),
                 Self::NeonDot => Self::Neon.is_supported() && has!("dotprod"),
+                Self::NeonI8mm => Self::NeonDot.is_supported() && has!("i8mm"),
                 _ => false,
             }
         }
@@ -116,7 +120,7 @@ impl Isa {
                 Self::Avx512Vnni,
                 Self::Avx512Vbmi,
             ],
-            "aarch64" => &[Self::Scalar, Self::Neon, Self::NeonDot],
+            "aarch64" => &[Self::Scalar, Self::Neon, Self::NeonDot, Self::NeonI8mm],
             _ => &[Self::Scalar],
         }
     }
@@ -135,6 +139,7 @@ impl Isa {
             }
             Self::Neon => "neon",
             Self::NeonDot => "neon,dotprod",
+            Self::NeonI8mm => "neon,dotprod,i8mm",
         }
     }
 
@@ -149,7 +154,7 @@ impl Isa {
     /// 32-bit lanes of a vector.
     pub const fn lanes(self) -> usize {
         match self {
-            Self::Scalar | Self::Neon | Self::NeonDot => 4,
+            Self::Scalar | Self::Neon | Self::NeonDot | Self::NeonI8mm => 4,
             Self::Avx2 | Self::AvxVnni => 8,
             _ => 16,
         }
@@ -162,7 +167,7 @@ impl Isa {
             Self::Scalar => Self::Scalar,
             Self::Avx2 | Self::AvxVnni => Self::Avx2,
             Self::Avx512 | Self::Avx512Vnni | Self::Avx512Vbmi => Self::Avx512,
-            Self::Neon | Self::NeonDot => Self::Neon,
+            Self::Neon | Self::NeonDot | Self::NeonI8mm => Self::Neon,
         }
     }
 
@@ -182,6 +187,11 @@ impl Isa {
     /// they wrap.
     pub const fn dots_are_wide(self) -> bool {
         !matches!(self, Self::Avx2 | Self::Avx512 | Self::Neon)
+    }
+
+    /// Whether one instruction multiplies two rows of bytes by two others (`smmla`).
+    pub const fn multiplies_matrices(self) -> bool {
+        matches!(self, Self::NeonI8mm)
     }
 
     /// Registers that hold the sums of a vector of byte products: `vpmaddubsw` adds pairs of them

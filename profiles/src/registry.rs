@@ -31,6 +31,11 @@ impl Generic {
             op => unreachable!("the shipped defaults are ternary kernels, not {op}"),
         }
     }
+
+    /// The tier that both kernels need: one of them may do with a lower one.
+    pub fn isa(&self) -> Isa {
+        self.decode.isa.max(self.prefill.isa)
+    }
 }
 
 /// CPUs of one vendor and family.
@@ -99,6 +104,7 @@ const TEXTS: &[(&str, &str)] = texts![
     "avx512",
     "avxvnni",
     "avx2",
+    "neoni8mm",
     "neondot",
     "neon",
     "generic",
@@ -207,13 +213,13 @@ impl Defaults {
         let format = format.unwrap_or(Format::I2S);
         let all = self.chain().flat_map(|s| s.kernels.iter().map(|g| (s.name.as_str(), *g)));
         let allowed: Vec<(&'static str, Generic)> = all
-            .filter(|(_, g)| g.decode.isa.is_within(ceiling) && g.layout().format() == format)
+            .filter(|(_, g)| g.isa().is_within(ceiling) && g.layout().format() == format)
             .collect();
         // Of equal ISA the first, which the last of equals in reverse is.
         *allowed
             .iter()
             .rev()
-            .max_by_key(|(_, g)| g.decode.isa)
+            .max_by_key(|(_, g)| g.isa())
             .expect("the generic profile has every format on the scalar ISA")
     }
 
@@ -324,17 +330,21 @@ mod tests {
         for shipped in Shipped::all() {
             for g in &shipped.kernels {
                 assert_eq!(g.decode.op, g.prefill.op, "{}", g.decode);
-                assert_eq!(g.decode.isa, g.prefill.isa, "{}", g.decode);
+                assert!(
+                    [g.decode, g.prefill].iter().all(|id| g.isa().includes(id.isa)),
+                    "{}",
+                    g.decode
+                );
                 assert!(g.decode.tile.tokens == 1 && g.prefill.tile.tokens > 1, "{}", g.decode);
                 assert!(g.decode.shape.is_none() && g.prefill.shape.is_none(), "{}", g.decode);
             }
             assert!(shipped.heads.iter().all(|id| matches!(id.op, Op::Head(_))));
         }
         for &isa in Isa::ALL {
-            assert!(generic(None, isa).decode.isa.is_within(isa));
+            assert!(generic(None, isa).isa().is_within(isa));
             for &format in Format::ALL {
                 let g = generic(Some(format), isa);
-                assert!(g.decode.isa.is_within(isa) && g.layout().format() == format);
+                assert!(g.isa().is_within(isa) && g.layout().format() == format);
             }
         }
     }
@@ -365,16 +375,18 @@ mod tests {
             (intel(0x6a, vbmi), "ice-lake"),
             (intel(0x8f, vbmi), "sapphire-rapids"),
             (("0x61", 8, 0x23, Isa::NeonDot), "apple-m1"),
-            (("0x61", 8, 0x52, Isa::NeonDot), "apple-m4"),
+            (("0x61", 8, 0x52, Isa::NeonI8mm), "apple-m4"),
             (("0x41", 8, 0xd0b, Isa::NeonDot), "cortex-a76"),
-            (("0x41", 8, 0xd40, Isa::NeonDot), "neoverse-v1"),
-            (("0x51", 8, 0x001, Isa::NeonDot), "snapdragon-x"),
+            (("0x41", 8, 0xd40, Isa::NeonI8mm), "neoverse-v1"),
+            (("0x51", 8, 0x001, Isa::NeonI8mm), "snapdragon-x"),
             (("0x41", 8, 0xd08, Isa::Neon), "neon"),
             (("0x41", 8, 0xd46, Isa::NeonDot), "neondot"),
+            (("0x41", 8, 0xd4d, Isa::NeonI8mm), "neoni8mm"),
             // A hypervisor that hides what the CPU has leaves it in the class of what is left.
             (intel(0x8f, avx2), "avx2"),
             (amd(26, 0x02, avx2), "avx2"),
             (intel(0x8f, vnni), "sapphire-rapids"),
+            (("0x41", 8, 0xd40, Isa::NeonDot), "neondot"),
             // Others.
             (amd(23, 0x01, avx2), "avx2"),
             (("unknown", 0, 0, vbmi), "avx512vnni"),
@@ -389,7 +401,7 @@ mod tests {
             // The pair is of the best ISA, from the profile itself.
             let (from, pair) = defaults.ternary(None, best);
             assert_eq!(from, name, "{cpu:?}");
-            assert!(pair.decode.isa.is_within(best));
+            assert!(pair.isa().is_within(best));
         }
     }
 

@@ -143,6 +143,18 @@ impl KernelSpec {
             format!("{} units do not fit in a block: the unrolled code would not run", tile.unroll)
         })?;
         match layout.format() {
+            Format::I2S if isa.multiplies_matrices() => {
+                check.that(tile.tokens == 1 || tile.tokens.is_multiple_of(2), || {
+                    "activation rows per call must be 1 or even: this ISA multiplies two at once"
+                        .into()
+                })?;
+                check.that(tile.tokens == 1 || tile.unroll > 1, || {
+                    "unroll must be 2 or more: this ISA multiplies 8 columns at once, 4 of each of \
+                     two units"
+                        .into()
+                })?;
+                self.validate_wide_sums(4, 4, check)
+            }
             Format::I2S if isa.dots_are_wide() => self.validate_wide_sums(4, 4, check),
             Format::T5 => {
                 check.that(isa.looks_up_64(), || {
@@ -422,6 +434,8 @@ mod tests {
             (ternary(Layout::Tl2W32, Isa::Avx2, tile(32, 240, 1, 1)), "reads tl2_t32"),
             (ternary(Layout::Tl2W32, Isa::Avx512, tile(32, 96, 1, 4)), "do not fit in a block"),
             (ternary(Layout::Tl1T32, Isa::Avx2, tile(64, 240, 4, 1)), "more than half"),
+            (ternary(Layout::I2sT16, Isa::NeonI8mm, tile(16, 0, 3, 2)), "1 or even"),
+            (ternary(Layout::I2sT16, Isa::NeonI8mm, tile(16, 0, 4, 1)), "2 or more"),
             (ternary(Layout::T5T32, Isa::Avx512Vnni, tile(32, 0, 1, 1)), "permute of 64 bytes"),
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 0, 12, 1)), "24 vectors of sums"),
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 240, 1, 1)), "must be 0"),

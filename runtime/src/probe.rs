@@ -96,12 +96,13 @@ fn sum(data: &[u8]) -> u64 {
     sums.iter().fold(rest, |a, &b| a.wrapping_add(b))
 }
 
-/// `steps` times so many independent `dot`s of a tier: enough to hide its latency, of 1 cycle where
+/// `steps` times so many independent products of vectors on a tier, by the function of its vocabulary
+/// that does `each` multiply-adds for a 32-bit lane: enough to hide its latency, of 1 cycle where
 /// products are added apart and of up to 5 where one instruction does both, at 2 a cycle. Gives the
 /// multiply-adds done.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! multiply_with {
-    ($name:ident, $isa:ident, $sums:literal, $features:literal) => {
+    ($name:ident, $isa:ident, $dot:ident, $each:literal, $sums:literal, $features:literal) => {
         fn $name(steps: usize) -> usize {
             use crate::kernels::builtin::isa::$isa as isa;
 
@@ -115,35 +116,46 @@ macro_rules! multiply_with {
                     // Opaque: the compiler must not see that all products are the same.
                     let activations = black_box(&activations);
                     for i in 0..SUMS {
-                        sums[i] = isa::dot(sums[i], codes, activations[i]);
+                        sums[i] = isa::$dot(sums[i], codes, activations[i]);
                     }
                 }
                 black_box(sums);
             }
             // SAFETY: `multiply_adds` gives this function only to a CPU with the tier.
             unsafe { inner(steps) }
-            steps * SUMS * isa::LANES * 4
+            steps * SUMS * isa::LANES * $each
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-multiply_with!(multiply_avx2, avx2, 8, "avx2,fma,f16c");
+multiply_with!(multiply_avx2, avx2, dot, 4, 8, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-multiply_with!(multiply_avxvnni, avxvnni, 12, "avx2,fma,f16c,avxvnni");
+multiply_with!(multiply_avxvnni, avxvnni, dot, 4, 12, "avx2,fma,f16c,avxvnni");
 #[cfg(target_arch = "x86_64")]
-multiply_with!(multiply_avx512, avx512, 8, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
+multiply_with!(
+    multiply_avx512,
+    avx512,
+    dot,
+    4,
+    8,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
+);
 #[cfg(target_arch = "x86_64")]
 multiply_with!(
     multiply_vnni,
     avx512vnni,
+    dot,
+    4,
     16,
     "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
 );
 #[cfg(target_arch = "aarch64")]
-multiply_with!(multiply_neon, neon, 8, "neon");
+multiply_with!(multiply_neon, neon, dot, 4, 8, "neon");
 #[cfg(target_arch = "aarch64")]
-multiply_with!(multiply_neondot, neondot, 16, "neon,dotprod");
+multiply_with!(multiply_neondot, neondot, dot, 4, 16, "neon,dotprod");
+#[cfg(target_arch = "aarch64")]
+multiply_with!(multiply_neoni8mm, neoni8mm, dot_2x2, 8, 16, "neon,dotprod,i8mm");
 
 /// The loop of the best tier this CPU runs that is not above `ceiling`.
 fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
@@ -160,6 +172,8 @@ fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
         Isa::Neon => Some(multiply_neon),
         #[cfg(target_arch = "aarch64")]
         Isa::NeonDot => Some(multiply_neondot),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm => Some(multiply_neoni8mm),
         _ => None,
     }
 }

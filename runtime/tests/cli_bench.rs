@@ -14,7 +14,7 @@ fn the_table_is_llama_bench_s_with_more_columns() {
         "bench", "-m", &model, "-p", "8,16", "-n", "4", "-pg", "8,2", "-t", "1-2", "-r", "2",
     ]);
     let (name, default) = kernels::shipped().ternary(None, Isa::best());
-    let profile = format!("{name} for {}", default.decode.isa);
+    let profile = format!("{name} for {}", default.isa());
     assert!(errors.contains(&format!("profile: {profile} (")), "{errors}");
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with("| model "), "{text}");

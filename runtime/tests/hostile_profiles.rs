@@ -173,7 +173,7 @@ fn what_is_wrong_is_refused_by_name_and_set_aside_otherwise() {
     // A tier that this CPU lacks, with a format that has kernels of it.
     let lacking = Isa::ALL.iter().filter(|isa| !isa.is_supported()).find_map(|&isa| {
         let generics = Format::ALL.iter().map(|&format| registry::generic(Some(format), isa));
-        generics.into_iter().find(|generic| generic.decode.isa == isa)
+        generics.into_iter().find(|generic| generic.isa() == isa)
     });
     match lacking {
         Some(generic) => {

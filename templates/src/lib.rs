@@ -12,6 +12,7 @@ pub mod attention;
 pub mod head_block;
 pub mod head_float;
 pub mod i2_s;
+pub mod i2_s_mm;
 pub mod isa;
 pub mod t5;
 #[cfg(test)]
@@ -51,11 +52,13 @@ pub const VOCABULARIES: &[Source] = &[
     source!("avx512vbmi", "isa/avx512vbmi.rs"),
     source!("neon", "isa/neon.rs"),
     source!("neondot", "isa/neondot.rs"),
+    source!("neoni8mm", "isa/neoni8mm.rs"),
 ];
 
 /// The kernel templates.
 pub const TEMPLATES: &[Source] = &[
     source!("i2_s", "i2_s.rs"),
+    source!("i2_s_mm", "i2_s_mm.rs"),
     source!("t5", "t5.rs"),
     source!("tl1", "tl1.rs"),
     source!("tl2", "tl2.rs"),

@@ -240,7 +240,16 @@ mod tests {
 
     #[test]
     fn equals_triple_loop() {
-        let template = Template { rows: ROWS, tile: TILE, unit: UNIT, scratch, prepare, run, pack };
+        let template = Template {
+            rows: ROWS,
+            tile: TILE,
+            unit: UNIT,
+            tokens: TOKENS,
+            scratch,
+            prepare,
+            run,
+            pack,
+        };
         template.equals_triple_loop();
     }
 

@@ -7,6 +7,7 @@ pub(crate) struct Template {
     pub rows: usize,
     pub tile: usize,
     pub unit: usize,
+    pub tokens: usize,
     pub scratch: ScratchFn,
     pub prepare: PrepareFn,
     pub run: RunFn,
@@ -30,21 +31,21 @@ impl Template {
             let rows = 2 * self.rows;
             let mut weights = vec![0i8; rows * cols];
             weights.fill_with(|| (random() % 3) as i8 - 1);
-            let mut activations = vec![0i8; cols];
+            let mut activations = vec![0i8; self.tokens * cols];
             activations.fill_with(|| random() as i8);
-            self.check(&weights, &activations);
+            self.check(cols, &weights, &activations);
             for activation in [127, -128, 0] {
                 activations.fill(activation);
-                self.check(&weights, &activations);
+                self.check(cols, &weights, &activations);
                 for weight in [1, -1, 0] {
-                    self.check(&vec![weight; rows * cols], &activations);
+                    self.check(cols, &vec![weight; rows * cols], &activations);
                 }
             }
         }
     }
 
-    fn check(&self, weights: &[i8], activations: &[i8]) {
-        let cols = activations.len();
+    fn check(&self, cols: usize, weights: &[i8], activations: &[i8]) {
+        let rows = weights.len() / cols;
         let stride = cols.next_multiple_of(self.unit);
         let mut packed = Vec::new();
         for tile in weights.chunks_exact(self.tile * cols) {
@@ -56,11 +57,11 @@ impl Template {
         }
         // What was there before must not matter.
         let mut group = vec![Line([0xa5; 64]); (self.scratch)(cols).div_ceil(64)];
-        let mut out = vec![i32::MIN; weights.len() / cols];
+        let mut out = vec![i32::MIN; self.tokens * rows];
         let prepare = Prepare {
             quantised: activations.as_ptr(),
             stride: cols,
-            tokens: 1,
+            tokens: self.tokens,
             cols,
             scratch: group.as_mut_ptr().cast(),
         };
@@ -69,8 +70,8 @@ impl Template {
             activations: group.as_ptr().cast(),
             out: out.as_mut_ptr(),
             cols,
-            steps: out.len() / self.rows,
-            out_stride: out.len(),
+            steps: rows / self.rows,
+            out_stride: rows,
         };
         // SAFETY: scalar templates need no features; the buffers have the sizes of the contracts
         // of PrepareFn and RunFn.
@@ -78,10 +79,13 @@ impl Template {
             (self.prepare)(&prepare);
             (self.run)(&call);
         }
-        for (row, (weights, got)) in weights.chunks_exact(cols).zip(out).enumerate() {
-            let products = weights.iter().zip(activations);
-            let dot: i32 = products.map(|(&w, &q)| i32::from(w) * i32::from(q)).sum();
-            assert_eq!(got, dot, "row {row} of {cols} columns");
+        for (token, activations) in activations.chunks_exact(cols).enumerate() {
+            for (row, weights) in weights.chunks_exact(cols).enumerate() {
+                let products = weights.iter().zip(activations);
+                let dot: i32 = products.map(|(&w, &q)| i32::from(w) * i32::from(q)).sum();
+                let got = out[token * rows + row];
+                assert_eq!(got, dot, "token {token}, row {row} of {cols} columns");
+            }
         }
     }
 }

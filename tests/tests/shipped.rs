@@ -144,7 +144,7 @@ fn every_shipped_profile_is_sound_and_no_slower_than_none() {
             .filter(|pair| {
                 pair.decode.op == pair.prefill.op && pair.layout().format().name() == "i2_s"
             })
-            .max_by_key(|pair| pair.decode.isa)
+            .max_by_key(|pair| pair.isa())
             .expect("the scalar one");
         for op in &profile.ops {
             let bytes = 1 << 30;
@@ -196,7 +196,7 @@ fn default_pairs_are_close_to_the_choices() {
         }
         let cpu = Cpu::usual(Kind::of_profile(&shipped.name));
         let threads = profile.run.threads as usize;
-        let pair = shipped.kernels.iter().find(|pair| pair.decode.isa == shipped.isa).unwrap();
+        let pair = shipped.kernels.iter().find(|pair| pair.isa() == shipped.isa).unwrap();
         for op in profile.ops.iter().filter(|op| op.layout.is_some()) {
             let rows: usize = op.parts.iter().map(|part| part.rows).sum();
             if rows < 512 * threads {

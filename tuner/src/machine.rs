@@ -161,7 +161,7 @@ impl Cpu {
         let ports = busiest(vectors, work);
         let latency = chain.1
             * match chain.0 {
-                Class::Dot => kind.dot_latency,
+                Class::Dot | Class::Matrix => kind.dot_latency,
                 Class::Fma => kind.fma_latency,
                 _ => 1.0,
             };
@@ -448,8 +448,10 @@ impl JobModel<'_> {
 /// Products of a weight and an activation that a core does in a cycle at best.
 fn products_per_cycle(vectors: &Vectors, isa: Isa) -> f64 {
     let adds = if isa.dots_are_wide() { 0.0 } else { 1.0 };
-    let one = Mix::of(&[(Class::Dot, 1.0), (Class::Add, adds)]);
-    4.0 * isa.lanes() as f64 / busiest(vectors, &one).max(0.1)
+    let (class, each) =
+        if isa.multiplies_matrices() { (Class::Matrix, 8.0) } else { (Class::Dot, 4.0) };
+    let one = Mix::of(&[(class, 1.0), (Class::Add, adds)]);
+    each * isa.lanes() as f64 / busiest(vectors, &one).max(0.1)
 }
 
 /// Time of a stream from memory that jumps between the tiles of a step, over that of one that does

@@ -38,7 +38,7 @@ pub struct KernelArgs {
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
     /// Use no better instructions than scalar, avx2, avxvnni, avx512, avx512vnni or avx512vbmi, on
-    /// ARM scalar, neon or neondot, whatever the profile says
+    /// ARM scalar, neon, neondot or neoni8mm, whatever the profile says
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
 }
@@ -257,7 +257,7 @@ impl Choice {
             if self.forced().is_none() {
                 reason += &format!("; {}", origin(shipped.shipped(), config));
             }
-            let name = format!("{name} for {}", default.decode.isa);
+            let name = format!("{name} for {}", default.isa());
             Taken { source: Source::Shipped, name, reason, profile: None }
         };
         if let Some(flags) = self.forced() {

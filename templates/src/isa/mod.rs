@@ -4,6 +4,7 @@
 //! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
 //! products: `Acc`, `acc_zero`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits wide; `in_turn`
 //! keeps the compiler from working ahead. Where bytes are looked up in 64: `Tables`, `spread`.
+//! Where matrices of bytes are multiplied: `interleave`, `dot_2x2`, `i32_pairs`.
 //! 32-bit lanes: `LANES`, `I32`, `i32_*`. Floats: `F32`, 16 virtual lanes on every ISA, and `f32_*`,
 //! each lane rounded as the scalar vocabulary rounds it. Single floats: `mul_add` and `sqrt`, which
 //! `core` lacks: only the scalar vocabulary needs `std`.
@@ -44,3 +45,7 @@ pub mod neon;
 #[cfg(target_arch = "aarch64")]
 #[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
 pub mod neondot;
+
+#[cfg(target_arch = "aarch64")]
+#[expect(clippy::missing_safety_doc, reason = "safe functions; `enable` makes clippy ask")]
+pub mod neoni8mm;

@@ -393,6 +393,31 @@ pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {
     })
 }
 
+/// The 32-bit lanes of two vectors in turn: of their first halves, then of their second.
+#[inline]
+pub fn interleave(a: Bytes, b: Bytes) -> [Bytes; 2] {
+    let lane = |i: usize| [a, b][i / 4 % 2][i / 8 * 4 + i % 4];
+    [core::array::from_fn(lane), core::array::from_fn(|i| lane(16 + i))]
+}
+
+/// Adds to lane `2i + j` the 8 products of half `i` of the activations and half `j` of the codes.
+#[inline]
+pub fn dot_2x2(acc: Acc, activations: Bytes, codes: Bytes) -> Acc {
+    core::array::from_fn(|lane| {
+        let product = |k: usize| {
+            let activation = activations[lane / 2 * 8 + k].cast_signed();
+            i32::from(activation) * i32::from(codes[lane % 2 * 8 + k])
+        };
+        acc[lane] + (0..8).map(product).sum::<i32>()
+    })
+}
+
+/// The first halves of two vectors, and their second halves.
+#[inline]
+pub fn i32_pairs(a: I32, b: I32) -> [I32; 2] {
+    [[a[0], a[1], b[0], b[1]], [a[2], a[3], b[2], b[3]]]
+}
+
 /// Keeps what is done with `packed` and `quads` from here on behind what made `done`: where the
 /// compiler looks ahead, it runs out of registers.
 #[inline]

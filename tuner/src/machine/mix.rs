@@ -6,8 +6,8 @@
 //! shuffles of the block heads, stands in tables below, read off that code.
 
 use self::Class::{
-    Add, Broadcast, Control, Convert, Dot, Extend, Float, Fma, Load, Logic, Multiply, Permute,
-    Prefetch, Shift, Shuffle, Store,
+    Add, Broadcast, Control, Convert, Dot, Extend, Float, Fma, Load, Logic, Matrix, Multiply,
+    Permute, Prefetch, Shift, Shuffle, Store,
 };
 use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op};
 
@@ -30,6 +30,8 @@ pub enum Class {
     Add,
     /// Multiplies bytes or words and sums neighbours.
     Dot,
+    /// Multiplies two rows of bytes by two others and sums (`smmla`).
+    Matrix,
     /// Multiplies 32-bit lanes; on ARM also what multiplies bytes and adds the products to words.
     Multiply,
     /// Moves bytes within 128 bits, table lookups of 16 bytes among them.
@@ -50,7 +52,7 @@ pub enum Class {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Load,
         Self::Broadcast,
         Self::Store,
@@ -59,6 +61,7 @@ impl Class {
         Self::Shift,
         Self::Add,
         Self::Dot,
+        Self::Matrix,
         Self::Multiply,
         Self::Shuffle,
         Self::Permute,
@@ -141,6 +144,7 @@ const SPILLS: &[(Format, Isa, usize, usize, f64)] = &[
     (Format::Tl2, Isa::Avx2,   32, 4, 56.0),
     (Format::Tl2, Isa::Avx2,   64, 1, 26.0),
     (Format::Tl2, Isa::Avx2,   64, 2, 96.0),
+    (Format::I2S, Isa::NeonI8mm, 16, 6, 7.5),
 ];
 
 /// What the kernel `id` executes.
@@ -154,7 +158,7 @@ pub fn work(id: &KernelId) -> Work {
 
 /// Whether a tier is of 64-bit ARM.
 fn is_arm(isa: Isa) -> bool {
-    matches!(isa, Isa::Neon | Isa::NeonDot)
+    matches!(isa, Isa::Neon | Isa::NeonDot | Isa::NeonI8mm)
 }
 
 fn ternary(id: &KernelId, layout: Layout) -> Work {
@@ -166,8 +170,20 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
     let wide = isa.dots_are_wide();
     let in_place = wide && tile.tokens == 1;
     let arm = is_arm(isa);
+    let matrices = isa.multiplies_matrices() && tile.tokens > 1;
     // Of one unit of columns.
     let (mut unit, chain, lines, activation_bytes) = match layout {
+        Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 if matrices => {
+            // Every vector of weights loads the activations anew.
+            let unit = Mix::of(&[
+                (Load, vectors + vectors * tokens),
+                (Shuffle, vectors),
+                (Logic, 3.0 * vectors),
+                (Shift, 3.0 * vectors),
+                (Matrix, 2.0 * vectors * tokens),
+            ]);
+            (unit, (Matrix, 2.0), vectors, tokens)
+        }
         Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => {
             let products = 4.0 * vectors * tokens;
             // On NEON the topmost field needs a shift and no mask.
@@ -309,6 +325,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
         block: block.and(Mix::of(&[(Control, 4.0)])),
         end: Mix::of(&[
             (Shift, 0.75 * combined),
+            (Shuffle, if matrices { sums } else { 0.0 }),
             (Add, combined + sums),
             (Broadcast, tokens),
             (Store, sums),
@@ -342,7 +359,7 @@ fn head(id: &KernelId, format: HeadFormat) -> Work {
             // On ARM vectors are half as long as with AVX2, and nobody has counted.
             let (isa, times) = match id.isa {
                 Isa::Neon => (Isa::Avx2, 2.0),
-                Isa::NeonDot => (Isa::AvxVnni, 2.0),
+                Isa::NeonDot | Isa::NeonI8mm => (Isa::AvxVnni, 2.0),
                 isa => (isa, 1.0),
             };
             let found = BLOCK_HEADS.iter().find(|own| own.0 == format && own.1 == isa);

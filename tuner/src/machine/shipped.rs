@@ -63,7 +63,7 @@ fn tasks(shipped: &Shipped, model: &ModelInfo) -> Vec<JobTask> {
     let mut grid = bitnet_codegen::grid(Isa::of_arch(arch(isa)));
     grid.retain(|id| isa.includes(id.isa));
     let plans = plan(model, &grid, isa, Effort::Measure);
-    let pair = shipped.kernels.iter().find(|pair| pair.decode.isa == isa);
+    let pair = shipped.kernels.iter().find(|pair| pair.isa() == isa);
     let task = |plan: JobPlan| {
         let plainest = |ids: &[KernelId]| {
             // As the runtime chooses where nothing is said.
