@@ -1,7 +1,4 @@
 //! What goes wrong while tuning: faults T01 to T16, one test each. T16 is in `choose.rs`.
-//!
-//! Tests that start the program leave kernels made on the host out, unless they are about them:
-//! making them takes a compiler and seconds.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeSet;
@@ -57,7 +54,6 @@ impl Place {
         let mut command = Command::new(all[0]);
         command.args(&all[1..]).args(["--model", MODEL, "--budget", budget]);
         command.arg("-o").arg(&self.out);
-        command.env("RUSTC", "/nowhere/rustc");
         command.env("XDG_CACHE_HOME", self.folder.path().join("cache"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -315,7 +311,7 @@ fn t04_a_folder_that_is_read_only_is_refused_at_once() {
     }
     allow(0o555);
     let mut command = Command::new(program);
-    command.arg("--model").arg(model).arg("-o").arg(&place.out).env("RUSTC", "/nowhere/rustc");
+    command.arg("--model").arg(model).arg("-o").arg(&place.out);
     if is_root {
         command.uid(NOBODY).gid(NOBODY);
     }
@@ -396,6 +392,10 @@ impl Compiler for Saboteur {
         // However busy the machine is.
         self.toolchain.compile_source(&source, Duration::from_secs(600))
     }
+
+    fn expected(&self, _: usize) -> Duration {
+        Duration::ZERO
+    }
 }
 
 fn model() -> ModelInfo {
@@ -447,7 +447,8 @@ static SABOTAGED: LazyLock<Result<Sabotaged, String>> = LazyLock::new(|| {
     }
     let cache = tempfile::tempdir().unwrap();
     let saboteur = Saboteur { toolchain, culprits: culprits.clone() };
-    let options = options(Ok(Arc::new(saboteur)), &cache.path().join("kernels"));
+    let mut options = options(Ok(Arc::new(saboteur)), &cache.path().join("kernels"));
+    options.effort = Effort::Patient;
     let mut lines = Vec::new();
     let tuned = tune(&model, &options, &mut |notice| {
         if let Notice::Line(line) = notice {
@@ -545,7 +546,7 @@ fn t11_too_little_memory_is_one_line() {
         let limit = format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes << 10);
         let mut limited = Command::new("sh");
         limited.args(["-c", &limit]).arg(command.get_program()).args(command.get_args());
-        limited.env("RUSTC", "/nowhere/rustc").output().unwrap()
+        limited.output().unwrap()
     };
     let mut refused = 0;
     for megabytes in (4..).step_by(2).take_while(|&megabytes| megabytes < 1000) {
@@ -557,7 +558,7 @@ fn t11_too_little_memory_is_one_line() {
         }
         let output = limited(megabytes, place.alone("0"));
         let errors = stderr(&output);
-        let known = ["error: ", "warning: ", "wrote ", "kernels for this model's own shapes"];
+        let known = ["error: ", "warning: ", "wrote "];
         for line in errors.lines() {
             assert!(known.iter().any(|known| line.contains(known)), "{megabytes} MB: {errors}");
         }
@@ -594,7 +595,6 @@ fn t13_the_budget_is_kept() {
     for budget in [6.0, 12.0] {
         let place = Place::new();
         let mut command = place.tune(&format!("{budget}s"));
-        command.env_remove("RUSTC");
         let others = Others::start();
         let start = Instant::now();
         let output = command.output().unwrap();
@@ -673,7 +673,12 @@ fn t14_a_truncated_model_is_refused_before_measuring() {
 /// A race in which the profile takes so many times as long.
 fn race(decode: f64, prefill: f64, half_width: f64) -> Race {
     let speed = |ratio| Speed { before: 100.0, after: 100.0 / ratio, ratio, half_width };
-    Race { decode: speed(decode), prefill: speed(prefill), loads: 5 }
+    Race {
+        decode: speed(decode),
+        prefill: speed(prefill),
+        loads: 5,
+        limit_gb_per_s: 50.0,
+    }
 }
 
 #[test]

@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bitnet_profiles::{Effort, Isa, Objective};
 use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
+use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::threads::Pool;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::compile::{Compiler, Toolchain};
-use crate::{Notice, Result};
+use crate::compile::Toolchain;
+use crate::supervise::WorkerProgram;
+use crate::{Notice, Options, Result};
 
 pub mod check;
 pub mod demo;
@@ -67,11 +70,40 @@ fn threads(flag: Option<usize>) -> Result<usize> {
     Ok(threads)
 }
 
-/// What makes kernels on this host, or why nothing does.
-fn toolchain() -> std::result::Result<Arc<dyn Compiler>, String> {
-    match Toolchain::find() {
-        Ok(toolchain) => Ok(Arc::new(toolchain)),
-        Err(why) => Err(why.to_string()),
+/// What every way to tune takes.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Threads; the physical cores by default
+    #[arg(long, short, value_name = "N")]
+    threads: Option<usize>,
+    /// What to weigh: decode, prefill, or four prompt tokens for each token written (balanced)
+    #[arg(long = "for", value_name = "OBJECTIVE", default_value = "balanced")]
+    objective: Objective,
+}
+
+impl Common {
+    /// How to tune on this host, with what makes kernels and keeps them here; without a journal.
+    fn options(&self, ceiling: Isa, effort: Effort, budget: Duration) -> Result<Options> {
+        Ok(Options {
+            ceiling,
+            objective: self.objective,
+            effort,
+            budget,
+            threads: threads(self.threads)?,
+            threads_fixed: self.threads.is_some(),
+            worker: WorkerProgram::this()?,
+            journal: None,
+            resume: false,
+            toolchain: match effort {
+                Effort::Patient => match Toolchain::find() {
+                    Ok(toolchain) => Ok(Arc::new(toolchain)),
+                    Err(why) => Err(why.to_string()),
+                },
+                Effort::Estimate | Effort::Measure => Err("only --effort patient does".into()),
+            },
+            cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
+            stop: stopped_by_signals()?,
+        })
     }
 }
 
