@@ -209,7 +209,8 @@ pub mod i2_s_t16__neoni8mm__any__r16_c0_n6_u2_p0 {
                 }
             }
         }
-        // 6 tokens go from 38 accesses to the stack to 15, 4 from 10 to none.
+        // In turn, every vector of weights loads the activations anew. Field by field, with 8 vectors of
+        // weights in registers, took 10 accesses to the stack for 4 tokens and 38 for 6, this none and 15.
         isa::in_turn(sums[PAIRS - 1][vector][1], &mut [], vectors);
     }
 }

@@ -40,10 +40,10 @@ pub fn dot_2x2(acc: Acc, activations: Bytes, codes: Bytes) -> Acc {
 pub fn in_turn<const N: usize>(done: Acc, packed: &mut [Bytes; N], vectors: &mut *const u8) {
     // SAFETY: no instruction at all; values stay as they are.
     unsafe {
-        asm!("/* {0} {1} */", inout(reg) *vectors, in(vreg) done,
+        asm!("/* {0} {1:v} */", inout(reg) *vectors, in(vreg) done,
              options(pure, nomem, nostack, preserves_flags));
         for bytes in packed {
-            asm!("/* {0} {1} */", inout(vreg) *bytes, in(vreg) done,
+            asm!("/* {0:v} {1:v} */", inout(vreg) *bytes, in(vreg) done,
                  options(pure, nomem, nostack, preserves_flags));
         }
     }
