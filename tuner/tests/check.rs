@@ -80,7 +80,10 @@ fn a_check_says_how_every_pick_stands() {
     let verdict = text.trim_end().rsplit("\n\n").next().unwrap();
     match code {
         0 => assert!(verdict.starts_with("ok: "), "{text}"),
-        1 => assert_eq!(verdict.lines().last().unwrap(), "the profile does not hold here: run bitnet-tune again"),
+        1 => assert_eq!(
+            verdict.lines().last().unwrap(),
+            "the profile does not hold here: run bitnet-tune again"
+        ),
         _ => panic!("{code}: {text}"),
     }
 }

@@ -673,12 +673,7 @@ fn t14_a_truncated_model_is_refused_before_measuring() {
 /// A race in which the profile takes so many times as long.
 fn race(decode: f64, prefill: f64, half_width: f64) -> Race {
     let speed = |ratio| Speed { before: 100.0, after: 100.0 / ratio, ratio, half_width };
-    Race {
-        decode: speed(decode),
-        prefill: speed(prefill),
-        loads: 5,
-        limit_gb_per_s: 50.0,
-    }
+    Race { decode: speed(decode), prefill: speed(prefill), loads: 5, limit_gb_per_s: 50.0 }
 }
 
 #[test]
