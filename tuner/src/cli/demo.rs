@@ -9,7 +9,6 @@ use std::time::Duration;
 use bitnet_profiles::{Objective, Profile, registry};
 use bitnet_runtime::Error;
 use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::model::Session;
 use bitnet_runtime::sampler::{Sampler, SamplerConfig};
 use bitnet_runtime::tokenizer::Tokenizer;
@@ -52,6 +51,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let threads = threads(args.threads)?;
     note(format_args!("tuning for {} on {threads} threads", info.name));
+    let (cache, stop) = (super::cache(), super::stopped_by_signals()?);
     let options = Options {
         ceiling: Selection::default().ceiling(),
         objective: args.objective,
@@ -62,9 +62,9 @@ pub fn run(args: &Args) -> Result<()> {
         worker: WorkerProgram::this()?,
         journal: None,
         resume: false,
-        toolchain: super::toolchain(),
-        cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
-        stop: super::stopped_by_signals()?,
+        toolchain: super::toolchain(&cache, &stop)?,
+        cache,
+        stop,
     };
     let tuned = {
         let bar = Bar::new();

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
+use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::threads::Pool;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::compile::{Compiler, Toolchain};
+use crate::compile::{Compiler, Toolchain, Workplace};
 use crate::{Notice, Result};
 
 pub mod check;
@@ -68,11 +69,24 @@ fn threads(flag: Option<usize>) -> Result<usize> {
 }
 
 /// What makes kernels on this host, or why nothing does.
-fn toolchain() -> std::result::Result<Arc<dyn Compiler>, String> {
-    match Toolchain::find() {
-        Ok(toolchain) => Ok(Arc::new(toolchain)),
-        Err(why) => Err(why.to_string()),
+///
+/// # Errors
+/// [`crate::Error::Stopped`]
+fn toolchain(
+    cache: &std::result::Result<Cache, String>,
+    stop: &Arc<AtomicBool>,
+) -> Result<std::result::Result<Arc<dyn Compiler>, String>> {
+    let place = Workplace { cache: cache.as_ref().ok().cloned(), stop: Arc::clone(stop) };
+    match Toolchain::find(place) {
+        Ok(toolchain) => Ok(Ok(Arc::new(toolchain))),
+        Err(stopped @ crate::Error::Stopped { .. }) => Err(stopped),
+        Err(why) => Ok(Err(why.to_string())),
     }
+}
+
+/// Where kernels made on this host are kept, or why there is no such place.
+fn cache() -> std::result::Result<Cache, String> {
+    Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string())
 }
 
 /// What Ctrl+C, and being told to end, sets to true. Told twice, the program ends at once.

@@ -7,7 +7,6 @@ use bitnet_profiles::{Effort, Isa, Objective, file};
 use bitnet_runtime::Error;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::kernels::cache::Cache;
 
 use super::{Bar, answer, note, threads};
 use crate::choose::choose;
@@ -69,6 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     {
         writable(file)?;
     }
+    let (cache, stop) = (super::cache(), super::stopped_by_signals()?);
     let options = Options {
         ceiling,
         objective: args.objective,
@@ -79,9 +79,9 @@ pub fn run(args: &Args) -> Result<()> {
         worker: WorkerProgram::this()?,
         journal: Some(Journal::path_for(&args.output)),
         resume: args.resume,
-        toolchain: super::toolchain(),
-        cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
-        stop: super::stopped_by_signals()?,
+        toolchain: super::toolchain(&cache, &stop)?,
+        cache,
+        stop,
     };
     let mut tuned = {
         let bar = Bar::new();
