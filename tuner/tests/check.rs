@@ -167,42 +167,6 @@ fn kernels_made_on_the_host_are_timed() {
     assert!(notes.to_string().contains("made for this profile are not used"), "{notes}");
 }
 
-/// Told to end, it ends its worker and leaves nothing.
-#[test]
-#[cfg(target_os = "linux")]
-fn a_check_can_be_stopped() {
-    use rustix::process::{Pid, Signal};
-    let place = Place::new();
-    let file = place.write("host.toml", &made_here());
-    let temporary = place.0.path().join("tmp");
-    fs::create_dir(&temporary).unwrap();
-    for number in [Signal::INT, Signal::TERM] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet-tune"));
-        command.args(["check", "--profile", &file, "--budget", "1000s"]);
-        command.env("XDG_CACHE_HOME", place.0.path().join("cache")).env("TMPDIR", &temporary);
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let child = command.spawn().unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        // Its worker is at work.
-        let children = format!("/proc/{0}/task/{0}/children", child.id());
-        let worker = loop {
-            let workers = fs::read_to_string(&children).unwrap();
-            if let Some(worker) = workers.split_whitespace().next() {
-                break worker.to_string();
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        rustix::process::kill_process(pid, number).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), errors.as_str()), (Some(130), "error: stopped\n"));
-        assert!(output.stdout.is_empty());
-        assert!(!Path::new(&format!("/proc/{worker}")).exists(), "its worker outlives it");
-        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
-        assert!(!place.0.path().join("cache").exists());
-    }
-}
-
 /// Profile and model by name, or found: relative to the profile, or in the program itself.
 #[test]
 fn the_model_is_found() {

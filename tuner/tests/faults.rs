@@ -361,6 +361,35 @@ fn t02_a_run_that_is_stopped_while_it_compiles_leaves_nothing() {
     }
 }
 
+#[test]
+fn t02_a_check_that_is_stopped_leaves_nothing() {
+    let _machine = shared();
+    let place = Place::new();
+    succeeded(&place.alone("0").output().unwrap());
+    let profile = fs::read_to_string(&place.out).unwrap();
+    let temporary = place.folder.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    for number in [Signal::INT, Signal::TERM] {
+        let mut command = Command::new(TUNE);
+        command.args(["check", "--budget", "1000s", "--profile"]).arg(&place.out);
+        command.env("XDG_CACHE_HOME", place.folder.path().join("cache")).env("TMPDIR", &temporary);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut workers = Vec::new();
+        wait_until("no worker", || {
+            workers = children(child.id());
+            !workers.is_empty()
+        });
+        signal(child.id(), number);
+        let output = child.wait_with_output().unwrap();
+        failed(&output, 130, "stopped");
+        assert!(output.stdout.is_empty());
+        are_gone(&workers);
+        assert_eq!(place.names().into_iter().collect::<Vec<_>>(), ["host.toml"]);
+        assert_eq!(fs::read_to_string(&place.out).unwrap(), profile);
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+    }
+}
+
 /// What a compiler and a killed run leave is gone after the next run, unless somebody needs it.
 #[test]
 fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() {
@@ -399,7 +428,7 @@ fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() {
     fs::remove_file(&other.out).unwrap();
     let pids = fs::read_to_string(&run.pids).unwrap();
     are_gone(&pids.lines().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>());
-    assert_eq!(run.cached(), [own.clone()]);
+    assert_eq!(run.cached(), std::slice::from_ref(own));
     signal(first.id(), Signal::TERM);
     failed(&first.wait_with_output().unwrap(), 130, "stopped");
     are_gone(&compiler);
