@@ -14,6 +14,13 @@ pub enum Format {
 
 named!(Format, "format", { I2S => "i2_s", Tl1 => "tl1", Tl2 => "tl2", T5 => "t5" });
 
+impl Format {
+    /// Whether its kernels unpack weights and multiply; the others look sums up in tables.
+    pub const fn multiplies(self) -> bool {
+        matches!(self, Self::I2S | Self::T5)
+    }
+}
+
 /// How the weights of a matrix lie in memory. A matrix is cut into tiles of [`Layout::tile_rows`]
 /// rows; a tile is a run of units of [`Layout::unit_cols`] columns, so a kernel that owns some
 /// tiles reads one sequential stream. Rows and columns that do not fill a tile or a unit are

@@ -10,25 +10,39 @@ use crate::memory::Buffer;
 use crate::threads::{Pool, Worker};
 use crate::{Error, Result};
 
-/// Bytes per second that the pool's threads read together when each streams its own part of a
-/// buffer of `bytes`: the best of `rounds` passes. For the speed of memory, take several times the
-/// L3 cache; for that of a cache, as much as fits.
-///
-/// # Errors
-/// [`Error::Runtime`] when the system refuses the memory or a worker panicked.
-pub fn read_bandwidth(pool: &Pool, bytes: usize, rounds: usize) -> Result<f64> {
-    let mut buffer = Buffer::zeroed(bytes)?;
-    pool.fill(&mut buffer, 1)?;
-    let len = buffer.len();
-    let sum = best_sum();
-    // A pass over a small buffer is repeated until a clock can time it.
-    let passes = (1_usize << 24).div_ceil(len.max(1));
-    let time = best_time(pool, rounds, |worker| {
-        for _ in 0..passes {
-            black_box(sum(black_box(&buffer[worker.share(len)])));
-        }
-    })?;
-    Ok((len * passes) as f64 / time.as_secs_f64())
+/// Something to read again and again: what memory or a cache gives changes with what else the
+/// machine does.
+#[derive(Debug)]
+pub struct Stream(Buffer);
+
+impl Stream {
+    /// Of so many bytes. For the speed of memory, take several times the L3 cache; for that of a
+    /// cache, as much as fits.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the system refuses the memory or a worker panicked.
+    pub fn new(pool: &Pool, bytes: usize) -> Result<Self> {
+        let mut buffer = Buffer::zeroed(bytes)?;
+        pool.fill(&mut buffer, 1)?;
+        Ok(Self(buffer))
+    }
+
+    /// Bytes per second that the pool's threads read together when each streams its own part: the
+    /// best of `rounds` passes.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when a worker panicked.
+    pub fn read_bandwidth(&self, pool: &Pool, rounds: usize) -> Result<f64> {
+        let (len, sum) = (self.0.len(), best_sum());
+        // A pass over a small buffer is repeated until a clock can time it.
+        let passes = (1_usize << 24).div_ceil(len.max(1));
+        let time = best_time(pool, rounds, |worker| {
+            for _ in 0..passes {
+                black_box(sum(black_box(&self.0[worker.share(len)])));
+            }
+        })?;
+        Ok((len * passes) as f64 / time.as_secs_f64())
+    }
 }
 
 /// Multiply-adds of int8 numbers per second that the pool's threads reach together on the best
@@ -207,7 +221,7 @@ mod tests {
     fn rates_are_of_this_world() {
         let pool = Pool::new(2).unwrap();
         for bytes in [1 << 12, 1 << 20, 1 << 24] {
-            let rate = read_bandwidth(&pool, bytes, 2).unwrap();
+            let rate = Stream::new(&pool, bytes).unwrap().read_bandwidth(&pool, 2).unwrap();
             assert!((1e7..1e14).contains(&rate), "{bytes} bytes: {rate}");
         }
         for &isa in Isa::ALL.iter().filter(|isa| isa.is_supported()) {

@@ -433,7 +433,15 @@ fn what_killed_processes_left_in_a_cache_goes_and_nothing_else() {
     // In a folder that is not trusted nothing is made, and nothing removed.
     make(gone[0], true, 1_000_000);
     mode(cache.folder(), 0o777);
+    cache.remove_leftovers();
     assert!(cache.scratch().is_err() && at(gone[0]).exists());
+    mode(cache.folder(), 0o700);
+    cache.remove_leftovers();
+    assert!(!at(gone[0]).exists());
+    // Where there is none, none comes into being.
+    let none = Cache::at(folder.path().join("none"));
+    none.remove_leftovers();
+    assert!(!none.folder().exists());
 }
 
 /// C11: what was checked is what is loaded, whatever the file has become. And the loader never takes

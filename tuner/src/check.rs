@@ -2,9 +2,9 @@
 //! still hold on this host?
 //!
 //! What is timed is what `bitnet-run` would call here, found by the same [`Selection`]: the pick,
-//! or what takes its place where it is not present. It *lags* where it is slower than a rival by
-//! more than the 95 % interval of that ratio, and by more than the 2 % that the tuner itself gives
-//! away for a simpler tile. Some twenty comparisons are made, of which one would fail by chance, and
+//! or what takes its place where it is not present. It *lags* where all of the 95 % interval of its
+//! time over a rival's lies above 1.02: of that the tuner itself gives half away for a simpler tile,
+//! and the rest is not worth tuning again. Some twenty comparisons are made, of which one would fail by chance, and
 //! in another process pages lie elsewhere: so what lags is timed once more by a new worker, and has
 //! to lag again.
 //!
@@ -32,6 +32,9 @@ use crate::supervise::{self, Client, WorkerProgram};
 use crate::timing::Present;
 use crate::worker::{Event, LibraryFile, Work};
 use crate::{ModelInfo, Notice, Result};
+
+/// How much slower than a rival a pick may be.
+const TOLERANCE: f64 = 2.0 * SIMPLICITY;
 
 /// How to check.
 #[derive(Debug, Clone)]
@@ -142,8 +145,7 @@ pub struct Rival {
 impl Rival {
     fn of(kind: RivalKind, kernel: KernelId, ratio: Ratio, counts: bool) -> Self {
         let Ratio { ratio, half_width } = ratio;
-        // What is a tie, or worth being simpler, is no lag.
-        let lags = counts && ratio - half_width > 1.0 && ratio > 1.0 + SIMPLICITY;
+        let lags = counts && ratio - half_width > 1.0 + TOLERANCE;
         Self { kind, kernel, ratio, half_width, counts, lags }
     }
 
@@ -644,6 +646,7 @@ mod tests {
                 layouts: vec![LayoutMeasurements {
                     layout: layout_of(&self.decode.kernel),
                     bytes: 1000,
+                    limit_gb_per_s: 40.0,
                     decode,
                     prefill,
                 }],

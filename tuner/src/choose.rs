@@ -14,8 +14,9 @@
 //! Attention has one kernel for both phases, weighed in the same way.
 //!
 //! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
-//! tie, and against it the interval is that of the best of many (Bonferroni's). Else, among those that tie within 2 %, the simpler tile does (less prefetching, unrolling,
-//! fewer activation rows, rows, columns), and among layouts the one declared first.
+//! tie, and against it the interval is that of the best of many (Bonferroni's). Else, among those that
+//! tie within 1 %, the simpler tile does (less prefetching, unrolling, fewer activation rows, rows,
+//! columns), and among layouts the one declared first.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Objective, Op, Pinning, Role, Run};
@@ -149,7 +150,7 @@ pub(crate) const fn weights(objective: Objective) -> (f64, f64) {
 }
 
 /// The most that being simpler is worth, where the noise would allow more.
-pub(crate) const SIMPLICITY: f64 = 0.02;
+pub(crate) const SIMPLICITY: f64 = 0.01;
 
 /// Something to choose, what it costs, and half the interval of that.
 struct Rated<T> {
@@ -297,12 +298,12 @@ impl Choice<'_> {
         self.chosen(phase).map(|chosen| Gain::of(chosen.timing.ratio, chosen.timing.half_width))
     }
 
-    /// The share of the machine's limit that a phase reaches: the time that reading what it reads or
-    /// the multiply-adds take at the probed rates, whichever is longer, over the median. Of the head
+    /// The share of the machine's limit that a phase reaches: the time that reading what it reads, at
+    /// the rate probed beside it, or the multiply-adds take, whichever is longer, over the median. Of the head
     /// and attention only what they read counts; prefill of attention has no such limit.
     pub fn share_of_limit(&self, limits: &Limits, phase: Phase) -> Option<f64> {
         let timing = self.chosen(phase)?.timing;
-        let read_us = self.layout.bytes as f64 / (limits.limit_gb_per_s * 1e3);
+        let read_us = self.layout.bytes as f64 / (self.layout.limit_gb_per_s * 1e3);
         let multiply_us = match (self.layout.layout, phase) {
             (Some(_), _) => {
                 let weights: usize = self.job.parts.iter().map(|part| part.weights()).sum();
@@ -502,6 +503,7 @@ mod tests {
         let layout = |(layout, decode, prefill)| LayoutMeasurements {
             layout: Some(layout),
             bytes: 2_000_000,
+            limit_gb_per_s: 40.0,
             decode,
             prefill,
         };

@@ -27,6 +27,9 @@ const OLDEST: (u32, u32) = (1, 89);
 /// How long a compiler may take to say who it is.
 const INTRODUCTION: Duration = Duration::from_secs(20);
 
+/// What a kernel of many takes to compile, by the figures above and half as much again.
+const SECONDS_PER_KERNEL: f64 = 0.045;
+
 /// Makes libraries of kernels.
 pub trait Compiler: std::fmt::Debug + Send + Sync {
     /// Compiles a library of `ids` and gives its content.
@@ -34,11 +37,18 @@ pub trait Compiler: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// There is no such kernel, or no library after `limit`.
     fn compile(&self, ids: &[KernelId], limit: Duration) -> Result<Vec<u8>>;
+
+    /// How long so many kernels may take: who has less time need not begin.
+    fn expected(&self, kernels: usize) -> Duration;
 }
 
 impl Compiler for Toolchain {
     fn compile(&self, ids: &[KernelId], limit: Duration) -> Result<Vec<u8>> {
         Toolchain::compile(self, ids, limit)
+    }
+
+    fn expected(&self, kernels: usize) -> Duration {
+        Duration::from_secs_f64(SECONDS_PER_KERNEL * kernels as f64)
     }
 }
 

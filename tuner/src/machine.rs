@@ -22,7 +22,7 @@ pub mod kinds;
 pub mod mix;
 pub mod shipped;
 
-pub use estimate::{UNCERTAINTY, UNCERTAINTY_OF_FORMATS, estimate, model_bytes};
+pub use estimate::{UNCERTAINTY, UNCERTAINTY_OF_TABLES, estimate, model_bytes};
 
 use kinds::{Kind, Vectors};
 use mix::{Class, Mix, Work};

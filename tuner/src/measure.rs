@@ -38,7 +38,8 @@ pub struct Limits {
     pub threads: u32,
     /// Read bandwidth of memory with these threads, in 10^9 bytes per second.
     pub read_gb_per_s: f64,
-    /// Read bandwidth of what holds the model, memory or a cache: the limit of decode.
+    /// Read bandwidth of what holds the model, memory or a cache: the limit of decode. On shared
+    /// machines it drifts, so it is probed again beside what is held against it.
     pub limit_gb_per_s: f64,
     /// 10^9 multiply-adds per second with these threads, where the ISA has a limit: that of
     /// prefill.
@@ -134,6 +135,9 @@ pub struct LayoutMeasurements {
     pub layout: Option<Layout>,
     /// Bytes that one token reads in this layout, padding included.
     pub bytes: u64,
+    /// Read bandwidth of what holds the model, in 10^9 bytes per second, probed around the
+    /// tournament of its decode kernels.
+    pub limit_gb_per_s: f64,
     /// Kernels for one token.
     pub decode: Vec<Timing>,
     /// Kernels for many.
@@ -214,6 +218,9 @@ pub struct Unit {
     pub tokens: u32,
     /// Bytes that one token reads in this layout.
     pub bytes: u64,
+    /// Read bandwidth of what holds the model, in 10^9 bytes per second, the better of just before
+    /// and just after.
+    pub limit_gb_per_s: f64,
     /// The candidates that were timed.
     pub timings: Vec<Timing>,
     /// Median time of the sentinel in microseconds.
@@ -257,6 +264,7 @@ impl Measurements {
                 Some(LayoutMeasurements {
                     layout: plan.layout,
                     bytes: decode.bytes,
+                    limit_gb_per_s: decode.limit_gb_per_s,
                     decode: good(decode),
                     prefill: prefill.map(good).unwrap_or_default(),
                 })

@@ -4,7 +4,7 @@
 //! one entry without a layout holds their kernels.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Effort, Format, Isa, KernelId, Layout, Op, Role, Shape};
+use bitnet_profiles::{Effort, Isa, KernelId, Layout, Op, Role, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelInfo;
@@ -63,7 +63,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
     let rank = |id: &KernelId| {
         // Lookups multiply nothing.
         let multiplies = match id.op {
-            Op::Ternary(layout) => matches!(layout.format(), Format::I2S | Format::T5),
+            Op::Ternary(layout) => layout.format().multiplies(),
             Op::Head(_) => true,
             Op::Attention => false,
         };
@@ -120,6 +120,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
 
 #[cfg(test)]
 mod tests {
+    use bitnet_profiles::Format;
     use bitnet_runtime::gguf::Gguf;
 
     use super::*;

@@ -18,8 +18,9 @@ use bitnet_runtime::{Error, memory};
 use serde::{Deserialize, Serialize};
 
 use crate::choose::{self, Choice, Gain};
+use crate::measure::Limits;
 use crate::worker::Reporter;
-use crate::{Result, demo_model, findings, settings, stats};
+use crate::{Result, demo_model, findings, settings, stats, timing};
 
 /// Tokens of a round's prompt, and tokens written after it.
 pub(crate) const PROMPT: usize = 128;
@@ -54,6 +55,8 @@ pub struct RaceTask {
     pub threads: usize,
     /// The best tier that both may use.
     pub ceiling: Isa,
+    /// Bytes of weights that one token of the model reads.
+    pub model_bytes: u64,
     /// Seconds for all of it; at least one load and two rounds are run.
     pub seconds: f64,
 }
@@ -101,6 +104,9 @@ pub struct Race {
     pub prefill: Speed,
     /// Times that both were loaded.
     pub loads: usize,
+    /// Read bandwidth of what holds the model, in 10^9 bytes per second, probed between the runs:
+    /// the median.
+    pub limit_gb_per_s: f64,
 }
 
 impl Race {
@@ -113,6 +119,11 @@ impl Race {
         };
         let (decode, prefill) = (part(&self.decode, of_decode), part(&self.prefill, of_prefill));
         decode.0 + prefill.0 > decode.1.hypot(prefill.1)
+    }
+
+    /// The limits as they were meanwhile.
+    pub fn limits(&self, limits: &Limits) -> Limits {
+        Limits { limit_gb_per_s: self.limit_gb_per_s, ..*limits }
     }
 
     /// That of a phase.
@@ -173,6 +184,13 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
     }
     drop(gguf);
     let untuned = settings::untuned(task.threads);
+    let pool = Pool::new(task.threads)?;
+    let stream = timing::stream(&pool, task.model_bytes)?;
+    let mut limits = Vec::new();
+    let mut probe = || -> Result<()> {
+        limits.push(stream.read_bandwidth(&pool, timing::PASSES)? / 1e9);
+        Ok(())
+    };
     // Of every load its rounds: decode and prefill, before and after.
     let mut loads: Vec<[Vec<[f64; 2]>; 2]> = Vec::new();
     while loads.len() < MOST_LOADS && (loads.is_empty() || Instant::now() < deadline) {
@@ -185,7 +203,7 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
                 Runner::start(scope, model, default, &untuned),
                 Runner::start(scope, model, tuned, &task.profile.run),
             ];
-            rounds(&runners, loads.len(), deadline)
+            rounds(&runners, loads.len(), deadline, &mut probe)
         })?;
         if !rounds[0].is_empty() {
             loads.push(rounds);
@@ -204,6 +222,7 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
         decode: Speed::of(&pairs(0), TOKENS),
         prefill: Speed::of(&pairs(1), PROMPT),
         loads: loads.len(),
+        limit_gb_per_s: stats::median(&limits),
     })
 }
 
@@ -251,8 +270,14 @@ impl Runner {
     }
 }
 
-/// The rounds of one load, decode and prefill: pairs of seconds, untuned and tuned.
-fn rounds(runners: &[Runner; 2], load: usize, deadline: Instant) -> Result<[Vec<[f64; 2]>; 2]> {
+/// The rounds of one load, decode and prefill: pairs of seconds, untuned and tuned; `probe` is called
+/// before each run.
+fn rounds(
+    runners: &[Runner; 2],
+    load: usize,
+    deadline: Instant,
+    probe: &mut dyn FnMut() -> Result<()>,
+) -> Result<[Vec<[f64; 2]>; 2]> {
     let mut rounds: [Vec<[f64; 2]>; 2] = Default::default();
     // One to warm up.
     for number in 0..=ROUNDS {
@@ -265,6 +290,7 @@ fn rounds(runners: &[Runner; 2], load: usize, deadline: Instant) -> Result<[Vec<
         // Nobody is always first.
         let first = (load + number) % 2;
         for turn in [first, 1 - first] {
+            probe()?;
             let (times, ids) = runners[turn].round()?;
             (seconds[0][turn], seconds[1][turn]) = (times[0], times[1]);
             written[turn] = ids;

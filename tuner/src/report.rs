@@ -160,6 +160,7 @@ impl Report<'_> {
             Prediction::of(self.choices, self.extras.settings, &self.profile.run, phase);
         let measured = self.extras.race.map(|race| race.speed(phase));
         let limits = &self.measurements.limits;
+        let limits = &self.extras.race.map_or(*limits, |race| race.limits(limits));
         // Of the whole model where it was run, else of the kernels.
         let share = match measured {
             Some(speed) => Demand::of(self.choices, limits, phase).map(|d| d.share(speed.after)),

@@ -119,12 +119,14 @@ impl Tuned {
 
     /// The share of the machine's limit, of what the profile holds.
     fn limits(&self, f: &mut fmt::Formatter<'_>, choices: &[Choice<'_>]) -> fmt::Result {
+        let race = self.race.as_ref().ok();
         let limits = &self.measurements.limits;
+        let limits = &race.map_or(*limits, |race| race.limits(limits));
         let defaults = choose::defaults(&self.measurements);
         let choices = if self.kept_default { &defaults } else { choices };
         for phase in PHASES {
             let Some(demand) = Demand::of(choices, limits, phase) else { continue };
-            let speed = self.race.as_ref().ok().map(|race| race.speed(phase));
+            let speed = race.map(|race| race.speed(phase));
             let measured = speed.map(|s| if self.kept_default { s.before } else { s.after });
             let predicted = Prediction::of(choices, &self.settings, &self.profile.run, phase);
             let Some(speed) = measured.or(predicted.map(|p| p.after)) else { continue };
@@ -135,7 +137,7 @@ impl Tuned {
                 false => (false, demand.per_token),
             };
             let (per_token, rate, limit) = (figure(per_token), figure(rate), figure(demand.limit));
-            let name = if self.race.is_ok() { "limits" } else { "expected" };
+            let name = if race.is_some() { "limits" } else { "expected" };
             match phase {
                 Phase::Decode => {
                     let unit = if small { "MB" } else { "GB" };
@@ -255,7 +257,12 @@ mod tests {
     fn race() -> Race {
         let speed =
             |before, ratio| Speed { before, after: before / ratio, ratio, half_width: 0.01 };
-        Race { decode: speed(8000.0, 0.8), prefill: speed(20_000.0, 1.0), loads: 15 }
+        Race {
+            decode: speed(8000.0, 0.8),
+            prefill: speed(20_000.0, 1.0),
+            loads: 15,
+            limit_gb_per_s: 50.0,
+        }
     }
 
     /// The lines after the last empty one.

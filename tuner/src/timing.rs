@@ -14,7 +14,7 @@ use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::verify::{self, Oracle, Wrong};
 use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Library};
 use bitnet_runtime::memory::{self, Pages};
-use bitnet_runtime::probe;
+use bitnet_runtime::probe::{self, Stream};
 use bitnet_runtime::threads::Pool;
 
 use crate::measure::{Excluded, JobTask, Limits, Timing, Unit, UnitKey, Why, phase_name};
@@ -35,6 +35,8 @@ const SAMPLE: Duration = Duration::from_millis(1);
 const USUAL_L3: u64 = 64 << 20;
 /// Passes of a probe, of which the best counts.
 const PROBES: usize = 5;
+/// Of one around a tournament, where there is less time.
+pub(crate) const PASSES: usize = 3;
 /// Seconds in which a candidate must be verified, at least and at most; between them a tenth of the
 /// time for all. Verifying takes milliseconds, and one that hangs should not cost the others theirs.
 const VERIFY_SECONDS: (f64, f64) = (4.0, 20.0);
@@ -94,13 +96,15 @@ pub(crate) fn measure(
         ))
         .into());
     }
+    let stream = stream(pool, task.model_bytes)?;
     if task.limits.is_none() {
         reporter.progress(0.0, "probing memory and multipliers".into())?;
-        let far = (4 * l3).clamp(64 << 20, 4 << 30).min(free.map_or(u64::MAX, |free| free / 2));
-        let far = far as usize;
-        let read = probe::read_bandwidth(pool, far, PROBES)?;
-        let near = task.model_bytes as usize;
-        let limit = if cold { read } else { probe::read_bandwidth(pool, near, PROBES)? };
+        let limit = stream.read_bandwidth(pool, PROBES)?;
+        let read = if cold {
+            limit
+        } else {
+            Stream::new(pool, far_bytes(l3))?.read_bandwidth(pool, PROBES)?
+        };
         let multiply_adds = probe::multiply_add_rate(pool, task.ceiling, 10 * PROBES)?;
         reporter.send(&Event::Limits(Limits {
             threads: pool.threads() as u32,
@@ -130,6 +134,7 @@ pub(crate) fn measure(
     let mut timer = Timer {
         task,
         pool,
+        stream,
         present,
         rotation: rotation(task.model_bytes, reporter)?,
         deadline: start + Duration::from_secs_f64(task.seconds),
@@ -149,6 +154,20 @@ pub(crate) fn measure(
         timer.job(number, job, &done)?;
     }
     Ok(())
+}
+
+/// Bytes to read for the speed of memory: little of them can be in the cache.
+fn far_bytes(l3: u64) -> usize {
+    let free = memory::available().map_or(u64::MAX, |free| free / 4);
+    (4 * l3).clamp(64 << 20, 1 << 30).min(free) as usize
+}
+
+/// What probes the bandwidth that holds back decode of such a model: memory's, or that of the cache
+/// which holds it.
+pub(crate) fn stream(pool: &Pool, model_bytes: u64) -> Result<Stream> {
+    let l3 = l3();
+    let bytes = if model_bytes > l3 { far_bytes(l3) } else { model_bytes as usize };
+    Ok(Stream::new(pool, bytes)?)
 }
 
 /// Bytes of the L3 cache.
@@ -245,6 +264,8 @@ fn verify(
 struct Timer<'a> {
     task: &'a MeasureTask,
     pool: &'a Pool,
+    /// What probes the limit of decode.
+    stream: Stream,
     present: &'a Present,
     rotation: Rotation,
     deadline: Instant,
@@ -304,6 +325,7 @@ impl<'a> Timer<'a> {
                 let kernels = plan.kernels(key.phase()).iter().map(|id| self.present.find(id));
                 let kernels = kernels.collect::<Result<Vec<_>>>()?;
                 let bytes = other.as_ref().map_or(default.bytes(), |other| other.bytes());
+                let before = self.stream.read_bandwidth(self.pool, PASSES)?;
                 let outcome = self.tournament(
                     (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Sampler)),
                     sentinel,
@@ -311,6 +333,7 @@ impl<'a> Timer<'a> {
                     key.phase(),
                     best[phase],
                 )?;
+                let after = self.stream.read_bandwidth(self.pool, PASSES)?;
                 let known = [Some(1.0), best[phase], outcome.best()].into_iter().flatten();
                 best[phase] = known.min_by(f64::total_cmp);
                 let times = outcome.sentinel.us();
@@ -318,6 +341,7 @@ impl<'a> Timer<'a> {
                     key,
                     tokens: if key.prefill { tokens as u32 } else { 1 },
                     bytes,
+                    limit_gb_per_s: before.max(after) / 1e9,
                     timings: timings(sentinel.id(), &kernels, &outcome),
                     sentinel_us: stats::median(&times),
                     noise: stats::mad(&times) / stats::median(&times),

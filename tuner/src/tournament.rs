@@ -444,6 +444,7 @@ mod tests {
                 layouts: vec![LayoutMeasurements {
                     layout: Some(Layout::I2sT16),
                     bytes: 1,
+                    limit_gb_per_s: 1.0,
                     decode,
                     prefill: Vec::new(),
                 }],

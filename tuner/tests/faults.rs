@@ -1,7 +1,4 @@
 //! What goes wrong while tuning: faults T01 to T16, one test each. T16 is in `choose.rs`.
-//!
-//! Tests that start the program leave kernels made on the host out, unless they are about them:
-//! making them takes a compiler and seconds.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeSet;
@@ -57,7 +54,6 @@ impl Place {
         let mut command = Command::new(all[0]);
         command.args(&all[1..]).args(["--model", MODEL, "--budget", budget]);
         command.arg("-o").arg(&self.out);
-        command.env("RUSTC", "/nowhere/rustc");
         command.env("XDG_CACHE_HOME", self.folder.path().join("cache"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -305,6 +301,7 @@ impl Compiling {
     fn start(&self) -> (Child, Vec<u32>) {
         let mut command = self.place.alone("1000s");
         command.env("RUSTC", &self.rustc).env("TMPDIR", &self.temporary).process_group(0);
+        command.args(["--effort", "patient"]);
         let child = command.spawn().unwrap();
         wait_until("nothing is compiled", || self.pids.exists());
         let pids = fs::read_to_string(&self.pids).unwrap();
@@ -411,23 +408,19 @@ fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() {
         fs::File::open(folder).unwrap().set_modified(hour).unwrap();
     };
     age(left);
-    // A run that is still at it, however old its folder is.
-    fs::remove_file(run.place.journal()).unwrap();
+    // What a run needs that is still at it stays, however old its folder is.
     let (first, compiler) = run.start();
     let [own] = &run.cached()[..] else { panic!("{:?}", run.cached()) };
     assert_ne!(own, left);
     age(own);
+    // Runs that compile nothing look after it too.
+    fs::create_dir(run.place.folder.path().join("cache/bitnet/kernels/run-abandoned000")).unwrap();
+    age("run-abandoned000");
     let other = Place { out: run.place.out.with_file_name("other.toml"), ..Place::new() };
     let mut command = other.alone("0");
     command.env("XDG_CACHE_HOME", run.place.folder.path().join("cache"));
-    command.env("RUSTC", &run.rustc);
-    // It has a second to compile in, which its compiler does not keep to.
-    let output = command.output().unwrap();
-    succeeded(&output);
-    assert!(stderr(&output).contains("not done after 1.0 s, and was ended"), "{}", stderr(&output));
+    succeeded(&command.output().unwrap());
     fs::remove_file(&other.out).unwrap();
-    let pids = fs::read_to_string(&run.pids).unwrap();
-    are_gone(&pids.lines().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>());
     assert_eq!(run.cached(), std::slice::from_ref(own));
     signal(first.id(), Signal::TERM);
     failed(&first.wait_with_output().unwrap(), 130, "stopped");
@@ -489,7 +482,7 @@ fn t04_a_folder_that_is_read_only_is_refused_at_once() {
     }
     allow(0o555);
     let mut command = Command::new(program);
-    command.arg("--model").arg(model).arg("-o").arg(&place.out).env("RUSTC", "/nowhere/rustc");
+    command.arg("--model").arg(model).arg("-o").arg(&place.out);
     if is_root {
         command.uid(NOBODY).gid(NOBODY);
     }
@@ -570,6 +563,10 @@ impl Compiler for Saboteur {
         // However busy the machine is.
         self.toolchain.compile_source(&source, Duration::from_secs(600))
     }
+
+    fn expected(&self, _: usize) -> Duration {
+        Duration::ZERO
+    }
 }
 
 fn model() -> ModelInfo {
@@ -621,7 +618,8 @@ static SABOTAGED: LazyLock<Result<Sabotaged, String>> = LazyLock::new(|| {
     }
     let cache = tempfile::tempdir().unwrap();
     let saboteur = Saboteur { toolchain, culprits: culprits.clone() };
-    let options = options(Ok(Arc::new(saboteur)), &cache.path().join("kernels"));
+    let mut options = options(Ok(Arc::new(saboteur)), &cache.path().join("kernels"));
+    options.effort = Effort::Patient;
     let mut lines = Vec::new();
     let tuned = tune(&model, &options, &mut |notice| {
         if let Notice::Line(line) = notice {
@@ -719,7 +717,7 @@ fn t11_too_little_memory_is_one_line() {
         let limit = format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes << 10);
         let mut limited = Command::new("sh");
         limited.args(["-c", &limit]).arg(command.get_program()).args(command.get_args());
-        limited.env("RUSTC", "/nowhere/rustc").output().unwrap()
+        limited.output().unwrap()
     };
     let mut refused = 0;
     for megabytes in (4..).step_by(2).take_while(|&megabytes| megabytes < 1000) {
@@ -731,7 +729,7 @@ fn t11_too_little_memory_is_one_line() {
         }
         let output = limited(megabytes, place.alone("0"));
         let errors = stderr(&output);
-        let known = ["error: ", "warning: ", "wrote ", "kernels for this model's own shapes"];
+        let known = ["error: ", "warning: ", "wrote "];
         for line in errors.lines() {
             assert!(known.iter().any(|known| line.contains(known)), "{megabytes} MB: {errors}");
         }
@@ -768,7 +766,6 @@ fn t13_the_budget_is_kept() {
     for budget in [6.0, 12.0] {
         let place = Place::new();
         let mut command = place.tune(&format!("{budget}s"));
-        command.env_remove("RUSTC");
         let others = Others::start();
         let start = Instant::now();
         let output = command.output().unwrap();
@@ -847,7 +844,7 @@ fn t14_a_truncated_model_is_refused_before_measuring() {
 /// A race in which the profile takes so many times as long.
 fn race(decode: f64, prefill: f64, half_width: f64) -> Race {
     let speed = |ratio| Speed { before: 100.0, after: 100.0 / ratio, ratio, half_width };
-    Race { decode: speed(decode), prefill: speed(prefill), loads: 5 }
+    Race { decode: speed(decode), prefill: speed(prefill), loads: 5, limit_gb_per_s: 50.0 }
 }
 
 #[test]

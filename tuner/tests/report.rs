@@ -23,7 +23,12 @@ fn profile() -> Profile {
 
 fn race() -> Race {
     let speed = |before, ratio| Speed { before, after: before / ratio, ratio, half_width: 0.01 };
-    Race { decode: speed(5000.0, 0.8), prefill: speed(20_000.0, 1.0), loads: 15 }
+    Race {
+        decode: speed(5000.0, 0.8),
+        prefill: speed(20_000.0, 1.0),
+        loads: 15,
+        limit_gb_per_s: 50.0,
+    }
 }
 
 fn page(measurements: &Measurements, profile: &Profile, extras: &Extras<'_>) -> String {

@@ -287,7 +287,8 @@ impl Bench<'_> {
 
     /// Of a machine without the memory for it there is no figure, but still a test.
     fn read_bandwidth(&self) -> Option<f64> {
-        let probed = probe::read_bandwidth(self.pool, PROBE_BYTES, PROBE_ROUNDS);
+        let probed = probe::Stream::new(self.pool, PROBE_BYTES)
+            .and_then(|stream| stream.read_bandwidth(self.pool, PROBE_ROUNDS));
         probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 

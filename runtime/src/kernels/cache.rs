@@ -127,6 +127,14 @@ impl Cache {
         Ok(Scratch { folder, _lock: lock })
     }
 
+    /// Removes what killed processes left, as [`Cache::scratch`] does, where there is a cache and it is
+    /// to be trusted.
+    pub fn remove_leftovers(&self) {
+        if let Ok(folder) = self.trusted_folder() {
+            remove_leftovers(&folder);
+        }
+    }
+
     /// The folder, which is created where it is missing, by its real path.
     fn created_folder(&self) -> Result<PathBuf, Unusable> {
         let io = |source| Unusable::Io { path: self.folder.clone(), action: "create", source };

@@ -251,12 +251,12 @@ impl Shown<'_> {
         match most < TELLING {
             true => {
                 let most = 100.0 * most;
-                writeln!(f, "ok: no kernel lags by more than the noise, {most:.1} % at most")
+                writeln!(f, "ok: no kernel lags beyond the noise, {most:.1} % at most")
             }
             false => writeln!(
                 f,
-                "ok: no kernel lags by more than the noise, but that is too much to say: check \
-                 again\nwith a larger --budget, or when the machine is quiet"
+                "ok: no kernel lags beyond the noise, but that is large; check again with a larger \
+                 --budget,\nor when the machine is quiet"
             ),
         }
     }

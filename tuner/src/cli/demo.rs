@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bitnet_profiles::{Objective, Profile, registry};
+use bitnet_profiles::{Effort, Profile, registry};
 use bitnet_runtime::Error;
 use bitnet_runtime::kernels::Selection;
 use bitnet_runtime::model::Session;
 use bitnet_runtime::sampler::{Sampler, SamplerConfig};
 use bitnet_runtime::tokenizer::Tokenizer;
 
-use super::{Bar, answer, note, threads};
-use crate::supervise::WorkerProgram;
-use crate::{ModelInfo, Options, Result, race};
+use super::{Bar, answer, note};
+use crate::{ModelInfo, Result, race};
 
 /// What its training text has thousands of.
 const PROMPT: &str = "KING RICHARD:\n";
@@ -28,12 +27,8 @@ pub struct Args {
     /// folder
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Threads; the physical cores by default
-    #[arg(long, short, value_name = "N")]
-    threads: Option<usize>,
-    /// What to weigh: decode, prefill, or four prompt tokens for each token written (balanced)
-    #[arg(long = "for", value_name = "OBJECTIVE", default_value = "balanced")]
-    objective: Objective,
+    #[command(flatten)]
+    common: super::Common,
     /// How long to measure
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = super::duration)]
     budget: Duration,
@@ -49,23 +44,9 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.output {
         super::tune::writable(path)?;
     }
-    let threads = threads(args.threads)?;
-    note(format_args!("tuning for {} on {threads} threads", info.name));
-    let (cache, stop) = (super::cache(), super::stopped_by_signals()?);
-    let options = Options {
-        ceiling: Selection::default().ceiling(),
-        objective: args.objective,
-        effort: bitnet_profiles::Effort::Measure,
-        budget: args.budget,
-        threads,
-        threads_fixed: args.threads.is_some(),
-        worker: WorkerProgram::this()?,
-        journal: None,
-        resume: false,
-        toolchain: super::toolchain(&cache, &stop)?,
-        cache,
-        stop,
-    };
+    let options =
+        args.common.options(Selection::default().ceiling(), Effort::Measure, args.budget)?;
+    note(format_args!("tuning for {} on {} threads", info.name, options.threads));
     let tuned = {
         let bar = Bar::new();
         crate::tune(&info, &options, &mut |notice| bar.show(notice))?

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bitnet_profiles::{Effort, Isa, Objective};
 use bitnet_runtime::Error;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::cache::Cache;
@@ -16,8 +17,9 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::compile::{Compiler, Toolchain, Workplace};
-use crate::{Notice, Result};
+use crate::compile::{Toolchain, Workplace};
+use crate::supervise::WorkerProgram;
+use crate::{Notice, Options, Result};
 
 pub mod check;
 pub mod demo;
@@ -68,25 +70,48 @@ fn threads(flag: Option<usize>) -> Result<usize> {
     Ok(threads)
 }
 
-/// What makes kernels on this host, or why nothing does.
-///
-/// # Errors
-/// [`crate::Error::Stopped`]
-fn toolchain(
-    cache: &std::result::Result<Cache, String>,
-    stop: &Arc<AtomicBool>,
-) -> Result<std::result::Result<Arc<dyn Compiler>, String>> {
-    let place = Workplace { cache: cache.as_ref().ok().cloned(), stop: Arc::clone(stop) };
-    match Toolchain::find(place) {
-        Ok(toolchain) => Ok(Ok(Arc::new(toolchain))),
-        Err(stopped @ crate::Error::Stopped { .. }) => Err(stopped),
-        Err(why) => Ok(Err(why.to_string())),
-    }
+/// What every way to tune takes.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Threads; the physical cores by default
+    #[arg(long, short, value_name = "N")]
+    threads: Option<usize>,
+    /// What to weigh: decode, prefill, or four prompt tokens for each token written (balanced)
+    #[arg(long = "for", value_name = "OBJECTIVE", default_value = "balanced")]
+    objective: Objective,
 }
 
-/// Where kernels made on this host are kept, or why there is no such place.
-fn cache() -> std::result::Result<Cache, String> {
-    Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string())
+impl Common {
+    /// How to tune on this host, with what makes kernels and keeps them here; without a journal.
+    fn options(&self, ceiling: Isa, effort: Effort, budget: Duration) -> Result<Options> {
+        let cache = Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string());
+        if let Ok(cache) = &cache {
+            cache.remove_leftovers();
+        }
+        let stop = stopped_by_signals()?;
+        let place = Workplace { cache: cache.as_ref().ok().cloned(), stop: Arc::clone(&stop) };
+        Ok(Options {
+            ceiling,
+            objective: self.objective,
+            effort,
+            budget,
+            threads: threads(self.threads)?,
+            threads_fixed: self.threads.is_some(),
+            worker: WorkerProgram::this()?,
+            journal: None,
+            resume: false,
+            toolchain: match effort {
+                Effort::Patient => match Toolchain::find(place) {
+                    Ok(toolchain) => Ok(Arc::new(toolchain)),
+                    Err(stopped @ crate::Error::Stopped { .. }) => return Err(stopped),
+                    Err(why) => Err(why.to_string()),
+                },
+                Effort::Estimate | Effort::Measure => Err("only --effort patient does".into()),
+            },
+            cache,
+            stop,
+        })
+    }
 }
 
 /// What Ctrl+C, and being told to end, sets to true. Told twice, the program ends at once.

@@ -3,17 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bitnet_profiles::{Effort, Isa, Objective, file};
+use bitnet_profiles::{Effort, Isa, file};
 use bitnet_runtime::Error;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
 
-use super::{Bar, answer, note, threads};
+use super::{Bar, answer, note};
 use crate::choose::choose;
 use crate::journal::Journal;
 use crate::report::{self, Extras};
-use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Options, Result};
+
+/// How long tuning takes where nothing is said: on two cores and a model of 2.4 billion weights enough
+/// for some 20 samples of every finalist.
+const BUDGET: Duration = Duration::from_secs(50);
+const PATIENT_BUDGET: Duration = Duration::from_secs(300);
 
 /// Tune for a model and write a profile
 #[derive(Debug, clap::Args)]
@@ -25,20 +29,17 @@ pub struct Args {
     /// Where the profile goes
     #[arg(long, short, value_name = "FILE", default_value = "host.toml")]
     output: PathBuf,
-    /// Threads; the physical cores by default
-    #[arg(long, short, value_name = "N")]
-    threads: Option<usize>,
-    /// What to weigh: decode, prefill, or four prompt tokens for each token written (balanced)
-    #[arg(long = "for", value_name = "OBJECTIVE", default_value = "balanced")]
-    objective: Objective,
-    /// How long all of it may take, such as 60s or 2m
-    #[arg(long, value_name = "TIME", default_value = "50s", value_parser = super::duration)]
-    budget: Duration,
+    #[command(flatten)]
+    common: super::Common,
+    /// How long all of it may take, such as 60s or 2m [default: 50s, or 5m with --effort patient]
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    budget: Option<Duration>,
     /// Go on with a run for the same model and output that was stopped
     #[arg(long)]
     resume: bool,
     /// estimate: nothing is timed, the machine model decides; measure: what is worth timing;
-    /// patient: everything the CPU can run
+    /// patient: everything the CPU can run, and kernels compiled for the model's own shapes, which
+    /// takes a rustc
     #[arg(long, default_value = "measure")]
     effort: Effort,
     /// The best ISA tier to use
@@ -68,20 +69,14 @@ pub fn run(args: &Args) -> Result<()> {
     {
         writable(file)?;
     }
-    let (cache, stop) = (super::cache(), super::stopped_by_signals()?);
+    let budget = args.budget.unwrap_or(match args.effort {
+        Effort::Estimate | Effort::Measure => BUDGET,
+        Effort::Patient => PATIENT_BUDGET,
+    });
     let options = Options {
-        ceiling,
-        objective: args.objective,
-        effort: args.effort,
-        budget: args.budget,
-        threads: threads(args.threads)?,
-        threads_fixed: args.threads.is_some(),
-        worker: WorkerProgram::this()?,
         journal: Some(Journal::path_for(&args.output)),
         resume: args.resume,
-        toolchain: super::toolchain(&cache, &stop)?,
-        cache,
-        stop,
+        ..args.common.options(ceiling, args.effort, budget)?
     };
     let mut tuned = {
         let bar = Bar::new();
@@ -97,7 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
             settings: &tuned.settings,
             race: tuned.race.as_ref().ok(),
             kept_default: tuned.kept_default,
-            budget: Some(args.budget),
+            budget: Some(budget),
         };
         let choices = choose(&tuned.measurements, tuned.objective);
         let page = report::html(&tuned.measurements, &choices, &tuned.profile, &extras);

@@ -66,9 +66,9 @@ impl fmt::Display for Checked {
     }
 }
 
-/// Lets the model pick from the candidates that were recorded, and looks up what they took. Records of
-/// the same jobs are pooled: of each kernel the median of their medians counts, as bare times of one
-/// run drift with the machine.
+/// Lets the model pick from the candidates that were recorded, and looks up what they took: the ratio
+/// to the default beside which they were timed, as bare times drift with the machine, times what the
+/// default took. Records of the same jobs are pooled: medians count.
 ///
 /// Every phase is asked for by itself, over all layouts. A pick is the fastest by the model; among those
 /// within its [`UNCERTAINTY`] the recorded default, else the simplest.
@@ -109,16 +109,21 @@ fn task(job: &JobMeasurements) -> JobTask {
 
 /// The time of every kernel of a phase: the median over the records that have it.
 fn pooled(records: &[Measurements], job: usize, phase: Phase) -> Vec<(KernelId, f64)> {
-    let all = || {
-        let jobs = records.iter().filter_map(|record| record.jobs.get(job));
-        jobs.flat_map(|job| &job.layouts).flat_map(|layout| layout.timings(phase))
-    };
+    let jobs = || records.iter().filter_map(|record| record.jobs.get(job));
+    let all = || jobs().flat_map(|job| &job.layouts).flat_map(|layout| layout.timings(phase));
+    let default_us: Vec<f64> = jobs()
+        .map(|job| match phase {
+            Phase::Decode => job.default_decode_us,
+            Phase::Prefill => job.default_prefill_us,
+        })
+        .collect();
+    let default_us = stats::median(&default_us);
     let mut ids: Vec<KernelId> = all().map(|timing| timing.kernel).collect();
     ids.sort_unstable();
     ids.dedup();
     let time = |id: KernelId| {
-        let own: Vec<f64> = all().filter(|t| t.kernel == id).map(|t| t.median_us).collect();
-        (id, stats::median(&own))
+        let own: Vec<f64> = all().filter(|t| t.kernel == id).map(|t| t.ratio).collect();
+        (id, default_us * stats::median(&own))
     };
     ids.into_iter().map(time).collect()
 }

@@ -14,15 +14,15 @@ pub const UNCERTAINTY: f64 = 0.03;
 
 /// Its uncertainty between kernels that multiply and kernels that look up: tables compete with weights for
 /// caches, and of that the model knows little.
-pub const UNCERTAINTY_OF_FORMATS: f64 = 0.25;
+pub const UNCERTAINTY_OF_TABLES: f64 = 0.25;
 
 /// How uncertain the ratio of the times of two kernels is.
 pub(super) fn uncertainty(a: &KernelId, b: &KernelId) -> f64 {
-    let format = |id: &KernelId| match id.op {
-        Op::Ternary(layout) => Some(layout.format()),
+    let family = |id: &KernelId| match id.op {
+        Op::Ternary(layout) if !layout.format().multiplies() => Some(layout.format()),
         _ => None,
     };
-    if format(a) == format(b) { UNCERTAINTY } else { UNCERTAINTY_OF_FORMATS }
+    if family(a) == family(b) { UNCERTAINTY } else { UNCERTAINTY_OF_TABLES }
 }
 
 /// What a measurement would have found, were the model right: times of all candidates of `jobs` on
@@ -108,6 +108,7 @@ fn estimate_job(job: &JobTask, cpu: &Cpu, threads: usize, bytes: u64) -> JobMeas
         LayoutMeasurements {
             layout: layout.layout,
             bytes: job_bytes(plan, op),
+            limit_gb_per_s: read_limit(cpu, threads, bytes).1,
             decode: timings(layout, Phase::Decode),
             prefill: timings(layout, Phase::Prefill),
         }
