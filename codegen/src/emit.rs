@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op, stable_hash};
-use bitnet_templates::{ABI, Source, TEMPLATES, VECTOR, VOCABULARIES, abi};
+use bitnet_templates::{ABI, QUADS, Source, TEMPLATES, VECTOR, VOCABULARIES, abi};
 use proc_macro2::{Literal, TokenStream};
 use quote::{format_ident, quote};
 
@@ -14,9 +14,10 @@ use crate::specialise::{Constant, specialise, without_tests};
 const GENERATOR: &str = env!("CARGO_PKG_VERSION");
 
 /// A hash over everything generated code depends on beside its spec: the text of the templates,
-/// vocabularies and ABI, and the generator's version. Spelled as 16 hexadecimal digits.
+/// what they share, vocabularies and ABI, and the generator's version. Spelled as 16 hexadecimal digits.
 pub fn fingerprint() -> String {
-    let texts = [&ABI, &VECTOR].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
+    let texts =
+        [&ABI, &QUADS, &VECTOR].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
     stable_hash(texts.chain([GENERATOR]).flat_map(|text| text.bytes().chain([0xff])))
 }
 
@@ -153,20 +154,25 @@ struct Entries {
     attention: Vec<TokenStream>,
 }
 
-/// Writes the ABI, `vocabularies` and a module for each of `ids`.
+/// Writes the ABI, what templates share, `vocabularies` and a module for each of `ids`.
 fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Result<Entries, Error> {
     module(out, "abi", &without_tests(&ABI)?);
     let mut texts = String::new();
     for source in vocabularies {
         module(&mut texts, source.name, &without_tests(source)?);
     }
+    let import = format!("use crate::{};", QUADS.name);
+    let templates = ids.iter().map(template).collect::<Result<Vec<&Source>, Error>>()?;
+    if templates.iter().any(|template| template.text.contains(&import)) {
+        module(out, QUADS.name, &specialise(&QUADS, Isa::Scalar, &[])?);
+    }
     out.push_str("/// The vector vocabularies.\n");
     module(out, "isa", &texts);
 
     let mut entries = Entries::default();
-    for id in ids {
+    for (id, template) in ids.iter().zip(templates) {
         let name = id.to_string();
-        module(out, &name, &kernel(id, template(id)?)?);
+        module(out, &name, &kernel(id, template)?);
         let path = format_ident!("{name}");
         let (entry, prepare, table) = match id.op {
             Op::Ternary(_) => (format_ident!("TernaryEntry"), true, &mut entries.ternary),

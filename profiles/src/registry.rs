@@ -152,6 +152,10 @@ impl Shipped {
     }
 }
 
+/// Matrices of one role with fewer weights are taken to be of a model that a cache holds. There a
+/// denser format has nothing to save, and costs what unpacking it takes.
+const CACHED: usize = 1 << 20;
+
 /// What ships for a CPU: its own profile or that of its class, and the default pairs of those and of
 /// every class below.
 #[derive(Debug, Clone)]
@@ -190,7 +194,8 @@ impl Defaults {
     }
 
     /// The kernels for a ternary role with those matrices: those that the profile lists, else the
-    /// pair of [`Defaults::ternary`].
+    /// pair of [`Defaults::ternary`], where matrices of a model that a cache holds are I2_S unless
+    /// another format is asked for.
     pub fn pair(
         &self,
         role: Role,
@@ -203,14 +208,22 @@ impl Defaults {
                 let prefill = choice.prefill.as_ref()?.kernel;
                 Some(Generic { decode: choice.decode.kernel, prefill })
             })
-            .unwrap_or_else(|| self.ternary(format, ceiling).1)
+            .unwrap_or_else(|| {
+                let weights: usize = parts.iter().map(|part| part.weights()).sum();
+                let cached = (weights < CACHED).then_some(Format::I2S);
+                self.ternary(format.or(cached), ceiling).1
+            })
     }
 
     /// The default pair for a format on the best ISA up to `ceiling`, and the name of the profile
-    /// beside which it stands. Where no format is asked for, I2_S: lookups lose to it wherever both
-    /// were measured.
+    /// beside which it stands. Where no format is asked for, that of the best pair listed for the
+    /// kind of CPU; for a mere class of CPUs I2_S, to which lookups lose wherever both were measured.
     pub fn ternary(&self, format: Option<Format>, ceiling: Isa) -> (&'static str, Generic) {
-        let format = format.unwrap_or(Format::I2S);
+        let format = format.unwrap_or_else(|| {
+            let own = self.first.kernels.iter().filter(|_| !self.first.is_class());
+            let best = own.filter(|g| g.isa().is_within(ceiling)).max_by_key(|g| g.isa());
+            best.map_or(Format::I2S, |pair| pair.layout().format())
+        });
         let all = self.chain().flat_map(|s| s.kernels.iter().map(|g| (s.name.as_str(), *g)));
         let allowed: Vec<(&'static str, Generic)> = all
             .filter(|(_, g)| g.isa().is_within(ceiling) && g.layout().format() == format)
@@ -385,7 +398,7 @@ mod tests {
             // A hypervisor that hides what the CPU has leaves it in the class of what is left.
             (intel(0x8f, avx2), "avx2"),
             (amd(26, 0x02, avx2), "avx2"),
-            (intel(0x8f, vnni), "sapphire-rapids"),
+            (intel(0x8f, vnni), "avx512vnni"),
             (("0x41", 8, 0xd40, Isa::NeonDot), "neondot"),
             // Others.
             (amd(23, 0x01, avx2), "avx2"),
@@ -409,7 +422,12 @@ mod tests {
     fn a_kind_of_cpu_has_its_own_defaults_before_those_of_its_class() {
         let zen5 = Defaults::of("AuthenticAMD", 26, 2, Isa::Avx512Vbmi);
         let (name, own) = zen5.ternary(None, Isa::Avx512Vbmi);
-        assert_eq!((name, own.decode.isa), ("zen5", Isa::Avx512Vnni));
+        assert_eq!((name, own.layout().format()), ("zen5", Format::T5));
+        let (name, below) = zen5.ternary(None, Isa::Avx512Vnni);
+        assert_eq!((name, below.layout().format()), ("zen5", Format::I2S));
+        // A class has CPUs of which nobody knows whether T5 is faster.
+        let class = generic(None, Isa::Avx512Vbmi);
+        assert_eq!((class.decode.isa, class.layout().format()), (Isa::Avx512Vnni, Format::I2S));
         let shape = Shape::new(1000, 256);
         assert!(zen5.head(HeadFormat::Q6K, shape, Isa::Avx512Vbmi).is_some());
         // What stands nowhere beside its name comes from a class.
@@ -428,7 +446,8 @@ mod tests {
         assert_eq!(free.prefill, listed.prefill.as_ref().unwrap().kernel);
         assert_eq!(pair(None, Isa::Avx2).decode.isa, Isa::Avx2);
         assert_eq!(pair(Some(Format::Tl2), Isa::Avx512Vbmi).layout(), Layout::Tl2W32);
-        let other = zen4.pair(Role::Down, &[Shape::new(1, 1)], None, Isa::Avx512Vbmi);
-        assert_eq!(other, zen4.ternary(None, Isa::Avx512Vbmi).1);
+        let other = |rows| zen4.pair(Role::Down, &[Shape::new(rows, 1024)], None, Isa::Avx512Vbmi);
+        assert_eq!(other(1024), zen4.ternary(None, Isa::Avx512Vbmi).1);
+        assert_eq!(other(1023), zen4.ternary(Some(Format::I2S), Isa::Avx512Vbmi).1);
     }
 }

@@ -2,10 +2,19 @@
 
 mod program;
 
-use bitnet_profiles::Isa;
+use bitnet_profiles::registry::Generic;
+use bitnet_profiles::{Isa, Role, Shape};
 use bitnet_runtime::kernels;
 use program::{answer, both, demo_model, package, refusal};
 use serde_json::Value;
+
+/// The name of the profile that serves the demo model by default, and its pair.
+fn default_of_demo() -> (&'static str, Generic) {
+    let shipped = kernels::shipped();
+    let down = [Shape::new(384, 1024)];
+    let (name, _) = shipped.ternary(None, Isa::best());
+    (name, shipped.pair(Role::Down, &down, None, Isa::best()))
+}
 
 #[test]
 fn the_table_is_llama_bench_s_with_more_columns() {
@@ -13,7 +22,7 @@ fn the_table_is_llama_bench_s_with_more_columns() {
     let (text, errors) = both(&[
         "bench", "-m", &model, "-p", "8,16", "-n", "4", "-pg", "8,2", "-t", "1-2", "-r", "2",
     ]);
-    let (name, default) = kernels::shipped().ternary(None, Isa::best());
+    let (name, default) = default_of_demo();
     let profile = format!("{name} for {}", default.isa());
     assert!(errors.contains(&format!("profile: {profile} (")), "{errors}");
     let lines: Vec<&str> = text.lines().collect();
@@ -147,7 +156,7 @@ fn several_models_and_the_profile_are_named() {
         ["bench", "-m", &model, "-m", &model, "-p", "4", "-n", "0", "-r", "1", "--no-warmup"];
     let text = answer(&args);
     assert_eq!(text.matches(" pp4 |").count(), 2, "{text}");
-    let (name, default) = kernels::shipped().ternary(None, Isa::best());
+    let (name, default) = default_of_demo();
     assert!(text.contains(&format!("| {name} for ")), "{text}");
     assert!(text.contains(&format!("| {} ", default.layout())), "{text}");
 }

@@ -283,7 +283,8 @@ fn p13_a_role_whose_shapes_are_not_listed_takes_the_default() {
     partial.save(&user.profile).unwrap();
     let (found, errors) = user.run(&with(&model, &[]));
     assert_eq!((&found["profile"]["source"], &found["text"]), (&"user".into(), &text));
-    let default = bitnet_runtime::kernels::shipped().ternary(None, Isa::best()).1;
+    let down = [Shape::new(384, 1024)];
+    let default = bitnet_runtime::kernels::shipped().pair(Role::Down, &down, None, Isa::best());
     assert_eq!(layout_of(&found), default.layout().name());
     let layout = found["kernels"]["qkv"]["layout"].as_str().unwrap();
     assert!(layout.starts_with("tl1"), "{found}");

@@ -14,6 +14,7 @@ pub mod head_float;
 pub mod i2_s;
 pub mod i2_s_mm;
 pub mod isa;
+pub mod quads;
 pub mod t5;
 #[cfg(test)]
 mod testing;
@@ -41,6 +42,9 @@ macro_rules! source {
 
 /// The types that cross the call boundary.
 pub const ABI: Source = source!("abi", "abi.rs");
+
+/// The activations that some ternary templates share, emitted once where one of them is.
+pub const QUADS: Source = source!("quads", "quads.rs");
 
 /// The vector vocabularies, each after those it builds on.
 pub const VOCABULARIES: &[Source] = &[

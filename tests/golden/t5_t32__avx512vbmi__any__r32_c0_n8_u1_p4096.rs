@@ -18,11 +18,11 @@ pub mod t5_t32__avx512vbmi__any__r32_c0_n8_u1_p4096 {
     //! down: the sums of a field at bit `2f` come out times `4^f`, exactly, and are shifted once at the
     //! end. Prefill shifts them, and shares all unpacking among its activation rows.
     //!
-    //! A prepared group is `[sum(q): i32; TOKENS]` padded to 64 bytes, then for every 4 columns the
-    //! 4 bytes of each activation row in turn; columns are padded with zeros to whole units.
+    //! A prepared group is laid out as `quads` says.
 
     use super::abi::{Call, Prepare};
     use super::isa::avx512vbmi as isa;
+    use super::quads;
 
     /// Rows in a packed tile.
     const TILE: usize = 32;
@@ -52,7 +52,7 @@ pub mod t5_t32__avx512vbmi__any__r32_c0_n8_u1_p4096 {
     /// per field and unrolled unit keeps it busy.
     const CHAINS: usize = if IN_PLACE { FIELDS * UNROLL } else { 1 };
     /// Bytes before the columns of a prepared group.
-    const HEADER: usize = (TOKENS * 4).next_multiple_of(64);
+    const HEADER: usize = quads::header(TOKENS);
 
     /// The accumulators of a step.
     type Sums = [[[isa::Acc; CHAINS]; VECTORS]; TOKENS];
@@ -79,7 +79,7 @@ pub mod t5_t32__avx512vbmi__any__r32_c0_n8_u1_p4096 {
 
     /// Bytes of scratch that a prepared group takes for so many columns.
     pub const extern "C" fn scratch(cols: usize) -> usize {
-        HEADER + cols.next_multiple_of(UNIT) * TOKENS
+        quads::bytes(cols, UNIT, TOKENS)
     }
 
     /// Lays out one group of activation rows.
@@ -89,35 +89,9 @@ pub mod t5_t32__avx512vbmi__any__r32_c0_n8_u1_p4096 {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
     pub unsafe extern "C" fn prepare(prepare: &Prepare) {
         let cols = if COLS == 0 { prepare.cols } else { COLS };
-        for token in 0..TOKENS {
-            let mut sum = 0;
-            // SAFETY: the scratch holds the header and whole units of columns for TOKENS rows; rows
-            // below `tokens` are readable for `cols` bytes (the contract of PrepareFn).
-            unsafe {
-                let out = prepare.scratch.add(HEADER + 4 * token);
-                let mut done = 0;
-                if token < prepare.tokens {
-                    let row = prepare.quantised.add(token * prepare.stride);
-                    for quad in 0..cols / 4 {
-                        let bytes = row.add(4 * quad).cast::<[i8; 4]>().read_unaligned();
-                        sum += bytes.iter().map(|&b| i32::from(b)).sum::<i32>();
-                        out.add(4 * quad * TOKENS).cast::<[i8; 4]>().write_unaligned(bytes);
-                    }
-                    done = cols / 4 * 4;
-                    while done < cols {
-                        let byte = row.add(done).read();
-                        sum += i32::from(byte);
-                        out.add(done / 4 * 4 * TOKENS + done % 4).write(byte.cast_unsigned());
-                        done += 1;
-                    }
-                }
-                while done < cols.next_multiple_of(UNIT) {
-                    out.add(done / 4 * 4 * TOKENS + done % 4).write(0);
-                    done += 1;
-                }
-                prepare.scratch.cast::<i32>().add(token).write(sum);
-            }
-        }
+        // SAFETY: the scratch holds whole units of columns for TOKENS rows, and rows below `tokens` are
+        // readable for `cols` bytes (the contract of PrepareFn).
+        unsafe { quads::lay_out::<UNIT, TOKENS>(prepare, cols) }
     }
 
     /// Multiplies: see `RunFn`.

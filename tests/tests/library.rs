@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bitnet_codegen::candidates;
 use bitnet_profiles::{Isa, KernelId, Layout, Op, Shape};
@@ -15,7 +15,7 @@ use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::kernels::verify::{self, Oracle};
 use bitnet_runtime::kernels::{Kernel, Library, Unusable, builtin};
 use bitnet_runtime::threads::Pool;
-use bitnet_tuner::compile::Toolchain;
+use bitnet_tuner::compile::{Toolchain, Workplace};
 
 /// Long enough for a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -30,7 +30,7 @@ fn private_folder() -> tempfile::TempDir {
 
 fn toolchain() -> &'static Toolchain {
     static TOOLCHAIN: OnceLock<Toolchain> = OnceLock::new();
-    TOOLCHAIN.get_or_init(|| Toolchain::find().expect("cargo has a compiler"))
+    TOOLCHAIN.get_or_init(|| Toolchain::find(Workplace::default()).expect("cargo has a compiler"))
 }
 
 /// The last kernel of every op on the best tier that has one: ternary ones of both phases.
@@ -327,6 +327,121 @@ fn writers_do_not_disturb_each_other() {
 fn names(folder: &Path) -> Vec<String> {
     let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
     names.map(|name| name.into_string().unwrap()).collect()
+}
+
+fn used(path: &Path, seconds_ago: u64) {
+    let time = SystemTime::now() - Duration::from_secs(seconds_ago);
+    fs::File::open(path).unwrap().set_modified(time).unwrap();
+}
+
+#[test]
+fn libraries_that_nobody_has_used_for_long_go() {
+    let folder = private_folder();
+    let cache = Cache::at(folder.path().join("bitnet/kernels"));
+    let store = |number: usize| cache.store(&number.to_le_bytes()).unwrap();
+    let path = |sha256: &str| cache.folder().join(format!("{sha256}.so"));
+    let stored: Vec<String> = (0..Cache::MOST).map(store).collect();
+    for (number, sha256) in stored.iter().enumerate() {
+        used(&path(sha256), 10_000 - number as u64);
+    }
+    // Others' files count for nothing, however old, and nor do links.
+    let foreign = ["notes.txt", "x.so", &format!("{}.so", "A".repeat(64))];
+    foreign.iter().for_each(|name| fs::write(cache.folder().join(name), "x").unwrap());
+    let link = path(&"0".repeat(64));
+    symlink(path(&stored[5]), &link).unwrap();
+    // The first one is used again, so the second is the oldest.
+    cache.open(&stored[0]).unwrap();
+    let new = store(Cache::MOST);
+    let gone: Vec<usize> =
+        (0..Cache::MOST).filter(|&number| !path(&stored[number]).exists()).collect();
+    assert_eq!(gone, [1]);
+    cache.open(&new).unwrap();
+    // Storing again what is there is a use.
+    assert_eq!(store(2), stored[2]);
+    store(Cache::MOST + 1);
+    assert!(path(&stored[2]).exists() && !path(&stored[3]).exists());
+    // Sizes count too: these are holes, and take no room.
+    for sha256 in &stored[10..20] {
+        fs::File::options().write(true).open(path(sha256)).unwrap().set_len(40 << 20).unwrap();
+        used(&path(sha256), 20_000);
+    }
+    let last = store(Cache::MOST + 2);
+    let left = stored[10..20].iter().filter(|sha256| path(sha256).exists()).count();
+    assert_eq!(left as u64, Cache::MOST_BYTES / (40 << 20));
+    cache.open(&last).unwrap();
+    assert!(foreign.iter().all(|name| cache.folder().join(name).exists()));
+    assert!(fs::symlink_metadata(link).is_ok());
+}
+
+/// What is kept while a process lives goes with it: by itself, or when the next one begins.
+#[test]
+fn what_killed_processes_left_in_a_cache_goes_and_nothing_else() {
+    let folder = private_folder();
+    let cache = Cache::at(folder.path().join("bitnet/kernels"));
+    let scratch = cache.scratch().unwrap();
+    let live = scratch.path().to_path_buf();
+    assert_eq!(fs::metadata(&live).unwrap().permissions().mode() & 0o7777, 0o700);
+    assert_eq!(live.parent().unwrap(), cache.folder().canonicalize().unwrap());
+    fs::create_dir(live.join("below")).unwrap();
+    fs::write(live.join("below/kernels.so"), "x").unwrap();
+    // It serves as a cache of its own.
+    let sha256 = Cache::at(&live).store(BYTES).unwrap();
+    Cache::at(&live).open(&sha256).unwrap();
+    used(&live, 1_000_000);
+
+    let at = |name: &str| cache.folder().join(name);
+    let aside = folder.path().join("aside");
+    fs::create_dir(&aside).unwrap();
+    fs::write(aside.join("file"), "x").unwrap();
+    let temporary = |random: &str| format!("{sha256}.so.{random}.bitnet.tmp");
+    let make = |name: &str, is_folder: bool, seconds: u64| {
+        match is_folder {
+            true => {
+                fs::create_dir(at(name)).unwrap();
+                fs::write(at(name).join("kernels.so"), "x").unwrap();
+                symlink(&aside, at(name).join("link")).unwrap();
+            }
+            false => fs::write(at(name), "x").unwrap(),
+        }
+        used(&at(name), seconds);
+    };
+    let gone = ["run-abandoned000", &temporary("abandoned000")];
+    let kept = [
+        "run-young0000000",
+        &temporary("young0000000"),
+        "run-abandoned00",
+        "run-abandoned00-",
+        "Run-abandoned000",
+        "abandoned000",
+        &format!("{}.so.abandoned000.bitnet.tmp", "x".repeat(64)),
+        "run-file00000000",
+    ];
+    for name in gone.iter().chain(&kept) {
+        let seconds = if name.contains("young") { 10 } else { 1_000_000 };
+        make(name, !name.contains("tmp") && !name.contains("file"), seconds);
+    }
+    symlink(&aside, at("run-link00000000")).unwrap();
+
+    let second = cache.scratch().unwrap();
+    assert!(gone.iter().all(|name| fs::symlink_metadata(at(name)).is_err()));
+    assert!(kept.iter().all(|name| at(name).exists()));
+    assert!(fs::symlink_metadata(at("run-link00000000")).is_ok() && aside.join("file").exists());
+    assert!(live.join("below/kernels.so").exists() && second.path() != live);
+    let own = second.path().to_path_buf();
+    drop((scratch, second));
+    assert!(!live.exists() && !own.exists());
+    // In a folder that is not trusted nothing is made, and nothing removed.
+    make(gone[0], true, 1_000_000);
+    mode(cache.folder(), 0o777);
+    cache.remove_leftovers();
+    assert!(cache.scratch().is_err() && at(gone[0]).exists());
+    mode(cache.folder(), 0o700);
+    cache.remove_leftovers();
+    assert!(!at(gone[0]).exists());
+    // Where there is none, none comes into being.
+    let none = Cache::at(folder.path().join("none"));
+    none.remove_leftovers();
+    assert!(!none.folder().exists());
 }
 
 /// C11: what was checked is what is loaded, whatever the file has become. And the loader never takes

@@ -2,15 +2,19 @@
 //! written for is in its hot loop, in full width and as often as the id says, with no more beside
 //! it than a table allows, and no two kernels are the same code.
 //!
-//! Nothing is run, so every built-in kernel is looked at, whatever this CPU is. Kernels for ARM are
-//! not: the disassembler reads x86 only. Their loops were read with `objdump` when they were written.
+//! Nothing is run, so every built-in kernel is looked at, whatever this CPU is; and, where there is a
+//! compiler, one of each kind that is made on the host alone, for columns of its own. Kernels for ARM
+//! are not: the disassembler reads x86 only. Their loops were read with `objdump` when they were written.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::LazyLock;
+use std::time::Duration;
 
-use bitnet_codegen::Phase;
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op};
-use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, TERNARY};
+use bitnet_codegen::{Phase, candidates, grid};
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, Shape};
+use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, TERNARY, abi};
+use bitnet_tuner::compile::{Toolchain, Workplace};
 use bitnet_tuner::machine::mix::{Class, Mix, work};
 use iced_x86::{
     Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
@@ -39,20 +43,84 @@ struct Family {
     load: [f64; 2],
 }
 
-/// A built-in kernel: its name, and where its code is.
+/// A kernel: its name, and where its code is.
 struct Kernel {
     id: KernelId,
     run: u64,
 }
 
-fn kernels() -> Vec<Kernel> {
-    let ternary =
-        TERNARY.iter().map(|entry| (entry.id.text().unwrap(), entry.run as *const () as u64));
-    let heads = HEADS.iter().map(|entry| (entry.id.text().unwrap(), entry.run as *const () as u64));
-    let attention =
-        ATTENTION.iter().map(|entry| (entry.id.text().unwrap(), entry.run as *const () as u64));
-    let kernel = |(id, run): (&str, u64)| Kernel { id: id.parse().unwrap(), run };
+/// The kernels of three tables.
+fn listed(
+    ternary: &[abi::TernaryEntry],
+    heads: &[abi::HeadEntry],
+    attention: &[abi::AttentionEntry],
+) -> Vec<Kernel> {
+    let ternary = ternary.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
+    let heads = heads.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
+    let attention = attention.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
+    let kernel =
+        |(id, run): (&abi::Id, u64)| Kernel { id: id.text().unwrap().parse().unwrap(), run };
     ternary.chain(heads).chain(attention).map(kernel).collect()
+}
+
+/// The built-in kernels.
+fn kernels() -> Vec<Kernel> {
+    listed(TERNARY, HEADS, ATTENTION)
+}
+
+/// Matrices of 2B-4T, and a head of attention: as many columns as a model has, so that loops stay
+/// loops.
+const MADE_FOR: Shape = Shape::new(6912, 2560);
+const MADE_FOR_HEADS: Shape = Shape::new(20, 128);
+
+/// Of the kernels that are made on the host some of each kind: the first that is built in without
+/// its shape, and the first of those that differ from it by more than how far ahead they prefetch.
+fn made_ids() -> Vec<KernelId> {
+    let isas = || Isa::of_arch("x86_64").iter().copied().filter(|&isa| isa != Isa::Scalar);
+    let built_in: BTreeSet<KernelId> = grid(Isa::of_arch("x86_64")).into_iter().collect();
+    let mut kinds = BTreeSet::new();
+    let is_new = |id: &KernelId| {
+        let generic = KernelSpec { shape: None, ..*id.spec() }.validate().unwrap();
+        let is_wider = !built_in.contains(&generic);
+        let tile = (id.tile.rows, id.tile.tokens, id.tile.unroll, id.tile.prefetch > 0);
+        kinds.insert((id.op, id.isa, Phase::of(&id.tile), is_wider.then_some(tile)))
+    };
+    let shape = |op| if op == Op::Attention { MADE_FOR_HEADS } else { MADE_FOR };
+    let all = |shape| isas().flat_map(move |isa| candidates(isa, Some(shape)));
+    let all = all(MADE_FOR).chain(all(MADE_FOR_HEADS));
+    all.filter(|id| id.shape == Some(shape(id.op))).filter(is_new).collect()
+}
+
+/// Kernels made on the host; or why there are none.
+static MADE: LazyLock<Result<Vec<Kernel>, String>> = LazyLock::new(|| {
+    let toolchain = Toolchain::find(Workplace::default()).map_err(|why| why.to_string())?;
+    let library = toolchain.compile(&made_ids(), Duration::from_secs(300)).unwrap();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("kernels.so");
+    std::fs::write(&path, library).unwrap();
+    // SAFETY: it was made just now, of the generator's source, and has no initialisers.
+    let library = unsafe { libloading::Library::new(path).unwrap() };
+    // It stays: its code is read until the end.
+    let library = Box::leak(Box::new(library));
+    // SAFETY: the symbol is a static of this type, by the same version of the generator, whose
+    // pointers hold as many entries as it says.
+    unsafe {
+        let tables = library.get::<*const abi::Tables>(abi::TABLES_SYMBOL.as_bytes()).unwrap();
+        let tables = &**tables;
+        Ok(listed(
+            std::slice::from_raw_parts(tables.ternary, tables.ternary_len),
+            std::slice::from_raw_parts(tables.heads, tables.heads_len),
+            std::slice::from_raw_parts(tables.attention, tables.attention_len),
+        ))
+    }
+});
+
+/// Kernels made on the host, where there is a compiler.
+fn made() -> &'static [Kernel] {
+    MADE.as_deref().unwrap_or_else(|why| {
+        eprintln!("skipped: kernels made on the host; {why}");
+        &[]
+    })
 }
 
 fn i2_s(op: Op) -> bool {
@@ -151,8 +219,9 @@ struct Crowded {
 
 #[rustfmt::skip]
 const CROWDED: &[Crowded] = &[
-    // Eight sums, packed and unpacked codes two each, a mask, a product, activations.
-    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 2,  more: 0 },
+    // Eight sums, packed and unpacked codes two each, a mask, a product, activations; and where it
+    // prefetches, an address.
+    Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 2,  more: 1 },
     // Tables and indices take four registers, signs two a tile, sums two a tile and activation row.
     Crowded { serves: tl1,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 4,  more: 4 },
     Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 2,  more: 0 },
@@ -477,10 +546,19 @@ fn check(kernel: &Kernel) -> Result<f64, String> {
 
 #[test]
 fn hot_loops_hold_what_the_kernels_were_written_for() {
+    hold_what_they_were_written_for(&kernels());
+}
+
+#[test]
+fn hot_loops_of_kernels_made_on_the_host_do_too() {
+    hold_what_they_were_written_for(made());
+}
+
+fn hold_what_they_were_written_for(kernels: &[Kernel]) {
     let mut report: BTreeMap<_, Vec<f64>> = BTreeMap::new();
     let mut wrong = Vec::new();
     let looked_at = |kernel: &&Kernel| kernel.id.isa != Isa::Scalar && !attention(kernel.id.op);
-    for kernel in kernels().iter().filter(looked_at) {
+    for kernel in kernels.iter().filter(looked_at) {
         match check(kernel) {
             Ok(density) => {
                 let id = kernel.id;
@@ -664,9 +742,21 @@ fn operations(body: &[Instruction]) -> (Mix, f64) {
 /// compiler made, class by class.
 #[test]
 fn the_machine_model_counts_what_is_there() {
+    are_counted(&kernels(), f64::abs);
+}
+
+/// Knowing the columns spares heads what counts them: up to 20 of 58 loads, which reload pointers and
+/// constants, and most of what counts and steps. Nothing is more than the model counts.
+#[test]
+fn the_machine_model_counts_what_is_made_on_the_host() {
+    are_counted(made(), |more| more);
+}
+
+/// Compares by what `difference` makes of how many more there are than the model counts.
+fn are_counted(kernels: &[Kernel], difference: fn(f64) -> f64) {
     let mut wrong = Vec::new();
     let modelled = |kernel: &&Kernel| kernel.id.isa != Isa::Scalar && !attention(kernel.id.op);
-    for kernel in kernels().iter().filter(modelled) {
+    for kernel in kernels.iter().filter(modelled) {
         let id = kernel.id;
         let Some((hot, products)) = hot_loop(kernel) else {
             wrong.push(format!("{id}: no hot loop"));
@@ -677,7 +767,7 @@ fn the_machine_model_counts_what_is_there() {
         let iterations = products as f64 / (work.cols * id.tile.rows * id.tile.tokens) as f64;
         let mut compare = |what: &str, found: f64, modelled: f64, allowed: f64| {
             let modelled = modelled * iterations;
-            if (found - modelled).abs() > allowed + 0.12 * modelled {
+            if difference(found - modelled) > allowed + 0.12 * modelled {
                 wrong.push(format!("{id}: {found} {what}, and the model counts {modelled:.1}"));
             }
         };
@@ -703,8 +793,17 @@ fn the_machine_model_counts_what_is_there() {
 /// widening up to 8 vectors, broadcasts, and the loop itself.
 #[test]
 fn attention_holds_its_sums_in_registers() {
+    have_sums_in_registers(&kernels());
+}
+
+#[test]
+fn attention_made_on_the_host_does_too() {
+    have_sums_in_registers(made());
+}
+
+fn have_sums_in_registers(kernels: &[Kernel]) {
     let mut wrong = Vec::new();
-    for kernel in kernels().into_iter().filter(|k| attention(k.id.op) && k.id.isa != Isa::Scalar) {
+    for kernel in kernels.iter().filter(|k| attention(k.id.op) && k.id.isa != Isa::Scalar) {
         let id = kernel.id;
         let (bits, sums, longest) = match (id.isa, id.tile.rows) {
             // 4 vectors of two registers, which are widened as they are loaded; 4 broadcasts.
@@ -768,8 +867,17 @@ fn scalar_kernels_call_nothing_in_their_loops() {
 /// kernels is tuned for nothing.
 #[test]
 fn no_two_kernels_are_the_same_code() {
+    differ(&kernels());
+}
+
+#[test]
+fn no_two_kernels_made_on_the_host_are_the_same_code() {
+    differ(made());
+}
+
+fn differ(kernels: &[Kernel]) {
     let mut by_code: HashMap<Vec<Instruction>, Vec<String>> = HashMap::new();
-    for kernel in kernels() {
+    for kernel in kernels {
         let function = Function::decode(kernel.run);
         let callees = function.callees();
         let all = [function].into_iter().chain(callees);

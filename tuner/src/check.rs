@@ -12,6 +12,8 @@
 //! layout's two kernels are held together, as they were chosen: weighed by the profile's objective.
 //! So is attention, which has one kernel for both phases.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
@@ -43,6 +45,8 @@ pub struct Options {
     pub budget: Duration,
     /// What becomes a worker.
     pub worker: WorkerProgram,
+    /// Set, from a signal handler for one, to end the check with [`crate::Error::Stopped`].
+    pub stop: Arc<AtomicBool>,
 }
 
 /// What came of it.
@@ -189,7 +193,8 @@ pub struct Serving {
 /// Times the picks of a profile again.
 ///
 /// # Errors
-/// Memory that the system refuses, a worker that cannot be started, a default that errs.
+/// Memory that the system refuses, a worker that cannot be started, a default that errs,
+/// [`crate::Error::Stopped`].
 pub fn check(
     profile: &Profile,
     model: &ModelInfo,
@@ -364,6 +369,10 @@ impl Client for Checking<'_> {
 
     fn work(&mut self) -> Work {
         Work::Measure(self.known.task(self.model, Isa::best(), self.seconds))
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.options.stop.load(Ordering::Relaxed)
     }
 
     fn hear(&mut self, event: Event) -> Result<()> {

@@ -8,13 +8,16 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::{KernelId, printable};
+use bitnet_runtime::kernels::cache::{Cache, Scratch};
 
 use crate::{Error, Result};
 
@@ -49,50 +52,67 @@ impl Compiler for Toolchain {
     }
 }
 
+/// Where a compiler works, and until when.
+#[derive(Debug, Clone, Default)]
+pub struct Workplace {
+    /// It works in a folder of this cache, where a later run finds what a killed one left; else in the
+    /// system's folder of temporary files.
+    pub cache: Option<Cache>,
+    /// Set, from a signal handler for one, to end it with [`Error::Stopped`].
+    pub stop: Arc<AtomicBool>,
+}
+
 /// A compiler that can make kernels for this program.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Toolchain {
     rustc: PathBuf,
     version: String,
     /// Whether it brings a linker.
     has_linker: bool,
+    place: Workplace,
 }
 
 impl Toolchain {
     /// The compiler that `RUSTC` names, or else the first in `PATH`, or else in `~/.cargo/bin`.
     ///
     /// # Errors
-    /// [`Error::NoToolchain`], with what to do, when there is none or it is not fit.
-    pub fn find() -> Result<Self> {
-        Self::find_with(|name| std::env::var_os(name))
+    /// [`Error::NoToolchain`], with what to do, when there is none or it is not fit;
+    /// [`Error::Stopped`].
+    pub fn find(place: Workplace) -> Result<Self> {
+        Self::find_with(|name| std::env::var_os(name), place)
     }
 
     /// As [`Toolchain::find`], in another environment.
     ///
     /// # Errors
     /// As [`Toolchain::find`].
-    pub fn find_with(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+    pub fn find_with(
+        variable: impl Fn(&str) -> Option<OsString>,
+        place: Workplace,
+    ) -> Result<Self> {
         if let Some(rustc) = variable("RUSTC").filter(|name| !name.is_empty()) {
-            return Self::introduce(locate(&rustc, &variable).unwrap_or(rustc.into()));
+            return Self::introduce(locate(&rustc, &variable).unwrap_or(rustc.into()), place);
         }
         let rustc = locate(&program("rustc"), &variable).or_else(|| {
             let home = PathBuf::from(variable("HOME")?);
             let rustc = home.join(".cargo/bin").join(program("rustc"));
             (home.is_absolute() && rustc.is_file()).then_some(rustc)
         });
-        Self::introduce(rustc.ok_or_else(|| Error::NoToolchain {
+        let rustc = rustc.ok_or_else(|| Error::NoToolchain {
             reason: "no rustc in PATH or ~/.cargo/bin; https://rustup.rs installs one".into(),
-        })?)
+        })?;
+        Self::introduce(rustc, place)
     }
 
     /// Asks a compiler for its version, its host and where its linker would be.
-    fn introduce(rustc: PathBuf) -> Result<Self> {
+    fn introduce(rustc: PathBuf, place: Workplace) -> Result<Self> {
         let unfit = |reason: String| Error::NoToolchain { reason };
-        let folder = private_folder()?;
+        // Where it will compile: rustup chooses a toolchain by the folder.
+        let folder = WorkFolder::new(place.cache.as_ref())?;
         let ask = |arguments: &[&str]| {
             let mut command = Command::new(&rustc);
             command.args(arguments);
-            let done = run(command, folder.path(), INTRODUCTION)
+            let done = run(command, folder.path(), INTRODUCTION, &place.stop)?
                 .map_err(|problem| unfit(format!("{}: {problem}", rustc.display())))?;
             if done.status.success() {
                 return Ok(done.output);
@@ -126,7 +146,7 @@ impl Toolchain {
         let linker = libraries.parent().map(|target| target.join("bin").join(program("rust-lld")));
         // Elsewhere a linker needs to be told more than a library.
         let has_linker = cfg!(target_os = "linux") && linker.is_some_and(|path| path.is_file());
-        Ok(Self { version: version.into(), has_linker, rustc })
+        Ok(Self { version: version.into(), has_linker, rustc, place })
     }
 
     /// The compiler.
@@ -144,7 +164,7 @@ impl Toolchain {
     ///
     /// # Errors
     /// [`Error::Codegen`] when there is no such kernel; [`Error::Compile`] when the compiler fails
-    /// or is not done after `limit`, in which case it is ended.
+    /// or is not done after `limit`, in which case it is ended; [`Error::Stopped`], likewise.
     pub fn compile(&self, ids: &[KernelId], limit: Duration) -> Result<Vec<u8>> {
         self.compile_source(&bitnet_codegen::emit_cdylib(ids)?, limit)
     }
@@ -157,7 +177,7 @@ impl Toolchain {
     pub fn compile_source(&self, source: &str, limit: Duration) -> Result<Vec<u8>> {
         const SOURCE: &str = "kernels.rs";
         const LIBRARY: &str = "kernels.so";
-        let folder = private_folder()?;
+        let folder = WorkFolder::new(self.place.cache.as_ref())?;
         let io = |name, action| {
             let path = folder.path().join(name);
             move |source| Error::from(bitnet_runtime::Error::io(&path, action, source))
@@ -179,7 +199,7 @@ impl Toolchain {
         // Relative names: the folder's own is another one every time.
         command.args(["-o", LIBRARY, SOURCE]);
         let failed = |problem| Error::Compile { rustc: self.rustc.clone(), problem };
-        let done = run(command, folder.path(), limit).map_err(failed)?;
+        let done = run(command, folder.path(), limit, &self.place.stop)?.map_err(failed)?;
         if !done.status.success() {
             return Err(failed(first_error(&done.errors)));
         }
@@ -188,13 +208,36 @@ impl Toolchain {
 }
 
 /// A folder of this user's alone, whatever the umask, removed with what is in it.
-pub(crate) fn private_folder() -> Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
-    builder.prefix("bitnet-").tempdir().map_err(|source| {
-        bitnet_runtime::Error::io(&std::env::temp_dir(), "create a folder in", source).into()
-    })
+#[derive(Debug)]
+pub(crate) enum WorkFolder {
+    /// In the cache.
+    Cached(Scratch),
+    /// In the system's folder of temporary files.
+    Temporary(tempfile::TempDir),
+}
+
+impl WorkFolder {
+    /// A new one: in the cache, if there is one that can be written and trusted.
+    pub(crate) fn new(cache: Option<&Cache>) -> Result<Self> {
+        if let Some(scratch) = cache.and_then(|cache| cache.scratch().ok()) {
+            return Ok(Self::Cached(scratch));
+        }
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+        let folder = builder.prefix("bitnet-").tempdir().map_err(|source| {
+            bitnet_runtime::Error::io(&std::env::temp_dir(), "create a folder in", source)
+        })?;
+        Ok(Self::Temporary(folder))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Cached(scratch) => scratch.path(),
+            Self::Temporary(folder) => folder.path(),
+        }
+    }
 }
 
 /// The file name of a program.
@@ -223,37 +266,70 @@ struct Done {
     errors: String,
 }
 
-/// Runs a command in `folder`, and ends it when it takes longer than `limit`.
-fn run(mut command: Command, folder: &Path, limit: Duration) -> std::result::Result<Done, String> {
-    const OUTPUT: &str = "stdout";
-    const ERRORS: &str = "stderr";
-    // Files, which nobody needs to empty while it runs.
-    let create = |name| File::create(folder.join(name)).map_err(|e| format!("cannot start: {e}"));
-    let read = |name| {
-        let mut text = Vec::new();
-        let file = File::open(folder.join(name)).map_err(|e| e.to_string())?;
-        file.take(1 << 20).read_to_end(&mut text).map_err(|e| e.to_string())?;
-        Ok::<_, String>(String::from_utf8_lossy(&text).into_owned())
-    };
+/// Runs a command in `folder`, and ends it, with all that it started, when it takes longer than
+/// `limit`; or says why it did not come to its end.
+///
+/// # Errors
+/// [`Error::Stopped`] once `stop` is set; it is ended then too.
+fn run(
+    mut command: Command,
+    folder: &Path,
+    limit: Duration,
+    stop: &AtomicBool,
+) -> Result<std::result::Result<Done, String>> {
     command.current_dir(folder).stdin(Stdio::null());
-    command.stdout(create(OUTPUT)?).stderr(create(ERRORS)?);
+    // What it and its linker leave when they are killed goes with the folder.
+    command.env("TMPDIR", folder);
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let start = Instant::now();
-    let mut child = command.spawn().map_err(|e| format!("cannot start: {e}"))?;
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if start.elapsed() < limit => thread::sleep(Duration::from_millis(5)),
-            waited => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(match waited {
-                    Ok(_) => format!("not done after {:.1} s, and was ended", limit.as_secs_f64()),
-                    Err(error) => error.to_string(),
-                });
-            }
-        }
+    let ([output, errors], mut child) = match start_in(folder, command) {
+        Ok(started) => started,
+        Err(error) => return Ok(Err(format!("cannot start: {error}"))),
     };
-    Ok(Done { status, output: read(OUTPUT)?, errors: read(ERRORS)? })
+    let status = loop {
+        let problem = match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if stop.load(Ordering::Relaxed) => None,
+            Ok(None) if start.elapsed() < limit => {
+                thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            Ok(None) => Some(format!("not done after {:.1} s, and was ended", limit.as_secs_f64())),
+            Err(error) => Some(error.to_string()),
+        };
+        end(&mut child);
+        return problem.map_or_else(|| Err(Error::stopped()), |problem| Ok(Err(problem)));
+    };
+    let done = || Ok(Done { status, output: read_back(output)?, errors: read_back(errors)? });
+    Ok(done().map_err(|error: io::Error| error.to_string()))
+}
+
+/// Starts a command, and gives the files that its two streams go to: files, because nobody needs to
+/// empty them while it runs.
+fn start_in(folder: &Path, mut command: Command) -> io::Result<([File; 2], Child)> {
+    let create = || tempfile::tempfile_in(folder);
+    let files = [create()?, create()?];
+    command.stdout(files[0].try_clone()?).stderr(files[1].try_clone()?);
+    Ok((files, command.spawn()?))
+}
+
+/// What was written to a file, from its beginning, if that is not too much.
+fn read_back(mut file: File) -> io::Result<String> {
+    let mut text = Vec::new();
+    file.rewind()?;
+    file.take(1 << 20).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Ends a process that leads a group, and the group: a compiler has its linker do the rest.
+fn end(child: &mut Child) {
+    #[cfg(unix)]
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// The first line that says what is wrong.
@@ -301,12 +377,13 @@ mod tests {
         let at_home = path.join(".cargo/bin/rustc");
         fs::hard_link(&rustc, &at_home).unwrap();
         let of = |rustc: Option<&Path>, folders: Option<&str>, home: Option<&Path>| {
-            Toolchain::find_with(|name| match name {
+            let variable = |name: &str| match name {
                 "RUSTC" => rustc.map(Into::into),
                 "PATH" => folders.map(Into::into),
                 "HOME" => home.map(Into::into),
                 other => panic!("{other}"),
-            })
+            };
+            Toolchain::find_with(variable, Workplace::default())
         };
         let here = path.to_str().unwrap();
         let found = of(None, Some(&format!("relative::/nowhere:{here}")), None).unwrap();
@@ -336,7 +413,7 @@ mod tests {
         ];
         for (about, reason) in cases {
             let rustc = fake(folder.path(), &about, "exit 1");
-            let error = Toolchain::introduce(rustc).unwrap_err();
+            let error = Toolchain::introduce(rustc, Workplace::default()).unwrap_err();
             assert!(matches!(error, Error::NoToolchain { .. }), "{error}");
             assert!(error.to_string().contains(reason), "{error} should say {reason}");
         }
@@ -356,7 +433,8 @@ mod tests {
         for (compile, limit, problem) in cases {
             let rustc = fake(folder.path(), &about("1.95.0", ARCH), compile);
             let start = Instant::now();
-            let error = Toolchain::introduce(rustc).unwrap().compile(&[], limit).unwrap_err();
+            let toolchain = Toolchain::introduce(rustc, Workplace::default()).unwrap();
+            let error = toolchain.compile(&[], limit).unwrap_err();
             let message = error.to_string();
             assert!(message.contains(problem), "{message} should say {problem}");
             assert!(!message.chars().any(char::is_control), "{message:?}");
@@ -367,7 +445,7 @@ mod tests {
     /// Without a linker of the toolchain's own the system's one serves.
     #[test]
     fn both_linkers_make_a_library() {
-        let own = Toolchain::find().unwrap();
+        let own = Toolchain::find(Workplace::default()).unwrap();
         for has_linker in [own.has_linker, false] {
             let toolchain = Toolchain { has_linker, ..own.clone() };
             let library = toolchain.compile(&[], Duration::from_secs(300)).unwrap();

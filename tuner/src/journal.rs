@@ -115,8 +115,8 @@ impl Journal {
         };
         start().map_err(|e| {
             if kept == 0 {
-                // Nothing is in it.
-                let _ = std::fs::remove_file(&self.path);
+                // Half a header is none.
+                let _ = self.file.set_len(0);
             }
             Error::io(&self.path, "write", e)
         })?;
@@ -167,6 +167,15 @@ impl Journal {
     pub fn remove(self) {
         // One that stays is taken for unfinished, no worse.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Drop for Journal {
+    /// A run that ended before it learnt anything leaves nothing to go on with.
+    fn drop(&mut self) {
+        if self.file.metadata().is_ok_and(|meta| meta.len() == 0) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -266,6 +275,13 @@ mod tests {
         let error = Journal::open(&path).unwrap_err().to_string();
         assert!(error.contains("another bitnet-tune"), "{error}");
         first.remove();
+        assert!(!path.exists());
+        // What another run left is there to go on with; what none has written goes.
+        std::fs::write(&path, "x").unwrap();
+        drop(Journal::open(&path).unwrap());
+        assert!(path.exists());
+        std::fs::write(&path, "").unwrap();
+        drop(Journal::open(&path).unwrap());
         assert!(!path.exists());
     }
 }

@@ -295,8 +295,9 @@ impl JobModel<'_> {
         }
     }
 
-    /// Time of computing and reading together, as they overlap.
-    fn overlap(&self, compute: f64, bytes: f64, streams: f64, spills: bool) -> (f64, f64) {
+    /// Time of computing and reading together, as they overlap. Where activations or tables stream
+    /// through the L1 cache as well it is `busy`, and weights come when they are asked for.
+    fn overlap(&self, compute: f64, bytes: f64, streams: f64, busy: bool) -> (f64, f64) {
         let (gb_per_s, from_memory) = self.cpu.bandwidth(self.threads, self.model_bytes);
         let kind = self.cpu.kind;
         let distance = self.id.tile.prefetch;
@@ -315,9 +316,9 @@ impl JobModel<'_> {
             let jumps = 1.0 + JUMPS_IN_CACHE * (streams - 1.0);
             return (mean(&[compute, read * jumps], 4.0), read);
         }
-        // Tables that stream through the L2 cache, too, leave the hardware's prefetcher behind.
+        // That leaves the hardware's prefetcher behind, but not the program's.
         let hidden = distance >= 4096 && effect.is_some_and(|effect| effect.from_memory < 1.0);
-        let exponent = if spills && !hidden { 1.0 } else { kind.overlap };
+        let exponent = if busy && !hidden { 1.0 } else { kind.overlap };
         (mean(&[compute, read * streams], exponent), read)
     }
 
@@ -362,8 +363,8 @@ impl JobModel<'_> {
         let mut step = self.step(cols, hides);
         step.all += waits * (cols as f64 / self.work.cols as f64);
         let compute = self.us(share * groups as f64 * step.all);
-        let (stream, read) =
-            self.overlap(compute, own_bytes, streams(layout, &tile), self.spills(cols));
+        let busy = self.spills(cols) || !decode;
+        let (stream, read) = self.overlap(compute, own_bytes, streams(layout, &tile), busy);
 
         let prepared = if decode { 1 } else { groups.div_ceil(self.threads) * tile.tokens };
         let prepare = self.us(prepared as f64 * cols as f64 * prepare_cycles(layout, decode));

@@ -2,7 +2,8 @@
 //! out, and a new worker goes on with the rest.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -113,8 +114,9 @@ fn run_once(
         Error::Runtime(format!("cannot {action} a worker process: {e}"))
     };
     let status = tempfile::NamedTempFile::new().map_err(|e| io("make a file for", e))?;
-    let status_path = status.path().to_path_buf();
-    let task = Task { threads, status: status_path, library: client.library(), work };
+    let (status, name) = status.into_parts();
+    let task = Task { threads, status: name.to_path_buf(), library: client.library(), work };
+    let mut name = Some(name);
     let mut text = serde_json::to_string(&task)
         .map_err(|e| Error::Runtime(format!("a task has no JSON form: {e}")))?;
     text.push('\n');
@@ -162,6 +164,8 @@ fn run_once(
         }
         match events.recv_timeout(LOOK) {
             Ok(line) => {
+                // It has opened the file, whose name need not outlive this process if it is killed.
+                name.take();
                 watch.heard(Instant::now());
                 match serde_json::from_str(&line) {
                     Ok(Event::Done) => done = true,
@@ -306,9 +310,12 @@ impl Drop for Running {
     }
 }
 
-fn read_status(file: &tempfile::NamedTempFile) -> Option<Status> {
+fn read_status(mut file: &File) -> Option<Status> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.read_to_string(&mut text).ok()?;
     // Torn writes do not parse; the next look sees more.
-    serde_json::from_str(std::fs::read_to_string(file.path()).ok()?.trim()).ok()
+    serde_json::from_str(text.trim()).ok()
 }
 
 /// How a process ended, in words.

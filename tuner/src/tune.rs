@@ -18,7 +18,7 @@ use bitnet_runtime::{Error, bench};
 
 use crate::Result;
 use crate::choose::{self, Choice, choose};
-use crate::compile::{Compiler, private_folder};
+use crate::compile::{Compiler, WorkFolder};
 use crate::findings::{Findings, serving, untuned};
 use crate::journal::{Header, Journal};
 use crate::machine;
@@ -234,7 +234,11 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
     let mut profile = profile(model, &host, options, &measurements, &choices, setting);
     let winners = made_in(&profile);
-    if let Err(why) = keep(&winners, &mut profile, options, start) {
+    let kept = keep(&winners, &mut profile, options, start);
+    if options.is_stopped() {
+        return Err(run.stopped());
+    }
+    if let Err(why) = kept {
         let count = winners.len();
         run.say(format!("{count} kernels made on this host won, but are not kept: {why}"));
         made = Made::NotKept { count, why };
@@ -362,12 +366,14 @@ impl Tuning<'_> {
     fn done_in_workers(&mut self) -> Result<()> {
         let done = supervise::run(&self.options.worker, self.options.threads, self);
         done.map_err(|error| match error {
-            crate::Error::Stopped { .. } => {
-                let journal = self.journal.as_ref().map(|journal| journal.path().to_path_buf());
-                crate::Error::Stopped { journal }
-            }
+            crate::Error::Stopped { .. } => self.stopped(),
             error => error,
         })
+    }
+
+    fn stopped(&self) -> crate::Error {
+        let journal = self.journal.as_ref().map(|journal| journal.path().to_path_buf());
+        crate::Error::Stopped { journal }
     }
 
     fn settings_task(&self) -> SettingsTask {
@@ -451,7 +457,7 @@ impl Client for Tuning<'_> {
 struct Compiled {
     file: LibraryFile,
     /// Removed with the run: only the winners are kept.
-    _folder: tempfile::TempDir,
+    _folder: WorkFolder,
 }
 
 /// Makes the kernels for the model's own shapes, or says why not and what it would take.
@@ -476,7 +482,7 @@ fn compile(
     }
     notify(Notice::Progress(0.0, format!("compiling {count} kernels for these shapes")));
     let bytes = toolchain.compile(ids, limit).map_err(|error| error.to_string())?;
-    let folder = private_folder().map_err(|e| e.to_string())?;
+    let folder = WorkFolder::new(options.cache.as_ref().ok()).map_err(|e| e.to_string())?;
     let cache = Cache::at(folder.path());
     let sha256 = cache.store(&bytes).map_err(|e| e.to_string())?;
     let file = LibraryFile { cache: folder.path().into(), sha256 };

@@ -12,7 +12,7 @@ use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels;
 use bitnet_runtime::kernels::cache::Cache;
 use bitnet_tuner::ModelInfo;
-use bitnet_tuner::compile::Toolchain;
+use bitnet_tuner::compile::{Toolchain, Workplace};
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
@@ -80,7 +80,10 @@ fn a_check_says_how_every_pick_stands() {
     let verdict = text.trim_end().rsplit("\n\n").next().unwrap();
     match code {
         0 => assert!(verdict.starts_with("ok: "), "{text}"),
-        1 => assert_eq!(verdict.lines().last().unwrap(), "the profile does not hold here: run bitnet-tune again"),
+        1 => assert_eq!(
+            verdict.lines().last().unwrap(),
+            "the profile does not hold here: run bitnet-tune again"
+        ),
         _ => panic!("{code}: {text}"),
     }
 }
@@ -133,7 +136,7 @@ fn kernels_made_on_the_host_are_timed() {
         let ids = kernels::builtin().iter().map(|kernel| *kernel.id());
         ids.filter(|id| id.op == made.op).find(|id| one(id) == decode).unwrap()
     };
-    let toolchain = Toolchain::find().unwrap();
+    let toolchain = Toolchain::find(Workplace::default()).unwrap();
     let library = toolchain.compile(&[made], Duration::from_secs(300)).unwrap();
     let home = place.0.path().join("cache");
     let cache = Cache::of_user(|name| (name == "XDG_CACHE_HOME").then(|| home.clone().into()));

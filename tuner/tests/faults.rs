@@ -16,7 +16,7 @@ use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::random::Random;
 use bitnet_tuner::choose::defaults;
-use bitnet_tuner::compile::{Compiler, Toolchain};
+use bitnet_tuner::compile::{Compiler, Toolchain, Workplace};
 use bitnet_tuner::measure::{Measurements, Why};
 use bitnet_tuner::plan::{LayoutPlan, plan};
 use bitnet_tuner::race::{Race, Speed};
@@ -258,6 +258,177 @@ fn t02_a_stopped_run_can_be_gone_on_with() {
     assert!(!place.journal().exists());
 }
 
+/// A compiler of the shell's that never ends, nor does what it started: the lines of `pids` are its
+/// process and that one.
+fn endless_compiler(folder: &Path, pids: &Path) -> PathBuf {
+    let path = folder.join("rustc");
+    let arch = std::env::consts::ARCH;
+    let script = format!(
+        "#!/bin/sh\ncase $1 in\n-vV) echo 'release: 1.95.0'; echo 'host: {arch}-a-b';;\n\
+         --print) echo /nowhere/lib;;\n*) sleep 1000 & echo $$ > '{0}.new'; echo $! >> '{0}.new'; \
+         touch \"$TMPDIR/object.o\"; mv '{0}.new' '{0}'; wait;;\nesac\n",
+        pids.display()
+    );
+    // By another process: a script that a thread of this one has open for writing while another
+    // thread starts a program is busy.
+    let mut write = Command::new("sh");
+    write.args(["-c", "printf %s \"$1\" > \"$2\" && chmod 700 \"$2\"", "sh", &script]);
+    assert!(write.arg(&path).status().unwrap().success());
+    path
+}
+
+/// A run whose compiler does not end.
+struct Compiling {
+    place: Place,
+    pids: PathBuf,
+    rustc: PathBuf,
+    /// Where others put temporary files.
+    temporary: PathBuf,
+}
+
+impl Compiling {
+    fn new() -> Self {
+        let place = Place::new();
+        let folder = place.folder.path();
+        let (pids, temporary) = (folder.join("pids"), folder.join("tmp"));
+        let rustc = endless_compiler(folder, &pids);
+        fs::create_dir(&temporary).unwrap();
+        fs::write(&place.out, "the profile before").unwrap();
+        Self { place, pids, rustc, temporary }
+    }
+
+    /// Starts a run, and waits until it compiles; gives the compiler's processes too.
+    fn start(&self) -> (Child, Vec<u32>) {
+        let mut command = self.place.alone("1000s");
+        command.env("RUSTC", &self.rustc).env("TMPDIR", &self.temporary).process_group(0);
+        command.args(["--effort", "patient"]);
+        let child = command.spawn().unwrap();
+        wait_until("nothing is compiled", || self.pids.exists());
+        let pids = fs::read_to_string(&self.pids).unwrap();
+        fs::remove_file(&self.pids).unwrap();
+        (child, pids.lines().map(|pid| pid.parse().unwrap()).collect())
+    }
+
+    /// The names in the cache.
+    fn cached(&self) -> Vec<String> {
+        let folder = self.place.folder.path().join("cache/bitnet/kernels");
+        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).collect()
+    }
+
+    /// That neither a file nor a changed one is left beside the profile or among temporary ones.
+    fn left_nothing(&self) {
+        assert_eq!(self.place.names().iter().collect::<Vec<_>>(), ["host.toml"]);
+        assert_eq!(fs::read_to_string(&self.place.out).unwrap(), "the profile before");
+        assert_eq!(fs::read_dir(&self.temporary).unwrap().count(), 0);
+    }
+}
+
+fn has_made_kernels() -> bool {
+    let has = Isa::best() != Isa::Scalar;
+    if !has {
+        eprintln!("skipped: kernels made on the host; this CPU has no vectors");
+    }
+    has
+}
+
+#[test]
+fn t02_a_run_that_is_stopped_while_it_compiles_leaves_nothing() {
+    if !has_made_kernels() {
+        return;
+    }
+    let _machine = shared();
+    let run = Compiling::new();
+    for (number, to_all) in [(Signal::INT, true), (Signal::TERM, false)] {
+        let (child, compiler) = run.start();
+        assert_eq!((run.cached().len(), compiler.len()), (1, 2));
+        if to_all {
+            let group = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+            rustix::process::kill_process_group(group, number).unwrap();
+        } else {
+            signal(child.id(), number);
+        }
+        let start = Instant::now();
+        let output = child.wait_with_output().unwrap();
+        failed(&output, 130, "stopped");
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        are_gone(&compiler);
+        run.left_nothing();
+        assert_eq!(run.cached(), [""; 0]);
+    }
+}
+
+#[test]
+fn t02_a_check_that_is_stopped_leaves_nothing() {
+    let _machine = shared();
+    let place = Place::new();
+    succeeded(&place.alone("0").output().unwrap());
+    let profile = fs::read_to_string(&place.out).unwrap();
+    let temporary = place.folder.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    for number in [Signal::INT, Signal::TERM] {
+        let mut command = Command::new(TUNE);
+        command.args(["check", "--budget", "1000s", "--profile"]).arg(&place.out);
+        command.env("XDG_CACHE_HOME", place.folder.path().join("cache")).env("TMPDIR", &temporary);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut workers = Vec::new();
+        wait_until("no worker", || {
+            workers = children(child.id());
+            !workers.is_empty()
+        });
+        signal(child.id(), number);
+        let output = child.wait_with_output().unwrap();
+        failed(&output, 130, "stopped");
+        assert!(output.stdout.is_empty());
+        are_gone(&workers);
+        assert_eq!(place.names().into_iter().collect::<Vec<_>>(), ["host.toml"]);
+        assert_eq!(fs::read_to_string(&place.out).unwrap(), profile);
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+    }
+}
+
+/// What a compiler and a killed run leave is gone after the next run, unless somebody needs it.
+#[test]
+fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() {
+    if !has_made_kernels() {
+        return;
+    }
+    let _machine = shared();
+    let run = Compiling::new();
+    let (mut killed, compiler) = run.start();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // Nobody can end it with the run.
+    compiler.iter().for_each(|&process| signal(process, Signal::KILL));
+    are_gone(&compiler);
+    let [left] = &run.cached()[..] else { panic!("{:?}", run.cached()) };
+    let age = |name: &str| {
+        let folder = run.place.folder.path().join("cache/bitnet/kernels").join(name);
+        let hour = std::time::SystemTime::now() - Duration::from_secs(3600);
+        fs::File::open(folder).unwrap().set_modified(hour).unwrap();
+    };
+    age(left);
+    // What a run needs that is still at it stays, however old its folder is.
+    let (first, compiler) = run.start();
+    let [own] = &run.cached()[..] else { panic!("{:?}", run.cached()) };
+    assert_ne!(own, left);
+    age(own);
+    // Runs that compile nothing look after it too.
+    fs::create_dir(run.place.folder.path().join("cache/bitnet/kernels/run-abandoned000")).unwrap();
+    age("run-abandoned000");
+    let other = Place { out: run.place.out.with_file_name("other.toml"), ..Place::new() };
+    let mut command = other.alone("0");
+    command.env("XDG_CACHE_HOME", run.place.folder.path().join("cache"));
+    succeeded(&command.output().unwrap());
+    fs::remove_file(&other.out).unwrap();
+    assert_eq!(run.cached(), std::slice::from_ref(own));
+    signal(first.id(), Signal::TERM);
+    failed(&first.wait_with_output().unwrap(), 130, "stopped");
+    are_gone(&compiler);
+    run.left_nothing();
+    assert_eq!(run.cached(), [""; 0]);
+}
+
 #[test]
 fn t03_a_full_disk_leaves_the_old_profile() {
     let _machine = shared();
@@ -429,7 +600,7 @@ struct Sabotaged {
 }
 
 static SABOTAGED: LazyLock<Result<Sabotaged, String>> = LazyLock::new(|| {
-    let toolchain = Toolchain::find().map_err(|e| e.to_string())?;
+    let toolchain = Toolchain::find(Workplace::default()).map_err(|e| e.to_string())?;
     let model = model();
     let shapes = model.jobs.iter().map(|job| job.parts[0]);
     let isas = || Isa::ALL.iter().copied().filter(|isa| *isa != Isa::Scalar && isa.is_supported());
@@ -673,12 +844,7 @@ fn t14_a_truncated_model_is_refused_before_measuring() {
 /// A race in which the profile takes so many times as long.
 fn race(decode: f64, prefill: f64, half_width: f64) -> Race {
     let speed = |ratio| Speed { before: 100.0, after: 100.0 / ratio, ratio, half_width };
-    Race {
-        decode: speed(decode),
-        prefill: speed(prefill),
-        loads: 5,
-        limit_gb_per_s: 50.0,
-    }
+    Race { decode: speed(decode), prefill: speed(prefill), loads: 5, limit_gb_per_s: 50.0 }
 }
 
 #[test]

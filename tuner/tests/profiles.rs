@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use bitnet_profiles::registry::{Defaults, Shipped};
 use bitnet_profiles::{Isa, Profile};
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::cache::Cache;
@@ -200,6 +201,54 @@ fn show_auto_finds_what_bitnet_run_would() {
 }
 
 #[test]
+fn shipped_profiles_are_shown_by_name() {
+    let place = Place::new();
+    let host = Host::detect();
+    let defaults = Defaults::of(&host.vendor, host.family, host.model, Isa::best());
+    let own = defaults.shipped().name.as_str();
+    let list = place.answer(&["show"], 0);
+    let listed = place.json(&["show", "--json"], 0);
+    assert_eq!(list.lines().count(), Shipped::all().len());
+    for (number, (line, shipped)) in list.lines().zip(Shipped::all()).enumerate() {
+        let Profile { tool, host, .. } = shipped.profile();
+        let mut words = line.split_whitespace();
+        assert_eq!(words.next(), Some(shipped.name.as_str()));
+        assert_eq!(words.next(), Some(shipped.isa.name()));
+        assert_eq!(words.next(), Some(tool.provenance.to_string().as_str()));
+        assert_eq!(words.next(), Some(tool.date.as_str()));
+        assert!(line.contains(&host.cpu), "{line}");
+        assert_eq!(line.contains("others of this tier"), shipped.is_class(), "{line}");
+        assert_eq!(line.ends_with("serves this CPU"), shipped.name == own, "{line}");
+        let object = &listed[number];
+        assert_eq!(object["name"], shipped.name);
+        assert_eq!(object["provenance"], tool.provenance.to_string());
+        assert_eq!(object["serves"], shipped.name == own);
+        assert_eq!(object["whole_tier"], shipped.is_class());
+    }
+    let shown = place.answer(&["show", own], 0);
+    let what = format!("profile  {own}, which ships with the program");
+    for part in [what.as_str(), "bitnet-run takes it where nothing was tuned", "for balanced"] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
+    let other = if own == "generic" { "zen2" } else { "generic" };
+    let shown = place.answer(&["show", other], 0);
+    let refused = other != "generic";
+    assert!(refused || shown.contains(&format!("here bitnet-run takes {own} where")), "{shown}");
+    let object = place.json(&["show", "--json", other], 0);
+    assert_eq!((&object["file"], &object["here"]["shipped"]), (&other.into(), &true.into()));
+    // A file of that name comes first.
+    place.write(other, PROFILE);
+    assert!(place.answer(&["show", other], 0).contains("bard-11m"));
+    place.refused(&["show", "--model", MODEL], 2, "only with auto");
+
+    let zen4 = Shipped::all().iter().find(|shipped| shipped.name == "zen4").unwrap();
+    let file = place.write("zen4.toml", &zen4.profile().to_text());
+    assert_eq!(place.answer(&["diff", "zen4", &file], 0), "the profiles are identical\n");
+    let shown = place.answer(&["diff", "zen4", "zen2"], 1);
+    assert!(shown.contains("AMD Zen 4") && shown.contains("-> AMD Zen 2"), "{shown}");
+}
+
+#[test]
 fn diff_tells_what_differs_and_whether_the_choices_do() {
     let place = Place::new();
     let a = place.write("a.toml", PROFILE);
@@ -283,8 +332,17 @@ fn bad_profiles_are_refused() {
         place.refused(&["diff", &good, file], code, says);
         place.refused(&["diff", file, &good], code, says);
     }
-    place.refused(&["show"], 2, "--help");
     place.refused(&["diff", &good], 2, "--help");
+    // A name that is neither a file nor shipped, but could have been either.
+    for name in ["zen9", "ZEN5", "zen5 ", "zen5\n\u{1b}[2J", &"x".repeat(200)] {
+        for args in [&["show", name][..], &["diff", &good, name], &["diff", name, &good]] {
+            place.refused(args, 2, "a file, auto, or a shipped profile: zen2, zen3, zen4, zen5, ");
+        }
+    }
+    // What can only have been a file.
+    for name in ["zen5.toml", "./zen5", "profiles/zen5"] {
+        place.refused(&["show", name], 6, "bitnet-tune --model MODEL -o");
+    }
 }
 
 /// What a profile may hold, and no terminal should get: what turns the direction of writing or

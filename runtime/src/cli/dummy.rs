@@ -12,7 +12,7 @@ use crate::gguf::TensorType;
 /// Write a random ternary model of a published shape
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// 125M, 1B, 2b4t, 3b, large, llama8b or 100B
+    /// 125M, 1B, 2b4t, 3b, large, llama8b, falcon3-1b, -3b, -7b or -10b, 100B
     #[arg(long, value_name = "SHAPE")]
     shape: String,
     /// How embedding and head are stored

@@ -20,7 +20,7 @@ use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::kernels::{self, Selection};
 use crate::memory::Pages;
-use crate::model::config::Config;
+use crate::model::config::{Config, JobShapes};
 use crate::model::{KvType, LoadOptions, Model, SessionOptions};
 use crate::threads::{MAX_THREADS, Pool};
 
@@ -257,7 +257,10 @@ impl Choice {
             if self.forced().is_none() {
                 reason += &format!("; {}", origin(shipped.shipped(), config));
             }
-            let name = format!("{name} for {}", default.isa());
+            let pair =
+                |job: &JobShapes| shipped.pair(job.role, &job.parts, self.format, self.ceiling());
+            let serving = config.jobs().first().map_or(default, pair);
+            let name = format!("{name} for {}", serving.isa());
             Taken { source: Source::Shipped, name, reason, profile: None }
         };
         if let Some(flags) = self.forced() {

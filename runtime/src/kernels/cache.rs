@@ -1,15 +1,22 @@
 //! The folder of libraries made on the host. A library is code, so nothing in it is used before the
 //! folder and the file were found to be nobody else's, and the content to be what was stored.
+//!
+//! It does not grow for ever: when a library is stored, those that were used longest ago go, beyond
+//! [`Cache::MOST`] of them or [`Cache::MOST_BYTES`] in all. A profile that names one which has gone
+//! takes the built-in kernels that it names beside. Who makes libraries works in a folder within
+//! ([`Scratch`]); what killed processes leave there, the next to make one removes.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bitnet_profiles::{file, registry};
 use rustix::fs::{OFlags, StatVfsMountFlags};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::library::Unusable;
 use crate::error::quoted;
@@ -18,6 +25,11 @@ use crate::error::quoted;
 const OTHERS_WRITE: u32 = 0o022;
 /// The bit of a folder's mode that keeps its entries to their owners.
 const STICKY: u32 = 0o1000;
+
+/// What the name of a [`Scratch`] begins with.
+const SCRATCH: &str = "run-";
+/// What the name of a library ends in.
+const LIBRARY: &str = ".so";
 
 /// Libraries under the SHA-256 of their content.
 #[derive(Clone, Debug)]
@@ -32,7 +44,28 @@ pub struct Checked {
     pub(super) path: PathBuf,
 }
 
+/// A folder within the cache for the work of one process, of this user's alone. It goes, with what
+/// is in it, when this is dropped; where the process is killed, when the next one begins.
+#[derive(Debug)]
+pub struct Scratch {
+    folder: TempDir,
+    /// Says that this process lives: a lock that ends with it.
+    _lock: File,
+}
+
+impl Scratch {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
 impl Cache {
+    /// The most libraries that are kept.
+    pub const MOST: usize = 64;
+    /// The most that all libraries may have, in bytes.
+    pub const MOST_BYTES: u64 = 256 << 20;
+
     /// The most a library may have, in bytes; one of 300 kernels has about 10^6.
     pub const MAX_BYTES: u64 = 64 << 20;
 
@@ -57,28 +90,56 @@ impl Cache {
 
     /// Keeps a library and gives its SHA-256, 64 hexadecimal digits. The folder is created, for the
     /// user alone, where it is missing. The file appears whole or not at all; who stores the same
-    /// content at the same time does no harm.
+    /// content at the same time does no harm. Libraries that nobody has used for long may go.
     ///
     /// # Errors
     /// The system refuses, or the folder is not to be trusted.
     pub fn store(&self, library: &[u8]) -> Result<String, Unusable> {
-        let io = |path: &Path, action| {
-            let path = path.to_path_buf();
-            move |source| Unusable::Io { path, action, source }
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder)
-            .map_err(io(&self.folder, "create"))?;
-        let folder = self.trusted_folder()?;
+        let folder = self.created_folder()?;
         let sha256 = hash(library);
         let path = folder.join(file_name(&sha256));
         if self.open(&sha256).is_ok() {
             return Ok(sha256);
         }
-        file::replace_private(&path, library).map_err(io(&path, "write"))?;
+        let io = |source| Unusable::Io { path: path.clone(), action: "write", source };
+        file::replace_private(&path, library).map_err(io)?;
+        remove_unused(&folder, &path);
         Ok(sha256)
+    }
+
+    /// A folder to make a library in, and to keep it in for as long as one process needs it. Those of
+    /// killed processes are removed, and their temporary files.
+    ///
+    /// # Errors
+    /// As [`Cache::store`].
+    pub fn scratch(&self) -> Result<Scratch, Unusable> {
+        let parent = self.created_folder()?;
+        let io =
+            |source| Unusable::Io { path: parent.clone(), action: "create a folder in", source };
+        let mut builder = tempfile::Builder::new();
+        builder.permissions(Permissions::from_mode(0o700));
+        builder.prefix(SCRATCH).rand_bytes(file::RANDOM);
+        let folder = builder.tempdir_in(&parent).map_err(io)?;
+        let lock = File::open(folder.path()).map_err(io)?;
+        // Not every file system has locks.
+        let _ = lock.try_lock();
+        remove_leftovers(&parent);
+        Ok(Scratch { folder, _lock: lock })
+    }
+
+    /// Removes what killed processes left, as [`Cache::scratch`] does, where there is a cache and it is
+    /// to be trusted.
+    pub fn remove_leftovers(&self) {
+        if let Ok(folder) = self.trusted_folder() {
+            remove_leftovers(&folder);
+        }
+    }
+
+    /// The folder, which is created where it is missing, by its real path.
+    fn created_folder(&self) -> Result<PathBuf, Unusable> {
+        let io = |source| Unusable::Io { path: self.folder.clone(), action: "create", source };
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(io)?;
+        self.trusted_folder()
     }
 
     /// Reads a library, once, through one open file, and checks that nobody else can have made or
@@ -122,6 +183,8 @@ impl Cache {
         if found != sha256 {
             return Err(Unusable::Hash { path, found });
         }
+        // It was used now; where that cannot be written, it counts as used before.
+        let _ = content.into_inner().set_modified(SystemTime::now());
         Ok(Checked { bytes, path })
     }
 
@@ -156,7 +219,62 @@ impl Cache {
 }
 
 fn file_name(sha256: &str) -> String {
-    format!("{sha256}.so")
+    format!("{sha256}{LIBRARY}")
+}
+
+/// Whether a file of that name is a library: see [`file_name`].
+fn is_library(name: &[u8]) -> bool {
+    let digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let sha256 = name.strip_suffix(LIBRARY.as_bytes());
+    sha256.is_some_and(|sha256| sha256.len() == 64 && sha256.iter().all(digit))
+}
+
+/// What is in a folder of this user's and belongs to this user, by name: links are what they are.
+fn own_entries(folder: &Path) -> impl Iterator<Item = (OsString, Metadata)> {
+    let own = rustix::process::geteuid().as_raw();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let with_meta = entries.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?)));
+    with_meta.filter(move |(_, meta)| meta.uid() == own)
+}
+
+/// Removes the libraries that were used longest ago, so many that those which stay, `newest` among
+/// them, keep to the bounds of a [`Cache`].
+fn remove_unused(folder: &Path, newest: &Path) {
+    let mut libraries: Vec<(SystemTime, u64, PathBuf)> = own_entries(folder)
+        .filter(|(name, meta)| meta.is_file() && is_library(name.as_encoded_bytes()))
+        .filter_map(|(name, meta)| Some((meta.modified().ok()?, meta.len(), folder.join(name))))
+        .collect();
+    libraries.sort_by_key(|(used, _, path)| (path != newest, std::cmp::Reverse(*used)));
+    let (mut count, mut bytes) = (0, 0);
+    for (_, len, path) in libraries {
+        (count, bytes) = (count + 1, bytes + len);
+        if count > Cache::MOST || bytes > Cache::MOST_BYTES {
+            // What cannot be removed stays.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes what killed processes left in the cache: temporary files of libraries, and the folders they
+/// worked in.
+fn remove_leftovers(folder: &Path) {
+    if let Ok(meta) = fs::symlink_metadata(folder) {
+        file::remove_leftovers(folder, is_library, &meta);
+    }
+    for (name, meta) in own_entries(folder) {
+        let random = name.as_encoded_bytes().strip_prefix(SCRATCH.as_bytes());
+        if !meta.is_dir() || !random.is_some_and(file::is_random) {
+            continue;
+        }
+        let path = folder.join(name);
+        let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
+        let open =
+            OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(&path);
+        if open.is_ok_and(|folder| file::is_abandoned(&folder)) {
+            // Links in it are removed, not followed.
+            let _ = fs::remove_dir_all(path);
+        }
+    }
 }
 
 /// The SHA-256 of `bytes`, as 64 hexadecimal digits.

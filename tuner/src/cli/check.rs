@@ -12,7 +12,7 @@ use bitnet_runtime::host::Host;
 use serde::Serialize;
 
 use super::show::{find, job, read};
-use super::{Bar, answer, answer_json, note, threads};
+use super::{Bar, answer, answer_json, note, stopped_by_signals, threads};
 use crate::check::{Checked, Options, PhaseCheck, Rival, RivalKind, RoleCheck, check};
 use crate::measure::Excluded;
 use crate::supervise::WorkerProgram;
@@ -42,7 +42,8 @@ pub struct Args {
 /// Checks the profile; whether all its picks hold.
 ///
 /// # Errors
-/// The profile or the model cannot be read or is refused, they do not fit, a worker failed.
+/// The profile or the model cannot be read or is refused, they do not fit, a worker failed, the user
+/// stopped it.
 pub fn run(args: &Args) -> Result<bool> {
     let host = Host::detect();
     let auto = args.profile.as_os_str() == OsStr::new("auto");
@@ -59,7 +60,12 @@ pub fn run(args: &Args) -> Result<bool> {
     if own != (host.vendor.as_str(), host.family, host.model) {
         note(format_args!("the profile was made on another CPU, {}", printable(&profile.host.cpu)));
     }
-    let options = Options { threads, budget: args.budget, worker: WorkerProgram::this()? };
+    let options = Options {
+        threads,
+        budget: args.budget,
+        worker: WorkerProgram::this()?,
+        stop: stopped_by_signals()?,
+    };
     let checked = {
         let bar = Bar::new();
         check(&profile, &model, &options, &mut |notice| bar.show(notice))?

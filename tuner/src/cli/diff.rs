@@ -6,16 +6,18 @@ use std::path::PathBuf;
 use bitnet_profiles::{Choice, KernelId, Pick, Profile, Role, Shape, printable};
 use serde::Serialize;
 
-use super::show::{bytes, job, read};
+use super::show::{bytes, job, named};
 use super::{answer, answer_json};
 use crate::Result;
 
 /// Print what differs between two profiles; the exit code is 1 where the choices do
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A profile
+    /// A profile, or the name of a shipped one
+    #[arg(value_name = "FILE|NAME")]
     a: PathBuf,
     /// Another one
+    #[arg(value_name = "FILE|NAME")]
     b: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -27,7 +29,7 @@ pub struct Args {
 /// # Errors
 /// A profile cannot be read or is refused, or stdout is closed.
 pub fn run(args: &Args) -> Result<bool> {
-    let (a, b) = (read(&args.a)?, read(&args.b)?);
+    let (a, b) = (named(&args.a)?.profile, named(&args.b)?.profile);
     let differences = Differences::of(&a, &b);
     if args.json {
         answer_json(&differences)?;

@@ -17,7 +17,7 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::compile::Toolchain;
+use crate::compile::{Toolchain, Workplace};
 use crate::supervise::WorkerProgram;
 use crate::{Notice, Options, Result};
 
@@ -84,6 +84,12 @@ struct Common {
 impl Common {
     /// How to tune on this host, with what makes kernels and keeps them here; without a journal.
     fn options(&self, ceiling: Isa, effort: Effort, budget: Duration) -> Result<Options> {
+        let cache = Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string());
+        if let Ok(cache) = &cache {
+            cache.remove_leftovers();
+        }
+        let stop = stopped_by_signals()?;
+        let place = Workplace { cache: cache.as_ref().ok().cloned(), stop: Arc::clone(&stop) };
         Ok(Options {
             ceiling,
             objective: self.objective,
@@ -95,14 +101,15 @@ impl Common {
             journal: None,
             resume: false,
             toolchain: match effort {
-                Effort::Patient => match Toolchain::find() {
+                Effort::Patient => match Toolchain::find(place) {
                     Ok(toolchain) => Ok(Arc::new(toolchain)),
+                    Err(stopped @ crate::Error::Stopped { .. }) => return Err(stopped),
                     Err(why) => Err(why.to_string()),
                 },
                 Effort::Estimate | Effort::Measure => Err("only --effort patient does".into()),
             },
-            cache: Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string()),
-            stop: stopped_by_signals()?,
+            cache,
+            stop,
         })
     }
 }

@@ -1,12 +1,15 @@
 //! `bitnet-tune show`: a profile for people, and what `bitnet-run` makes of it here.
 
 use std::fmt::{self, Display};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use bitnet_profiles::registry::{Defaults, Shipped};
 use bitnet_profiles::{
-    Choice, KernelId, Op, Pick, Profile, Provenance, Role, Shape, printable, registry,
+    Choice, Isa, KernelId, Op, Pick, Profile, Provenance, Role, Shape, printable, registry,
 };
 use bitnet_runtime::Error;
+use bitnet_runtime::error::quoted;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::cache::Cache;
@@ -16,12 +19,13 @@ use serde::Serialize;
 use super::{answer, answer_json};
 use crate::{ModelInfo, Result};
 
-/// Print a profile for people, and what bitnet-run would do with it on this CPU
+/// Print a profile for people, and what bitnet-run would do with it on this CPU; without a name, list
+/// the profiles that ship with the program
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A profile; auto: the one that bitnet-run finds for this CPU
-    #[arg(value_name = "FILE|auto")]
-    profile: PathBuf,
+    /// A profile; auto: the one that bitnet-run finds for this CPU; the name of a shipped one
+    #[arg(value_name = "FILE|auto|NAME")]
+    profile: Option<PathBuf>,
     /// With auto: for this model, a GGUF file
     #[arg(long, short, value_name = "FILE")]
     model: Option<PathBuf>,
@@ -36,14 +40,19 @@ pub struct Args {
 /// There is no such profile, or it is refused, or stdout is closed.
 pub fn run(args: &Args) -> Result<()> {
     let host = Host::detect();
-    let path = find(&args.profile, args.model.as_deref(), &host)?;
-    let profile = read(&path)?;
-    let here = Here::of(&profile, &host);
+    let Some(name) = &args.profile else {
+        if args.model.is_some() {
+            return Err(only_with_auto());
+        }
+        return list(&host, args.json);
+    };
+    let named = named(&find(name, args.model.as_deref(), &host)?)?;
+    let here = Here::of(&named, &host);
     if args.json {
-        let file = path.display().to_string();
-        answer_json(&Object { file, profile: &profile, here: &here })
+        let file = named.path.display().to_string();
+        answer_json(&Object { file, profile: &named.profile, here: &here })
     } else {
-        answer(|out| write!(out, "{}", Shown { path: &path, profile: &profile, here: &here }))
+        answer(|out| write!(out, "{}", Shown { named: &named, here: &here }))
     }
 }
 
@@ -53,6 +62,89 @@ struct Object<'a> {
     file: String,
     profile: &'a Profile,
     here: &'a Here,
+}
+
+/// What `--json` prints of every shipped profile.
+#[derive(Serialize)]
+struct Listed {
+    name: &'static str,
+    /// What it is made for; where it serves a whole tier, the CPU that stands for the others.
+    cpu: &'static str,
+    whole_tier: bool,
+    isa: Isa,
+    provenance: Provenance,
+    date: &'static str,
+    /// Whether it serves on this CPU where nothing was tuned.
+    serves: bool,
+}
+
+/// Lists the shipped profiles, in the order in which they are asked.
+fn list(host: &Host, json: bool) -> Result<()> {
+    let own = shipped_for(host);
+    let listed = Shipped::all().iter().map(|shipped| {
+        let Profile { tool, host, .. } = shipped.profile();
+        Listed {
+            name: &shipped.name,
+            cpu: &host.cpu,
+            whole_tier: shipped.is_class(),
+            isa: shipped.isa,
+            provenance: tool.provenance,
+            date: &tool.date,
+            serves: shipped.name == own,
+        }
+    });
+    let listed: Vec<Listed> = listed.collect();
+    if json {
+        return answer_json(&listed);
+    }
+    answer(|out| {
+        for Listed { name, cpu, whole_tier, isa, provenance, date, serves } in &listed {
+            let (isa, provenance) = (isa.name(), provenance.to_string());
+            let others = if *whole_tier { "others of this tier, as " } else { "" };
+            let serves = if *serves { "; serves this CPU" } else { "" };
+            writeln!(out, "{name:<16} {isa:<10} {provenance} {date}  {others}{cpu}{serves}")?;
+        }
+        Ok(())
+    })
+}
+
+/// The name of the shipped profile that serves on this CPU where nothing was tuned.
+fn shipped_for(host: &Host) -> &'static str {
+    &Defaults::of(&host.vendor, host.family, host.model, Isa::best()).shipped().name
+}
+
+/// A profile, and what it was found by.
+pub(super) struct Named {
+    path: PathBuf,
+    pub(super) profile: Profile,
+    is_shipped: bool,
+}
+
+/// The profile in a file or, where there is none of that name, the shipped one.
+///
+/// # Errors
+/// There is neither, or the file cannot be read or is refused.
+pub(super) fn named(path: &Path) -> Result<Named> {
+    let is_missing =
+        || std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    // As shipped profiles are called: no folder, no extension.
+    let bare = path.to_str().filter(|name| !name.contains(['/', '\\', '.']));
+    let shipped = match bare.filter(|_| is_missing()) {
+        None => None,
+        Some(name) => {
+            let names = || Shipped::all().iter().map(|shipped| shipped.name.as_str());
+            let Some(shipped) = Shipped::all().iter().find(|shipped| shipped.name == name) else {
+                let names = names().collect::<Vec<_>>().join(", ");
+                let found = format!("{}, which is no file", quoted(name));
+                let expected = format!("a file, auto, or a shipped profile: {names}");
+                return Err(Error::usage("profile", found, expected).into());
+            };
+            Some(shipped.profile().clone())
+        }
+    };
+    let is_shipped = shipped.is_some();
+    let profile = shipped.map_or_else(|| read(path), Ok)?;
+    Ok(Named { path: path.into(), profile, is_shipped })
 }
 
 /// Reads a profile.
@@ -69,7 +161,7 @@ pub(super) fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<Pat
     if name.as_os_str() != "auto" {
         return match model {
             None => Ok(name.to_path_buf()),
-            Some(_) => Err(Error::usage("--model", "a file", "it only with auto").into()),
+            Some(_) => Err(only_with_auto()),
         };
     }
     let Some(folder) = registry::user_folder(|name| std::env::var_os(name)) else {
@@ -104,12 +196,20 @@ pub(super) fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<Pat
     }
 }
 
+fn only_with_auto() -> crate::Error {
+    Error::usage("--model", "a file", "it only with auto").into()
+}
+
 /// What `bitnet-run` makes of a profile on this CPU, with this build.
 #[derive(Debug, Serialize)]
 struct Here {
     /// Why it refuses the whole profile.
     refused: Option<String>,
-    /// Whether the profile was made on this kind of CPU.
+    /// Whether it is one that ships with the program.
+    shipped: bool,
+    /// The shipped profile that serves on this CPU where nothing was tuned.
+    shipped_here: &'static str,
+    /// Whether the profile was made on this kind of CPU; of shipped ones, whether it serves on it.
     same_cpu: bool,
     /// Whether this build's generator made it; nothing where the profile does not say.
     same_fingerprint: Option<bool>,
@@ -134,7 +234,9 @@ struct Absent {
 }
 
 impl Here {
-    fn of(profile: &Profile, host: &Host) -> Self {
+    fn of(named: &Named, host: &Host) -> Self {
+        let Named { profile, is_shipped, .. } = named;
+        let shipped_here = shipped_for(host);
         let kernels = profile.ops.iter().flat_map(Choice::picks);
         let mut isas = kernels.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]);
         let lacks = isas.find(|isa| !isa.is_supported());
@@ -174,8 +276,15 @@ impl Here {
                 let runs = bitnet_profiles::Isa::supported_names();
                 format!("it has kernels of {isa}, and this CPU runs {runs}")
             }),
-            same_cpu: (own.vendor.as_str(), own.family, own.model)
-                == (host.vendor.as_str(), host.family, host.model),
+            shipped: *is_shipped,
+            shipped_here,
+            same_cpu: match is_shipped {
+                true => named.path.as_os_str() == shipped_here,
+                false => {
+                    (own.vendor.as_str(), own.family, own.model)
+                        == (host.vendor.as_str(), host.family, host.model)
+                }
+            },
             same_fingerprint,
             library,
             from_library,
@@ -210,17 +319,17 @@ pub(super) fn bytes(bytes: u64) -> String {
 
 /// A profile for people. All text that a file may hold goes through [`printable`].
 struct Shown<'a> {
-    path: &'a Path,
-    profile: &'a Profile,
+    named: &'a Named,
     here: &'a Here,
 }
 
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Profile { tool, host, model, run, ops, .. } = self.profile;
+        let Profile { tool, host, model, run, ops, .. } = &self.named.profile;
         let path = |path: &Path| printable(&path.display().to_string()).into_owned();
         let isa: Vec<&str> = host.isa.iter().map(|isa| isa.name()).collect();
-        writeln!(f, "profile  {}", path(self.path))?;
+        let shipped = if self.here.shipped { ", which ships with the program" } else { "" };
+        writeln!(f, "profile  {}{shipped}", path(&self.named.path))?;
         writeln!(
             f,
             "model    {} ({}), shapes {}",
@@ -277,7 +386,7 @@ impl Display for Shown<'_> {
 
 impl Shown<'_> {
     fn choices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ops = &self.profile.ops;
+        let ops = &self.named.profile.ops;
         let ids = ops.iter().flat_map(Choice::picks).map(|(_, pick)| pick.kernel.to_string().len());
         let width = ids.max().unwrap_or(0);
         writeln!(
@@ -312,11 +421,19 @@ impl Shown<'_> {
 
     /// What `bitnet-run` does with it.
     fn verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Here { refused, same_cpu, same_fingerprint, library, from_library, absent } = self.here;
-        let tool = &self.profile.tool;
+        let Here { refused, shipped, shipped_here, same_cpu, same_fingerprint, .. } = self.here;
+        let Here { library, from_library, absent, .. } = self.here;
+        let tool = &self.named.profile.tool;
         writeln!(f, "\nhere")?;
         match (refused, same_cpu) {
             (Some(why), _) => writeln!(f, "  refused  {why}")?,
+            (None, true) if *shipped => {
+                writeln!(f, "  serves   bitnet-run takes it where nothing was tuned")?;
+            }
+            (None, false) if *shipped => writeln!(
+                f,
+                "  other    for other CPUs: here bitnet-run takes {shipped_here} where nothing was tuned"
+            )?,
             (None, true) => writeln!(f, "  fits     made on this kind of CPU")?,
             (None, false) => writeln!(
                 f,
@@ -348,7 +465,7 @@ impl Shown<'_> {
         if refused.is_some() {
             return Ok(());
         }
-        let all = self.profile.ops.iter().flat_map(Choice::picks).count();
+        let all = self.named.profile.ops.iter().flat_map(Choice::picks).count();
         let built_in = all - absent.len() - from_library;
         match (absent.len(), from_library) {
             _ if all == 0 => {}
