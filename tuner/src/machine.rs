@@ -549,9 +549,9 @@ mod tests {
             assert!(time(5120, 2560, 1) > 1.8 * one && time(2560, 5120, 1) > 1.8 * one, "{id}");
             assert!(time(2560, 2560, 2) < one, "{id}");
         }
-        // A group of 8 rows takes as long for one as for 8.
+        // A group of 8 rows takes as long for one as for 8; reading the weights comes on top.
         let group = |tokens| us(&cpu, PREFILL, Shape::new(2560, 2560), tokens, 1, 1 << 30);
-        assert!(group(9) > 1.8 * group(8));
+        assert!(group(9) > 1.6 * group(8));
     }
 
     #[test]
