@@ -32,6 +32,7 @@ impl Findings {
             model_bytes: self.model_bytes(model),
             ceiling,
             seconds,
+            sittings: 1,
             whole: true,
             limits: self.limits,
             done: self.units.clone(),

@@ -1,8 +1,9 @@
 //! What was measured: the types, and how the results of a run's units come together.
 //!
-//! A *unit* is one tournament: the candidates of one job, layout and phase. Units are measured one
-//! by one in a child process ([`crate::worker`]), kept in a journal ([`crate::journal`]), and
-//! assembled here into [`Measurements`], which [`mod@crate::choose`] chooses from.
+//! A *unit* is one tournament: the candidates of one job, layout and phase, in one sitting. Units are
+//! measured one by one in a child process ([`crate::worker`]), kept in a journal
+//! ([`crate::journal`]), and assembled here into [`Measurements`], which [`mod@crate::choose`]
+//! chooses from.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Layout, Role, Shape};
@@ -168,9 +169,10 @@ pub struct Timing {
     pub median_us: f64,
     /// The median absolute deviation from it.
     pub mad_us: f64,
-    /// Median of its times over those of the default just before and after.
+    /// Median of its times over those of the default just before and after; of several sittings the
+    /// mean, weighted by their intervals.
     pub ratio: f64,
-    /// Half the 95 % interval of that ratio.
+    /// Half the 95 % interval of that ratio. What it differs by between sittings counts in full.
     pub half_width: f64,
     /// Whether it was still in the race at the end. Only finalists can be chosen: what was cut has
     /// few samples and a wide interval, and would tie with everything.
@@ -189,6 +191,16 @@ pub struct JobTask {
     pub default_prefill: Option<KernelId>,
 }
 
+impl JobTask {
+    /// The untuned default of a phase.
+    pub fn default_of(&self, phase: Phase) -> Option<KernelId> {
+        match phase {
+            Phase::Decode => Some(self.default_decode),
+            Phase::Prefill => self.default_prefill,
+        }
+    }
+}
+
 /// Which tournament.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -199,6 +211,9 @@ pub struct UnitKey {
     pub layout: usize,
     /// Whether it timed many tokens.
     pub prefill: bool,
+    /// Which of several, some time apart: what a machine is like for seconds at a stretch decides no
+    /// choice.
+    pub sitting: u8,
 }
 
 impl UnitKey {
@@ -241,8 +256,9 @@ impl Measurements {
         excluded: Vec<Excluded>,
         units: &[Unit],
     ) -> Self {
-        let find = |job: usize, layout: usize, prefill: bool| {
-            units.iter().find(|unit| unit.key == UnitKey { job, layout, prefill })
+        let find = |job: usize, layout: usize, prefill: bool| -> Vec<&Unit> {
+            let own = |key: UnitKey| (key.job, key.layout, key.prefill) == (job, layout, prefill);
+            units.iter().filter(|unit| own(unit.key)).collect()
         };
         let default_us = |job: usize, prefill: bool| {
             let own = || units.iter().filter(|u| u.key.job == job && u.key.prefill == prefill);
@@ -250,23 +266,25 @@ impl Measurements {
             let all: Vec<f64> = own().map(|unit| unit.sentinel_us).collect();
             stats::median(if calm.is_empty() { &all } else { &calm })
         };
-        let good = |unit: &Unit| -> Vec<Timing> {
-            let bad = |timing: &&Timing| excluded.iter().any(|e| e.kernel == timing.kernel);
-            unit.timings.iter().filter(|timing| !bad(timing)).cloned().collect()
+        let good = |sittings: &[&Unit]| -> Vec<Timing> {
+            let bad = |timing: &Timing| excluded.iter().any(|e| e.kernel == timing.kernel);
+            together(sittings).into_iter().filter(|timing| !bad(timing)).collect()
         };
         let job = |(number, task): (usize, &JobTask)| {
             let layout = |(index, plan): (usize, &crate::plan::LayoutPlan)| {
-                let decode = find(number, index, false)?;
+                let decode = find(number, index, false);
                 let prefill = find(number, index, true);
-                if prefill.is_none() && !plan.prefill.is_empty() {
+                let bytes = decode.first()?.bytes;
+                if prefill.is_empty() && !plan.prefill.is_empty() {
                     return None;
                 }
+                let limits: Vec<f64> = decode.iter().map(|unit| unit.limit_gb_per_s).collect();
                 Some(LayoutMeasurements {
                     layout: plan.layout,
-                    bytes: decode.bytes,
-                    limit_gb_per_s: decode.limit_gb_per_s,
-                    decode: good(decode),
-                    prefill: prefill.map(good).unwrap_or_default(),
+                    bytes,
+                    limit_gb_per_s: stats::median(&limits),
+                    decode: good(&decode),
+                    prefill: good(&prefill),
                 })
             };
             let layouts: Vec<LayoutMeasurements> =
@@ -294,6 +312,52 @@ impl Measurements {
             jobs: assembled,
         }
     }
+}
+
+/// What the sittings of a tournament showed, each kernel once: finalists are those of all sittings.
+fn together(sittings: &[&Unit]) -> Vec<Timing> {
+    let Some(first) = sittings.first() else { return Vec::new() };
+    let timing = |kernel: &KernelId| {
+        let all: Vec<&Timing> = sittings
+            .iter()
+            .filter_map(|unit| unit.timings.iter().find(|timing| timing.kernel == *kernel))
+            .collect();
+        let [first, ..] = all[..] else { return None };
+        if all.len() == 1 {
+            return Some(Timing {
+                finalist: first.finalist && sittings.len() == 1,
+                ..Timing::clone(first)
+            });
+        }
+        let of = |value: &dyn Fn(&Timing) -> f64| -> Vec<f64> {
+            all.iter().map(|timing| value(timing)).collect()
+        };
+        // The default itself has no interval.
+        let weights = of(&|timing| timing.half_width.max(1e-6).powi(-2));
+        let weight: f64 = weights.iter().sum();
+        let mean = |values: &[f64]| -> f64 {
+            values.iter().zip(&weights).map(|(value, weight)| value * weight).sum::<f64>() / weight
+        };
+        let ratios = of(&|timing| timing.ratio);
+        let ratio = mean(&ratios);
+        let squares: Vec<f64> = ratios.iter().map(|own| (own - ratio).powi(2)).collect();
+        let is_default = all.iter().all(|timing| timing.half_width == 0.0);
+        Some(Timing {
+            kernel: *kernel,
+            samples: all.iter().map(|timing| timing.samples).sum(),
+            min_us: of(&|timing| timing.min_us).into_iter().fold(f64::INFINITY, f64::min),
+            median_us: stats::median(&of(&|timing| timing.median_us)),
+            mad_us: stats::median(&of(&|timing| timing.mad_us)),
+            ratio,
+            half_width: if is_default {
+                0.0
+            } else {
+                weight.powf(-0.5).hypot(mean(&squares).sqrt())
+            },
+            finalist: all.len() == sittings.len() && all.iter().all(|timing| timing.finalist),
+        })
+    };
+    first.timings.iter().filter_map(|own| timing(&own.kernel)).collect()
 }
 
 /// As people say it.

@@ -25,15 +25,13 @@ use crate::{Result, demo_model, findings, settings, stats, timing};
 /// Tokens of a round's prompt, and tokens written after it.
 pub(crate) const PROMPT: usize = 128;
 pub(crate) const TOKENS: usize = 32;
-/// Rounds of default against tuned after each load.
-const ROUNDS: usize = 3;
-/// Rounds without which a first load says nothing; one more warms up.
-const LEAST_ROUNDS: usize = 2;
-/// Loads from which on they are what is compared, one by one: where pages come to lie can make one
-/// a few per cent faster for as long as it lives.
-const MANY_LOADS: usize = 5;
-/// More loads say nothing new.
-const MOST_LOADS: usize = 15;
+/// Prompt and tokens that warm a session up.
+const WARM_PROMPT: usize = 16;
+const WARM_TOKENS: usize = 2;
+/// Loads without which a race says nothing, and of which more say nothing new. Each is one comparison:
+/// where pages come to lie can make a session a few per cent faster for as long as it lives.
+const LEAST_LOADS: usize = 2;
+const MOST_LOADS: usize = 45;
 
 /// Positions that a token of a phase attends to, itself included, on average.
 pub(crate) fn positions(phase: Phase) -> f64 {
@@ -57,7 +55,7 @@ pub struct RaceTask {
     pub ceiling: Isa,
     /// Bytes of weights that one token of the model reads.
     pub model_bytes: u64,
-    /// Seconds for all of it; at least one load and two rounds are run.
+    /// Seconds for all of it; it is loaded twice at least.
     pub seconds: f64,
 }
 
@@ -135,8 +133,8 @@ impl Race {
     }
 }
 
-/// Seconds that the shortest race takes: both models loaded, and as many rounds of each as say
-/// anything. An estimate, from what the jobs took and memory that is read and written once.
+/// Seconds that the shortest race takes, with as many loads of both as say anything. An estimate,
+/// from what the jobs took and memory that is read and written once.
 pub(crate) fn least_seconds(choices: &[Choice<'_>], model_bytes: u64) -> f64 {
     // What packing does with one core; bytes are read, packed and touched.
     const BYTES_PER_SECOND: f64 = 1e9;
@@ -144,8 +142,8 @@ pub(crate) fn least_seconds(choices: &[Choice<'_>], model_bytes: u64) -> f64 {
         let (chosen, default) = choose::per_token_us(choices, phase);
         (chosen + default) * tokens as f64 * 1e-6
     };
-    let round = of(Phase::Decode, TOKENS) + of(Phase::Prefill, PROMPT);
-    2.0 * model_bytes as f64 / BYTES_PER_SECOND + (1 + LEAST_ROUNDS) as f64 * round
+    let round = of(Phase::Decode, WARM_TOKENS + TOKENS) + of(Phase::Prefill, WARM_PROMPT + PROMPT);
+    LEAST_LOADS as f64 * (2.0 * model_bytes as f64 / BYTES_PER_SECOND + round)
 }
 
 /// The file of a model, or the one that is part of this program.
@@ -191,32 +189,28 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
         limits.push(stream.read_bandwidth(&pool, timing::PASSES)? / 1e9);
         Ok(())
     };
-    // Of every load its rounds: decode and prefill, before and after.
-    let mut loads: Vec<[Vec<[f64; 2]>; 2]> = Vec::new();
-    while loads.len() < MOST_LOADS && (loads.is_empty() || Instant::now() < deadline) {
+    // Seconds of every load: untuned and tuned, decode and prefill.
+    let mut loads: Vec<[[f64; 2]; 2]> = Vec::new();
+    let mut longest = Duration::ZERO;
+    while loads.len() < LEAST_LOADS
+        || loads.len() < MOST_LOADS && Instant::now() + longest <= deadline
+    {
         reporter.progress(1.0, "comparing on the model".into())?;
-        let model = task.model.as_ref();
-        let rounds = std::thread::scope(|scope| {
+        let (model, begin) = (task.model.as_ref(), Instant::now());
+        let load = std::thread::scope(|scope| {
             let default = || findings::untuned(task.ceiling);
             let tuned = || Ok(Selection::new(None, None, Some(task.profile.clone()))?);
             let runners = [
                 Runner::start(scope, model, default, &untuned),
                 Runner::start(scope, model, tuned, &task.profile.run),
             ];
-            rounds(&runners, loads.len(), deadline, &mut probe)
+            compare(&runners, loads.len() % 2, &mut probe)
         })?;
-        if !rounds[0].is_empty() {
-            loads.push(rounds);
-        }
+        loads.push(load);
+        longest = longest.max(begin.elapsed());
     }
     let pairs = |phase: usize| -> Vec<[f64; 2]> {
-        if loads.len() < MANY_LOADS {
-            return loads.iter().flat_map(|load| load[phase].iter().copied()).collect();
-        }
-        let median = |load: &[Vec<[f64; 2]>; 2], side: usize| {
-            stats::median(&load[phase].iter().map(|pair| pair[side]).collect::<Vec<_>>())
-        };
-        loads.iter().map(|load| [median(load, 0), median(load, 1)]).collect()
+        loads.iter().map(|sides| sides.map(|seconds| seconds[phase])).collect()
     };
     Ok(Race {
         decode: Speed::of(&pairs(0), TOKENS),
@@ -232,7 +226,7 @@ type Round = ([f64; 2], Vec<u32>);
 /// A session on a thread of its own: a pinned pool binds the thread that made it, which must not be
 /// that of the other session.
 struct Runner {
-    start: Sender<()>,
+    start: Sender<[usize; 2]>,
     rounds: Receiver<Result<Round>>,
 }
 
@@ -253,8 +247,8 @@ impl Runner {
                 Ok(session) => session,
                 Err(error) => return drop(sender.send(Err(error))),
             };
-            while starts.recv().is_ok() {
-                if sender.send(round(&mut session)).is_err() {
+            while let Ok(lengths) = starts.recv() {
+                if sender.send(round(&mut session, lengths)).is_err() {
                     break;
                 }
             }
@@ -262,66 +256,55 @@ impl Runner {
         Self { start, rounds }
     }
 
-    fn round(&self) -> Result<Round> {
+    /// A prompt of so many tokens, and so many written.
+    fn round(&self, lengths: [usize; 2]) -> Result<Round> {
         // A thread that has gone has sent why.
-        let _ = self.start.send(());
+        let _ = self.start.send(lengths);
         let gone = || Error::Runtime("a thread of the comparison ended".into()).into();
         self.rounds.recv().unwrap_or_else(|_| Err(gone()))
     }
 }
 
-/// The rounds of one load, decode and prefill: pairs of seconds, untuned and tuned; `probe` is called
-/// before each run.
-fn rounds(
+/// One load's comparison, `first` going first: seconds of decode and prefill, untuned and tuned.
+/// `probe` is called before each.
+fn compare(
     runners: &[Runner; 2],
-    load: usize,
-    deadline: Instant,
+    first: usize,
     probe: &mut dyn FnMut() -> Result<()>,
-) -> Result<[Vec<[f64; 2]>; 2]> {
-    let mut rounds: [Vec<[f64; 2]>; 2] = Default::default();
-    // One to warm up.
-    for number in 0..=ROUNDS {
-        let enough = load + rounds[0].len() >= LEAST_ROUNDS;
-        if enough && Instant::now() >= deadline {
-            break;
-        }
-        let mut seconds = [[0.0; 2]; 2];
-        let mut written = [Vec::new(), Vec::new()];
-        // Nobody is always first.
-        let first = (load + number) % 2;
-        for turn in [first, 1 - first] {
-            probe()?;
-            let (times, ids) = runners[turn].round()?;
-            (seconds[0][turn], seconds[1][turn]) = (times[0], times[1]);
-            written[turn] = ids;
-        }
-        if written[0] != written[1] {
-            let message = "the tuned kernels changed the text, which none may; please report it";
-            return Err(Error::Runtime(message.into()).into());
-        }
-        if number > 0 {
-            rounds.iter_mut().zip(seconds).for_each(|(all, own)| all.push(own));
-        }
+) -> Result<[[f64; 2]; 2]> {
+    for runner in runners {
+        runner.round([WARM_PROMPT, WARM_TOKENS])?;
     }
-    Ok(rounds)
+    let mut seconds = [[0.0; 2]; 2];
+    let mut written = [Vec::new(), Vec::new()];
+    for turn in [first, 1 - first] {
+        probe()?;
+        (seconds[turn], written[turn]) = runners[turn].round([PROMPT, TOKENS])?;
+    }
+    if written[0] != written[1] {
+        let message = "the tuned kernels changed the text, which none may; please report it";
+        return Err(Error::Runtime(message.into()).into());
+    }
+    Ok(seconds)
 }
 
-fn round(session: &mut Session) -> Result<Round> {
+/// Runs a prompt and writes tokens; where the context holds fewer, so much longer is what would take.
+fn round(session: &mut Session, [prompt, tokens]: [usize; 2]) -> Result<Round> {
     session.truncate(0);
     let vocab = session.model().config().vocab as u32;
-    let length = PROMPT.min(session.context() / 2).max(1);
+    let length = prompt.min(session.context() / 2).max(1);
     // Any tokens will do: the speed does not depend on them.
-    let prompt: Vec<u32> = (0..length as u32).map(|i| i.wrapping_mul(7919) % vocab).collect();
+    let ids: Vec<u32> = (0..length as u32).map(|i| i.wrapping_mul(7919) % vocab).collect();
     let start = Instant::now();
-    let mut next = argmax(session.prefill(&prompt)?);
-    let prefill = start.elapsed().as_secs_f64() * PROMPT as f64 / length as f64;
-    let mut ids = vec![next];
-    let count = TOKENS.min(session.context() - length);
+    let mut next = argmax(session.prefill(&ids)?);
+    let prefill = start.elapsed().as_secs_f64() * prompt as f64 / length as f64;
+    let mut written = vec![next];
+    let count = tokens.min(session.context() - length);
     let start = Instant::now();
     for _ in 0..count {
         next = argmax(session.decode(next)?);
-        ids.push(next);
+        written.push(next);
     }
-    let decode = start.elapsed().as_secs_f64() * TOKENS as f64 / count.max(1) as f64;
-    Ok(([decode, prefill], ids))
+    let decode = start.elapsed().as_secs_f64() * tokens as f64 / count.max(1) as f64;
+    Ok(([decode, prefill], written))
 }

@@ -33,6 +33,11 @@ const LEAST_TOKENS: usize = 32;
 const SAMPLE: Duration = Duration::from_millis(1);
 /// The L3 cache that is assumed where the system does not say.
 const USUAL_L3: u64 = 64 << 20;
+/// The share of the time that the first of several sittings takes: all candidates are in it.
+const FIRST: f64 = 0.5;
+/// How many times as long as the job's best, in both phases, the best of a layout takes that has no
+/// second sitting.
+const BEHIND: f64 = 1.1;
 /// Passes of a probe, of which the best counts.
 const PROBES: usize = 5;
 /// Of one around a tournament, where there is less time.
@@ -129,29 +134,30 @@ pub(crate) fn measure(
             job
         })
         .collect();
-    let done = |key: UnitKey| task.done.iter().any(|unit| unit.key == key);
-    let total: usize = jobs.iter().flat_map(|j| &j.plan.layouts).map(kernels_of).sum();
+    let deadline = start + Duration::from_secs_f64(task.seconds);
     let mut timer = Timer {
         task,
         pool,
         stream,
         present,
         rotation: rotation(task.model_bytes, reporter)?,
-        deadline: start + Duration::from_secs_f64(task.seconds),
+        start,
+        deadline,
+        done: task.done.clone(),
+        until: deadline,
         remaining: 0,
-        total,
         reporter,
     };
-    let left = |(number, job): (usize, &JobTask)| -> usize {
-        let units = job.plan.layouts.iter().enumerate().flat_map(|(layout, plan)| {
-            [false, true].map(|prefill| (UnitKey { job: number, layout, prefill }, plan))
-        });
-        let open = units.filter(|(key, _)| !done(*key));
-        open.map(|(key, plan)| plan.kernels(key.phase()).len()).sum()
-    };
-    timer.remaining = jobs.iter().enumerate().map(left).sum();
-    for (number, job) in jobs.iter().enumerate() {
-        timer.job(number, job, &done)?;
+    for sitting in 0..task.sittings {
+        timer.until = start + Duration::from_secs_f64(task.seconds * end(sitting, task.sittings));
+        let open = |(number, job)| -> usize {
+            let layouts = timer.open(number, job, sitting).into_iter();
+            layouts.flatten().flatten().map(|(_, kernels)| kernels.len()).sum()
+        };
+        timer.remaining = jobs.iter().enumerate().map(open).sum();
+        for (number, job) in jobs.iter().enumerate() {
+            timer.job(number, job, sitting)?;
+        }
     }
     Ok(())
 }
@@ -178,9 +184,12 @@ fn l3() -> u64 {
     }
 }
 
-/// The kernels that a layout's tournaments time.
-fn kernels_of(plan: &LayoutPlan) -> usize {
-    plan.decode.len() + plan.prefill.len()
+/// The share of the time that is spent when a sitting ends.
+fn end(sitting: u8, sittings: u8) -> f64 {
+    match sittings {
+        0 | 1 => 1.0,
+        _ => FIRST + (1.0 - FIRST) * f64::from(sitting) / f64::from(sittings - 1),
+    }
 }
 
 /// The kernels that a worker can call: those built in, and those of a library.
@@ -261,6 +270,9 @@ fn verify(
     Ok(())
 }
 
+/// A unit that is to be done, and its candidates.
+type Open = (UnitKey, Vec<KernelId>);
+
 struct Timer<'a> {
     task: &'a MeasureTask,
     pool: &'a Pool,
@@ -268,22 +280,71 @@ struct Timer<'a> {
     stream: Stream,
     present: &'a Present,
     rotation: Rotation,
+    /// When it began, and when it is to end.
+    start: Instant,
     deadline: Instant,
-    /// Kernels still to be timed, and all.
+    /// The units that are done.
+    done: Vec<Unit>,
+    /// When this sitting is to end.
+    until: Instant,
+    /// Kernels still to be timed in it.
     remaining: usize,
-    total: usize,
     reporter: &'a mut Reporter,
 }
 
 impl<'a> Timer<'a> {
-    fn job(&mut self, number: usize, job: &JobTask, done: &dyn Fn(UnitKey) -> bool) -> Result<()> {
+    /// The units of a job that are to be done in a sitting, by layout, decode and prefill, with their
+    /// candidates.
+    fn open(&self, job: usize, task: &JobTask, sitting: u8) -> Vec<[Option<Open>; 2]> {
+        let layouts = 0..task.plan.layouts.len();
         let open = |layout: usize, prefill: bool| {
-            let key = UnitKey { job: number, layout, prefill };
-            let kernels = job.plan.layouts[layout].kernels(key.phase());
-            (!kernels.is_empty() && !done(key)).then_some(key)
+            let key = UnitKey { job, layout, prefill, sitting };
+            if self.done.iter().any(|unit| unit.key == key) {
+                return None;
+            }
+            let plan = &task.plan.layouts[layout];
+            let mut kernels = plan.kernels(key.phase()).to_vec();
+            let before = self.before(key);
+            if sitting > 0 {
+                if before.is_empty() || self.is_behind(key) {
+                    return None;
+                }
+                let is_finalist = |id: &KernelId, unit: &Unit| {
+                    unit.timings.iter().any(|timing| timing.kernel == *id && timing.finalist)
+                };
+                kernels.retain(|id| before.iter().all(|unit| is_finalist(id, unit)));
+                if kernels.iter().all(|id| task.default_of(key.phase()) == Some(*id)) {
+                    return None;
+                }
+            }
+            (!kernels.is_empty()).then_some((key, kernels))
         };
-        let layouts = 0..job.plan.layouts.len();
-        if layouts.clone().all(|l| open(l, false).is_none() && open(l, true).is_none()) {
+        layouts.map(|layout| [open(layout, false), open(layout, true)]).collect()
+    }
+
+    /// The earlier sittings of a tournament.
+    fn before(&self, key: UnitKey) -> Vec<&Unit> {
+        let is_before = |unit: &&Unit| {
+            UnitKey { sitting: key.sitting, ..unit.key } == key && unit.key.sitting < key.sitting
+        };
+        self.done.iter().filter(is_before).collect()
+    }
+
+    /// Whether a layout is so far behind in both phases that it need not be timed again.
+    fn is_behind(&self, key: UnitKey) -> bool {
+        [false, true].into_iter().all(|prefill| {
+            let own = self.before(UnitKey { prefill, ..key });
+            let finalists =
+                own.iter().flat_map(|unit| &unit.timings).filter(|timing| timing.finalist);
+            let own = finalists.map(|timing| timing.ratio).min_by(f64::total_cmp);
+            let best = self.known(key.job, prefill);
+            own.zip(best).is_none_or(|(own, best)| own > BEHIND * best)
+        })
+    }
+
+    fn job(&mut self, number: usize, job: &JobTask, sitting: u8) -> Result<()> {
+        let mut open = self.open(number, job, sitting);
+        if open.iter().flatten().all(Option::is_none) || sitting > 0 && self.is_late() {
             return Ok(());
         }
         let default_layout = match job.default_decode.op {
@@ -295,16 +356,16 @@ impl<'a> Timer<'a> {
             job.default_prefill.as_ref().map(|id| self.present.find(id)).transpose()?,
         ];
         let mut default = self.sampler(job, default_layout, TOKENS)?;
-        let tokens = self.set_tokens(&mut *default, &sentinels)?;
+        let tokens = self.set_tokens(number, &mut *default, &sentinels)?;
         // The default's layout first: what is reached there is what the others have to beat.
-        let mut order: Vec<usize> = layouts.collect();
+        let mut order: Vec<usize> = (0..open.len()).collect();
         order.sort_by_key(|&l| (job.plan.layouts[l].layout != default_layout, l));
         let mut best = [self.known(number, false), self.known(number, true)];
         for index in order {
             let plan = &job.plan.layouts[index];
-            let keys = [open(index, false), open(index, true)];
-            let is_late = !self.task.whole && Instant::now() >= self.deadline;
-            if keys == [None, None] || is_late && plan.layout != default_layout {
+            let units = std::mem::take(&mut open[index]);
+            let is_needed = sitting == 0 && plan.layout == default_layout;
+            if units.iter().all(Option::is_none) || self.is_late() && !is_needed {
                 continue;
             }
             let mut other = if plan.layout == default_layout {
@@ -312,17 +373,17 @@ impl<'a> Timer<'a> {
             } else {
                 Some(self.sampler(job, plan.layout, tokens)?)
             };
-            for (phase, key) in keys.into_iter().enumerate() {
-                let (Some(key), Some(sentinel)) = (key, sentinels[phase]) else { continue };
+            for (phase, unit) in units.into_iter().enumerate() {
+                let (Some((key, ids)), Some(sentinel)) = (unit, sentinels[phase]) else { continue };
                 let doing = match plan.layout {
                     Some(layout) => {
                         format!("{} {layout} {}", job.plan.role, phase_name(key.phase()))
                     }
                     None => format!("{} {}", job.plan.role, phase_name(key.phase())),
                 };
-                self.reporter
-                    .progress(1.0 - self.remaining as f64 / self.total.max(1) as f64, doing)?;
-                let kernels = plan.kernels(key.phase()).iter().map(|id| self.present.find(id));
+                let spent = self.start.elapsed().as_secs_f64() / self.task.seconds.max(1e-3);
+                self.reporter.progress(spent.min(1.0), doing)?;
+                let kernels = ids.iter().map(|id| self.present.find(id));
                 let kernels = kernels.collect::<Result<Vec<_>>>()?;
                 let bytes = other.as_ref().map_or(default.bytes(), |other| other.bytes());
                 let before = self.stream.read_bandwidth(self.pool, PASSES)?;
@@ -347,15 +408,21 @@ impl<'a> Timer<'a> {
                     noise: stats::mad(&times) / stats::median(&times),
                     disturbed: outcome.is_disturbed(),
                 };
-                self.reporter.send(&Event::Unit(unit))?;
+                self.reporter.send(&Event::Unit(unit.clone()))?;
+                self.done.push(unit);
             }
         }
         Ok(())
     }
 
+    /// Whether time is up, and that counts.
+    fn is_late(&self) -> bool {
+        !self.task.whole && Instant::now() >= self.deadline
+    }
+
     /// The best ratio of a job's units that were done before.
     fn known(&self, job: usize, prefill: bool) -> Option<f64> {
-        let units = self.task.done.iter().filter(|u| u.key.job == job && u.key.prefill == prefill);
+        let units = self.done.iter().filter(|u| u.key.job == job && u.key.prefill == prefill);
         let finalists = units.flat_map(|unit| &unit.timings).filter(|timing| timing.finalist);
         finalists.map(|timing| timing.ratio).min_by(f64::total_cmp)
     }
@@ -379,14 +446,19 @@ impl<'a> Timer<'a> {
         })
     }
 
-    /// How many activation rows a timed prefill takes: fewer where the default needs more than a
-    /// hundredth of the time for them.
+    /// How many activation rows a timed prefill of a job takes: as many as before, or fewer where the
+    /// default needs more than a hundredth of the time for them.
     fn set_tokens(
         &mut self,
+        job: usize,
         default: &mut dyn Sampler,
         sentinels: &[Option<Candidate>; 2],
     ) -> Result<usize> {
         let [_, Some(prefill)] = sentinels else { return Ok(1) };
+        if let Some(unit) = self.done.iter().find(|u| u.key.job == job && u.key.prefill) {
+            default.set_tokens(unit.tokens as usize);
+            return Ok(unit.tokens as usize);
+        }
         let mut tokens = TOKENS;
         default.set_tokens(LEAST_TOKENS);
         self.reporter.begin(prefill.id(), UNKNOWN)?;
@@ -408,7 +480,7 @@ impl<'a> Timer<'a> {
         phase: Phase,
         to_beat: Option<f64>,
     ) -> Result<Outcome> {
-        let left = self.deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+        let left = self.until.saturating_duration_since(Instant::now()).as_secs_f64();
         let share = left * kernels.len() as f64 / self.remaining.max(1) as f64;
         self.remaining = self.remaining.saturating_sub(kernels.len());
         // Long enough for the clock, short enough for a few rounds.

@@ -147,8 +147,13 @@ impl Tuned {
 /// when all are timed; threads, pinning and pages come next, and the rest is for the comparison on
 /// the model.
 const COMPILED_UNTIL: f64 = 0.3;
-const KERNELS_UNTIL: f64 = 0.65;
-const SETTINGS_UNTIL: f64 = 0.75;
+const KERNELS_UNTIL: f64 = 0.6;
+const SETTINGS_UNTIL: f64 = 0.7;
+
+/// How often each tournament is held: on a virtual machine the bandwidth of memory may be another one
+/// for seconds at a stretch (47 and 79 GB/s on two cores of Zen 5), and with it the best distance to
+/// prefetch.
+const SITTINGS: u8 = 3;
 
 /// The share of the budget that the comparison may take on top of it.
 const OVERTIME: f64 = 0.05;
@@ -427,7 +432,7 @@ impl Client for Tuning<'_> {
         }
         let seconds = left(self.options, self.start, KERNELS_UNTIL);
         let task = self.known.task(self.model, self.options.ceiling, seconds);
-        Work::Measure(MeasureTask { whole: false, ..task })
+        Work::Measure(MeasureTask { sittings: SITTINGS, whole: false, ..task })
     }
 
     fn is_stopped(&self) -> bool {

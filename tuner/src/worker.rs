@@ -87,6 +87,8 @@ pub struct MeasureTask {
     pub ceiling: Isa,
     /// Seconds for all of it.
     pub seconds: f64,
+    /// How often each tournament is held, some time apart.
+    pub sittings: u8,
     /// Whether all is timed once at least, however long it takes; else, when time is up, the
     /// defaults and what shares their layouts.
     pub whole: bool,
