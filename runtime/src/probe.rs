@@ -27,21 +27,25 @@ impl Stream {
         Ok(Self(buffer))
     }
 
-    /// Bytes per second that the pool's threads read together when each streams its own part: the
-    /// best of `rounds` passes.
+    /// Bytes per second that the pool's threads read together when each streams its own part, with
+    /// or without software prefetch, whichever is faster here: the best of `rounds` passes of each.
     ///
     /// # Errors
     /// [`Error::Runtime`] when a worker panicked.
     pub fn read_bandwidth(&self, pool: &Pool, rounds: usize) -> Result<f64> {
-        let (len, sum) = (self.0.len(), best_sum());
+        let len = self.0.len();
         // A pass over a small buffer is repeated until a clock can time it.
         let passes = (1_usize << 24).div_ceil(len.max(1));
-        let time = best_time(pool, rounds, |worker| {
-            for _ in 0..passes {
-                black_box(sum(black_box(&self.0[worker.share(len)])));
-            }
-        })?;
-        Ok((len * passes) as f64 / time.as_secs_f64())
+        let mut best = Duration::MAX;
+        for sum in sums() {
+            let time = best_time(pool, rounds, |worker| {
+                for _ in 0..passes {
+                    black_box(sum(black_box(&self.0[worker.share(len)])));
+                }
+            })?;
+            best = best.min(time);
+        }
+        Ok((len * passes) as f64 / best.as_secs_f64())
     }
 }
 
@@ -93,14 +97,20 @@ where
 type Sum = fn(&[u8]) -> u64;
 type MultiplyAdds = fn(usize) -> usize;
 
-/// Reads every byte; unrolled far enough that loads are all that takes time.
+/// Bytes ahead that are asked for by software prefetch: what the streams of weights on Zen 5 want.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const AHEAD: usize = 8192;
+
+/// Reads every byte; unrolled far enough that loads are all that takes time. Of every 256 bytes it
+/// tells `begin` where they are.
 #[inline(always)]
-fn sum(data: &[u8]) -> u64 {
+fn sum(data: &[u8], begin: impl Fn(*const u8)) -> u64 {
     const WORDS: usize = 32;
     let mut sums = [0u64; WORDS];
     let (words, bytes) = data.as_chunks::<8>();
     let (chunks, words) = words.as_chunks::<WORDS>();
     for chunk in chunks {
+        begin(chunk.as_ptr().cast());
         for i in 0..WORDS {
             sums[i] = sums[i].wrapping_add(u64::from_le_bytes(chunk[i]));
         }
@@ -199,18 +209,49 @@ fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
 fn sum_avx2(data: &[u8]) -> u64 {
     #[target_feature(enable = "avx2")]
     fn inner(data: &[u8]) -> u64 {
-        sum(data)
+        sum(data, |_| {})
     }
-    // SAFETY: `best_sum` gives this function only to a CPU with AVX2.
+    // SAFETY: `sums` gives this function only to a CPU with AVX2.
     unsafe { inner(data) }
 }
 
-fn best_sum() -> Sum {
+/// A sum that asks for the lines [`AHEAD`] of where it is, by the vocabulary of a tier.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! sum_ahead_with {
+    ($name:ident, $isa:ident, $features:literal) => {
+        fn $name(data: &[u8]) -> u64 {
+            #[target_feature(enable = $features)]
+            fn inner(data: &[u8]) -> u64 {
+                sum(data, |at| {
+                    for line in 0..4 {
+                        let ahead = at.wrapping_add(AHEAD + 64 * line);
+                        crate::kernels::builtin::isa::$isa::prefetch(ahead);
+                    }
+                })
+            }
+            // SAFETY: `sums` gives this function only to a CPU with the tier.
+            unsafe { inner(data) }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+sum_ahead_with!(sum_ahead_avx2, avx2, "avx2");
+#[cfg(target_arch = "aarch64")]
+sum_ahead_with!(sum_ahead_neon, neon, "neon");
+
+/// The ways to read that may be the fastest on this CPU.
+fn sums() -> Vec<Sum> {
     #[cfg(target_arch = "x86_64")]
     if Isa::Avx2.is_supported() {
-        return sum_avx2;
+        return vec![sum_avx2, sum_ahead_avx2];
     }
-    sum
+    let plain: Sum = |data| sum(data, |_| {});
+    #[cfg(target_arch = "aarch64")]
+    if Isa::Neon.is_supported() {
+        return vec![plain, sum_ahead_neon];
+    }
+    vec![plain]
 }
 
 #[cfg(test)]
@@ -220,7 +261,7 @@ mod tests {
     #[test]
     fn every_byte_is_read() {
         let mut data = vec![0u8; 3 * 256 + 11];
-        for function in [sum as Sum, best_sum()] {
+        for function in sums() {
             for at in 0..data.len() {
                 data[at] = 1;
                 assert_ne!(function(&data), 0, "byte {at}");

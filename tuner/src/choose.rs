@@ -15,11 +15,12 @@
 //!
 //! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
 //! tie, and against it the interval is that of the best of many (Bonferroni's); a gain of less than 3 %
-//! is no reason to leave it. Else, among those that tie within 1 %, the simpler tile does (less prefetching, unrolling, fewer activation rows, rows,
-//! columns), and among layouts the one declared first.
+//! is no reason to leave it, nor one of less than 10 % by another distance to prefetch from memory.
+//! Else, among those that tie within 1 %, the simpler tile does (less prefetching, unrolling, fewer
+//! activation rows, rows, columns), and among layouts the one declared first.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Objective, Op, Pinning, Role, Run};
+use bitnet_profiles::{KernelId, KernelSpec, Objective, Op, Pinning, Role, Run, TileConfig};
 
 use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
 use crate::settings::SettingTiming;
@@ -97,7 +98,8 @@ impl std::fmt::Display for Gain {
 
 /// Chooses for every job that has a layout left. The same measurements give the same choices.
 pub fn choose(measurements: &Measurements, objective: Objective) -> Vec<Choice<'_>> {
-    measurements.jobs.iter().filter_map(|job| choose_job(job, objective)).collect()
+    let cold = measurements.limits.cold;
+    measurements.jobs.iter().filter_map(|job| choose_job(job, objective, cold)).collect()
 }
 
 /// The way to run: the untuned one, which is the first, unless another is better beyond the noise.
@@ -113,6 +115,7 @@ pub fn setting(timings: &[SettingTiming], objective: Objective) -> Option<&Run> 
             cost: decode_us * decode.ratio + prefill_us * prefill.ratio,
             half_width: (decode_us * decode.half_width).hypot(prefill_us * prefill.half_width),
             is_default: *run == untuned.run,
+            worthwhile: WORTHWHILE,
         })
         .collect();
     // Fewer threads leave more to others.
@@ -155,6 +158,10 @@ pub(crate) const SIMPLICITY: f64 = 0.01;
 /// The least gain for which the default is left: smaller ones do not repeat from one process to the
 /// next, as pages lie elsewhere and memory is faster or slower than it was.
 const WORTHWHILE: f64 = 0.03;
+/// And where only the distance to prefetch from memory differs: on two cores of Zen 5 12 KiB gained 6 %
+/// over 8 while memory read 79 GB/s, and lost 3 % while it read 47; the machine changes between the two
+/// within minutes.
+const WORTHWHILE_DISTANCE: f64 = 0.1;
 
 /// Something to choose, what it costs, and half the interval of that.
 struct Rated<T> {
@@ -162,6 +169,8 @@ struct Rated<T> {
     cost: f64,
     half_width: f64,
     is_default: bool,
+    /// The least gain for which the default is left for it.
+    worthwhile: f64,
 }
 
 impl<T> Rated<T> {
@@ -190,7 +199,7 @@ fn settle<T, K: Ord>(rated: &[Rated<T>], tried: usize, order: impl Fn(&T) -> K) 
         return default.or(rated.first()).map(|rated| &rated.item);
     };
     let beaten = |default: &&Rated<T>, by: &Rated<T>| {
-        !default.ties(by, width) && default.cost > (1.0 + WORTHWHILE) * by.cost
+        !default.ties(by, width) && default.cost > (1.0 + by.worthwhile) * by.cost
     };
     if let Some(default) = default.filter(|default| !beaten(default, best)) {
         return Some(&default.item);
@@ -202,7 +211,7 @@ fn settle<T, K: Ord>(rated: &[Rated<T>], tried: usize, order: impl Fn(&T) -> K) 
         .map(|rated| &rated.item)
 }
 
-fn choose_job(job: &JobMeasurements, objective: Objective) -> Option<Choice<'_>> {
+fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option<Choice<'_>> {
     let (of_decode, of_prefill) = weights(objective);
     let decode_us = of_decode * job.default_us(Phase::Decode);
     let prefill_us = of_prefill * job.default_us(Phase::Prefill);
@@ -226,7 +235,8 @@ fn choose_job(job: &JobMeasurements, objective: Objective) -> Option<Choice<'_>>
             .map(|(decode, prefill)| {
                 let (cost, half_width) = rate(decode, Some(prefill));
                 let is_default = decode.kernel == job.default_decode;
-                Rated { item: (decode, prefill), cost, half_width, is_default }
+                let worthwhile = WORTHWHILE;
+                Rated { item: (decode, prefill), cost, half_width, is_default, worthwhile }
             })
             .collect();
         let &(decode, prefill) =
@@ -249,9 +259,9 @@ fn choose_job(job: &JobMeasurements, objective: Objective) -> Option<Choice<'_>>
     };
     let rated = |layout| {
         let timings = |phase| LayoutMeasurements::timings(layout, phase);
-        let decode = choose_kernel(timings(Phase::Decode), &job.default_decode)?;
+        let decode = choose_kernel(timings(Phase::Decode), &job.default_decode, cold)?;
         let prefill = match &job.default_prefill {
-            Some(default) => Some(choose_kernel(timings(Phase::Prefill), default)?),
+            Some(default) => Some(choose_kernel(timings(Phase::Prefill), default, cold)?),
             None => None,
         };
         let (cost, half_width) = rate(decode.timing, prefill.map(|prefill| prefill.timing));
@@ -260,6 +270,7 @@ fn choose_job(job: &JobMeasurements, objective: Objective) -> Option<Choice<'_>>
             cost,
             half_width,
             is_default: layout.layout == layout_of(&job.default_decode),
+            worthwhile: WORTHWHILE,
         })
     };
     let tried = job.layouts.iter().map(|l| l.decode.len() + l.prefill.len()).sum();
@@ -274,7 +285,11 @@ fn simplicity(kernel: &KernelId) -> impl Ord + use<> {
     (tile.prefetch, tile.unroll, tile.tokens, tile.rows, tile.cols, kernel.shape, *kernel)
 }
 
-fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId) -> Option<Chosen<'a>> {
+fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> Option<Chosen<'a>> {
+    let differs_by_distance = |id: &KernelId| {
+        let tile = TileConfig { prefetch: default.tile.prefetch, ..id.tile };
+        KernelSpec { tile, ..**id } == **default
+    };
     let finalists: Vec<Rated<&'a Timing>> = timings
         .iter()
         .filter(|timing| timing.finalist)
@@ -283,6 +298,10 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId) -> Option<Chosen
             cost: timing.ratio,
             half_width: timing.half_width,
             is_default: timing.kernel == *default,
+            worthwhile: match cold && differs_by_distance(&timing.kernel) {
+                true => WORTHWHILE_DISTANCE,
+                false => WORTHWHILE,
+            },
         })
         .collect();
     let timing = *settle(&finalists, timings.len(), |timing| simplicity(&timing.kernel))?;

@@ -427,7 +427,7 @@ mod tests {
                 read_gb_per_s: 1.0,
                 limit_gb_per_s: 1.0,
                 limit_gmac_per_s: None,
-                cold: true,
+                cold: false,
             },
             noise,
             disturbed: outcome.is_disturbed(),

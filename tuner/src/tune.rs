@@ -254,7 +254,8 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     let race = if seconds == 0.0 {
         Err("no time was left".into())
     } else if least > seconds + OVERTIME * options.budget.as_secs_f64() {
-        Err(format!("it takes about {least:.0} s, and {seconds:.0} s were left"))
+        let enough = (1.1 * least / (1.0 - SETTINGS_UNTIL)).ceil();
+        Err(format!("it takes about {least:.0} s; with --budget {enough}s there is time"))
     } else {
         run.stage = Stage::Race(Box::new(RaceTask {
             model: model.path.clone(),
