@@ -15,9 +15,10 @@
 //!
 //! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
 //! tie, and against it the interval is that of the best of many (Bonferroni's); a gain of less than 3 %
-//! is no reason to leave it, nor one of less than 10 % by another distance to prefetch from memory.
-//! Else, among those that tie within 1 %, the simpler tile does (less prefetching, unrolling, fewer
-//! activation rows, rows, columns), and among layouts the one declared first.
+//! is no reason to leave it, nor one of less than 10 % by another distance to prefetch from memory,
+//! or by another way to run. Else, among those that tie within 1 %, the simpler tile does (less
+//! prefetching, unrolling, fewer activation rows, rows, columns), and among layouts the one declared
+//! first.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, KernelSpec, Objective, Op, Pinning, Role, Run, TileConfig};
@@ -115,7 +116,7 @@ pub fn setting(timings: &[SettingTiming], objective: Objective) -> Option<&Run> 
             cost: decode_us * decode.ratio + prefill_us * prefill.ratio,
             half_width: (decode_us * decode.half_width).hypot(prefill_us * prefill.half_width),
             is_default: *run == untuned.run,
-            worthwhile: WORTHWHILE,
+            worthwhile: UNSTEADY,
         })
         .collect();
     // Fewer threads leave more to others.
@@ -158,10 +159,11 @@ pub(crate) const SIMPLICITY: f64 = 0.01;
 /// The least gain for which the default is left: smaller ones do not repeat from one process to the
 /// next, as pages lie elsewhere and memory is faster or slower than it was.
 const WORTHWHILE: f64 = 0.03;
-/// And where only the distance to prefetch from memory differs: on two cores of Zen 5 12 KiB gained 6 %
-/// over 8 while memory read 79 GB/s, and lost 3 % while it read 47; the machine changes between the two
-/// within minutes.
-const WORTHWHILE_DISTANCE: f64 = 0.1;
+/// And where what is gained depends on the minute: where only the distance to prefetch from memory
+/// differs, or the way to run. On two cores of Zen 5 12 KiB gained 6 % over 8 while memory read 79 GB/s,
+/// and lost 3 % while it read 47; pinning gained 9 % once in four runs. A virtual machine changes between
+/// such states within minutes.
+const UNSTEADY: f64 = 0.1;
 
 /// Something to choose, what it costs, and half the interval of that.
 struct Rated<T> {
@@ -299,7 +301,7 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> O
             half_width: timing.half_width,
             is_default: timing.kernel == *default,
             worthwhile: match cold && differs_by_distance(&timing.kernel) {
-                true => WORTHWHILE_DISTANCE,
+                true => UNSTEADY,
                 false => WORTHWHILE,
             },
         })

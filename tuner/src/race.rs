@@ -28,7 +28,7 @@ pub(crate) const TOKENS: usize = 32;
 /// Prompt and tokens that warm a session up.
 const WARM_PROMPT: usize = 16;
 const WARM_TOKENS: usize = 2;
-/// Loads without which a race says nothing, and of which more say nothing new. Each is one comparison:
+/// Loads that there must be time for, and of which more say nothing new. Each is one comparison:
 /// where pages come to lie can make a session a few per cent faster for as long as it lives.
 const LEAST_LOADS: usize = 2;
 const MOST_LOADS: usize = 45;
@@ -55,7 +55,7 @@ pub struct RaceTask {
     pub ceiling: Isa,
     /// Bytes of weights that one token of the model reads.
     pub model_bytes: u64,
-    /// Seconds for all of it; it is loaded twice at least.
+    /// Seconds for all of it; both are loaded once at least.
     pub seconds: f64,
 }
 
@@ -136,8 +136,8 @@ impl Race {
 /// Seconds that the shortest race takes, with as many loads of both as say anything. An estimate,
 /// from what the jobs took and memory that is read and written once.
 pub(crate) fn least_seconds(choices: &[Choice<'_>], model_bytes: u64) -> f64 {
-    // What packing does with one core; bytes are read, packed and touched.
-    const BYTES_PER_SECOND: f64 = 1e9;
+    // What packing does with one core, where large models do worst; bytes are read, packed, touched.
+    const BYTES_PER_SECOND: f64 = 0.7e9;
     let of = |phase, tokens: usize| {
         let (chosen, default) = choose::per_token_us(choices, phase);
         (chosen + default) * tokens as f64 * 1e-6
@@ -192,9 +192,7 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
     // Seconds of every load: untuned and tuned, decode and prefill.
     let mut loads: Vec<[[f64; 2]; 2]> = Vec::new();
     let mut longest = Duration::ZERO;
-    while loads.len() < LEAST_LOADS
-        || loads.len() < MOST_LOADS && Instant::now() + longest <= deadline
-    {
+    while loads.is_empty() || loads.len() < MOST_LOADS && Instant::now() + longest <= deadline {
         reporter.progress(1.0, "comparing on the model".into())?;
         let (model, begin) = (task.model.as_ref(), Instant::now());
         let load = std::thread::scope(|scope| {

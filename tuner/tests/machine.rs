@@ -1,17 +1,22 @@
-//! The machine model against recorded measurements: two threads of an AMD EPYC (family 26), all I2_S, head
-//! and attention kernels of a model shaped as 2B-4T and of one shaped as b1_58-large, one thread of
-//! it with two jobs of the demo model; written by `bitnet-tune --record` on a machine that was not
-//! quiet, November 2026.
+//! The machine model against recorded measurements: two threads of an AMD EPYC (family 26) on a quiet
+//! machine, 2026-11-20, all candidates for the nine published shapes with f16 heads. Written by
+//! `bitnet-tune --model M.gguf --record FILE`, to six digits.
 
 use bitnet_tuner::machine::Cpu;
 use bitnet_tuner::machine::check::{Checked, ENOUGH, check, share};
 use bitnet_tuner::machine::kinds::Kind;
 use bitnet_tuner::measure::Measurements;
 
-const RECORDS: [&str; 3] = [
-    include_str!("data/2b4t-two-threads.json"),
-    include_str!("data/large-two-threads.json"),
-    include_str!("data/bard-11m-one-thread.json"),
+const RECORDS: [&str; 9] = [
+    include_str!("data/zen5/2b4t.json"),
+    include_str!("data/zen5/large.json"),
+    include_str!("data/zen5/3b.json"),
+    include_str!("data/zen5/llama8b.json"),
+    include_str!("data/zen5/falcon3-1b.json"),
+    include_str!("data/zen5/falcon3-3b.json"),
+    include_str!("data/zen5/falcon3-7b.json"),
+    include_str!("data/zen5/falcon3-10b.json"),
+    include_str!("data/zen5/100B.json"),
 ];
 
 fn checked() -> Vec<Checked> {
