@@ -28,6 +28,9 @@ pub(crate) const TOKENS: usize = 32;
 /// Prompt and tokens that warm a session up.
 const WARM_PROMPT: usize = 16;
 const WARM_TOKENS: usize = 2;
+/// Rounds of a load, if they are short: of a large model one will do.
+const ROUNDS: usize = 5;
+const SHORT: Duration = Duration::from_millis(50);
 /// Loads that there must be time for, and of which more say nothing new. Each is one comparison:
 /// where pages come to lie can make a session a few per cent faster for as long as it lives.
 const LEAST_LOADS: usize = 2;
@@ -102,7 +105,7 @@ pub struct Race {
     pub prefill: Speed,
     /// Times that both were loaded.
     pub loads: usize,
-    /// Read bandwidth of what holds the model, in 10^9 bytes per second, probed between the runs:
+    /// Read bandwidth of what holds the model, in 10^9 bytes per second, probed before each comparison:
     /// the median.
     pub limit_gb_per_s: f64,
 }
@@ -202,7 +205,11 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
                 Runner::start(scope, model, default, &untuned),
                 Runner::start(scope, model, tuned, &task.profile.run),
             ];
-            compare(&runners, loads.len() % 2, &mut probe)
+            runners
+                .iter()
+                .try_for_each(|runner| runner.round([WARM_PROMPT, WARM_TOKENS]).map(drop))?;
+            probe()?;
+            compare(&runners, loads.len() % 2)
         })?;
         loads.push(load);
         longest = longest.max(begin.elapsed());
@@ -263,27 +270,28 @@ impl Runner {
     }
 }
 
-/// One load's comparison, `first` going first: seconds of decode and prefill, untuned and tuned.
-/// `probe` is called before each.
-fn compare(
-    runners: &[Runner; 2],
-    first: usize,
-    probe: &mut dyn FnMut() -> Result<()>,
-) -> Result<[[f64; 2]; 2]> {
-    for runner in runners {
-        runner.round([WARM_PROMPT, WARM_TOKENS])?;
+/// One load's comparison, `first` going first: seconds of decode and prefill, untuned and tuned, medians
+/// of its rounds.
+fn compare(runners: &[Runner; 2], first: usize) -> Result<[[f64; 2]; 2]> {
+    let mut seconds: [[Vec<f64>; 2]; 2] = Default::default();
+    let begin = Instant::now();
+    for number in 0..ROUNDS {
+        if number > 0 && begin.elapsed() > SHORT {
+            break;
+        }
+        let mut written = [Vec::new(), Vec::new()];
+        let first = (first + number) % 2;
+        for turn in [first, 1 - first] {
+            let (times, ids) = runners[turn].round([PROMPT, TOKENS])?;
+            seconds[turn].iter_mut().zip(times).for_each(|(all, own)| all.push(own));
+            written[turn] = ids;
+        }
+        if written[0] != written[1] {
+            let message = "the tuned kernels changed the text, which none may; please report it";
+            return Err(Error::Runtime(message.into()).into());
+        }
     }
-    let mut seconds = [[0.0; 2]; 2];
-    let mut written = [Vec::new(), Vec::new()];
-    for turn in [first, 1 - first] {
-        probe()?;
-        (seconds[turn], written[turn]) = runners[turn].round([PROMPT, TOKENS])?;
-    }
-    if written[0] != written[1] {
-        let message = "the tuned kernels changed the text, which none may; please report it";
-        return Err(Error::Runtime(message.into()).into());
-    }
-    Ok(seconds)
+    Ok(seconds.map(|phases| phases.map(|all| stats::median(&all))))
 }
 
 /// Runs a prompt and writes tokens; where the context holds fewer, so much longer is what would take.
