@@ -1,15 +1,6 @@
 //! Medians, because a neighbour on the machine makes some samples long and none short.
 
-/// The median; 0 of nothing.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-    }
-}
+pub(crate) use bitnet_runtime::bench::median;
 
 /// The median absolute deviation from the median.
 pub(crate) fn mad(values: &[f64]) -> f64 {

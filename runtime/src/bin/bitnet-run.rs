@@ -21,6 +21,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(cli::bench::Args),
+    Compare(cli::compare::Args),
     Inspect(cli::inspect::Args),
     Tokenize(cli::tokenize::Args),
     Dummy(cli::dummy::Args),
@@ -32,6 +33,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     match command {
         Command::Bench(args) => cli::bench::run(args),
+        Command::Compare(args) => cli::compare::run(args),
         Command::Inspect(args) => cli::inspect::run(args),
         Command::Tokenize(args) => cli::tokenize::run(args),
         Command::Dummy(args) => cli::dummy::run(args),

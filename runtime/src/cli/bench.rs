@@ -29,7 +29,7 @@ const PROBE_BYTES: usize = 1 << 30;
 /// Passes of a probe, of which the best counts.
 const PROBE_ROUNDS: usize = 5;
 /// The longest prompt, generation or depth that can be asked for.
-const MAX_TOKENS: usize = 1 << 20;
+pub(super) const MAX_TOKENS: usize = 1 << 20;
 /// The most values one list may hold.
 const MAX_VALUES: usize = 1024;
 
@@ -86,17 +86,17 @@ pub struct Args {
 
 /// How the results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+pub(super) enum Output {
     Md,
     Json,
 }
 
 /// The values of a list flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct List(Vec<usize>);
+pub(super) struct List(Vec<usize>);
 
 /// `1,2,4`, `1-4`, `1-7+2`, `1-8*2`, or several of these.
-fn list(text: &str, min: usize, max: usize) -> std::result::Result<List, String> {
+pub(super) fn list(text: &str, min: usize, max: usize) -> std::result::Result<List, String> {
     let number = |text: &str| match text.parse::<usize>() {
         Ok(n) if (min..=max).contains(&n) => Ok(n),
         Ok(n) => Err(format!("{n} is not in {min}..={max}")),
@@ -140,7 +140,7 @@ fn pair(text: &str) -> std::result::Result<(usize, usize), String> {
 }
 
 /// All values of a flag that may be repeated.
-fn values(lists: &[List]) -> impl Iterator<Item = usize> {
+pub(super) fn values(lists: &[List]) -> impl Iterator<Item = usize> {
     lists.iter().flat_map(|list| list.0.iter().copied())
 }
 

@@ -10,6 +10,7 @@ use crate::tokenizer::MAX_TEXT;
 
 pub mod argv;
 pub mod bench;
+pub mod compare;
 pub mod dummy;
 pub mod inspect;
 mod load;
