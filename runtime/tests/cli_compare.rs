@@ -35,18 +35,37 @@ fn tests_run_in_turns_and_ratios_come_out() {
     let folder = tempfile::tempdir().unwrap();
     let (peer, model) = (peer(folder.path(), GOOD), demo_model());
     let args = [
-        "compare", "--peer", &peer, "--peer-model", "other.gguf", "--peer-arg=-fa", "--peer-arg=1",
-        "-m", &model, "-p", "8", "-n", "4", "-t", "1,2", "-r", "2", "--", "--profile", "none",
+        "compare",
+        "--peer",
+        &peer,
+        "--peer-model",
+        "other.gguf",
+        "--peer-arg=-fa",
+        "--peer-arg=1",
+        "-m",
+        &model,
+        "-p",
+        "8",
+        "-n",
+        "4",
+        "-t",
+        "1,2",
+        "-r",
+        "2",
+        "--",
+        "--profile",
+        "none",
     ];
     let (text, errors) = both(&args);
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], "| test | threads | this, tokens/s | peer, tokens/s | ratio |");
-    for (line, (test, threads)) in lines[2..6].iter().zip([("pp8", 1), ("tg4", 1), ("pp8", 2), ("tg4", 2)])
+    for (line, (test, threads)) in
+        lines[2..6].iter().zip([("pp8", 1), ("tg4", 1), ("pp8", 2), ("tg4", 2)])
     {
         assert!(line.starts_with(&format!("| {test} | {threads} | ")), "{text}");
         assert!(line.contains(&format!("| {threads}.5 ({threads}.5 to {threads}.5) |")), "{text}");
-        let ratio = line.rsplit("| ").nth(1).unwrap_or_default();
-        let ratio: f64 = line[line.rfind("| ").unwrap() + 2..].split('x').next().unwrap().parse().unwrap_or_else(|_| panic!("{ratio}"));
+        let ratio = line.rsplit("| ").next().and_then(|cell| cell.split('x').next()).unwrap();
+        let ratio: f64 = ratio.parse().unwrap();
         assert!(ratio > 0.0, "{text}");
     }
     assert_eq!(lines.last(), Some(&"2 rounds; medians and their ranges"));
@@ -62,13 +81,15 @@ fn json_has_every_sample() {
     let folder = tempfile::tempdir().unwrap();
     let (peer, model) = (peer(folder.path(), GOOD), demo_model());
     let (text, _) = both(&[
-        "compare", "--peer", &peer, "-m", &model, "-p", "0", "-n", "2", "-t", "1", "-r", "3", "-o", "json",
+        "compare", "--peer", &peer, "-m", &model, "-p", "0", "-n", "2", "-t", "1", "-r", "3", "-o",
+        "json",
     ]);
     let rows: Value = serde_json::from_str(&text).unwrap();
     let [row] = &rows.as_array().unwrap()[..] else { panic!("{text}") };
     assert_eq!((&row["test"], &row["threads"]), (&"tg2".into(), &1.into()));
     assert_eq!(row["peer_ts"], serde_json::json!([1.5, 1.5, 1.5]));
-    let own: Vec<f64> = row["own_ts"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    let own: Vec<f64> =
+        row["own_ts"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
     let mut sorted = own.clone();
     sorted.sort_by(f64::total_cmp);
     let median = row["ratio"]["median"].as_f64().unwrap();
@@ -80,16 +101,23 @@ fn what_a_peer_does_wrong_is_told_in_a_line() {
     let folder = tempfile::tempdir().unwrap();
     let model = demo_model();
     let refused = |peer: &str, code| {
-        let args = ["compare", "--peer", peer, "-m", &model, "-p", "8", "-n", "0", "-t", "1", "-r", "1"];
+        let args =
+            ["compare", "--peer", peer, "-m", &model, "-p", "8", "-n", "0", "-t", "1", "-r", "1"];
         refusal(&args, code)
     };
     for (answer, says) in [
-        ("echo first >&2; echo 'no such model' >&2; exit 3", "exit status: 3 at pp8, and says: no such model"),
+        (
+            "echo first >&2; echo 'no such model' >&2; exit 3",
+            "exit status: 3 at pp8, and says: no such model",
+        ),
         ("kill -9 $$", "signal: 9"),
         ("exit 1", "and says: nothing"),
         ("echo hello", "no JSON as llama-bench's -o json"),
         ("echo '[]'", "it answered without pp8"),
-        ("echo \"[{\\\"n_prompt\\\": 8, \\\"n_gen\\\": 0, \\\"avg_ts\\\": 0}]\"", "pp8 at 0 tokens/s"),
+        (
+            "echo \"[{\\\"n_prompt\\\": 8, \\\"n_gen\\\": 0, \\\"avg_ts\\\": 0}]\"",
+            "pp8 at 0 tokens/s",
+        ),
     ] {
         let peer = peer(folder.path(), answer);
         let errors = refused(&peer, 1);
