@@ -31,7 +31,7 @@ pub struct Measurements {
     pub jobs: Vec<JobMeasurements>,
 }
 
-/// What the machine can do, probed before anything is timed.
+/// What the machine can do, probed before anything is timed and, reading, beside every unit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -248,11 +248,11 @@ pub struct Unit {
 
 impl Measurements {
     /// Puts the units together, without the kernels that are left out: one may have been timed for
-    /// another job before. A job of which a phase was not measured at all is left out too, and so is
+    /// another job before. Of the bandwidths probed beside them, the median becomes the limit. A job of which a phase was not measured at all is left out too, and so is
     /// such a layout.
     pub fn assemble(
         jobs: &[JobTask],
-        limits: Limits,
+        mut limits: Limits,
         excluded: Vec<Excluded>,
         units: &[Unit],
     ) -> Self {
@@ -303,6 +303,13 @@ impl Measurements {
             })
         };
         let assembled = jobs.iter().enumerate().filter_map(job).collect();
+        let probed: Vec<f64> = units.iter().map(|unit| unit.limit_gb_per_s).collect();
+        if !probed.is_empty() {
+            limits.limit_gb_per_s = stats::median(&probed);
+            if limits.cold {
+                limits.read_gb_per_s = limits.limit_gb_per_s;
+            }
+        }
         let noises: Vec<f64> = units.iter().map(|unit| unit.noise).collect();
         Self {
             limits,
