@@ -588,6 +588,26 @@ mod tests {
     }
 
     #[test]
+    fn another_distance_from_memory_must_gain_much() {
+        let chosen = |kernel: &str, ratio, cold| {
+            let decode = vec![timing(D, 1.0, 0.0), timing(kernel, ratio, 0.002)];
+            let mut measurements =
+                measurements(vec![(Layout::I2sT16, decode, vec![timing(P, 1.0, 0.0)])]);
+            measurements.limits.cold = cold;
+            choose(&measurements, Objective::Balanced)[0].decode.timing.kernel.to_string()
+        };
+        for (kernel, ratio, cold, expected) in [
+            (D_P, 0.93, true, D),
+            (D_P, 0.93, false, D_P),
+            (D_P, 0.89, true, D_P),
+            (D_U4, 0.93, true, D_U4),
+            (D_U4, 0.98, true, D),
+        ] {
+            assert_eq!(chosen(kernel, ratio, cold), expected, "{kernel} {ratio} {cold}");
+        }
+    }
+
+    #[test]
     fn what_was_cut_is_not_chosen() {
         let cut = Timing { finalist: false, ..timing(D_U1, 0.5, 0.3) };
         assert_eq!(decode_of(vec![cut, timing(D, 1.0, 0.0), timing(D_U4, 0.9, 0.01)]), D_U4);

@@ -248,7 +248,8 @@ pub struct Unit {
 
 impl Measurements {
     /// Puts the units together, without the kernels that are left out: one may have been timed for
-    /// another job before. Of the bandwidths probed beside them, the median becomes the limit. A job of which a phase was not measured at all is left out too, and so is
+    /// another job before. Of the bandwidths probed beside them, the median becomes the limit. A job of
+    /// which a phase was not measured at all is left out too, and so is
     /// such a layout.
     pub fn assemble(
         jobs: &[JobTask],
@@ -372,5 +373,69 @@ pub(crate) fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Decode => "decode",
         Phase::Prefill => "prefill",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDS: [&str; 3] = [
+        "i2_s_t16__avx512vnni__any__r16_c0_n1_u1_p0",
+        "i2_s_t16__avx512vnni__any__r16_c0_n1_u2_p0",
+        "i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0",
+    ];
+
+    /// A sitting that found these kernels' ratios, half widths and finalists.
+    fn unit(sitting: u8, found: &[(usize, f64, f64, bool)]) -> Unit {
+        let timing = |&(id, ratio, half_width, finalist): &(usize, f64, f64, bool)| Timing {
+            kernel: IDS[id].parse().unwrap(),
+            samples: 10,
+            min_us: 90.0 * ratio,
+            median_us: 100.0 * ratio,
+            mad_us: 1.0,
+            ratio,
+            half_width,
+            finalist,
+        };
+        Unit {
+            key: UnitKey { job: 0, layout: 0, prefill: false, sitting },
+            tokens: 1,
+            bytes: 1,
+            limit_gb_per_s: 40.0,
+            timings: found.iter().map(timing).collect(),
+            sentinel_us: 100.0,
+            noise: 0.01,
+            disturbed: false,
+        }
+    }
+
+    #[test]
+    fn sittings_that_differ_say_less() {
+        let first = unit(0, &[(0, 1.0, 0.0, true), (1, 0.9, 0.01, true), (2, 1.2, 0.01, false)]);
+        let alike = unit(1, &[(0, 1.0, 0.0, true), (1, 0.9, 0.01, true)]);
+        let unlike = unit(1, &[(0, 1.0, 0.0, true), (1, 1.1, 0.01, true)]);
+        let vague = unit(1, &[(0, 1.0, 0.0, true), (1, 1.1, 0.1, true)]);
+        let cut = unit(1, &[(0, 1.0, 0.0, true), (1, 0.9, 0.01, false)]);
+        assert_eq!(together(&[]), []);
+        assert_eq!(together(&[&first]), first.timings);
+        for (second, ratio, half_width, finalist) in [
+            (&alike, 0.9, 0.01 / 2.0_f64.sqrt(), true),
+            // The scatter about the mean counts in full.
+            (&unlike, 1.0, (0.01_f64 / 2.0_f64.sqrt()).hypot(0.1), true),
+            (&cut, 0.9, 0.01 / 2.0_f64.sqrt(), false),
+        ] {
+            let found = together(&[&first, second]);
+            let [default, own, left] = &found[..] else { panic!("{found:?}") };
+            assert_eq!((default.ratio, default.half_width, default.finalist), (1.0, 0.0, true));
+            assert!((own.ratio - ratio).abs() < 1e-9, "{own:?}");
+            assert!((own.half_width - half_width).abs() < 1e-9, "{own:?}");
+            assert_eq!((own.samples, own.finalist), (20, finalist));
+            // What had no second sitting keeps what it showed, and cannot be chosen.
+            assert_eq!((left.ratio, left.samples, left.finalist), (1.2, 10, false));
+        }
+        // A sitting that knows little counts for little.
+        let own = &together(&[&first, &vague])[1];
+        assert!((0.9..0.905).contains(&own.ratio), "{own:?}");
     }
 }

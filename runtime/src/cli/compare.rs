@@ -302,8 +302,7 @@ fn table(pairs: &[Pair], rounds: u32, out: &mut dyn Write) -> io::Result<()> {
             Spread::of(peer)
         )?;
     }
-    let holds =
-        if outside(rounds as usize) > 0 || rounds >= 6 { "95 % intervals" } else { "ranges" };
+    let holds = if rounds >= 6 { "95 % intervals" } else { "ranges" };
     writeln!(out, "\n{rounds} rounds; medians and their {holds}")
 }
 

@@ -79,10 +79,7 @@ fn estimate_job(job: &JobTask, cpu: &Cpu, threads: usize, bytes: u64) -> JobMeas
         let tokens = if phase == Phase::Decode { 1 } else { TOKENS };
         predict(cpu, id, &plan.parts, tokens, threads, bytes).us
     };
-    let default = |phase: Phase| match phase {
-        Phase::Decode => Some(job.default_decode),
-        Phase::Prefill => job.default_prefill,
-    };
+    let default = |phase| job.default_of(phase);
     let default_us = |phase| default(phase).map_or(0.0, |id| us(&id, phase));
     let timings = |layout: &LayoutPlan, phase: Phase| -> Vec<Timing> {
         let timing = |id: &KernelId| {
