@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op, stable_hash};
-use bitnet_templates::{ABI, QUADS, Source, TEMPLATES, VECTOR, VOCABULARIES, abi};
+use bitnet_templates::{ABI, SHARED, Source, TEMPLATES, VECTOR, VOCABULARIES, abi};
 use proc_macro2::{Literal, TokenStream};
 use quote::{format_ident, quote};
 
@@ -16,8 +16,8 @@ const GENERATOR: &str = env!("CARGO_PKG_VERSION");
 /// A hash over everything generated code depends on beside its spec: the text of the templates,
 /// what they share, vocabularies and ABI, and the generator's version. Spelled as 16 hexadecimal digits.
 pub fn fingerprint() -> String {
-    let texts =
-        [&ABI, &QUADS, &VECTOR].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
+    let texts = [&ABI, &VECTOR].into_iter().chain(SHARED);
+    let texts = texts.chain(VOCABULARIES).chain(TEMPLATES).map(|source| source.text);
     stable_hash(texts.chain([GENERATOR]).flat_map(|text| text.bytes().chain([0xff])))
 }
 
@@ -161,10 +161,12 @@ fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Resul
     for source in vocabularies {
         module(&mut texts, source.name, &without_tests(source)?);
     }
-    let import = format!("use crate::{};", QUADS.name);
     let templates = ids.iter().map(template).collect::<Result<Vec<&Source>, Error>>()?;
-    if templates.iter().any(|template| template.text.contains(&import)) {
-        module(out, QUADS.name, &specialise(&QUADS, Isa::Scalar, &[])?);
+    for source in SHARED {
+        let import = format!("use crate::{}", source.name);
+        if templates.iter().any(|user| user.text.contains(&import)) {
+            module(out, source.name, &specialise(source, Isa::Scalar, &[])?);
+        }
     }
     out.push_str("/// The vector vocabularies.\n");
     module(out, "isa", &texts);
@@ -180,9 +182,14 @@ fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Resul
             Op::Attention => (format_ident!("AttentionEntry"), false, &mut entries.attention),
         };
         let prepare = prepare.then(|| quote!(prepare: #path::prepare,));
+        let expansion = matches!(id.op, Op::Ternary(_)).then(|| {
+            let expansion =
+                if id.expands() { quote!(Some(&#path::EXPANSION)) } else { quote!(None) };
+            quote!(, expansion: #expansion)
+        });
         table.push(quote! {
             abi::#entry {
-                id: abi::Id::new(#name), scratch: #path::scratch, #prepare run: #path::run
+                id: abi::Id::new(#name), scratch: #path::scratch, #prepare run: #path::run #expansion
             }
         });
     }
@@ -228,6 +235,7 @@ fn template(id: &KernelId) -> Result<&'static Source, Error> {
             Layout::Tl1T32 => "tl1",
             Layout::Tl2T32 => "tl2",
             Layout::Tl2W32 => "tl2_w",
+            Layout::T5T32 if id.expands() => "t5_lookup",
             Layout::T5T32 => "t5",
         },
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",

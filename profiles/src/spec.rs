@@ -124,6 +124,9 @@ impl KernelSpec {
 
     fn validate_ternary(&self, layout: Layout, check: &Check) -> Result<(), SpecError> {
         let Self { isa, tile, .. } = *self;
+        if self.expands() {
+            return self.validate_lookups(layout, check);
+        }
         check.that(
             tile.rows.is_multiple_of(layout.tile_rows())
                 && Layout::ROW_PADDING.is_multiple_of(tile.rows),
@@ -207,6 +210,35 @@ impl KernelSpec {
                 self.validate_table_sums(check)
             }
         }
+    }
+
+    /// Whether it is of those kernels for many activation rows that have the packing expanded before,
+    /// once for all of them, and then look sums of products up: T5 in blocks of columns.
+    pub fn expands(&self) -> bool {
+        matches!(self.op, Op::Ternary(Layout::T5T32)) && self.tile.tokens > 1 && self.tile.cols > 0
+    }
+
+    /// A step may be of any number of tiles: what is left of the rows goes tile by tile.
+    fn validate_lookups(&self, layout: Layout, check: &Check) -> Result<(), SpecError> {
+        let Self { isa, tile, .. } = *self;
+        check.that(isa.looks_up_64(), || {
+            "a byte of five codes needs a permute of 64 bytes, which only AVX-512 VBMI has".into()
+        })?;
+        let tiles = tile.rows / layout.tile_rows();
+        check.that(tile.rows.is_multiple_of(layout.tile_rows()) && tiles > 0, || {
+            format!("rows must be a multiple of the layout's tile of {} rows", layout.tile_rows())
+        })?;
+        check.that(tile.cols.is_multiple_of(60) && tile.cols <= 240, || {
+            "columns per block must be 60, 120, 180 or 240: 60 are expanded together; a triple \
+             reaches +-384, so a 16-bit lane holds 85 triples"
+                .into()
+        })?;
+        check.that(tile.unroll == 1, || "unroll must be 1: a word is two triples".into())?;
+        // An index for each tile, a table, and what was looked up.
+        let registers = tiles * tile.tokens + tiles + 2;
+        check.that(isa == Isa::Scalar || registers <= isa.registers(), || {
+            format!("{registers} vectors do not fit into the {} registers", isa.registers())
+        })
     }
 
     /// Sums of products are 32 bits wide: one for each of `fields` and unrolled unit in decode, one

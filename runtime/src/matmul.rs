@@ -16,12 +16,26 @@ use crate::{Error, Result};
 /// stay in its L2 cache meanwhile. A multiple of every kernel's step.
 const BLOCK_ROWS: usize = bitnet_profiles::Layout::ROW_PADDING;
 
+/// Bytes of the expanded form that is made at a time: they stay in the L3 cache.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// From so many tokens on it pays to expand the packing before; fewer are multiplied with it as it is.
+const EXPAND_FROM: usize = 24;
+
+/// Parts of the work with the expanded form that each worker should have: then it hardly matters that
+/// they cannot be shared out evenly. Fewer where they would have less than `PART_TILES` tiles, for
+/// each part makes its tables anew.
+const PARTS: usize = 4;
+const PART_TILES: usize = 24;
+
 /// Matrices with the same input, and the kernels that multiply them.
 #[derive(Debug)]
 pub struct Job {
     parts: Vec<PackedMatrix>,
     decode: Kernel,
     prefill: Kernel,
+    /// For a few tokens: the same as `prefill` unless that expands.
+    batch: Kernel,
     ops: VectorOps,
     cols: usize,
     rows: usize,
@@ -45,7 +59,11 @@ impl Scratch {
             let rows = job.parts.iter().map(|part| part.shape().rows).max().unwrap_or(0);
             group = group.max(job.decode.group_bytes(job.cols));
             dots = dots.max(rows.next_multiple_of(BLOCK_ROWS));
-            dots = dots.max(job.prefill.tokens() * BLOCK_ROWS);
+            dots = dots.max(job.batch.tokens() * BLOCK_ROWS);
+            if job.prefill.expands() {
+                let rows = job.chunk_tiles() * job.prefill.step_rows();
+                dots = dots.max(job.prefill.tokens() * rows);
+            }
         }
         Ok(Self { group: Buffer::zeroed(group)?, dots: vec![0; dots] })
     }
@@ -73,7 +91,9 @@ impl Job {
         }
         let rows = parts.iter().map(|part| part.shape().rows).sum();
         let ops = VectorOps::best(decode.id().isa.max(prefill.id().isa));
-        Ok(Self { parts, decode, prefill, ops, cols, rows })
+        let direct = prefill.expands().then(|| Kernel::direct(prefill.layout(), prefill.id().isa));
+        let batch = direct.flatten().unwrap_or(prefill);
+        Ok(Self { parts, decode, prefill, batch, ops, cols, rows })
     }
 
     /// Lets other kernels multiply the same matrices.
@@ -140,27 +160,85 @@ impl Job {
         });
     }
 
-    /// Bytes that [`Job::prepare`] needs for so many tokens.
-    pub fn groups_bytes(&self, tokens: usize) -> usize {
-        tokens.div_ceil(self.prefill.tokens()) * self.prefill.group_bytes(self.cols)
+    /// The kernel for so many tokens, more than one.
+    fn kernel_for(&self, tokens: usize) -> &Kernel {
+        if tokens < EXPAND_FROM { &self.batch } else { &self.prefill }
     }
 
-    /// Lays out the activations `q`, `[tokens][cols]`, in `groups`, each worker its share of
-    /// groups; a barrier must follow before [`Job::prefill`]. `groups` begins aligned to [`crate::memory::ALIGN`].
-    pub fn prepare(&self, worker: &Worker<'_>, q: &[i8], groups: &SharedSlice<'_, u8>) {
-        let bytes = self.prefill.group_bytes(self.cols);
-        let rows: Vec<&[i8]> = q.chunks(self.prefill.tokens() * self.cols).collect();
+    /// Bytes of workspace that [`Job::prepare`] and [`Job::prefill`] need for up to so many tokens.
+    pub fn workspace_bytes(&self, tokens: usize) -> usize {
+        let few = tokens.min(EXPAND_FROM - 1);
+        [few, tokens]
+            .map(|tokens| self.groups_bytes(tokens) + self.chunk_bytes(tokens))
+            .into_iter()
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Bytes of the prepared activations of so many tokens.
+    fn groups_bytes(&self, tokens: usize) -> usize {
+        let kernel = self.kernel_for(tokens);
+        tokens.div_ceil(kernel.tokens()) * kernel.group_bytes(self.cols)
+    }
+
+    /// Bytes of a chunk of the expanded form, if that is what so many tokens are multiplied with.
+    fn chunk_bytes(&self, tokens: usize) -> usize {
+        let kernel = self.kernel_for(tokens);
+        if kernel.expands() { kernel.expanded_bytes(self.chunk_tiles(), self.cols) } else { 0 }
+    }
+
+    /// Tiles that are expanded at a time.
+    fn chunk_tiles(&self) -> usize {
+        let most = CHUNK_BYTES / self.prefill.expanded_bytes(1, self.cols);
+        most.clamp(1, self.tiles())
+    }
+
+    /// Tiles of all parts.
+    fn tiles(&self) -> usize {
+        self.parts.iter().map(PackedMatrix::tiles).sum()
+    }
+
+    /// Lays out the activations `q`, `[tokens][cols]`, in `workspace`, each worker its share of groups,
+    /// and beside them the first chunk of the expanded form where the kernel wants it; a barrier must
+    /// follow before [`Job::prefill`]. `workspace` begins aligned to [`crate::memory::ALIGN`].
+    pub fn prepare(&self, worker: &Worker<'_>, q: &[i8], workspace: &SharedSlice<'_, u8>) {
+        let tokens = q.len() / self.cols;
+        let kernel = self.kernel_for(tokens);
+        let bytes = kernel.group_bytes(self.cols);
+        let rows: Vec<&[i8]> = q.chunks(kernel.tokens() * self.cols).collect();
         for index in worker.share(rows.len()) {
             // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
-            let group = unsafe { groups.write(index * bytes..(index + 1) * bytes) };
-            self.prefill.prepare(rows[index], self.cols, group);
+            let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
+            kernel.prepare(rows[index], self.cols, group);
+        }
+        if kernel.expands() {
+            // SAFETY: as above.
+            unsafe { self.expand(worker, 0..self.chunk_tiles(), tokens, workspace) };
         }
     }
 
-    /// Multiplies `scales.len()` tokens that [`Job::prepare`] laid out in `groups`: token `t` has
+    /// Multiplies `scales.len()` tokens that [`Job::prepare`] laid out in `workspace`: token `t` has
     /// scale `scales[t]` and output `out[t * rows .. (t + 1) * rows]`. Every worker writes its own
-    /// rows; a barrier must follow before `out` is read.
+    /// part of it; a barrier must follow before `out` is read or `workspace` is written.
     pub fn prefill(
+        &self,
+        worker: &Worker<'_>,
+        workspace: &SharedSlice<'_, u8>,
+        scales: &[f32],
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        // SAFETY: written before the caller's barrier, and read-only until the next one.
+        let groups = unsafe { workspace.read(0..self.groups_bytes(scales.len())) };
+        if self.kernel_for(scales.len()).expands() {
+            self.prefill_expanded(worker, (groups, workspace), scales, scratch, out);
+        } else {
+            self.prefill_packed(worker, groups, scales, scratch, out);
+        }
+    }
+
+    /// [`Job::prefill`] from the packing: every worker takes some of the rows and all tokens.
+    fn prefill_packed(
         &self,
         worker: &Worker<'_>,
         groups: &[u8],
@@ -168,7 +246,7 @@ impl Job {
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
-        let kernel = &self.prefill;
+        let kernel = self.kernel_for(scales.len());
         let step_rows = kernel.step_rows();
         let bytes = kernel.group_bytes(self.cols);
         self.for_share(worker, step_rows, |part, offset, steps| {
@@ -191,22 +269,117 @@ impl Job {
         });
     }
 
+    /// [`Job::prefill`] from the expanded form, chunk by chunk: every worker takes some of the tokens,
+    /// and all rows of the chunk if there are enough tokens.
+    fn prefill_expanded(
+        &self,
+        worker: &Worker<'_>,
+        (groups, workspace): (&[u8], &SharedSlice<'_, u8>),
+        scales: &[f32],
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let kernel = &self.prefill;
+        let bytes = kernel.group_bytes(self.cols);
+        let count = scales.len().div_ceil(kernel.tokens());
+        let most = self.chunk_tiles();
+        for first in (0..self.tiles()).step_by(most) {
+            let chunk = first..(first + most).min(self.tiles());
+            if first > 0 {
+                worker.barrier();
+                // SAFETY: all workers have done with the chunk before.
+                unsafe { self.expand(worker, chunk.clone(), scales.len(), workspace) };
+                worker.barrier();
+            }
+            let expanded = self.chunk_range(chunk.len(), scales.len());
+            // SAFETY: written before the barrier, and read-only until the next one.
+            let expanded = (unsafe { workspace.read(expanded) }, chunk.len(), self.cols);
+            let wanted = (PARTS * worker.threads).div_ceil(count);
+            let parts = wanted.clamp(1, chunk.len().div_ceil(PART_TILES));
+            for unit in worker.share(parts * count) {
+                let (part, index) = (unit / count, unit % count);
+                let tiles = part * chunk.len() / parts..(part + 1) * chunk.len() / parts;
+                let group = &groups[index * bytes..(index + 1) * bytes];
+                let stride = tiles.len() * kernel.step_rows();
+                kernel.run_expanded(expanded, tiles.clone(), group, &mut scratch.dots, stride);
+                let from = chunk.start + tiles.start;
+                self.for_tiles(from..chunk.start + tiles.end, |part, offset, own, at| {
+                    let rows = rows_of(part, kernel.step_rows(), &own);
+                    let at = (at - from) * kernel.step_rows();
+                    let tokens = scales.chunks(kernel.tokens()).nth(index).unwrap_or(&[]);
+                    for (i, &s) in tokens.iter().enumerate() {
+                        let token = (index * kernel.tokens() + i) * self.rows + offset;
+                        // SAFETY: units are disjoint; the caller keeps readers away until the
+                        // barrier.
+                        let out = unsafe { out.write(token + rows.start..token + rows.end) };
+                        let dots = &scratch.dots[i * stride + at..][..rows.len()];
+                        self.ops.scale_output(dots, s, part.scale(), out);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Expands the worker's share of a chunk of the tiles of all parts.
+    ///
+    /// # Safety
+    /// Nobody reads that part of `workspace` meanwhile.
+    unsafe fn expand(
+        &self,
+        worker: &Worker<'_>,
+        chunk: Range<usize>,
+        tokens: usize,
+        workspace: &SharedSlice<'_, u8>,
+    ) {
+        let share = worker.share(chunk.len());
+        let range = self.chunk_range(chunk.len(), tokens);
+        let expanded = workspace.part(range);
+        self.for_tiles(chunk.start + share.start..chunk.start + share.end, |part, _, tiles, at| {
+            let place = (at - chunk.start, chunk.len());
+            // SAFETY: shares are disjoint; the caller keeps readers away.
+            unsafe { self.prefill.expand(part, tiles, place, &expanded) };
+        });
+    }
+
+    /// Where in the workspace a chunk of so many tiles is.
+    fn chunk_range(&self, tiles: usize, tokens: usize) -> Range<usize> {
+        let start = self.groups_bytes(tokens);
+        start..start + self.prefill.expanded_bytes(tiles, self.cols)
+    }
+
+    /// Calls `f(part, row offset of the part, tiles of it, the first one's number)` for every part
+    /// that has some of `tiles`, which are numbered over all parts.
+    fn for_tiles(
+        &self,
+        tiles: Range<usize>,
+        mut f: impl FnMut(&PackedMatrix, usize, Range<usize>, usize),
+    ) {
+        let (mut first, mut offset) = (0, 0);
+        for part in &self.parts {
+            let end = first + part.tiles();
+            let (from, to) = (tiles.start.max(first), tiles.end.min(end));
+            if from < to {
+                f(part, offset, from - first..to - first, from);
+            }
+            first = end;
+            offset += part.shape().rows;
+        }
+    }
+
     /// [`Job::prepare`] and [`Job::prefill`] with the barrier between them, for callers with
-    /// nothing else to do there. `groups` is at least [`Job::groups_bytes`] long; a barrier must
+    /// nothing else to do there. `workspace` is at least [`Job::workspace_bytes`] long; a barrier must
     /// follow before it is written again or `out` is read.
     pub fn prepare_and_prefill(
         &self,
         worker: &Worker<'_>,
         (q, scales): (&[i8], &[f32]),
-        groups: &SharedSlice<'_, u8>,
+        workspace: &SharedSlice<'_, u8>,
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
-        self.prepare(worker, q, groups);
+        self.prepare(worker, q, workspace);
         worker.barrier();
-        // SAFETY: the barrier ended the writes, and the caller lets none begin before the next.
-        let groups = unsafe { groups.read(0..self.groups_bytes(scales.len())) };
-        self.prefill(worker, groups, scales, scratch, out);
+        self.prefill(worker, workspace, scales, scratch, out);
     }
 
     /// Calls `f(part, row offset of the part, steps)` for every part of the worker's share, which

@@ -482,6 +482,24 @@ impl<'a, T> SharedSlice<'a, T> {
         self.len == 0
     }
 
+    /// A range of it, to be shared in turn.
+    ///
+    /// # Panics
+    /// When the range leaves the slice.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Self {
+        self.check(&range);
+        // SAFETY: in bounds of the slice borrowed in `new`. It may be accessed as this one may: by
+        // the rule above.
+        Self { start: unsafe { self.start.add(range.start) }, len: range.len(), data: PhantomData }
+    }
+
+    /// The first element, for what writes parts that are no ranges. The rule above holds for them too.
+    #[must_use]
+    pub fn as_mut_ptr(&self) -> *mut T {
+        self.start
+    }
+
     /// Reads a range.
     ///
     /// # Panics

@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -84,6 +84,27 @@ pub struct Call {
     pub steps: usize,
     /// Elements between the outputs of one activation row and the next.
     pub out_stride: usize,
+    /// For a kernel with an [`Expansion`]: bytes from the steps in one block of columns to the same
+    /// in the next. Its steps are tiles, and `weights` is the first of them in the expanded form.
+    pub block_stride: usize,
+}
+
+/// Packed tiles, to be brought into the form that a kernel for many activation rows reads.
+#[repr(C)]
+pub struct Expand {
+    /// First packed tile.
+    pub weights: *const u8,
+    /// Tiles to expand.
+    pub tiles: usize,
+    /// Columns of the matrix, K, without padding.
+    pub cols: usize,
+    /// Where the first of them stands among the tiles of the expanded form.
+    pub first: usize,
+    /// Tiles of the expanded form: it holds all of them for the first block of columns, then all for
+    /// the next.
+    pub all: usize,
+    /// The expanded form.
+    pub out: *mut u8,
 }
 
 /// The int8 activation rows of one group, to be laid out as the kernel reads them.
@@ -105,10 +126,28 @@ pub struct Prepare {
 ///
 /// # Safety
 /// The CPU has the kernel's features. `weights` holds `steps` times the kernel's tile height rows
-/// of a matrix with `cols` columns (at most 2^18) in the kernel's layout; `activations` was filled
-/// by the same kernel's `prepare` for the same `cols`; `out` may be written wherever the steps and
-/// the kernel's number of activation rows reach. Nothing else accesses `out` there meanwhile.
+/// of a matrix with `cols` columns (at most 2^18) in the kernel's layout, or `steps` tiles of each
+/// block of columns in its expanded form, with a byte more that may be read; `activations` was filled
+/// by the same kernel's `prepare` for the same `cols`; `out` may be read and written wherever the steps
+/// and the kernel's number of activation rows reach. Nothing else accesses `out` there meanwhile.
 pub type RunFn = unsafe extern "C" fn(call: &Call);
+
+/// Expands some tiles.
+///
+/// # Safety
+/// The CPU has the kernel's features. `weights` holds `tiles` tiles of a matrix with `cols` columns in
+/// the kernel's layout; `out` may be written for `all` times [`Expansion::tile_bytes`], of which only
+/// what belongs to these tiles is, and nothing else accesses that meanwhile. `first + tiles <= all`.
+pub type ExpandFn = unsafe extern "C" fn(expand: &Expand);
+
+/// How a kernel for many activation rows has the packing expanded, once for all of them.
+#[repr(C)]
+pub struct Expansion {
+    /// Bytes of an expanded tile, for so many columns.
+    pub tile_bytes: ScratchFn,
+    /// Expands.
+    pub run: ExpandFn,
+}
 
 /// Lays out one group of activation rows.
 ///
@@ -133,6 +172,8 @@ pub struct TernaryEntry {
     pub prepare: PrepareFn,
     /// Multiplies.
     pub run: RunFn,
+    /// What must be done to the packing before, if anything.
+    pub expansion: Option<&'static Expansion>,
 }
 
 /// The float operations of one ISA. Each is defined, with its formula, by the function of the same

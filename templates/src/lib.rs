@@ -16,11 +16,13 @@ pub mod i2_s_mm;
 pub mod isa;
 pub mod quads;
 pub mod t5;
+pub mod t5_lookup;
 #[cfg(test)]
 mod testing;
 pub mod tl1;
 pub mod tl2;
 pub mod tl2_w;
+pub mod trits;
 pub mod vector;
 
 /// A source file of this crate: its path below the crate's folder, and its text.
@@ -43,8 +45,8 @@ macro_rules! source {
 /// The types that cross the call boundary.
 pub const ABI: Source = source!("abi", "abi.rs");
 
-/// The activations that some ternary templates share, emitted once where one of them is.
-pub const QUADS: Source = source!("quads", "quads.rs");
+/// What some ternary templates share on every ISA, each emitted once where one of them is.
+pub const SHARED: &[Source] = &[source!("quads", "quads.rs"), source!("trits", "trits.rs")];
 
 /// The vector vocabularies, each after those it builds on.
 pub const VOCABULARIES: &[Source] = &[
@@ -64,6 +66,7 @@ pub const TEMPLATES: &[Source] = &[
     source!("i2_s", "i2_s.rs"),
     source!("i2_s_mm", "i2_s_mm.rs"),
     source!("t5", "t5.rs"),
+    source!("t5_lookup", "t5_lookup.rs"),
     source!("tl1", "tl1.rs"),
     source!("tl2", "tl2.rs"),
     source!("tl2_w", "tl2_w.rs"),

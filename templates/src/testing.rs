@@ -1,6 +1,6 @@
 //! Runs a ternary template, as compiled here for the scalar vocabulary, against a triple loop.
 
-use crate::abi::{Call, Prepare, PrepareFn, RunFn, ScratchFn};
+use crate::abi::{Call, Expand, Expansion, Prepare, PrepareFn, RunFn, ScratchFn};
 
 /// A template's entries and what its packing needs.
 pub(crate) struct Template {
@@ -11,6 +11,7 @@ pub(crate) struct Template {
     pub scratch: ScratchFn,
     pub prepare: PrepareFn,
     pub run: RunFn,
+    pub expansion: Option<&'static Expansion>,
     /// Packs the weights of a tile, rows of so many columns, a multiple of a unit.
     pub pack: fn(weights: &[i8], cols: usize) -> Vec<u8>,
 }
@@ -65,13 +66,38 @@ impl Template {
             cols,
             scratch: group.as_mut_ptr().cast(),
         };
+        let (mut steps, mut block_stride) = (rows / self.rows, 0);
+        if let Some(expansion) = self.expansion {
+            let tiles = rows / self.tile;
+            let expanded_bytes = tiles * (expansion.tile_bytes)(cols);
+            let mut expanded = vec![0xa5; expanded_bytes + 1];
+            let tile_bytes = packed.len() / tiles;
+            // In two parts, as two threads would.
+            for (first, end) in [(0, 1), (1, tiles)] {
+                let expand = Expand {
+                    weights: packed[first * tile_bytes..].as_ptr(),
+                    tiles: end - first,
+                    cols,
+                    first,
+                    all: tiles,
+                    out: expanded.as_mut_ptr(),
+                };
+                // SAFETY: scalar templates need no features; `packed` holds the tiles, `expanded`
+                // has room for all.
+                unsafe { (expansion.run)(&expand) };
+            }
+            packed = expanded;
+            steps = tiles;
+            block_stride = tiles * (expansion.tile_bytes)(1);
+        }
         let call = Call {
             weights: packed.as_ptr(),
             activations: group.as_ptr().cast(),
             out: out.as_mut_ptr(),
             cols,
-            steps: rows / self.rows,
+            steps,
             out_stride: rows,
+            block_stride,
         };
         // SAFETY: scalar templates need no features; the buffers have the sizes of the contracts
         // of PrepareFn and RunFn.
@@ -88,4 +114,22 @@ impl Template {
             }
         }
     }
+}
+
+/// Packs a tile of rows of `cols` columns, whole units, as `Layout::T5T32`.
+pub(crate) fn t5_tile(weights: &[i8], cols: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    for unit in (0..cols).step_by(20) {
+        for row in weights.chunks_exact(cols) {
+            for byte in 0..4 {
+                let code = |field: usize| (row[unit + 4 * field + byte] + 1) as u8;
+                let number = 27 * code(3) + 9 * code(2) + 3 * code(1) + code(0);
+                out.push(match number.checked_sub(64) {
+                    None => code(4) << 6 | number,
+                    Some(rest) => 0xc0 + 17 * code(4) + rest,
+                });
+            }
+        }
+    }
+    out
 }

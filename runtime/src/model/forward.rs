@@ -70,8 +70,8 @@ struct Buffers {
     x: Vec<f32>,
     /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
     input: Vec<i8>,
-    /// The same as the prefill kernels read it.
-    groups: Buffer,
+    /// What the products of many tokens need: see [`Job::prepare`].
+    workspace: Buffer,
     /// Its scales `[S]`.
     input_scale: Vec<f32>,
     /// Rope tables `[S][rope_dim / 2]`.
@@ -142,11 +142,11 @@ impl Session {
                 head_input: Buffer::zeroed(model.head().prepared_bytes(config.hidden))?,
             })
         };
-        let groups = jobs().map(|job| job.groups_bytes(batch)).max().unwrap_or(0);
+        let workspace = jobs().map(|job| job.workspace_bytes(batch)).max().unwrap_or(0);
         let buffers = Buffers {
             x: vec![0.0; slots * config.hidden],
             input: vec![0; slots * widest],
-            groups: Buffer::zeroed(groups)?,
+            workspace: Buffer::zeroed(workspace)?,
             input_scale: vec![0.0; slots],
             cos: vec![0.0; slots * config.rope_dim / 2],
             sin: vec![0.0; slots * config.rope_dim / 2],
@@ -264,7 +264,7 @@ impl Session {
             input_scale: SharedSlice::new(&mut b.input_scale),
             cos: Rows::new(&mut b.cos, config.rope_dim / 2),
             sin: Rows::new(&mut b.sin, config.rope_dim / 2),
-            groups: SharedSlice::new(&mut b.groups),
+            workspace: SharedSlice::new(&mut b.workspace),
             qkv: Rows::new(&mut b.qkv, config.q_dim() + 2 * config.kv_dim()),
             attention: Rows::new(&mut b.attention, config.group() * config.head_dim),
             partial: Rows::new(&mut b.partial, config.head_dim),
@@ -297,7 +297,7 @@ struct Pass<'a> {
     input_scale: SharedSlice<'a, f32>,
     cos: Rows<'a, f32>,
     sin: Rows<'a, f32>,
-    groups: SharedSlice<'a, u8>,
+    workspace: SharedSlice<'a, u8>,
     qkv: Rows<'a, f32>,
     attention: Rows<'a, f32>,
     partial: Rows<'a, f32>,
@@ -537,11 +537,14 @@ impl Pass<'_> {
             job.decode(place.worker, input, scales[0], &mut scratch.matmul, &out.data);
             return;
         }
-        job.prepare(place.worker, input, &self.groups);
-        place.worker.barrier();
-        // SAFETY: written before the barrier, read-only in this phase.
-        let groups = unsafe { self.groups.read(0..job.groups_bytes(place.n)) };
-        job.prefill(place.worker, groups, scales, &mut scratch.matmul, &out.data);
+        let workspace = &self.workspace;
+        job.prepare_and_prefill(
+            place.worker,
+            (input, scales),
+            workspace,
+            &mut scratch.matmul,
+            &out.data,
+        );
     }
 
     fn vector(&self) -> &VectorOps {

@@ -377,6 +377,41 @@ pub fn spread(packed: Bytes, tables: &Tables) -> [Bytes; 2] {
     ]
 }
 
+/// Loads a table for [`lookup64`].
+#[inline]
+pub fn table64(table: &'static [u8; 64]) -> &'static [u8; 64] {
+    table
+}
+
+/// What the low 6 bits of each byte name in a table.
+#[inline]
+pub fn lookup64(bytes: Bytes, table: &'static [u8; 64]) -> Bytes {
+    bytes.map(|b| table[usize::from(b % 64)])
+}
+
+/// The top 2 bits of three vectors' bytes, from the lowest bits on. What is above has no meaning.
+#[inline]
+pub fn top_codes([a, b, c]: [Bytes; 3]) -> Bytes {
+    core::array::from_fn(|i| a[i] >> 6 | b[i] >> 6 << 2 | c[i] >> 6 << 4)
+}
+
+/// Stores the bytes `from[map[i]]`, each plus 128.
+///
+/// # Safety
+/// `from` is readable for `FROM` bytes, at most 64, and `to` is writable for `TO`.
+#[inline]
+pub unsafe fn permute_offset<const FROM: usize, const TO: usize>(
+    from: *const i8,
+    map: &'static [u8; TO],
+    to: *mut u8,
+) {
+    // SAFETY: the caller's promise.
+    let from = unsafe { from.cast::<[u8; FROM]>().read_unaligned() };
+    let bytes: [u8; TO] = core::array::from_fn(|i| from[usize::from(map[i])] ^ 128);
+    // SAFETY: the caller's promise.
+    unsafe { to.cast::<[u8; TO]>().write_unaligned(bytes) }
+}
+
 /// No sum yet.
 #[inline]
 pub fn acc_zero() -> Acc {
@@ -680,4 +715,71 @@ pub fn widen_add(totals: Tile32, sums: I16) -> Tile32 {
     core::array::from_fn(|part| {
         i32_add(totals[part], core::array::from_fn(|lane| i32::from(sums[part * LANES + lane])))
     })
+}
+
+/// Two rows of bytes, 4 to a row, as words of two bytes: word `2i + h` of the first vector is the
+/// first two bytes of row `i` of half `h`, of the second vector the last two.
+#[inline]
+pub fn pair_rows(low: [Bytes; 16 / LANES], high: [Bytes; 16 / LANES]) -> [Fields; 2] {
+    let word = |word: usize, pair: usize| {
+        let (row, half) = (word / 2, [&low, &high][word % 2]);
+        let at = row % LANES * 4 + 2 * pair;
+        u16::from_le_bytes([half[row / LANES][at], half[row / LANES][at + 1]])
+    };
+    core::array::from_fn(|pair| core::array::from_fn(|i| word(i, pair)))
+}
+
+/// Stores 32 words.
+///
+/// # Safety
+/// `ptr` is writable for 64 bytes.
+#[inline]
+pub unsafe fn fields_store(ptr: *mut u8, fields: Fields) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<Fields>().write_unaligned(fields) }
+}
+
+/// How often each of three activations counts in the entries of a [`Table32`].
+pub type Factors = &'static [[[i8; 4]; 16]; 2];
+
+/// Loads the factors: of the even entries, then of the odd ones.
+#[inline]
+pub fn factors(factors: &'static [[[i8; 4]; 16]; 2]) -> Factors {
+    factors
+}
+
+/// Zero in every entry.
+#[inline]
+pub fn table32_zero() -> Table32 {
+    [0; 32]
+}
+
+/// The table of three activations, each plus 128; the factor of a fourth byte is 0.
+///
+/// # Safety
+/// `ptr` is readable for 4 bytes.
+#[inline]
+pub unsafe fn table32_of(ptr: *const u8, factors: &Factors) -> Table32 {
+    // SAFETY: the caller's promise.
+    let quad = unsafe { ptr.cast::<[u8; 4]>().read_unaligned() };
+    core::array::from_fn(|entry| {
+        let factors = factors[entry % 2][entry / 2];
+        (0..4).map(|i| (i16::from(quad[i]) - 128) * i16::from(factors[i])).sum()
+    })
+}
+
+/// Stores the even words, then the odd ones, each added to what is there unless it is the `first`.
+///
+/// # Safety
+/// `out` is readable and writable for 32 integers.
+#[inline]
+pub unsafe fn add_row_pairs(out: *mut i32, sums: I16, first: bool) {
+    for row in 0..32 {
+        let sum = i32::from(sums[row % 16 * 2 + row / 16]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = out.add(row);
+            out.write(if first { sum } else { out.read() + sum });
+        }
+    }
 }
