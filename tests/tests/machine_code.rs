@@ -23,7 +23,7 @@ use iced_x86::{
 /// What the hot loop of a family of kernels is made of. One `work` instruction covers some
 /// products of a weight and an activation; the other instructions are counted against it.
 struct Family {
-    serves: fn(Op) -> bool,
+    serves: fn(&KernelId) -> bool,
     isas: &'static [Isa],
     phases: &'static [Phase],
     /// The instruction that multiplies or looks up, and the width of its vectors in bits.
@@ -123,28 +123,32 @@ fn made() -> &'static [Kernel] {
     })
 }
 
-fn i2_s(op: Op) -> bool {
-    matches!(op, Op::Ternary(layout) if layout.format() == Format::I2S)
+fn i2_s(id: &KernelId) -> bool {
+    matches!(id.op, Op::Ternary(layout) if layout.format() == Format::I2S)
 }
 
-fn t5(op: Op) -> bool {
-    matches!(op, Op::Ternary(layout) if layout.format() == Format::T5)
+fn t5(id: &KernelId) -> bool {
+    matches!(id.op, Op::Ternary(layout) if layout.format() == Format::T5) && !id.expands()
 }
 
-fn tl1(op: Op) -> bool {
-    matches!(op, Op::Ternary(layout) if layout.format() == Format::Tl1)
+fn t5_lookup(id: &KernelId) -> bool {
+    id.expands()
 }
 
-fn tl2(op: Op) -> bool {
-    matches!(op, Op::Ternary(layout) if layout.format() == Format::Tl2)
+fn tl1(id: &KernelId) -> bool {
+    matches!(id.op, Op::Ternary(layout) if layout.format() == Format::Tl1)
 }
 
-fn head(op: Op) -> bool {
-    matches!(op, Op::Head(_))
+fn tl2(id: &KernelId) -> bool {
+    matches!(id.op, Op::Ternary(layout) if layout.format() == Format::Tl2)
 }
 
-fn attention(op: Op) -> bool {
-    op == Op::Attention
+fn head(id: &KernelId) -> bool {
+    matches!(id.op, Op::Head(_))
+}
+
+fn attention(id: &KernelId) -> bool {
+    id.op == Op::Attention
 }
 
 const FMA: &[Mnemonic] = &[Mnemonic::Vfmadd132ps, Mnemonic::Vfmadd213ps, Mnemonic::Vfmadd231ps];
@@ -168,6 +172,8 @@ const FAMILIES: &[Family] = &[
     // For 5 products a load, a comparison, three lookups, 5 ands; prefill has 4 shifts more.
     Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.0, load: [0.0, 1.0] },
     Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.8, load: [0.0, 1.0] },
+    // A lookup and an addition; a load of indices, which all activation rows share, and of a table.
+    Family { serves: t5_lookup, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpermw], 512), products: 96, rows: 32, also: None, each: 2.0, unpack: 1.0, load: [1.0, 1.0] },
     // Two lookups (low and high bytes) serve 32 pairs, and two unpacks and two adds follow. Load
     // 1/2, shift 1/2, and; two broadcasts.
     Family { serves: tl1, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpshufb], 256), products: 32, rows: 32, also: None, each: 3.0, unpack: 1.0, load: [1.0, 1.0] },
@@ -180,26 +186,26 @@ const FAMILIES: &[Family] = &[
     Family { serves: tl2, isas: &[Isa::Avx512Vbmi], phases: BOTH, work: (&[Mnemonic::Vpermw], 512), products: 96, rows: 32, also: Some(Mnemonic::Vpshldw), each: 2.0, unpack: 1.25, load: [0.0, 1.0] },
     // Float heads: convert and multiply-add; rows of a step share a load of activations, and the
     // first of them has it as an operand. On AVX-512 a conversion takes no operand in memory.
-    Family { serves: |op| op == Op::Head(HeadFormat::F32), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: None, each: 1.0, unpack: 0.0, load: [1.0, 1.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::F32), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: None, each: 1.0, unpack: 0.0, load: [1.0, 1.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::F16), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: Some(Mnemonic::Vcvtph2ps), each: 2.0, unpack: 0.0, load: [1.0, 1.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::F16), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: Some(Mnemonic::Vcvtph2ps), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Bf16), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: Some(Mnemonic::Vpmovzxwd), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Bf16), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: Some(Mnemonic::Vpmovzxwd), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::F32), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: None, each: 1.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::F32), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: None, each: 1.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::F16), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: Some(Mnemonic::Vcvtph2ps), each: 2.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::F16), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: Some(Mnemonic::Vcvtph2ps), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Bf16), isas: &[Isa::Avx2], phases: BOTH, work: (FMA, 256), products: 8, rows: 1, also: Some(Mnemonic::Vpmovzxwd), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Bf16), isas: &[Isa::Avx512], phases: BOTH, work: (FMA, 512), products: 16, rows: 1, also: Some(Mnemonic::Vpmovzxwd), each: 3.0, unpack: 0.0, load: [1.0, 1.0] },
     // Block heads: 512 weights an iteration, with their scales; measured. Signed bytes take two
     // multiplications.
-    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 256), products: 16, rows: 1, also: None, each: 8.25, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 16, rows: 1, also: None, each: 7.5, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 512), products: 32, rows: 1, also: None, each: 9.0, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 32, rows: 1, also: None, each: 7.5, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 12.75, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 256), products: 16, rows: 1, also: None, each: 8.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 16, rows: 1, also: None, each: 7.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddwd], 512), products: 32, rows: 1, also: None, each: 9.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q8_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 32, rows: 1, also: None, each: 7.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 12.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
 ];
 
 /// Instructions of an iteration that count, step pointers and branch, and the margin.
@@ -207,7 +213,7 @@ const CONTROL: usize = 8;
 
 /// What the compiler makes of some steps is more than it should be.
 struct Crowded {
-    serves: fn(Op) -> bool,
+    serves: fn(&KernelId) -> bool,
     isa: Isa,
     rows: usize,
     tokens: usize,
@@ -234,15 +240,15 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: head, isa: Isa::Avx512, rows: 8, tokens: 1, stack: 0,  more: 4 },
     // Constants of the unpacking; where one of Q4_0's prefetches, it depends on what else is compiled
     // beside it whether halves of blocks go there too.
-    Crowded { serves: |op| op == Op::Head(HeadFormat::Q6K), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 18, more: 0 },
-    Crowded { serves: |op| op == Op::Head(HeadFormat::Q4_0), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 26, more: 4 },
-    Crowded { serves: |op| op == Op::Head(HeadFormat::Q6K), isa: Isa::AvxVnni, rows: 1, tokens: 1, stack: 14, more: 0 },
+    Crowded { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 18, more: 0 },
+    Crowded { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 26, more: 4 },
+    Crowded { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isa: Isa::AvxVnni, rows: 1, tokens: 1, stack: 14, more: 0 },
 ];
 
 /// The accesses to the stack and the instructions over the bound that a kernel may have.
 fn crowded(id: &KernelId) -> (usize, usize) {
     let crowded = CROWDED.iter().find(|c| {
-        (c.serves)(id.op) && (c.isa, c.rows, c.tokens) == (id.isa, id.tile.rows, id.tile.tokens)
+        (c.serves)(id) && (c.isa, c.rows, c.tokens) == (id.isa, id.tile.rows, id.tile.tokens)
     });
     crowded.map_or((0, 0), |c| (c.stack, c.more))
 }
@@ -456,6 +462,7 @@ fn on_stack(instruction: &Instruction) -> bool {
 fn allowed(id: &KernelId) -> Vec<usize> {
     let all_rows = id.tile.rows * id.tile.tokens;
     match id.op {
+        Op::Ternary(_) if id.expands() => vec![6 * all_rows],
         Op::Ternary(layout) => {
             let group = match layout {
                 Layout::Tl2T32 => Some(6),
@@ -478,7 +485,7 @@ fn check(kernel: &Kernel) -> Result<f64, String> {
     let id = kernel.id;
     let phase = Phase::of(&id.tile);
     let serves =
-        |f: &&Family| (f.serves)(id.op) && f.isas.contains(&id.isa) && f.phases.contains(&phase);
+        |f: &&Family| (f.serves)(&id) && f.isas.contains(&id.isa) && f.phases.contains(&phase);
     let Some(family) = FAMILIES.iter().find(serves) else {
         return Err("no row of FAMILIES says what its hot loop holds".into());
     };
@@ -564,7 +571,7 @@ fn hot_loops_of_kernels_made_on_the_host_do_too() {
 fn hold_what_they_were_written_for(kernels: &[Kernel]) {
     let mut report: BTreeMap<_, Vec<f64>> = BTreeMap::new();
     let mut wrong = Vec::new();
-    let looked_at = |kernel: &&Kernel| kernel.id.isa != Isa::Scalar && !attention(kernel.id.op);
+    let looked_at = |kernel: &&Kernel| kernel.id.isa != Isa::Scalar && !attention(&kernel.id);
     for kernel in kernels.iter().filter(looked_at) {
         match check(kernel) {
             Ok(density) => {
@@ -591,7 +598,7 @@ fn hot_loop(kernel: &Kernel) -> Option<(Vec<Instruction>, usize)> {
     let phase = Phase::of(&id.tile);
     let family = FAMILIES
         .iter()
-        .find(|f| (f.serves)(id.op) && f.isas.contains(&id.isa) && f.phases.contains(&phase))?;
+        .find(|f| (f.serves)(&id) && f.isas.contains(&id.isa) && f.phases.contains(&phase))?;
     let (mnemonics, bits) = family.work;
     let work = |body: &Vec<&Instruction>| {
         let is_work = |i: &&&Instruction| {
@@ -762,7 +769,7 @@ fn the_machine_model_counts_what_is_made_on_the_host() {
 /// Compares by what `difference` makes of how many more there are than the model counts.
 fn are_counted(kernels: &[Kernel], difference: fn(f64) -> f64) {
     let mut wrong = Vec::new();
-    let modelled = |kernel: &&Kernel| kernel.id.isa != Isa::Scalar && !attention(kernel.id.op);
+    let modelled = |kernel: &&Kernel| kernel.id.isa != Isa::Scalar && !attention(&kernel.id);
     for kernel in kernels.iter().filter(modelled) {
         let id = kernel.id;
         let Some((hot, products)) = hot_loop(kernel) else {
@@ -810,7 +817,7 @@ fn attention_made_on_the_host_does_too() {
 
 fn have_sums_in_registers(kernels: &[Kernel]) {
     let mut wrong = Vec::new();
-    for kernel in kernels.iter().filter(|k| attention(k.id.op) && k.id.isa != Isa::Scalar) {
+    for kernel in kernels.iter().filter(|k| attention(&k.id) && k.id.isa != Isa::Scalar) {
         let id = kernel.id;
         let (bits, sums, longest) = match (id.isa, id.tile.rows) {
             // 4 vectors of two registers, which are widened as they are loaded; 4 broadcasts.

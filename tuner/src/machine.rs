@@ -249,6 +249,7 @@ pub fn predict(
         model_bytes,
     };
     match id.op {
+        Op::Ternary(layout) if id.expands() => job.expanded(layout, parts, tokens.max(1)),
         Op::Ternary(layout) => job.ternary(layout, parts, tokens.max(1)),
         Op::Head(format) => job.head(format, parts),
         Op::Attention => job.attention(parts, tokens.max(1)),
@@ -377,6 +378,36 @@ impl JobModel<'_> {
         self.prediction(us, compute, step.bound, read, prepare + scale + barriers, products)
     }
 
+    /// A kernel that has the packing expanded before: the threads share tokens, not rows.
+    fn expanded(&self, layout: Layout, parts: &[Shape], tokens: usize) -> Prediction {
+        let tile = self.id.tile;
+        let cols = parts.first().map_or(1, |part| part.cols);
+        let rows: usize = parts.iter().map(|part| part.rows).sum();
+        let threads = self.threads as f64;
+        let groups = tokens.div_ceil(tile.tokens) as f64 / threads;
+        let none = (Class::Control, 0.0);
+        let cycles = |mix: Mix| self.cpu.cycles(self.vectors, &mix, 0.0, none, 0.0).all;
+
+        // What it reads comes from the third cache, side by side with the lookups.
+        let third = 64.0 * self.cpu.ghz / self.cpu.kind.l3_gb_per_s;
+        let step = self.step(cols, third * tile.rows as f64 / layout.tile_rows() as f64);
+        let tables = (tile.tokens * cols / 3) as f64 * cycles(mix::table());
+        let compute = self.us(groups * (rows as f64 / tile.rows as f64 * step.all + tables));
+
+        let bytes: usize = parts.iter().map(|&part| layout.matrix_bytes(part)).sum();
+        let spans = rows as f64 / layout.tile_rows() as f64 * cols as f64 / 60.0 / threads;
+        let expand = self.us(spans * cycles(mix::expansion()));
+        let (expand, read) = self.overlap(expand, bytes as f64 / threads, 1.0, false);
+
+        let own_tokens = tokens as f64 / threads;
+        let prepare = self.us(own_tokens * cols as f64 * PERMUTE_CYCLES);
+        let vectors = own_tokens * rows as f64 / self.id.isa.lanes() as f64;
+        let scale = self.us(vectors * SCALE_CYCLES);
+        let overhead = expand + prepare + scale + 2.0 * barrier_us(self.threads);
+        let products = rows as f64 * cols as f64 * own_tokens;
+        self.prediction(compute + overhead, compute, step.bound, read, overhead, products)
+    }
+
     fn head(&self, format: HeadFormat, parts: &[Shape]) -> Prediction {
         let (rows, cols) = parts.first().map_or((1, 1), |part| (part.rows, part.cols));
         let tile = self.id.tile;
@@ -473,6 +504,9 @@ const ATTENTION: f64 = 1.5;
 
 /// Cycles of scaling a vector of outputs.
 const SCALE_CYCLES: f64 = 3.0;
+
+/// Cycles of laying out an activation by permutes.
+const PERMUTE_CYCLES: f64 = 0.1;
 
 /// Cycles of laying out an activation.
 fn prepare_cycles(layout: Layout, decode: bool) -> f64 {

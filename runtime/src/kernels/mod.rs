@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use bitnet_profiles::{Isa, KernelId, Layout, Op, Shape};
 
-use crate::memory::ALIGN;
+use crate::memory::{ALIGN, Buffer};
 use crate::pack::PackedMatrix;
 use crate::threads::SharedSlice;
 
@@ -255,6 +255,55 @@ impl Kernel {
         // SAFETY: `new` checked the CPU; every block of the expanded form holds `all` tiles, of which
         // `tiles` are some, and a byte follows the last; `group` and `out` as in `run`.
         unsafe { (self.entry.run)(&call) }
+    }
+}
+
+/// A matrix as a kernel reads it, for whoever multiplies with one thread: packed, or expanded too.
+#[derive(Debug)]
+pub struct Operand<'m> {
+    matrix: &'m PackedMatrix,
+    expanded: Option<Buffer>,
+}
+
+impl<'m> Operand<'m> {
+    /// Expands the matrix if the kernel wants that.
+    ///
+    /// # Errors
+    /// [`crate::Error::Runtime`] when the system refuses the memory.
+    ///
+    /// # Panics
+    /// When the matrix is packed for another kernel.
+    pub fn new(kernel: &Kernel, matrix: &'m PackedMatrix) -> crate::Result<Self> {
+        let expand = || {
+            let tiles = matrix.tiles();
+            let mut form = Buffer::zeroed(kernel.expanded_bytes(tiles, matrix.shape().cols))?;
+            // SAFETY: nobody else knows of it.
+            unsafe { kernel.expand(matrix, 0..tiles, (0, tiles), &SharedSlice::new(&mut form)) };
+            Ok(form)
+        };
+        let expanded = if kernel.expands() { Some(expand()?) } else { None };
+        Ok(Self { matrix, expanded })
+    }
+
+    /// [`Kernel::run`] or [`Kernel::run_expanded`], by the kernel that it was made for.
+    ///
+    /// # Panics
+    /// As these, and when it was made for a kernel that wants the other form.
+    pub fn run(
+        &self,
+        kernel: &Kernel,
+        steps: Range<usize>,
+        group: &[u8],
+        out: &mut [i32],
+        out_stride: usize,
+    ) {
+        match &self.expanded {
+            None => kernel.run(self.matrix, steps, group, out, out_stride),
+            Some(form) => {
+                let form = (&form[..], self.matrix.tiles(), self.matrix.shape().cols);
+                kernel.run_expanded(form, steps, group, out, out_stride);
+            }
+        }
     }
 }
 

@@ -8,13 +8,13 @@ use half::f16;
 use super::attention::{
     AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
 };
-use super::{HeadKernel, Kernel};
+use super::{HeadKernel, Kernel, Operand};
 use crate::memory::Buffer;
 use crate::model::numerics::{self, CHUNK, KvElement, Softmax};
 use crate::pack::{PackedMatrix, to_file_codes};
 use crate::random::Random;
 use crate::reference;
-use crate::threads::{Pool, SharedSlice};
+use crate::threads::Pool;
 use crate::{Error, Result};
 
 /// A kernel that computed something else than the oracle.
@@ -127,24 +127,12 @@ impl Oracle {
         let mut group = Buffer::zeroed(kernel.group_bytes(cols))?;
         let mut out = vec![0; kernel.tokens() * stride];
         let tokens = self.tokens.min(kernel.tokens() + 1);
-        // As one thread would, of one chunk.
-        let mut expanded = Vec::new();
-        if kernel.expands() {
-            expanded.resize(kernel.expanded_bytes(steps, cols), 0xa5);
-            let shared = SharedSlice::new(&mut expanded);
-            // SAFETY: nobody else knows of it.
-            unsafe { kernel.expand(matrix, 0..steps, (0, steps), &shared) };
-        }
+        let operand = Operand::new(kernel, matrix)?;
         let groups = case.quantised[..tokens * cols].chunks(kernel.tokens() * cols);
         let expected = case.expected[..tokens * rows].chunks(kernel.tokens() * rows);
         for (index, (quantised, expected)) in groups.zip(expected).enumerate() {
             kernel.prepare(quantised, cols, &mut group);
-            if kernel.expands() {
-                let form = (&expanded[..], steps, cols);
-                kernel.run_expanded(form, 0..steps, &group, &mut out, stride);
-            } else {
-                kernel.run(matrix, 0..steps, &group, &mut out, stride);
-            }
+            operand.run(kernel, 0..steps, &group, &mut out, stride);
             for (token, expected) in expected.chunks(rows).enumerate() {
                 let got = &out[token * stride..][..rows];
                 if let Some(row) = (0..rows).find(|&row| got[row] != expected[row]) {

@@ -156,6 +156,30 @@ pub fn work(id: &KernelId) -> Work {
     }
 }
 
+/// What making the table of three activations takes: an expanding kernel's.
+pub(super) fn table() -> Mix {
+    Mix::of(&[
+        (Broadcast, 1.0),
+        (Dot, 2.0),
+        (Shift, 1.0),
+        (Logic, 1.0),
+        (Store, 1.0),
+        (Control, 1.0),
+    ])
+}
+
+/// What bringing 60 columns of 32 rows into the form of an expanding kernel takes.
+pub(super) fn expansion() -> Mix {
+    Mix::of(&[
+        (Load, 6.0),
+        (Permute, 28.0),
+        (Logic, 26.0),
+        (Shift, 22.0),
+        (Store, 10.0),
+        (Control, 6.0),
+    ])
+}
+
 /// Whether a tier is of 64-bit ARM.
 fn is_arm(isa: Isa) -> bool {
     matches!(isa, Isa::Neon | Isa::NeonDot | Isa::NeonI8mm)
@@ -208,6 +232,16 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
             // In place every field has a chain of its own, and so has every unrolled unit.
             let links = if in_place { 1.0 / tile.unroll as f64 } else { 4.0 };
             (unit.and(more), (waits, links), vectors, tokens)
+        }
+        Layout::T5T32 if id.expands() => {
+            // Of two triples.
+            let unit = Mix::of(&[
+                (Load, 2.0 * tiles + 2.0 * tokens),
+                (Permute, 2.0 * tiles * tokens),
+                (Add, 2.0 * tiles * tokens),
+            ]);
+            // The tables of a block stay in the L1 cache.
+            (unit, (Add, 2.0), 0.0, 0.0)
         }
         Layout::T5T32 => {
             let unit = Mix::of(&[
@@ -296,6 +330,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
         Mix::of(&[(Control, if layout == Layout::I2sT32 && !wide { 3.0 * unroll } else { 3.0 })]);
     let sums = vectors * tokens;
     let block = match format {
+        Format::T5 if id.expands() => Mix::of(&[(Dot, sums), (Load, sums), (Store, sums)]),
         Format::I2S | Format::T5 if wide => Mix::default(),
         Format::I2S if arm => Mix::of(&[(Shuffle, 3.0 * sums), (Add, sums)]),
         Format::I2S => Mix::of(&[(Dot, sums), (Add, sums), (Load, sums), (Store, sums)]),
@@ -319,7 +354,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
     let combined = if in_place { fields * unroll * vectors } else { 0.0 };
     Work {
         hot: unit.times(unroll).and(control),
-        cols: tile.unroll * layout.unit_cols(),
+        cols: if id.expands() { 6 } else { tile.unroll * layout.unit_cols() },
         chain: (chain.0, chain.1 * unroll),
         block_cols: if tile.cols == 0 { usize::MAX } else { tile.cols },
         block: block.and(Mix::of(&[(Control, 4.0)])),
