@@ -112,8 +112,7 @@ fn function(
     if isa.target_features().is_empty() {
         // Where the compiler is free to, it leaves a call in the hot loop. With target features it
         // accepts no `always`, and inlines unasked.
-        let plain = |meta: &syn::Meta| matches!(meta, syn::Meta::Path(p) if p.is_ident("inline"));
-        if let Some(attr) = attrs.iter().find(|attr| plain(&attr.meta)) {
+        if let Some(attr) = attrs.iter().find(|attr| attr.path().is_ident("inline")) {
             edits.push((attr.span().byte_range(), "#[inline(always)]".into()));
         }
         return;

@@ -225,15 +225,23 @@ impl KernelSpec {
             "a byte of five codes needs a permute of 64 bytes, which only AVX-512 VBMI has".into()
         })?;
         let tiles = tile.rows / layout.tile_rows();
-        check.that(tile.rows.is_multiple_of(layout.tile_rows()) && tiles > 0, || {
-            format!("rows must be a multiple of the layout's tile of {} rows", layout.tile_rows())
-        })?;
+        check.that(
+            tile.rows.is_multiple_of(layout.tile_rows()) && (1..=4).contains(&tiles),
+            || {
+                format!(
+                    "rows must be 1 to 4 times the layout's tile of {} rows",
+                    layout.tile_rows()
+                )
+            },
+        )?;
         check.that(tile.cols.is_multiple_of(60) && tile.cols <= 240, || {
             "columns per block must be 60, 120, 180 or 240: 60 are expanded together; a triple \
              reaches +-384, so a 16-bit lane holds 85 triples"
                 .into()
         })?;
-        check.that(tile.unroll == 1, || "unroll must be 1: a word is two triples".into())?;
+        check.that(tile.unroll == 1 && tile.prefetch == 0, || {
+            "unroll must be 1, as a word is two triples, and prefetch 0: it reads from the cache".into()
+        })?;
         // An index for each tile, a table, and what was looked up.
         let registers = tiles * tile.tokens + tiles + 2;
         check.that(isa == Isa::Scalar || registers <= isa.registers(), || {

@@ -45,7 +45,8 @@ pub struct Job {
 #[derive(Debug)]
 pub struct Scratch {
     group: Buffer,
-    dots: Vec<i32>,
+    /// Of int32: `Buffer::as_i32_mut`. Kernels add to it in whole cache lines.
+    dots: Buffer,
 }
 
 impl Scratch {
@@ -65,7 +66,7 @@ impl Scratch {
                 dots = dots.max(job.prefill.tokens() * rows);
             }
         }
-        Ok(Self { group: Buffer::zeroed(group)?, dots: vec![0; dots] })
+        Ok(Self { group: Buffer::zeroed(group)?, dots: Buffer::zeroed(dots * size_of::<i32>())? })
     }
 }
 
@@ -150,7 +151,7 @@ impl Job {
         self.decode.prepare(q, self.cols, group);
         self.for_share(worker, self.decode.step_rows(), |part, offset, steps| {
             let rows = rows_of(part, self.decode.step_rows(), &steps);
-            let dots = &mut scratch.dots[..steps.len() * self.decode.step_rows()];
+            let dots = &mut scratch.dots.as_i32_mut()[..steps.len() * self.decode.step_rows()];
             let stride = dots.len();
             self.decode.run(part, steps, group, dots, stride);
             // SAFETY: shares are disjoint, and so are their rows; the caller keeps readers away
@@ -256,12 +257,12 @@ impl Job {
                 let rows = rows_of(part, step_rows, &steps);
                 for (index, scales) in scales.chunks(kernel.tokens()).enumerate() {
                     let group = &groups[index * bytes..(index + 1) * bytes];
-                    kernel.run(part, steps.clone(), group, &mut scratch.dots, BLOCK_ROWS);
+                    kernel.run(part, steps.clone(), group, scratch.dots.as_i32_mut(), BLOCK_ROWS);
                     for (i, &s) in scales.iter().enumerate() {
                         let token = (index * kernel.tokens() + i) * self.rows + offset;
                         // SAFETY: as in `decode`.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
-                        let dots = &scratch.dots[i * BLOCK_ROWS..][..rows.len()];
+                        let dots = &scratch.dots.as_i32_mut()[i * BLOCK_ROWS..][..rows.len()];
                         self.ops.scale_output(dots, s, part.scale(), out);
                     }
                 }
@@ -298,10 +299,19 @@ impl Job {
             let parts = wanted.clamp(1, chunk.len().div_ceil(PART_TILES));
             for unit in worker.share(parts * count) {
                 let (part, index) = (unit / count, unit % count);
-                let tiles = part * chunk.len() / parts..(part + 1) * chunk.len() / parts;
+                let tile = |part: usize| {
+                    (chunk.len() * part / parts).next_multiple_of(kernel.step_tiles())
+                };
+                let tiles = tile(part)..tile(part + 1).min(chunk.len());
                 let group = &groups[index * bytes..(index + 1) * bytes];
                 let stride = tiles.len() * kernel.step_rows();
-                kernel.run_expanded(expanded, tiles.clone(), group, &mut scratch.dots, stride);
+                kernel.run_expanded(
+                    expanded,
+                    tiles.clone(),
+                    group,
+                    scratch.dots.as_i32_mut(),
+                    stride,
+                );
                 let from = chunk.start + tiles.start;
                 self.for_tiles(from..chunk.start + tiles.end, |part, offset, own, at| {
                     let rows = rows_of(part, kernel.step_rows(), &own);
@@ -312,7 +322,7 @@ impl Job {
                         // SAFETY: units are disjoint; the caller keeps readers away until the
                         // barrier.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
-                        let dots = &scratch.dots[i * stride + at..][..rows.len()];
+                        let dots = &scratch.dots.as_i32_mut()[i * stride + at..][..rows.len()];
                         self.ops.scale_output(dots, s, part.scale(), out);
                     }
                 });

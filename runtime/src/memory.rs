@@ -121,6 +121,16 @@ impl Buffer {
     }
 }
 
+impl Buffer {
+    /// Its whole integers.
+    pub fn as_i32_mut(&mut self) -> &mut [i32] {
+        let len = self.len() / size_of::<i32>();
+        // SAFETY: as long as that, aligned to `ALIGN`, borrowed exclusively, and any bytes are an
+        // integer.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), len) }
+    }
+}
+
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {

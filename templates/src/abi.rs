@@ -127,7 +127,8 @@ pub struct Prepare {
 /// # Safety
 /// The CPU has the kernel's features. `weights` holds `steps` times the kernel's tile height rows
 /// of a matrix with `cols` columns (at most 2^18) in the kernel's layout, or `steps` tiles of each
-/// block of columns in its expanded form, with a byte more that may be read; `activations` was filled
+/// block of columns in its expanded form, whole steps but for the last one of the form, with a byte more
+/// that may be read; `activations` was filled
 /// by the same kernel's `prepare` for the same `cols`; `out` may be read and written wherever the steps
 /// and the kernel's number of activation rows reach. Nothing else accesses `out` there meanwhile.
 pub type RunFn = unsafe extern "C" fn(call: &Call);

@@ -11,10 +11,11 @@
 //! three make a triple; the other two of the bytes `x`, `y`, `z` of three units make the triples
 //! `x3 x4 y3` and `y4 z3 z4`.
 //!
-//! The expanded form is, for each block of columns, for each tile, for each two triples, 64 bytes:
-//! word `2i + h` belongs to row `16h + i` of the tile, and its low and high byte to the two triples. A
-//! byte is `(a + 1) + 3 (b + 1) + 9 (c + 1)` for the weights `a b c`. So one call reads a sequential
-//! stream, and while it goes through a block, the tables of that block stay in the L1 cache.
+//! The expanded form is, for each block of columns, for each step of tiles, for each two triples, for
+//! each tile, 64 bytes: word `2i + h` belongs to row `16h + i` of the tile, and its low and high byte to
+//! the two triples. A byte is `(a + 1) + 3 (b + 1) + 9 (c + 1)` for the weights `a b c`. The last step
+//! has what tiles are left. So a call reads one sequential stream, and while it goes through a block,
+//! the tables of that block stay in the L1 cache.
 //!
 //! A triple reaches +-384, so sums stay in 16 bits for a block of columns and are then widened.
 //!
@@ -27,7 +28,7 @@ use crate::trits::TABLES;
 
 /// Rows in a packed tile.
 const TILE: usize = 32;
-/// Rows per step, a multiple of `TILE`.
+/// Rows per step, a multiple of `TILE`, at most 4 times that.
 const ROWS: usize = 96;
 /// Columns of the matrix; 0: taken from the call.
 const COLS: usize = 0;
@@ -35,9 +36,9 @@ const COLS: usize = 0;
 const BLOCK: usize = 240;
 /// Activation rows per call.
 const TOKENS: usize = 6;
-/// Bytes ahead to prefetch; 0: none.
-const PREFETCH: usize = 0;
 
+/// Tiles in a step.
+const STEP: usize = ROWS / TILE;
 /// Columns in a unit of the packing.
 const UNIT: usize = 20;
 /// Units that are expanded together.
@@ -135,22 +136,20 @@ pub unsafe extern "C" fn expand(expand: &Expand) {
     let units = cols.div_ceil(UNIT);
     let tables = isa::tables(&TABLES);
     for tile in 0..expand.tiles {
+        let place = expand.first + tile;
+        let first = place / STEP * STEP;
+        let width = STEP.min(expand.all - first);
         for span in 0..cols.div_ceil(SPAN) {
             // SAFETY: a tile is `units` units; the expanded form has `all` tiles in each block, of
-            // which `first + tile` is one, and `span` is in block `span * SPAN / BLOCK` (the
-            // contract of ExpandFn).
+            // which `place` is one, in a step of `width` (the contract of ExpandFn).
             unsafe {
                 let units = span * UNITS..units.min((span + 1) * UNITS);
                 let weights = expand.weights.add(tile * cols.div_ceil(UNIT) * UNIT_BYTES);
-                let (block, at) = (span * SPAN / BLOCK, span * SPAN % BLOCK);
-                let tile = block * expand.all + expand.first + tile;
-                let out = expand.out.add(tile * BLOCK_BYTES + at / 6 * PAIR_BYTES);
-                expand_span(
-                    weights.add(units.start * UNIT_BYTES),
-                    units.end - units.start,
-                    &tables,
-                    out,
-                );
+                let weights = weights.add(units.start * UNIT_BYTES);
+                let (block, pair) = (span * SPAN / BLOCK, span * SPAN % BLOCK / 6);
+                let step = expand.out.add((block * expand.all + first) * BLOCK_BYTES);
+                let out = step.add((pair * width + place - first) * PAIR_BYTES);
+                expand_span(weights, units.end - units.start, &tables, (out, width * PAIR_BYTES));
             }
         }
     }
@@ -159,9 +158,15 @@ pub unsafe extern "C" fn expand(expand: &Expand) {
 /// Expands a span of a tile, of which there are `units` units.
 ///
 /// # Safety
-/// `weights` is readable for so many units, `out` is writable for the pairs of a span.
+/// `weights` is readable for so many units, `out` is writable for the pairs of a span, each so many
+/// bytes after the one before.
 #[inline]
-unsafe fn expand_span(weights: *const u8, units: usize, tables: &isa::Tables, out: *mut u8) {
+unsafe fn expand_span(
+    weights: *const u8,
+    units: usize,
+    tables: &isa::Tables,
+    (out, stride): (*mut u8, usize),
+) {
     let indices = isa::table64(&INDICES);
     let mut triples = [[[isa::bytes_zero(); HALF]; 2]; 5];
     for half in 0..2 {
@@ -190,7 +195,7 @@ unsafe fn expand_span(weights: *const u8, units: usize, tables: &isa::Tables, ou
         let pairs = isa::pair_rows(low, high);
         for pair in 0..2 {
             // SAFETY: the caller's promise.
-            unsafe { isa::fields_store(out.add((2 * triple + pair) * PAIR_BYTES), pairs[pair]) };
+            unsafe { isa::fields_store(out.add((2 * triple + pair) * stride), pairs[pair]) };
         }
     }
 }
@@ -274,41 +279,40 @@ unsafe fn run_tokens<const N: usize>(call: &Call) {
                 tables[triple][token] = unsafe { isa::table32_of(quad, &factors) };
             }
         }
-        // SAFETY: `weights` holds `steps` tiles of each block; the output is writable for as many,
+        // SAFETY: `weights` holds `steps` tiles of each block, whole steps but for the last; the output is writable for as many,
         // of TOKENS rows (the contract of RunFn).
         unsafe {
             let weights = call.weights.add(block * call.block_stride);
             let tables = tables[..triples].as_ptr().cast();
-            let step = ROWS / TILE;
-            let mut tile = 0;
-            while tile + step <= call.steps {
-                let (weights, out) = (weights.add(tile * BLOCK_BYTES), call.out.add(tile * TILE));
-                let first = block == 0;
-                add_tiles::<{ ROWS / TILE }, N>(
-                    weights,
-                    tables,
-                    triples,
-                    call.out_stride,
-                    out,
-                    first,
-                );
-                tile += step;
-            }
+            let (mut tile, first) = (0, block == 0);
             while tile < call.steps {
                 let (weights, out) = (weights.add(tile * BLOCK_BYTES), call.out.add(tile * TILE));
-                add_tiles::<1, N>(weights, tables, triples, call.out_stride, out, block == 0);
-                tile += 1;
+                let stride = call.out_stride;
+                match call.steps - tile {
+                    1 if STEP > 1 => {
+                        add_tiles::<1, N>(weights, tables, triples, stride, out, first)
+                    }
+                    2 if STEP > 2 => {
+                        add_tiles::<2, N>(weights, tables, triples, stride, out, first)
+                    }
+                    3 if STEP > 3 => {
+                        add_tiles::<3, N>(weights, tables, triples, stride, out, first)
+                    }
+                    _ => add_tiles::<STEP, N>(weights, tables, triples, stride, out, first),
+                }
+                tile += STEP;
             }
         }
     }
 }
 
-/// Adds what `T` tiles look up in a block of columns; the first one's output is not read.
+/// Adds what `T` tiles look up in a block of columns; the first one's output is not read. It is compiled
+/// once for each `T` and `N`, apart: together they would make each other spill.
 ///
 /// # Safety
 /// `weights` holds a block of `T` tiles and a byte more, `tables` those of `triples`, an even number,
 /// times `N` rows. `out` is readable and writable for `T` tiles at `N` multiples of `stride`.
-#[inline]
+#[inline(never)]
 unsafe fn add_tiles<const T: usize, const N: usize>(
     weights: *const u8,
     tables: *const isa::Table32,
@@ -323,13 +327,9 @@ unsafe fn add_tiles<const T: usize, const N: usize>(
             let mut fields = [isa::fields_zero(); T];
             for tile in 0..T {
                 // SAFETY: the caller's promise.
-                unsafe {
-                    let words = weights.add(tile * BLOCK_BYTES + pair * PAIR_BYTES);
-                    fields[tile] = isa::fields_load(words.add(second));
-                    if PREFETCH != 0 && second == 0 {
-                        isa::prefetch(words.wrapping_add(PREFETCH));
-                    }
-                }
+                fields[tile] = unsafe {
+                    isa::fields_load(weights.add((pair * T + tile) * PAIR_BYTES + second))
+                };
             }
             for token in 0..N {
                 // SAFETY: the caller's promise.

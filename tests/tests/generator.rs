@@ -31,7 +31,8 @@ fn examples() -> BTreeSet<KernelId> {
             examples.extend(ids.iter().rfind(|id| id.isa != Isa::Scalar));
         }
     }
-    assert!(examples.len() >= 3 * bitnet_templates::TEMPLATES.len() - 3, "{examples:?}");
+    // Those that only one architecture has give fewer.
+    assert!(examples.len() >= 3 * bitnet_templates::TEMPLATES.len() - 4, "{examples:?}");
     examples
 }
 

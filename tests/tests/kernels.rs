@@ -50,7 +50,9 @@ fn multiply(kernel: &Kernel, matrix: &PackedMatrix, quantised: &[i8]) -> Vec<i32
         group.fill(0xa5);
         kernel.prepare(activations, cols, &mut group);
         // In two parts, as two threads would.
-        for part in [0..steps / 2, steps / 2..steps] {
+        let whole = if kernel.expands() { kernel.step_tiles() } else { 1 };
+        let middle = (steps / 2).next_multiple_of(whole).min(steps);
+        for part in [0..middle, middle..steps] {
             let first = part.start * kernel.step_rows();
             operand.run(kernel, part, &group, &mut out[first..], stride);
         }

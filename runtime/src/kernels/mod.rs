@@ -74,6 +74,11 @@ impl Kernel {
         if self.expands() { self.layout.tile_rows() } else { self.id.tile.rows }
     }
 
+    /// Tiles of one step of a kernel that expands.
+    pub fn step_tiles(&self) -> usize {
+        self.id.tile.rows / self.layout.tile_rows()
+    }
+
     /// Whether it multiplies from the expanded form of a matrix: [`Kernel::expand`] makes it, and
     /// [`Kernel::run_expanded`] reads it. Else [`Kernel::run`] reads the packing.
     pub fn expands(&self) -> bool {
@@ -220,7 +225,8 @@ impl Kernel {
         unsafe { (expansion.run)(&expand) }
     }
 
-    /// As [`Kernel::run`], with tiles `tiles` of the expanded form of `all` tiles of `cols` columns.
+    /// As [`Kernel::run`], with tiles `tiles` of the expanded form of `all` tiles of `cols` columns:
+    /// whole steps of [`Kernel::step_tiles`], but for the form's last one.
     /// What is in `out` before does not matter.
     ///
     /// # Panics
@@ -236,6 +242,8 @@ impl Kernel {
         assert!(self.id.shape.is_none_or(|own| own.cols == cols), "{}: {cols}", self.id);
         assert!((1..=Shape::MAX_COLS).contains(&cols), "{}: {cols} columns", self.id);
         assert!(tiles.start <= tiles.end && tiles.end <= all);
+        let whole = |tile: usize| tile == all || tile.is_multiple_of(self.step_tiles());
+        assert!(whole(tiles.start) && whole(tiles.end), "{}: {tiles:?} of {all}", self.id);
         assert_eq!(expanded.len(), self.expanded_bytes(all, cols));
         assert_eq!(group.len(), self.group_bytes(cols));
         assert_eq!(group.as_ptr() as usize % ALIGN, 0);
@@ -262,7 +270,8 @@ impl Kernel {
 #[derive(Debug)]
 pub struct Operand<'m> {
     matrix: &'m PackedMatrix,
-    expanded: Option<Buffer>,
+    /// The expanded form, and its tiles.
+    expanded: Option<(Buffer, usize)>,
 }
 
 impl<'m> Operand<'m> {
@@ -274,12 +283,12 @@ impl<'m> Operand<'m> {
     /// # Panics
     /// When the matrix is packed for another kernel.
     pub fn new(kernel: &Kernel, matrix: &'m PackedMatrix) -> crate::Result<Self> {
-        let expand = || {
-            let tiles = matrix.tiles();
+        let expand = || -> crate::Result<_> {
+            let tiles = kernel.steps(matrix.shape().rows);
             let mut form = Buffer::zeroed(kernel.expanded_bytes(tiles, matrix.shape().cols))?;
             // SAFETY: nobody else knows of it.
             unsafe { kernel.expand(matrix, 0..tiles, (0, tiles), &SharedSlice::new(&mut form)) };
-            Ok(form)
+            Ok((form, tiles))
         };
         let expanded = if kernel.expands() { Some(expand()?) } else { None };
         Ok(Self { matrix, expanded })
@@ -299,8 +308,8 @@ impl<'m> Operand<'m> {
     ) {
         match &self.expanded {
             None => kernel.run(self.matrix, steps, group, out, out_stride),
-            Some(form) => {
-                let form = (&form[..], self.matrix.tiles(), self.matrix.shape().cols);
+            Some((form, tiles)) => {
+                let form = (&form[..], *tiles, self.matrix.shape().cols);
                 kernel.run_expanded(form, steps, group, out, out_stride);
             }
         }

@@ -762,17 +762,21 @@ pub fn table32_zero() -> Table32 {
 pub unsafe fn table32_of(ptr: *const u8, factors: &Factors) -> Table32 {
     // SAFETY: the caller's promise.
     let quad = unsafe { ptr.cast::<[u8; 4]>().read_unaligned() };
-    core::array::from_fn(|entry| {
-        let factors = factors[entry % 2][entry / 2];
-        (0..4).map(|i| (i16::from(quad[i]) - 128) * i16::from(factors[i])).sum()
-    })
+    let mut entries = [0; 32];
+    for entry in 0..32 {
+        for i in 0..3 {
+            let factor = i16::from(factors[entry % 2][entry / 2][i]);
+            entries[entry] += (i16::from(quad[i]) - 128) * factor;
+        }
+    }
+    entries
 }
 
 /// Stores the even words, then the odd ones, each added to what is there unless it is the `first`.
 ///
 /// # Safety
 /// `out` is readable and writable for 32 integers.
-#[inline]
+#[inline(always)]
 pub unsafe fn add_row_pairs(out: *mut i32, sums: I16, first: bool) {
     for row in 0..32 {
         let sum = i32::from(sums[row % 16 * 2 + row / 16]);
