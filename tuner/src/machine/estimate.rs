@@ -19,7 +19,9 @@ pub const UNCERTAINTY_OF_TABLES: f64 = 0.25;
 /// How uncertain the ratio of the times of two kernels is.
 pub(super) fn uncertainty(a: &KernelId, b: &KernelId) -> f64 {
     let family = |id: &KernelId| match id.op {
-        Op::Ternary(layout) if !layout.format().multiplies() => Some(layout.format()),
+        Op::Ternary(layout) if !layout.format().multiplies() || id.expands() => {
+            Some(layout.format())
+        }
         _ => None,
     };
     if family(a) == family(b) { UNCERTAINTY } else { UNCERTAINTY_OF_TABLES }

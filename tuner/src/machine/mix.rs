@@ -234,7 +234,8 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
             (unit.and(more), (waits, links), vectors, tokens)
         }
         Layout::T5T32 if id.expands() => {
-            // Of two triples.
+            // Of two triples; a vector holds twice as many words as lanes.
+            let tiles = vectors / 2.0;
             let unit = Mix::of(&[
                 (Load, 2.0 * tiles + 2.0 * tokens),
                 (Permute, 2.0 * tiles * tokens),
