@@ -115,6 +115,8 @@ const GRID: &[Row] = &[
     Row { ops: BLOCK_HEADS,        isas: &[AvxVnni],                          rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 1024, 2048, 4096, 8192] },
     Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 4096, 8192] },
     Row { ops: BLOCK_HEADS,        isas: &[Neon, NeonDot],                    rows: &[1],      cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 512, 2048] },
+    Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Avx512, Neon],       rows: &[1],        cols: &[0],                   tokens: &[4],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, Neon, NeonDot], rows: &[1], cols: &[0],  tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums, on NEON all 32.
     Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },

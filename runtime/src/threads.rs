@@ -482,6 +482,18 @@ impl<'a, T> SharedSlice<'a, T> {
         self.len == 0
     }
 
+    /// A range, shared by the same rule.
+    ///
+    /// # Panics
+    /// When the range leaves the slice.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> SharedSlice<'_, T> {
+        self.check(&range);
+        // In bounds of the slice borrowed in `new`.
+        let start = self.start.wrapping_add(range.start);
+        SharedSlice { start, len: range.len(), data: PhantomData }
+    }
+
     /// Reads a range.
     ///
     /// # Panics
