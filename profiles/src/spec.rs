@@ -110,7 +110,10 @@ impl KernelSpec {
                 matches!(tile.rows, 1 | 2 | 4 | 8)
                     && tile.cols == 0
                     && matches!(tile.tokens, 1 | 2 | 4 | 8),
-                || "a head kernel takes 1, 2, 4 or 8 rows, whole rows and 1, 2, 4 or 8 tokens".into(),
+                || {
+                    "a head kernel takes 1, 2, 4 or 8 rows, whole rows and 1, 2, 4 or 8 tokens"
+                        .into()
+                },
             )?,
             Op::Attention => check.that(
                 matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 256 && tile.tokens == 1,

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Model;
-use super::attention::{self, Attention, At};
+use super::attention::{self, At, Attention};
 use super::config::{Activation, RopePairs};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{CHUNK, Softmax};
@@ -80,6 +80,8 @@ pub struct Session {
     /// What goes through the model, and where it stands.
     tokens: Vec<BatchToken>,
     at: Vec<At>,
+    /// Tokens that asked for logits in the last call.
+    wanted: usize,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
 }
@@ -189,7 +191,7 @@ impl Session {
         };
         let (tokens, at) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
         let positions = vec![0; sequences];
-        Ok(Self { model, pool, kv, positions, batch, buffers, tokens, at, stages: None })
+        Ok(Self { model, pool, kv, positions, batch, buffers, tokens, at, wanted: 0, stages: None })
     }
 
     /// The model.
@@ -321,6 +323,7 @@ impl Session {
             }
         }
         let wanted = self.tokens.iter().filter(|token| token.logits).count();
+        self.wanted = wanted;
         if self.buffers.logits.len() < wanted * vocab {
             self.buffers.logits.resize(wanted * vocab, 0.0);
         }
@@ -332,6 +335,15 @@ impl Session {
             logits += new;
         }
         Ok(&self.buffers.logits[..wanted * vocab])
+    }
+
+    /// The logits after the token that was the `row`-th to ask for them in the last call of
+    /// [`Session::forward`], `[vocab]`; nothing where there was none.
+    #[must_use]
+    pub fn logits(&self, row: usize) -> &[f32] {
+        let vocab = self.model.config().vocab;
+        let rows = &self.buffers.logits[..self.wanted * vocab];
+        rows.chunks_exact(vocab).nth(row).unwrap_or(&[])
     }
 
     /// Takes at most a batch of `tokens` through the model; those rows of logits are theirs.
