@@ -166,3 +166,99 @@ impl Costs {
         if one > 0.0 && own > 0.0 { own / one } else { Self::assumed(tokens) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &[u32]) -> Lookup {
+        let mut lookup = Lookup::default();
+        text.iter().for_each(|&id| lookup.push(id));
+        lookup
+    }
+
+    fn draft(lookup: &Lookup, most: usize) -> Vec<u32> {
+        let mut draft = vec![7; 3];
+        lookup.draft(most, &mut draft);
+        draft
+    }
+
+    /// Batches that take as long as one token.
+    fn free(mut lookup: Lookup) -> Lookup {
+        (0..SIZES).for_each(|class| lookup.took(1 << class, Duration::from_millis(1)));
+        lookup
+    }
+
+    #[test]
+    fn what_followed_follows_again() {
+        let cases: [(&[u32], &[u32]); 7] = [
+            (&[], &[]),
+            (&[1], &[]),
+            (&[1, 2, 3, 4, 5], &[]),
+            // One token alone is no reason.
+            (&[1, 2, 3, 1], &[]),
+            (&[1, 2, 3, 4, 1, 2], &[3, 4, 1, 2, 3, 4]),
+            // The longest n-gram counts, and of equals the last.
+            (&[9, 2, 3, 4, 5, 8, 2, 3, 7, 6, 9, 2, 3], &[4, 5, 8, 2, 3, 7]),
+            (&[5, 5, 5, 5, 5, 5], &[5, 5, 5, 5, 5, 5]),
+        ];
+        for (text, expected) in cases {
+            let drafted = draft(&free(of(text)), 6);
+            assert!(drafted.len() >= 3 || expected.is_empty(), "{text:?}: {drafted:?}");
+            assert_eq!(drafted[..], expected[..drafted.len()], "{text:?}");
+            assert!(draft(&free(of(text)), 0).is_empty());
+        }
+    }
+
+    #[test]
+    fn drafts_are_as_long_as_they_pay() {
+        // Nothing but repetition: the longest draft, while time is free.
+        let repeated: Vec<u32> = (0..200).map(|i| i % 9).collect();
+        let lookup = free(of(&repeated));
+        assert_eq!(draft(&lookup, MAX_DRAFT + 9).len(), MAX_DRAFT);
+        assert_eq!(draft(&lookup, 5).len(), 5);
+        // Batches of more than 8 tokens take as long as their tokens.
+        let mut lookup = of(&repeated);
+        for (tokens, ms) in [(1, 10), (2, 11), (4, 13), (8, 20), (16, 160), (32, 320), (64, 640)] {
+            lookup.took(tokens, Duration::from_millis(ms));
+        }
+        assert_eq!(draft(&lookup, MAX_DRAFT).len(), 7);
+        // No batch pays.
+        let mut lookup = of(&repeated);
+        for class in 0..SIZES {
+            lookup.took(1 << class, Duration::from_millis(10 << class));
+        }
+        assert!(draft(&lookup, MAX_DRAFT).is_empty());
+    }
+
+    /// Pairs that come again and again but never go on in the same way are not drafted for long, and
+    /// what does repeat is drafted again.
+    #[test]
+    fn drafts_that_fail_stop() {
+        let mut lookup = free(of(&[]));
+        let mut drafted = 0;
+        for i in 0..300u32 {
+            for id in [1, 2, 100 + i] {
+                lookup.push(id);
+                drafted += usize::from(id == 2 && !draft(&lookup, 4).is_empty());
+            }
+        }
+        assert!(drafted < 20, "{drafted} of 300 drafts");
+        (0..40).for_each(|i| lookup.push(1000 + i % 5));
+        assert!(!draft(&lookup, 4).is_empty());
+    }
+
+    /// A batch that was slow once, because something else ran, is tried again.
+    #[test]
+    fn one_slow_batch_is_forgotten() {
+        let repeated: Vec<u32> = (0..200).map(|i| i % 9).collect();
+        let mut lookup = of(&repeated);
+        for class in 1..SIZES {
+            lookup.took(1 << class, Duration::from_secs(1));
+        }
+        lookup.took(1, Duration::from_millis(1));
+        assert!(draft(&lookup, 16).is_empty());
+        (0..5000).for_each(|_| lookup.took(1, Duration::from_millis(1)));
+        assert!(!draft(&lookup, 16).is_empty());
+    }
+}

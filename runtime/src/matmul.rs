@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bitnet_profiles::Shape;
 
-use crate::kernels::{Kernel, VectorOps};
+use crate::kernels::{self, Kernel, VectorOps};
 use crate::memory::Buffer;
 use crate::pack::PackedMatrix;
 use crate::threads::{SharedSlice, Worker};
@@ -22,6 +22,8 @@ pub struct Job {
     parts: Vec<PackedMatrix>,
     decode: Kernel,
     prefill: Kernel,
+    /// For a last group of half as many tokens or fewer: it would be multiplied as a whole one.
+    few: Option<Kernel>,
     ops: VectorOps,
     cols: usize,
     rows: usize,
@@ -73,7 +75,13 @@ impl Job {
         }
         let rows = parts.iter().map(|part| part.shape().rows).sum();
         let ops = VectorOps::best(decode.id().isa.max(prefill.id().isa));
-        Ok(Self { parts, decode, prefill, ops, cols, rows })
+        let few = few(&prefill);
+        Ok(Self { parts, decode, prefill, few, ops, cols, rows })
+    }
+
+    /// The kernel for a group of so many tokens.
+    fn group_kernel(&self, tokens: usize) -> &Kernel {
+        self.few.as_ref().filter(|few| tokens <= few.tokens()).unwrap_or(&self.prefill)
     }
 
     /// Lets other kernels multiply the same matrices.
@@ -153,7 +161,8 @@ impl Job {
         for index in worker.share(rows.len()) {
             // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
             let group = unsafe { groups.write(index * bytes..(index + 1) * bytes) };
-            self.prefill.prepare(rows[index], self.cols, group);
+            let kernel = self.group_kernel(rows[index].len() / self.cols);
+            kernel.prepare(rows[index], self.cols, &mut group[..kernel.group_bytes(self.cols)]);
         }
     }
 
@@ -168,19 +177,19 @@ impl Job {
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
-        let kernel = &self.prefill;
-        let step_rows = kernel.step_rows();
-        let bytes = kernel.group_bytes(self.cols);
+        let (step_rows, tokens) = (self.prefill.step_rows(), self.prefill.tokens());
+        let bytes = self.prefill.group_bytes(self.cols);
         self.for_share(worker, step_rows, |part, offset, steps| {
             let block = BLOCK_ROWS / step_rows;
             for first in steps.clone().step_by(block) {
                 let steps = first..(first + block).min(steps.end);
                 let rows = rows_of(part, step_rows, &steps);
-                for (index, scales) in scales.chunks(kernel.tokens()).enumerate() {
-                    let group = &groups[index * bytes..(index + 1) * bytes];
+                for (index, scales) in scales.chunks(tokens).enumerate() {
+                    let kernel = self.group_kernel(scales.len());
+                    let group = &groups[index * bytes..][..kernel.group_bytes(self.cols)];
                     kernel.run(part, steps.clone(), group, &mut scratch.dots, BLOCK_ROWS);
                     for (i, &s) in scales.iter().enumerate() {
-                        let token = (index * kernel.tokens() + i) * self.rows + offset;
+                        let token = (index * tokens + i) * self.rows + offset;
                         // SAFETY: as in `decode`.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &scratch.dots[i * BLOCK_ROWS..][..rows.len()];
@@ -230,6 +239,20 @@ impl Job {
             offset += part.shape().rows;
         }
     }
+}
+
+/// The built-in kernel that differs from a prefill kernel in taking at most half as many tokens, the
+/// most of those that do.
+fn few(prefill: &Kernel) -> Option<Kernel> {
+    let id = prefill.id();
+    let tile = |kernel: &Kernel| {
+        let tile = kernel.id().tile;
+        (kernel.layout(), kernel.id().isa, tile.rows, tile.cols, tile.unroll)
+    };
+    let fits = |kernel: &&Kernel| {
+        tile(kernel) == tile(prefill) && (2..=id.tile.tokens / 2).contains(&kernel.tokens())
+    };
+    kernels::builtin().iter().filter(fits).max_by_key(|kernel| kernel.tokens()).copied()
 }
 
 /// The rows of a matrix that some of its steps hold, without padding.

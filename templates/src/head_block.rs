@@ -225,68 +225,86 @@ unsafe fn group(
     first: usize,
     cols: usize,
 ) -> [isa::I32; TOKENS] {
-    let mut codes = [isa::bytes_zero(); 4];
     let mut all = [isa::i32_zero(); TOKENS];
     // SAFETY: the caller's promise.
     unsafe {
-        for i in 0..4 {
-            let at = at + i * VECTOR;
-            let block = weights.add(at / FILE_BLOCK * FILE_BYTES);
-            codes[i] = match FORMAT {
-                3 => isa::q8_0_weights(block, at % FILE_BLOCK),
-                4 => isa::q6_k_codes(block, at % FILE_BLOCK),
-                _ => isa::q4_0_codes(block, at % FILE_BLOCK),
-            };
+        if TOKENS == 1 {
+            let mut dots = [isa::i32_zero(); 4];
+            for i in 0..4 {
+                let a = isa::load(activations.add(first + i * VECTOR));
+                dots[i] = products(codes(weights, at + i * VECTOR), a);
+            }
+            all[0] = isa::i32_sum_quads(dots);
+        } else {
+            let mut quads = [isa::bytes_zero(); 4];
+            for i in 0..4 {
+                quads[i] = codes(weights, at + i * VECTOR);
+            }
+            let quads = isa::quads_transposed(quads);
+            for t in 0..TOKENS {
+                all[t] = lane_sums(quads, activations.add(t * row_bytes(cols) + first));
+            }
         }
-        if TOKENS > 1 {
-            codes = isa::quads_transposed(codes);
+        if FORMAT == 3 {
+            return all;
         }
         for t in 0..TOKENS {
-            let row = activations.add(t * row_bytes(cols));
-            let dots = sub_blocks(codes, row.add(first));
-            all[t] = dots;
-            if FORMAT == 3 {
-                continue;
-            }
-            let offsets = isa::i32_load(row.add(sums_at(cols)).cast::<i32>().add(first / 16));
-            let dots = isa::i32_sub(dots, offsets);
-            all[t] = dots;
+            let offsets = activations.add(t * row_bytes(cols) + sums_at(cols)).cast::<i32>();
+            all[t] = isa::i32_sub(all[t], isa::i32_load(offsets.add(first / 16)));
             if FORMAT == 4 {
                 let block = weights.add(at / FILE_BLOCK * FILE_BYTES);
                 let scales = isa::i32_load_quad_i8(block.add(192 + at % FILE_BLOCK / 16));
-                all[t] = isa::i32_mul(dots, scales);
+                all[t] = isa::i32_mul(all[t], scales);
             }
         }
     }
     all
 }
 
-/// The sums of the products of each sub-block of a group.
+/// A vector of weights, from number `at` on, which is counted from a file block.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+unsafe fn codes(weights: *const u8, at: usize) -> isa::Bytes {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let block = weights.add(at / FILE_BLOCK * FILE_BYTES);
+        match FORMAT {
+            3 => isa::q8_0_weights(block, at % FILE_BLOCK),
+            4 => isa::q6_k_codes(block, at % FILE_BLOCK),
+            _ => isa::q4_0_codes(block, at % FILE_BLOCK),
+        }
+    }
+}
+
+/// Sums of 4 products, offset not undone.
+#[inline]
+fn products(codes: isa::Bytes, activations: isa::Bytes) -> isa::I32 {
+    if FORMAT == 3 {
+        return isa::i8_dot(codes, activations);
+    }
+    isa::widen(isa::dot(isa::acc_zero(), codes, activations))
+}
+
+/// The sums of the products of a group, lane by lane.
 ///
 /// # Safety
 /// `activations` is readable for a group.
 #[inline]
-unsafe fn sub_blocks(codes: [isa::Bytes; 4], activations: *const u8) -> isa::I32 {
-    let mut dots = [isa::i32_zero(); 4];
+unsafe fn lane_sums(codes: [isa::Bytes; 4], activations: *const u8) -> isa::I32 {
+    let mut sums = isa::i32_zero();
     let mut acc = isa::acc_zero();
     for i in 0..4 {
         // SAFETY: the caller's promise.
         let a = unsafe { isa::load(activations.add(i * VECTOR)) };
-        if FORMAT == 3 {
-            dots[i] = isa::i8_dot(codes[i], a);
-        } else if TOKENS > 1 && isa::WIDE {
+        if FORMAT != 3 && isa::WIDE {
             acc = isa::dot(acc, codes[i], a);
         } else {
-            dots[i] = isa::widen(isa::dot(isa::acc_zero(), codes[i], a));
+            sums = isa::i32_add(sums, products(codes[i], a));
         }
     }
-    if TOKENS == 1 {
-        return isa::i32_sum_quads(dots);
-    }
-    if FORMAT != 3 && isa::WIDE {
-        return isa::widen(acc);
-    }
-    isa::i32_add(isa::i32_add(dots[0], dots[1]), isa::i32_add(dots[2], dots[3]))
+    if FORMAT != 3 && isa::WIDE { isa::widen(acc) } else { sums }
 }
 
 /// The scales of the 16 blocks that begin at `weights`.
