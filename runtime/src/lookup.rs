@@ -23,17 +23,20 @@ const AGREEING: [(usize, f64); 6] = [(0, 0.2), (3, 0.35), (4, 0.5), (5, 0.65), (
 const ASSUMED: f64 = 2.0;
 const FADE: f64 = 0.97;
 
-/// What a token more adds to a batch, in times of one token, before it was measured.
-const ASSUMED_COST: f64 = 0.15;
+/// The time of a batch before it was measured: that of the next smaller one times this.
+const ASSUMED_COST: f64 = 1.5;
 /// How much faster a draft must promise to be.
 const WORTHWHILE: f64 = 1.1;
-/// Classes of batches: of up to 1, 2, 4, 8, 16, 32 and 64 tokens.
-const SIZES: usize = 7;
+/// What measured times lose for every token, so that what was slow once is tried again some day.
+const FORGET: f64 = 0.9998;
+/// Tokens of batches, at most, by classes: most kernels are made for 4 or 8 tokens, and take as long
+/// for fewer.
+const SIZES: [usize; 6] = [1, 4, 8, 16, 32, 64];
 /// The longest draft, which with the token before it makes the largest batch.
-pub const MAX_DRAFT: usize = (1 << (SIZES - 1)) - 1;
+pub const MAX_DRAFT: usize = SIZES[SIZES.len() - 1] - 1;
 
 /// The text so far, and where it may go on as it did.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Lookup {
     text: Vec<u32>,
     /// The place behind the last occurrence of every n-gram.
@@ -81,23 +84,38 @@ impl Lookup {
         }
     }
 
-    /// The length of the draft with the most tokens per time expected; 0: better none.
+    /// The length of the draft with the most tokens per time expected; 0: better none. A batch that was
+    /// not measured yet is tried where the next smaller one was, and pays.
     fn length(&self, source: Source, most: usize) -> usize {
         // Tokens that one batch yields: the last one comes from the logits after those that agree.
-        let (mut expected, mut all_agree) = (1.0, 1.0);
+        let (mut expected, mut all_agree, mut drafted) = (1.0, 1.0, 0);
         let (mut best, mut length) = (WORTHWHILE, 0);
-        for drafted in 1..=most.min(MAX_DRAFT) {
-            all_agree *=
-                self.rates[rate_of(source.agree + drafted - 1)].of(source.agree + drafted - 1);
-            expected += all_agree;
-            let batch = drafted + 1;
-            // Batches of other sizes are seldom faster than the next larger one of these.
-            let speed = expected / self.costs.of(batch);
-            if (batch.is_power_of_two() || drafted == most) && speed > best {
-                (best, length) = (speed, drafted);
+        let mut cost = 1.0;
+        for (class, size) in SIZES.into_iter().enumerate().skip(1) {
+            while drafted < most.min(size - 1) {
+                all_agree *= self.rate(source.agree + drafted);
+                expected += all_agree;
+                drafted += 1;
+            }
+            let measured = self.costs.of(class);
+            cost = measured.unwrap_or(cost * ASSUMED_COST);
+            let pays = expected / cost > WORTHWHILE;
+            if expected / cost > best {
+                (best, length) = (expected / cost, drafted);
+            }
+            let next_is_known = self.costs.of((class + 1).min(SIZES.len() - 1)).is_some();
+            if !next_is_known && !(pays && measured.is_some()) {
+                break;
             }
         }
         length
+    }
+
+    /// How often the next token agrees after so many that do.
+    fn rate(&self, agree: usize) -> f64 {
+        let class = rate_of(agree);
+        let Rate { seen, hits } = self.rates[class];
+        (hits + ASSUMED * AGREEING[class].1) / (seen + ASSUMED)
     }
 
     /// How long a batch of so many tokens took.
@@ -123,47 +141,42 @@ impl Rate {
         self.seen = self.seen * FADE + 1.0;
         self.hits = self.hits * FADE + f64::from(u8::from(hit));
     }
-
-    fn of(self, agree: usize) -> f64 {
-        let assumed = AGREEING[rate_of(agree)].1;
-        (self.hits + ASSUMED * assumed) / (self.seen + ASSUMED)
-    }
 }
 
 /// Seconds that batches take, by classes of their sizes; 0: not measured yet.
 #[derive(Clone, Copy, Debug, Default)]
-struct Costs([f64; SIZES]);
+struct Costs([f64; SIZES.len()]);
 
 impl Costs {
-    fn class(tokens: usize) -> usize {
-        (tokens.next_power_of_two().ilog2() as usize).min(SIZES - 1)
-    }
-
     fn took(&mut self, tokens: usize, seconds: f64) {
-        let class = Self::class(tokens);
-        let own = &mut self.0[class];
-        // What takes longer than usual was disturbed, more often than not.
-        let weight = match *own {
-            0.0 => 1.0,
-            usual if seconds < usual => 0.5,
-            _ => 0.1,
-        };
-        *own += weight * (seconds - *own);
-        // What was slow once is tried again some day.
-        for other in (1..SIZES).filter(|&other| other != class) {
-            let assumed = self.0[0] * Self::assumed(1 << other);
-            self.0[other] = (self.0[other] * 0.998).max(assumed.min(self.0[other]));
+        let class = SIZES.partition_point(|&size| size < tokens).min(SIZES.len() - 1);
+        for (other, known) in self.0.iter_mut().enumerate() {
+            if other == class {
+                // What takes longer than usual was disturbed, more often than not.
+                let weight = match *known {
+                    0.0 => 1.0,
+                    usual if seconds < usual => 0.5,
+                    _ => 0.1,
+                };
+                *known += weight * (seconds - *known);
+            } else if other > 0 {
+                *known *= FORGET;
+            }
+        }
+        // A batch is no faster than one of its tokens, and slower than all of them one by one only if
+        // something else ran.
+        let one = self.0[0];
+        if one > 0.0 {
+            for (known, size) in self.0.iter_mut().zip(SIZES).filter(|(known, _)| **known > 0.0) {
+                *known = known.clamp(one, one * size as f64);
+            }
         }
     }
 
-    fn assumed(tokens: usize) -> f64 {
-        1.0 + ASSUMED_COST * (tokens - 1) as f64
-    }
-
-    /// The time of a batch, in times of one token.
-    fn of(self, tokens: usize) -> f64 {
-        let (one, own) = (self.0[0], self.0[Self::class(tokens)]);
-        if one > 0.0 && own > 0.0 { own / one } else { Self::assumed(tokens) }
+    /// The time of a batch, in times of one token, if both are known.
+    fn of(self, class: usize) -> Option<f64> {
+        let (one, own) = (self.0[0], self.0[class]);
+        (one > 0.0 && own > 0.0).then(|| own / one)
     }
 }
 
@@ -185,7 +198,7 @@ mod tests {
 
     /// Batches that take as long as one token.
     fn free(mut lookup: Lookup) -> Lookup {
-        (0..SIZES).for_each(|class| lookup.took(1 << class, Duration::from_millis(1)));
+        SIZES.into_iter().for_each(|size| lookup.took(size, Duration::from_millis(1)));
         lookup
     }
 
@@ -219,16 +232,35 @@ mod tests {
         assert_eq!(draft(&lookup, 5).len(), 5);
         // Batches of more than 8 tokens take as long as their tokens.
         let mut lookup = of(&repeated);
-        for (tokens, ms) in [(1, 10), (2, 11), (4, 13), (8, 20), (16, 160), (32, 320), (64, 640)] {
+        for (tokens, ms) in [(1, 10), (4, 13), (8, 20), (16, 160), (32, 320), (64, 640)] {
             lookup.took(tokens, Duration::from_millis(ms));
         }
         assert_eq!(draft(&lookup, MAX_DRAFT).len(), 7);
         // No batch pays.
         let mut lookup = of(&repeated);
-        for class in 0..SIZES {
-            lookup.took(1 << class, Duration::from_millis(10 << class));
+        for size in SIZES {
+            lookup.took(size, Duration::from_millis(10 * size as u64));
         }
         assert!(draft(&lookup, MAX_DRAFT).is_empty());
+    }
+
+    /// Of what is not known yet the smallest batch is tried, and the next one where it pays.
+    #[test]
+    fn larger_batches_are_tried_where_smaller_ones_pay() {
+        let repeated: Vec<u32> = (0..200).map(|i| i % 9).collect();
+        let mut lookup = of(&repeated);
+        assert_eq!(draft(&lookup, 16).len(), 3);
+        lookup.took(1, Duration::from_millis(10));
+        assert_eq!(draft(&lookup, 16).len(), 3);
+        lookup.took(4, Duration::from_millis(20));
+        assert_eq!(draft(&lookup, 16).len(), 7);
+        let mut slow = lookup.clone();
+        slow.took(8, Duration::from_millis(90));
+        assert_eq!(draft(&slow, 16).len(), 3);
+        lookup.took(8, Duration::from_millis(30));
+        assert_eq!(draft(&lookup, 16).len(), 15);
+        lookup.took(16, Duration::from_millis(50));
+        assert_eq!((draft(&lookup, 16).len(), draft(&lookup, 5).len()), (15, 3));
     }
 
     /// Pairs that come again and again but never go on in the same way are not drafted for long, and
@@ -253,12 +285,10 @@ mod tests {
     fn one_slow_batch_is_forgotten() {
         let repeated: Vec<u32> = (0..200).map(|i| i % 9).collect();
         let mut lookup = of(&repeated);
-        for class in 1..SIZES {
-            lookup.took(1 << class, Duration::from_secs(1));
-        }
+        SIZES[1..].iter().for_each(|&size| lookup.took(size, Duration::from_secs(1)));
         lookup.took(1, Duration::from_millis(1));
         assert!(draft(&lookup, 16).is_empty());
-        (0..5000).for_each(|_| lookup.took(1, Duration::from_millis(1)));
+        (0..1000).for_each(|_| lookup.took(1, Duration::from_millis(1)));
         assert!(!draft(&lookup, 16).is_empty());
     }
 }
