@@ -145,7 +145,10 @@ pub fn generate(
         }
         sampler.accept(id);
         ids.push(id);
-        emit(decoder.push(id))?;
+        if let Err(error) = emit(decoder.push(id)) {
+            drafts.forget(session);
+            return Err(error);
+        }
     };
     drafts.forget(session);
     emit(decoder.finish())?;

@@ -104,7 +104,8 @@ impl Lookup {
                 (best, length) = (expected / cost, drafted);
             }
             let next_is_known = self.costs.of((class + 1).min(SIZES.len() - 1)).is_some();
-            if !next_is_known && !(pays && measured.is_some()) {
+            let may_try = pays && measured.is_some();
+            if !(next_is_known || may_try) {
                 break;
             }
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bitnet_runtime::Error;
 use bitnet_runtime::generate::{FinishReason, Generation, Limits, generate};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
@@ -184,6 +185,31 @@ fn one_token_again_and_again() {
             let (_, [drafted, _]) = writer.compare(&[id; 64], sampling, limits, 1024);
             assert!(drafted > 0);
         }
+    }
+}
+
+/// Nothing that was drafted is left in the session where the reader leaves.
+#[test]
+fn a_reader_who_leaves_finds_no_drafts() {
+    let writer = Writer::new();
+    let prompt = writer.ids(REPETITIVE[0]);
+    for n in 1..20 {
+        let positions = [0, 16].map(|draft| {
+            let pool = Arc::clone(&writer.pools[0]);
+            let model = Arc::clone(&writer.model);
+            let mut session = Session::new(model, pool, SessionOptions::default()).unwrap();
+            let mut sampler = Sampler::new(GREEDY).unwrap();
+            let mut pieces = 0;
+            let mut leave = |_: &str| {
+                pieces += 1;
+                if pieces < n { Ok(()) } else { Err(Error::Runtime("enough".into())) }
+            };
+            let limits = Limits { draft, ..limits(Some(100)) };
+            let (tokenizer, sampler) = (&writer.tokenizer, &mut sampler);
+            generate(&mut session, tokenizer, sampler, &prompt, limits, &mut leave).unwrap_err();
+            session.position()
+        });
+        assert_eq!(positions[0], positions[1], "after {n} pieces");
     }
 }
 
