@@ -9,7 +9,7 @@ use crate::{Format, HeadFormat, Isa, Layout, Shape, TileConfig};
 pub enum Op {
     /// Ternary matrix times int8 activations: exact int32 dot products.
     Ternary(Layout),
-    /// Rows of the lm_head times one activation row: f32 logits.
+    /// Rows of the lm_head times activation rows: f32 logits.
     Head(HeadFormat),
     /// Attention over the KV cache: f16, or f32 where the call says so.
     Attention,
@@ -107,8 +107,13 @@ impl KernelSpec {
         match self.op {
             Op::Ternary(layout) => self.validate_ternary(layout, &check)?,
             Op::Head(_) => check.that(
-                matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 0 && tile.tokens == 1,
-                || "a head kernel takes 1, 2, 4 or 8 rows, whole rows and one token".into(),
+                matches!(tile.rows, 1 | 2 | 4 | 8)
+                    && tile.cols == 0
+                    && matches!(tile.tokens, 1 | 2 | 4 | 8),
+                || {
+                    "a head kernel takes 1, 2, 4 or 8 rows, whole rows and 1, 2, 4 or 8 tokens"
+                        .into()
+                },
             )?,
             Op::Attention => check.that(
                 matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 256 && tile.tokens == 1,

@@ -9,6 +9,7 @@ pub mod generate;
 pub mod gguf;
 pub mod host;
 pub mod kernels;
+pub mod lookup;
 pub mod matmul;
 pub mod memory;
 pub mod model;

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bitnet_profiles::Shape;
 
-use crate::kernels::{Kernel, VectorOps};
+use crate::kernels::{self, Kernel, VectorOps};
 use crate::memory::Buffer;
 use crate::pack::PackedMatrix;
 use crate::threads::{SharedSlice, Worker};
@@ -36,6 +36,8 @@ pub struct Job {
     prefill: Kernel,
     /// For a few tokens: the same as `prefill` unless that expands.
     batch: Kernel,
+    /// For a last group of half as many tokens or fewer: it would be multiplied as a whole one.
+    few: Option<Kernel>,
     ops: VectorOps,
     cols: usize,
     rows: usize,
@@ -94,7 +96,13 @@ impl Job {
         let ops = VectorOps::best(decode.id().isa.max(prefill.id().isa));
         let direct = prefill.expands().then(|| Kernel::direct(prefill.layout(), prefill.id().isa));
         let batch = direct.flatten().unwrap_or(prefill);
-        Ok(Self { parts, decode, prefill, batch, ops, cols, rows })
+        let few = few(&batch);
+        Ok(Self { parts, decode, prefill, batch, few, ops, cols, rows })
+    }
+
+    /// The kernel for a group of so many tokens that multiplies from the packing.
+    fn group_kernel(&self, tokens: usize) -> &Kernel {
+        self.few.as_ref().filter(|few| tokens <= few.tokens()).unwrap_or(&self.batch)
     }
 
     /// Lets other kernels multiply the same matrices.
@@ -210,7 +218,9 @@ impl Job {
         for index in worker.share(rows.len()) {
             // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
             let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
-            kernel.prepare(rows[index], self.cols, group);
+            let tokens = rows[index].len() / self.cols;
+            let kernel = if kernel.expands() { kernel } else { self.group_kernel(tokens) };
+            kernel.prepare(rows[index], self.cols, &mut group[..kernel.group_bytes(self.cols)]);
         }
         if kernel.expands() {
             // SAFETY: as above.
@@ -247,19 +257,19 @@ impl Job {
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
-        let kernel = self.kernel_for(scales.len());
-        let step_rows = kernel.step_rows();
-        let bytes = kernel.group_bytes(self.cols);
+        let (step_rows, tokens) = (self.batch.step_rows(), self.batch.tokens());
+        let bytes = self.batch.group_bytes(self.cols);
         self.for_share(worker, step_rows, |part, offset, steps| {
             let block = BLOCK_ROWS / step_rows;
             for first in steps.clone().step_by(block) {
                 let steps = first..(first + block).min(steps.end);
                 let rows = rows_of(part, step_rows, &steps);
-                for (index, scales) in scales.chunks(kernel.tokens()).enumerate() {
-                    let group = &groups[index * bytes..(index + 1) * bytes];
+                for (index, scales) in scales.chunks(tokens).enumerate() {
+                    let kernel = self.group_kernel(scales.len());
+                    let group = &groups[index * bytes..][..kernel.group_bytes(self.cols)];
                     kernel.run(part, steps.clone(), group, scratch.dots.as_i32_mut(), BLOCK_ROWS);
                     for (i, &s) in scales.iter().enumerate() {
-                        let token = (index * kernel.tokens() + i) * self.rows + offset;
+                        let token = (index * tokens + i) * self.rows + offset;
                         // SAFETY: as in `decode`.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &scratch.dots.as_i32_mut()[i * BLOCK_ROWS..][..rows.len()];
@@ -413,6 +423,20 @@ impl Job {
             offset += part.shape().rows;
         }
     }
+}
+
+/// The built-in kernel that differs from a prefill kernel in taking at most half as many tokens, the
+/// most of those that do.
+fn few(prefill: &Kernel) -> Option<Kernel> {
+    let id = prefill.id();
+    let tile = |kernel: &Kernel| {
+        let tile = kernel.id().tile;
+        (kernel.layout(), kernel.id().isa, tile.rows, tile.cols, tile.unroll)
+    };
+    let fits = |kernel: &&Kernel| {
+        tile(kernel) == tile(prefill) && (2..=id.tile.tokens / 2).contains(&kernel.tokens())
+    };
+    kernels::builtin().iter().filter(fits).max_by_key(|kernel| kernel.tokens()).copied()
 }
 
 /// The rows of a matrix that some of its steps hold, without padding.

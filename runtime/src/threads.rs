@@ -482,16 +482,16 @@ impl<'a, T> SharedSlice<'a, T> {
         self.len == 0
     }
 
-    /// A range of it, to be shared in turn.
+    /// A range of it, to be shared by the same rule.
     ///
     /// # Panics
     /// When the range leaves the slice.
     #[must_use]
-    pub fn part(&self, range: Range<usize>) -> Self {
+    pub fn part(&self, range: Range<usize>) -> SharedSlice<'_, T> {
         self.check(&range);
-        // SAFETY: in bounds of the slice borrowed in `new`. It may be accessed as this one may: by
-        // the rule above.
-        Self { start: unsafe { self.start.add(range.start) }, len: range.len(), data: PhantomData }
+        // In bounds of the slice borrowed in `new`.
+        let start = self.start.wrapping_add(range.start);
+        SharedSlice { start, len: range.len(), data: PhantomData }
     }
 
     /// The first element, for what writes parts that are no ranges. The rule above holds for them too.

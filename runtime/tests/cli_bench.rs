@@ -45,7 +45,9 @@ fn the_table_is_llama_bench_s_with_more_columns() {
         let (mean, deviation) = row[6].split_once(" ± ").unwrap();
         assert!(mean.parse::<f64>().unwrap() > 0.0 && deviation.parse::<f64>().unwrap() >= 0.0);
         // What is read is known for generations, what is multiplied for prompts.
-        let (read, multiplied) = (&row[8], &row[9]);
+        // One sequence has nothing to share.
+        assert_eq!(row[7], "-");
+        let (read, multiplied) = (&row[9], &row[10]);
         assert_eq!(read.contains("% of"), row[5].starts_with("tg"), "{row:?}");
         assert_eq!(*multiplied != "-", !row[5].contains("tg"), "{row:?}");
     }
@@ -147,6 +149,33 @@ fn json_has_llama_bench_s_keys() {
     // The scalar tier has no peak of its own.
     assert!(multiply["share"].is_null() && number(&multiply["per_second"]) > 0.0);
     assert!(rows[1]["multiply_add"].is_null());
+}
+
+/// Sequences in parallel: their tokens count together and each, and share what is read.
+#[test]
+fn sequences_go_in_parallel() {
+    let model = demo_model();
+    let args = ["bench", "-m", &model, "-p", "4", "-n", "3", "-r", "2", "-npl", "1,3", "-d", "2"];
+    let rows: Vec<Value> =
+        serde_json::from_str(&answer(&[&args[..], &["-o", "json"]].concat())).unwrap();
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    let parallel: Vec<u64> = rows.iter().map(|row| row["n_parallel"].as_u64().unwrap()).collect();
+    assert_eq!(parallel, [1, 1, 3, 3]);
+    for row in &rows {
+        let n = number(row, "n_parallel");
+        assert!((number(row, "sequence_ts") * n / number(row, "avg_ts") - 1.0).abs() < 1e-9);
+        let tokens = (number(row, "n_prompt") + number(row, "n_gen")) * n;
+        for (ns, ts) in row["samples_ns"].as_array().unwrap().iter().zip(0..) {
+            let ts = row["samples_ts"][ts].as_f64().unwrap();
+            assert!((ns.as_f64().unwrap() * ts / 1e9 / tokens - 1.0).abs() < 1e-9, "{row}");
+        }
+    }
+    let read = |row: &Value| row["read"]["per_token"].as_f64().unwrap();
+    assert!(read(&rows[3]) < read(&rows[1]) / 2.9, "{} {}", read(&rows[3]), read(&rows[1]));
+    let table = answer(&args);
+    assert!(table.contains(" tg3 @ d2 |") && table.contains(" tg3 @ d2 x 3 |"), "{table}");
+    let mistake = refusal(&["bench", "-m", &model, "-np", "0"], 2);
+    assert!(mistake.contains("--parallel") && mistake.contains("1..=256"), "{mistake}");
 }
 
 #[test]

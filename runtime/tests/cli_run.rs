@@ -73,6 +73,32 @@ fn the_golden_text_comes_out() {
     assert!(all_equal >= 9, "only {all_equal} of 12 prompts give all golden ids");
 }
 
+/// The same text with drafts, and how many there were; without, no word of them.
+#[test]
+fn drafts_change_nothing_but_the_time() {
+    let model = demo_model();
+    let prompt = "the king, the queen, the king, the queen, the king, the queen, the king,";
+    let plain = json(&greedy(&model, prompt, &["-n", "60"]));
+    assert!(plain["timings"].get("draft_n").is_none());
+    for more in [&["--lookup"][..], &["-lookup", "-draft", "4"], &["--lookup", "--draft-max", "63"]]
+    {
+        let report = json(&greedy(&model, prompt, &[&["-n", "60"], more].concat()));
+        assert_eq!((&report["ids"], &report["text"]), (&plain["ids"], &plain["text"]));
+        assert_eq!(report["memory"]["kv_bytes"], plain["memory"]["kv_bytes"]);
+        let of = |key: &str| report["timings"][key].as_u64().unwrap();
+        assert!(of("draft_n") > 0 && of("draft_n_accepted") <= of("draft_n"), "{report}");
+        assert_eq!(report["timings"]["decode_n"], plain["timings"]["decode_n"]);
+    }
+    let args = greedy(&model, prompt, &["-n", "60", "--lookup"]);
+    let (text, errors) = both(&args);
+    assert_eq!(text, plain["text"].as_str().unwrap());
+    assert!(errors.contains("lookup: ") && errors.contains(" tokens drafted, "), "{errors}");
+    for n in ["0", "64"] {
+        let mistake = refusal(&greedy(&model, prompt, &["--lookup", "--draft-max", n]), 2);
+        assert!(mistake.contains("--draft-max") && mistake.contains("1..=63"), "{mistake}");
+    }
+}
+
 #[test]
 fn json_says_what_ran() {
     let model = demo_model();

@@ -228,18 +228,20 @@ pub struct Softmax {
     pub sum: f32,
 }
 
-/// The activation row of a head, to be laid out as the kernel reads it.
+/// The activation rows of a head, to be laid out as the kernel reads them.
 #[repr(C)]
 pub struct HeadPrepare {
-    /// `cols` floats.
+    /// `tokens` rows of `cols` floats.
     pub x: *const f32,
+    /// Rows: 1 to the kernel's number of activation rows. Missing ones count as zero.
+    pub tokens: usize,
     /// Columns, K: whole blocks of the head's format.
     pub cols: usize,
     /// At least `scratch(cols)` bytes, 64-byte aligned.
     pub scratch: *mut u8,
 }
 
-/// Consecutive rows of a head times one prepared activation row.
+/// Consecutive rows of a head times prepared activation rows.
 #[repr(C)]
 pub struct HeadCall {
     /// First row, in the file's own blocks.
@@ -250,14 +252,16 @@ pub struct HeadCall {
     pub cols: usize,
     /// What `prepare` wrote.
     pub activations: *const u8,
-    /// One logit for each row.
+    /// The logit of row `r` and activation row `t`: `out[t * out_stride + r]`.
     pub out: *mut f32,
+    /// Elements between the logits of one activation row and the next.
+    pub out_stride: usize,
 }
 
-/// Lays out an activation row.
+/// Lays out activation rows.
 ///
 /// # Safety
-/// As [`PrepareFn`], for one row of floats.
+/// As [`PrepareFn`], for rows of floats without a stride.
 pub type HeadPrepareFn = unsafe extern "C" fn(prepare: &HeadPrepare);
 
 /// Computes the logits of one [`HeadCall`].
@@ -265,7 +269,8 @@ pub type HeadPrepareFn = unsafe extern "C" fn(prepare: &HeadPrepare);
 /// # Safety
 /// The CPU has the kernel's features. `rows` is readable for `count` rows of `cols` weights;
 /// `activations` was filled by the same kernel's `prepare` for the same `cols`; `out` is writable
-/// for `count` floats and nothing else accesses it meanwhile.
+/// for `count` floats of every activation row that the kernel takes, and nothing else accesses it
+/// there meanwhile.
 pub type HeadRunFn = unsafe extern "C" fn(call: &HeadCall);
 
 /// A head kernel as the generated table lists it.

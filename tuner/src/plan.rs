@@ -104,7 +104,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
         count: 1,
         layouts: vec![LayoutPlan {
             layout: None,
-            decode: of(Op::Head(model.head), model.config.hidden, None),
+            decode: of(Op::Head(model.head), model.config.hidden, Some(Phase::Decode)),
             prefill: Vec::new(),
         }],
     };

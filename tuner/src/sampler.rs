@@ -332,7 +332,7 @@ impl Sampler for HeadSampler {
         let untimed = if self.warm { self.copies.len() } else { 1 };
         let (copies, next, x) = (&self.copies, self.next, &self.x);
         let elapsed = timed(pool, &prepared, (untimed, count), |worker, prepared, i| {
-            kernel.run_share(worker, &copies[(next + i) % copies.len()], x, prepared, &out);
+            kernel.run_share(worker, &copies[(next + i) % copies.len()], (x, 1), prepared, &out);
         })?;
         self.next = (next + untimed + count) % self.copies.len();
         Ok(sample_of(begin, count, elapsed))

@@ -20,7 +20,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::host::Host;
 use crate::memory::Pages;
 use crate::model::config::{Config, JobShapes};
-use crate::model::{KvType, Session, Stage};
+use crate::model::{KvType, MAX_SEQUENCES, Session, SessionOptions, Stage};
 use crate::probe;
 use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 
@@ -56,6 +56,11 @@ pub struct Args {
     #[arg(short = 'd', long, value_name = "LIST", default_value = "0",
           value_parser = |text: &str| list(text, 0, MAX_TOKENS))]
     n_depth: Vec<List>,
+    /// Sequences that go through the model together, each with prompts and generations of its own;
+    /// t/s is that of all
+    #[arg(long, visible_alias = "np", alias = "npl", value_name = "LIST", default_value = "1",
+          value_parser = |text: &str| list(text, 1, MAX_SEQUENCES))]
+    parallel: Vec<List>,
     /// How often each test is repeated
     #[arg(short, long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -148,7 +153,9 @@ impl Args {
     /// The tests of one number of threads, in llama-bench's order.
     fn tests(&self) -> Vec<Test> {
         let mut tests = Vec::new();
-        for n_depth in values(&self.n_depth) {
+        let parallel = || values(&self.parallel);
+        let depths = values(&self.n_depth).flat_map(|n| parallel().map(move |np| (n, np)));
+        for (n_depth, n_parallel) in depths {
             let prompts = values(&self.n_prompt).map(|n| (n, 0));
             let generations = values(&self.n_gen).map(|n| (0, n));
             let both = self.prompt_and_gen.iter().copied();
@@ -157,7 +164,7 @@ impl Args {
                     .chain(generations)
                     .chain(both)
                     .filter(|&(n_prompt, n_gen)| n_prompt + n_gen > 0)
-                    .map(|(n_prompt, n_gen)| Test { n_prompt, n_gen, n_depth }),
+                    .map(|(n_prompt, n_gen)| Test { n_prompt, n_gen, n_depth, n_parallel }),
             );
         }
         tests
@@ -204,7 +211,8 @@ pub fn run(args: &Args) -> Result<()> {
         let pool = pool_of(most)?;
         let loaded = load::model(gguf, &choice, &profile, placement, &pool)?;
         let context = tests.iter().map(Test::context).max();
-        let options = args.session.options(context)?;
+        let sequences = values(&args.parallel).max().unwrap_or(1);
+        let options = SessionOptions { sequences, ..args.session.options(context)? };
         for threads in threads {
             let pool = if threads == most { Arc::clone(&pool) } else { pool_of(threads)? };
             let model = Arc::clone(&loaded.model);
@@ -292,8 +300,8 @@ impl Bench<'_> {
         probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
-    /// Bytes that a token of a generation reads on average: all weights as they are packed, one
-    /// row of the embedding, and the keys and values of its position and those before.
+    /// Bytes that a token of a generation reads on average: its share of all weights as they are
+    /// packed, one row of the embedding, and the keys and values of its position and those before.
     fn decode_bytes(&self, test: Test) -> f64 {
         let model = &self.loaded.model;
         let (config, weights) = (model.config(), model.weights());
@@ -311,9 +319,10 @@ impl Bench<'_> {
             .map(|norm| size_of_val(&norm[..]))
             .sum();
         let row = weights.embedding.tensor().bytes as usize / config.vocab;
-        let position = self.session.kv_reserved_bytes() as f64 / self.session.context() as f64;
+        let positions = self.session.context() * self.session.sequences();
+        let position = self.session.kv_reserved_bytes() as f64 / positions as f64;
         let positions = test.n_depth as f64 + (test.n_gen + 1) as f64 / 2.0;
-        (packed + norms + row) as f64 + positions * position
+        (packed + norms) as f64 / test.n_parallel as f64 + row as f64 + positions * position
     }
 
     fn report(
@@ -358,10 +367,12 @@ impl Bench<'_> {
             n_prompt: test.n_prompt,
             n_gen: test.n_gen,
             n_depth: test.n_depth,
+            n_parallel: test.n_parallel,
             test_time: bench::utc(test_time),
             avg_ns: mean(&ns),
             stddev_ns: standard_deviation(&ns),
             avg_ts: mean(&samples_ts),
+            sequence_ts: mean(&samples_ts) / test.n_parallel as f64,
             stddev_ts: standard_deviation(&samples_ts),
             isa: self.ceiling,
             profile: self.profile.clone(),
@@ -462,6 +473,9 @@ struct Row {
     samples_ns: Vec<u64>,
     samples_ts: Vec<f64>,
 
+    /// Sequences, and the tokens per second of each.
+    n_parallel: usize,
+    sequence_ts: f64,
     isa: Isa,
     huge_pages: bool,
     profile: Taken,
@@ -477,7 +491,7 @@ struct Row {
 }
 
 /// Titles and widths of the columns, and whether they hold text; llama-bench's first.
-const COLUMNS: [(&str, usize, bool); 12] = [
+const COLUMNS: [(&str, usize, bool); 13] = [
     ("model", 38, true),
     ("size", 10, false),
     ("params", 10, false),
@@ -485,6 +499,7 @@ const COLUMNS: [(&str, usize, bool); 12] = [
     ("threads", 7, false),
     ("test", 13, false),
     ("t/s", 20, false),
+    ("each", 8, false),
     ("MB/token", 8, false),
     ("GB/s, of probe", 18, false),
     ("T mul-add/s, of peak", 20, false),
@@ -537,6 +552,7 @@ impl Row {
             self.n_threads.to_string(),
             self.name.clone(),
             format!("{:.2} ± {:.2}", self.avg_ts, self.stddev_ts),
+            or_dash((self.n_parallel > 1).then(|| format!("{:.2}", self.sequence_ts))),
             or_dash(self.read.map(|read| format!("{:.1}", read.per_token / 1e6))),
             or_dash(self.read.map(|read| read.text(1e9, 1))),
             or_dash(self.multiply_add.map(|multiply| multiply.text(1e12, 3))),

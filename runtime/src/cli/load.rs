@@ -92,7 +92,7 @@ impl SessionArgs {
                 CacheType::F32 => KvType::F32,
             }),
         };
-        Ok(SessionOptions { context, batch: self.batch(), kv_type })
+        Ok(SessionOptions { context, batch: self.batch(), kv_type, ..SessionOptions::default() })
     }
 }
 

@@ -232,6 +232,17 @@ impl Selection {
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
     }
 
+    /// The kernels for a head of that format, by the tokens that they take at once: for one token
+    /// that of [`Selection::head`], for more the defaults.
+    ///
+    /// # Errors
+    /// As [`Selection::ternary`].
+    pub fn heads(&self, format: HeadFormat, shape: Shape) -> Result<Vec<HeadKernel>> {
+        let mut kernels = vec![self.head(format, shape)?];
+        kernels.extend(HeadKernel::for_batches(format, self.ceiling));
+        Ok(kernels)
+    }
+
     /// The kernel for attention.
     ///
     /// # Errors

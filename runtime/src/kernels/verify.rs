@@ -164,18 +164,25 @@ const HEAD_ROWS: usize = 21;
 pub fn head(kernel: &HeadKernel, cols: usize) -> Result<Option<Wrong>> {
     let format = kernel.format();
     let mut prepared = Buffer::zeroed(kernel.prepared_bytes(cols))?;
-    for &kind in KINDS {
+    // All activation rows, and one less.
+    let all = kernel.tokens();
+    for (&kind, tokens) in KINDS.iter().flat_map(|kind| [(kind, all), (kind, (all - 1).max(1))]) {
         let random = &mut Random::new(cols as u64);
-        let x = kind.floats(cols, random);
+        let x = kind.floats(tokens * cols, random);
         let rows: Vec<u8> = (0..HEAD_ROWS).flat_map(|_| head_row(format, cols, random)).collect();
-        kernel.prepare(&x, &mut prepared);
-        let mut got = vec![f32::NAN; HEAD_ROWS];
-        kernel.run(&rows, cols, &prepared, &mut got);
-        for (row, (bytes, got)) in rows.chunks(format.row_bytes(cols)).zip(got).enumerate() {
-            let expected = logit(format, &x, bytes);
-            if bits(got) != bits(expected) {
-                let found = format!("{cols} columns, {kind:?}, row {row}: {got} for {expected}");
-                return Ok(Some(Wrong { kernel: *kernel.id(), found }));
+        kernel.prepare((&x, tokens), &mut prepared);
+        let mut got = vec![f32::NAN; HEAD_ROWS * all];
+        kernel.run(&rows, cols, &prepared, &mut got, HEAD_ROWS);
+        for (token, (x, got)) in x.chunks(cols).zip(got.chunks(HEAD_ROWS)).enumerate() {
+            for (row, (bytes, &got)) in rows.chunks(format.row_bytes(cols)).zip(got).enumerate() {
+                let expected = logit(format, x, bytes);
+                if bits(got) != bits(expected) {
+                    let found = format!(
+                        "{cols} columns, {kind:?}, token {token} of {tokens}, row {row}: {got} for \
+                         {expected}"
+                    );
+                    return Ok(Some(Wrong { kernel: *kernel.id(), found }));
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The forward pass, run by all workers of the pool together.
 //!
-//! One call of [`Pool::run`] takes n tokens through the model. Its *phases* are separated by
-//! barriers; inside a phase a worker writes only what is its own:
+//! One call of [`Pool::run`] takes n tokens through the model, of one sequence or of several. Its
+//! *phases* are separated by barriers; inside a phase a worker writes only what is its own:
 //!
 //! - **slots** (residual stream, quantised activations, rope tables). With n > 1, slot t is token
 //!   t, and the tokens are shared out: a worker computes the slots of its share. With n = 1, slot w
@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Model;
-use super::attention::{self, Attention};
+use super::attention::{self, At, Attention};
 use super::config::{Activation, RopePairs};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{CHUNK, Softmax};
@@ -38,27 +38,50 @@ pub struct SessionOptions {
     pub batch: usize,
     /// Elements of the KV cache; `None`: [`KvType::default_for`] the model.
     pub kv_type: Option<KvType>,
+    /// Sequences, at least 1. Each has a KV cache of `context` positions.
+    pub sequences: usize,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: None, batch: 512, kv_type: None }
+        Self { context: None, batch: 512, kv_type: None, sequences: 1 }
     }
 }
 
 /// The context of a session that asks for none, unless the model's is smaller.
 const DEFAULT_CONTEXT: usize = 4096;
 
-/// One sequence of tokens on its way through a model: its KV cache and all buffers, which are
-/// allocated once.
+/// The most sequences of a session.
+pub const MAX_SEQUENCES: usize = 256;
+
+/// A token on its way through a model, behind those that its sequence holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchToken {
+    /// The number of its sequence, from 0.
+    pub sequence: usize,
+    /// The token.
+    pub id: u32,
+    /// Whether the logits after it are wanted.
+    pub logits: bool,
+}
+
+/// Sequences of tokens on their way through a model, in most sessions one: their KV caches and all
+/// buffers, which are allocated once.
 #[derive(Debug)]
 pub struct Session {
     model: Arc<Model>,
     pool: Arc<Pool>,
-    kv: KvCache,
-    position: usize,
+    /// One per sequence.
+    kv: Vec<KvCache>,
+    /// Tokens that each sequence holds.
+    positions: Vec<usize>,
     batch: usize,
     buffers: Buffers,
+    /// What goes through the model, and where it stands.
+    tokens: Vec<BatchToken>,
+    at: Vec<At>,
+    /// Tokens that asked for logits in the last call.
+    wanted: usize,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
 }
@@ -88,7 +111,7 @@ struct Buffers {
     y: Vec<f32>,
     /// Gates and what they let through, `[B][2 ffn]`.
     gate_up: Vec<f32>,
-    /// `[vocab]`
+    /// `[vocab]` for as many tokens as have asked for logits at once.
     logits: Vec<f32>,
     /// One per worker.
     scratch: Vec<Scratch>,
@@ -108,11 +131,12 @@ struct Scratch {
 }
 
 impl Session {
-    /// Starts an empty sequence.
+    /// Starts with empty sequences.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a context or batch of 0 or a context beyond the model's,
-    /// [`Error::Runtime`] when the KV cache does not fit into memory.
+    /// [`Error::Usage`] for a context or batch of 0, a context beyond the model's or a number of
+    /// sequences that is not 1 to [`MAX_SEQUENCES`], [`Error::Runtime`] when the KV caches do not
+    /// fit into memory.
     pub fn new(model: Arc<Model>, pool: Arc<Pool>, options: SessionOptions) -> Result<Self> {
         let config = model.config();
         let context = options.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
@@ -123,9 +147,15 @@ impl Session {
         if options.batch == 0 {
             return Err(Error::usage("batch (-b)", 0, "at least 1"));
         }
-        let batch = options.batch.min(context);
+        let sequences = options.sequences;
+        if !(1..=MAX_SEQUENCES).contains(&sequences) {
+            let expected = format!("1 to {MAX_SEQUENCES}");
+            return Err(Error::usage("sequences", sequences, expected));
+        }
+        let batch = options.batch.min(context * sequences);
         let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
-        let kv = KvCache::new(config, context, kv_type)?;
+        let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
+        let kv = kv.collect::<Result<Vec<KvCache>>>()?;
         let slots = batch.max(pool.threads());
         let widest = config.hidden.max(config.ffn).max(config.q_dim());
         let chunks = config.heads * context.div_ceil(CHUNK);
@@ -136,10 +166,10 @@ impl Session {
         let scratch = |_| -> Result<Scratch> {
             Ok(Scratch {
                 raw: vec![0.0; widest],
-                normed: vec![0.0; widest],
+                normed: vec![0.0; widest.max(model.head_tokens() * config.hidden)],
                 attention: attention::Scratch::new(model.attention(), config)?,
                 matmul: matmul::Scratch::new(jobs())?,
-                head_input: Buffer::zeroed(model.head().prepared_bytes(config.hidden))?,
+                head_input: Buffer::zeroed(model.head_input_bytes())?,
             })
         };
         let workspace = jobs().map(|job| job.workspace_bytes(batch)).max().unwrap_or(0);
@@ -159,7 +189,9 @@ impl Session {
             logits: vec![0.0; config.vocab],
             scratch: (0..pool.threads()).map(scratch).collect::<Result<_>>()?,
         };
-        Ok(Self { model, pool, kv, position: 0, batch, buffers, stages: None })
+        let (tokens, at) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
+        let positions = vec![0; sequences];
+        Ok(Self { model, pool, kv, positions, batch, buffers, tokens, at, wanted: 0, stages: None })
     }
 
     /// The model.
@@ -168,34 +200,46 @@ impl Session {
         &self.model
     }
 
-    /// Tokens seen so far.
+    /// Sequences.
+    #[must_use]
+    pub fn sequences(&self) -> usize {
+        self.kv.len()
+    }
+
+    /// Tokens that the first sequence holds, which is the only one of most sessions.
     #[must_use]
     pub fn position(&self) -> usize {
-        self.position
+        self.positions[0]
     }
 
-    /// Tokens the KV cache can hold.
+    /// Tokens that a sequence holds; 0 where there is none of that number.
+    #[must_use]
+    pub fn position_of(&self, sequence: usize) -> usize {
+        self.positions.get(sequence).copied().unwrap_or(0)
+    }
+
+    /// Tokens that the KV cache of a sequence can hold.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.kv.context()
+        self.kv[0].context()
     }
 
-    /// What the elements of the KV cache are.
+    /// What the elements of the KV caches are.
     #[must_use]
     pub fn kv_type(&self) -> KvType {
-        self.kv.ty()
+        self.kv[0].ty()
     }
 
     /// Bytes of KV cache in use.
     #[must_use]
     pub fn kv_bytes(&self) -> usize {
-        self.kv.bytes(self.position)
+        self.kv.iter().zip(&self.positions).map(|(kv, &position)| kv.bytes(position)).sum()
     }
 
-    /// Bytes of KV cache that a full context takes.
+    /// Bytes of KV cache that full contexts take.
     #[must_use]
     pub fn kv_reserved_bytes(&self) -> usize {
-        self.kv.bytes(self.kv.context())
+        self.kv.iter().map(|kv| kv.bytes(kv.context())).sum()
     }
 
     /// Measures from now on how long each stage takes, which costs some 50 ns a phase.
@@ -209,38 +253,34 @@ impl Session {
         self.stages
     }
 
-    /// Forgets all tokens from `position` on.
+    /// Forgets all tokens of the first sequence from `position` on.
     pub fn truncate(&mut self, position: usize) {
-        self.position = self.position.min(position);
+        self.truncate_of(0, position);
     }
 
-    /// Appends the tokens of a prompt, `batch` at a time, and returns the logits after the last
-    /// one, `[vocab]`.
+    /// Forgets all tokens of a sequence from `position` on.
+    pub fn truncate_of(&mut self, sequence: usize, position: usize) {
+        if let Some(own) = self.positions.get_mut(sequence) {
+            *own = position.min(*own);
+        }
+    }
+
+    /// Appends the tokens of a prompt to the first sequence, `batch` at a time, and returns the
+    /// logits after the last one, `[vocab]`.
     ///
     /// # Errors
     /// [`Error::Usage`] when there are no tokens, one is not in the vocabulary, or they do not fit
     /// into the context; nothing is appended then. [`Error::Runtime`] when a worker panicked.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
-        let vocab = self.model.config().vocab;
-        if ids.is_empty() {
-            return Err(Error::usage("prompt", "no tokens", "at least one"));
+        self.tokens.clear();
+        self.tokens.extend(ids.iter().map(|&id| BatchToken { sequence: 0, id, logits: false }));
+        if let Some(last) = self.tokens.last_mut() {
+            last.logits = true;
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::usage("token id", id, format!("0 to {}", vocab - 1)));
-        }
-        if ids.len() > self.context() - self.position {
-            let found = format!("{} tokens after {}", ids.len(), self.position);
-            let expected = format!("at most {} in all; a larger context (-c)", self.context());
-            return Err(Error::usage("prompt", found, expected));
-        }
-        let batches = ids.len().div_ceil(self.batch);
-        for (i, ids) in ids.chunks(self.batch).enumerate() {
-            self.step(ids, i + 1 == batches)?;
-        }
-        Ok(&self.buffers.logits)
+        self.run()
     }
 
-    /// Appends one token and returns the logits after it, `[vocab]`.
+    /// Appends one token to the first sequence and returns the logits after it, `[vocab]`.
     ///
     /// # Errors
     /// As [`Session::prefill`].
@@ -248,17 +288,81 @@ impl Session {
         self.prefill(&[id])
     }
 
-    /// Takes at most a batch of tokens through the model.
-    fn step(&mut self, tokens: &[u32], logits: bool) -> Result<()> {
+    /// Appends tokens, each to its sequence, in this order, and returns the logits after those that
+    /// ask for them, `[vocab]` each, in the same order. Logits are those of the sequence alone,
+    /// whatever goes through the model beside it.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; [`Error::Usage`] for a sequence that is not there, too.
+    pub fn forward(&mut self, tokens: &[BatchToken]) -> Result<&[f32]> {
+        self.tokens.clear();
+        self.tokens.extend_from_slice(tokens);
+        self.run()
+    }
+
+    /// Checks `tokens` and takes them through the model, a batch at a time.
+    fn run(&mut self) -> Result<&[f32]> {
+        let vocab = self.model.config().vocab;
+        if self.tokens.is_empty() {
+            return Err(Error::usage("prompt", "no tokens", "at least one"));
+        }
+        if let Some(token) = self.tokens.iter().find(|token| token.id as usize >= vocab) {
+            return Err(Error::usage("token id", token.id, format!("0 to {}", vocab - 1)));
+        }
+        let sequences = self.sequences();
+        if let Some(token) = self.tokens.iter().find(|token| token.sequence >= sequences) {
+            let expected = format!("0 to {}", sequences - 1);
+            return Err(Error::usage("sequence", token.sequence, expected));
+        }
+        for (sequence, &position) in self.positions.iter().enumerate() {
+            let new = self.tokens.iter().filter(|token| token.sequence == sequence).count();
+            if new > self.context() - position {
+                let found = format!("{new} tokens after {position}");
+                let expected = format!("at most {} in all; a larger context (-c)", self.context());
+                return Err(Error::usage("prompt", found, expected));
+            }
+        }
+        let wanted = self.tokens.iter().filter(|token| token.logits).count();
+        self.wanted = wanted;
+        if self.buffers.logits.len() < wanted * vocab {
+            self.buffers.logits.resize(wanted * vocab, 0.0);
+        }
+        let mut logits = 0;
+        for first in (0..self.tokens.len()).step_by(self.batch) {
+            let batch = first..self.tokens.len().min(first + self.batch);
+            let new = self.tokens[batch.clone()].iter().filter(|token| token.logits).count();
+            self.step(batch, logits..logits + new)?;
+            logits += new;
+        }
+        Ok(&self.buffers.logits[..wanted * vocab])
+    }
+
+    /// The logits after the token that was the `row`-th to ask for them in the last call of
+    /// [`Session::forward`], `[vocab]`; nothing where there was none.
+    #[must_use]
+    pub fn logits(&self, row: usize) -> &[f32] {
+        let vocab = self.model.config().vocab;
+        let rows = &self.buffers.logits[..self.wanted * vocab];
+        rows.chunks_exact(vocab).nth(row).unwrap_or(&[])
+    }
+
+    /// Takes at most a batch of `tokens` through the model; those rows of logits are theirs.
+    fn step(&mut self, tokens: Range<usize>, logits: Range<usize>) -> Result<()> {
         let config = self.model.config();
+        let tokens = &self.tokens[tokens];
+        self.at.clear();
+        for &BatchToken { sequence, .. } in tokens {
+            let position = &mut self.positions[sequence];
+            self.at.push(At { sequence, position: *position });
+            *position += 1;
+        }
         let b = &mut self.buffers;
         let pass = Pass {
             model: &self.model,
             tokens,
-            start: self.position,
-            logits_wanted: logits,
+            at: &self.at,
             clock: self.stages.map(|_| StageClock::start()),
-            kv: self.kv.share(),
+            kv: &self.kv.iter_mut().map(KvCache::share).collect::<Vec<_>>(),
             x: Rows::new(&mut b.x, config.hidden),
             input: SharedSlice::new(&mut b.input),
             input_scale: SharedSlice::new(&mut b.input_scale),
@@ -271,27 +375,35 @@ impl Session {
             partial_state: SharedSlice::new(&mut b.partial_state),
             y: Rows::new(&mut b.y, config.hidden),
             gate_up: Rows::new(&mut b.gate_up, 2 * config.ffn),
-            logits: SharedSlice::new(&mut b.logits),
+            logits: Rows::new(
+                &mut b.logits[logits.start * config.vocab..logits.end * config.vocab],
+                config.vocab,
+            ),
             scratch: SharedSlice::new(&mut b.scratch),
         };
-        self.pool.run(|worker| pass.work(worker))?;
+        let done = self.pool.run(|worker| pass.work(worker));
         if let (Some(stages), Some(clock)) = (&mut self.stages, pass.clock) {
             stages.add(clock.times());
         }
-        self.position += tokens.len();
-        Ok(())
+        if done.is_err() {
+            // Nothing was appended.
+            for at in self.at.iter().rev() {
+                self.positions[at.sequence] = at.position;
+            }
+        }
+        done
     }
 }
 
 /// One run of the workers: what they share. Shapes are those of [`Buffers`].
 struct Pass<'a> {
     model: &'a Model,
-    tokens: &'a [u32],
-    /// Position of the first token.
-    start: usize,
-    logits_wanted: bool,
+    tokens: &'a [BatchToken],
+    /// Where each token stands.
+    at: &'a [At],
     clock: Option<StageClock>,
-    kv: SharedKv<'a>,
+    /// One per sequence.
+    kv: &'a [SharedKv<'a>],
     x: Rows<'a, f32>,
     input: SharedSlice<'a, i8>,
     input_scale: SharedSlice<'a, f32>,
@@ -304,7 +416,8 @@ struct Pass<'a> {
     partial_state: SharedSlice<'a, Softmax>,
     y: Rows<'a, f32>,
     gate_up: Rows<'a, f32>,
-    logits: SharedSlice<'a, f32>,
+    /// One row for each token that wants logits.
+    logits: Rows<'a, f32>,
     scratch: SharedSlice<'a, Scratch>,
 }
 
@@ -348,7 +461,7 @@ impl Pass<'_> {
             self.attention_block(place, scratch, index, layer);
             self.feed_forward_block(place, scratch, layer);
         }
-        if self.logits_wanted {
+        if self.tokens.iter().any(|token| token.logits) {
             self.head(place, scratch);
             self.lap(place, Stage::Head);
         }
@@ -378,12 +491,12 @@ impl Pass<'_> {
     fn embed(&self, place: Place<'_>) {
         for slot in place.own_slots() {
             let token = place.token(slot);
-            let id = self.tokens[token] as usize;
+            let id = self.tokens[token].id as usize;
             // SAFETY: a worker's own slot.
             let (x, cos, sin) =
                 unsafe { (self.x.row_mut(slot), self.cos.row_mut(slot), self.sin.row_mut(slot)) };
             self.model.weights().embedding.read_row(self.model.gguf(), id, x);
-            self.model.rope().fill(self.start + token, cos, sin);
+            self.model.rope().fill(self.at[token].position, cos, sin);
         }
     }
 
@@ -458,18 +571,27 @@ impl Pass<'_> {
         self.add_residual(place);
     }
 
-    /// logits = head(norm(x)) of the last token.
+    /// logits = head(norm(x)) of the tokens that want them, as many at once as there is a kernel for.
     fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
         self.slots_ready(place);
         let (config, weights) = (self.model.config(), self.model.weights());
-        let last = place.all_slots().end - 1;
-        // SAFETY: nobody writes x after the residual was added.
-        let x = unsafe { self.x.row(last) };
-        let normed = &mut scratch.normed[..config.hidden];
-        self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
         let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
-        let (head, prepared) = (self.model.head(), &mut scratch.head_input);
-        head.run_share(place.worker, rows, normed, prepared, &self.logits);
+        let mut wanted = (0..place.n).filter(|&token| self.tokens[token].logits);
+        let (mut first, all) = (0, self.logits.rows());
+        while first < all {
+            let tokens = (all - first).min(self.model.head_tokens());
+            let normed = &mut scratch.normed[..tokens * config.hidden];
+            for (normed, token) in normed.chunks_exact_mut(config.hidden).zip(wanted.by_ref()) {
+                // SAFETY: nobody writes x after the residual was added.
+                let x = unsafe { self.x.row(place.all_slots().start + token) };
+                self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
+            }
+            let (head, prepared) = (self.model.head(tokens), &mut scratch.head_input);
+            let prepared = &mut prepared[..head.prepared_bytes(config.hidden)];
+            let out = self.logits.part_of(first..first + tokens);
+            head.run_share(place.worker, rows, (normed, tokens), prepared, &out);
+            first += tokens;
+        }
     }
 
     /// input = quantise(norm(x)) for the worker's slots.
@@ -556,10 +678,9 @@ impl Pass<'_> {
             kernel: self.model.attention(),
             ops: self.vector(),
             config: self.model.config(),
-            tokens: self.tokens.len(),
-            start: self.start,
+            at: self.at,
             queries: &self.qkv,
-            kv: &self.kv,
+            kv: self.kv,
             out: &self.attention,
             partial: &self.partial,
             partial_state: &self.partial_state,
@@ -592,7 +713,8 @@ impl Pass<'_> {
             unsafe {
                 let (k, v) = (self.qkv.part_mut(token, k), self.qkv.part(token, v));
                 rotate(token, k);
-                self.kv.store(self.vector(), (layer, head, self.start + token), k, v);
+                let At { sequence, position } = self.at[token];
+                self.kv[sequence].store(self.vector(), (layer, head, position), k, v);
             }
         }
     }

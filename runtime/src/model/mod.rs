@@ -24,7 +24,7 @@ use config::Config;
 use rope::Rope;
 use weights::Weights;
 
-pub use forward::{Session, SessionOptions};
+pub use forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use kv_cache::KvType;
 pub use stages::{Stage, StageTimes};
 
@@ -57,7 +57,8 @@ pub struct Model {
     gguf: Gguf,
     config: Config,
     weights: Weights,
-    head: HeadKernel,
+    /// By the tokens that they take at once, for one token first.
+    heads: Vec<HeadKernel>,
     attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
@@ -98,12 +99,12 @@ impl Model {
         let mut warnings: Vec<String> = gguf.warning().map(str::to_owned).into_iter().collect();
         let weights = Weights::load(&gguf, &config, options, &mut warnings)?;
         let shape = Shape::new(config.vocab, config.hidden);
-        let head = options.selection.head(weights.head.format(), shape)?;
+        let heads = options.selection.heads(weights.head.format(), shape)?;
         let attention = options.selection.attention(&config.attention_shapes())?;
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
         let vector = options.selection.vector();
-        Ok(Self { gguf, config, weights, head, attention, vector, rope, warnings })
+        Ok(Self { gguf, config, weights, heads, attention, vector, rope, warnings })
     }
 
     /// The kernels in use, by role.
@@ -132,7 +133,7 @@ impl Model {
             RoleKernels {
                 role: Role::LmHead,
                 layout: None,
-                decode: *self.head.id(),
+                decode: *self.head(1).id(),
                 prefill: None,
                 bytes: self.gguf.tensor_bytes(self.weights.head.tensor()).len(),
             },
@@ -163,8 +164,21 @@ impl Model {
         &self.warnings
     }
 
-    fn head(&self) -> &HeadKernel {
-        &self.head
+    /// The kernel for the head of so many tokens at once: at most [`Model::head_tokens`].
+    fn head(&self, tokens: usize) -> &HeadKernel {
+        let fits = self.heads.iter().find(|kernel| kernel.tokens() >= tokens);
+        fits.unwrap_or(&self.heads[0])
+    }
+
+    /// Tokens that the head takes at once.
+    fn head_tokens(&self) -> usize {
+        self.heads.iter().map(HeadKernel::tokens).max().unwrap_or(1)
+    }
+
+    /// Bytes of what any kernel for the head prepares.
+    fn head_input_bytes(&self) -> usize {
+        let bytes = |kernel: &HeadKernel| kernel.prepared_bytes(self.config.hidden);
+        self.heads.iter().map(bytes).max().unwrap_or(0)
     }
 
     fn attention(&self) -> &AttentionKernel {

@@ -271,6 +271,20 @@ pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
     _mm256_add_epi32(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high))
 }
 
+/// In each group of 4 lanes of 4 vectors, lane `j` of vector `i` becomes lane `i` of vector `j`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn quads_transposed(v: [Bytes; 4]) -> [Bytes; 4] {
+    let low = [_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3])];
+    let high = [_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3])];
+    [
+        _mm256_unpacklo_epi64(low[0], low[1]),
+        _mm256_unpackhi_epi64(low[0], low[1]),
+        _mm256_unpacklo_epi64(high[0], high[1]),
+        _mm256_unpackhi_epi64(high[0], high[1]),
+    ]
+}
+
 /// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
 /// gives them.
 #[inline]

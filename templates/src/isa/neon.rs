@@ -245,6 +245,17 @@ pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
     vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]))
 }
 
+/// In each group of 4 lanes of 4 vectors, lane `j` of vector `i` becomes lane `i` of vector `j`.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn quads_transposed(v: [Bytes; 4]) -> [Bytes; 4] {
+    let v = v.map(|v| vreinterpretq_u32_u8(v));
+    let [low, high] = [vtrnq_u32(v[0], v[1]), vtrnq_u32(v[2], v[3])];
+    let first = |a, b| vreinterpretq_u8_u32(vcombine_u32(vget_low_u32(a), vget_low_u32(b)));
+    let last = |a, b| vreinterpretq_u8_u32(vcombine_u32(vget_high_u32(a), vget_high_u32(b)));
+    [first(low.0, high.0), first(low.1, high.1), last(low.0, high.0), last(low.1, high.1)]
+}
+
 /// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
 /// gives them.
 #[inline]

@@ -252,6 +252,12 @@ pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
     v.map(|v| v.iter().sum())
 }
 
+/// In each group of 4 lanes of 4 vectors, lane `j` of vector `i` becomes lane `i` of vector `j`.
+#[inline]
+pub fn quads_transposed(v: [Bytes; 4]) -> [Bytes; 4] {
+    core::array::from_fn(|j| core::array::from_fn(|byte| v[byte / 4][4 * j + byte % 4]))
+}
+
 /// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
 /// gives them.
 #[inline]

@@ -430,7 +430,7 @@ const BLOCK_HEADS: &[(HeadFormat, Isa, Counts)] = &[
     (HeadFormat::Q4_0, Isa::Avx512, &[(Load, 41.0), (Logic, 8.0), (Shift, 10.0), (Add, 9.0), (Dot, 16.0), (Shuffle, 12.0), (Permute, 27.0), (Convert, 2.0), (Float, 1.0), (Fma, 1.0), (Control, 16.0)]),
     (HeadFormat::Q4_0, Isa::Avx512Vnni, &[(Load, 41.0), (Logic, 16.0), (Shift, 10.0), (Add, 9.0), (Dot, 8.0), (Shuffle, 12.0), (Permute, 27.0), (Convert, 2.0), (Float, 1.0), (Fma, 1.0), (Control, 16.0)]),
     (HeadFormat::Q8_0, Isa::AvxVnni, &[(Load, 50.0), (Logic, 48.0), (Add, 30.0), (Dot, 32.0), (Shuffle, 38.0), (Permute, 20.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 10.0)]),
-    (HeadFormat::Q6K, Isa::AvxVnni, &[(Load, 58.0), (Broadcast, 5.0), (Store, 3.0), (Logic, 64.0), (Shift, 24.0), (Add, 18.0), (Dot, 16.0), (Multiply, 4.0), (Shuffle, 28.0), (Permute, 9.0), (Extend, 4.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
+    (HeadFormat::Q6K, Isa::AvxVnni, &[(Load, 50.0), (Broadcast, 5.0), (Store, 3.0), (Logic, 64.0), (Shift, 24.0), (Add, 18.0), (Dot, 16.0), (Multiply, 4.0), (Shuffle, 28.0), (Permute, 9.0), (Extend, 4.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
     (HeadFormat::Q4_0, Isa::AvxVnni, &[(Load, 54.0), (Logic, 32.0), (Shift, 20.0), (Add, 18.0), (Dot, 16.0), (Shuffle, 38.0), (Permute, 36.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
 ];
 
