@@ -5,8 +5,8 @@ use std::fmt;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::model::{Session, StageTimes};
-use crate::sampler::Rng;
+use crate::model::{Needs, Session, StageTimes};
+use crate::sampler::{self, Rng};
 
 /// What to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,12 +167,20 @@ pub fn time(
         session.truncate(test.n_depth);
         let (prompt, rest) = (random(test.n_prompt), random(test.n_gen));
         let start = Instant::now();
-        let mut logits = if prompt.is_empty() { &[][..] } else { session.prefill(&prompt)? };
+        // As a greedy run would.
+        let needs = &Needs::GREEDY;
+        let mut logits =
+            if prompt.is_empty() { &[][..] } else { session.prefill_for(&prompt, needs)? };
         for id in rest {
-            logits = session.decode(id)?;
+            logits = session.decode_for(id, needs)?;
         }
         ns.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+        // Those that were not needed read minus infinity, but the best is a number.
+        let best = sampler::argmax(logits) as usize;
+        let wrong = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+        let wrong = logits.iter().position(wrong);
+        let best = logits.get(best).is_some_and(|logit| !logit.is_finite()).then_some(best);
+        if let Some(id) = wrong.or(best) {
             let message = format!("test {test}: logit {id} is {}, no number", logits[id]);
             return Err(Error::Runtime(message));
         }

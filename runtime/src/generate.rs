@@ -80,9 +80,10 @@ pub fn generate(
         ));
     }
     let start = Instant::now();
-    let mut logits = session.prefill(prompt)?;
-    let prompt_time = start.elapsed();
     prompt.iter().for_each(|&id| sampler.accept(id));
+    let masked = if limits.ignore_eos { tokenizer.eos_ids() } else { &[] };
+    let mut logits = session.prefill_for(prompt, &sampler.needs(masked))?;
+    let prompt_time = start.elapsed();
 
     let start = Instant::now();
     let mut ids = Vec::new();
@@ -103,13 +104,13 @@ pub fn generate(
             if session.position() == session.context() {
                 break FinishReason::Context;
             }
-            logits = session.decode(ids[steps])?;
+            logits = session.decode_for(ids[steps], &sampler.needs(masked))?;
             steps += 1;
         }
         let id = if limits.ignore_eos {
             without_end.clear();
             without_end.extend_from_slice(logits);
-            for &end in tokenizer.eos_ids() {
+            for &end in masked {
                 if let Some(logit) = without_end.get_mut(end as usize) {
                     *logit = f32::NEG_INFINITY;
                 }

@@ -240,6 +240,48 @@ pub struct HeadEntry {
     pub run: HeadRunFn,
 }
 
+/// Consecutive tiles of a plane, a low-bit copy of the lm_head, times one activation row.
+#[repr(C)]
+pub struct PlaneCall {
+    /// First tile, in the layout of `PlaneFormat`.
+    pub tiles: *const u8,
+    /// A scale for each row of the tiles.
+    pub scales: *const f32,
+    /// Tiles.
+    pub count: usize,
+    /// Blocks of 32 columns.
+    pub blocks: usize,
+    /// The activations are integers, `256 high + low`, `[32 * blocks]`.
+    pub high: *const i8,
+    /// As many.
+    pub low: *const i8,
+    /// For every block what the codes' offset comes to: `2^bits - 1` times the sum of its
+    /// activations.
+    pub offsets: *const i32,
+    /// Of the activations.
+    pub scale: f32,
+    /// One estimate for each row.
+    pub out: *mut f32,
+}
+
+/// Computes the estimates of one [`PlaneCall`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `tiles` is readable for `count` tiles of `blocks` blocks,
+/// `scales` for 16 floats of each tile; `high`, `low` and `offsets` for `blocks` blocks; `out` is
+/// writable for 16 floats of each tile and nothing else accesses it meanwhile.
+pub type PlaneRunFn = unsafe extern "C" fn(call: &PlaneCall);
+
+/// A kernel that scans planes as the generated table lists it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PlaneEntry {
+    /// The kernel's id.
+    pub id: Id,
+    /// Scans.
+    pub run: PlaneRunFn,
+}
+
 /// Attention of query rows, the heads of some tokens, over one chunk of the key-value head that they
 /// share: `numerics::attention_chunk`, and if so asked `numerics::attention_merge`.
 ///

@@ -89,6 +89,7 @@ fn kernels_open_with_their_origin_and_parse() {
         assert_eq!(module.ident, id.to_string());
         let (_, items) = module.content.as_ref().unwrap();
         let names: &[&str] = match id.op {
+            Op::Plane(_) => &["run"],
             Op::Attention => &["scratch", "run"],
             _ => &["scratch", "prepare", "run"],
         };

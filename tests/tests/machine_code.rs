@@ -12,7 +12,9 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bitnet_codegen::{Phase, candidates, grid};
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, Shape};
+use bitnet_profiles::{
+    Format, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, PlaneFormat, Shape,
+};
 use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, TERNARY, abi};
 use bitnet_tuner::compile::{Toolchain, Workplace};
 use bitnet_tuner::machine::mix::{Class, Mix, work};
@@ -469,6 +471,7 @@ fn allowed(id: &KernelId) -> Vec<usize> {
         // The 16 lanes of the float contract, filled once by rows of floats or by blocks of 32.
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => vec![16 * all_rows],
         Op::Head(_) => vec![16 * 32],
+        Op::Plane(_) => vec![16 * PlaneFormat::BLOCK_COLS],
         Op::Attention => panic!("{id}: see `attention_holds_its_sums_in_registers`"),
     }
 }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use super::Model;
 use super::attention::{self, Attention};
 use super::config::{Activation, RopePairs};
+use super::exact_head::{ExactHead, HeadStats, Needs, Scan};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{CHUNK, Softmax};
 use super::rows::Rows;
@@ -59,6 +60,8 @@ pub struct Session {
     position: usize,
     batch: usize,
     buffers: Buffers,
+    exact_head: Option<ExactHead>,
+    head_stats: HeadStats,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
 }
@@ -159,7 +162,19 @@ impl Session {
             logits: vec![0.0; config.vocab],
             scratch: (0..pool.threads()).map(scratch).collect::<Result<_>>()?,
         };
-        Ok(Self { model, pool, kv, position: 0, batch, buffers, stages: None })
+        let exact_head = model.planes().map(|planes| ExactHead::new(planes, pool.threads()));
+        let (exact_head, head_stats) = (exact_head.transpose()?, HeadStats::default());
+        Ok(Self {
+            model,
+            pool,
+            kv,
+            position: 0,
+            batch,
+            buffers,
+            exact_head,
+            head_stats,
+            stages: None,
+        })
     }
 
     /// The model.
@@ -209,6 +224,18 @@ impl Session {
         self.stages
     }
 
+    /// The input of the head for the last token, `[hidden]`.
+    pub(super) fn head_input(&self) -> &[f32] {
+        let first = self.buffers.scratch.first();
+        first.map_or(&[], |scratch| &scratch.normed[..self.model.config().hidden])
+    }
+
+    /// What the head has read since the session began.
+    #[must_use]
+    pub fn head_stats(&self) -> HeadStats {
+        self.head_stats
+    }
+
     /// Forgets all tokens from `position` on.
     pub fn truncate(&mut self, position: usize) {
         self.position = self.position.min(position);
@@ -221,6 +248,15 @@ impl Session {
     /// [`Error::Usage`] when there are no tokens, one is not in the vocabulary, or they do not fit
     /// into the context; nothing is appended then. [`Error::Runtime`] when a worker panicked.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
+        self.prefill_for(ids, &Needs::All)
+    }
+
+    /// As [`Session::prefill`], where only some of the logits are needed: what is exact is the same,
+    /// to the bit, as there.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_for(&mut self, ids: &[u32], needs: &Needs) -> Result<&[f32]> {
         let vocab = self.model.config().vocab;
         if ids.is_empty() {
             return Err(Error::usage("prompt", "no tokens", "at least one"));
@@ -235,7 +271,7 @@ impl Session {
         }
         let batches = ids.len().div_ceil(self.batch);
         for (i, ids) in ids.chunks(self.batch).enumerate() {
-            self.step(ids, i + 1 == batches)?;
+            self.step(ids, (i + 1 == batches).then_some(needs))?;
         }
         Ok(&self.buffers.logits)
     }
@@ -248,15 +284,30 @@ impl Session {
         self.prefill(&[id])
     }
 
+    /// As [`Session::decode`], where only some of the logits are needed; see
+    /// [`Session::prefill_for`].
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode_for(&mut self, id: u32, needs: &Needs) -> Result<&[f32]> {
+        self.prefill_for(&[id], needs)
+    }
+
     /// Takes at most a batch of tokens through the model.
-    fn step(&mut self, tokens: &[u32], logits: bool) -> Result<()> {
+    fn step(&mut self, tokens: &[u32], logits: Option<&Needs>) -> Result<()> {
         let config = self.model.config();
         let b = &mut self.buffers;
+        let scan = match (&mut self.exact_head, self.model.scanned_head(), logits) {
+            (Some(exact), Some(head), Some(needs)) => exact.share(head, needs),
+            _ => None,
+        };
+        let scanned = scan.is_some();
         let pass = Pass {
             model: &self.model,
             tokens,
             start: self.position,
-            logits_wanted: logits,
+            logits_wanted: logits.is_some(),
+            scan,
             clock: self.stages.map(|_| StageClock::start()),
             kv: self.kv.share(),
             x: Rows::new(&mut b.x, config.hidden),
@@ -279,6 +330,15 @@ impl Session {
             stages.add(clock.times());
         }
         self.position += tokens.len();
+        if logits.is_some() {
+            self.head_stats.tokens += 1;
+            match (&mut self.exact_head, self.model.scanned_head()) {
+                (Some(exact), Some(head)) if scanned => {
+                    exact.finish(head, &mut self.buffers.logits, &mut self.head_stats);
+                }
+                _ => self.head_stats.bytes += self.model.head_bytes() as u64,
+            }
+        }
         Ok(())
     }
 }
@@ -290,6 +350,8 @@ struct Pass<'a> {
     /// Position of the first token.
     start: usize,
     logits_wanted: bool,
+    /// Set where not all of them are needed.
+    scan: Option<Scan<'a>>,
     clock: Option<StageClock>,
     kv: SharedKv<'a>,
     x: Rows<'a, f32>,
@@ -467,8 +529,11 @@ impl Pass<'_> {
         let x = unsafe { self.x.row(last) };
         let normed = &mut scratch.normed[..config.hidden];
         self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
-        let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
         let (head, prepared) = (self.model.head(), &mut scratch.head_input);
+        if let Some(scan) = &self.scan {
+            return scan.work(place.worker, normed, prepared, &self.logits);
+        }
+        let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
         head.run_share(place.worker, rows, normed, prepared, &self.logits);
     }
 

@@ -1,10 +1,13 @@
 //! The model: configuration, weights, KV cache and the forward pass.
 
 pub mod attention;
+mod choose_head;
 pub mod config;
+mod exact_head;
 pub mod forward;
 pub mod kv_cache;
 pub mod numerics;
+pub mod planes;
 pub mod rope;
 mod rows;
 mod stages;
@@ -21,9 +24,13 @@ use crate::matmul::Job;
 use crate::memory::Pages;
 use crate::threads::Pool;
 use config::Config;
+use exact_head::ScannedHead;
+use planes::Planes;
 use rope::Rope;
 use weights::Weights;
 
+pub use choose_head::{HeadMode, HeadOptions};
+pub use exact_head::{HeadStats, Needs};
 pub use forward::{Session, SessionOptions};
 pub use kv_cache::KvType;
 pub use stages::{Stage, StageTimes};
@@ -39,15 +46,25 @@ pub struct LoadOptions<'a> {
     pub pages: Pages,
     /// Whether weights are kept from being swapped out.
     pub lock: bool,
+    /// Whether the head is copied into memory. If not it is read from the file, which
+    /// [`Model::choose_head`] may change.
+    pub copy_head: bool,
     /// Told after every matrix how many bytes of how many are packed.
     pub progress: &'a dyn Fn(usize, usize),
 }
 
 impl<'a> LoadOptions<'a> {
-    /// In huge pages, not locked, without progress.
+    /// In huge pages, not locked, with the head, without progress.
     #[must_use]
     pub fn new(pool: &'a Pool, selection: &'a Selection) -> Self {
-        Self { pool, selection, pages: Pages::Huge, lock: false, progress: &|_, _| () }
+        Self {
+            pool,
+            selection,
+            pages: Pages::Huge,
+            lock: false,
+            copy_head: true,
+            progress: &|_, _| (),
+        }
     }
 }
 
@@ -58,6 +75,7 @@ pub struct Model {
     config: Config,
     weights: Weights,
     head: HeadKernel,
+    planes: Option<Planes>,
     attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
@@ -103,7 +121,7 @@ impl Model {
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
         let vector = options.selection.vector();
-        Ok(Self { gguf, config, weights, head, attention, vector, rope, warnings })
+        Ok(Self { gguf, config, weights, head, planes: None, attention, vector, rope, warnings })
     }
 
     /// The kernels in use, by role.
@@ -134,7 +152,7 @@ impl Model {
                 layout: None,
                 decode: *self.head.id(),
                 prefill: None,
-                bytes: self.gguf.tensor_bytes(self.weights.head.tensor()).len(),
+                bytes: self.head_bytes(),
             },
         ]
     }
@@ -165,6 +183,24 @@ impl Model {
 
     fn head(&self) -> &HeadKernel {
         &self.head
+    }
+
+    fn scanned_head(&self) -> Option<ScannedHead<'_>> {
+        let planes = self.planes.as_ref()?;
+        let Self { gguf, weights, head, vector, .. } = self;
+        Some(ScannedHead { gguf, table: &weights.head, kernel: head, vector, planes })
+    }
+
+    /// The low-bit copies of the head, if there are any.
+    #[must_use]
+    pub fn planes(&self) -> Option<&Planes> {
+        self.planes.as_ref()
+    }
+
+    /// Bytes of the head in the file's blocks.
+    #[must_use]
+    pub fn head_bytes(&self) -> usize {
+        self.gguf.tensor_bytes(self.weights.head.tensor()).len()
     }
 
     fn attention(&self) -> &AttentionKernel {
