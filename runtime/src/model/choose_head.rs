@@ -46,7 +46,7 @@ const WORTHWHILE: f64 = 0.9;
 /// Tokens of a made-up prompt, and those after it, after each of which logits are looked at.
 const TOKENS: (usize, usize) = (4, 2);
 /// Rows that costs are estimated from.
-const SAMPLE: usize = 4096;
+const SAMPLE: usize = 1024;
 
 impl Model {
     /// Decides how the best logits are found, and takes into memory what that reads. The head must
@@ -64,7 +64,7 @@ impl Model {
             _ if options.count > exact_head::most(self.config.vocab) => None,
             HeadMode::Auto if self.head_bytes() < WORTHWHILE_BYTES => None,
             mode => {
-                let (model, (format, cost)) = self.cheapest(pool, options.count)?;
+                let (model, (format, cost)) = self.cheapest(pool, options)?;
                 self = model;
                 (mode == HeadMode::Exact || cost < WORTHWHILE).then_some(format)
             }
@@ -94,11 +94,15 @@ impl Model {
     }
 
     /// The format whose scan reads least, and how much relative to the full head.
-    fn cheapest(self, pool: &Arc<Pool>, count: usize) -> Result<(Self, (PlaneFormat, f64))> {
+    fn cheapest(
+        self,
+        pool: &Arc<Pool>,
+        options: &HeadOptions,
+    ) -> Result<(Self, (PlaneFormat, f64))> {
         let context = self.config.context.min(TOKENS.0 + TOKENS.1);
         let model = Arc::new(self);
-        let options = SessionOptions { context: Some(context), batch: TOKENS.0, kv_type: None };
-        let mut session = Session::new(Arc::clone(&model), Arc::clone(pool), options)?;
+        let session = SessionOptions { context: Some(context), batch: TOKENS.0, kv_type: None };
+        let mut session = Session::new(Arc::clone(&model), Arc::clone(pool), session)?;
         let (rows, cols) = (model.config.vocab, model.config.hidden);
         let mut random = Random::new(1);
         let mut token = || random.below(rows as u64) as u32;
@@ -106,15 +110,20 @@ impl Model {
         let sample = || (0..rows).step_by(rows.div_ceil(SAMPLE));
         let formats = [PlaneFormat::P4, PlaneFormat::P5];
         let residuals = formats.map(|format| {
-            planes::residuals(&model.gguf, &model.weights.head, cols, format, sample())
+            let coder = (format, options.ceiling);
+            planes::residuals(&model.gguf, &model.weights.head, cols, coder, sample())
         });
         // Of each format the rows that the scan, and then the fine copy, do not rule out.
         let (mut left, mut seen) = ([[0usize; 2]; 2], 0);
         for i in 0..=context - prompt.len() {
             let logits = if i == 0 { session.prefill(&prompt)? } else { session.decode(token())? };
             let mut sorted: Vec<f32> = logits.iter().copied().filter(|l| !l.is_nan()).collect();
-            sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-            let least = sorted.get(count.max(1) - 1).copied().unwrap_or(f32::NEG_INFINITY);
+            let last = options.count.max(1) - 1;
+            let least = if last < sorted.len() {
+                *sorted.select_nth_unstable_by(last, |a, b| b.total_cmp(a)).1
+            } else {
+                f32::NEG_INFINITY
+            };
             let logits: Vec<f32> = sample().map(|row| logits[row]).collect();
             let norm = session.head_input().iter().map(|x| x * x).sum::<f32>().sqrt();
             for (left, residuals) in left.iter_mut().zip(&residuals) {
