@@ -140,7 +140,8 @@ impl Model {
             let [refined, rescored] = left.map(|left| left as f64 / seen as f64);
             let (scan, fine) = Planes::read_bytes(format, rows, cols);
             let full = model.head_bytes() as f64;
-            (format, (scan as f64 + refined * fine as f64) / full + rescored)
+            let alone = exact_head::ALONE * (refined * fine as f64 / full + rescored);
+            (format, scan as f64 / full + alone)
         });
         let cheapest = costs.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((PlaneFormat::P4, 1.0));
         let model = Arc::into_inner(model)

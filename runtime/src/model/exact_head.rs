@@ -41,8 +41,11 @@ pub(super) fn most(rows: usize) -> usize {
     1024.min(rows / 4)
 }
 
-/// A row read alone costs more than as many bytes of a scan.
-const ALONE: f64 = 1.25;
+/// Rows that are asked for ahead.
+const AHEAD: usize = 4;
+/// A row read alone costs more than as many bytes of a scan: one core of Zen 5 takes 3.2 ms for
+/// 33 MB of them, and 4.0 for the 172 MB of a plane.
+pub(super) const ALONE: f64 = 4.0;
 /// Tokens of which costs are averaged, roughly.
 const MEMORY: f64 = 8.0;
 /// Tokens for which the full head serves when the scan did not pay; it doubles up to the second.
@@ -316,7 +319,12 @@ impl Scan<'_> {
             let to = part.end.clamp(before, before + count) - before;
             before += count;
             // SAFETY: written before the barrier, read-only now.
-            for &row in unsafe { self.survivors.read(start + from..start + to) } {
+            let rows = unsafe { self.survivors.read(start + from..start + to) };
+            for (i, &row) in rows.iter().enumerate() {
+                // They lie apart: without this the next row is only asked for when it is needed.
+                if let Some(&next) = rows.get(i + AHEAD) {
+                    head.vector.prefetch(planes.fine_row(next as usize));
+                }
                 let row = row as usize;
                 // SAFETY: as above.
                 let estimate = unsafe { self.estimates.read(row..row + 1)[0] };

@@ -253,12 +253,16 @@ impl Planes {
         count
     }
 
+    /// The fine copy of a row.
+    pub(super) fn fine_row(&self, row: usize) -> &[u8] {
+        let width = self.fine.len() / self.rows;
+        &self.fine[row * width..(row + 1) * width]
+    }
+
     /// Whether a row's logit may reach `least` by its better estimate, if the scan's is this.
     pub(super) fn survives(&self, row: usize, estimate: f32, query: &Query, least: f32) -> bool {
-        let width = self.fine.len() / self.rows;
         let mut fine = [0.0];
-        let bytes = &self.fine[row * width..(row + 1) * width];
-        self.fine_kernel.run(bytes, query.x.len(), &query.fine, &mut fine);
+        self.fine_kernel.run(self.fine_row(row), query.x.len(), &query.fine, &mut fine);
         let radius = self.fine_residuals[row] * query.norm + query.fine_slack;
         reaches((estimate + fine[0]) + radius, least)
     }
