@@ -251,9 +251,9 @@ pub struct PlaneCall {
     pub scales: *const f32,
     /// Tiles.
     pub count: usize,
-    /// Blocks of 32 columns.
-    pub blocks: usize,
-    /// The activations are integers, `256 high + low`, `[32 * blocks]`.
+    /// Columns, K; blocks of 32 cover them.
+    pub cols: usize,
+    /// The activations are integers, `256 high + low`, padded with zeros to whole blocks.
     pub high: *const i8,
     /// As many.
     pub low: *const i8,
@@ -269,8 +269,8 @@ pub struct PlaneCall {
 /// Computes the estimates of one [`PlaneCall`].
 ///
 /// # Safety
-/// The CPU has the kernel's features. `tiles` is readable for `count` tiles of `blocks` blocks,
-/// `scales` for 16 floats of each tile; `high`, `low` and `offsets` for `blocks` blocks; `out` is
+/// The CPU has the kernel's features. `tiles` is readable for `count` tiles of `cols` columns,
+/// `scales` for 16 floats of each tile; `high`, `low` and `offsets` for whole blocks of columns; `out` is
 /// writable for 16 floats of each tile and nothing else accesses it meanwhile.
 pub type PlaneRunFn = unsafe extern "C" fn(call: &PlaneCall);
 

@@ -19,6 +19,8 @@ use crate::isa::scalar as isa;
 const BITS: usize = 5;
 /// Rows in a tile.
 const ROWS: usize = 16;
+/// Columns of the matrix; 0: taken from the call.
+const COLS: usize = 0;
 /// Bytes ahead to prefetch; 0: none.
 const PREFETCH: usize = 0;
 
@@ -40,12 +42,14 @@ const VECTORS: usize = ROWS / isa::LANES;
 /// # Safety
 /// See `PlaneRunFn`.
 pub unsafe extern "C" fn run(call: &PlaneCall) {
+    let cols = if COLS == 0 { call.cols } else { COLS };
+    let blocks = cols.div_ceil(WIDTH);
     for tile in 0..call.count {
         let mut sum = isa::f32_splat(0.0);
         // SAFETY: tiles, blocks and rows are within what the contract says.
         unsafe {
-            for block in 0..call.blocks {
-                let at = call.tiles.add((tile * call.blocks + block) * BYTES);
+            for block in 0..blocks {
+                let at = call.tiles.add((tile * blocks + block) * BYTES);
                 if PREFETCH != 0 {
                     for line in 0..BYTES.div_ceil(64) {
                         isa::prefetch(at.wrapping_add(PREFETCH + 64 * line));

@@ -46,6 +46,7 @@ fn emission_is_deterministic() {
     let mut table: Vec<&str> =
         builtin::TERNARY.iter().map(|entry| entry.id.text().unwrap()).collect();
     table.extend(builtin::HEADS.iter().map(|entry| entry.id.text().unwrap()));
+    table.extend(builtin::PLANES.iter().map(|entry| entry.id.text().unwrap()));
     table.extend(builtin::ATTENTION.iter().map(|entry| entry.id.text().unwrap()));
     let named: BTreeSet<String> = ids.iter().map(ToString::to_string).collect();
     assert_eq!(table.len(), ids.len());

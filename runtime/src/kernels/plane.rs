@@ -24,6 +24,7 @@ impl std::fmt::Debug for PlaneKernel {
 /// The activations of a scan: integers of 16 bits, padded with zeros to whole blocks.
 #[derive(Clone, Debug, Default)]
 pub struct PlaneInput {
+    cols: usize,
     high: Vec<i8>,
     low: Vec<i8>,
     /// For every block its sum, times what the codes are offset by.
@@ -36,7 +37,7 @@ impl PlaneInput {
     pub fn new(cols: usize) -> Self {
         let blocks = cols.div_ceil(PlaneFormat::BLOCK_COLS);
         let bytes = vec![0; blocks * PlaneFormat::BLOCK_COLS];
-        Self { high: bytes.clone(), low: bytes, offsets: vec![0; blocks], scale: 0.0 }
+        Self { cols, high: bytes.clone(), low: bytes, offsets: vec![0; blocks], scale: 0.0 }
     }
 
     /// Takes what [`numerics::quantise_wide`](crate::model::numerics::quantise_wide) gave, for a
@@ -110,19 +111,16 @@ impl PlaneKernel {
         out: &mut [f32],
     ) {
         const ROWS: usize = PlaneFormat::TILE_ROWS;
-        let blocks = input.offsets.len();
-        assert!(
-            input.high.len() == blocks * PlaneFormat::BLOCK_COLS
-                && input.low.len() == input.high.len()
-        );
-        let bytes = blocks * self.format.block_bytes();
+        let cols = input.cols;
+        assert!(self.id.shape.is_none_or(|shape| shape.cols == cols), "{}: {cols}", self.id);
+        let bytes = self.format.tile_bytes(cols);
         let scales = &scales[tiles.start * ROWS..tiles.end * ROWS];
         assert_eq!(out.len(), scales.len());
         let call = abi::PlaneCall {
             tiles: data[tiles.start * bytes..tiles.end * bytes].as_ptr(),
             scales: scales.as_ptr(),
             count: tiles.len(),
-            blocks,
+            cols,
             high: input.high.as_ptr(),
             low: input.low.as_ptr(),
             offsets: input.offsets.as_ptr(),
