@@ -15,7 +15,7 @@ use bitnet_codegen::{Phase, candidates, grid};
 use bitnet_profiles::{
     Format, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, PlaneFormat, Shape,
 };
-use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, TERNARY, abi};
+use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, PLANES, TERNARY, abi};
 use bitnet_tuner::compile::{Toolchain, Workplace};
 use bitnet_tuner::machine::mix::{Class, Mix, work};
 use iced_x86::{
@@ -67,7 +67,11 @@ fn listed(
 
 /// The built-in kernels.
 fn kernels() -> Vec<Kernel> {
-    listed(TERNARY, HEADS, ATTENTION)
+    let planes = PLANES.iter().map(|entry| Kernel {
+        id: entry.id.text().unwrap().parse().unwrap(),
+        run: entry.run as *const () as u64,
+    });
+    listed(TERNARY, HEADS, ATTENTION).into_iter().chain(planes).collect()
 }
 
 /// Matrices of 2B-4T, and a head of attention: as many columns as a model has, so that loops stay
@@ -145,6 +149,10 @@ fn head(op: Op) -> bool {
     matches!(op, Op::Head(_))
 }
 
+fn plane(op: Op) -> bool {
+    matches!(op, Op::Plane(_))
+}
+
 fn attention(op: Op) -> bool {
     op == Op::Attention
 }
@@ -202,6 +210,13 @@ const FAMILIES: &[Family] = &[
     Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 12.75, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |op| op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+    // High and low bytes apart: of 16 products 8 masks and 4 shifts for the codes' low bits, and for
+    // bit 4 as many masks and 7 shifts; widening, combining and scaling the block. Only EVEX has
+    // broadcasts as operands.
+    Family { serves: plane, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 16, rows: 8, also: Some(Mnemonic::Vpmaddwd), each: 5.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: plane, isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 16, rows: 8, also: Some(Mnemonic::Vpmovzxbd), each: 4.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: plane, isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 32, rows: 16, also: Some(Mnemonic::Vpmaddwd), each: 6.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: plane, isas: VNNI, phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 32, rows: 16, also: Some(Mnemonic::Vpmovzxbd), each: 4.0, unpack: 0.0, load: [0.0, 0.0] },
 ];
 
 /// Instructions of an iteration that count, step pointers and branch, and the margin.
@@ -239,6 +254,11 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: |op| op == Op::Head(HeadFormat::Q6K), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 18, more: 0 },
     Crowded { serves: |op| op == Op::Head(HeadFormat::Q4_0), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 26, more: 4 },
     Crowded { serves: |op| op == Op::Head(HeadFormat::Q6K), isa: Isa::AvxVnni, rows: 1, tokens: 1, stack: 14, more: 0 },
+    // Codes of both vectors of rows, unpacked ahead; one after the other (`in_turn`) is no faster.
+    Crowded { serves: |op| op == Op::Plane(PlaneFormat::P4), isa: Isa::Avx2, rows: 16, tokens: 1, stack: 12, more: 0 },
+    Crowded { serves: |op| op == Op::Plane(PlaneFormat::P5), isa: Isa::Avx2, rows: 16, tokens: 1, stack: 26, more: 44 },
+    Crowded { serves: |op| op == Op::Plane(PlaneFormat::P4), isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 6, more: 8 },
+    Crowded { serves: |op| op == Op::Plane(PlaneFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 28, more: 52 },
 ];
 
 /// The accesses to the stack and the instructions over the bound that a kernel may have.

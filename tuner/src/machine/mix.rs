@@ -401,7 +401,8 @@ fn plane(id: &KernelId, format: PlaneFormat) -> Work {
         (Control, 4.0),
     ]);
     let (widened, more) = match (id.isa.dots_are_wide(), is_arm(id.isa)) {
-        (true, _) => (Mix::of(&[(Dot, products)]), Mix::default()),
+        // Sums that begin with zero.
+        (true, _) => (Mix::of(&[(Dot, products)]), Mix::of(&[(Logic, 4.0 * vectors)])),
         (false, false) => {
             let sums = 4.0 * vectors;
             (Mix::of(&[(Dot, products), (Add, products)]), Mix::of(&[(Dot, sums)]))
@@ -412,14 +413,22 @@ fn plane(id: &KernelId, format: PlaneFormat) -> Work {
         }
     };
     let lines = if id.tile.prefetch > 0 { format.block_bytes().div_ceil(64) } else { 0 };
+    // What goes to the stack, and is masked before it does, where there are 16 registers.
+    let spilled = match (id.isa, format) {
+        (Isa::Avx2 | Isa::AvxVnni, PlaneFormat::P5) => {
+            Mix::of(&[(Load, 30.0), (Store, 7.0), (Logic, 17.0)])
+        }
+        (Isa::Avx2, PlaneFormat::P4) => Mix::of(&[(Load, 6.0), (Store, 5.0)]),
+        _ => Mix::default(),
+    };
     Work {
-        hot: hot.and(widened).and(more).and(Mix::of(&[(Prefetch, lines as f64)])),
+        hot: hot.and(widened).and(more).and(spilled).and(Mix::of(&[(Prefetch, lines as f64)])),
         cols: PlaneFormat::BLOCK_COLS,
         chain: (Fma, 1.0),
         block_cols: usize::MAX,
         block: Mix::default(),
         end: Mix::of(&[(Float, 2.0 * vectors), (Store, vectors), (Control, 10.0)]),
-        folded: if vectors == 1.0 { 16.0 } else { 0.0 },
+        folded: if vectors == 1.0 && id.isa.dots_are_wide() { 16.0 } else { 0.0 },
         activation_bytes: 2.0,
     }
 }
