@@ -36,7 +36,7 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 
 /// All of `ids` in one file, to be part of a program: the ABI, the vocabularies up to the best ISA
 /// among them, a module for each kernel and for the float operations of each ISA, and the tables
-/// `TERNARY`, `HEADS`, `ATTENTION` and `VECTOR`. The file's text depends on `ids` and nothing else.
+/// `TERNARY`, `HEADS`, `PLANES`, `ATTENTION` and `VECTOR`. The file's text depends on `ids` and nothing else.
 ///
 /// # Errors
 /// As [`emit_kernel`].
@@ -47,7 +47,7 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     let of_isas = |source: &&Source| isas.iter().any(|isa| isa.name() == source.name);
     let vocabularies: Vec<Source> = VOCABULARIES.iter().filter(of_isas).copied().collect();
     let mut out = header("templates/src");
-    let Entries { ternary, heads, attention } = modules(&mut out, ids, &vocabularies)?;
+    let Entries { ternary, heads, planes, attention } = modules(&mut out, ids, &vocabularies)?;
     let mut vectors = Vec::new();
     for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
         let name = vector_module(isa);
@@ -63,6 +63,8 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         pub static TERNARY: &[abi::TernaryEntry] = &[#(#ternary),*];
         /// Every head kernel of this file.
         pub static HEADS: &[abi::HeadEntry] = &[#(#heads),*];
+        /// Every kernel of this file that scans planes.
+        pub static PLANES: &[abi::PlaneEntry] = &[#(#planes),*];
         /// Every attention kernel of this file.
         pub static ATTENTION: &[abi::AttentionEntry] = &[#(#attention),*];
         /// The float operations of every ISA, by its name.
@@ -94,7 +96,7 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
         VOCABULARIES.iter().filter(|s| used.contains(s.name)).copied().collect();
     let mut out = header("templates/src");
     out.push_str(NO_STD);
-    let Entries { ternary, heads, attention } = modules(&mut out, ids, &vocabularies)?;
+    let Entries { ternary, heads, attention, .. } = modules(&mut out, ids, &vocabularies)?;
     let floats = ids.iter().filter(|id| !matches!(id.op, Op::Ternary(_)));
     let tiers: BTreeSet<Isa> = floats.map(|id| id.isa.float_tier()).collect();
     for isa in tiers {
@@ -146,11 +148,15 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 ";
 
+/// The functions of a kernel whose activations are laid out first.
+const PREPARED: &[&str] = &["scratch", "prepare", "run"];
+
 /// The entries of the tables.
 #[derive(Default)]
 struct Entries {
     ternary: Vec<TokenStream>,
     heads: Vec<TokenStream>,
+    planes: Vec<TokenStream>,
     attention: Vec<TokenStream>,
 }
 
@@ -176,22 +182,21 @@ fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Resul
         let name = id.to_string();
         module(out, &name, &kernel(id, template)?);
         let path = format_ident!("{name}");
-        let (entry, prepare, table) = match id.op {
-            Op::Ternary(_) => (format_ident!("TernaryEntry"), true, &mut entries.ternary),
-            Op::Head(_) => (format_ident!("HeadEntry"), true, &mut entries.heads),
-            Op::Attention => (format_ident!("AttentionEntry"), false, &mut entries.attention),
+        let (entry, functions, table) = match id.op {
+            Op::Ternary(_) => ("TernaryEntry", PREPARED, &mut entries.ternary),
+            Op::Head(_) => ("HeadEntry", PREPARED, &mut entries.heads),
+            Op::Plane(_) => ("PlaneEntry", &["run"][..], &mut entries.planes),
+            Op::Attention => ("AttentionEntry", &["scratch", "run"][..], &mut entries.attention),
         };
-        let prepare = prepare.then(|| quote!(prepare: #path::prepare,));
+        let entry = format_ident!("{entry}");
+        let functions = functions.iter().map(|function| format_ident!("{function}"));
+        let functions = functions.map(|function| quote!(#function: #path::#function));
         let expansion = matches!(id.op, Op::Ternary(_)).then(|| {
             let expansion =
                 if id.expands() { quote!(Some(&#path::EXPANSION)) } else { quote!(None) };
             quote!(, expansion: #expansion)
         });
-        table.push(quote! {
-            abi::#entry {
-                id: abi::Id::new(#name), scratch: #path::scratch, #prepare run: #path::run #expansion
-            }
-        });
+        table.push(quote!(abi::#entry { id: abi::Id::new(#name), #(#functions),* #expansion }));
     }
     Ok(entries)
 }
@@ -240,6 +245,7 @@ fn template(id: &KernelId) -> Result<&'static Source, Error> {
         },
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
         Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",
+        Op::Plane(_) => "plane",
         Op::Attention => "attention",
     };
     TEMPLATES
@@ -264,6 +270,7 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
         }
         // In the order of declaration, as the templates document it.
         Op::Head(format) => constants.push(constant("FORMAT", format as usize, usize::MAX)),
+        Op::Plane(format) => constants.push(constant("BITS", format.bits(), usize::MAX)),
         Op::Attention => {}
     }
     specialise(template, id.isa, &constants)

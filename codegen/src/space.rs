@@ -5,8 +5,8 @@ use bitnet_profiles::Isa::{
     Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Neon, NeonDot, NeonI8mm, Scalar,
 };
 use bitnet_profiles::Layout::{I2sT16, I2sT32, I2sT64, T5T32, Tl1T32, Tl2T32, Tl2W32};
-use bitnet_profiles::Op::{self, Attention, Head, Ternary};
-use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, TileConfig};
+use bitnet_profiles::Op::{self, Attention, Head, Plane, Ternary};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, PlaneFormat, Shape, TileConfig};
 
 /// What a kernel is for: one token at a time, or many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +38,7 @@ struct Row {
 
 const FLOAT_HEADS: &[Op] = &[Head(HeadFormat::F32), Head(HeadFormat::F16), Head(HeadFormat::Bf16)];
 const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head(HeadFormat::Q4_0)];
+const PLANES: &[Op] = &[Plane(PlaneFormat::P4), Plane(PlaneFormat::P5)];
 
 /// The kernels that every build holds.
 #[rustfmt::skip]
@@ -128,6 +129,8 @@ const GRID: &[Row] = &[
     Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, AvxVnni, Avx512],    rows: &[1],        cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
     Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],        cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[4096] },
     Row { ops: BLOCK_HEADS,        isas: &[Neon, NeonDot],                    rows: &[1],      cols: &[0],                 tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: PLANES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums, on NEON all 32.
     Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
@@ -190,7 +193,8 @@ pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
             })
         });
         for tile in tiles {
-            for &op in row.ops {
+            // Scans of planes are not tuned: no kernel of theirs is made for a model's columns.
+            for &op in row.ops.iter().filter(|op| shape.is_none() || !matches!(op, Plane(_))) {
                 ids.extend(KernelSpec { op, isa, shape, tile }.validate().ok());
             }
         }

@@ -175,3 +175,46 @@ impl HeadFormat {
         cols / self.block_weights() * self.block_bytes()
     }
 }
+
+/// A low-bit copy of the lm_head, which is scanned for the rows that may hold the largest logits.
+///
+/// Tiles of [`PlaneFormat::TILE_ROWS`] rows, each a run of blocks of [`PlaneFormat::BLOCK_COLS`]
+/// columns, padded with any codes. A block is 4 groups of 64 bytes, where byte `4r + b` of group
+/// `g` holds row `r`, the low 4 bits of the codes of columns `8g + b` (low nibble) and `8g + 4 + b`;
+/// with 5 bits 64 bytes follow where bit `s` of byte `4r + b` is bit 4 of the code of column
+/// `4s + b`; last come 16 bytes, the scales of the rows. A code `c` of `n` bits stands for
+/// `c - (2^n - 1) / 2`, times the block's scale and a scale of the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PlaneFormat {
+    /// 4-bit codes.
+    P4,
+    /// 5-bit codes.
+    P5,
+}
+
+named!(PlaneFormat, "plane format", { P4 => "plane_4", P5 => "plane_5" });
+
+impl PlaneFormat {
+    /// Rows in a tile.
+    pub const TILE_ROWS: usize = 16;
+    /// Columns in a block.
+    pub const BLOCK_COLS: usize = 32;
+
+    /// Bits of a code.
+    pub const fn bits(self) -> usize {
+        match self {
+            Self::P4 => 4,
+            Self::P5 => 5,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        Self::TILE_ROWS * (Self::BLOCK_COLS * self.bits() / 8 + 1)
+    }
+
+    /// Bytes of a tile of `cols` columns.
+    pub const fn tile_bytes(self, cols: usize) -> usize {
+        cols.div_ceil(Self::BLOCK_COLS) * self.block_bytes()
+    }
+}

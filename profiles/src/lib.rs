@@ -59,7 +59,7 @@ mod spec;
 mod text;
 mod tile;
 
-pub use format::{Format, HeadFormat, Layout};
+pub use format::{Format, HeadFormat, Layout, PlaneFormat};
 pub use hash::stable_hash;
 pub use isa::Isa;
 pub use profile::{

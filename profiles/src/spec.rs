@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 
-use crate::{Format, HeadFormat, Isa, Layout, Shape, TileConfig};
+use crate::{Format, HeadFormat, Isa, Layout, PlaneFormat, Shape, TileConfig};
 
 /// What a kernel computes, and on which packing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -11,6 +11,8 @@ pub enum Op {
     Ternary(Layout),
     /// Rows of the lm_head times activation rows: f32 logits.
     Head(HeadFormat),
+    /// Rows of a low-bit copy of the lm_head times one activation row: f32 estimates of logits.
+    Plane(PlaneFormat),
     /// Attention over the KV cache: f16, or f32 where the call says so.
     Attention,
 }
@@ -20,6 +22,7 @@ impl fmt::Display for Op {
         match self {
             Self::Ternary(layout) => layout.fmt(f),
             Self::Head(format) => write!(f, "head_{format}"),
+            Self::Plane(format) => format.fmt(f),
             Self::Attention => f.write_str("attention_f16"),
         }
     }
@@ -32,6 +35,8 @@ impl FromStr for Op {
             Ok(Self::Attention)
         } else if let Some(format) = s.strip_prefix("head_") {
             format.parse().map(Self::Head).map_err(|e: crate::UnknownName| e.to_string())
+        } else if s.starts_with("plane_") {
+            s.parse().map(Self::Plane).map_err(|e: crate::UnknownName| e.to_string())
         } else {
             s.parse().map(Self::Ternary).map_err(|e: crate::UnknownName| e.to_string())
         }
@@ -114,6 +119,13 @@ impl KernelSpec {
                     "a head kernel takes 1, 2, 4 or 8 rows, whole rows and 1, 2, 4 or 8 tokens"
                         .into()
                 },
+            )?,
+            Op::Plane(_) => check.that(
+                tile.rows == PlaneFormat::TILE_ROWS
+                    && tile.cols == 0
+                    && tile.tokens == 1
+                    && tile.unroll == 1,
+                || "a scan of a plane takes a tile of 16 rows, whole rows and one token".into(),
             )?,
             Op::Attention => check.that(
                 matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 256 && tile.tokens == 1,
@@ -419,6 +431,7 @@ mod tests {
             Op::Ternary(Layout::Tl2W32),
             Op::Ternary(Layout::T5T32),
             Op::Head(HeadFormat::Q6K),
+            Op::Plane(PlaneFormat::P5),
             Op::Attention,
         ];
         let mut seen = 0;

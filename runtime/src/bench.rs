@@ -6,8 +6,8 @@ use std::fmt;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::model::{BatchToken, Session, StageTimes};
-use crate::sampler::Rng;
+use crate::model::{BatchToken, Needs, Session, StageTimes};
+use crate::sampler::{self, Rng};
 
 /// What to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,24 +183,33 @@ pub fn time(
     truncate(session, 0);
     if test.n_depth > 0 {
         tokens.fill(&mut batch, test.n_depth, of, false);
-        session.forward(&batch)?;
+        session.forward(&batch, &Needs::GREEDY)?;
     }
     session.time_stages();
     let mut ns = Vec::with_capacity(repetitions);
     for _ in 0..repetitions {
         truncate(session, test.n_depth);
         let start = Instant::now();
+        // As a greedy run would.
+        let needs = &Needs::GREEDY;
         let mut logits = &[][..];
         if test.n_prompt > 0 {
             tokens.fill(&mut batch, test.n_prompt, of, true);
-            logits = session.forward(&batch)?;
+            logits = session.forward(&batch, needs)?;
         }
         for _ in 0..test.n_gen {
             tokens.fill(&mut batch, 1, of, true);
-            logits = session.forward(&batch)?;
+            logits = session.forward(&batch, needs)?;
         }
         ns.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
+        // Those that were not needed read minus infinity, but the best is a number.
+        let wrong = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+        let wrong = logits.iter().position(wrong);
+        let best = logits.chunks(vocab).enumerate().find_map(|(row, logits)| {
+            let best = sampler::argmax(logits) as usize;
+            (!logits.get(best).is_some_and(|logit| logit.is_finite())).then_some(row * vocab + best)
+        });
+        if let Some(at) = wrong.or(best) {
             let message = format!("test {test}: logit {} is {}, no number", at % vocab, logits[at]);
             return Err(Error::Runtime(message));
         }

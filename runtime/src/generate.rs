@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::lookup::Lookup;
-use crate::model::{BatchToken, Session};
+use crate::model::{BatchToken, Needs, Session};
 use crate::sampler::Sampler;
 use crate::tokenizer::Tokenizer;
 
@@ -87,9 +87,10 @@ pub fn generate(
         ));
     }
     let start = Instant::now();
-    session.prefill(prompt)?;
-    let prompt_time = start.elapsed();
     prompt.iter().for_each(|&id| sampler.accept(id));
+    let masked = if limits.ignore_eos { tokenizer.eos_ids() } else { &[] };
+    session.prefill_for(prompt, &sampler.needs(masked))?;
+    let prompt_time = start.elapsed();
     let mut drafts = Drafts::new(limits.draft, prompt);
 
     let start = Instant::now();
@@ -115,7 +116,7 @@ pub fn generate(
                 }
                 // The last token of a text need not go through the model.
                 let more = limits.tokens.map_or(usize::MAX, |most| most - ids.len() - 1);
-                drafts.decode(session, ids[steps], more)?;
+                drafts.decode(session, ids[steps], more, &sampler.needs(masked))?;
             }
             steps += 1;
         }
@@ -123,7 +124,7 @@ pub fn generate(
         let id = if limits.ignore_eos {
             without_end.clear();
             without_end.extend_from_slice(logits);
-            for &end in tokenizer.eos_ids() {
+            for &end in masked {
                 if let Some(logit) = without_end.get_mut(end as usize) {
                     *logit = f32::NEG_INFINITY;
                 }
@@ -212,11 +213,11 @@ impl Drafts {
     }
 
     /// Takes the token chosen last through the model, and with it a draft of those that follow, if
-    /// that promises to be faster; at most `more`.
-    fn decode(&mut self, session: &mut Session, id: u32, more: usize) -> Result<()> {
+    /// that promises to be faster; at most `more`. Without a draft only the logits that are needed count.
+    fn decode(&mut self, session: &mut Session, id: u32, more: usize, needs: &Needs) -> Result<()> {
         self.learn(id);
         let Some(lookup) = &mut self.lookup else {
-            return session.decode(id).map(drop);
+            return session.decode_for(id, needs).map(drop);
         };
         let room = session.context() - session.position() - 1;
         lookup.draft(self.most.min(more).min(room), &mut self.draft);
@@ -225,7 +226,7 @@ impl Drafts {
         self.batch.clear();
         self.batch.extend(all.map(|id| BatchToken { sequence: 0, id, logits: true }));
         let start = Instant::now();
-        session.forward(&self.batch)?;
+        session.forward(&self.batch, needs)?;
         lookup.took(self.batch.len(), start.elapsed());
         Ok(())
     }

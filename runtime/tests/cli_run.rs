@@ -99,6 +99,30 @@ fn drafts_change_nothing_but_the_time() {
     }
 }
 
+/// By a scan of the head the same text comes out, and where all logits are needed all are read.
+#[test]
+fn the_head_is_scanned_as_asked() {
+    let model = demo_model();
+    let sampled = ["-m", &model, "-p", "ROMEO:", "-n", "30", "--seed", "3", "--ignore-eos"];
+    let text = |more: &[&str]| {
+        let report = json(&[&sampled[..], &["--repeat-penalty", "1.1"], more].concat());
+        (report["text"].clone(), report["lm_head"].clone())
+    };
+    for temperature in ["0", "0.8"] {
+        let of = |how: &str| text(&["--temp", temperature, "--lm-head", how]);
+        let (full, exact) = (of("full"), of("exact"));
+        assert_eq!(full.0, exact.0);
+        assert!(full.1["scan"].is_null() && full.1["scanned"] == 0.0);
+        let id: KernelId = exact.1["scan"].as_str().unwrap().parse().unwrap();
+        assert!(id.isa.is_supported());
+        assert_eq!(exact.1["scanned"], 1.0);
+        let bytes = exact.1["bytes_per_token"].as_f64().unwrap();
+        assert!(bytes > 0.0 && bytes < full.1["bytes_per_token"].as_f64().unwrap() / 2.0);
+    }
+    let all = text(&["--temp", "0.8", "--top-k", "0", "--lm-head", "exact"]);
+    assert!(all.1["scan"].is_null());
+}
+
 #[test]
 fn json_says_what_ran() {
     let model = demo_model();
@@ -112,6 +136,7 @@ fn json_says_what_ran() {
             "huge_pages",
             "ids",
             "kernels",
+            "lm_head",
             "memory",
             "pinning",
             "profile",

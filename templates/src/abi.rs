@@ -216,6 +216,8 @@ pub struct VectorEntry {
     ),
     /// Ends an attention.
     pub attention_finish: unsafe extern "C" fn(state: &Softmax, out: *mut f32, n: usize),
+    /// Asks for the cache lines of `n` bytes, which nobody waits for.
+    pub prefetch: unsafe extern "C" fn(bytes: *const u8, n: usize),
 }
 
 /// The running state of a softmax: `model/numerics.rs` has it too.
@@ -285,6 +287,48 @@ pub struct HeadEntry {
     pub prepare: HeadPrepareFn,
     /// Multiplies.
     pub run: HeadRunFn,
+}
+
+/// Consecutive tiles of a plane, a low-bit copy of the lm_head, times one activation row.
+#[repr(C)]
+pub struct PlaneCall {
+    /// First tile, in the layout of `PlaneFormat`.
+    pub tiles: *const u8,
+    /// A scale for each row of the tiles.
+    pub scales: *const f32,
+    /// Tiles.
+    pub count: usize,
+    /// Columns, K; blocks of 32 cover them.
+    pub cols: usize,
+    /// The activations are integers, `256 high + low`, padded with zeros to whole blocks.
+    pub high: *const i8,
+    /// As many.
+    pub low: *const i8,
+    /// For every block what the codes' offset comes to: `2^bits - 1` times the sum of its
+    /// activations.
+    pub offsets: *const i32,
+    /// Of the activations.
+    pub scale: f32,
+    /// One estimate for each row.
+    pub out: *mut f32,
+}
+
+/// Computes the estimates of one [`PlaneCall`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `tiles` is readable for `count` tiles of `cols` columns,
+/// `scales` for 16 floats of each tile; `high`, `low` and `offsets` for whole blocks of columns; `out` is
+/// writable for 16 floats of each tile and nothing else accesses it meanwhile.
+pub type PlaneRunFn = unsafe extern "C" fn(call: &PlaneCall);
+
+/// A kernel that scans planes as the generated table lists it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PlaneEntry {
+    /// The kernel's id.
+    pub id: Id,
+    /// Scans.
+    pub run: PlaneRunFn,
 }
 
 /// Attention of query rows, the heads of some tokens, over one chunk of the key-value head that they

@@ -14,6 +14,7 @@ pub mod head_float;
 pub mod i2_s;
 pub mod i2_s_mm;
 pub mod isa;
+pub mod plane;
 pub mod quads;
 pub mod t5;
 pub mod t5_lookup;
@@ -72,6 +73,7 @@ pub const TEMPLATES: &[Source] = &[
     source!("tl2_w", "tl2_w.rs"),
     source!("head_float", "head_float.rs"),
     source!("head_block", "head_block.rs"),
+    source!("plane", "plane.rs"),
     source!("attention", "attention.rs"),
 ];
 

@@ -1,7 +1,7 @@
 //! Every float kernel of every ISA equals its scalar definition, `to_bits`.
 
 use bitnet_profiles::Isa;
-use bitnet_runtime::kernels::{HeadKernel, VectorOps, verify};
+use bitnet_runtime::kernels::{HeadKernel, PlaneKernel, VectorOps, verify};
 use bitnet_runtime::model::numerics;
 use bitnet_tests::Random;
 use half::f16;
@@ -188,4 +188,16 @@ fn every_head_kernel() {
         tested += 1;
     }
     assert!(tested >= 6, "{tested}");
+}
+
+#[test]
+fn every_scan_of_a_plane() {
+    let mut tested = 0;
+    for kernel in PlaneKernel::builtin() {
+        for cols in [1, 31, 32, 33, 96, 384, 2560, 2568] {
+            assert_eq!(verify::plane(&kernel, cols), None);
+        }
+        tested += 1;
+    }
+    assert!(tested >= 2, "{tested}");
 }

@@ -12,8 +12,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bitnet_codegen::{Phase, candidates, grid};
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, Shape};
-use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, TERNARY, abi};
+use bitnet_profiles::{
+    Format, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, PlaneFormat, Shape,
+};
+use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, PLANES, TERNARY, abi};
 use bitnet_tuner::compile::{Toolchain, Workplace};
 use bitnet_tuner::machine::mix::{Class, Mix, work};
 use iced_x86::{
@@ -65,7 +67,11 @@ fn listed(
 
 /// The built-in kernels.
 fn kernels() -> Vec<Kernel> {
-    listed(TERNARY, HEADS, ATTENTION)
+    let planes = PLANES.iter().map(|entry| Kernel {
+        id: entry.id.text().unwrap().parse().unwrap(),
+        run: entry.run as *const () as u64,
+    });
+    listed(TERNARY, HEADS, ATTENTION).into_iter().chain(planes).collect()
 }
 
 /// Matrices of 2B-4T, and a head of attention: as many columns as a model has, so that loops stay
@@ -155,6 +161,10 @@ fn coded_head(id: &KernelId) -> bool {
     matches!(id.op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0))
 }
 
+fn plane(id: &KernelId) -> bool {
+    matches!(id.op, Op::Plane(_))
+}
+
 fn attention(id: &KernelId) -> bool {
     id.op == Op::Attention
 }
@@ -223,6 +233,13 @@ const FAMILIES: &[Family] = &[
     Family { serves: coded_head, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 4.75, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: coded_head, isas: &[Isa::Avx512], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 7.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: coded_head, isas: &[Isa::Avx512Vnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 5.25, unpack: 0.0, load: [0.0, 0.0] },
+    // High and low bytes apart: of 16 products 8 masks and 4 shifts for the codes' low bits, and for
+    // bit 4 as many masks and 7 shifts; widening, combining and scaling the block. Only EVEX has
+    // broadcasts as operands.
+    Family { serves: plane, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 16, rows: 8, also: Some(Mnemonic::Vpmaddwd), each: 5.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: plane, isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 16, rows: 8, also: Some(Mnemonic::Vpmovzxbd), each: 4.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: plane, isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 32, rows: 16, also: Some(Mnemonic::Vpmaddwd), each: 6.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: plane, isas: VNNI, phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 32, rows: 16, also: Some(Mnemonic::Vpmovzxbd), each: 4.0, unpack: 0.0, load: [0.0, 0.0] },
 ];
 
 /// Instructions of an iteration that count, step pointers and branch, and the margin.
@@ -271,6 +288,11 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: head, isa: Isa::Avx512,  rows: 4, tokens: 4, stack: 2,  more: 8 },
     Crowded { serves: head, isa: Isa::Avx512Vnni, rows: 1, tokens: 4, stack: 14, more: 0 },
     Crowded { serves: head, isa: Isa::Avx512Vnni, rows: 1, tokens: 8, stack: 36, more: 0 },
+    // Codes of both vectors of rows, unpacked ahead; one after the other (`in_turn`) is no faster.
+    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P4), isa: Isa::Avx2, rows: 16, tokens: 1, stack: 12, more: 0 },
+    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::Avx2, rows: 16, tokens: 1, stack: 26, more: 44 },
+    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P4), isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 6, more: 8 },
+    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 28, more: 52 },
 ];
 
 /// The accesses to the stack and the instructions over the bound that a kernel may have.
@@ -504,6 +526,7 @@ fn allowed(id: &KernelId) -> Vec<usize> {
         // The 16 lanes of the float contract, filled once by rows of floats or by blocks of 32.
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => vec![16 * all_rows],
         Op::Head(_) => [512, 256, 128].map(|cols| cols * id.tile.tokens).to_vec(),
+        Op::Plane(_) => vec![16 * PlaneFormat::BLOCK_COLS],
         Op::Attention => panic!("{id}: see `attention_holds_its_sums_in_registers`"),
     }
 }

@@ -13,7 +13,7 @@
 //! measured ([`shipped`]). It ranks kernels; a predicted time is no promise. How well it ranks is a
 //! test against recorded measurements, and `bitnet-tune estimate-check` asks it of any other.
 
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op, Shape, TileConfig, registry};
+use bitnet_profiles::{Isa, KernelId, Layout, Op, PlaneFormat, Shape, TileConfig, registry};
 use bitnet_runtime::host::Host;
 
 pub mod check;
@@ -251,7 +251,10 @@ pub fn predict(
     match id.op {
         Op::Ternary(layout) if id.expands() => job.expanded(layout, parts, tokens.max(1)),
         Op::Ternary(layout) => job.ternary(layout, parts, tokens.max(1)),
-        Op::Head(format) => job.head(format, parts),
+        Op::Head(format) => job.head(parts, |cols| format.row_bytes(cols)),
+        Op::Plane(format) => {
+            job.head(parts, |cols| format.tile_bytes(cols) / PlaneFormat::TILE_ROWS)
+        }
         Op::Attention => job.attention(parts, tokens.max(1)),
     }
 }
@@ -408,15 +411,16 @@ impl JobModel<'_> {
         self.prediction(compute + overhead, compute, step.bound, read, overhead, products)
     }
 
-    fn head(&self, format: HeadFormat, parts: &[Shape]) -> Prediction {
+    fn head(&self, parts: &[Shape], row_bytes: impl Fn(usize) -> usize) -> Prediction {
         let (rows, cols) = parts.first().map_or((1, 1), |part| (part.rows, part.cols));
         let tile = self.id.tile;
         let own_rows = rows.div_ceil(self.threads);
-        let bytes = (own_rows * format.row_bytes(cols)) as f64;
+        let bytes = (own_rows * row_bytes(cols)) as f64;
         let step = self.step(cols, 0.0);
         let compute = self.us(own_rows.div_ceil(tile.rows) as f64 * step.all);
-        // Rows side by side are streams of their own.
-        let streams = if tile.rows > 1 { 1.4 } else { 1.0 };
+        // Rows of a head side by side are streams of their own; those of a plane are one.
+        let apart = tile.rows > 1 && matches!(self.id.op, Op::Head(_));
+        let streams = if apart { 1.4 } else { 1.0 };
         let (stream, read) = self.overlap(compute, bytes, streams, false);
         let overhead = self.us(cols as f64) + barrier_us(self.threads);
         let us = stream + overhead;

@@ -101,6 +101,7 @@ impl Report<'_> {
 fn concerns(kernel: &KernelId, job: &JobMeasurements, phase: Phase) -> bool {
     let serves = match kernel.op {
         Op::Head(_) => job.role == Role::LmHead && phase == Phase::Decode,
+        Op::Plane(_) => false,
         Op::Attention => job.role == Role::Attention,
         Op::Ternary(_) => {
             !matches!(job.role, Role::LmHead | Role::Attention) && Phase::of(&kernel.tile) == phase

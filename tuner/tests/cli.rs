@@ -190,6 +190,7 @@ fn check(profile: &Profile) {
                     assert!(kernels::find(&pick.kernel).is_some(), "{}", pick.kernel);
                 }
                 Op::Head(_) => assert!(kernels::HeadKernel::find(&pick.kernel).is_some()),
+                Op::Plane(_) => panic!("{} serves no role", pick.kernel),
                 Op::Attention => assert!(kernels::AttentionKernel::find(&pick.kernel).is_some()),
             }
             // On a machine that is busy elsewhere the share of its limit rounds to 0.

@@ -10,8 +10,8 @@ use bitnet_profiles::{Isa, KernelId, Op, Pinning};
 use serde::Serialize;
 
 use super::load::{
-    self, KernelArgs, Loaded, PERFORMANCE, Placement, PlacementArgs, RoleKernels, SessionArgs,
-    Taken,
+    self, HeadReport, KernelArgs, Loaded, PERFORMANCE, Placement, PlacementArgs, RoleKernels,
+    SessionArgs, Taken,
 };
 use super::note;
 use crate::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
@@ -20,7 +20,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::host::Host;
 use crate::memory::Pages;
 use crate::model::config::{Config, JobShapes};
-use crate::model::{KvType, MAX_SEQUENCES, Session, SessionOptions, Stage};
+use crate::model::{KvType, MAX_SEQUENCES, Needs, Session, SessionOptions, Stage};
 use crate::probe;
 use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 
@@ -209,7 +209,7 @@ pub fn run(args: &Args) -> Result<()> {
             })?))
         };
         let pool = pool_of(most)?;
-        let loaded = load::model(gguf, &choice, &profile, placement, &pool)?;
+        let loaded = load::model(gguf, &choice, &profile, placement, &Needs::GREEDY, &pool)?;
         let context = tests.iter().map(Test::context).max();
         let sequences = values(&args.parallel).max().unwrap_or(1);
         let options = SessionOptions { sequences, ..args.session.options(context)? };
@@ -270,12 +270,7 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Probes the limit that bounds the test, then times it.
     fn row(&mut self, test: Test) -> Result<Row> {
-        let read = match test {
-            Test { n_prompt: 0, .. } => {
-                Some(Share { per_token: self.decode_bytes(test), limit: self.read_bandwidth() })
-            }
-            _ => None,
-        };
+        let bandwidth = if test.n_prompt == 0 { Some(self.read_bandwidth()) } else { None };
         let multiply = match test {
             Test { n_gen: 0, .. } => Some(Share {
                 per_token: multiply_adds(self.loaded.model.config()),
@@ -289,8 +284,13 @@ impl Bench<'_> {
             bench::warm_up(self.session, test, &mut tokens)?;
         }
         let repetitions = self.args.repetitions as usize;
+        let before = self.session.head_stats();
         let samples = bench::time(self.session, test, repetitions, &mut tokens)?;
-        Ok(self.report(test, &samples, test_time, read, multiply))
+        let after = self.session.head_stats();
+        let head = HeadReport::between(&self.loaded.model, before, after);
+        let read =
+            bandwidth.map(|limit| Share { per_token: self.decode_bytes(test, &head), limit });
+        Ok(self.report(test, &samples, test_time, head, read, multiply))
     }
 
     /// Of a machine without the memory for it there is no figure, but still a test.
@@ -300,12 +300,13 @@ impl Bench<'_> {
         probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
-    /// Bytes that a token of a generation reads on average: its share of all weights as they are
-    /// packed, one row of the embedding, and the keys and values of its position and those before.
-    fn decode_bytes(&self, test: Test) -> f64 {
+    /// Bytes that a token of a generation reads on average: its share of all weights as they are packed,
+    /// of the head what was read, one row of the embedding, and the keys and values of its position
+    /// and those before.
+    fn decode_bytes(&self, test: Test, head: &HeadReport) -> f64 {
         let model = &self.loaded.model;
         let (config, weights) = (model.config(), model.weights());
-        let packed: usize = self.loaded.kernels.values().map(|kernels| kernels.packed_bytes).sum();
+        let packed = self.loaded.packed_bytes();
         let norms: usize = weights
             .layers
             .iter()
@@ -322,7 +323,10 @@ impl Bench<'_> {
         let positions = self.session.context() * self.session.sequences();
         let position = self.session.kv_reserved_bytes() as f64 / positions as f64;
         let positions = test.n_depth as f64 + (test.n_gen + 1) as f64 / 2.0;
-        (packed + norms) as f64 / test.n_parallel as f64 + row as f64 + positions * position
+        (packed + norms) as f64 / test.n_parallel as f64
+            + row as f64
+            + head.bytes_per_token
+            + positions * position
     }
 
     fn report(
@@ -330,6 +334,7 @@ impl Bench<'_> {
         test: Test,
         samples: &Samples,
         test_time: u64,
+        lm_head: HeadReport,
         read: Option<Share>,
         multiply: Option<Share>,
     ) -> Row {
@@ -377,6 +382,7 @@ impl Bench<'_> {
             isa: self.ceiling,
             profile: self.profile.clone(),
             kernels: self.loaded.kernels.clone(),
+            lm_head,
             stage_ns: Stage::ALL.map(|s| (s.name(), per_repetition(s) * 1e9)).into(),
             read: read.map(|share| share.reached(mean(&samples_ts))),
             multiply_add: multiply.map(|share| share.reached(1.0 / products)),
@@ -480,6 +486,7 @@ struct Row {
     huge_pages: bool,
     profile: Taken,
     kernels: BTreeMap<&'static str, RoleKernels>,
+    lm_head: HeadReport,
     /// Of a repetition, on average.
     stage_ns: BTreeMap<&'static str, f64>,
     /// Bytes that the tokens of a generation read.

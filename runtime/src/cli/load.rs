@@ -21,7 +21,9 @@ use crate::host::Host;
 use crate::kernels::{self, Selection};
 use crate::memory::Pages;
 use crate::model::config::{Config, JobShapes};
-use crate::model::{KvType, LoadOptions, Model, SessionOptions};
+use crate::model::{
+    HeadMode, HeadOptions, HeadStats, KvType, LoadOptions, Model, Needs, SessionOptions,
+};
 use crate::threads::{MAX_THREADS, Pool};
 
 /// The heading of these flags in the help.
@@ -41,6 +43,23 @@ pub struct KernelArgs {
     /// ARM scalar, neon, neondot or neoni8mm, whatever the profile says
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
+    /// How the most likely tokens are found, which changes no text: exact: by a scan of a low-bit
+    /// copy of the lm_head; full: by reading all of it; auto: as a measurement at load says
+    #[arg(
+        long,
+        value_name = "auto|exact|full",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    lm_head: LmHead,
+}
+
+/// How the most likely tokens are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LmHead {
+    Auto,
+    Exact,
+    Full,
 }
 
 /// Flags of the session that `bench` has too.
@@ -190,6 +209,7 @@ pub struct Choice {
     ask_user_folder: bool,
     format: Option<Format>,
     isa: Option<Isa>,
+    lm_head: HeadMode,
 }
 
 impl KernelArgs {
@@ -208,7 +228,13 @@ impl KernelArgs {
             Trust::of(&self.profile).tell(&self.profile);
             Some((self.profile.clone(), profile))
         };
-        Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa })
+        let lm_head = match self.lm_head {
+            LmHead::Auto => HeadMode::Auto,
+            LmHead::Exact => HeadMode::Exact,
+            LmHead::Full => HeadMode::Full,
+        };
+        let (format, isa) = (self.format, self.isa);
+        Ok(Choice { named, ask_user_folder: auto, format, isa, lm_head })
     }
 }
 
@@ -409,16 +435,18 @@ impl Loaded {
 }
 
 /// Loads the weights for the kernels chosen, with a progress line on a terminal when that takes
-/// more than a second, and tells on stderr what there is to tell.
+/// more than a second, and tells on stderr what there is to tell. `needs` are the logits that will be
+/// asked for.
 ///
 /// # Errors
-/// Those of [`Model::from_gguf`].
+/// Those of [`Model::from_gguf`] and [`Model::choose_head`].
 pub fn model(
     gguf: Gguf,
     choice: &Choice,
     taken: &Taken,
     placement: Placement,
-    pool: &Pool,
+    needs: &Needs,
+    pool: &Arc<Pool>,
 ) -> Result<Loaded> {
     note(format_args!("profile: {} ({})", taken.name, taken.reason));
     let selection = Selection::new(choice.isa, choice.format, taken.profile.clone())?;
@@ -430,9 +458,17 @@ pub fn model(
             selection: &selection,
             pages: placement.pages,
             lock: placement.lock,
+            copy_head: false,
             progress: &|done, of| progress.show(done, of),
         },
     )?;
+    let (mode, count) = match needs {
+        Needs::All => (HeadMode::Full, 0),
+        Needs::Best { count, .. } => (choice.lm_head, *count),
+    };
+    let ceiling = choice.ceiling();
+    let Placement { pages, lock, .. } = placement;
+    let model = model.choose_head(pool, &HeadOptions { mode, count, ceiling, pages, lock })?;
     drop(progress);
     let notes = selection.take_notes();
     let warnings = model.warnings().iter().cloned().chain(pool.warning());
@@ -456,6 +492,38 @@ pub fn model(
     });
     let kernels = kernels.collect();
     Ok(Loaded { model: Arc::new(model), kernels })
+}
+
+/// What the head did for the tokens of a session.
+#[derive(Clone, Debug, Serialize)]
+pub struct HeadReport {
+    /// The kernel that scans a low-bit copy; none where all of the head is read.
+    pub scan: Option<KernelId>,
+    /// Share of the tokens for which it was used.
+    pub scanned: f64,
+    /// Of these the mean share of the rows that were looked at again.
+    pub refined: f64,
+    /// Of these the mean share of the rows that the full head's kernel computed.
+    pub rescored: f64,
+    /// Bytes that a token read, on average.
+    pub bytes_per_token: f64,
+}
+
+impl HeadReport {
+    /// Of the tokens between two looks at [`Session::head_stats`](crate::model::Session::head_stats).
+    pub fn between(model: &Model, before: HeadStats, after: HeadStats) -> Self {
+        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        let tokens = after.tokens - before.tokens;
+        let scanned = after.scanned - before.scanned;
+        let rows = scanned * model.config().vocab as u64;
+        Self {
+            scan: model.planes().map(|planes| *planes.kernel().id()),
+            scanned: ratio(scanned, tokens),
+            refined: ratio(after.refined - before.refined, rows),
+            rescored: ratio(after.rescored - before.rescored, rows),
+            bytes_per_token: ratio(after.bytes - before.bytes, tokens),
+        }
+    }
 }
 
 /// A line that appears, on a terminal, when packing has taken a second.

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use bitnet_profiles::Pinning;
 use serde::Serialize;
 
-use super::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs, Taken};
+use super::load::{
+    self, HeadReport, KernelArgs, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs, Taken,
+};
 use super::{answer, human, note, read_text};
 use crate::error::{Error, Result};
 use crate::generate::{Generation, Limits, generate};
@@ -18,8 +20,8 @@ use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::lookup::MAX_DRAFT;
 use crate::memory::{self, Pages};
-use crate::model::Session;
 use crate::model::config::Config;
+use crate::model::{HeadStats, Session};
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::threads::{Pool, PoolOptions};
 use crate::tokenizer::Tokenizer;
@@ -205,7 +207,8 @@ pub fn run(args: &Args) -> Result<()> {
     let placement = args.placement.with(&profile);
     let threads = load::thread_count(args.threads, &profile, &host);
     let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
-    let loaded = load::model(gguf, &choice, &profile, placement, &pool)?;
+    let needs = sampler.needs(if args.ignore_eos { tokenizer.eos_ids() } else { &[] });
+    let loaded = load::model(gguf, &choice, &profile, placement, &needs, &pool)?;
     let mut session = Session::new(Arc::clone(&loaded.model), Arc::clone(&pool), options)?;
     let load_time = start.elapsed();
     note(format_args!(
@@ -256,6 +259,7 @@ pub fn run(args: &Args) -> Result<()> {
         finish_reason: generation.finish_reason.name(),
         seed: sampling.seed,
         kernels: &loaded.kernels,
+        lm_head: HeadReport::between(&loaded.model, HeadStats::default(), session.head_stats()),
         profile: &profile,
         threads: pool.threads(),
         pinning: pool.pinning(),
@@ -368,6 +372,7 @@ struct Report<'a> {
     timings: Timings,
     seed: u64,
     kernels: &'a BTreeMap<&'static str, RoleKernels>,
+    lm_head: HeadReport,
     profile: &'a Taken,
     threads: usize,
     pinning: Pinning,

@@ -23,6 +23,7 @@ pub mod cache;
 mod dylib;
 mod head;
 mod library;
+mod plane;
 mod selection;
 mod vector;
 pub mod verify;
@@ -30,6 +31,7 @@ pub mod verify;
 pub use attention::AttentionKernel;
 pub use head::HeadKernel;
 pub use library::{Library, Unusable};
+pub use plane::{PlaneInput, PlaneKernel};
 pub use selection::{Selection, shipped};
 pub use vector::VectorOps;
 

@@ -2,13 +2,13 @@
 //! those made on the host that a model is about to run. A kernel that is wrong is a bug to report,
 //! and never serves.
 
-use bitnet_profiles::{HeadFormat, KernelId, Layout, Shape};
+use bitnet_profiles::{HeadFormat, KernelId, Layout, PlaneFormat, Shape};
 use half::f16;
 
 use super::attention::{
     AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
 };
-use super::{HeadKernel, Kernel, Operand};
+use super::{HeadKernel, Kernel, Operand, PlaneInput, PlaneKernel};
 use crate::memory::Buffer;
 use crate::model::numerics::{self, CHUNK, KvElement, Softmax};
 use crate::pack::{PackedMatrix, to_file_codes};
@@ -189,6 +189,65 @@ pub fn head(kernel: &HeadKernel, cols: usize) -> Result<Option<Wrong>> {
     Ok(None)
 }
 
+/// Where a kernel that scans planes goes wrong on rows of `cols` weights, if it does: on the largest
+/// sums there are and on noise.
+pub fn plane(kernel: &PlaneKernel, cols: usize) -> Option<Wrong> {
+    const TILES: usize = 3;
+    const ROWS: usize = PlaneFormat::TILE_ROWS;
+    let format = kernel.format();
+    let (blocks, most) = (cols.div_ceil(PlaneFormat::BLOCK_COLS), (1u64 << format.bits()) - 1);
+    let padded = blocks * PlaneFormat::BLOCK_COLS;
+    let mut random = Random::new(cols as u64);
+    let cases: [(&str, [u64; 2]); 3] =
+        [("noise", [0, most]), ("all codes 0", [0, 0]), ("all codes the largest", [most, most])];
+    for (name, [least, most]) in cases {
+        let mut below = |least: u64, most: u64| least + random.below(most - least + 1);
+        let x: Vec<f32> = (0..cols)
+            .map(|_| if name == "noise" { below(0, 2000) as f32 - 1000.0 } else { 1.0 })
+            .collect();
+        let mut q = vec![0; padded];
+        let scale = numerics::quantise_wide(&x, &mut q[..cols]);
+        let mut input = PlaneInput::new(cols);
+        input.set(format, &q, scale);
+        let codes: Vec<u8> = (0..TILES * ROWS * padded).map(|_| below(least, most) as u8).collect();
+        let scales: Vec<u8> = (0..TILES * ROWS * blocks).map(|_| below(0, 255) as u8).collect();
+        let row_scales: Vec<f32> = (0..TILES * ROWS).map(|_| below(1, 999) as f32 * 1e-5).collect();
+        let mut data = Vec::new();
+        for tile in 0..TILES {
+            for block in 0..blocks {
+                let code = |row: usize, col: usize| {
+                    codes[(tile * ROWS + row) * padded + block * PlaneFormat::BLOCK_COLS + col]
+                };
+                // As `PlaneFormat` says: byte 4r + b.
+                for (group, byte) in (0..4).flat_map(|g| (0..4 * ROWS).map(move |byte| (g, byte))) {
+                    let (row, col) = (byte / 4, 8 * group + byte % 4);
+                    data.push(code(row, col) & 15 | code(row, col + 4) << 4);
+                }
+                for byte in (0..4 * ROWS).filter(|_| format.bits() == 5) {
+                    let bit = |s: usize| code(byte / 4, 4 * s + byte % 4) >> 4 << s;
+                    data.push((0..8).map(bit).sum());
+                }
+                data.extend((0..ROWS).map(|row| scales[(tile * ROWS + row) * blocks + block]));
+            }
+        }
+        let mut got = vec![f32::NAN; TILES * ROWS];
+        kernel.run(&data, &row_scales, 0..1, &input, &mut got[..ROWS]);
+        kernel.run(&data, &row_scales, 1..TILES, &input, &mut got[ROWS..]);
+        for (row, got) in got.into_iter().enumerate() {
+            let codes = &codes[row * padded..(row + 1) * padded];
+            let scales = &scales[row * blocks..(row + 1) * blocks];
+            let bits = format.bits();
+            let expected =
+                numerics::dot_plane_row((&q, scale), bits, codes, scales, row_scales[row]);
+            if got.to_bits() != expected.to_bits() {
+                let found = format!("{cols} columns, {name}, row {row}: {got} for {expected}");
+                return Some(Wrong { kernel: *kernel.id(), found });
+            }
+        }
+    }
+    None
+}
+
 /// What floats look like.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -221,7 +280,7 @@ fn bits(x: f32) -> u32 {
 }
 
 /// A row of `cols` random weights in a format's blocks, with finite scales.
-fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> Vec<u8> {
+pub(crate) fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> Vec<u8> {
     let half = |random: &mut Random| {
         f16::from_f32((random.below(2000) as f32 / 1000.0 - 1.0) * 0.01).to_le_bytes()
     };

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use super::Model;
 use super::attention::{self, At, Attention};
 use super::config::{Activation, RopePairs};
+use super::exact_head::{ExactHead, HeadStats, Needs, Scan};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{CHUNK, Softmax};
 use super::rows::Rows;
@@ -82,6 +83,8 @@ pub struct Session {
     at: Vec<At>,
     /// Tokens that asked for logits in the last call.
     wanted: usize,
+    exact_head: Option<ExactHead>,
+    head_stats: HeadStats,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
 }
@@ -189,9 +192,21 @@ impl Session {
             logits: vec![0.0; config.vocab],
             scratch: (0..pool.threads()).map(scratch).collect::<Result<_>>()?,
         };
-        let (tokens, at) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
-        let positions = vec![0; sequences];
-        Ok(Self { model, pool, kv, positions, batch, buffers, tokens, at, wanted: 0, stages: None })
+        let exact_head = model.planes().map(|planes| ExactHead::new(planes, pool.threads()));
+        Ok(Self {
+            exact_head: exact_head.transpose()?,
+            model,
+            pool,
+            kv,
+            positions: vec![0; sequences],
+            batch,
+            buffers,
+            tokens: Vec::with_capacity(batch),
+            at: Vec::with_capacity(batch),
+            wanted: 0,
+            head_stats: HeadStats::default(),
+            stages: None,
+        })
     }
 
     /// The model.
@@ -253,6 +268,18 @@ impl Session {
         self.stages
     }
 
+    /// The input of the head for the last token, `[hidden]`.
+    pub(super) fn head_input(&self) -> &[f32] {
+        let first = self.buffers.scratch.first();
+        first.map_or(&[], |scratch| &scratch.normed[..self.model.config().hidden])
+    }
+
+    /// What the head has read since the session began.
+    #[must_use]
+    pub fn head_stats(&self) -> HeadStats {
+        self.head_stats
+    }
+
     /// Forgets all tokens of the first sequence from `position` on.
     pub fn truncate(&mut self, position: usize) {
         self.truncate_of(0, position);
@@ -272,12 +299,21 @@ impl Session {
     /// [`Error::Usage`] when there are no tokens, one is not in the vocabulary, or they do not fit
     /// into the context; nothing is appended then. [`Error::Runtime`] when a worker panicked.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
+        self.prefill_for(ids, &Needs::All)
+    }
+
+    /// As [`Session::prefill`], where only some of the logits are needed: what is exact is the same,
+    /// to the bit, as there.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_for(&mut self, ids: &[u32], needs: &Needs) -> Result<&[f32]> {
         self.tokens.clear();
         self.tokens.extend(ids.iter().map(|&id| BatchToken { sequence: 0, id, logits: false }));
         if let Some(last) = self.tokens.last_mut() {
             last.logits = true;
         }
-        self.run()
+        self.run(needs)
     }
 
     /// Appends one token to the first sequence and returns the logits after it, `[vocab]`.
@@ -288,20 +324,29 @@ impl Session {
         self.prefill(&[id])
     }
 
+    /// As [`Session::decode`], where only some of the logits are needed; see
+    /// [`Session::prefill_for`].
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode_for(&mut self, id: u32, needs: &Needs) -> Result<&[f32]> {
+        self.prefill_for(&[id], needs)
+    }
+
     /// Appends tokens, each to its sequence, in this order, and returns the logits after those that
-    /// ask for them, `[vocab]` each, in the same order. Logits are those of the sequence alone,
+    /// ask for them, `[vocab]` each, in the same order: of each at least those that are needed. Logits are those of the sequence alone,
     /// whatever goes through the model beside it.
     ///
     /// # Errors
     /// As [`Session::prefill`]; [`Error::Usage`] for a sequence that is not there, too.
-    pub fn forward(&mut self, tokens: &[BatchToken]) -> Result<&[f32]> {
+    pub fn forward(&mut self, tokens: &[BatchToken], needs: &Needs) -> Result<&[f32]> {
         self.tokens.clear();
         self.tokens.extend_from_slice(tokens);
-        self.run()
+        self.run(needs)
     }
 
     /// Checks `tokens` and takes them through the model, a batch at a time.
-    fn run(&mut self) -> Result<&[f32]> {
+    fn run(&mut self, needs: &Needs) -> Result<&[f32]> {
         let vocab = self.model.config().vocab;
         if self.tokens.is_empty() {
             return Err(Error::usage("prompt", "no tokens", "at least one"));
@@ -331,7 +376,7 @@ impl Session {
         for first in (0..self.tokens.len()).step_by(self.batch) {
             let batch = first..self.tokens.len().min(first + self.batch);
             let new = self.tokens[batch.clone()].iter().filter(|token| token.logits).count();
-            self.step(batch, logits..logits + new)?;
+            self.step(batch, logits..logits + new, needs)?;
             logits += new;
         }
         Ok(&self.buffers.logits[..wanted * vocab])
@@ -347,7 +392,7 @@ impl Session {
     }
 
     /// Takes at most a batch of `tokens` through the model; those rows of logits are theirs.
-    fn step(&mut self, tokens: Range<usize>, logits: Range<usize>) -> Result<()> {
+    fn step(&mut self, tokens: Range<usize>, logits: Range<usize>, needs: &Needs) -> Result<()> {
         let config = self.model.config();
         let tokens = &self.tokens[tokens];
         self.at.clear();
@@ -357,10 +402,17 @@ impl Session {
             *position += 1;
         }
         let b = &mut self.buffers;
+        // One token at a time: the rows that each has left over are others.
+        let scan = match (&mut self.exact_head, self.model.scanned_head(), logits.len()) {
+            (Some(exact), Some(head), 1) => exact.share(head, needs),
+            _ => None,
+        };
+        let scanned = scan.is_some();
         let pass = Pass {
             model: &self.model,
             tokens,
             at: &self.at,
+            scan,
             clock: self.stages.map(|_| StageClock::start()),
             kv: &self.kv.iter_mut().map(KvCache::share).collect::<Vec<_>>(),
             x: Rows::new(&mut b.x, config.hidden),
@@ -390,8 +442,20 @@ impl Session {
             for at in self.at.iter().rev() {
                 self.positions[at.sequence] = at.position;
             }
+            return done;
         }
-        done
+        self.head_stats.tokens += logits.len() as u64;
+        match (&mut self.exact_head, self.model.scanned_head()) {
+            (Some(exact), Some(head)) if scanned => {
+                let row = logits.start * config.vocab..logits.end * config.vocab;
+                exact.finish(head, &mut self.buffers.logits[row], &mut self.head_stats);
+            }
+            _ => {
+                let passes = logits.len().div_ceil(self.model.head_tokens());
+                self.head_stats.bytes += (passes * self.model.head_bytes()) as u64;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -401,6 +465,8 @@ struct Pass<'a> {
     tokens: &'a [BatchToken],
     /// Where each token stands.
     at: &'a [At],
+    /// Set where not all logits of the only token that asks for them are needed.
+    scan: Option<Scan<'a>>,
     clock: Option<StageClock>,
     /// One per sequence.
     kv: &'a [SharedKv<'a>],
@@ -589,6 +655,9 @@ impl Pass<'_> {
             let (head, prepared) = (self.model.head(tokens), &mut scratch.head_input);
             let prepared = &mut prepared[..head.prepared_bytes(config.hidden)];
             let out = self.logits.part_of(first..first + tokens);
+            if let Some(scan) = &self.scan {
+                return scan.work(place.worker, normed, prepared, &out);
+            }
             head.run_share(place.worker, rows, (normed, tokens), prepared, &out);
             first += tokens;
         }

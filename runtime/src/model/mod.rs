@@ -1,10 +1,13 @@
 //! The model: configuration, weights, KV cache and the forward pass.
 
 pub mod attention;
+mod choose_head;
 pub mod config;
+mod exact_head;
 pub mod forward;
 pub mod kv_cache;
 pub mod numerics;
+pub mod planes;
 pub mod rope;
 mod rows;
 mod stages;
@@ -21,9 +24,13 @@ use crate::matmul::Job;
 use crate::memory::Pages;
 use crate::threads::Pool;
 use config::Config;
+use exact_head::ScannedHead;
+use planes::Planes;
 use rope::Rope;
 use weights::Weights;
 
+pub use choose_head::{HeadMode, HeadOptions};
+pub use exact_head::{HeadStats, Needs};
 pub use forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use kv_cache::KvType;
 pub use stages::{Stage, StageTimes};
@@ -39,15 +46,25 @@ pub struct LoadOptions<'a> {
     pub pages: Pages,
     /// Whether weights are kept from being swapped out.
     pub lock: bool,
+    /// Whether the head is copied into memory. If not it is read from the file, which
+    /// [`Model::choose_head`] may change.
+    pub copy_head: bool,
     /// Told after every matrix how many bytes of how many are packed.
     pub progress: &'a dyn Fn(usize, usize),
 }
 
 impl<'a> LoadOptions<'a> {
-    /// In huge pages, not locked, without progress.
+    /// In huge pages, not locked, with the head, without progress.
     #[must_use]
     pub fn new(pool: &'a Pool, selection: &'a Selection) -> Self {
-        Self { pool, selection, pages: Pages::Huge, lock: false, progress: &|_, _| () }
+        Self {
+            pool,
+            selection,
+            pages: Pages::Huge,
+            lock: false,
+            copy_head: true,
+            progress: &|_, _| (),
+        }
     }
 }
 
@@ -59,6 +76,7 @@ pub struct Model {
     weights: Weights,
     /// By the tokens that they take at once, for one token first.
     heads: Vec<HeadKernel>,
+    planes: Option<Planes>,
     attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
@@ -104,7 +122,8 @@ impl Model {
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
         let vector = options.selection.vector();
-        Ok(Self { gguf, config, weights, heads, attention, vector, rope, warnings })
+        let planes = None;
+        Ok(Self { gguf, config, weights, heads, planes, attention, vector, rope, warnings })
     }
 
     /// The kernels in use, by role.
@@ -135,7 +154,7 @@ impl Model {
                 layout: None,
                 decode: *self.head(1).id(),
                 prefill: None,
-                bytes: self.gguf.tensor_bytes(self.weights.head.tensor()).len(),
+                bytes: self.head_bytes(),
             },
         ]
     }
@@ -179,6 +198,25 @@ impl Model {
     fn head_input_bytes(&self) -> usize {
         let bytes = |kernel: &HeadKernel| kernel.prepared_bytes(self.config.hidden);
         self.heads.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    fn scanned_head(&self) -> Option<ScannedHead<'_>> {
+        let planes = self.planes.as_ref()?;
+        let Self { gguf, weights, vector, .. } = self;
+        let kernel = self.head(1);
+        Some(ScannedHead { gguf, table: &weights.head, kernel, vector, planes })
+    }
+
+    /// The low-bit copies of the head, if there are any.
+    #[must_use]
+    pub fn planes(&self) -> Option<&Planes> {
+        self.planes.as_ref()
+    }
+
+    /// Bytes of the head in the file's blocks.
+    #[must_use]
+    pub fn head_bytes(&self) -> usize {
+        self.gguf.tensor_bytes(self.weights.head.tensor()).len()
     }
 
     fn attention(&self) -> &AttentionKernel {

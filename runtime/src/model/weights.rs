@@ -13,9 +13,9 @@ use crate::error::{Error, Result, quoted};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::kernels::Kernel;
 use crate::matmul::Job;
-use crate::memory::{Arena, Buffer};
+use crate::memory::{Arena, Buffer, Pages};
 use crate::pack::PackedMatrix;
-use crate::threads::SharedSlice;
+use crate::threads::{Pool, SharedSlice};
 
 /// All weights. The embedding and the head keep the file's own blocks; the embedding is read from
 /// the file, all else is in memory.
@@ -65,10 +65,46 @@ pub struct Table {
 }
 
 impl Table {
+    /// A table that is the only tensor of a file in memory: `bytes` are its rows in the format's
+    /// blocks.
+    #[cfg(test)]
+    pub(super) fn alone(format: HeadFormat, cols: usize, bytes: &[u8]) -> (Gguf, Self) {
+        let ty = match format {
+            HeadFormat::F32 => TensorType::F32,
+            HeadFormat::F16 => TensorType::F16,
+            HeadFormat::Bf16 => TensorType::BF16,
+            HeadFormat::Q8_0 => TensorType::Q8_0,
+            HeadFormat::Q6K => TensorType::Q6_K,
+            HeadFormat::Q4_0 => TensorType::Q4_0,
+        };
+        let rows = bytes.len() / format.row_bytes(cols);
+        let mut writer = crate::gguf::GgufWriter::new();
+        writer.tensor("output.weight", &[cols as u64, rows as u64], ty).unwrap();
+        let mut file = writer.header();
+        file.extend(bytes);
+        file.resize(file.len() + crate::gguf::GgufWriter::padding(bytes.len() as u64), 0);
+        let gguf = Gguf::from_bytes("head", file).unwrap();
+        let tensor = gguf.tensor("output.weight").unwrap().clone();
+        (gguf, Self { tensor, format, rows, memory: None })
+    }
+
     /// How the rows are stored.
     #[must_use]
     pub fn format(&self) -> HeadFormat {
         self.format
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.rows
+    }
+
+    /// Gives back the pages of the file that hold consecutive rows; they are read again when they
+    /// are needed.
+    pub(super) fn drop_rows(&self, gguf: &Gguf, rows: Range<usize>) {
+        let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
+        gguf.drop_part(&self.tensor, rows.start * width..rows.end * width);
     }
 
     /// The tensor in the file.
@@ -83,6 +119,34 @@ impl Table {
         let bytes = self.memory.as_deref().map_or(gguf.tensor_bytes(&self.tensor), |b| b);
         let width = bytes.len() / self.rows;
         &bytes[rows.start * width..rows.end * width]
+    }
+
+    /// Copies the table out of the file, each worker the rows it will read, and drops the file's
+    /// pages on the way. Memory comes in huge pages, which the file's do not: one core of Zen 5 takes
+    /// 8.3 ms for the q6_K head of 2B-4T instead of 9.2.
+    pub(super) fn copied(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
+        /// Rows between two drops.
+        const ROWS: usize = 1024;
+        let bytes = gguf.tensor_bytes(&self.tensor);
+        let width = bytes.len() / self.rows;
+        let mut buffer = Buffer::with(bytes.len(), pages)?;
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let share = worker.share(self.rows);
+            for first in share.clone().step_by(ROWS) {
+                let rows = first..(first + ROWS).min(share.end);
+                let part = rows.start * width..rows.end * width;
+                // SAFETY: shares are disjoint.
+                unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part]);
+                self.drop_rows(gguf, rows);
+            }
+        })?;
+        Ok(Self { memory: Some(Arc::new(buffer)), ..self })
+    }
+
+    /// Keeps the copy in memory, if there is one.
+    pub(super) fn lock(&self) -> std::io::Result<()> {
+        self.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock())
     }
 
     /// Reads a row as f32, `[hidden]`.
@@ -251,36 +315,18 @@ impl<'a> Loader<'a> {
         Ok(Table { tensor: tensor.clone(), format, rows, memory: None })
     }
 
-    /// Copies a table out of the file, each worker the rows it will read, and drops the file's
-    /// pages on the way. Memory comes in huge pages, which the file's do not: one core of Zen 5 takes
-    /// 8.3 ms for the q6_K head of 2B-4T instead of 9.2.
-    fn copy(&mut self, table: Table) -> Result<Table> {
-        /// Rows between two drops.
-        const ROWS: usize = 1024;
-        let gguf = self.gguf;
-        let bytes = gguf.tensor_bytes(&table.tensor);
-        let width = bytes.len() / table.rows;
-        let mut buffer = Buffer::with(bytes.len(), self.options.pages)?;
-        let out = SharedSlice::new(&mut buffer);
-        self.options.pool.run(|worker| {
-            let share = worker.share(table.rows);
-            for first in share.clone().step_by(ROWS) {
-                let part = first * width..(first + ROWS).min(share.end) * width;
-                // SAFETY: shares are disjoint.
-                unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part.clone()]);
-                gguf.drop_part(&table.tensor, part);
-            }
-        })?;
-        Ok(Table { memory: Some(Arc::new(buffer)), ..table })
+    /// Copies a table out of the file, unless it is to stay there.
+    fn copy(&self, table: Table) -> Result<Table> {
+        if !self.options.copy_head {
+            return Ok(table);
+        }
+        table.copied(self.gguf, self.options.pool, self.options.pages)
     }
 
     /// Keeps the packed weights and the head in memory, or says that the system does not.
     fn lock(&mut self, head: &Table) {
-        let head = head.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock());
-        if let Err(error) = self.arena.lock().and(head) {
-            self.warnings.push(format!(
-                "the weights may be swapped out, the system does not keep them in memory: {error}; raise its limit (ulimit -l)"
-            ));
+        if let Err(error) = self.arena.lock().and(head.lock()) {
+            self.warnings.push(not_locked(&error));
         }
     }
 
@@ -355,6 +401,14 @@ impl<'a> Loader<'a> {
             ));
         }
     }
+}
+
+/// What there is to say when the system does not lock memory.
+pub(super) fn not_locked(error: &std::io::Error) -> String {
+    format!(
+        "the weights may be swapped out, the system does not keep them in memory: {error}; raise \
+         its limit (ulimit -l)"
+    )
 }
 
 /// The head format of a tensor type, if it is one.

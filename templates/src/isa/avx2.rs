@@ -441,6 +441,51 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     _mm256_and_si256(shifted, _mm256_set1_epi8(3))
 }
 
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
+    let shifted = if which == 0 { packed } else { _mm256_srli_epi16::<4>(packed) };
+    _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+}
+
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
+    let shifted = match which {
+        0 => _mm256_slli_epi16::<4>(bits),
+        1 => _mm256_slli_epi16::<3>(bits),
+        2 => _mm256_slli_epi16::<2>(bits),
+        3 => _mm256_slli_epi16::<1>(bits),
+        4 => bits,
+        5 => _mm256_srli_epi16::<1>(bits),
+        6 => _mm256_srli_epi16::<2>(bits),
+        _ => _mm256_srli_epi16::<3>(bits),
+    };
+    _mm256_or_si256(codes, _mm256_and_si256(shifted, _mm256_set1_epi8(16)))
+}
+
+/// 16 integers as floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_from_i32(v: [I32; 2]) -> F32 {
+    F32(v.map(|v| _mm256_cvtepi32_ps(v)))
+}
+
+/// Loads 16 unsigned bytes and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
+    let widen = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    F32([widen(bytes), widen(_mm_srli_si128::<8>(bytes))])
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "avx2")]

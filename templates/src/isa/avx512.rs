@@ -427,6 +427,50 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     _mm512_and_si512(shifted, _mm512_set1_epi8(3))
 }
 
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
+    let shifted = if which == 0 { packed } else { _mm512_srli_epi16::<4>(packed) };
+    _mm512_and_si512(shifted, _mm512_set1_epi8(15))
+}
+
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
+    let shifted = match which {
+        0 => _mm512_slli_epi16::<4>(bits),
+        1 => _mm512_slli_epi16::<3>(bits),
+        2 => _mm512_slli_epi16::<2>(bits),
+        3 => _mm512_slli_epi16::<1>(bits),
+        4 => bits,
+        5 => _mm512_srli_epi16::<1>(bits),
+        6 => _mm512_srli_epi16::<2>(bits),
+        _ => _mm512_srli_epi16::<3>(bits),
+    };
+    _mm512_or_si512(codes, _mm512_and_si512(shifted, _mm512_set1_epi8(16)))
+}
+
+/// 16 integers as floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_from_i32(v: [I32; 1]) -> F32 {
+    _mm512_cvtepi32_ps(v[0])
+}
+
+/// Loads 16 unsigned bytes and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
+    _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -399,6 +399,56 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     }
 }
 
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
+    if which == 0 { vandq_u8(packed, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(packed) }
+}
+
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
+    let shifted = match which {
+        0 => vshlq_n_u8::<4>(bits),
+        1 => vshlq_n_u8::<3>(bits),
+        2 => vshlq_n_u8::<2>(bits),
+        3 => vshlq_n_u8::<1>(bits),
+        4 => bits,
+        5 => vshrq_n_u8::<1>(bits),
+        6 => vshrq_n_u8::<2>(bits),
+        _ => vshrq_n_u8::<3>(bits),
+    };
+    vorrq_u8(codes, vandq_u8(shifted, vdupq_n_u8(16)))
+}
+
+/// 16 integers as floats.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn f32_from_i32(v: [I32; 4]) -> F32 {
+    F32(v.map(|v| vcvtq_f32_s32(v)))
+}
+
+/// Loads 16 unsigned bytes and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { load(ptr) };
+    let (low, high) = (vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes));
+    let widen = |v| vcvtq_f32_u32(vmovl_u16(v));
+    F32([
+        widen(vget_low_u16(low)),
+        widen(vget_high_u16(low)),
+        widen(vget_low_u16(high)),
+        widen(vget_high_u16(high)),
+    ])
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "neon")]

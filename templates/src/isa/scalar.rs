@@ -357,6 +357,34 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     packed.map(|b| (b >> (2 * field)) & 3)
 }
 
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+#[inline]
+pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
+    packed.map(|b| if which == 0 { b & 15 } else { b >> 4 })
+}
+
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+#[inline]
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
+    core::array::from_fn(|i| codes[i] | (bits[i] >> which & 1) << 4)
+}
+
+/// 16 integers as floats.
+#[inline]
+pub fn f32_from_i32(v: [I32; 4]) -> F32 {
+    core::array::from_fn(|i| v[i / LANES][i % LANES] as f32)
+}
+
+/// Loads 16 unsigned bytes and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[u8; 16]>().read_unaligned() }.map(f32::from)
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 pub fn codes_in_place(packed: Bytes, field: usize) -> Bytes {

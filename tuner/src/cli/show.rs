@@ -298,6 +298,8 @@ fn is_built_in(id: &KernelId) -> bool {
     match id.op {
         Op::Ternary(_) => kernels::find(id).is_some(),
         Op::Head(_) => HeadKernel::find(id).is_some(),
+        // No choice names one.
+        Op::Plane(_) => false,
         Op::Attention => AttentionKernel::find(id).is_some(),
     }
 }

@@ -9,7 +9,7 @@ use self::Class::{
     Add, Broadcast, Control, Convert, Dot, Extend, Float, Fma, Load, Logic, Matrix, Multiply,
     Permute, Prefetch, Shift, Shuffle, Store,
 };
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op};
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op, PlaneFormat};
 
 /// Kinds of operation that CPUs treat alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,6 +152,7 @@ pub fn work(id: &KernelId) -> Work {
     match id.op {
         Op::Ternary(layout) => ternary(id, layout),
         Op::Head(format) => head(id, format),
+        Op::Plane(format) => plane(id, format),
         Op::Attention => attention(id, id.tile.rows),
     }
 }
@@ -414,6 +415,57 @@ fn head(id: &KernelId, format: HeadFormat) -> Work {
         end: Mix::of(&[(Float, 5.0 * rows), (Control, 10.0)]),
         folded: 0.0,
         activation_bytes: if cols == 16 { 4.0 } else { 1.5 },
+    }
+}
+
+/// 16 rows of a plane times one activation row, whose high and low bytes are multiplied apart; an
+/// iteration covers 32 columns.
+fn plane(id: &KernelId, format: PlaneFormat) -> Work {
+    let vectors = 16.0 / id.isa.lanes() as f64;
+    let (codes, products) = (8.0 * vectors, 16.0 * vectors);
+    let bit = if format.bits() == 5 { 1.0 } else { 0.0 };
+    let hot = Mix::of(&[
+        (Load, 4.0 * vectors + bit * vectors + 1.0),
+        (Broadcast, 17.0),
+        (Logic, codes + bit * codes),
+        (Shift, codes / 2.0 + bit * codes),
+        (Add, 5.0 * vectors),
+        (Multiply, vectors),
+        (Extend, vectors),
+        (Convert, 2.0 * vectors),
+        (Fma, vectors),
+        (Control, 4.0),
+    ]);
+    let (widened, more) = match (id.isa.dots_are_wide(), is_arm(id.isa)) {
+        // Sums that begin with zero.
+        (true, _) => (Mix::of(&[(Dot, products)]), Mix::of(&[(Logic, 4.0 * vectors)])),
+        (false, false) => {
+            let sums = 4.0 * vectors;
+            (Mix::of(&[(Dot, products), (Add, products)]), Mix::of(&[(Dot, sums)]))
+        }
+        (false, true) => {
+            let sums = 4.0 * vectors;
+            (Mix::of(&[(Multiply, 2.0 * products)]), Mix::of(&[(Shuffle, 3.0 * sums)]))
+        }
+    };
+    let lines = if id.tile.prefetch > 0 { format.block_bytes().div_ceil(64) } else { 0 };
+    // What goes to the stack, and is masked before it does, where there are 16 registers.
+    let spilled = match (id.isa, format) {
+        (Isa::Avx2 | Isa::AvxVnni, PlaneFormat::P5) => {
+            Mix::of(&[(Load, 30.0), (Store, 7.0), (Logic, 17.0)])
+        }
+        (Isa::Avx2, PlaneFormat::P4) => Mix::of(&[(Load, 6.0), (Store, 5.0)]),
+        _ => Mix::default(),
+    };
+    Work {
+        hot: hot.and(widened).and(more).and(spilled).and(Mix::of(&[(Prefetch, lines as f64)])),
+        cols: PlaneFormat::BLOCK_COLS,
+        chain: (Fma, 1.0),
+        block_cols: usize::MAX,
+        block: Mix::default(),
+        end: Mix::of(&[(Float, 2.0 * vectors), (Store, vectors), (Control, 10.0)]),
+        folded: if vectors == 1.0 && id.isa.dots_are_wide() { 16.0 } else { 0.0 },
+        activation_bytes: 2.0,
     }
 }
 
