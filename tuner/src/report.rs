@@ -102,6 +102,7 @@ fn concerns(kernel: &KernelId, job: &JobMeasurements, phase: Phase) -> bool {
     let serves = match kernel.op {
         Op::Head(_) => job.role == Role::LmHead && phase == Phase::Decode,
         Op::Attention => job.role == Role::Attention,
+        Op::Rows(_) | Op::Columns(_) => false,
         Op::Ternary(_) => {
             !matches!(job.role, Role::LmHead | Role::Attention) && Phase::of(&kernel.tile) == phase
         }

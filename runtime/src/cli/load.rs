@@ -22,6 +22,7 @@ use crate::kernels::{self, Selection};
 use crate::memory::Pages;
 use crate::model::config::{Config, JobShapes};
 use crate::model::{KvType, LoadOptions, Model, SessionOptions};
+use crate::sparse;
 use crate::threads::{MAX_THREADS, Pool};
 
 /// The heading of these flags in the help.
@@ -41,6 +42,18 @@ pub struct KernelArgs {
     /// ARM scalar, neon, neondot or neoni8mm, whatever the profile says
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
+    /// Skip the weights that meet a zero when single tokens go through a model whose gate is a
+    /// squared ReLU: where it pays, always, or never. Takes more memory, changes no number
+    #[arg(long, value_name = "auto|on|off", default_value = "auto")]
+    sparse: SparseFlag,
+}
+
+/// `--sparse`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SparseFlag {
+    Auto,
+    On,
+    Off,
 }
 
 /// Flags of the session that `bench` has too.
@@ -190,6 +203,7 @@ pub struct Choice {
     ask_user_folder: bool,
     format: Option<Format>,
     isa: Option<Isa>,
+    sparse: sparse::Mode,
 }
 
 impl KernelArgs {
@@ -208,7 +222,12 @@ impl KernelArgs {
             Trust::of(&self.profile).tell(&self.profile);
             Some((self.profile.clone(), profile))
         };
-        Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa })
+        let sparse = match self.sparse {
+            SparseFlag::Auto => sparse::Mode::Auto,
+            SparseFlag::On => sparse::Mode::On,
+            SparseFlag::Off => sparse::Mode::Off,
+        };
+        Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa, sparse })
     }
 }
 
@@ -390,6 +409,17 @@ pub struct RoleKernels {
     pub prefill: KernelId,
     /// Bytes of the weights as they are read, of all layers.
     pub packed_bytes: usize,
+    /// The kernel for one token that skips what meets a zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparse: Option<KernelId>,
+    /// Bytes of the weights that it reads some of, which are packed a second time.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sparse_bytes: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(bytes: &usize) -> bool {
+    *bytes == 0
 }
 
 /// A model in memory.
@@ -404,7 +434,8 @@ impl Loaded {
     /// Bytes of weights packed in memory; the head is read from the file's own blocks.
     pub fn packed_bytes(&self) -> usize {
         let packed = |kernels: &&RoleKernels| matches!(kernels.decode.op, Op::Ternary(_));
-        self.kernels.values().filter(packed).map(|kernels| kernels.packed_bytes).sum()
+        let bytes = |kernels: &RoleKernels| kernels.packed_bytes + kernels.sparse_bytes;
+        self.kernels.values().filter(packed).map(bytes).sum()
     }
 }
 
@@ -430,6 +461,7 @@ pub fn model(
             selection: &selection,
             pages: placement.pages,
             lock: placement.lock,
+            sparse: choice.sparse,
             progress: &|done, of| progress.show(done, of),
         },
     )?;
@@ -451,6 +483,8 @@ pub fn model(
             decode: kernels.decode,
             prefill: kernels.prefill.unwrap_or(kernels.decode),
             packed_bytes: kernels.bytes,
+            sparse: kernels.sparse,
+            sparse_bytes: kernels.sparse_bytes,
         };
         (kernels.role.name(), named)
     });

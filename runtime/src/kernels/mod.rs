@@ -22,6 +22,7 @@ pub mod cache;
 mod dylib;
 mod head;
 mod library;
+mod lines;
 mod selection;
 mod vector;
 pub mod verify;
@@ -29,6 +30,7 @@ pub mod verify;
 pub use attention::AttentionKernel;
 pub use head::HeadKernel;
 pub use library::{Library, Unusable};
+pub use lines::LinesKernel;
 pub use selection::{Selection, shipped};
 pub use vector::VectorOps;
 

@@ -19,6 +19,7 @@ use crate::gguf::Gguf;
 use crate::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
 use crate::matmul::Job;
 use crate::memory::Pages;
+use crate::sparse;
 use crate::threads::Pool;
 use config::Config;
 use rope::Rope;
@@ -39,6 +40,8 @@ pub struct LoadOptions<'a> {
     pub pages: Pages,
     /// Whether weights are kept from being swapped out.
     pub lock: bool,
+    /// Whether one token skips what meets a zero.
+    pub sparse: sparse::Mode,
     /// Told after every matrix how many bytes of how many are packed.
     pub progress: &'a dyn Fn(usize, usize),
 }
@@ -47,7 +50,14 @@ impl<'a> LoadOptions<'a> {
     /// In huge pages, not locked, without progress.
     #[must_use]
     pub fn new(pool: &'a Pool, selection: &'a Selection) -> Self {
-        Self { pool, selection, pages: Pages::Huge, lock: false, progress: &|_, _| () }
+        Self {
+            pool,
+            selection,
+            pages: Pages::Huge,
+            lock: false,
+            sparse: sparse::Mode::Auto,
+            progress: &|_, _| (),
+        }
     }
 }
 
@@ -75,8 +85,12 @@ pub struct RoleKernels {
     pub decode: KernelId,
     /// For many, where that is another.
     pub prefill: Option<KernelId>,
-    /// Bytes of weights that one token reads, over all layers.
+    /// Bytes of weights that one token reads, over all layers, if it skips nothing.
     pub bytes: usize,
+    /// For one token that skips what meets a zero.
+    pub sparse: Option<KernelId>,
+    /// Bytes of the weights that lie in memory once more for that, over all layers.
+    pub sparse_bytes: usize,
 }
 
 impl Model {
@@ -116,6 +130,9 @@ impl Model {
             decode: *job.decode_kernel().id(),
             prefill: Some(*job.prefill_kernel().id()),
             bytes: job.packed_bytes() * self.weights.layers.len(),
+            sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
+            sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len())
+                * self.weights.layers.len(),
         };
         vec![
             role(Role::Qkv, &layer.qkv),
@@ -128,6 +145,8 @@ impl Model {
                 decode: *self.attention.id(),
                 prefill: None,
                 bytes: 0,
+                sparse: None,
+                sparse_bytes: 0,
             },
             RoleKernels {
                 role: Role::LmHead,
@@ -135,6 +154,8 @@ impl Model {
                 decode: *self.head.id(),
                 prefill: None,
                 bytes: self.gguf.tensor_bytes(self.weights.head.tensor()).len(),
+                sparse: None,
+                sparse_bytes: 0,
             },
         ]
     }

@@ -69,6 +69,7 @@ fn job_bytes(plan: &JobPlan, op: Op) -> u64 {
         Op::Head(format) => head(format),
         // Keys and values of 16 bits.
         Op::Attention => plan.parts.last().map_or(0, |part| 4 * POSITIONS * part.weights()),
+        Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
     };
     bytes as u64
 }

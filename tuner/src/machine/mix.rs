@@ -153,6 +153,7 @@ pub fn work(id: &KernelId) -> Work {
         Op::Ternary(layout) => ternary(id, layout),
         Op::Head(format) => head(id, format),
         Op::Attention => attention(id, id.tile.rows),
+        Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
     }
 }
 
