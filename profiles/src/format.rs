@@ -123,6 +123,57 @@ impl Layout {
     }
 }
 
+/// How a matrix lies in memory whose *lines* decode may leave out: its rows, or its columns. A line
+/// is a run of units of [`LineLayout::UNIT_BYTES`], of whole cache lines so, and lines follow each
+/// other. One that does not fill its last unit is padded with weights of zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LineLayout {
+    /// I2_S. Unit of 256 weights: byte `i` holds weights `i, 64+i, 128+i, 192+i` in bits 1:0, 3:2,
+    /// 5:4, 7:6.
+    I2sL64,
+    /// T5. Unit of 320 weights: byte `i` holds weights `i, 64+i, 128+i, 192+i, 256+i` as that of
+    /// [`Layout::T5T32`] holds its columns.
+    T5L64,
+}
+
+named!(LineLayout, "line layout", { I2sL64 => "i2_s_l64", T5L64 => "t5_l64" });
+
+impl LineLayout {
+    /// Bytes of a unit: vectors of any ISA divide it.
+    pub const UNIT_BYTES: usize = 64;
+
+    /// The code the layout packs.
+    pub const fn format(self) -> Format {
+        match self {
+            Self::I2sL64 => Format::I2S,
+            Self::T5L64 => Format::T5,
+        }
+    }
+
+    /// Weights in a byte.
+    pub const fn fields(self) -> usize {
+        match self {
+            Self::I2sL64 => 4,
+            Self::T5L64 => 5,
+        }
+    }
+
+    /// Weights in a unit.
+    pub const fn unit_weights(self) -> usize {
+        self.fields() * Self::UNIT_BYTES
+    }
+
+    /// Units of a line of so many weights.
+    pub const fn units(self, weights: usize) -> usize {
+        weights.div_ceil(self.unit_weights())
+    }
+
+    /// Bytes of a line of so many weights.
+    pub const fn line_bytes(self, weights: usize) -> usize {
+        self.units(weights) * Self::UNIT_BYTES
+    }
+}
+
 /// How the rows of the embedding and the lm_head are stored: the file's own blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HeadFormat {

@@ -9,6 +9,7 @@ pub mod generate;
 pub mod gguf;
 pub mod host;
 pub mod kernels;
+pub mod lines;
 pub mod lookup;
 pub mod matmul;
 pub mod memory;
@@ -18,6 +19,7 @@ pub mod probe;
 pub mod random;
 pub mod reference;
 pub mod sampler;
+pub mod sparse;
 pub mod threads;
 pub mod tokenizer;
 

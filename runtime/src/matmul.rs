@@ -7,8 +7,10 @@ use std::ops::Range;
 use bitnet_profiles::Shape;
 
 use crate::kernels::{self, Kernel, VectorOps};
+use crate::lines::Along;
 use crate::memory::Buffer;
 use crate::pack::PackedMatrix;
+use crate::sparse::{self, Sparse, Tally};
 use crate::threads::{SharedSlice, Worker};
 use crate::{Error, Result};
 
@@ -41,6 +43,7 @@ pub struct Job {
     ops: VectorOps,
     cols: usize,
     rows: usize,
+    sparse: Option<Sparse>,
 }
 
 /// What a worker needs for itself.
@@ -49,15 +52,27 @@ pub struct Scratch {
     group: Buffer,
     /// Of int32: `Buffer::as_i32_mut`. Kernels add to it in whole cache lines.
     dots: Buffer,
+    sparse: sparse::Scratch,
 }
 
 impl Scratch {
+    /// All of it, for the sparse kernels.
+    fn space<'a>(&'a mut self, ops: &'a VectorOps) -> sparse::Space<'a> {
+        sparse::Space {
+            group: &mut self.group,
+            dots: self.dots.as_i32_mut(),
+            own: &mut self.sparse,
+            ops,
+        }
+    }
+
     /// Enough for any of `jobs`.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory.
     pub fn new<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Result<Self> {
         let (mut group, mut dots) = (0, 0);
+        let mut sparse = sparse::Scratch::default();
         for job in jobs {
             let rows = job.parts.iter().map(|part| part.shape().rows).max().unwrap_or(0);
             group = group.max(job.decode.group_bytes(job.cols));
@@ -67,8 +82,24 @@ impl Scratch {
                 let rows = job.chunk_tiles() * job.prefill.step_rows();
                 dots = dots.max(job.prefill.tokens() * rows);
             }
+            if let Some(lines) = &job.sparse {
+                group = group.max(lines.group_bytes());
+                dots = dots.max(lines.outputs());
+                sparse.grow(lines);
+            }
         }
-        Ok(Self { group: Buffer::zeroed(group)?, dots: Buffer::zeroed(dots * size_of::<i32>())? })
+        let dots = Buffer::zeroed(dots * size_of::<i32>())?;
+        Ok(Self { group: Buffer::zeroed(group)?, dots, sparse })
+    }
+
+    /// What this worker counted of the jobs with such lines since [`Scratch::reset_tally`].
+    pub fn tally(&self, along: Along) -> Tally {
+        self.sparse.tally(along)
+    }
+
+    /// Counts from 0 again.
+    pub fn reset_tally(&mut self) {
+        self.sparse.reset();
     }
 }
 
@@ -97,7 +128,7 @@ impl Job {
         let direct = prefill.expands().then(|| Kernel::direct(prefill.layout(), prefill.id().isa));
         let batch = direct.flatten().unwrap_or(prefill);
         let few = few(&batch);
-        Ok(Self { parts, decode, prefill, batch, few, ops, cols, rows })
+        Ok(Self { parts, decode, prefill, batch, few, ops, cols, rows, sparse: None })
     }
 
     /// The kernel for a group of so many tokens that multiplies from the packing.
@@ -105,13 +136,34 @@ impl Job {
         self.few.as_ref().filter(|few| tokens <= few.tokens()).unwrap_or(&self.batch)
     }
 
+    /// Lets one token skip what meets a zero.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the lines are not of the matrix that is skipped in.
+    pub fn with_sparse(self, sparse: Sparse) -> Result<Self> {
+        if !sparse.fits(&self.parts) {
+            return Err(Error::Runtime(format!(
+                "lines of {} for {} are none of this job",
+                sparse.lines().shape(),
+                sparse.kernel().id()
+            )));
+        }
+        Ok(Self { sparse: Some(sparse), ..self })
+    }
+
     /// Lets other kernels multiply the same matrices.
     ///
     /// # Errors
     /// As [`Job::new`]; the job then holds no matrices.
     pub fn set_kernels(&mut self, decode: Kernel, prefill: Kernel) -> Result<()> {
-        *self = Self::new(std::mem::take(&mut self.parts), decode, prefill)?;
+        let sparse = self.sparse.take();
+        *self = Self { sparse, ..Self::new(std::mem::take(&mut self.parts), decode, prefill)? };
         Ok(())
+    }
+
+    /// What one token may skip.
+    pub fn sparse(&self) -> Option<&Sparse> {
+        self.sparse.as_ref()
     }
 
     /// The matrices.
@@ -155,18 +207,87 @@ impl Job {
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
+        let done = match &self.sparse {
+            Some(sparse) if sparse.lines().along() == Along::Columns => {
+                sparse.columns(worker, (q, s), scratch.space(&self.ops), out)
+            }
+            Some(sparse) if sparse.products_are_finite(s) => {
+                self.decode_gated(sparse, worker, (q, s), scratch, out);
+                true
+            }
+            _ => false,
+        };
+        if done {
+            return;
+        }
+        self.prepare_one(q, scratch);
+        let mut bytes = 0;
+        self.for_share(worker, self.decode.step_rows(), |part, offset, steps| {
+            bytes += self.multiply_one(part, offset, steps, s, scratch, out);
+        });
+        if let Some(sparse) = &self.sparse {
+            scratch.sparse.count_bytes(sparse.lines().along(), bytes);
+        }
+    }
+
+    /// As [`Job::decode`] for a gate and what it gates: each worker the same rows of both, so that it
+    /// knows what is needed of the second without waiting for others.
+    fn decode_gated(
+        &self,
+        sparse: &Sparse,
+        worker: &Worker<'_>,
+        (q, s): (&[i8], f32),
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let [gate, up] = &self.parts[..] else {
+            unreachable!("`Sparse::fits` asks for two matrices")
+        };
+        let step_rows = self.decode.step_rows();
+        let share = worker.share(gate.shape().rows.div_ceil(step_rows));
+        let (rows, offset) = (rows_of(gate, step_rows, &share), gate.shape().rows);
+        self.prepare_one(q, scratch);
+        let mut bytes = self.multiply_one(gate, 0, share.clone(), s, scratch, out);
+        // SAFETY: as in `multiply_one`, which has ended; the two ranges are of different matrices.
+        let (gates, products) =
+            unsafe { (out.write(rows.clone()), out.write(offset + rows.start..offset + rows.end)) };
+        let space = scratch.space(&self.ops);
+        if !sparse.rows((q, s), gates, rows, space, products) {
+            bytes += self.multiply_one(up, offset, share, s, scratch, out);
+        }
+        scratch.sparse.count_bytes(Along::Rows, bytes);
+    }
+
+    /// Prepares the activations of one token for the dense kernel.
+    fn prepare_one(&self, q: &[i8], scratch: &mut Scratch) {
         let group = &mut scratch.group[..self.decode.group_bytes(self.cols)];
         self.decode.prepare(q, self.cols, group);
-        self.for_share(worker, self.decode.step_rows(), |part, offset, steps| {
-            let rows = rows_of(part, self.decode.step_rows(), &steps);
-            let dots = &mut scratch.dots.as_i32_mut()[..steps.len() * self.decode.step_rows()];
-            let stride = dots.len();
-            self.decode.run(part, steps, group, dots, stride);
-            // SAFETY: shares are disjoint, and so are their rows; the caller keeps readers away
-            // until the barrier.
-            let out = unsafe { out.write(offset + rows.start..offset + rows.end) };
-            self.ops.scale_output(&dots[..rows.len()], s, part.scale(), out);
-        });
+    }
+
+    /// Multiplies some steps of a matrix, whose rows begin at `offset` of `out`, with the token that
+    /// was prepared, and gives the bytes of weights that it read.
+    fn multiply_one(
+        &self,
+        part: &PackedMatrix,
+        offset: usize,
+        steps: Range<usize>,
+        s: f32,
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) -> usize {
+        let step_rows = self.decode.step_rows();
+        let rows = rows_of(part, step_rows, &steps);
+        let bytes = part.data().len() / part.shape().rows.next_multiple_of(BLOCK_ROWS)
+            * (steps.len() * step_rows);
+        let group = &scratch.group[..self.decode.group_bytes(self.cols)];
+        let dots = &mut scratch.dots.as_i32_mut()[..steps.len() * step_rows];
+        let stride = dots.len();
+        self.decode.run(part, steps, group, dots, stride);
+        // SAFETY: shares are disjoint, and so are their rows; the caller keeps readers away until
+        // the barrier.
+        let out = unsafe { out.write(offset + rows.start..offset + rows.end) };
+        self.ops.scale_output(&dots[..rows.len()], s, part.scale(), out);
+        bytes
     }
 
     /// The kernel for so many tokens, more than one.

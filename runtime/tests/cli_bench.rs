@@ -217,3 +217,33 @@ fn mistakes_are_told() {
     }
     assert!(refusal(&["bench", "-p", "4"], 2).contains("--model"));
 }
+
+/// The demo model closes 4 of 5 gates. What is skipped is not read, and is in the report.
+#[test]
+fn what_is_skipped_is_not_counted_as_read() {
+    let model = demo_model();
+    let rows = |sparse: &str| -> Value {
+        let args =
+            ["bench", "-m", &model, "-p", "0", "-n", "8", "-t", "2", "-r", "2", "-o", "json"];
+        let args = [&args[..], &["--sparse", sparse]].concat();
+        serde_json::from_str(&answer(&args)).unwrap()
+    };
+    let number = |value: &Value| value.as_f64().unwrap();
+    let (on, off, auto) = (rows("on"), rows("off"), rows("auto"));
+    let (on, off) = (&on[0], &off[0]);
+    let mut spared = 0.0;
+    for (role, kernel) in [("gate_up", "rows_"), ("down", "columns_")] {
+        let (kernels, skipped) = (&on["kernels"][role], &on["sparse"][role]);
+        assert!(kernels["sparse"].as_str().unwrap().starts_with(kernel), "{kernels}");
+        assert!((0.01..0.35).contains(&number(&skipped["density"])), "{skipped}");
+        let all = number(&kernels["packed_bytes"]);
+        assert!(number(&skipped["read_per_token"]) < all, "{role}: {skipped} of {all}");
+        spared += all - number(&skipped["read_per_token"]);
+        assert!(off["kernels"][role]["sparse"].is_null());
+    }
+    let read = |row: &Value| number(&row["read"]["per_token"]);
+    assert!((read(off) - read(on) - spared).abs() < 1.0, "{} {} {spared}", read(off), read(on));
+    assert_eq!(off["sparse"], serde_json::json!({}));
+    // Matrices this small are read whole unless asked otherwise.
+    assert_eq!(auto[0]["sparse"], serde_json::json!({}));
+}

@@ -87,6 +87,7 @@ impl Tuned {
             mode: Mode::Dense,
             decode: pick(candidate(parts[0], |id| id.op == op)),
             prefill: None,
+            sparse: None,
             parts,
         };
         let mut ops: Vec<Choice> = config
@@ -107,6 +108,7 @@ impl Tuned {
                     mode: Mode::Dense,
                     decode: pick(decode),
                     prefill: Some(pick(prefill)),
+                    sparse: None,
                     parts: job.parts,
                 }
             })

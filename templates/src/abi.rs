@@ -37,6 +37,10 @@ pub struct Tables {
     pub attention: *const AttentionEntry,
     /// How many.
     pub attention_len: usize,
+    /// Kernels that are given a list of lines.
+    pub lines: *const LinesEntry,
+    /// How many.
+    pub lines_len: usize,
 }
 
 // SAFETY: the tables are constants.
@@ -177,6 +181,52 @@ pub struct TernaryEntry {
     pub expansion: Option<&'static Expansion>,
 }
 
+/// Lines of a matrix that a list names, rows or columns of it, times one prepared activation row. A
+/// line that is not in the list is not read.
+#[repr(C)]
+pub struct LinesCall {
+    /// Line 0: its first unit, or that of a share of its units.
+    pub lines: *const u8,
+    /// Bytes between a line and the next.
+    pub line_bytes: usize,
+    /// Units of each line to be read, `LineLayout::UNIT_BYTES` each.
+    pub units: usize,
+    /// Numbers of lines.
+    pub list: *const u32,
+    /// How many.
+    pub count: usize,
+    /// What the kernel's `prepare` wrote; 64-byte aligned. Of a `columns` kernel it holds an
+    /// activation for each line of the list, in that order.
+    pub activations: *const u8,
+    /// Int32 dot products: of a `rows` kernel one for each line of the list, of a `columns` kernel
+    /// one for each weight of the units.
+    pub out: *mut i32,
+}
+
+/// Computes one [`LinesCall`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `list` holds `count` numbers of lines, of each of which `units`
+/// units are readable from `lines` plus so many times `line_bytes`; `activations` was filled by the
+/// same kernel's `prepare`, for the matrix's columns (`rows`) or `count` (`columns`), at most 2^18;
+/// `out` is writable as far as the kernel's dot products reach, and nothing else accesses it
+/// meanwhile.
+pub type LinesRunFn = unsafe extern "C" fn(call: &LinesCall);
+
+/// A kernel with a list of lines as the generated table lists it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LinesEntry {
+    /// The kernel's id.
+    pub id: Id,
+    /// Size of a prepared row.
+    pub scratch: ScratchFn,
+    /// Prepares a row: that of one token.
+    pub prepare: PrepareFn,
+    /// Multiplies.
+    pub run: LinesRunFn,
+}
+
 /// The float operations of one ISA. Each is defined, with its formula, by the function of the same
 /// name in the runtime's `model/numerics.rs`, and equals it bit for bit.
 ///
@@ -196,6 +246,13 @@ pub struct VectorEntry {
         unsafe extern "C" fn(dots: *const i32, s: f32, wscale: f32, out: *mut f32, n: usize),
     /// Gated SiLU.
     pub silu_mul: unsafe extern "C" fn(gate: *const f32, up: *const f32, out: *mut f32, n: usize),
+    /// Writes the numbers of the positive elements in order, and gives how many they are; `out` is
+    /// writable for `n` rounded up to a multiple of 16.
+    pub list_positive: unsafe extern "C" fn(x: *const f32, out: *mut u32, n: usize) -> usize,
+    /// As `list_positive` for elements other than zero, which are written beside their numbers;
+    /// `values` is as long as `out`.
+    pub list_nonzero:
+        unsafe extern "C" fn(q: *const i8, out: *mut u32, values: *mut i8, n: usize) -> usize,
     /// Gated squared ReLU.
     pub relu2_mul: unsafe extern "C" fn(gate: *const f32, up: *const f32, out: *mut f32, n: usize),
     /// Adds `y` to `x`.

@@ -9,13 +9,17 @@
 
 pub mod abi;
 pub mod attention;
+pub mod columns;
 pub mod head_block;
 pub mod head_float;
 pub mod i2_s;
 pub mod i2_s_mm;
 pub mod isa;
+pub mod line_i2_s;
+pub mod line_t5;
 pub mod plane;
 pub mod quads;
+pub mod rows;
 pub mod t5;
 pub mod t5_lookup;
 #[cfg(test)]
@@ -49,6 +53,11 @@ pub const ABI: Source = source!("abi", "abi.rs");
 /// What some ternary templates share on every ISA, each emitted once where one of them is.
 pub const SHARED: &[Source] = &[source!("quads", "quads.rs"), source!("trits", "trits.rs")];
 
+/// How the templates `rows` and `columns` unpack a line, by layout: emitted once for every ISA that
+/// has such kernels, as `line_t5__avx512vbmi` and its like.
+pub const LINES: &[Source] =
+    &[source!("line_i2_s", "line_i2_s.rs"), source!("line_t5", "line_t5.rs")];
+
 /// The vector vocabularies, each after those it builds on.
 pub const VOCABULARIES: &[Source] = &[
     source!("scalar", "isa/scalar.rs"),
@@ -75,6 +84,8 @@ pub const TEMPLATES: &[Source] = &[
     source!("head_block", "head_block.rs"),
     source!("plane", "plane.rs"),
     source!("attention", "attention.rs"),
+    source!("rows", "rows.rs"),
+    source!("columns", "columns.rs"),
 ];
 
 /// The float operations, emitted once for every ISA that computes floats its own way.

@@ -20,6 +20,8 @@ pub const ENTRY: VectorEntry = VectorEntry {
     quantise_blocks,
     scale_output,
     silu_mul,
+    list_positive,
+    list_nonzero,
     relu2_mul,
     add,
     rope_neox,
@@ -224,6 +226,45 @@ unsafe extern "C" fn silu_mul(gate: *const f32, up: *const f32, out: *mut f32, n
             isa::f32_mul(isa::f32_div(gate, isa::f32_add(one, e)), up)
         });
     }
+}
+
+/// See `VectorEntry`.
+unsafe extern "C" fn list_positive(x: *const f32, out: *mut u32, n: usize) -> usize {
+    let mut count = 0;
+    let mut i = 0;
+    // SAFETY: the contract of VectorEntry; of the elements before `i` at most `i` were listed, and
+    // no more than whole groups of 16 are written.
+    unsafe {
+        while i + LANES <= n {
+            count += isa::list_positive(x.add(i), i as u32, out.add(count));
+            i += LANES;
+        }
+        if i < n {
+            let mut last = [0f32; LANES];
+            x.add(i).copy_to_nonoverlapping(last.as_mut_ptr(), n - i);
+            count += isa::list_positive(last.as_ptr(), i as u32, out.add(count));
+        }
+    }
+    count
+}
+
+/// See `VectorEntry`.
+unsafe extern "C" fn list_nonzero(q: *const i8, out: *mut u32, values: *mut i8, n: usize) -> usize {
+    let mut count = 0;
+    let mut i = 0;
+    // SAFETY: as above.
+    unsafe {
+        while i + LANES <= n {
+            count += isa::list_nonzero(q.add(i), i as u32, out.add(count), values.add(count));
+            i += LANES;
+        }
+        if i < n {
+            let mut last = [0i8; LANES];
+            q.add(i).copy_to_nonoverlapping(last.as_mut_ptr(), n - i);
+            count += isa::list_nonzero(last.as_ptr(), i as u32, out.add(count), values.add(count));
+        }
+    }
+    count
 }
 
 /// See `VectorEntry`.

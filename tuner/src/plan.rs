@@ -65,7 +65,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
         let multiplies = match id.op {
             Op::Ternary(layout) => layout.format().multiplies(),
             Op::Head(_) | Op::Plane(_) => true,
-            Op::Attention => false,
+            Op::Attention | Op::Rows(_) | Op::Columns(_) => false,
         };
         (id.isa != Isa::Scalar, id.isa.lanes(), multiplies && id.isa.dots_are_wide())
     };

@@ -103,6 +103,7 @@ fn concerns(kernel: &KernelId, job: &JobMeasurements, phase: Phase) -> bool {
         Op::Head(_) => job.role == Role::LmHead && phase == Phase::Decode,
         Op::Plane(_) => false,
         Op::Attention => job.role == Role::Attention,
+        Op::Rows(_) | Op::Columns(_) => false,
         Op::Ternary(_) => {
             !matches!(job.role, Role::LmHead | Role::Attention) && Phase::of(&kernel.tile) == phase
         }

@@ -214,6 +214,7 @@ impl Present {
                 let made = || made?.attention().iter().find(|kernel| kernel.id() == id).copied();
                 AttentionKernel::find(id).or_else(made).map(Candidate::Attention)
             }
+            Op::Rows(_) | Op::Columns(_) => None,
         };
         Ok(found
             .ok_or_else(|| Error::Runtime(format!("{id} is not present, or not for this CPU")))?)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bitnet_profiles::{Isa, KernelId, Op, Pinning};
+use bitnet_profiles::{Isa, KernelId, Op, Pinning, Role};
 use serde::Serialize;
 
 use super::load::{
@@ -18,6 +18,7 @@ use crate::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::host::Host;
+use crate::lines::Along;
 use crate::memory::Pages;
 use crate::model::config::{Config, JobShapes};
 use crate::model::{KvType, MAX_SEQUENCES, Needs, Session, SessionOptions, Stage};
@@ -270,7 +271,8 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Probes the limit that bounds the test, then times it.
     fn row(&mut self, test: Test) -> Result<Row> {
-        let bandwidth = if test.n_prompt == 0 { Some(self.read_bandwidth()) } else { None };
+        let decodes = test.n_prompt == 0;
+        let limit = decodes.then(|| self.read_bandwidth());
         let multiply = match test {
             Test { n_gen: 0, .. } => Some(Share {
                 per_token: multiply_adds(self.loaded.model.config()),
@@ -288,8 +290,8 @@ impl Bench<'_> {
         let samples = bench::time(self.session, test, repetitions, &mut tokens)?;
         let after = self.session.head_stats();
         let head = HeadReport::between(&self.loaded.model, before, after);
-        let read =
-            bandwidth.map(|limit| Share { per_token: self.decode_bytes(test, &head), limit });
+        // Only what was skipped in the test says how many bytes it read.
+        let read = limit.map(|limit| Share { per_token: self.decode_bytes(test, &head), limit });
         Ok(self.report(test, &samples, test_time, head, read, multiply))
     }
 
@@ -300,13 +302,32 @@ impl Bench<'_> {
         probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
+    /// What single tokens skipped in the test, by role.
+    fn skipped(&self, test: Test) -> BTreeMap<&'static str, Skipped> {
+        let tokens = (test.n_gen * self.args.repetitions as usize).max(1) as f64;
+        [(Role::GateUp, Along::Rows), (Role::Down, Along::Columns)]
+            .into_iter()
+            .filter_map(|(role, along)| {
+                let tally = self.session.tally(along);
+                let read_per_token = tally.bytes as f64 / tokens;
+                Some((role.name(), Skipped { density: tally.density()?, read_per_token }))
+            })
+            .collect()
+    }
+
     /// Bytes that a token of a generation reads on average: its share of all weights as they are packed,
-    /// of the head what was read, one row of the embedding, and the keys and values of its position
-    /// and those before.
+    /// but for those that were skipped in the test, of the head what was read, one row of the embedding,
+    /// and the keys and values of its position and those before.
     fn decode_bytes(&self, test: Test, head: &HeadReport) -> f64 {
         let model = &self.loaded.model;
         let (config, weights) = (model.config(), model.weights());
-        let packed = self.loaded.packed_bytes();
+        let skipped = self.skipped(test);
+        let packed: f64 = (self.loaded.kernels.iter())
+            .filter(|(role, _)| **role != Role::LmHead.name())
+            .map(|(role, kernels)| {
+                skipped.get(role).map_or(kernels.packed_bytes as f64, |s| s.read_per_token)
+            })
+            .sum();
         let norms: usize = weights
             .layers
             .iter()
@@ -323,7 +344,7 @@ impl Bench<'_> {
         let positions = self.session.context() * self.session.sequences();
         let position = self.session.kv_reserved_bytes() as f64 / positions as f64;
         let positions = test.n_depth as f64 + (test.n_gen + 1) as f64 / 2.0;
-        (packed + norms) as f64 / test.n_parallel as f64
+        (packed + norms as f64) / test.n_parallel as f64
             + row as f64
             + head.bytes_per_token
             + positions * position
@@ -348,7 +369,8 @@ impl Bench<'_> {
         let samples_ts = samples.per_second();
         let ns = samples.ns_f64();
         let per_repetition = |stage| samples.stages.of(stage).as_secs_f64() / ns.len() as f64;
-        let products = per_repetition(Stage::Ternary) / test.tokens() as f64;
+        let products = Stage::PRODUCTS.map(per_repetition).iter().sum::<f64>();
+        let products = products / test.tokens() as f64;
         Row {
             build_commit: env!("CARGO_PKG_VERSION"),
             build_number: 0,
@@ -384,6 +406,7 @@ impl Bench<'_> {
             kernels: self.loaded.kernels.clone(),
             lm_head,
             stage_ns: Stage::ALL.map(|s| (s.name(), per_repetition(s) * 1e9)).into(),
+            sparse: self.skipped(test),
             read: read.map(|share| share.reached(mean(&samples_ts))),
             multiply_add: multiply.map(|share| share.reached(1.0 / products)),
             samples_ns: samples.ns.clone(),
@@ -414,6 +437,15 @@ impl Share {
         let share = self.limit.map(|limit| per_second / limit);
         Reached { per_token: self.per_token, per_second, probe_per_second: self.limit, share }
     }
+}
+
+/// What was not skipped in a role, per token on average.
+#[derive(Clone, Copy, Serialize)]
+struct Skipped {
+    /// Share of open gates, or of inputs other than zero.
+    density: f64,
+    /// Bytes of weights.
+    read_per_token: f64,
 }
 
 /// How much of a resource a test used.
@@ -489,6 +521,8 @@ struct Row {
     lm_head: HeadReport,
     /// Of a repetition, on average.
     stage_ns: BTreeMap<&'static str, f64>,
+    /// What single tokens did not skip, of the roles that skip.
+    sparse: BTreeMap<&'static str, Skipped>,
     /// Bytes that the tokens of a generation read.
     read: Option<Reached>,
     /// Multiply-adds in the ternary products of a prompt, while these run.

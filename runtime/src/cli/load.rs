@@ -24,6 +24,7 @@ use crate::model::config::{Config, JobShapes};
 use crate::model::{
     HeadMode, HeadOptions, HeadStats, KvType, LoadOptions, Model, Needs, SessionOptions,
 };
+use crate::sparse;
 use crate::threads::{MAX_THREADS, Pool};
 
 /// The heading of these flags in the help.
@@ -52,6 +53,10 @@ pub struct KernelArgs {
         hide_possible_values = true
     )]
     lm_head: LmHead,
+    /// Skip the weights that meet a zero when single tokens go through a model whose gate is a
+    /// squared ReLU: where it pays, always, or never. Takes more memory, changes no number
+    #[arg(long, value_name = "auto|on|off", default_value = "auto")]
+    sparse: SparseFlag,
 }
 
 /// How the most likely tokens are found.
@@ -60,6 +65,14 @@ enum LmHead {
     Auto,
     Exact,
     Full,
+}
+
+/// `--sparse`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SparseFlag {
+    Auto,
+    On,
+    Off,
 }
 
 /// Flags of the session that `bench` has too.
@@ -210,6 +223,7 @@ pub struct Choice {
     format: Option<Format>,
     isa: Option<Isa>,
     lm_head: HeadMode,
+    sparse: sparse::Mode,
 }
 
 impl KernelArgs {
@@ -233,8 +247,13 @@ impl KernelArgs {
             LmHead::Exact => HeadMode::Exact,
             LmHead::Full => HeadMode::Full,
         };
+        let sparse = match self.sparse {
+            SparseFlag::Auto => sparse::Mode::Auto,
+            SparseFlag::On => sparse::Mode::On,
+            SparseFlag::Off => sparse::Mode::Off,
+        };
         let (format, isa) = (self.format, self.isa);
-        Ok(Choice { named, ask_user_folder: auto, format, isa, lm_head })
+        Ok(Choice { named, ask_user_folder: auto, format, isa, lm_head, sparse })
     }
 }
 
@@ -416,6 +435,17 @@ pub struct RoleKernels {
     pub prefill: KernelId,
     /// Bytes of the weights as they are read, of all layers.
     pub packed_bytes: usize,
+    /// The kernel for one token that skips what meets a zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparse: Option<KernelId>,
+    /// Bytes of the weights that it reads some of, which are packed a second time.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sparse_bytes: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(bytes: &usize) -> bool {
+    *bytes == 0
 }
 
 /// A model in memory.
@@ -430,7 +460,8 @@ impl Loaded {
     /// Bytes of weights packed in memory; the head is read from the file's own blocks.
     pub fn packed_bytes(&self) -> usize {
         let packed = |kernels: &&RoleKernels| matches!(kernels.decode.op, Op::Ternary(_));
-        self.kernels.values().filter(packed).map(|kernels| kernels.packed_bytes).sum()
+        let bytes = |kernels: &RoleKernels| kernels.packed_bytes + kernels.sparse_bytes;
+        self.kernels.values().filter(packed).map(bytes).sum()
     }
 }
 
@@ -459,6 +490,7 @@ pub fn model(
             pages: placement.pages,
             lock: placement.lock,
             copy_head: false,
+            sparse: choice.sparse,
             progress: &|done, of| progress.show(done, of),
         },
     )?;
@@ -487,6 +519,8 @@ pub fn model(
             decode: kernels.decode,
             prefill: kernels.prefill.unwrap_or(kernels.decode),
             packed_bytes: kernels.bytes,
+            sparse: kernels.sparse,
+            sparse_bytes: kernels.sparse_bytes,
         };
         (kernels.role.name(), named)
     });

@@ -8,7 +8,8 @@ use half::f16;
 use super::attention::{
     AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
 };
-use super::{HeadKernel, Kernel, Operand, PlaneInput, PlaneKernel};
+use super::{HeadKernel, Kernel, LinesKernel, Operand, PlaneInput, PlaneKernel};
+use crate::lines::{Along, PackedLines};
 use crate::memory::Buffer;
 use crate::model::numerics::{self, CHUNK, KvElement, Softmax};
 use crate::pack::{PackedMatrix, to_file_codes};
@@ -149,6 +150,71 @@ impl Oracle {
         }
         Ok(None)
     }
+}
+
+/// Where a kernel with a list of lines goes wrong, if it does: on rows of `cols` weights, or on
+/// `cols` columns.
+///
+/// # Errors
+/// [`Error::Runtime`] when the system refuses the memory or a worker panics.
+///
+/// # Panics
+/// When the kernel is made for other columns.
+pub fn lines(kernel: &LinesKernel, cols: usize) -> Result<Option<Wrong>> {
+    let oracle = Oracle::new(cols, 1);
+    let (shape, layout, along) = (oracle.shape, kernel.layout(), kernel.along());
+    let pool = Pool::new(1)?;
+    for case in &oracle.cases {
+        let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape))?;
+        let file = to_file_codes(&case.codes);
+        let matrix = PackedLines::pack(&file, shape, 1.0, (layout, along), buffer, &pool)?
+            .map_err(|_| Error::Runtime(format!("packing {layout} refused its own codes")))?;
+        // All lines, none, and some.
+        for every in [1, usize::MAX, 3, 7] {
+            let mut random = Random::new(every as u64);
+            let mut listed = |line: &u32| match every {
+                1 => true,
+                usize::MAX => *line == u32::MAX,
+                _ => random.below(every as u64) == 0,
+            };
+            let list: Vec<u32> = (0..matrix.lines() as u32).filter(&mut listed).collect();
+            let found = lines_difference(kernel, &matrix, case, &list)?;
+            if let Some(found) = found {
+                let found = format!("{shape}, {}, {} lines, {found}", case.name, list.len());
+                return Ok(Some(Wrong { kernel: *kernel.id(), found }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Where a kernel with a list of lines goes wrong on the first activations of a case.
+fn lines_difference(
+    kernel: &LinesKernel,
+    matrix: &PackedLines,
+    case: &Case,
+    list: &[u32],
+) -> Result<Option<String>> {
+    let Shape { rows, cols } = matrix.shape();
+    let quantised = &case.quantised[..cols];
+    let (activations, expected) = match matrix.along() {
+        Along::Rows => {
+            let dots: Vec<i32> = list.iter().map(|&row| case.expected[row as usize]).collect();
+            (quantised.to_vec(), dots)
+        }
+        Along::Columns => {
+            let mut kept = vec![0; cols];
+            list.iter().for_each(|&col| kept[col as usize] = quantised[col as usize]);
+            let listed = list.iter().map(|&col| quantised[col as usize]).collect();
+            (listed, reference::matmul(&case.codes, &kept, cols))
+        }
+    };
+    let mut group = Buffer::zeroed(kernel.group_bytes(activations.len()))?;
+    kernel.prepare(&activations, &mut group);
+    let mut got = vec![i32::MIN; kernel.outputs(list.len(), matrix.units()).max(rows)];
+    kernel.run(matrix, 0..matrix.units(), list, &group, &mut got);
+    let wrong = (0..expected.len()).find(|&i| got[i] != expected[i]);
+    Ok(wrong.map(|i| format!("output {i}: {} instead of {}", got[i], expected[i])))
 }
 
 /// Rows of a head that is checked: steps of 8 rows, 4 rows and single ones.

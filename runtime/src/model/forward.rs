@@ -26,8 +26,10 @@ use super::stages::{Stage, StageClock, StageTimes};
 use super::weights::Layer;
 use crate::error::{Error, Result};
 use crate::kernels::VectorOps;
+use crate::lines::Along;
 use crate::matmul::{self, Job};
 use crate::memory::Buffer;
+use crate::sparse::Tally;
 use crate::threads::{Pool, SharedSlice, Worker};
 
 /// How a [`Session`] is set up.
@@ -257,9 +259,20 @@ impl Session {
         self.kv.iter().map(|kv| kv.bytes(kv.context())).sum()
     }
 
-    /// Measures from now on how long each stage takes, which costs some 50 ns a phase.
+    /// Measures from now on how long each stage takes, which costs some 50 ns a phase, and counts from
+    /// 0 what single tokens skip.
     pub fn time_stages(&mut self) {
         self.stages = Some(StageTimes::default());
+        self.buffers.scratch.iter_mut().for_each(|scratch| scratch.matmul.reset_tally());
+    }
+
+    /// What single tokens needed of up, by rows, or of down, by columns, since
+    /// [`Session::time_stages`] was called last.
+    #[must_use]
+    pub fn tally(&self, along: Along) -> Tally {
+        let mut sum = Tally::default();
+        self.buffers.scratch.iter().for_each(|scratch| sum.add(scratch.matmul.tally(along)));
+        sum
     }
 
     /// Time per stage since [`Session::time_stages`] was called last, if it was.
@@ -616,7 +629,7 @@ impl Pass<'_> {
         self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.gate_up, &self.gate_up);
-        self.end_phase(place, Stage::Ternary);
+        self.end_phase(place, Stage::GateUp);
 
         let config = self.model.config();
         for slot in place.own_slots() {
@@ -633,7 +646,7 @@ impl Pass<'_> {
         self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.down, &self.y);
-        self.end_phase(place, Stage::Ternary);
+        self.end_phase(place, Stage::Down);
         self.add_residual(place);
     }
 

@@ -22,6 +22,7 @@ use crate::gguf::Gguf;
 use crate::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
 use crate::matmul::Job;
 use crate::memory::Pages;
+use crate::sparse;
 use crate::threads::Pool;
 use config::Config;
 use exact_head::ScannedHead;
@@ -49,6 +50,8 @@ pub struct LoadOptions<'a> {
     /// Whether the head is copied into memory. If not it is read from the file, which
     /// [`Model::choose_head`] may change.
     pub copy_head: bool,
+    /// Whether one token skips what meets a zero.
+    pub sparse: sparse::Mode,
     /// Told after every matrix how many bytes of how many are packed.
     pub progress: &'a dyn Fn(usize, usize),
 }
@@ -63,6 +66,7 @@ impl<'a> LoadOptions<'a> {
             pages: Pages::Huge,
             lock: false,
             copy_head: true,
+            sparse: sparse::Mode::Auto,
             progress: &|_, _| (),
         }
     }
@@ -94,8 +98,12 @@ pub struct RoleKernels {
     pub decode: KernelId,
     /// For many, where that is another.
     pub prefill: Option<KernelId>,
-    /// Bytes of weights that one token reads, over all layers.
+    /// Bytes of weights that one token reads, over all layers, if it skips nothing.
     pub bytes: usize,
+    /// For one token that skips what meets a zero.
+    pub sparse: Option<KernelId>,
+    /// Bytes of the weights that lie in memory once more for that, over all layers.
+    pub sparse_bytes: usize,
 }
 
 impl Model {
@@ -136,6 +144,9 @@ impl Model {
             decode: *job.decode_kernel().id(),
             prefill: Some(*job.prefill_kernel().id()),
             bytes: job.packed_bytes() * self.weights.layers.len(),
+            sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
+            sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len())
+                * self.weights.layers.len(),
         };
         vec![
             role(Role::Qkv, &layer.qkv),
@@ -148,6 +159,8 @@ impl Model {
                 decode: *self.attention.id(),
                 prefill: None,
                 bytes: 0,
+                sparse: None,
+                sparse_bytes: 0,
             },
             RoleKernels {
                 role: Role::LmHead,
@@ -155,6 +168,8 @@ impl Model {
                 decode: *self.head(1).id(),
                 prefill: None,
                 bytes: self.head_bytes(),
+                sparse: None,
+                sparse_bytes: 0,
             },
         ]
     }

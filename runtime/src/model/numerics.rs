@@ -201,6 +201,20 @@ pub fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+/// Writes the numbers of the elements above 0, in order, and gives how many they are. NaN is none.
+pub fn list_positive(x: &[f32], list: &mut [u32]) -> usize {
+    let positive = x.iter().zip(0..).filter(|(v, _)| **v > 0.0);
+    list.iter_mut().zip(positive).map(|(number, (_, i))| *number = i).count()
+}
+
+/// Writes the numbers of the elements other than 0, in order, the elements beside them, and gives
+/// how many they are.
+pub fn list_nonzero(q: &[i8], list: &mut [u32], values: &mut [i8]) -> usize {
+    let nonzero = q.iter().zip(0..).filter(|(q, _)| **q != 0);
+    let out = list.iter_mut().zip(values);
+    out.zip(nonzero).map(|((number, value), (&q, i))| (*number, *value) = (i, q)).count()
+}
+
 /// The residual addition: `x[i] = x[i] + y[i]`.
 pub fn add(x: &mut [f32], y: &[f32]) {
     assert_eq!(x.len(), y.len());

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use bitnet_profiles::{HeadFormat, Layout, Role, Shape};
 
 use super::LoadOptions;
-use super::config::{Config, JobShapes};
+use super::config::{Activation, Config, JobShapes};
 use super::numerics;
 use crate::error::{Error, Result, quoted};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, LinesKernel};
+use crate::lines::PackedLines;
 use crate::matmul::Job;
 use crate::memory::{Arena, Buffer, Pages};
 use crate::pack::PackedMatrix;
+use crate::sparse::{self, Sparse};
 use crate::threads::{Pool, SharedSlice};
 
 /// All weights. The embedding and the head keep the file's own blocks; the embedding is read from
@@ -184,7 +186,20 @@ impl Weights {
             let bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
             packed_bytes += job.count as usize * job.parts.iter().map(bytes).sum::<usize>();
             matrices += job.count as usize * job.parts.len();
-            jobs.push((job, decode, prefill));
+            let sparse = sparse_kernel(config, options, &job);
+            if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
+                let bytes = kernel.along().matrix_bytes(kernel.layout(), part);
+                packed_bytes += job.count as usize * bytes;
+                matrices += job.count as usize;
+            }
+            jobs.push(PlannedJob { shapes: job, decode, prefill, sparse });
+        }
+        if options.sparse == sparse::Mode::On && jobs.iter().all(|job| job.sparse.is_none()) {
+            warnings.push(format!(
+                "{}: nothing is skipped: the gate of {} is no squared ReLU, so it has no zeros",
+                gguf.path().display(),
+                config.architecture.name()
+            ));
         }
         let arena = Arena::with(packed_bytes, matrices, options.pages)?;
         let used = Vec::new();
@@ -198,11 +213,41 @@ impl Weights {
     }
 }
 
+/// The kernel that skips what meets a zero in a job, if any is to, and the share of lines above which
+/// it does not pay.
+fn sparse_kernel(
+    config: &Config,
+    options: &LoadOptions<'_>,
+    job: &JobShapes,
+) -> Option<(LinesKernel, f64)> {
+    if config.architecture.activation() != Activation::Relu2 {
+        return None;
+    }
+    let (kernel, below) = options.selection.lines(job.role, &job.parts)?;
+    let bytes = kernel.along().matrix_bytes(kernel.layout(), *job.parts.last()?);
+    match options.sparse {
+        sparse::Mode::Off => None,
+        sparse::Mode::On => Some((kernel, f64::INFINITY)),
+        sparse::Mode::Auto => (bytes >= sparse::SMALL && below > 0.0).then_some((kernel, below)),
+    }
+}
+
+/// A job of every layer, and what serves it.
+#[derive(Clone)]
+struct PlannedJob {
+    shapes: JobShapes,
+    /// For one token and for many.
+    decode: Kernel,
+    prefill: Kernel,
+    /// For one token that skips, and up to which density.
+    sparse: Option<(LinesKernel, f64)>,
+}
+
 struct Loader<'a> {
     gguf: &'a Gguf,
     options: &'a LoadOptions<'a>,
-    /// The jobs of a layer, and their kernels for one token and for many.
-    jobs: Vec<(JobShapes, Kernel, Kernel)>,
+    /// The jobs of a layer.
+    jobs: Vec<PlannedJob>,
     arena: Arena,
     /// Bytes that the arena will hold.
     packed_bytes: usize,
@@ -332,14 +377,33 @@ impl<'a> Loader<'a> {
 
     /// Packs the matrices of a job for the kernels of its role.
     fn job(&mut self, role: Role, names: &[String]) -> Result<Job> {
-        let jobs = self.jobs.iter().find(|(job, ..)| job.role == role).cloned();
-        let (shapes, decode, prefill) = jobs.expect("Config::jobs lists the role");
-        let parts = names.iter().zip(&shapes.parts);
-        let parts = parts.map(|(name, &shape)| self.ternary(name, shape, decode.layout()));
-        Job::new(parts.collect::<Result<_>>()?, decode, prefill)
+        let job = self.jobs.iter().find(|job| job.shapes.role == role).cloned();
+        let PlannedJob { shapes, decode, prefill, sparse } =
+            job.expect("Config::jobs lists the role");
+        let (mut parts, mut lines) = (Vec::new(), None);
+        for (i, (name, &shape)) in names.iter().zip(&shapes.parts).enumerate() {
+            let sparse = sparse.as_ref().filter(|_| i + 1 == names.len()).map(|(kernel, _)| kernel);
+            let (part, by_line) = self.ternary(name, shape, decode.layout(), sparse)?;
+            parts.push(part);
+            lines = by_line;
+        }
+        let job = Job::new(parts, decode, prefill)?;
+        match (sparse, lines) {
+            (Some((kernel, below)), Some(lines)) => {
+                job.with_sparse(Sparse::new(lines, kernel, below)?)
+            }
+            _ => Ok(job),
+        }
     }
 
-    fn ternary(&mut self, name: &str, shape: Shape, layout: Layout) -> Result<PackedMatrix> {
+    /// Packs a matrix, and its lines where a kernel skips some.
+    fn ternary(
+        &mut self,
+        name: &str,
+        shape: Shape,
+        layout: Layout,
+        sparse: Option<&LinesKernel>,
+    ) -> Result<(PackedMatrix, Option<PackedLines>)> {
         let gguf = self.gguf;
         let tensor = self.tensor(name, &[shape.cols, shape.rows])?;
         if tensor.ty != TensorType::I2_S {
@@ -359,12 +423,24 @@ impl<'a> Loader<'a> {
         if let Some(factor) = self.projection_scale(name)? {
             scale *= factor;
         }
-        let buffer = self.arena.take(layout.matrix_bytes(shape)).ok_or_else(|| {
-            Error::Runtime(format!("{name}: no room was set aside for {shape} as {layout}"))
-        })?;
-        let packed = PackedMatrix::pack(codes, shape, scale, layout, buffer, self.options.pool)?;
-        let Ok(matrix) = packed else {
-            return Err(gguf.tensor_error(name, "code 3", "codes 0 to 2; the file is damaged"));
+        let mut room = |bytes: usize| {
+            self.arena.take(bytes).ok_or_else(|| {
+                Error::Runtime(format!("{name}: no room was set aside for {bytes} bytes"))
+            })
+        };
+        let buffer = room(layout.matrix_bytes(shape))?;
+        let pool = self.options.pool;
+        let bad = || gguf.tensor_error(name, "code 3", "codes 0 to 2; the file is damaged");
+        let packed = PackedMatrix::pack(codes, shape, scale, layout, buffer, pool)?;
+        let matrix = packed.map_err(|_| bad())?;
+        let lines = match sparse {
+            Some(kernel) => {
+                let (layout, along) = (kernel.layout(), kernel.along());
+                let buffer = room(along.matrix_bytes(layout, shape))?;
+                let lines = PackedLines::pack(codes, shape, scale, (layout, along), buffer, pool)?;
+                Some(lines.map_err(|_| bad())?)
+            }
+            None => None,
         };
         if matrix.is_zero() {
             self.warnings.push(format!(
@@ -374,7 +450,7 @@ impl<'a> Loader<'a> {
         }
         gguf.drop_pages(tensor);
         (self.options.progress)(self.arena.used(), self.packed_bytes);
-        Ok(matrix)
+        Ok((matrix, lines))
     }
 
     /// The optional tensor `*.scale` of one f32 beside a `*.weight` (architecture `bitnet`).

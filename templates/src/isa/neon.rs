@@ -357,6 +357,46 @@ pub fn sqrt(value: f32) -> f32 {
     vget_lane_f32::<0>(vsqrt_f32(vdup_n_f32(value)))
 }
 
+/// Writes the numbers of the positive ones of 16 floats, counted from `first`, in order, and gives
+/// how many they are.
+///
+/// # Safety
+/// `x` is readable for 16 floats, `out` is writable for 16 numbers.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn list_positive(x: *const f32, first: u32, out: *mut u32) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // No branch: which are positive cannot be foreseen.
+        // SAFETY: the caller's promise; `count` is at most `i`.
+        unsafe {
+            out.add(count).write(first + i);
+            count += usize::from(x.add(i as usize).read() > 0.0);
+        }
+    }
+    count
+}
+
+/// As [`list_positive`] for those of 16 bytes that are not zero, which are written to `values`.
+///
+/// # Safety
+/// `q` is readable for 16 bytes, `out` and `values` are writable for as many elements.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn list_nonzero(q: *const i8, first: u32, out: *mut u32, values: *mut i8) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // SAFETY: as above.
+        unsafe {
+            let value = q.add(i as usize).read();
+            out.add(count).write(first + i);
+            values.add(count).write(value);
+            count += usize::from(value != 0);
+        }
+    }
+    count
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -454,6 +494,33 @@ pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
 #[target_feature(enable = "neon")]
 pub fn codes_in_place(packed: Bytes, field: usize) -> Bytes {
     vandq_u8(packed, vdupq_n_u8(3 << (2 * field)))
+}
+
+/// Four vectors of 16-byte groups, interleaved byte by byte: 32-bit lane `i` of group `L` of vector
+/// `k` holds byte `4k + i` of group `L` of each.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn interleave4(v: [Bytes; 4]) -> [Bytes; 4] {
+    let words = |v| vreinterpretq_u16_u8(v);
+    let bytes = |v| vreinterpretq_u8_u16(v);
+    let (low, low2) = (words(vzip1q_u8(v[0], v[1])), words(vzip1q_u8(v[2], v[3])));
+    let (high, high2) = (words(vzip2q_u8(v[0], v[1])), words(vzip2q_u8(v[2], v[3])));
+    [
+        bytes(vzip1q_u16(low, low2)),
+        bytes(vzip2q_u16(low, low2)),
+        bytes(vzip1q_u16(high, high2)),
+        bytes(vzip2q_u16(high, high2)),
+    ]
+}
+
+/// The sum of all groups of 4 lanes.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn i32_sum_groups(a: I32) -> [i32; 4] {
+    let mut out = [0; 4];
+    // SAFETY: four lanes are what the array holds.
+    unsafe { vst1q_s32(out.as_mut_ptr(), a) }
+    out
 }
 
 /// No sum yet.

@@ -324,6 +324,44 @@ pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
     core::array::from_fn(|i| f16_to_f32(if i < 8 { first } else { second }))
 }
 
+/// Writes the numbers of the positive ones of 16 floats, counted from `first`, in order, and gives
+/// how many they are.
+///
+/// # Safety
+/// `x` is readable for 16 floats, `out` is writable for 16 numbers.
+#[inline]
+pub unsafe fn list_positive(x: *const f32, first: u32, out: *mut u32) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // No branch: which are positive cannot be foreseen.
+        // SAFETY: the caller's promise; `count` is at most `i`.
+        unsafe {
+            out.add(count).write(first + i);
+            count += usize::from(x.add(i as usize).read() > 0.0);
+        }
+    }
+    count
+}
+
+/// As [`list_positive`] for those of 16 bytes that are not zero, which are written to `values`.
+///
+/// # Safety
+/// `q` is readable for 16 bytes, `out` and `values` are writable for as many elements.
+#[inline]
+pub unsafe fn list_nonzero(q: *const i8, first: u32, out: *mut u32, values: *mut i8) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // SAFETY: as above.
+        unsafe {
+            let value = q.add(i as usize).read();
+            out.add(count).write(first + i);
+            values.add(count).write(value);
+            count += usize::from(value != 0);
+        }
+    }
+    count
+}
+
 /// Zero in every byte.
 #[inline]
 pub fn bytes_zero() -> Bytes {
@@ -479,6 +517,19 @@ pub fn dot_2x2(acc: Acc, activations: Bytes, codes: Bytes) -> Acc {
         };
         acc[lane] + (0..8).map(product).sum::<i32>()
     })
+}
+
+/// Four vectors of 16-byte groups, interleaved byte by byte: 32-bit lane `i` of group `L` of vector
+/// `k` holds byte `4k + i` of group `L` of each.
+#[inline]
+pub fn interleave4(v: [Bytes; 4]) -> [Bytes; 4] {
+    core::array::from_fn(|k| core::array::from_fn(|byte| v[byte % 4][4 * k + byte / 4]))
+}
+
+/// The sum of all groups of 4 lanes.
+#[inline]
+pub fn i32_sum_groups(a: I32) -> [i32; 4] {
+    a
 }
 
 /// The first halves of two vectors, and their second halves.

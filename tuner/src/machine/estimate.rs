@@ -75,6 +75,7 @@ fn job_bytes(plan: &JobPlan, op: Op) -> u64 {
         }
         // Keys and values of 16 bits.
         Op::Attention => plan.parts.last().map_or(0, |part| 4 * POSITIONS * part.weights()),
+        Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
     };
     bytes as u64
 }

@@ -154,6 +154,7 @@ pub fn work(id: &KernelId) -> Work {
         Op::Head(format) => head(id, format),
         Op::Plane(format) => plane(id, format),
         Op::Attention => attention(id, id.tile.rows),
+        Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
     }
 }
 
