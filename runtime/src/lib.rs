@@ -17,6 +17,7 @@ pub mod probe;
 pub mod random;
 pub mod reference;
 pub mod sampler;
+pub mod sparsity;
 pub mod threads;
 pub mod tokenizer;
 

@@ -20,6 +20,7 @@ use super::attention::{self, Attention};
 use super::config::{Activation, RopePairs};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{CHUNK, Softmax};
+use super::observe::Observer;
 use super::rows::Rows;
 use super::stages::{Stage, StageClock, StageTimes};
 use super::weights::Layer;
@@ -61,6 +62,7 @@ pub struct Session {
     buffers: Buffers,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 /// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
@@ -159,7 +161,7 @@ impl Session {
             logits: vec![0.0; config.vocab],
             scratch: (0..pool.threads()).map(scratch).collect::<Result<_>>()?,
         };
-        Ok(Self { model, pool, kv, position: 0, batch, buffers, stages: None })
+        Ok(Self { model, pool, kv, position: 0, batch, buffers, stages: None, observer: None })
     }
 
     /// The model.
@@ -207,6 +209,11 @@ impl Session {
     #[must_use]
     pub fn stages(&self) -> Option<StageTimes> {
         self.stages
+    }
+
+    /// Shows what is computed from now on to `observer`, or to nobody.
+    pub fn observe(&mut self, observer: Option<Arc<dyn Observer>>) {
+        self.observer = observer;
     }
 
     /// Forgets all tokens from `position` on.
@@ -258,6 +265,7 @@ impl Session {
             start: self.position,
             logits_wanted: logits,
             clock: self.stages.map(|_| StageClock::start()),
+            observer: self.observer.as_deref(),
             kv: self.kv.share(),
             x: Rows::new(&mut b.x, config.hidden),
             input: SharedSlice::new(&mut b.input),
@@ -291,6 +299,7 @@ struct Pass<'a> {
     start: usize,
     logits_wanted: bool,
     clock: Option<StageClock>,
+    observer: Option<&'a dyn Observer>,
     kv: SharedKv<'a>,
     x: Rows<'a, f32>,
     input: SharedSlice<'a, i8>,
@@ -331,6 +340,11 @@ impl Place<'_> {
         if self.n == 1 { self.own_slots() } else { 0..self.n }
     }
 
+    /// Whether this worker's copy of a slot is the one to show: with n = 1 all have one.
+    fn shows(self, slot: usize) -> bool {
+        self.n > 1 || slot == 0
+    }
+
     /// The token in a slot.
     fn token(self, slot: usize) -> usize {
         if self.n == 1 { 0 } else { slot }
@@ -346,7 +360,7 @@ impl Pass<'_> {
         self.embed(place);
         for (index, layer) in self.model.weights().layers.iter().enumerate() {
             self.attention_block(place, scratch, index, layer);
-            self.feed_forward_block(place, scratch, layer);
+            self.feed_forward_block(place, scratch, index, layer);
         }
         if self.logits_wanted {
             self.head(place, scratch);
@@ -432,7 +446,13 @@ impl Pass<'_> {
     }
 
     /// x += down(sub_norm(activation(gate(norm(x))) * up(norm(x))))
-    fn feed_forward_block(&self, place: Place<'_>, scratch: &mut Scratch, layer: &Layer) {
+    fn feed_forward_block(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        index: usize,
+        layer: &Layer,
+    ) {
         self.norm_to_input(place, scratch, &layer.ffn_norm);
         self.slots_ready(place);
 
@@ -450,6 +470,11 @@ impl Pass<'_> {
                 Activation::Silu => self.vector().silu_mul(gate, up, product),
             }
             self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), config.ffn);
+            if let Some(observer) = self.observer.filter(|_| place.shows(slot)) {
+                // SAFETY: the worker's own slot, which it has just written.
+                let input = unsafe { self.input.read(slot * config.ffn..(slot + 1) * config.ffn) };
+                observer.feed_forward(index, self.start + token, gate, input);
+            }
         }
         self.slots_ready(place);
 
@@ -467,6 +492,9 @@ impl Pass<'_> {
         let x = unsafe { self.x.row(last) };
         let normed = &mut scratch.normed[..config.hidden];
         self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
+        if let Some(observer) = self.observer.filter(|_| place.worker.index == 0) {
+            observer.head(self.start + place.n - 1, normed);
+        }
         let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
         let (head, prepared) = (self.model.head(), &mut scratch.head_input);
         head.run_share(place.worker, rows, normed, prepared, &self.logits);

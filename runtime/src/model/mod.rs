@@ -5,6 +5,7 @@ pub mod config;
 pub mod forward;
 pub mod kv_cache;
 pub mod numerics;
+mod observe;
 pub mod rope;
 mod rows;
 mod stages;
@@ -26,6 +27,7 @@ use weights::Weights;
 
 pub use forward::{Session, SessionOptions};
 pub use kv_cache::KvType;
+pub use observe::Observer;
 pub use stages::{Stage, StageTimes};
 
 /// How a [`Model`] is loaded.
