@@ -18,7 +18,7 @@ use crate::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::host::Host;
-use crate::memory::Pages;
+use crate::memory::{self, Pages};
 use crate::model::config::{Config, JobShapes};
 use crate::model::{KvType, Session, Stage};
 use crate::probe;
@@ -26,6 +26,8 @@ use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 
 /// Bytes that the bandwidth probe streams: several times any L3 cache.
 const PROBE_BYTES: usize = 1 << 30;
+/// Fewer would find a cache.
+const LEAST_PROBE_BYTES: usize = 1 << 28;
 /// Passes of a probe, of which the best counts.
 const PROBE_ROUNDS: usize = 5;
 /// The longest prompt, generation or depth that can be asked for.
@@ -207,8 +209,7 @@ pub fn run(args: &Args) -> Result<()> {
         let options = args.session.options(context)?;
         for threads in threads {
             let pool = if threads == most { Arc::clone(&pool) } else { pool_of(threads)? };
-            let model = Arc::clone(&loaded.model);
-            let mut session = Session::new(model, Arc::clone(&pool), options)?;
+            let mut session = load::session(&loaded.model, &pool, options)?;
             for &test in &tests {
                 let mut bench = Bench {
                     args,
@@ -262,12 +263,9 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Probes the limit that bounds the test, then times it.
     fn row(&mut self, test: Test) -> Result<Row> {
-        let read = match test {
-            Test { n_prompt: 0, .. } => {
-                Some(Share { per_token: self.decode_bytes(test), limit: self.read_bandwidth() })
-            }
-            _ => None,
-        };
+        let bytes = (test.n_prompt == 0).then(|| self.decode_bytes(test));
+        let read =
+            bytes.map(|bytes| Share { per_token: bytes.all(), limit: self.read_bandwidth() });
         let multiply = match test {
             Test { n_gen: 0, .. } => Some(Share {
                 per_token: multiply_adds(self.loaded.model.config()),
@@ -282,22 +280,29 @@ impl Bench<'_> {
         }
         let repetitions = self.args.repetitions as usize;
         let samples = bench::time(self.session, test, repetitions, &mut tokens)?;
-        Ok(self.report(test, &samples, test_time, read, multiply))
+        Ok(self.report(test, &samples, test_time, (bytes, read), multiply))
     }
 
     /// Of a machine without the memory for it there is no figure, but still a test.
     fn read_bandwidth(&self) -> Option<f64> {
-        let probed = probe::Stream::new(self.pool, PROBE_BYTES)
+        let most = memory::available().map_or(u64::MAX, |free| free / 2);
+        let bytes = PROBE_BYTES.min(usize::try_from(most).unwrap_or(usize::MAX));
+        if bytes < LEAST_PROBE_BYTES {
+            note(format_args!("warning: no read bandwidth: too little memory is free for a probe"));
+            return None;
+        }
+        let probed = probe::Stream::new(self.pool, bytes)
             .and_then(|stream| stream.read_bandwidth(self.pool, PROBE_ROUNDS));
         probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
-    /// Bytes that a token of a generation reads on average: all weights as they are packed, one
-    /// row of the embedding, and the keys and values of its position and those before.
-    fn decode_bytes(&self, test: Test) -> f64 {
+    /// What a token of a generation reads on average.
+    fn decode_bytes(&self, test: Test) -> DecodeBytes {
         let model = &self.loaded.model;
         let (config, weights) = (model.config(), model.weights());
-        let packed: usize = self.loaded.kernels.values().map(|kernels| kernels.packed_bytes).sum();
+        let kernels = self.loaded.kernels.values();
+        let packed: usize = kernels.map(|kernels| kernels.packed_bytes).sum();
+        let ternary = self.loaded.packed_bytes();
         let norms: usize = weights
             .layers
             .iter()
@@ -313,7 +318,12 @@ impl Bench<'_> {
         let row = weights.embedding.tensor().bytes as usize / config.vocab;
         let position = self.session.kv_reserved_bytes() as f64 / self.session.context() as f64;
         let positions = test.n_depth as f64 + (test.n_gen + 1) as f64 / 2.0;
-        (packed + norms + row) as f64 + positions * position
+        DecodeBytes {
+            weights: ternary as f64,
+            head: (packed - ternary) as f64,
+            kv: positions * position,
+            other: (norms + row) as f64,
+        }
     }
 
     fn report(
@@ -321,7 +331,7 @@ impl Bench<'_> {
         test: Test,
         samples: &Samples,
         test_time: u64,
-        read: Option<Share>,
+        (bytes_per_token, read): (Option<DecodeBytes>, Option<Share>),
         multiply: Option<Share>,
     ) -> Row {
         let gguf = self.loaded.model.gguf();
@@ -367,6 +377,7 @@ impl Bench<'_> {
             profile: self.profile.clone(),
             kernels: self.loaded.kernels.clone(),
             stage_ns: Stage::ALL.map(|s| (s.name(), per_repetition(s) * 1e9)).into(),
+            bytes_per_token,
             read: read.map(|share| share.reached(mean(&samples_ts))),
             multiply_add: multiply.map(|share| share.reached(1.0 / products)),
             samples_ns: samples.ns.clone(),
@@ -382,6 +393,24 @@ fn multiply_adds(config: &Config) -> f64 {
         job.count as usize * job.parts.iter().map(|part| part.weights()).sum::<usize>()
     };
     config.jobs().into_iter().map(weights).sum::<usize>() as f64
+}
+
+/// Bytes that a token of a generation reads, on average.
+#[derive(Clone, Copy, Serialize)]
+struct DecodeBytes {
+    /// The ternary matrices, as they are packed.
+    weights: f64,
+    head: f64,
+    /// Keys and values of its position and those before.
+    kv: f64,
+    /// Norms, and a row of the embedding.
+    other: f64,
+}
+
+impl DecodeBytes {
+    fn all(self) -> f64 {
+        self.weights + self.head + self.kv + self.other
+    }
 }
 
 /// What a token costs of a resource of the machine, and how much of it there is per second.
@@ -468,6 +497,8 @@ struct Row {
     kernels: BTreeMap<&'static str, RoleKernels>,
     /// Of a repetition, on average.
     stage_ns: BTreeMap<&'static str, f64>,
+    /// What a token of a generation reads.
+    bytes_per_token: Option<DecodeBytes>,
     /// Bytes that the tokens of a generation read.
     read: Option<Reached>,
     /// Multiply-adds in the ternary products of a prompt, while these run.

@@ -17,7 +17,6 @@ use crate::generate::{Generation, Limits, generate};
 use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::memory::{self, Pages};
-use crate::model::Session;
 use crate::model::config::Config;
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::threads::{Pool, PoolOptions};
@@ -190,7 +189,7 @@ pub fn run(args: &Args) -> Result<()> {
     let threads = load::thread_count(args.threads, &profile, &host);
     let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
     let loaded = load::model(gguf, &choice, &profile, placement, &pool)?;
-    let mut session = Session::new(Arc::clone(&loaded.model), Arc::clone(&pool), options)?;
+    let mut session = load::session(&loaded.model, &pool, options)?;
     let load_time = start.elapsed();
     note(format_args!(
         "loaded: {} in {:.2} s, {} threads, context {}",

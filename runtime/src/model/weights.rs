@@ -13,7 +13,7 @@ use crate::error::{Error, Result, quoted};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::kernels::Kernel;
 use crate::matmul::Job;
-use crate::memory::{Arena, Buffer};
+use crate::memory::{self, Arena, Buffer};
 use crate::pack::PackedMatrix;
 use crate::threads::SharedSlice;
 
@@ -122,9 +122,21 @@ impl Weights {
             matrices += job.count as usize * job.parts.len();
             jobs.push((job, decode, prefill));
         }
+        let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
+        let needed = packed_bytes as u64 + head.map_or(0, |head| head.bytes);
+        let free = memory::available();
+        if let Some(free) = free.filter(|&free| free < needed) {
+            let message = too_large(gguf, config, needed, packed_bytes as u64, free);
+            if needed > free + memory::swap_available() {
+                return Err(Error::Runtime(message));
+            }
+            warnings.push(format!("{message}; the rest is swapped out, which is slow"));
+        }
+        let uncache = free.is_some_and(|free| free < needed.saturating_add(gguf.file_bytes()));
         let arena = Arena::with(packed_bytes, matrices, options.pages)?;
         let used = Vec::new();
-        let mut loader = Loader { gguf, options, jobs, arena, packed_bytes, used, warnings };
+        let mut loader =
+            Loader { gguf, options, jobs, arena, packed_bytes, uncache, used, warnings };
         let weights = loader.weights(config)?;
         loader.warn_of_unused();
         if options.lock {
@@ -132,6 +144,29 @@ impl Weights {
         }
         Ok(weights)
     }
+}
+
+/// Says how much memory the weights need, and which format needs less.
+fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) -> String {
+    let in_layout = |layout: Layout| -> u64 {
+        let bytes = |job: &JobShapes| {
+            let parts = job.parts.iter().map(|&part| layout.matrix_bytes(part) as u64);
+            parts.sum::<u64>() * u64::from(job.count)
+        };
+        config.jobs().iter().map(bytes).sum()
+    };
+    let t5 = in_layout(Layout::T5T32);
+    let less = if t5 < packed {
+        format!(" or take --format t5, which needs {} MB less", (packed - t5) / 1_000_000)
+    } else {
+        String::new()
+    };
+    format!(
+        "{}: its weights take {} MB of memory, but only {} MB are available; end other programs{less}",
+        gguf.path().display(),
+        needed.div_ceil(1_000_000),
+        free / 1_000_000
+    )
 }
 
 struct Loader<'a> {
@@ -142,6 +177,8 @@ struct Loader<'a> {
     arena: Arena,
     /// Bytes that the arena will hold.
     packed_bytes: usize,
+    /// Whether memory does not hold the file too.
+    uncache: bool,
     used: Vec<&'a str>,
     warnings: &'a mut Vec<String>,
 }
@@ -257,7 +294,8 @@ impl<'a> Loader<'a> {
     fn copy(&mut self, table: Table) -> Result<Table> {
         /// Rows between two drops.
         const ROWS: usize = 1024;
-        let gguf = self.gguf;
+        let (gguf, uncache) = (self.gguf, self.uncache);
+        gguf.prefetch(&table.tensor);
         let bytes = gguf.tensor_bytes(&table.tensor);
         let width = bytes.len() / table.rows;
         let mut buffer = Buffer::with(bytes.len(), self.options.pages)?;
@@ -268,7 +306,7 @@ impl<'a> Loader<'a> {
                 let part = first * width..(first + ROWS).min(share.end) * width;
                 // SAFETY: shares are disjoint.
                 unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part.clone()]);
-                gguf.drop_part(&table.tensor, part);
+                gguf.drop_part(&table.tensor, part, uncache);
             }
         })?;
         Ok(Table { memory: Some(Arc::new(buffer)), ..table })
@@ -326,7 +364,7 @@ impl<'a> Loader<'a> {
                 gguf.path().display()
             ));
         }
-        gguf.drop_pages(tensor);
+        gguf.drop_pages(tensor, self.uncache);
         (self.options.progress)(self.arena.used(), self.packed_bytes);
         Ok(matrix)
     }
