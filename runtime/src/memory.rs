@@ -177,6 +177,12 @@ pub fn available() -> Option<u64> {
     [machine(), group_available(), address_space_available()].into_iter().flatten().min()
 }
 
+/// Bytes that the machine could still swap out: 0 where the system does not say.
+pub fn swap_available() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    1024 * field(&info, "SwapFree:").unwrap_or(0)
+}
+
 /// The number after a name, in a text of lines of both.
 fn field(text: &str, name: &str) -> Option<u64> {
     let mut rest = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();

@@ -141,6 +141,11 @@ fn json_has_llama_bench_s_keys() {
     let read = &rows[1]["read"];
     assert_eq!(read["per_token"], expected);
     let number = |value: &Value| value.as_f64().unwrap();
+    let bytes = &rows[1]["bytes_per_token"];
+    let parts = ["weights", "head", "kv", "other"].map(|part| number(&bytes[part]));
+    let kv = 18.5 * f64::from(6 * 2 * 128 * 2);
+    assert_eq!(parts, [f64::from(ternary), f64::from(head), kv, f64::from(norms + row)]);
+    assert!(rows[0]["bytes_per_token"].is_null());
     let per_second = number(&read["per_second"]) / number(&rows[1]["avg_ts"]);
     assert!((per_second / expected - 1.0).abs() < 1e-9);
     assert!(number(&read["share"]) > 0.0 && rows[0]["read"].is_null());

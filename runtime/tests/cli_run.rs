@@ -607,3 +607,35 @@ fn a_model_that_gives_no_numbers_is_an_error() {
     let message = refusal(&["bench", "-m", nan, "-p", "4", "-n", "0", "-r", "1", "-o", "json"], 1);
     assert!(message.contains("NaN"), "{message}");
 }
+
+/// Before any work is done, and with what helps.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_that_memory_does_not_hold_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let path = path.to_str().unwrap();
+    let demo = demo_model();
+    let shape = ["dummy", "--shape", "2b4t", "--layers", "8", "--embd", "q8_0", "--vocab", &demo];
+    answer(&[&shape[..], &["-o", path]].concat());
+    let program = command(&greedy(path, "ROMEO:", &["--format", "i2_s", "-n", "1"]));
+    let limited = |megabytes: usize| {
+        let output = std::process::Command::new("sh")
+            .args(["-c", &format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes << 10)])
+            .arg(program.get_program())
+            .args(program.get_args())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    // Room for the program and the map of the file; and not even for that.
+    let words = ["m.gguf", "151 MB", "available", "--format t5", "27 MB less"];
+    for (megabytes, code, words) in [(240, 1, &words[..]), (140, 6, &["do not fit into memory"])] {
+        let (found, errors) = limited(megabytes);
+        assert_eq!(found, Some(code), "{errors}");
+        let error = errors.lines().last().unwrap();
+        for word in words {
+            assert!(error.contains(word), "{error} lacks {word}");
+        }
+    }
+}

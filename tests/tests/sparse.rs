@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_profiles::{Isa, Role, Shape};
-use bitnet_runtime::dummy::{self, DummyConfig, DummyShape};
+use bitnet_runtime::dummy::{self, DummyConfig, DummyShape, DummySparsity};
 use bitnet_runtime::gguf::TensorType;
 use bitnet_runtime::kernels::{LinesKernel, Selection, VectorOps, verify};
 use bitnet_runtime::lines::{Along, PackedLines};
@@ -376,8 +376,14 @@ fn a_random_model_has_the_same_logits() {
         vocab: 1000,
         ..*published
     };
-    let config =
-        DummyConfig { shape, embedding: TensorType::Q8_0, vocab: None, seed: 1, force: false };
+    let config = DummyConfig {
+        shape,
+        embedding: TensorType::Q8_0,
+        vocab: None,
+        seed: 1,
+        sparsity: DummySparsity::Random,
+        force: false,
+    };
     dummy::write(&config, &path, &mut |_, _| ()).unwrap();
     let ids: Vec<u32> = (0..16).map(|i| i * 37 % 1000).collect();
     let (expected, _) = logits(&path, Isa::best(), Mode::Off, 1, &ids);
@@ -397,8 +403,14 @@ fn other_gates_are_left_alone() {
     let path = folder.path().join("silu.gguf");
     let published = DummyShape::find("125M").unwrap();
     let shape = DummyShape { layers: 1, vocab: 300, ..*published };
-    let config =
-        DummyConfig { shape, embedding: TensorType::F16, vocab: None, seed: 1, force: false };
+    let config = DummyConfig {
+        shape,
+        embedding: TensorType::F16,
+        vocab: None,
+        seed: 1,
+        sparsity: DummySparsity::Random,
+        force: false,
+    };
     dummy::write(&config, &path, &mut |_, _| ()).unwrap();
     let (pool, selection) = (Pool::new(1).unwrap(), Selection::default());
     for (mode, warns) in [(Mode::On, true), (Mode::Auto, false)] {

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::host::Host;
 use crate::lines::Along;
-use crate::memory::Pages;
+use crate::memory::{self, Pages};
 use crate::model::config::{Config, JobShapes};
 use crate::model::{KvType, MAX_SEQUENCES, Needs, Session, SessionOptions, Stage};
 use crate::probe;
@@ -27,6 +27,8 @@ use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 
 /// Bytes that the bandwidth probe streams: several times any L3 cache.
 const PROBE_BYTES: usize = 1 << 30;
+/// Fewer would find a cache.
+const LEAST_PROBE_BYTES: usize = 1 << 28;
 /// Passes of a probe, of which the best counts.
 const PROBE_ROUNDS: usize = 5;
 /// The longest prompt, generation or depth that can be asked for.
@@ -216,8 +218,7 @@ pub fn run(args: &Args) -> Result<()> {
         let options = SessionOptions { sequences, ..args.session.options(context)? };
         for threads in threads {
             let pool = if threads == most { Arc::clone(&pool) } else { pool_of(threads)? };
-            let model = Arc::clone(&loaded.model);
-            let mut session = Session::new(model, Arc::clone(&pool), options)?;
+            let mut session = load::session(&loaded.model, &pool, options)?;
             for &test in &tests {
                 let mut bench = Bench {
                     args,
@@ -291,13 +292,20 @@ impl Bench<'_> {
         let after = self.session.head_stats();
         let head = HeadReport::between(&self.loaded.model, before, after);
         // Only what was skipped in the test says how many bytes it read.
-        let read = limit.map(|limit| Share { per_token: self.decode_bytes(test, &head), limit });
-        Ok(self.report(test, &samples, test_time, head, read, multiply))
+        let bytes = limit.is_some().then(|| self.decode_bytes(test, &head));
+        let read = bytes.zip(limit).map(|(bytes, limit)| Share { per_token: bytes.all(), limit });
+        Ok(self.report(test, &samples, test_time, head, (bytes, read), multiply))
     }
 
     /// Of a machine without the memory for it there is no figure, but still a test.
     fn read_bandwidth(&self) -> Option<f64> {
-        let probed = probe::Stream::new(self.pool, PROBE_BYTES)
+        let most = memory::available().map_or(u64::MAX, |free| free / 2);
+        let bytes = PROBE_BYTES.min(usize::try_from(most).unwrap_or(usize::MAX));
+        if bytes < LEAST_PROBE_BYTES {
+            note(format_args!("warning: no read bandwidth: too little memory is free for a probe"));
+            return None;
+        }
+        let probed = probe::Stream::new(self.pool, bytes)
             .and_then(|stream| stream.read_bandwidth(self.pool, PROBE_ROUNDS));
         probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
@@ -315,14 +323,13 @@ impl Bench<'_> {
             .collect()
     }
 
-    /// Bytes that a token of a generation reads on average: its share of all weights as they are packed,
-    /// but for those that were skipped in the test, of the head what was read, one row of the embedding,
-    /// and the keys and values of its position and those before.
-    fn decode_bytes(&self, test: Test, head: &HeadReport) -> f64 {
+    /// What a token of a generation reads on average: its share of the weights, but for those that were
+    /// skipped in the test.
+    fn decode_bytes(&self, test: Test, head: &HeadReport) -> DecodeBytes {
         let model = &self.loaded.model;
         let (config, weights) = (model.config(), model.weights());
         let skipped = self.skipped(test);
-        let packed: f64 = (self.loaded.kernels.iter())
+        let ternary: f64 = (self.loaded.kernels.iter())
             .filter(|(role, _)| **role != Role::LmHead.name())
             .map(|(role, kernels)| {
                 skipped.get(role).map_or(kernels.packed_bytes as f64, |s| s.read_per_token)
@@ -344,10 +351,13 @@ impl Bench<'_> {
         let positions = self.session.context() * self.session.sequences();
         let position = self.session.kv_reserved_bytes() as f64 / positions as f64;
         let positions = test.n_depth as f64 + (test.n_gen + 1) as f64 / 2.0;
-        (packed + norms as f64) / test.n_parallel as f64
-            + row as f64
-            + head.bytes_per_token
-            + positions * position
+        let sequences = test.n_parallel as f64;
+        DecodeBytes {
+            weights: ternary / sequences,
+            head: head.bytes_per_token,
+            kv: positions * position,
+            other: norms as f64 / sequences + row as f64,
+        }
     }
 
     fn report(
@@ -356,7 +366,7 @@ impl Bench<'_> {
         samples: &Samples,
         test_time: u64,
         lm_head: HeadReport,
-        read: Option<Share>,
+        (bytes_per_token, read): (Option<DecodeBytes>, Option<Share>),
         multiply: Option<Share>,
     ) -> Row {
         let gguf = self.loaded.model.gguf();
@@ -407,6 +417,7 @@ impl Bench<'_> {
             lm_head,
             stage_ns: Stage::ALL.map(|s| (s.name(), per_repetition(s) * 1e9)).into(),
             sparse: self.skipped(test),
+            bytes_per_token,
             read: read.map(|share| share.reached(mean(&samples_ts))),
             multiply_add: multiply.map(|share| share.reached(1.0 / products)),
             samples_ns: samples.ns.clone(),
@@ -422,6 +433,24 @@ fn multiply_adds(config: &Config) -> f64 {
         job.count as usize * job.parts.iter().map(|part| part.weights()).sum::<usize>()
     };
     config.jobs().into_iter().map(weights).sum::<usize>() as f64
+}
+
+/// Bytes that a token of a generation reads, on average.
+#[derive(Clone, Copy, Serialize)]
+struct DecodeBytes {
+    /// The ternary matrices, as they are packed.
+    weights: f64,
+    head: f64,
+    /// Keys and values of its position and those before.
+    kv: f64,
+    /// Norms, and a row of the embedding.
+    other: f64,
+}
+
+impl DecodeBytes {
+    fn all(self) -> f64 {
+        self.weights + self.head + self.kv + self.other
+    }
 }
 
 /// What a token costs of a resource of the machine, and how much of it there is per second.
@@ -523,6 +552,8 @@ struct Row {
     stage_ns: BTreeMap<&'static str, f64>,
     /// What single tokens did not skip, of the roles that skip.
     sparse: BTreeMap<&'static str, Skipped>,
+    /// What a token of a generation reads.
+    bytes_per_token: Option<DecodeBytes>,
     /// Bytes that the tokens of a generation read.
     read: Option<Reached>,
     /// Multiply-adds in the ternary products of a prompt, while these run.

@@ -13,16 +13,16 @@ use bitnet_profiles::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::note;
 use super::trust::Trust;
+use super::{human, note};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::kernels::{self, Selection};
-use crate::memory::Pages;
+use crate::memory::{self, Pages};
 use crate::model::config::{Config, JobShapes};
 use crate::model::{
-    HeadMode, HeadOptions, HeadStats, KvType, LoadOptions, Model, Needs, SessionOptions,
+    HeadMode, HeadOptions, HeadStats, KvType, LoadOptions, Model, Needs, Session, SessionOptions,
 };
 use crate::sparse;
 use crate::threads::{MAX_THREADS, Pool};
@@ -558,6 +558,25 @@ impl HeadReport {
             bytes_per_token: ratio(after.bytes - before.bytes, tokens),
         }
     }
+}
+
+/// Starts a sequence, and warns where a full context would not fit into memory.
+///
+/// # Errors
+/// Those of [`Session::new`].
+pub fn session(model: &Arc<Model>, pool: &Arc<Pool>, options: SessionOptions) -> Result<Session> {
+    let free = memory::available();
+    let session = Session::new(Arc::clone(model), Arc::clone(pool), options)?;
+    let full = session.kv_reserved_bytes() as u64;
+    if let Some(free) = free.filter(|&free| free < full) {
+        note(format_args!(
+            "warning: the KV cache of all {} positions takes {}, but only {} of memory are available; ask for a smaller context (-c)",
+            session.context(),
+            human(full),
+            human(free)
+        ));
+    }
+    Ok(session)
 }
 
 /// A line that appears, on a terminal, when packing has taken a second.

@@ -20,8 +20,8 @@ use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::lookup::MAX_DRAFT;
 use crate::memory::{self, Pages};
+use crate::model::HeadStats;
 use crate::model::config::Config;
-use crate::model::{HeadStats, Session};
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::threads::{Pool, PoolOptions};
 use crate::tokenizer::Tokenizer;
@@ -209,7 +209,7 @@ pub fn run(args: &Args) -> Result<()> {
     let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
     let needs = sampler.needs(if args.ignore_eos { tokenizer.eos_ids() } else { &[] });
     let loaded = load::model(gguf, &choice, &profile, placement, &needs, &pool)?;
-    let mut session = Session::new(Arc::clone(&loaded.model), Arc::clone(&pool), options)?;
+    let mut session = load::session(&loaded.model, &pool, options)?;
     let load_time = start.elapsed();
     note(format_args!(
         "loaded: {} in {:.2} s, {} threads, context {}",

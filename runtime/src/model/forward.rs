@@ -21,6 +21,7 @@ use super::config::{Activation, RopePairs};
 use super::exact_head::{ExactHead, HeadStats, Needs, Scan};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{CHUNK, Softmax};
+use super::observe::Observer;
 use super::rows::Rows;
 use super::stages::{Stage, StageClock, StageTimes};
 use super::weights::Layer;
@@ -89,6 +90,7 @@ pub struct Session {
     head_stats: HeadStats,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 /// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
@@ -208,6 +210,7 @@ impl Session {
             wanted: 0,
             head_stats: HeadStats::default(),
             stages: None,
+            observer: None,
         })
     }
 
@@ -285,6 +288,11 @@ impl Session {
     pub(super) fn head_input(&self) -> &[f32] {
         let first = self.buffers.scratch.first();
         first.map_or(&[], |scratch| &scratch.normed[..self.model.config().hidden])
+    }
+
+    /// Shows what is computed from now on to `observer`, or to nobody.
+    pub fn observe(&mut self, observer: Option<Arc<dyn Observer>>) {
+        self.observer = observer;
     }
 
     /// What the head has read since the session began.
@@ -427,6 +435,7 @@ impl Session {
             at: &self.at,
             scan,
             clock: self.stages.map(|_| StageClock::start()),
+            observer: self.observer.as_deref(),
             kv: &self.kv.iter_mut().map(KvCache::share).collect::<Vec<_>>(),
             x: Rows::new(&mut b.x, config.hidden),
             input: SharedSlice::new(&mut b.input),
@@ -481,6 +490,7 @@ struct Pass<'a> {
     /// Set where not all logits of the only token that asks for them are needed.
     scan: Option<Scan<'a>>,
     clock: Option<StageClock>,
+    observer: Option<&'a dyn Observer>,
     /// One per sequence.
     kv: &'a [SharedKv<'a>],
     x: Rows<'a, f32>,
@@ -523,6 +533,11 @@ impl Place<'_> {
         if self.n == 1 { self.own_slots() } else { 0..self.n }
     }
 
+    /// Whether this worker's copy of a slot is the one to show: with n = 1 all have one.
+    fn shows(self, slot: usize) -> bool {
+        self.n > 1 || slot == 0
+    }
+
     /// The token in a slot.
     fn token(self, slot: usize) -> usize {
         if self.n == 1 { 0 } else { slot }
@@ -538,7 +553,7 @@ impl Pass<'_> {
         self.embed(place);
         for (index, layer) in self.model.weights().layers.iter().enumerate() {
             self.attention_block(place, scratch, index, layer);
-            self.feed_forward_block(place, scratch, layer);
+            self.feed_forward_block(place, scratch, index, layer);
         }
         if self.tokens.iter().any(|token| token.logits) {
             self.head(place, scratch);
@@ -624,7 +639,13 @@ impl Pass<'_> {
     }
 
     /// x += down(sub_norm(activation(gate(norm(x))) * up(norm(x))))
-    fn feed_forward_block(&self, place: Place<'_>, scratch: &mut Scratch, layer: &Layer) {
+    fn feed_forward_block(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        index: usize,
+        layer: &Layer,
+    ) {
         self.norm_to_input(place, scratch, &layer.ffn_norm);
         self.slots_ready(place);
 
@@ -642,6 +663,11 @@ impl Pass<'_> {
                 Activation::Silu => self.vector().silu_mul(gate, up, product),
             }
             self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), config.ffn);
+            if let Some(observer) = self.observer.filter(|_| place.shows(slot)) {
+                // SAFETY: the worker's own slot, which it has just written.
+                let input = unsafe { self.input.read(slot * config.ffn..(slot + 1) * config.ffn) };
+                observer.feed_forward(index, self.at[token].position, gate, input);
+            }
         }
         self.slots_ready(place);
 
@@ -664,6 +690,9 @@ impl Pass<'_> {
                 // SAFETY: nobody writes x after the residual was added.
                 let x = unsafe { self.x.row(place.all_slots().start + token) };
                 self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
+                if let Some(observer) = self.observer.filter(|_| place.worker.index == 0) {
+                    observer.head(self.at[token].position, normed);
+                }
             }
             let (head, prepared) = (self.model.head(tokens), &mut scratch.head_input);
             let prepared = &mut prepared[..head.prepared_bytes(config.hidden)];

@@ -7,6 +7,7 @@ mod exact_head;
 pub mod forward;
 pub mod kv_cache;
 pub mod numerics;
+mod observe;
 pub mod planes;
 pub mod rope;
 mod rows;
@@ -34,6 +35,7 @@ pub use choose_head::{HeadMode, HeadOptions};
 pub use exact_head::{HeadStats, Needs};
 pub use forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use kv_cache::KvType;
+pub use observe::Observer;
 pub use stages::{Stage, StageTimes};
 
 /// How a [`Model`] is loaded.

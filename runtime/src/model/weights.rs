@@ -14,7 +14,7 @@ use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::kernels::{Kernel, LinesKernel};
 use crate::lines::PackedLines;
 use crate::matmul::Job;
-use crate::memory::{Arena, Buffer, Pages};
+use crate::memory::{self, Arena, Buffer, Pages};
 use crate::pack::PackedMatrix;
 use crate::sparse::{self, Sparse};
 use crate::threads::{Pool, SharedSlice};
@@ -106,7 +106,7 @@ impl Table {
     /// are needed.
     pub(super) fn drop_rows(&self, gguf: &Gguf, rows: Range<usize>) {
         let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
-        gguf.drop_part(&self.tensor, rows.start * width..rows.end * width);
+        gguf.drop_part(&self.tensor, rows.start * width..rows.end * width, false);
     }
 
     /// The tensor in the file.
@@ -201,9 +201,21 @@ impl Weights {
                 config.architecture.name()
             ));
         }
+        let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
+        let needed = packed_bytes as u64 + head.map_or(0, |head| head.bytes);
+        let free = memory::available();
+        if let Some(free) = free.filter(|&free| free < needed) {
+            let message = too_large(gguf, config, needed, packed_bytes as u64, free);
+            if needed > free + memory::swap_available() {
+                return Err(Error::Runtime(message));
+            }
+            warnings.push(format!("{message}; the rest is swapped out, which is slow"));
+        }
+        let uncache = free.is_some_and(|free| free < needed.saturating_add(gguf.file_bytes()));
         let arena = Arena::with(packed_bytes, matrices, options.pages)?;
         let used = Vec::new();
-        let mut loader = Loader { gguf, options, jobs, arena, packed_bytes, used, warnings };
+        let mut loader =
+            Loader { gguf, options, jobs, arena, packed_bytes, uncache, used, warnings };
         let weights = loader.weights(config)?;
         loader.warn_of_unused();
         if options.lock {
@@ -211,6 +223,29 @@ impl Weights {
         }
         Ok(weights)
     }
+}
+
+/// Says how much memory the weights need, and which format needs less.
+fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) -> String {
+    let in_layout = |layout: Layout| -> u64 {
+        let bytes = |job: &JobShapes| {
+            let parts = job.parts.iter().map(|&part| layout.matrix_bytes(part) as u64);
+            parts.sum::<u64>() * u64::from(job.count)
+        };
+        config.jobs().iter().map(bytes).sum()
+    };
+    let t5 = in_layout(Layout::T5T32);
+    let less = if t5 < packed {
+        format!(" or take --format t5, which needs {} MB less", (packed - t5) / 1_000_000)
+    } else {
+        String::new()
+    };
+    format!(
+        "{}: its weights take {} MB of memory, but only {} MB are available; end other programs{less}",
+        gguf.path().display(),
+        needed.div_ceil(1_000_000),
+        free / 1_000_000
+    )
 }
 
 /// The kernel that skips what meets a zero in a job, if any is to, and the share of lines above which
@@ -251,6 +286,8 @@ struct Loader<'a> {
     arena: Arena,
     /// Bytes that the arena will hold.
     packed_bytes: usize,
+    /// Whether memory does not hold the file too.
+    uncache: bool,
     used: Vec<&'a str>,
     warnings: &'a mut Vec<String>,
 }
@@ -448,7 +485,7 @@ impl<'a> Loader<'a> {
                 gguf.path().display()
             ));
         }
-        gguf.drop_pages(tensor);
+        gguf.drop_pages(tensor, self.uncache);
         (self.options.progress)(self.arena.used(), self.packed_bytes);
         Ok((matrix, lines))
     }
