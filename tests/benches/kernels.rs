@@ -85,8 +85,8 @@ fn bench(criterion: &mut Criterion) {
                 let steps = kernel.steps(rows);
                 let stride = steps * kernel.step_rows();
                 let mut out = vec![i32::MIN; tokens * stride];
-                let operand = |matrix| Operand::new(&kernel, matrix).unwrap();
-                operand(&matrices[0]).run(&kernel, 0..steps, &prepared, &mut out, stride);
+                let operand = |matrix| Operand::new(kernel, matrix).unwrap();
+                operand(&matrices[0]).run(kernel, 0..steps, &prepared, &mut out, stride);
                 for (got, expected) in out.chunks_exact(stride).zip(expected.chunks_exact(rows)) {
                     assert!(&got[..rows] == expected, "{} is wrong on {shape}", kernel.id());
                 }
@@ -96,7 +96,7 @@ fn bench(criterion: &mut Criterion) {
                 group.bench_function(BenchmarkId::from_parameter(kernel.id()), |bencher| {
                     bencher.iter(|| {
                         let operand = turn.next().expect("a cycle of at least two");
-                        operand.run(&kernel, 0..steps, &prepared, &mut out, stride);
+                        operand.run(kernel, 0..steps, &prepared, &mut out, stride);
                     });
                 });
             }
