@@ -62,7 +62,7 @@ impl Model {
         let scan = match options.mode {
             HeadMode::Full => None,
             _ if options.count > exact_head::most(self.config.vocab) => None,
-            HeadMode::Auto if self.head_bytes() < WORTHWHILE_BYTES => None,
+            HeadMode::Auto if !self.scan_could_pay() => None,
             mode => {
                 let (model, (format, cost)) = self.cheapest(pool, options)?;
                 self = model;
@@ -91,6 +91,14 @@ impl Model {
         };
         self.warnings.extend(kept.err().map(|error| weights::not_locked(&error)));
         Ok(self)
+    }
+
+    /// Whether a scan that left over no row would be worthwhile.
+    fn scan_could_pay(&self) -> bool {
+        let (rows, cols) = (self.config.vocab, self.config.hidden);
+        let (scan, _) = Planes::read_bytes(PlaneFormat::P4, rows, cols);
+        let full = self.head_bytes();
+        full >= WORTHWHILE_BYTES && (scan as f64) < WORTHWHILE * full as f64
     }
 
     /// The format whose scan reads least, and how much relative to the full head.
