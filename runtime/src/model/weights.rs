@@ -295,7 +295,6 @@ impl<'a> Loader<'a> {
         /// Rows between two drops.
         const ROWS: usize = 1024;
         let (gguf, uncache) = (self.gguf, self.uncache);
-        gguf.prefetch(&table.tensor);
         let bytes = gguf.tensor_bytes(&table.tensor);
         let width = bytes.len() / table.rows;
         let mut buffer = Buffer::with(bytes.len(), self.options.pages)?;
