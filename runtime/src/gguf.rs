@@ -819,16 +819,6 @@ impl Gguf {
         byte_range(tensor).and_then(|range| self.data().get(range)).unwrap_or_default()
     }
 
-    /// Asks the system to begin reading this tensor. Advice only.
-    pub fn prefetch(&self, tensor: &TensorInfo) {
-        #[cfg(unix)]
-        if let (Bytes::Mapped { file, .. }, Some(range)) = (&self.bytes, byte_range(tensor)) {
-            advise(file, range, Advice::WillNeed);
-        }
-        #[cfg(not(unix))]
-        let _ = tensor;
-    }
-
     /// Tells the system that this tensor's pages will not be read again soon, so that they stop
     /// counting as resident, and, where `uncache` says so, need not be kept in its cache of the
     /// file. Whole pages inside the tensor only: neighbours keep theirs. Reading the tensor again is
@@ -861,7 +851,7 @@ impl Gguf {
                 // Advice only; a system that refuses it keeps the pages.
                 drop(advised);
                 if uncache {
-                    advise(file, first..end, Advice::DontNeed);
+                    forget(file, first..end);
                 }
             }
         }
@@ -870,27 +860,16 @@ impl Gguf {
     }
 }
 
-/// Advice about a part of a file, which a system may refuse.
+/// Lets the system forget what it keeps in memory of a part of a file; it may refuse.
 #[cfg(unix)]
-fn advise(file: &File, range: std::ops::Range<usize>, advice: Advice) {
+fn forget(file: &File, range: std::ops::Range<usize>) {
     #[cfg(target_os = "linux")]
     if let Some(len) = std::num::NonZeroU64::new(range.len() as u64) {
-        let advice = match advice {
-            Advice::WillNeed => rustix::fs::Advice::WillNeed,
-            Advice::DontNeed => rustix::fs::Advice::DontNeed,
-        };
-        let _ = rustix::fs::fadvise(file, range.start as u64, Some(len), advice);
+        let _ =
+            rustix::fs::fadvise(file, range.start as u64, Some(len), rustix::fs::Advice::DontNeed);
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (file, range, advice);
-}
-
-/// What a system is told about a part of a file.
-#[cfg(unix)]
-#[derive(Clone, Copy)]
-enum Advice {
-    WillNeed,
-    DontNeed,
+    let _ = (file, range);
 }
 
 fn byte_range(tensor: &TensorInfo) -> Option<std::ops::Range<usize>> {
