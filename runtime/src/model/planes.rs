@@ -705,4 +705,60 @@ pub(super) mod tests {
         }
         assert!(tight > 100, "{tight}");
     }
+
+    /// Activations along what the copies leave of a row are the worst there are: bounds hold there
+    /// too, and with next to nothing to spare.
+    #[test]
+    fn bounds_hold_where_they_are_reached() {
+        let (pool, ops) = (Pool::new(1).unwrap(), VectorOps::best(Isa::best()));
+        let random = &mut Random::new(9);
+        let (rows, cols) = (16, 96);
+        let weights: Vec<f32> = (0..rows).flat_map(|_| input(cols, random)).collect();
+        let (gguf, table) = Table::alone(HeadFormat::F32, cols, &encode(HeadFormat::F32, &weights));
+        let case = Case { name: "noise", gguf, table, cols, inputs: Vec::new() };
+        for format in [PlaneFormat::P4, PlaneFormat::P5] {
+            let (head, planes) = planes(&case, format, &pool);
+            let mut query = Query::new(&planes).unwrap();
+            let mut estimates = vec![0.0; TILE_ROWS];
+            // One column after the other shows what the copies hold.
+            let (mut left, mut left_by_both) = (weights.clone(), weights.clone());
+            for col in 0..cols {
+                let mut x = vec![0.0; cols];
+                x[col] = 1.0;
+                assert!(query.set(&planes, &ops, &x));
+                planes.scan(0..1, &query, &mut estimates);
+                for row in 0..rows {
+                    let mut fine = [0.0];
+                    planes.fine_kernel.run(planes.fine_row(row), cols, &query.fine, &mut fine);
+                    left[row * cols + col] -= estimates[row];
+                    left_by_both[row * cols + col] -= estimates[row] + fine[0];
+                }
+            }
+            for row in 0..rows {
+                for sign in [1.0, -1.0] {
+                    let along = |left: &[f32]| -> Vec<f32> {
+                        left[row * cols..(row + 1) * cols].iter().map(|x| x * sign).collect()
+                    };
+                    let x = along(&left);
+                    assert!(query.set(&planes, &ops, &x));
+                    planes.scan(0..1, &query, &mut estimates);
+                    let radius = planes.residuals[row] * query.norm + query.slack;
+                    let error = (logits(&case, &head, &x)[row] - estimates[row]).abs();
+                    assert!(error <= radius && error > 0.99 * radius, "{error} {radius}");
+
+                    let x = along(&left_by_both);
+                    assert!(query.set(&planes, &ops, &x));
+                    planes.scan(0..1, &query, &mut estimates);
+                    let logit = logits(&case, &head, &x)[row];
+                    let radius = planes.fine_residuals[row] * query.norm + query.fine_slack;
+                    assert!(planes.survives(row, estimates[row], &query, logit), "{logit}");
+                    if sign > 0.0 {
+                        // The logit lies a radius above its estimate.
+                        let more = logit + 0.3 * radius;
+                        assert!(!planes.survives(row, estimates[row], &query, more), "{logit}");
+                    }
+                }
+            }
+        }
+    }
 }
