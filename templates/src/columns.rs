@@ -29,7 +29,7 @@ const ROWS: usize = 80;
 /// Columns of a group.
 const BLOCK: usize = 32;
 /// Columns ahead in the list to prefetch; 0: none.
-const PREFETCH: usize = 0;
+const PREFETCH: usize = 32;
 
 /// Bytes of a unit.
 const UNIT_BYTES: usize = 64;
