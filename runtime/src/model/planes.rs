@@ -729,7 +729,7 @@ pub(super) mod tests {
                 planes.scan(0..1, &query, &mut estimates);
                 for row in 0..rows {
                     let mut fine = [0.0];
-                    planes.fine_kernel.run(planes.fine_row(row), cols, &query.fine, &mut fine);
+                    planes.fine_kernel.run(planes.fine_row(row), cols, &query.fine, &mut fine, 1);
                     left[row * cols + col] -= estimates[row];
                     left_by_both[row * cols + col] -= estimates[row] + fine[0];
                 }
