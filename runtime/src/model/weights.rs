@@ -180,7 +180,7 @@ impl Weights {
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
         let mut jobs = Vec::new();
-        let (mut packed_bytes, mut matrices) = (0, 0);
+        let (mut packed_bytes, mut lines_bytes, mut matrices) = (0, 0, 0);
         for job in config.jobs() {
             let (decode, prefill) = options.selection.ternary(job.role, &job.parts)?;
             let bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
@@ -189,7 +189,7 @@ impl Weights {
             let sparse = sparse_kernel(config, options, &job);
             if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
                 let bytes = kernel.along().matrix_bytes(kernel.layout(), part);
-                packed_bytes += job.count as usize * bytes;
+                lines_bytes += job.count as usize * bytes;
                 matrices += job.count as usize;
             }
             jobs.push(PlannedJob { shapes: job, decode, prefill, sparse });
@@ -202,8 +202,16 @@ impl Weights {
             ));
         }
         let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
-        let needed = packed_bytes as u64 + head.map_or(0, |head| head.bytes);
         let free = memory::available();
+        let head_bytes = head.map_or(0, |head| head.bytes);
+        let with_lines = (packed_bytes + lines_bytes) as u64 + head_bytes;
+        if options.sparse == sparse::Mode::Auto && free.is_some_and(|free| free < with_lines) {
+            // Nobody asked for what it takes.
+            jobs.iter_mut().for_each(|job| job.sparse = None);
+            lines_bytes = 0;
+        }
+        packed_bytes += lines_bytes;
+        let needed = packed_bytes as u64 + head_bytes;
         if let Some(free) = free.filter(|&free| free < needed) {
             let message = too_large(gguf, config, needed, packed_bytes as u64, free);
             if needed > free + memory::swap_available() {
