@@ -8,7 +8,7 @@ use bitnet_profiles::Shape;
 
 use crate::kernels::{self, Kernel, VectorOps};
 use crate::lines::Along;
-use crate::memory::Buffer;
+use crate::memory::{ALIGN, Buffer};
 use crate::pack::PackedMatrix;
 use crate::sparse::{self, Sparse, Tally};
 use crate::threads::{SharedSlice, Worker};
@@ -18,17 +18,40 @@ use crate::{Error, Result};
 /// stay in its L2 cache meanwhile. A multiple of every kernel's step.
 const BLOCK_ROWS: usize = bitnet_profiles::Layout::ROW_PADDING;
 
-/// Bytes of the expanded form that is made at a time: they stay in the L3 cache.
-const CHUNK_BYTES: usize = 16 << 20;
+/// Bytes of the expanded form that there are at a time: they stay in the caches. At a 2B-4T shape on two
+/// cores of Zen 5, 128 tokens took 268 to 287 ms of ternary products with 6 MiB, 271 to 306 with 16.
+const CHUNK_BYTES: usize = 6 << 20;
 
 /// From so many tokens on it pays to expand the packing before; fewer are multiplied with it as it is.
-const EXPAND_FROM: usize = 24;
+/// At a 2B-4T shape 128 tokens take 0.89 times as long on one core of Zen 5 and as long on two, 512 take
+/// 0.9 times as long.
+const EXPAND_FROM: usize = 96;
 
-/// Parts of the work with the expanded form that each worker should have: then it hardly matters that
-/// they cannot be shared out evenly. Fewer where they would have less than `PART_TILES` tiles, for
-/// each part makes its tables anew.
+/// Tiles that a band of rows has at least: each band makes the tables of all tokens anew.
+const BAND_TILES: usize = 40;
+
+/// Parts of the work with a chunk that each member of a team should have: then it hardly matters that
+/// they cannot be shared out evenly. Fewer where they would have less than `PART_TILES` tiles.
 const PARTS: usize = 4;
 const PART_TILES: usize = 24;
+
+/// Workers that share a band of the rows: one of them alone where there are rows enough, for what one
+/// core has expanded another reads slowly (128 tokens: 335 to 352 ms shared by two).
+struct Team {
+    /// Bands, and this team's.
+    bands: usize,
+    band: usize,
+    /// Workers of a team, and this one's number among them.
+    members: usize,
+    member: usize,
+}
+
+impl Team {
+    /// This worker's part of `0..n`, as [`Worker::share`] has it.
+    fn share(&self, n: usize) -> Range<usize> {
+        n * self.member / self.members..n * (self.member + 1) / self.members
+    }
+}
 
 /// Matrices with the same input, and the kernels that multiply them.
 #[derive(Debug)]
@@ -79,7 +102,7 @@ impl Scratch {
             dots = dots.max(rows.next_multiple_of(BLOCK_ROWS));
             dots = dots.max(job.batch.tokens() * BLOCK_ROWS);
             if job.prefill.expands() {
-                let rows = job.chunk_tiles() * job.prefill.step_rows();
+                let rows = job.chunk_tiles(1) * job.prefill.step_rows();
                 dots = dots.max(job.prefill.tokens() * rows);
             }
             if let Some(lines) = &job.sparse {
@@ -295,14 +318,17 @@ impl Job {
         if tokens < EXPAND_FROM { &self.batch } else { &self.prefill }
     }
 
-    /// Bytes of workspace that [`Job::prepare`] and [`Job::prefill`] need for up to so many tokens.
-    pub fn workspace_bytes(&self, tokens: usize) -> usize {
-        let few = tokens.min(EXPAND_FROM - 1);
-        [few, tokens]
-            .map(|tokens| self.groups_bytes(tokens) + self.chunk_bytes(tokens))
-            .into_iter()
-            .max()
-            .unwrap_or(0)
+    /// Bytes of workspace that [`Job::prepare`] and [`Job::prefill`] need for up to so many tokens, by
+    /// so many threads at most.
+    pub fn workspace_bytes(&self, tokens: usize, threads: usize) -> usize {
+        let chunks = |threads| {
+            let bands = self.bands(threads);
+            bands * self.chunk_bytes(bands)
+        };
+        let few = self.groups_bytes(tokens.min(EXPAND_FROM - 1));
+        let expands = self.kernel_for(tokens).expands();
+        let chunks = if expands { (1..=threads).map(chunks).max().unwrap_or(0) } else { 0 };
+        few.max(self.groups_bytes(tokens) + chunks)
     }
 
     /// Bytes of the prepared activations of so many tokens.
@@ -311,16 +337,38 @@ impl Job {
         tokens.div_ceil(kernel.tokens()) * kernel.group_bytes(self.cols)
     }
 
-    /// Bytes of a chunk of the expanded form, if that is what so many tokens are multiplied with.
-    fn chunk_bytes(&self, tokens: usize) -> usize {
-        let kernel = self.kernel_for(tokens);
-        if kernel.expands() { kernel.expanded_bytes(self.chunk_tiles(), self.cols) } else { 0 }
+    /// Bands of rows for so many workers: as many as there are workers, or a divisor of that.
+    fn bands(&self, threads: usize) -> usize {
+        let most = (self.tiles() / BAND_TILES).clamp(1, threads);
+        (1..=most).rev().find(|bands| threads.is_multiple_of(*bands)).unwrap_or(1)
     }
 
-    /// Tiles that are expanded at a time.
-    fn chunk_tiles(&self) -> usize {
-        let most = CHUNK_BYTES / self.prefill.expanded_bytes(1, self.cols);
-        most.clamp(1, self.tiles())
+    fn team(&self, worker: &Worker<'_>) -> Team {
+        let bands = self.bands(worker.threads);
+        let members = worker.threads / bands;
+        let (band, member) = (worker.index / members, worker.index % members);
+        Team { bands, band, members, member }
+    }
+
+    /// Tiles of a band, whole steps but for the last.
+    fn band(&self, bands: usize, band: usize) -> Range<usize> {
+        let start = |band: usize| {
+            let tile = self.tiles() * band / bands;
+            tile.next_multiple_of(self.prefill.step_tiles()).min(self.tiles())
+        };
+        start(band)..start(band + 1)
+    }
+
+    /// Tiles of a band that are expanded at a time, where there are so many bands: whole steps.
+    fn chunk_tiles(&self, bands: usize) -> usize {
+        let step = self.prefill.step_tiles();
+        let most = CHUNK_BYTES / bands / self.prefill.expanded_bytes(1, self.cols) / step * step;
+        most.clamp(step, self.tiles().div_ceil(bands).next_multiple_of(step) + step)
+    }
+
+    /// Bytes that a chunk takes in the workspace.
+    fn chunk_bytes(&self, bands: usize) -> usize {
+        self.prefill.expanded_bytes(self.chunk_tiles(bands), self.cols).next_multiple_of(ALIGN)
     }
 
     /// Tiles of all parts.
@@ -345,7 +393,7 @@ impl Job {
         }
         if kernel.expands() {
             // SAFETY: as above.
-            unsafe { self.expand(worker, 0..self.chunk_tiles(), tokens, workspace) };
+            unsafe { self.expand(&self.team(worker), 0, tokens, workspace) };
         }
     }
 
@@ -401,8 +449,8 @@ impl Job {
         });
     }
 
-    /// [`Job::prefill`] from the expanded form, chunk by chunk: every worker takes some of the tokens,
-    /// and all rows of the chunk if there are enough tokens.
+    /// [`Job::prefill`] from the expanded form, chunk by chunk: every team takes a band of the rows, and
+    /// every member of it some of the tokens.
     fn prefill_expanded(
         &self,
         worker: &Worker<'_>,
@@ -412,37 +460,38 @@ impl Job {
         out: &SharedSlice<'_, f32>,
     ) {
         let kernel = &self.prefill;
+        let team = self.team(worker);
         let bytes = kernel.group_bytes(self.cols);
         let count = scales.len().div_ceil(kernel.tokens());
-        let most = self.chunk_tiles();
-        for first in (0..self.tiles()).step_by(most) {
-            let chunk = first..(first + most).min(self.tiles());
-            if first > 0 {
-                worker.barrier();
-                // SAFETY: all workers have done with the chunk before.
-                unsafe { self.expand(worker, chunk.clone(), scales.len(), workspace) };
-                worker.barrier();
+        let bands = (0..team.bands).map(|band| self.band(team.bands, band).len());
+        let chunks = bands.max().unwrap_or(0).div_ceil(self.chunk_tiles(team.bands));
+        for index in 0..chunks {
+            if index > 0 {
+                if team.members > 1 {
+                    worker.barrier();
+                }
+                // SAFETY: all members have done with the chunk before.
+                unsafe { self.expand(&team, index, scales.len(), workspace) };
+                if team.members > 1 {
+                    worker.barrier();
+                }
             }
-            let expanded = self.chunk_range(chunk.len(), scales.len());
-            // SAFETY: written before the barrier, and read-only until the next one.
+            let chunk = self.chunk(&team, index);
+            let expanded = self.chunk_range(&team, chunk.len(), scales.len());
+            // SAFETY: written by this worker, or before the barrier, and read-only until the next one.
             let expanded = (unsafe { workspace.read(expanded) }, chunk.len(), self.cols);
-            let wanted = (PARTS * worker.threads).div_ceil(count);
-            let parts = wanted.clamp(1, chunk.len().div_ceil(PART_TILES));
-            for unit in worker.share(parts * count) {
+            let wanted = if team.members == 1 { 1 } else { (PARTS * team.members).div_ceil(count) };
+            let parts = wanted.clamp(1, chunk.len().div_ceil(PART_TILES).max(1));
+            for unit in team.share(parts * count) {
                 let (part, index) = (unit / count, unit % count);
                 let tile = |part: usize| {
                     (chunk.len() * part / parts).next_multiple_of(kernel.step_tiles())
                 };
-                let tiles = tile(part)..tile(part + 1).min(chunk.len());
+                let tiles = tile(part).min(chunk.len())..tile(part + 1).min(chunk.len());
                 let group = &groups[index * bytes..(index + 1) * bytes];
                 let stride = tiles.len() * kernel.step_rows();
-                kernel.run_expanded(
-                    expanded,
-                    tiles.clone(),
-                    group,
-                    scratch.dots.as_i32_mut(),
-                    stride,
-                );
+                let dots = scratch.dots.as_i32_mut();
+                kernel.run_expanded(expanded, tiles.clone(), group, dots, stride);
                 let from = chunk.start + tiles.start;
                 self.for_tiles(from..chunk.start + tiles.end, |part, offset, own, at| {
                     let rows = rows_of(part, kernel.step_rows(), &own);
@@ -453,7 +502,7 @@ impl Job {
                         // SAFETY: units are disjoint; the caller keeps readers away until the
                         // barrier.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
-                        let dots = &scratch.dots.as_i32_mut()[i * stride + at..][..rows.len()];
+                        let dots = &dots[i * stride + at..][..rows.len()];
                         self.ops.scale_output(dots, s, part.scale(), out);
                     }
                 });
@@ -461,20 +510,28 @@ impl Job {
         }
     }
 
-    /// Expands the worker's share of a chunk of the tiles of all parts.
+    /// Tiles of a team's chunk.
+    fn chunk(&self, team: &Team, index: usize) -> Range<usize> {
+        let band = self.band(team.bands, team.band);
+        let most = self.chunk_tiles(team.bands);
+        let start = (band.start + index * most).min(band.end);
+        start..(start + most).min(band.end)
+    }
+
+    /// Expands the member's share of a chunk.
     ///
     /// # Safety
     /// Nobody reads that part of `workspace` meanwhile.
     unsafe fn expand(
         &self,
-        worker: &Worker<'_>,
-        chunk: Range<usize>,
+        team: &Team,
+        index: usize,
         tokens: usize,
         workspace: &SharedSlice<'_, u8>,
     ) {
-        let share = worker.share(chunk.len());
-        let range = self.chunk_range(chunk.len(), tokens);
-        let expanded = workspace.part(range);
+        let chunk = self.chunk(team, index);
+        let share = team.share(chunk.len());
+        let expanded = workspace.part(self.chunk_range(team, chunk.len(), tokens));
         self.for_tiles(chunk.start + share.start..chunk.start + share.end, |part, _, tiles, at| {
             let place = (at - chunk.start, chunk.len());
             // SAFETY: shares are disjoint; the caller keeps readers away.
@@ -482,9 +539,9 @@ impl Job {
         });
     }
 
-    /// Where in the workspace a chunk of so many tiles is.
-    fn chunk_range(&self, tiles: usize, tokens: usize) -> Range<usize> {
-        let start = self.groups_bytes(tokens);
+    /// Where in the workspace a team's chunk of so many tiles is.
+    fn chunk_range(&self, team: &Team, tiles: usize, tokens: usize) -> Range<usize> {
+        let start = self.groups_bytes(tokens) + team.band * self.chunk_bytes(team.bands);
         start..start + self.prefill.expanded_bytes(tiles, self.cols)
     }
 

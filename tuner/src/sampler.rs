@@ -250,7 +250,7 @@ impl Sampler for TernarySampler {
             .map(|_| Ok(Mutex::new(Scratch::new(&self.jobs[..1])?)))
             .collect::<Result<Vec<Mutex<Scratch>>>>()?;
         let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
-        let workspace_bytes = self.jobs[0].workspace_bytes(tokens);
+        let workspace_bytes = self.jobs[0].workspace_bytes(tokens, pool.threads());
         if phase == Phase::Prefill && self.workspace.len() < workspace_bytes {
             self.workspace = Buffer::zeroed(workspace_bytes)?;
         }

@@ -179,7 +179,8 @@ impl Session {
                 head_input: Buffer::zeroed(model.head_input_bytes())?,
             })
         };
-        let workspace = jobs().map(|job| job.workspace_bytes(batch)).max().unwrap_or(0);
+        let workspace =
+            jobs().map(|job| job.workspace_bytes(batch, pool.threads())).max().unwrap_or(0);
         let buffers = Buffers {
             x: vec![0.0; slots * config.hidden],
             input: vec![0; slots * widest],
