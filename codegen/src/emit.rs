@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op, stable_hash};
-use bitnet_templates::{ABI, QUADS, Source, TEMPLATES, VECTOR, VOCABULARIES, abi};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, LineLayout, Op, stable_hash};
+use bitnet_templates::{ABI, LINES, SHARED, Source, TEMPLATES, VECTOR, VOCABULARIES, abi};
 use proc_macro2::{Literal, TokenStream};
 use quote::{format_ident, quote};
 
@@ -16,8 +16,8 @@ const GENERATOR: &str = env!("CARGO_PKG_VERSION");
 /// A hash over everything generated code depends on beside its spec: the text of the templates,
 /// what they share, vocabularies and ABI, and the generator's version. Spelled as 16 hexadecimal digits.
 pub fn fingerprint() -> String {
-    let texts =
-        [&ABI, &QUADS, &VECTOR].into_iter().chain(VOCABULARIES).chain(TEMPLATES).map(|s| s.text);
+    let texts = [&ABI, &VECTOR].into_iter().chain(SHARED).chain(LINES);
+    let texts = texts.chain(VOCABULARIES).chain(TEMPLATES).map(|source| source.text);
     stable_hash(texts.chain([GENERATOR]).flat_map(|text| text.bytes().chain([0xff])))
 }
 
@@ -36,7 +36,8 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 
 /// All of `ids` in one file, to be part of a program: the ABI, the vocabularies up to the best ISA
 /// among them, a module for each kernel and for the float operations of each ISA, and the tables
-/// `TERNARY`, `HEADS`, `ATTENTION` and `VECTOR`. The file's text depends on `ids` and nothing else.
+/// `TERNARY`, `HEADS`, `PLANES`, `ATTENTION`, `LINES` and `VECTOR`. The file's text depends on `ids` and
+/// nothing else.
 ///
 /// # Errors
 /// As [`emit_kernel`].
@@ -47,11 +48,12 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     let of_isas = |source: &&Source| isas.iter().any(|isa| isa.name() == source.name);
     let vocabularies: Vec<Source> = VOCABULARIES.iter().filter(of_isas).copied().collect();
     let mut out = header("templates/src");
-    let Entries { ternary, heads, attention } = modules(&mut out, ids, &vocabularies)?;
+    let Entries { ternary, heads, planes, attention, lines } =
+        modules(&mut out, ids, &vocabularies)?;
     let mut vectors = Vec::new();
     for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
         let name = vector_module(isa);
-        module(&mut out, &name, &specialise(&VECTOR, isa, &[])?);
+        module(&mut out, &name, &specialise(&VECTOR, isa, None, &[])?);
         let (isa, path) = (isa.name(), format_ident!("{name}"));
         vectors.push(quote!((#isa, #path::ENTRY)));
     }
@@ -63,8 +65,12 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         pub static TERNARY: &[abi::TernaryEntry] = &[#(#ternary),*];
         /// Every head kernel of this file.
         pub static HEADS: &[abi::HeadEntry] = &[#(#heads),*];
+        /// Every kernel of this file that scans planes.
+        pub static PLANES: &[abi::PlaneEntry] = &[#(#planes),*];
         /// Every attention kernel of this file.
         pub static ATTENTION: &[abi::AttentionEntry] = &[#(#attention),*];
+        /// Every kernel of this file that is given a list of lines.
+        pub static LINES: &[abi::LinesEntry] = &[#(#lines),*];
         /// The float operations of every ISA, by its name.
         pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
     }));
@@ -94,19 +100,22 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
         VOCABULARIES.iter().filter(|s| used.contains(s.name)).copied().collect();
     let mut out = header("templates/src");
     out.push_str(NO_STD);
-    let Entries { ternary, heads, attention } = modules(&mut out, ids, &vocabularies)?;
-    let floats = ids.iter().filter(|id| !matches!(id.op, Op::Ternary(_)));
+    let Entries { ternary, heads, attention, lines, .. } = modules(&mut out, ids, &vocabularies)?;
+    let floats =
+        ids.iter().filter(|id| matches!(id.op, Op::Head(_) | Op::Plane(_) | Op::Attention));
     let tiers: BTreeSet<Isa> = floats.map(|id| id.isa.float_tier()).collect();
     for isa in tiers {
-        module(&mut out, &vector_module(isa), &specialise(&VECTOR, isa, &[])?);
+        module(&mut out, &vector_module(isa), &specialise(&VECTOR, isa, None, &[])?);
     }
     let [header, symbol] = [abi::HEADER_SYMBOL, abi::TABLES_SYMBOL].map(|s| format_ident!("{s}"));
     let fingerprint = Literal::byte_string(fingerprint().as_bytes());
-    let [ternary_len, heads_len, attention_len] = [&ternary, &heads, &attention].map(Vec::len);
+    let tables = [&ternary, &heads, &attention, &lines];
+    let [ternary_len, heads_len, attention_len, lines_len] = tables.map(Vec::len);
     out.push_str(&unparse(quote! {
         static TERNARY: [abi::TernaryEntry; #ternary_len] = [#(#ternary),*];
         static HEADS: [abi::HeadEntry; #heads_len] = [#(#heads),*];
         static ATTENTION: [abi::AttentionEntry; #attention_len] = [#(#attention),*];
+        static LINES: [abi::LinesEntry; #lines_len] = [#(#lines),*];
         /// What this library was made for.
         #[unsafe(no_mangle)]
         pub static #header: abi::Header =
@@ -120,6 +129,8 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
             heads_len: HEADS.len(),
             attention: ATTENTION.as_ptr(),
             attention_len: ATTENTION.len(),
+            lines: LINES.as_ptr(),
+            lines_len: LINES.len(),
         };
     }));
     Ok(out)
@@ -146,12 +157,17 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 ";
 
+/// The functions of a kernel whose activations are laid out first.
+const PREPARED: &[&str] = &["scratch", "prepare", "run"];
+
 /// The entries of the tables.
 #[derive(Default)]
 struct Entries {
     ternary: Vec<TokenStream>,
     heads: Vec<TokenStream>,
+    planes: Vec<TokenStream>,
     attention: Vec<TokenStream>,
+    lines: Vec<TokenStream>,
 }
 
 /// Writes the ABI, what templates share, `vocabularies` and a module for each of `ids`.
@@ -161,30 +177,44 @@ fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Resul
     for source in vocabularies {
         module(&mut texts, source.name, &without_tests(source)?);
     }
-    let import = format!("use crate::{};", QUADS.name);
     let templates = ids.iter().map(template).collect::<Result<Vec<&Source>, Error>>()?;
-    if templates.iter().any(|template| template.text.contains(&import)) {
-        module(out, QUADS.name, &specialise(&QUADS, Isa::Scalar, &[])?);
+    let unpackers: BTreeSet<(LineLayout, Isa)> =
+        ids.iter().filter_map(|id| Some((line_layout(id)?, id.isa))).collect();
+    for source in SHARED {
+        let import = format!("use crate::{}", source.name);
+        let unpacking = unpackers.iter().map(|&(layout, _)| unpacker(layout));
+        if templates.iter().copied().chain(unpacking).any(|user| user.text.contains(&import)) {
+            module(out, source.name, &specialise(source, Isa::Scalar, None, &[])?);
+        }
     }
     out.push_str("/// The vector vocabularies.\n");
     module(out, "isa", &texts);
+    for (layout, isa) in unpackers {
+        let text = specialise(unpacker(layout), isa, None, &[])?;
+        module(out, &line_module(layout, isa), &text);
+    }
 
     let mut entries = Entries::default();
     for (id, template) in ids.iter().zip(templates) {
         let name = id.to_string();
         module(out, &name, &kernel(id, template)?);
         let path = format_ident!("{name}");
-        let (entry, prepare, table) = match id.op {
-            Op::Ternary(_) => (format_ident!("TernaryEntry"), true, &mut entries.ternary),
-            Op::Head(_) => (format_ident!("HeadEntry"), true, &mut entries.heads),
-            Op::Attention => (format_ident!("AttentionEntry"), false, &mut entries.attention),
+        let (entry, functions, table) = match id.op {
+            Op::Ternary(_) => ("TernaryEntry", PREPARED, &mut entries.ternary),
+            Op::Head(_) => ("HeadEntry", PREPARED, &mut entries.heads),
+            Op::Plane(_) => ("PlaneEntry", &["run"][..], &mut entries.planes),
+            Op::Attention => ("AttentionEntry", &["scratch", "run"][..], &mut entries.attention),
+            Op::Rows(_) | Op::Columns(_) => ("LinesEntry", PREPARED, &mut entries.lines),
         };
-        let prepare = prepare.then(|| quote!(prepare: #path::prepare,));
-        table.push(quote! {
-            abi::#entry {
-                id: abi::Id::new(#name), scratch: #path::scratch, #prepare run: #path::run
-            }
+        let entry = format_ident!("{entry}");
+        let functions = functions.iter().map(|function| format_ident!("{function}"));
+        let functions = functions.map(|function| quote!(#function: #path::#function));
+        let expansion = matches!(id.op, Op::Ternary(_)).then(|| {
+            let expansion =
+                if id.expands() { quote!(Some(&#path::EXPANSION)) } else { quote!(None) };
+            quote!(, expansion: #expansion)
         });
+        table.push(quote!(abi::#entry { id: abi::Id::new(#name), #(#functions),* #expansion }));
     }
     Ok(entries)
 }
@@ -196,6 +226,27 @@ fn unparse(items: TokenStream) -> String {
 /// The module with the float operations that kernels of an ISA use.
 pub(crate) fn vector_module(isa: Isa) -> String {
     format!("{}__{}", VECTOR.name, isa.float_tier())
+}
+
+/// How lines of a layout are unpacked.
+fn unpacker(layout: LineLayout) -> &'static Source {
+    match layout {
+        LineLayout::I2sL64 => &LINES[0],
+        LineLayout::T5L64 => &LINES[1],
+    }
+}
+
+/// The module with what unpacks lines of a layout on an ISA.
+pub(crate) fn line_module(layout: LineLayout, isa: Isa) -> String {
+    format!("{}__{isa}", unpacker(layout).name)
+}
+
+/// The lines that a kernel reads, if it is given a list of them.
+fn line_layout(id: &KernelId) -> Option<LineLayout> {
+    match id.op {
+        Op::Rows(layout) | Op::Columns(layout) => Some(layout),
+        _ => None,
+    }
 }
 
 fn header(path: &str) -> String {
@@ -228,11 +279,15 @@ fn template(id: &KernelId) -> Result<&'static Source, Error> {
             Layout::Tl1T32 => "tl1",
             Layout::Tl2T32 => "tl2",
             Layout::Tl2W32 => "tl2_w",
+            Layout::T5T32 if id.expands() => "t5_lookup",
             Layout::T5T32 => "t5",
         },
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
         Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",
+        Op::Plane(_) => "plane",
         Op::Attention => "attention",
+        Op::Rows(_) => "rows",
+        Op::Columns(_) => "columns",
     };
     TEMPLATES
         .iter()
@@ -256,7 +311,8 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
         }
         // In the order of declaration, as the templates document it.
         Op::Head(format) => constants.push(constant("FORMAT", format as usize, usize::MAX)),
-        Op::Attention => {}
+        Op::Plane(format) => constants.push(constant("BITS", format.bits(), usize::MAX)),
+        Op::Attention | Op::Rows(_) | Op::Columns(_) => {}
     }
-    specialise(template, id.isa, &constants)
+    specialise(template, id.isa, line_layout(id), &constants)
 }

@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use bitnet_profiles::Isa;
-use bitnet_templates::{Source, VECTOR};
+use bitnet_profiles::{Isa, LineLayout};
+use bitnet_templates::{LINES, Source, VECTOR};
 use syn::spanned::Spanned;
 
 use crate::Error;
-use crate::emit::vector_module;
+use crate::emit::{line_module, vector_module};
 
 /// A constant of the template, the value that a spec gives it, and the value that leaves the
 /// template as it is where the constant is missing.
@@ -18,11 +18,13 @@ pub(crate) struct Constant {
     pub neutral: usize,
 }
 
-/// The text of `source` for `isa` with `constants` set, as the body of a module that has `abi`,
-/// `isa` and the float operations as siblings.
+/// The text of `source` for `isa` with `constants` set, and lines of `layout` where it reads any, as
+/// the body of a module that has `abi`, `isa`, what unpacks lines and the float operations as
+/// siblings.
 pub(crate) fn specialise(
     source: &Source,
     isa: Isa,
+    layout: Option<LineLayout>,
     constants: &[Constant],
 ) -> Result<String, Error> {
     let file = parse(source)?;
@@ -51,6 +53,11 @@ pub(crate) fn specialise(
                         && module.ident == VECTOR.name
                     {
                         edits.push((module.ident.span().byte_range(), vector_module(isa)));
+                    } else if let syn::UseTree::Rename(module) = &*path.tree
+                        && LINES.iter().any(|lines| module.ident == lines.name)
+                        && let Some(layout) = layout
+                    {
+                        edits.push((module.ident.span().byte_range(), line_module(layout, isa)));
                     }
                 }
             }
@@ -112,8 +119,7 @@ fn function(
     if isa.target_features().is_empty() {
         // Where the compiler is free to, it leaves a call in the hot loop. With target features it
         // accepts no `always`, and inlines unasked.
-        let plain = |meta: &syn::Meta| matches!(meta, syn::Meta::Path(p) if p.is_ident("inline"));
-        if let Some(attr) = attrs.iter().find(|attr| plain(&attr.meta)) {
+        if let Some(attr) = attrs.iter().find(|attr| attr.path().is_ident("inline")) {
             edits.push((attr.span().byte_range(), "#[inline(always)]".into()));
         }
         return;

@@ -123,6 +123,57 @@ impl Layout {
     }
 }
 
+/// How a matrix lies in memory whose *lines* decode may leave out: its rows, or its columns. A line
+/// is a run of units of [`LineLayout::UNIT_BYTES`], of whole cache lines so, and lines follow each
+/// other. One that does not fill its last unit is padded with weights of zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LineLayout {
+    /// I2_S. Unit of 256 weights: byte `i` holds weights `i, 64+i, 128+i, 192+i` in bits 1:0, 3:2,
+    /// 5:4, 7:6.
+    I2sL64,
+    /// T5. Unit of 320 weights: byte `i` holds weights `i, 64+i, 128+i, 192+i, 256+i` as that of
+    /// [`Layout::T5T32`] holds its columns.
+    T5L64,
+}
+
+named!(LineLayout, "line layout", { I2sL64 => "i2_s_l64", T5L64 => "t5_l64" });
+
+impl LineLayout {
+    /// Bytes of a unit: vectors of any ISA divide it.
+    pub const UNIT_BYTES: usize = 64;
+
+    /// The code the layout packs.
+    pub const fn format(self) -> Format {
+        match self {
+            Self::I2sL64 => Format::I2S,
+            Self::T5L64 => Format::T5,
+        }
+    }
+
+    /// Weights in a byte.
+    pub const fn fields(self) -> usize {
+        match self {
+            Self::I2sL64 => 4,
+            Self::T5L64 => 5,
+        }
+    }
+
+    /// Weights in a unit.
+    pub const fn unit_weights(self) -> usize {
+        self.fields() * Self::UNIT_BYTES
+    }
+
+    /// Units of a line of so many weights.
+    pub const fn units(self, weights: usize) -> usize {
+        weights.div_ceil(self.unit_weights())
+    }
+
+    /// Bytes of a line of so many weights.
+    pub const fn line_bytes(self, weights: usize) -> usize {
+        self.units(weights) * Self::UNIT_BYTES
+    }
+}
+
 /// How the rows of the embedding and the lm_head are stored: the file's own blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HeadFormat {
@@ -173,5 +224,48 @@ impl HeadFormat {
     /// Bytes of a row of `cols` weights.
     pub const fn row_bytes(self, cols: usize) -> usize {
         cols / self.block_weights() * self.block_bytes()
+    }
+}
+
+/// A low-bit copy of the lm_head, which is scanned for the rows that may hold the largest logits.
+///
+/// Tiles of [`PlaneFormat::TILE_ROWS`] rows, each a run of blocks of [`PlaneFormat::BLOCK_COLS`]
+/// columns, padded with any codes. A block is 4 groups of 64 bytes, where byte `4r + b` of group
+/// `g` holds row `r`, the low 4 bits of the codes of columns `8g + b` (low nibble) and `8g + 4 + b`;
+/// with 5 bits 64 bytes follow where bit `s` of byte `4r + b` is bit 4 of the code of column
+/// `4s + b`; last come 16 bytes, the scales of the rows. A code `c` of `n` bits stands for
+/// `c - (2^n - 1) / 2`, times the block's scale and a scale of the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PlaneFormat {
+    /// 4-bit codes.
+    P4,
+    /// 5-bit codes.
+    P5,
+}
+
+named!(PlaneFormat, "plane format", { P4 => "plane_4", P5 => "plane_5" });
+
+impl PlaneFormat {
+    /// Rows in a tile.
+    pub const TILE_ROWS: usize = 16;
+    /// Columns in a block.
+    pub const BLOCK_COLS: usize = 32;
+
+    /// Bits of a code.
+    pub const fn bits(self) -> usize {
+        match self {
+            Self::P4 => 4,
+            Self::P5 => 5,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        Self::TILE_ROWS * (Self::BLOCK_COLS * self.bits() / 8 + 1)
+    }
+
+    /// Bytes of a tile of `cols` columns.
+    pub const fn tile_bytes(self, cols: usize) -> usize {
+        cols.div_ceil(Self::BLOCK_COLS) * self.block_bytes()
     }
 }

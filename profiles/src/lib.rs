@@ -59,12 +59,12 @@ mod spec;
 mod text;
 mod tile;
 
-pub use format::{Format, HeadFormat, Layout};
+pub use format::{Format, HeadFormat, Layout, LineLayout, PlaneFormat};
 pub use hash::stable_hash;
 pub use isa::Isa;
 pub use profile::{
     Choice, Effort, Host, Mode, Model, Objective, Pick, Pinning, Profile, ProfileError, Provenance,
-    Role, Run, Tool, shapes_hash,
+    Role, Run, Sparse, Tool, shapes_hash,
 };
 pub use shape::Shape;
 pub use spec::{KernelId, KernelSpec, Op, SpecError};

@@ -244,6 +244,24 @@ pub struct Choice {
     /// The kernel for many tokens; absent for the head and attention.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefill: Option<Pick>,
+    /// The kernel that skips what meets a zero, beside those that read all: of `gate_up` in rows of
+    /// up, of `down` in columns. Without it the runtime's default serves, where the model has such
+    /// zeros.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparse: Option<Sparse>,
+}
+
+/// A kernel that skips what meets a zero, and when it is used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sparse {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// The built-in kernel to use where `kernel` is not present.
+    pub built_in: KernelId,
+    /// The share of lines needed, 0 to 1, above which all are read as fast: the matrix is then read
+    /// whole. 0: always, and it is not packed by lines at all.
+    pub below: f64,
 }
 
 /// A kernel that was chosen, with what was measured.
@@ -394,6 +412,9 @@ impl Profile {
             for pick in [Some(&mut op.decode), op.prefill.as_mut()].into_iter().flatten() {
                 pick.kernel = pick.built_in;
             }
+            if let Some(sparse) = &mut op.sparse {
+                sparse.kernel = sparse.built_in;
+            }
         }
         self.tool.library_sha256 = None;
     }
@@ -409,9 +430,10 @@ impl Profile {
     /// [`ProfileError::Content`] names the first that it lacks.
     pub fn check_isa(&self, runs: impl Fn(Isa) -> bool) -> Result<(), ProfileError> {
         for (i, choice) in self.ops.iter().enumerate() {
-            for (name, pick) in choice.picks() {
-                if let Some(id) = [pick.kernel, pick.built_in].into_iter().find(|id| !runs(id.isa))
-                {
+            let dense = choice.picks().map(|(name, pick)| (name, [pick.kernel, pick.built_in]));
+            let sparse = choice.sparse.iter().map(|s| ("sparse", [s.kernel, s.built_in]));
+            for (name, ids) in dense.chain(sparse) {
+                if let Some(id) = ids.into_iter().find(|id| !runs(id.isa)) {
                     let item = format!("op {} ({}).{name}", i + 1, choice.role);
                     let problem = format!("{id} needs {}, which this CPU lacks", id.isa);
                     return Err(ProfileError::content(item, problem));
@@ -532,6 +554,9 @@ impl Choice {
                 if ternary { "a" } else { "no" },
             ));
         }
+        if let Some(sparse) = &self.sparse {
+            self.validate_sparse(sparse, &format!("{item}.sparse"))?;
+        }
         for (name, pick) in self.picks() {
             let item = format!("{item}.{name}");
             for id in [Some(pick.kernel), pick.runner_up, Some(pick.built_in)].into_iter().flatten()
@@ -587,6 +612,41 @@ impl Choice {
     }
 }
 
+impl Choice {
+    fn validate_sparse(&self, sparse: &Sparse, item: &str) -> Result<(), ProfileError> {
+        let wrong = |problem: String| Err(ProfileError::content(item, problem));
+        for id in [sparse.kernel, sparse.built_in] {
+            match (self.role, id.op, self.mode) {
+                (Role::GateUp, Op::Rows(_), Mode::SkipRows)
+                | (Role::Down, Op::Columns(_), Mode::Axpy) => {}
+                (role, _, mode) => {
+                    return wrong(format!(
+                        "{id} in mode {mode} of {role}, but gate_up takes a rows kernel in mode \
+                         skip_rows, down a columns kernel in mode axpy, and no other role any"
+                    ));
+                }
+            }
+            if let Some(shape) = id.shape
+                && self.parts.iter().any(|part| part.cols != shape.cols)
+            {
+                return wrong(format!("{id} is made for other shapes than the parts"));
+            }
+        }
+        let layout = |id: &KernelId| match id.op {
+            Op::Rows(layout) | Op::Columns(layout) => Some(layout),
+            _ => None,
+        };
+        if layout(&sparse.kernel) != layout(&sparse.built_in) {
+            return wrong(format!("{} reads another packing", sparse.built_in));
+        }
+        if sparse.built_in.shape.is_some() {
+            let built_in = sparse.built_in;
+            return wrong(format!("{built_in} is no built-in kernel: those take any shape"));
+        }
+        bounded(&format!("{item}.below"), sparse.below, 1.0)
+    }
+}
+
 /// Names the jobs of a model: a hash over every role with its parts and count, in order, as 16
 /// hexadecimal digits. Two models with the same hash want the same kernels.
 pub fn shapes_hash<'a>(jobs: impl IntoIterator<Item = (Role, &'a [Shape], u32)>) -> String {
@@ -620,14 +680,14 @@ mod tests {
         }
     }
 
-    /// A profile with every field in use.
+    /// A profile with every field in use: two thirds of the rows of up or fewer are read one by one.
     fn profile() -> Profile {
         let gate_up = Choice {
             role: Role::GateUp,
             parts: vec![Shape::new(6912, 2560); 2],
             count: 30,
             layout: Some(Layout::I2sT16),
-            mode: Mode::Dense,
+            mode: Mode::SkipRows,
             decode: Pick {
                 runner_up: Some("tl1_t32__avx2__any__r32_c240_n1_u2_p0".parse().unwrap()),
                 runner_up_ratio: Some(1.0625),
@@ -643,6 +703,11 @@ mod tests {
                     "i2_s_t16__avx2__any__r16_c256_n4_u1_p0",
                 )
             }),
+            sparse: Some(Sparse {
+                kernel: "rows_i2_s_l64__avx512vnni__m6912_k2560__r4_c0_n1_u1_p12".parse().unwrap(),
+                built_in: "rows_i2_s_l64__avx2__any__r4_c0_n1_u1_p8".parse().unwrap(),
+                below: 0.625,
+            }),
         };
         let head =
             pick("head_q6_k__avx2__any__r1_c0_n1_u1_p0", "head_q6_k__scalar__any__r1_c0_n1_u1_p0");
@@ -654,6 +719,7 @@ mod tests {
             mode: Mode::Dense,
             decode: head,
             prefill: None,
+            sparse: None,
         };
         Profile {
             schema: Profile::SCHEMA,
@@ -753,6 +819,12 @@ mod tests {
         let shaped = "built_in = \"i2_s_t16__avx512vnni__m6912_k2560__r16_c0_n1_u2_p0\"";
         let other_layout = "built_in = \"i2_s_t32__avx2__any__r32_c256_n1_u1_p0\"";
         let head_runner_up = "runner_up = \"head_f32__avx2__any__r1_c0_n1_u1_p0\"";
+        let rows = "kernel = \"rows_i2_s_l64__avx512vnni__m6912_k2560__r4_c0_n1_u1_p12\"";
+        let rows_of_t5 = "kernel = \"rows_t5_l64__avx512vbmi__any__r4_c0_n1_u1_p12\"";
+        let rows_of_others = "kernel = \"rows_i2_s_l64__avx2__m6912_k2561__r4_c0_n1_u1_p0\"";
+        let columns = "kernel = \"columns_i2_s_l64__avx2__any__r64_c32_n1_u1_p0\"";
+        let rows_built_in = "built_in = \"rows_i2_s_l64__avx2__any__r4_c0_n1_u1_p8\"";
+        let rows_shaped = "built_in = \"rows_i2_s_l64__avx2__m6912_k2560__r4_c0_n1_u1_p8\"";
         let parts = "parts = [[6912, 2560], [6912, 2560]]";
         let nine = format!("parts = [{}]", ["[1, 1]"; 9].join(", "));
         let mut cases: Vec<(&str, &str, &str, &str)> = vec![
@@ -771,6 +843,15 @@ mod tests {
             ("[tool]", "[tool", "line", ""),
             ("mode = \"dense\"", "mode = \"fast\"", "line", "dense, skip_rows, axpy"),
             ("role = \"lm_head\"", "role = \"head\"", "line", "lm_head"),
+            ("mode = \"skip_rows\"", "mode = \"dense\"", "op 1 (gate_up).sparse", "skip_rows"),
+            ("mode = \"skip_rows\"", "mode = \"axpy\"", "op 1 (gate_up).sparse", "skip_rows"),
+            ("below = 0.625", "below = 1.5", "op 1 (gate_up).sparse.below", "0 to 1"),
+            ("below = 0.625", "below = nan", "op 1 (gate_up).sparse.below", "NaN"),
+            ("below = 0.625", "", "line", "below"),
+            (rows, rows_of_t5, "op 1 (gate_up).sparse", "another packing"),
+            (rows, rows_of_others, "op 1 (gate_up).sparse", "other shapes"),
+            (rows, columns, "op 1 (gate_up).sparse", "a rows kernel"),
+            (rows_built_in, rows_shaped, "op 1 (gate_up).sparse", "no built-in kernel"),
             ("pinning = \"cores\"", "pinning = \"all\"", "line", "none, cores"),
             // P08: text.
             ("version = \"0.1.0\"", &long, "tool.version", "256 bytes"),

@@ -2,17 +2,24 @@ use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 
-use crate::{Format, HeadFormat, Isa, Layout, Shape, TileConfig};
+use crate::{Format, HeadFormat, Isa, Layout, LineLayout, PlaneFormat, Shape, TileConfig};
 
 /// What a kernel computes, and on which packing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
     /// Ternary matrix times int8 activations: exact int32 dot products.
     Ternary(Layout),
-    /// Rows of the lm_head times one activation row: f32 logits.
+    /// Rows of the lm_head times activation rows: f32 logits.
     Head(HeadFormat),
+    /// Rows of a low-bit copy of the lm_head times one activation row: f32 estimates of logits.
+    Plane(PlaneFormat),
     /// Attention over the KV cache: f16, or f32 where the call says so.
     Attention,
+    /// Listed rows of a ternary matrix times one int8 activation row: exact int32 dot products.
+    Rows(LineLayout),
+    /// Listed columns of a ternary matrix, each times its int8 activation, added up: the exact
+    /// int32 dot products where all other activations are zero.
+    Columns(LineLayout),
 }
 
 impl fmt::Display for Op {
@@ -20,7 +27,10 @@ impl fmt::Display for Op {
         match self {
             Self::Ternary(layout) => layout.fmt(f),
             Self::Head(format) => write!(f, "head_{format}"),
+            Self::Plane(format) => format.fmt(f),
             Self::Attention => f.write_str("attention_f16"),
+            Self::Rows(layout) => write!(f, "rows_{layout}"),
+            Self::Columns(layout) => write!(f, "columns_{layout}"),
         }
     }
 }
@@ -28,13 +38,20 @@ impl fmt::Display for Op {
 impl FromStr for Op {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        if s == "attention_f16" {
+        let op = if s == "attention_f16" {
             Ok(Self::Attention)
         } else if let Some(format) = s.strip_prefix("head_") {
-            format.parse().map(Self::Head).map_err(|e: crate::UnknownName| e.to_string())
+            format.parse().map(Self::Head)
+        } else if s.starts_with("plane_") {
+            s.parse().map(Self::Plane)
+        } else if let Some(layout) = s.strip_prefix("rows_") {
+            layout.parse().map(Self::Rows)
+        } else if let Some(layout) = s.strip_prefix("columns_") {
+            layout.parse().map(Self::Columns)
         } else {
-            s.parse().map(Self::Ternary).map_err(|e: crate::UnknownName| e.to_string())
-        }
+            s.parse().map(Self::Ternary)
+        };
+        op.map_err(|e: crate::UnknownName| e.to_string())
     }
 }
 
@@ -101,14 +118,30 @@ impl KernelSpec {
         check.that((1..=64).contains(&tile.tokens), || {
             "activation rows per call must be 1 to 64".into()
         })?;
+        if let Op::Rows(layout) | Op::Columns(layout) = self.op {
+            self.validate_lines(layout, &check)?;
+            return Ok(KernelId(self));
+        }
         check.that(tile.prefetch <= 32768 && tile.prefetch.is_multiple_of(64), || {
             "prefetch distance must be a multiple of 64, a cache line, up to 32768".into()
         })?;
         match self.op {
             Op::Ternary(layout) => self.validate_ternary(layout, &check)?,
             Op::Head(_) => check.that(
-                matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 0 && tile.tokens == 1,
-                || "a head kernel takes 1, 2, 4 or 8 rows, whole rows and one token".into(),
+                matches!(tile.rows, 1 | 2 | 4 | 8)
+                    && tile.cols == 0
+                    && matches!(tile.tokens, 1 | 2 | 4 | 8),
+                || {
+                    "a head kernel takes 1, 2, 4 or 8 rows, whole rows and 1, 2, 4 or 8 tokens"
+                        .into()
+                },
+            )?,
+            Op::Plane(_) => check.that(
+                tile.rows == PlaneFormat::TILE_ROWS
+                    && tile.cols == 0
+                    && tile.tokens == 1
+                    && tile.unroll == 1,
+                || "a scan of a plane takes a tile of 16 rows, whole rows and one token".into(),
             )?,
             Op::Attention => check.that(
                 matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 256 && tile.tokens == 1,
@@ -118,12 +151,62 @@ impl KernelSpec {
                         .into()
                 },
             )?,
+            Op::Rows(_) | Op::Columns(_) => unreachable!("checked above"),
         }
         Ok(KernelId(self))
     }
 
+    /// Kernels that are given a list of lines.
+    fn validate_lines(&self, layout: LineLayout, check: &Check) -> Result<(), SpecError> {
+        let Self { isa, tile, .. } = *self;
+        let fields = layout.fields();
+        check.that(tile.prefetch <= 256, || {
+            "prefetch distance must be at most 256 lines of the list".into()
+        })?;
+        check.that(tile.tokens == 1 && tile.unroll == 1, || {
+            "a kernel with a list takes one token and one unit at a time".into()
+        })?;
+        check.that(layout.format() != Format::T5 || isa.looks_up_64(), || {
+            "a byte of five codes needs a permute of 64 bytes, which only AVX-512 VBMI has".into()
+        })?;
+        let sums = if let Op::Rows(_) = self.op {
+            check.that(matches!(tile.rows, 2 | 4) && tile.cols == 0, || {
+                "a rows kernel takes 2 or 4 lines at once, and whole lines".into()
+            })?;
+            if isa.dots_are_wide() { tile.rows * fields } else { tile.rows * isa.sum_registers() }
+        } else {
+            check.that(self.shape.is_none(), || {
+                "a columns kernel takes any shape: its rows are a worker's share".into()
+            })?;
+            let part = fields * isa.lanes();
+            check.that([part, 2 * part, 4 * part].contains(&tile.rows), || {
+                format!("rows must be 1, 2 or 4 times {part}, the codes in a vector")
+            })?;
+            // In place, the last field of 4 columns adds at most 4 * 2 * 64 * 128 to a 32-bit lane.
+            let most = if isa.dots_are_wide() { 4096 } else { 256 };
+            check.that((4..=most).contains(&tile.cols) && tile.cols.is_multiple_of(4), || {
+                format!(
+                    "columns at once must be a multiple of 4 up to {most}: 4 columns add at most \
+                     2 * 2 * 128 to a 16-bit lane, which holds 64 such sums"
+                )
+            })?;
+            tile.rows / isa.lanes() * isa.sum_registers()
+        };
+        // Vectors of four columns and what they are interleaved to; tables, masks.
+        let others = if isa.registers() == 32 { 12 } else { 6 };
+        check.that(isa == Isa::Scalar || sums + others <= isa.registers(), || {
+            format!(
+                "{sums} vectors of sums leave fewer than {others} of the {} registers",
+                isa.registers()
+            )
+        })
+    }
+
     fn validate_ternary(&self, layout: Layout, check: &Check) -> Result<(), SpecError> {
         let Self { isa, tile, .. } = *self;
+        if self.expands() {
+            return self.validate_lookups(layout, check);
+        }
         check.that(
             tile.rows.is_multiple_of(layout.tile_rows())
                 && Layout::ROW_PADDING.is_multiple_of(tile.rows),
@@ -207,6 +290,43 @@ impl KernelSpec {
                 self.validate_table_sums(check)
             }
         }
+    }
+
+    /// Whether it is of those kernels for many activation rows that have the packing expanded before,
+    /// once for all of them, and then look sums of products up: T5 in blocks of columns.
+    pub fn expands(&self) -> bool {
+        matches!(self.op, Op::Ternary(Layout::T5T32)) && self.tile.tokens > 1 && self.tile.cols > 0
+    }
+
+    /// A step may be of any number of tiles: what is left of the rows goes tile by tile.
+    fn validate_lookups(&self, layout: Layout, check: &Check) -> Result<(), SpecError> {
+        let Self { isa, tile, .. } = *self;
+        check.that(isa.looks_up_64(), || {
+            "a byte of five codes needs a permute of 64 bytes, which only AVX-512 VBMI has".into()
+        })?;
+        let tiles = tile.rows / layout.tile_rows();
+        check.that(
+            tile.rows.is_multiple_of(layout.tile_rows()) && (1..=4).contains(&tiles),
+            || {
+                format!(
+                    "rows must be 1 to 4 times the layout's tile of {} rows",
+                    layout.tile_rows()
+                )
+            },
+        )?;
+        check.that(tile.cols.is_multiple_of(60) && tile.cols <= 240, || {
+            "columns per block must be 60, 120, 180 or 240: 60 are expanded together; a triple \
+             reaches +-384, so a 16-bit lane holds 85 triples"
+                .into()
+        })?;
+        check.that(tile.unroll == 1 && tile.prefetch == 0, || {
+            "unroll must be 1, as a word is two triples, and prefetch 0: it reads from the cache".into()
+        })?;
+        // An index for each tile, a table, and what was looked up.
+        let registers = tiles * tile.tokens + tiles + 2;
+        check.that(isa == Isa::Scalar || registers <= isa.registers(), || {
+            format!("{registers} vectors do not fit into the {} registers", isa.registers())
+        })
     }
 
     /// Sums of products are 32 bits wide: one for each of `fields` and unrolled unit in decode, one
@@ -374,15 +494,19 @@ mod tests {
             Op::Ternary(Layout::Tl2W32),
             Op::Ternary(Layout::T5T32),
             Op::Head(HeadFormat::Q6K),
+            Op::Plane(PlaneFormat::P5),
             Op::Attention,
+            Op::Rows(LineLayout::T5L64),
+            Op::Columns(LineLayout::I2sL64),
         ];
         let mut seen = 0;
         for op in ops {
             for &isa in Isa::ALL {
                 for shape in [None, Some(Shape::new(640, 2560))] {
-                    for rows in [1, 4, 16, 32, 64] {
+                    for rows in [1, 4, 16, 32, 64, 256] {
                         for cols in [0, 48, 240, 256] {
-                            let tile = TileConfig::new(rows, cols, 1, 2);
+                            let lines = matches!(op, Op::Rows(_) | Op::Columns(_));
+                            let tile = TileConfig::new(rows, cols, 1, if lines { 1 } else { 2 });
                             let Ok(id) = (KernelSpec { op, isa, shape, tile }).validate() else {
                                 continue;
                             };
@@ -417,6 +541,8 @@ mod tests {
         let avx2 = KernelSpec { isa: Isa::Avx2, ..GOOD };
         let tile = |rows, cols, tokens, unroll| TileConfig::new(rows, cols, tokens, unroll);
         let ternary = |layout, isa, tile| KernelSpec { op: Op::Ternary(layout), isa, tile, ..GOOD };
+        let lines = |op, isa, tile| KernelSpec { op, isa, tile, shape: None };
+        let (rows, columns) = (Op::Rows(LineLayout::I2sL64), Op::Columns(LineLayout::I2sL64));
         let cases = [
             (KernelSpec { tile: tile(16, 0, 1, 3), ..GOOD }, "unroll"),
             (KernelSpec { tile: tile(16, 0, 0, 1), ..GOOD }, "activation rows"),
@@ -439,6 +565,23 @@ mod tests {
             (ternary(Layout::T5T32, Isa::Avx512Vnni, tile(32, 0, 1, 1)), "permute of 64 bytes"),
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 0, 12, 1)), "24 vectors of sums"),
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 240, 1, 1)), "must be 0"),
+            (lines(Op::Rows(LineLayout::T5L64), Isa::Avx2, tile(2, 0, 1, 1)), "permute of 64"),
+            (lines(rows, Isa::Avx2, tile(8, 0, 1, 1)), "2 or 4 lines"),
+            (lines(rows, Isa::Avx2, tile(4, 64, 1, 1)), "whole lines"),
+            (lines(rows, Isa::Avx2, tile(4, 0, 2, 1)), "one token"),
+            (lines(rows, Isa::AvxVnni, tile(4, 0, 1, 1)), "16 vectors of sums"),
+            (lines(columns, Isa::Avx2, tile(48, 64, 1, 1)), "1, 2 or 4 times 32"),
+            (lines(columns, Isa::Avx2, tile(64, 260, 1, 1)), "up to 256"),
+            (lines(columns, Isa::Avx2, tile(128, 64, 1, 1)), "16 vectors of sums"),
+            (KernelSpec { op: columns, tile: tile(256, 64, 1, 1), ..GOOD }, "any shape"),
+            (
+                KernelSpec {
+                    op: rows,
+                    tile: TileConfig { prefetch: 512, ..tile(4, 0, 1, 1) },
+                    ..GOOD
+                },
+                "256 lines",
+            ),
             (KernelSpec { shape: Some(Shape::new(0, 1)), ..GOOD }, "rows of the matrix"),
             (KernelSpec { shape: Some(Shape::new(1, 1 << 19)), ..GOOD }, "could wrap"),
             (KernelSpec { tile: TileConfig { prefetch: 100, ..GOOD.tile }, ..GOOD }, "prefetch"),

@@ -4,13 +4,15 @@ pub struct TileConfig {
     /// Rows per step: the outputs held in registers at once.
     pub rows: usize,
     /// Columns per block: how often narrow sums are widened, or how many columns of tables stay
-    /// in the L1 cache; 0 is the whole row.
+    /// in the L1 cache; 0 is the whole row. Of a `columns_*` kernel, how many of the listed columns
+    /// it takes through all its rows before the next ones.
     pub cols: usize,
     /// Activation rows (tokens) per call: 1 for decode, more for prefill.
     pub tokens: usize,
     /// Units of columns per loop iteration.
     pub unroll: usize,
-    /// Distance of the software prefetch in bytes, 0 for none.
+    /// Distance of the software prefetch, 0 for none: in bytes, or in lines of the list where a
+    /// kernel is given one (`rows_*`, `columns_*`).
     pub prefetch: usize,
 }
 

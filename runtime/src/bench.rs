@@ -1,39 +1,43 @@
 //! Times the model as llama-bench does: random tokens, a prompt (`pp`), a generation without
-//! sampling (`tg`), both, each after a context of a certain depth.
+//! sampling (`tg`), both, each after a context of a certain depth; and, as llama-batched-bench does,
+//! of several sequences that go through the model together.
 
 use std::fmt;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::model::{Session, StageTimes};
-use crate::sampler::Rng;
+use crate::model::{BatchToken, Needs, Session, StageTimes};
+use crate::sampler::{self, Rng};
 
 /// What to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Test {
-    /// Tokens of the prompt, which go through the model together.
+    /// Tokens of the prompt of each sequence, which go through the model together.
     pub n_prompt: usize,
-    /// Tokens that follow one by one.
+    /// Tokens of each sequence that follow one by one.
     pub n_gen: usize,
-    /// Tokens in the context before the clock starts.
+    /// Tokens in the context of each sequence before the clock starts.
     pub n_depth: usize,
+    /// Sequences, at least 1.
+    pub n_parallel: usize,
 }
 
 impl Test {
-    /// Positions that the test takes.
+    /// Positions that the test takes in each sequence.
     #[must_use]
     pub fn context(&self) -> usize {
         self.n_prompt + self.n_gen + self.n_depth
     }
 
-    /// Tokens that are timed.
+    /// Tokens that are timed, of all sequences.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.n_prompt + self.n_gen
+        (self.n_prompt + self.n_gen) * self.n_parallel
     }
 }
 
-/// As llama-bench writes it: `pp128`, `tg64`, `pp128+tg64`, `tg64 @ d512`.
+/// As llama-bench writes it: `pp128`, `tg64`, `pp128+tg64`, `tg64 @ d512`; several sequences as
+/// `tg64 x 8`.
 impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut name = String::new();
@@ -47,6 +51,9 @@ impl fmt::Display for Test {
         if self.n_depth > 0 {
             name += &format!(" @ d{}", self.n_depth);
         }
+        if self.n_parallel > 1 {
+            name += &format!(" x {}", self.n_parallel);
+        }
         f.pad(&name)
     }
 }
@@ -54,7 +61,7 @@ impl fmt::Display for Test {
 /// The times of a test.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Samples {
-    /// Tokens of each repetition.
+    /// Tokens of each repetition, of all sequences.
     pub tokens: usize,
     /// Nanoseconds of each repetition.
     pub ns: Vec<u64>,
@@ -119,6 +126,18 @@ impl Tokens {
     fn next(&mut self, vocab: usize) -> u32 {
         (self.0.next_u64() % vocab as u64) as u32
     }
+
+    /// Fills `batch` with `n` tokens of each sequence, the last of which asks for logits if `logits`.
+    fn fill(&mut self, batch: &mut Vec<BatchToken>, n: usize, of: (Test, usize), logits: bool) {
+        let (test, vocab) = of;
+        batch.clear();
+        for sequence in 0..test.n_parallel {
+            for i in 0..n {
+                let logits = logits && i + 1 == n;
+                batch.push(BatchToken { sequence, id: self.next(vocab), logits });
+            }
+        }
+    }
 }
 
 impl Default for Tokens {
@@ -139,8 +158,8 @@ pub fn warm_up(session: &mut Session, test: Test, tokens: &mut Tokens) -> Result
 /// Times `repetitions` of the test.
 ///
 /// # Errors
-/// [`Error::Usage`] when the test does not fit into the context, [`Error::Runtime`] when a logit
-/// is no number or a worker panicked.
+/// [`Error::Usage`] when the test does not fit into the context or the session has fewer sequences,
+/// [`Error::Runtime`] when a logit is no number or a worker panicked.
 pub fn time(
     session: &mut Session,
     test: Test,
@@ -156,24 +175,42 @@ pub fn time(
         ));
     }
     let vocab = session.model().config().vocab;
-    let mut random = |n: usize| -> Vec<u32> { (0..n).map(|_| tokens.next(vocab)).collect() };
-    session.truncate(0);
+    let of = (test, vocab);
+    let mut batch = Vec::new();
+    let truncate = |session: &mut Session, position: usize| {
+        (0..test.n_parallel).for_each(|sequence| session.truncate_of(sequence, position));
+    };
+    truncate(session, 0);
     if test.n_depth > 0 {
-        session.prefill(&random(test.n_depth))?;
+        tokens.fill(&mut batch, test.n_depth, of, false);
+        session.forward(&batch, &Needs::GREEDY)?;
     }
     session.time_stages();
     let mut ns = Vec::with_capacity(repetitions);
     for _ in 0..repetitions {
-        session.truncate(test.n_depth);
-        let (prompt, rest) = (random(test.n_prompt), random(test.n_gen));
+        truncate(session, test.n_depth);
         let start = Instant::now();
-        let mut logits = if prompt.is_empty() { &[][..] } else { session.prefill(&prompt)? };
-        for id in rest {
-            logits = session.decode(id)?;
+        // As a greedy run would.
+        let needs = &Needs::GREEDY;
+        let mut logits = &[][..];
+        if test.n_prompt > 0 {
+            tokens.fill(&mut batch, test.n_prompt, of, true);
+            logits = session.forward(&batch, needs)?;
+        }
+        for _ in 0..test.n_gen {
+            tokens.fill(&mut batch, 1, of, true);
+            logits = session.forward(&batch, needs)?;
         }
         ns.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
-            let message = format!("test {test}: logit {id} is {}, no number", logits[id]);
+        // Those that were not needed read minus infinity, but the best is a number.
+        let wrong = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+        let wrong = logits.iter().position(wrong);
+        let best = logits.chunks(vocab).enumerate().find_map(|(row, logits)| {
+            let best = sampler::argmax(logits) as usize;
+            (!logits.get(best).is_some_and(|logit| logit.is_finite())).then_some(row * vocab + best)
+        });
+        if let Some(at) = wrong.or(best) {
+            let message = format!("test {test}: logit {} is {}, no number", at % vocab, logits[at]);
             return Err(Error::Runtime(message));
         }
     }
@@ -205,11 +242,13 @@ mod tests {
 
     #[test]
     fn names_are_llama_bench_s() {
-        let name = |n_prompt, n_gen, n_depth| Test { n_prompt, n_gen, n_depth }.to_string();
+        let of = |n_prompt, n_gen, n_depth| Test { n_prompt, n_gen, n_depth, n_parallel: 1 };
+        let name = |n_prompt, n_gen, n_depth| of(n_prompt, n_gen, n_depth).to_string();
         assert_eq!(name(128, 0, 0), "pp128");
         assert_eq!(name(0, 64, 0), "tg64");
         assert_eq!(name(128, 64, 0), "pp128+tg64");
         assert_eq!(name(0, 64, 512), "tg64 @ d512");
+        assert_eq!(Test { n_parallel: 8, ..of(0, 64, 512) }.to_string(), "tg64 @ d512 x 8");
     }
 
     #[test]

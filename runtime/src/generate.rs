@@ -3,17 +3,20 @@
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::model::Session;
+use crate::lookup::Lookup;
+use crate::model::{BatchToken, Needs, Session};
 use crate::sampler::Sampler;
 use crate::tokenizer::Tokenizer;
 
-/// When to stop.
+/// When to stop, and how far to look ahead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Tokens to generate; `None`: until the model ends the text or the context is full.
     pub tokens: Option<usize>,
     /// Never choose a token that ends the text.
     pub ignore_eos: bool,
+    /// Tokens to draft at once by prompt lookup, at most; 0: none. The text is the same.
+    pub draft: usize,
 }
 
 /// Why a text ended.
@@ -55,10 +58,14 @@ pub struct Generation {
     /// Generated tokens that went through the model. The last one does not, because nothing
     /// follows it.
     pub steps: usize,
+    /// Tokens that were drafted.
+    pub drafted: usize,
+    /// How many of them the sampler chose.
+    pub accepted: usize,
 }
 
-/// Continues `prompt`, which is appended to what `session` has seen. `on_text` gets each piece of
-/// text as soon as it is known; pieces are never empty and never split a character.
+/// Continues `prompt`, which is appended to what the first sequence of `session` has seen. `on_text`
+/// gets each piece of text as soon as it is known; pieces are never empty and never split a character.
 ///
 /// # Errors
 /// [`Error::Usage`] when the prompt is empty or does not fit into the context; what `on_text` and
@@ -80,9 +87,11 @@ pub fn generate(
         ));
     }
     let start = Instant::now();
-    let mut logits = session.prefill(prompt)?;
-    let prompt_time = start.elapsed();
     prompt.iter().for_each(|&id| sampler.accept(id));
+    let masked = if limits.ignore_eos { tokenizer.eos_ids() } else { &[] };
+    session.prefill_for(prompt, &sampler.needs(masked))?;
+    let prompt_time = start.elapsed();
+    let mut drafts = Drafts::new(limits.draft, prompt);
 
     let start = Instant::now();
     let mut ids = Vec::new();
@@ -99,17 +108,23 @@ pub fn generate(
             break FinishReason::Length;
         }
         if ids.len() > steps {
-            // The token chosen last has not been through the model yet.
-            if session.position() == session.context() {
-                break FinishReason::Context;
+            // The token chosen last has not been through the model yet, unless it was drafted.
+            if !drafts.foresaw(ids[steps]) {
+                drafts.forget(session);
+                if session.position() == session.context() {
+                    break FinishReason::Context;
+                }
+                // The last token of a text need not go through the model.
+                let more = limits.tokens.map_or(usize::MAX, |most| most - ids.len() - 1);
+                drafts.decode(session, ids[steps], more, &sampler.needs(masked))?;
             }
-            logits = session.decode(ids[steps])?;
             steps += 1;
         }
+        let logits = session.logits(drafts.row);
         let id = if limits.ignore_eos {
             without_end.clear();
             without_end.extend_from_slice(logits);
-            for &end in tokenizer.eos_ids() {
+            for &end in masked {
                 if let Some(logit) = without_end.get_mut(end as usize) {
                     *logit = f32::NEG_INFINITY;
                 }
@@ -119,6 +134,7 @@ pub fn generate(
             sampler.sample(logits)
         };
         if !logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
+            drafts.forget(session);
             // Any text from here on would be made up.
             return Err(Error::Runtime(format!(
                 "after {} tokens the model gives no numbers any more; the file may be damaged",
@@ -130,9 +146,94 @@ pub fn generate(
         }
         sampler.accept(id);
         ids.push(id);
-        emit(decoder.push(id))?;
+        if let Err(error) = emit(decoder.push(id)) {
+            drafts.forget(session);
+            return Err(error);
+        }
     };
+    drafts.forget(session);
     emit(decoder.finish())?;
     let generation_time = start.elapsed();
-    Ok(Generation { ids, text, finish_reason, prompt_time, generation_time, steps })
+    let Drafts { drafted, accepted, .. } = drafts;
+    Ok(Generation {
+        ids,
+        text,
+        finish_reason,
+        prompt_time,
+        generation_time,
+        steps,
+        drafted,
+        accepted,
+    })
+}
+
+/// Tokens that go through the model before they are chosen.
+struct Drafts {
+    /// None where nothing is to be drafted.
+    lookup: Option<Lookup>,
+    /// Tokens to draft at once, at most.
+    most: usize,
+    /// What went through the model with the token chosen last, and as a batch with it.
+    draft: Vec<u32>,
+    batch: Vec<BatchToken>,
+    /// The row of logits for the next token, which is the number of drafted tokens that were chosen.
+    row: usize,
+    drafted: usize,
+    accepted: usize,
+}
+
+impl Drafts {
+    fn new(most: usize, prompt: &[u32]) -> Self {
+        let mut lookup = (most > 0).then(Lookup::default);
+        if let Some(lookup) = &mut lookup {
+            prompt.iter().for_each(|&id| lookup.push(id));
+        }
+        let (draft, batch) = (Vec::new(), Vec::new());
+        Self { lookup, most, draft, batch, row: 0, drafted: 0, accepted: 0 }
+    }
+
+    /// Whether the token that was chosen is the next one of the draft: then it has been through the
+    /// model, and the next row of logits is that after it.
+    fn foresaw(&mut self, id: u32) -> bool {
+        let foreseen = self.draft.get(self.row) == Some(&id);
+        if foreseen {
+            self.learn(id);
+            self.row += 1;
+            self.accepted += 1;
+        }
+        foreseen
+    }
+
+    /// Drops what was drafted and not chosen from the session.
+    fn forget(&mut self, session: &mut Session) {
+        let wrong = self.draft.len() - self.row;
+        session.truncate(session.position() - wrong);
+        self.draft.clear();
+        self.row = 0;
+    }
+
+    /// Takes the token chosen last through the model, and with it a draft of those that follow, if
+    /// that promises to be faster; at most `more`. Without a draft only the logits that are needed count.
+    fn decode(&mut self, session: &mut Session, id: u32, more: usize, needs: &Needs) -> Result<()> {
+        self.learn(id);
+        let Some(lookup) = &mut self.lookup else {
+            return session.decode_for(id, needs).map(drop);
+        };
+        let room = session.context() - session.position() - 1;
+        lookup.draft(self.most.min(more).min(room), &mut self.draft);
+        self.drafted += self.draft.len();
+        let all = [id].into_iter().chain(self.draft.iter().copied());
+        self.batch.clear();
+        self.batch.extend(all.map(|id| BatchToken { sequence: 0, id, logits: true }));
+        let start = Instant::now();
+        session.forward(&self.batch, needs)?;
+        lookup.took(self.batch.len(), start.elapsed());
+        Ok(())
+    }
+
+    fn learn(&mut self, id: u32) {
+        if let Some(lookup) = &mut self.lookup {
+            lookup.push(id);
+        }
+    }
 }

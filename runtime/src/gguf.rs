@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use crate::error::{Error, Result, quoted};
+use crate::memory;
 
 /// Bytes of `magic | version | n_tensors | n_kv`.
 const FIXED_HEADER: usize = 24;
@@ -480,14 +481,14 @@ impl fmt::Display for Value {
 }
 
 enum Bytes {
-    Mapped(Mmap),
+    Mapped { map: Mmap, file: File },
     Memory(Cow<'static, [u8]>),
 }
 
 impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(map) => map,
+            Bytes::Mapped { map, .. } => map,
             Bytes::Memory(bytes) => bytes,
         }
     }
@@ -542,7 +543,7 @@ impl Gguf {
     fn open_with(path: &Path, map: impl FnOnce(&File) -> io::Result<Mmap>) -> Result<Gguf> {
         let file = Self::file(path)?;
         let (bytes, warning) = match map(&file) {
-            Ok(map) => (Bytes::Mapped(map), None),
+            Ok(map) => (Bytes::Mapped { map, file }, None),
             Err(error) => {
                 let warning = format!(
                     "{}: the system does not map this file ({error}), so it was read into memory",
@@ -570,7 +571,10 @@ impl Gguf {
         let len = file.metadata().map_err(refused)?.len();
         let mut bytes = Vec::new();
         // A file that does not fit is an error, not the end of the process.
-        let room = usize::try_from(len).ok().and_then(|len| bytes.try_reserve_exact(len).ok());
+        let room = usize::try_from(len)
+            .ok()
+            .filter(|_| memory::available().is_none_or(|free| len <= free))
+            .and_then(|len| bytes.try_reserve_exact(len).ok());
         room.ok_or_else(|| {
             refused(io::Error::other(format!("{len} bytes do not fit into memory")))
         })?;
@@ -615,7 +619,7 @@ impl Gguf {
     /// Whether the file is mapped; otherwise it is in memory.
     #[must_use]
     pub fn is_mapped(&self) -> bool {
-        matches!(self.bytes, Bytes::Mapped(_))
+        matches!(self.bytes, Bytes::Mapped { .. })
     }
 
     /// What was odd about opening the file but no obstacle, in one line.
@@ -816,16 +820,17 @@ impl Gguf {
     }
 
     /// Tells the system that this tensor's pages will not be read again soon, so that they stop
-    /// counting as resident. Whole pages inside the tensor only: neighbours keep theirs. Reading
-    /// the tensor again is slow, not wrong.
-    pub fn drop_pages(&self, tensor: &TensorInfo) {
-        self.drop_part(tensor, 0..self.tensor_bytes(tensor).len());
+    /// counting as resident, and, where `uncache` says so, need not be kept in its cache of the
+    /// file. Whole pages inside the tensor only: neighbours keep theirs. Reading the tensor again is
+    /// slow, not wrong.
+    pub fn drop_pages(&self, tensor: &TensorInfo, uncache: bool) {
+        self.drop_part(tensor, 0..self.tensor_bytes(tensor).len(), uncache);
     }
 
     /// As [`Gguf::drop_pages`], for bytes `part` of the tensor's data.
-    pub fn drop_part(&self, tensor: &TensorInfo, part: std::ops::Range<usize>) {
+    pub fn drop_part(&self, tensor: &TensorInfo, part: std::ops::Range<usize>, uncache: bool) {
         #[cfg(unix)]
-        if let (Bytes::Mapped(map), Some(whole)) = (&self.bytes, byte_range(tensor))
+        if let (Bytes::Mapped { map, file }, Some(whole)) = (&self.bytes, byte_range(tensor))
             && whole.end <= map.len()
             && part.start <= part.end
             && part.end <= whole.len()
@@ -845,9 +850,26 @@ impl Gguf {
                 };
                 // Advice only; a system that refuses it keeps the pages.
                 drop(advised);
+                if uncache {
+                    forget(file, first..end);
+                }
             }
         }
+        #[cfg(not(unix))]
+        let _ = (tensor, part, uncache);
     }
+}
+
+/// Lets the system forget what it keeps in memory of a part of a file; it may refuse.
+#[cfg(unix)]
+fn forget(file: &File, range: std::ops::Range<usize>) {
+    #[cfg(target_os = "linux")]
+    if let Some(len) = std::num::NonZeroU64::new(range.len() as u64) {
+        let _ =
+            rustix::fs::fadvise(file, range.start as u64, Some(len), rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, range);
 }
 
 fn byte_range(tensor: &TensorInfo) -> Option<std::ops::Range<usize>> {
@@ -1527,7 +1549,7 @@ mod tests {
                 let own = other.tensor(&tensor.name).unwrap();
                 assert_eq!(other.tensor_bytes(own), mapped.tensor_bytes(tensor));
                 // Advice about a map: of no consequence to one in memory.
-                other.drop_pages(own);
+                other.drop_pages(own, true);
                 assert_eq!(other.tensor_bytes(own), mapped.tensor_bytes(tensor));
             }
         }
@@ -1660,7 +1682,7 @@ mod tests {
         let g = Gguf::open(file.path()).unwrap();
         let x = g.tensor("x").unwrap();
         let before = g.tensor_bytes(x).to_vec();
-        g.drop_pages(x);
+        g.drop_pages(x, true);
         assert_eq!(g.tensor_bytes(x), before);
     }
 }

@@ -9,6 +9,8 @@ pub mod generate;
 pub mod gguf;
 pub mod host;
 pub mod kernels;
+pub mod lines;
+pub mod lookup;
 pub mod matmul;
 pub mod memory;
 pub mod model;
@@ -17,6 +19,8 @@ pub mod probe;
 pub mod random;
 pub mod reference;
 pub mod sampler;
+pub mod sparse;
+pub mod sparsity;
 pub mod threads;
 pub mod tokenizer;
 

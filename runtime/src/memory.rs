@@ -121,6 +121,16 @@ impl Buffer {
     }
 }
 
+impl Buffer {
+    /// Its whole integers.
+    pub fn as_i32_mut(&mut self) -> &mut [i32] {
+        let len = self.len() / size_of::<i32>();
+        // SAFETY: as long as that, aligned to `ALIGN`, borrowed exclusively, and any bytes are an
+        // integer.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), len) }
+    }
+}
+
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
@@ -165,6 +175,12 @@ pub fn available() -> Option<u64> {
         Some(1024 * field(&info, "MemAvailable:")?)
     };
     [machine(), group_available(), address_space_available()].into_iter().flatten().min()
+}
+
+/// Bytes that the machine could still swap out: 0 where the system does not say.
+pub fn swap_available() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    1024 * field(&info, "SwapFree:").unwrap_or(0)
 }
 
 /// The number after a name, in a text of lines of both.

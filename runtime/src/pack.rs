@@ -19,7 +19,7 @@ const BLOCK: usize = 128;
 /// Bytes of a block.
 const BLOCK_BYTES: usize = 32;
 /// The code of weight 0.
-const ZERO: u8 = 1;
+pub(crate) const ZERO: u8 = 1;
 
 /// A ternary matrix in the layout it was packed for.
 #[derive(Debug)]
@@ -135,6 +135,11 @@ impl PackedMatrix {
         self.shape
     }
 
+    /// Tiles of its layout, those that pad it included.
+    pub fn tiles(&self) -> usize {
+        self.shape.rows.next_multiple_of(Layout::ROW_PADDING) / self.layout.tile_rows()
+    }
+
     /// What an integer dot product is multiplied with, after it is divided by the activations'
     /// scale.
     pub fn scale(&self) -> f32 {
@@ -158,15 +163,15 @@ impl PackedMatrix {
 }
 
 /// What there was among some codes: perhaps also among others of the blocks they lie in.
-struct Seen {
+pub(crate) struct Seen {
     /// A code 3.
-    bad: bool,
+    pub(crate) bad: bool,
     /// A weight other than zero.
     weights: bool,
 }
 
 /// Reads the codes of weights `first..first + codes.len()` of the flat matrix.
-fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
+pub(crate) fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
     let (mut bad, mut weights) = (0, 0);
     let mut done = 0;
     while done < codes.len() {

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
+use crate::model::Needs;
 
 /// Up to here the best `k` are found by insertion in one pass over the logits.
 const SMALL_K: usize = 256;
@@ -164,6 +165,26 @@ impl Sampler {
             self.recent.pop_front();
         }
         self.recent.push_back(id);
+    }
+
+    /// The logits that [`Sampler::sample`] needs for the next token, if those of `masked`, which are
+    /// in the vocabulary, are to be made minus infinity before: the best where there is a top-k or
+    /// the best one is taken, and those that a penalty changes. As each of the changed may have been
+    /// among the best, so many more of the best are needed.
+    #[must_use]
+    pub fn needs(&self, masked: &[u32]) -> Needs {
+        let best = match self.config {
+            SamplerConfig { temperature, .. } if temperature <= 0.0 => 1,
+            SamplerConfig { top_k: 0, .. } => return Needs::All,
+            SamplerConfig { top_k, .. } => top_k,
+        };
+        let mut ids = masked.to_vec();
+        if self.config.repeat_penalty != 1.0 {
+            ids.extend(&self.recent);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Needs::Best { count: best.saturating_add(ids.len()), ids }
     }
 
     /// The next token. NaN counts as minus infinity; where no logit is a number the lowest id is

@@ -482,6 +482,24 @@ impl<'a, T> SharedSlice<'a, T> {
         self.len == 0
     }
 
+    /// A range of it, to be shared by the same rule.
+    ///
+    /// # Panics
+    /// When the range leaves the slice.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> SharedSlice<'_, T> {
+        self.check(&range);
+        // In bounds of the slice borrowed in `new`.
+        let start = self.start.wrapping_add(range.start);
+        SharedSlice { start, len: range.len(), data: PhantomData }
+    }
+
+    /// The first element, for what writes parts that are no ranges. The rule above holds for them too.
+    #[must_use]
+    pub fn as_mut_ptr(&self) -> *mut T {
+        self.start
+    }
+
     /// Reads a range.
     ///
     /// # Panics

@@ -45,7 +45,9 @@ fn the_table_is_llama_bench_s_with_more_columns() {
         let (mean, deviation) = row[6].split_once(" ± ").unwrap();
         assert!(mean.parse::<f64>().unwrap() > 0.0 && deviation.parse::<f64>().unwrap() >= 0.0);
         // What is read is known for generations, what is multiplied for prompts.
-        let (read, multiplied) = (&row[8], &row[9]);
+        // One sequence has nothing to share.
+        assert_eq!(row[7], "-");
+        let (read, multiplied) = (&row[9], &row[10]);
         assert_eq!(read.contains("% of"), row[5].starts_with("tg"), "{row:?}");
         assert_eq!(*multiplied != "-", !row[5].contains("tg"), "{row:?}");
     }
@@ -139,6 +141,11 @@ fn json_has_llama_bench_s_keys() {
     let read = &rows[1]["read"];
     assert_eq!(read["per_token"], expected);
     let number = |value: &Value| value.as_f64().unwrap();
+    let bytes = &rows[1]["bytes_per_token"];
+    let parts = ["weights", "head", "kv", "other"].map(|part| number(&bytes[part]));
+    let kv = 18.5 * f64::from(6 * 2 * 128 * 2);
+    assert_eq!(parts, [f64::from(ternary), f64::from(head), kv, f64::from(norms + row)]);
+    assert!(rows[0]["bytes_per_token"].is_null());
     let per_second = number(&read["per_second"]) / number(&rows[1]["avg_ts"]);
     assert!((per_second / expected - 1.0).abs() < 1e-9);
     assert!(number(&read["share"]) > 0.0 && rows[0]["read"].is_null());
@@ -147,6 +154,33 @@ fn json_has_llama_bench_s_keys() {
     // The scalar tier has no peak of its own.
     assert!(multiply["share"].is_null() && number(&multiply["per_second"]) > 0.0);
     assert!(rows[1]["multiply_add"].is_null());
+}
+
+/// Sequences in parallel: their tokens count together and each, and share what is read.
+#[test]
+fn sequences_go_in_parallel() {
+    let model = demo_model();
+    let args = ["bench", "-m", &model, "-p", "4", "-n", "3", "-r", "2", "-npl", "1,3", "-d", "2"];
+    let rows: Vec<Value> =
+        serde_json::from_str(&answer(&[&args[..], &["-o", "json"]].concat())).unwrap();
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    let parallel: Vec<u64> = rows.iter().map(|row| row["n_parallel"].as_u64().unwrap()).collect();
+    assert_eq!(parallel, [1, 1, 3, 3]);
+    for row in &rows {
+        let n = number(row, "n_parallel");
+        assert!((number(row, "sequence_ts") * n / number(row, "avg_ts") - 1.0).abs() < 1e-9);
+        let tokens = (number(row, "n_prompt") + number(row, "n_gen")) * n;
+        for (ns, ts) in row["samples_ns"].as_array().unwrap().iter().zip(0..) {
+            let ts = row["samples_ts"][ts].as_f64().unwrap();
+            assert!((ns.as_f64().unwrap() * ts / 1e9 / tokens - 1.0).abs() < 1e-9, "{row}");
+        }
+    }
+    let read = |row: &Value| row["read"]["per_token"].as_f64().unwrap();
+    assert!(read(&rows[3]) < read(&rows[1]) / 2.9, "{} {}", read(&rows[3]), read(&rows[1]));
+    let table = answer(&args);
+    assert!(table.contains(" tg3 @ d2 |") && table.contains(" tg3 @ d2 x 3 |"), "{table}");
+    let mistake = refusal(&["bench", "-m", &model, "-np", "0"], 2);
+    assert!(mistake.contains("--parallel") && mistake.contains("1..=256"), "{mistake}");
 }
 
 #[test]
@@ -187,4 +221,34 @@ fn mistakes_are_told() {
         }
     }
     assert!(refusal(&["bench", "-p", "4"], 2).contains("--model"));
+}
+
+/// The demo model closes 4 of 5 gates. What is skipped is not read, and is in the report.
+#[test]
+fn what_is_skipped_is_not_counted_as_read() {
+    let model = demo_model();
+    let rows = |sparse: &str| -> Value {
+        let args =
+            ["bench", "-m", &model, "-p", "0", "-n", "8", "-t", "2", "-r", "2", "-o", "json"];
+        let args = [&args[..], &["--sparse", sparse]].concat();
+        serde_json::from_str(&answer(&args)).unwrap()
+    };
+    let number = |value: &Value| value.as_f64().unwrap();
+    let (on, off, auto) = (rows("on"), rows("off"), rows("auto"));
+    let (on, off) = (&on[0], &off[0]);
+    let mut spared = 0.0;
+    for (role, kernel) in [("gate_up", "rows_"), ("down", "columns_")] {
+        let (kernels, skipped) = (&on["kernels"][role], &on["sparse"][role]);
+        assert!(kernels["sparse"].as_str().unwrap().starts_with(kernel), "{kernels}");
+        assert!((0.01..0.35).contains(&number(&skipped["density"])), "{skipped}");
+        let all = number(&kernels["packed_bytes"]);
+        assert!(number(&skipped["read_per_token"]) < all, "{role}: {skipped} of {all}");
+        spared += all - number(&skipped["read_per_token"]);
+        assert!(off["kernels"][role]["sparse"].is_null());
+    }
+    let read = |row: &Value| number(&row["read"]["per_token"]);
+    assert!((read(off) - read(on) - spared).abs() < 1.0, "{} {} {spared}", read(off), read(on));
+    assert_eq!(off["sparse"], serde_json::json!({}));
+    // Matrices this small are read whole unless asked otherwise.
+    assert_eq!(auto[0]["sparse"], serde_json::json!({}));
 }

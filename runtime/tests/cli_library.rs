@@ -85,8 +85,9 @@ impl Tuned {
             count: 1,
             layout: None,
             mode: Mode::Dense,
-            decode: pick(candidate(parts[0], |id| id.op == op)),
+            decode: pick(candidate(parts[0], |id| id.op == op && id.tile.tokens == 1)),
             prefill: None,
+            sparse: None,
             parts,
         };
         let mut ops: Vec<Choice> = config
@@ -107,6 +108,7 @@ impl Tuned {
                     mode: Mode::Dense,
                     decode: pick(decode),
                     prefill: Some(pick(prefill)),
+                    sparse: None,
                     parts: job.parts,
                 }
             })
@@ -269,7 +271,7 @@ fn kernels_made_on_the_host_serve_or_are_replaced() {
 #[test]
 fn a_kernel_that_computes_something_wrong_is_replaced() {
     let Some(tuned) = Tuned::new() else { return };
-    let right = "out.add(r).write(isa::f32_reduce_add(sums[r]));";
+    let right = "out.add(t * stride + r).write(isa::f32_reduce_add(sums[r][t]));";
     assert_eq!(tuned.source.matches(right).count(), 1);
     let wrong = tuned.source.replace(right, &right.replace("isa::f32", "-isa::f32"));
     let mut profile = tuned.profile.clone();

@@ -73,6 +73,56 @@ fn the_golden_text_comes_out() {
     assert!(all_equal >= 9, "only {all_equal} of 12 prompts give all golden ids");
 }
 
+/// The same text with drafts, and how many there were; without, no word of them.
+#[test]
+fn drafts_change_nothing_but_the_time() {
+    let model = demo_model();
+    let prompt = "the king, the queen, the king, the queen, the king, the queen, the king,";
+    let plain = json(&greedy(&model, prompt, &["-n", "60"]));
+    assert!(plain["timings"].get("draft_n").is_none());
+    for more in [&["--lookup"][..], &["-lookup", "-draft", "4"], &["--lookup", "--draft-max", "63"]]
+    {
+        let report = json(&greedy(&model, prompt, &[&["-n", "60"], more].concat()));
+        assert_eq!((&report["ids"], &report["text"]), (&plain["ids"], &plain["text"]));
+        assert_eq!(report["memory"]["kv_bytes"], plain["memory"]["kv_bytes"]);
+        let of = |key: &str| report["timings"][key].as_u64().unwrap();
+        assert!(of("draft_n") > 0 && of("draft_n_accepted") <= of("draft_n"), "{report}");
+        assert_eq!(report["timings"]["decode_n"], plain["timings"]["decode_n"]);
+    }
+    let args = greedy(&model, prompt, &["-n", "60", "--lookup"]);
+    let (text, errors) = both(&args);
+    assert_eq!(text, plain["text"].as_str().unwrap());
+    assert!(errors.contains("lookup: ") && errors.contains(" tokens drafted, "), "{errors}");
+    for n in ["0", "64"] {
+        let mistake = refusal(&greedy(&model, prompt, &["--lookup", "--draft-max", n]), 2);
+        assert!(mistake.contains("--draft-max") && mistake.contains("1..=63"), "{mistake}");
+    }
+}
+
+/// By a scan of the head the same text comes out, and where all logits are needed all are read.
+#[test]
+fn the_head_is_scanned_as_asked() {
+    let model = demo_model();
+    let sampled = ["-m", &model, "-p", "ROMEO:", "-n", "30", "--seed", "3", "--ignore-eos"];
+    let text = |more: &[&str]| {
+        let report = json(&[&sampled[..], &["--repeat-penalty", "1.1"], more].concat());
+        (report["text"].clone(), report["lm_head"].clone())
+    };
+    for temperature in ["0", "0.8"] {
+        let of = |how: &str| text(&["--temp", temperature, "--lm-head", how]);
+        let (full, exact) = (of("full"), of("exact"));
+        assert_eq!(full.0, exact.0);
+        assert!(full.1["scan"].is_null() && full.1["scanned"] == 0.0);
+        let id: KernelId = exact.1["scan"].as_str().unwrap().parse().unwrap();
+        assert!(id.isa.is_supported());
+        assert_eq!(exact.1["scanned"], 1.0);
+        let bytes = exact.1["bytes_per_token"].as_f64().unwrap();
+        assert!(bytes > 0.0 && bytes < full.1["bytes_per_token"].as_f64().unwrap() / 2.0);
+    }
+    let all = text(&["--temp", "0.8", "--top-k", "0", "--lm-head", "exact"]);
+    assert!(all.1["scan"].is_null());
+}
+
 #[test]
 fn json_says_what_ran() {
     let model = demo_model();
@@ -86,6 +136,7 @@ fn json_says_what_ran() {
             "huge_pages",
             "ids",
             "kernels",
+            "lm_head",
             "memory",
             "pinning",
             "profile",
@@ -555,4 +606,36 @@ fn a_model_that_gives_no_numbers_is_an_error() {
     }
     let message = refusal(&["bench", "-m", nan, "-p", "4", "-n", "0", "-r", "1", "-o", "json"], 1);
     assert!(message.contains("NaN"), "{message}");
+}
+
+/// Before any work is done, and with what helps.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_that_memory_does_not_hold_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let path = path.to_str().unwrap();
+    let demo = demo_model();
+    let shape = ["dummy", "--shape", "2b4t", "--layers", "8", "--embd", "q8_0", "--vocab", &demo];
+    answer(&[&shape[..], &["-o", path]].concat());
+    let program = command(&greedy(path, "ROMEO:", &["--format", "i2_s", "-n", "1"]));
+    let limited = |megabytes: usize| {
+        let output = std::process::Command::new("sh")
+            .args(["-c", &format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes << 10)])
+            .arg(program.get_program())
+            .args(program.get_args())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    // Room for the program and the map of the file; and not even for that.
+    let words = ["m.gguf", "151 MB", "available", "--format t5", "27 MB less"];
+    for (megabytes, code, words) in [(240, 1, &words[..]), (140, 6, &["do not fit into memory"])] {
+        let (found, errors) = limited(megabytes);
+        assert_eq!(found, Some(code), "{errors}");
+        let error = errors.lines().last().unwrap();
+        for word in words {
+            assert!(error.contains(word), "{error} lacks {word}");
+        }
+    }
 }

@@ -7,6 +7,8 @@ use std::process::Stdio;
 
 use bitnet_runtime::gguf::{Gguf, TensorType};
 use bitnet_runtime::tokenizer::Tokenizer;
+use sha2::{Digest, Sha256};
+
 use program::{answer, command, demo_model, package, refusal};
 
 fn gpt_2() -> String {
@@ -105,6 +107,32 @@ fn dummies_load_and_hold_valid_codes() {
     assert_eq!(leftovers(dir.path()), cases.len());
 }
 
+/// The table says how near the model is to the trained one: each of the first four shares within
+/// three points.
+#[test]
+fn a_dummy_with_the_sparsity_of_a_trained_model_says_how_near_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let path = path.to_str().unwrap();
+    let demo = demo_model();
+    let mut args = vec!["dummy", "--shape", "2b4t", "--sparsity", "trained", "--layers", "6"];
+    args.extend(["--embd", "q6_k", "--vocab", &demo, "-o", path]);
+    let table = answer(&args);
+    let rows: Vec<[f64; 2]> = table
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let mut numbers = line.split_whitespace().rev().filter_map(|word| word.parse().ok());
+            let trained = numbers.next().unwrap();
+            [numbers.next().unwrap(), trained]
+        })
+        .collect();
+    assert_eq!(rows.len(), 7, "{table}");
+    for [found, trained] in &rows[..4] {
+        assert!((found - trained).abs() < 3.0, "{table}");
+    }
+}
+
 fn leftovers(dir: &Path) -> usize {
     std::fs::read_dir(dir).unwrap().count()
 }
@@ -112,17 +140,27 @@ fn leftovers(dir: &Path) -> usize {
 #[test]
 fn a_seed_gives_one_dummy() {
     let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, seed: &str| {
+    let write = |name: &str, seed: &str, more: &[&str]| {
         let path: PathBuf = dir.path().join(name);
         let output = path.to_str().unwrap();
-        answer(&[
-            "dummy", "--shape", "large", "--embd", "q4_0", "-o", output, "--layers", "1", "--seed",
-            seed,
-        ]);
+        let mut args = vec!["dummy", "--embd", "q4_0", "-o", output, "--layers", "1"];
+        args.extend(["--seed", seed]);
+        args.extend(more);
+        answer(&args);
         std::fs::read(path).unwrap()
     };
-    let (a, b, c) = (write("a", "1"), write("b", "1"), write("c", "2"));
-    assert!(a == b && a != c && a.len() == c.len());
+    let demo = demo_model();
+    let trained = ["--shape", "2b4t", "--vocab", &demo, "--sparsity", "trained"];
+    for more in [&["--shape", "large"][..], &trained] {
+        let names = ["a", "b", "c"].map(|name| format!("{name}{}", more.len()));
+        let (a, b) = (write(&names[0], "1", more), write(&names[1], "1", more));
+        let c = write(&names[2], "2", more);
+        assert!(a == b && a != c && a.len() == c.len());
+    }
+    // Figures taken with such files can be repeated: they do not change between versions.
+    let digest = Sha256::digest(write("d", "1", &["--shape", "125M"]));
+    let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digest, "69ca72edbddd8072");
 }
 
 #[test]
@@ -149,6 +187,16 @@ fn mistakes_are_told_in_one_line() {
             &["dummy", "--shape", "3b", "--embd", "q6_k", "-o", &new],
             2,
             &["--embd", "q6_K", "3b", "multiple of 256", "3200"],
+        ),
+        (
+            &["dummy", "--shape", "1B", "--sparsity", "trained", "-o", &new],
+            2,
+            &["--sparsity", "1B", "never exactly 0", "squared ReLU", "2b4t"],
+        ),
+        (
+            &["dummy", "--shape", "llama8b", "--sparsity", "trained", "-o", &new],
+            2,
+            &["--sparsity", "llama8b", "squared ReLU"],
         ),
         (&["dummy", "--shape", "large", "-o", &taken], 2, &["taken", "exists", "--force"]),
         (&["dummy", "--shape", "large", "-o", &nowhere], 6, &["cannot write"]),

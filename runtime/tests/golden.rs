@@ -110,7 +110,8 @@ fn logits_do_not_depend_on_threads_or_batch() {
         let mut expected = Vec::new();
         // (threads, batch): batch 1 is decoding token by token.
         for (threads, batch) in [(1, 530), (2, 530), (3, 1), (1, 7), (2, 3), (3, 257)] {
-            let options = SessionOptions { context: None, batch, kv_type: Some(kv_type) };
+            let kv_type = Some(kv_type);
+            let options = SessionOptions { batch, kv_type, ..SessionOptions::default() };
             let mut session = session_with(&model, threads, options);
             let mut found = vec![bits(session.prefill(&ids).unwrap())];
             for id in [5, 17, 300] {
@@ -189,7 +190,7 @@ fn a_truncated_session_continues_as_if_the_rest_had_not_been() {
 fn bad_prompts_are_refused_and_change_nothing() {
     let model = model();
     let pool = Arc::new(Pool::new(1).unwrap());
-    let options = SessionOptions { context: Some(4), batch: 2, kv_type: None };
+    let options = SessionOptions { context: Some(4), batch: 2, ..SessionOptions::default() };
     let mut session = Session::new(Arc::clone(&model), Arc::clone(&pool), options).unwrap();
     session.prefill(&[0, 1, 2]).unwrap();
     for (ids, named) in [(&[][..], "no tokens"), (&[4096], "4096"), (&[1, 2], "2 tokens after 3")] {

@@ -568,7 +568,7 @@ fn opening_touches_no_tensor_page() {
     assert_eq!(part.iter().map(|&b| u64::from(b)).sum::<u64>(), 0);
     let read = resident();
     assert!(read > opened + 32_768, "{opened} kB, then {read} kB");
-    gguf.drop_pages(tensor);
+    gguf.drop_pages(tensor, true);
     let dropped = resident();
     assert!(dropped < before + 8192, "{before} kB, then {dropped} kB");
 }

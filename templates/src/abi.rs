@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -37,6 +37,10 @@ pub struct Tables {
     pub attention: *const AttentionEntry,
     /// How many.
     pub attention_len: usize,
+    /// Kernels that are given a list of lines.
+    pub lines: *const LinesEntry,
+    /// How many.
+    pub lines_len: usize,
 }
 
 // SAFETY: the tables are constants.
@@ -84,6 +88,27 @@ pub struct Call {
     pub steps: usize,
     /// Elements between the outputs of one activation row and the next.
     pub out_stride: usize,
+    /// For a kernel with an [`Expansion`]: bytes from the steps in one block of columns to the same
+    /// in the next. Its steps are tiles, and `weights` is the first of them in the expanded form.
+    pub block_stride: usize,
+}
+
+/// Packed tiles, to be brought into the form that a kernel for many activation rows reads.
+#[repr(C)]
+pub struct Expand {
+    /// First packed tile.
+    pub weights: *const u8,
+    /// Tiles to expand.
+    pub tiles: usize,
+    /// Columns of the matrix, K, without padding.
+    pub cols: usize,
+    /// Where the first of them stands among the tiles of the expanded form.
+    pub first: usize,
+    /// Tiles of the expanded form: it holds all of them for the first block of columns, then all for
+    /// the next.
+    pub all: usize,
+    /// The expanded form.
+    pub out: *mut u8,
 }
 
 /// The int8 activation rows of one group, to be laid out as the kernel reads them.
@@ -105,10 +130,29 @@ pub struct Prepare {
 ///
 /// # Safety
 /// The CPU has the kernel's features. `weights` holds `steps` times the kernel's tile height rows
-/// of a matrix with `cols` columns (at most 2^18) in the kernel's layout; `activations` was filled
-/// by the same kernel's `prepare` for the same `cols`; `out` may be written wherever the steps and
-/// the kernel's number of activation rows reach. Nothing else accesses `out` there meanwhile.
+/// of a matrix with `cols` columns (at most 2^18) in the kernel's layout, or `steps` tiles of each
+/// block of columns in its expanded form, whole steps but for the last one of the form, with a byte more
+/// that may be read; `activations` was filled
+/// by the same kernel's `prepare` for the same `cols`; `out` may be read and written wherever the steps
+/// and the kernel's number of activation rows reach. Nothing else accesses `out` there meanwhile.
 pub type RunFn = unsafe extern "C" fn(call: &Call);
+
+/// Expands some tiles.
+///
+/// # Safety
+/// The CPU has the kernel's features. `weights` holds `tiles` tiles of a matrix with `cols` columns in
+/// the kernel's layout; `out` may be written for `all` times [`Expansion::tile_bytes`], of which only
+/// what belongs to these tiles is, and nothing else accesses that meanwhile. `first + tiles <= all`.
+pub type ExpandFn = unsafe extern "C" fn(expand: &Expand);
+
+/// How a kernel for many activation rows has the packing expanded, once for all of them.
+#[repr(C)]
+pub struct Expansion {
+    /// Bytes of an expanded tile, for so many columns.
+    pub tile_bytes: ScratchFn,
+    /// Expands.
+    pub run: ExpandFn,
+}
 
 /// Lays out one group of activation rows.
 ///
@@ -133,6 +177,54 @@ pub struct TernaryEntry {
     pub prepare: PrepareFn,
     /// Multiplies.
     pub run: RunFn,
+    /// What must be done to the packing before, if anything.
+    pub expansion: Option<&'static Expansion>,
+}
+
+/// Lines of a matrix that a list names, rows or columns of it, times one prepared activation row. A
+/// line that is not in the list is not read.
+#[repr(C)]
+pub struct LinesCall {
+    /// Line 0: its first unit, or that of a share of its units.
+    pub lines: *const u8,
+    /// Bytes between a line and the next.
+    pub line_bytes: usize,
+    /// Units of each line to be read, `LineLayout::UNIT_BYTES` each.
+    pub units: usize,
+    /// Numbers of lines.
+    pub list: *const u32,
+    /// How many.
+    pub count: usize,
+    /// What the kernel's `prepare` wrote; 64-byte aligned. Of a `columns` kernel it holds an
+    /// activation for each line of the list, in that order.
+    pub activations: *const u8,
+    /// Int32 dot products: of a `rows` kernel one for each line of the list, of a `columns` kernel
+    /// one for each weight of the units.
+    pub out: *mut i32,
+}
+
+/// Computes one [`LinesCall`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `list` holds `count` numbers of lines, of each of which `units`
+/// units are readable from `lines` plus so many times `line_bytes`; `activations` was filled by the
+/// same kernel's `prepare`, for the matrix's columns (`rows`) or `count` (`columns`), at most 2^18;
+/// `out` is writable as far as the kernel's dot products reach, and nothing else accesses it
+/// meanwhile.
+pub type LinesRunFn = unsafe extern "C" fn(call: &LinesCall);
+
+/// A kernel with a list of lines as the generated table lists it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LinesEntry {
+    /// The kernel's id.
+    pub id: Id,
+    /// Size of a prepared row.
+    pub scratch: ScratchFn,
+    /// Prepares a row: that of one token.
+    pub prepare: PrepareFn,
+    /// Multiplies.
+    pub run: LinesRunFn,
 }
 
 /// The float operations of one ISA. Each is defined, with its formula, by the function of the same
@@ -154,6 +246,13 @@ pub struct VectorEntry {
         unsafe extern "C" fn(dots: *const i32, s: f32, wscale: f32, out: *mut f32, n: usize),
     /// Gated SiLU.
     pub silu_mul: unsafe extern "C" fn(gate: *const f32, up: *const f32, out: *mut f32, n: usize),
+    /// Writes the numbers of the positive elements in order, and gives how many they are; `out` is
+    /// writable for `n` rounded up to a multiple of 16.
+    pub list_positive: unsafe extern "C" fn(x: *const f32, out: *mut u32, n: usize) -> usize,
+    /// As `list_positive` for elements other than zero, which are written beside their numbers;
+    /// `values` is as long as `out`.
+    pub list_nonzero:
+        unsafe extern "C" fn(q: *const i8, out: *mut u32, values: *mut i8, n: usize) -> usize,
     /// Gated squared ReLU.
     pub relu2_mul: unsafe extern "C" fn(gate: *const f32, up: *const f32, out: *mut f32, n: usize),
     /// Adds `y` to `x`.
@@ -174,6 +273,8 @@ pub struct VectorEntry {
     ),
     /// Ends an attention.
     pub attention_finish: unsafe extern "C" fn(state: &Softmax, out: *mut f32, n: usize),
+    /// Asks for the cache lines of `n` bytes, which nobody waits for.
+    pub prefetch: unsafe extern "C" fn(bytes: *const u8, n: usize),
 }
 
 /// The running state of a softmax: `model/numerics.rs` has it too.
@@ -186,18 +287,20 @@ pub struct Softmax {
     pub sum: f32,
 }
 
-/// The activation row of a head, to be laid out as the kernel reads it.
+/// The activation rows of a head, to be laid out as the kernel reads them.
 #[repr(C)]
 pub struct HeadPrepare {
-    /// `cols` floats.
+    /// `tokens` rows of `cols` floats.
     pub x: *const f32,
+    /// Rows: 1 to the kernel's number of activation rows. Missing ones count as zero.
+    pub tokens: usize,
     /// Columns, K: whole blocks of the head's format.
     pub cols: usize,
     /// At least `scratch(cols)` bytes, 64-byte aligned.
     pub scratch: *mut u8,
 }
 
-/// Consecutive rows of a head times one prepared activation row.
+/// Consecutive rows of a head times prepared activation rows.
 #[repr(C)]
 pub struct HeadCall {
     /// First row, in the file's own blocks.
@@ -208,14 +311,16 @@ pub struct HeadCall {
     pub cols: usize,
     /// What `prepare` wrote.
     pub activations: *const u8,
-    /// One logit for each row.
+    /// The logit of row `r` and activation row `t`: `out[t * out_stride + r]`.
     pub out: *mut f32,
+    /// Elements between the logits of one activation row and the next.
+    pub out_stride: usize,
 }
 
-/// Lays out an activation row.
+/// Lays out activation rows.
 ///
 /// # Safety
-/// As [`PrepareFn`], for one row of floats.
+/// As [`PrepareFn`], for rows of floats without a stride.
 pub type HeadPrepareFn = unsafe extern "C" fn(prepare: &HeadPrepare);
 
 /// Computes the logits of one [`HeadCall`].
@@ -223,7 +328,8 @@ pub type HeadPrepareFn = unsafe extern "C" fn(prepare: &HeadPrepare);
 /// # Safety
 /// The CPU has the kernel's features. `rows` is readable for `count` rows of `cols` weights;
 /// `activations` was filled by the same kernel's `prepare` for the same `cols`; `out` is writable
-/// for `count` floats and nothing else accesses it meanwhile.
+/// for `count` floats of every activation row that the kernel takes, and nothing else accesses it
+/// there meanwhile.
 pub type HeadRunFn = unsafe extern "C" fn(call: &HeadCall);
 
 /// A head kernel as the generated table lists it.
@@ -238,6 +344,48 @@ pub struct HeadEntry {
     pub prepare: HeadPrepareFn,
     /// Multiplies.
     pub run: HeadRunFn,
+}
+
+/// Consecutive tiles of a plane, a low-bit copy of the lm_head, times one activation row.
+#[repr(C)]
+pub struct PlaneCall {
+    /// First tile, in the layout of `PlaneFormat`.
+    pub tiles: *const u8,
+    /// A scale for each row of the tiles.
+    pub scales: *const f32,
+    /// Tiles.
+    pub count: usize,
+    /// Columns, K; blocks of 32 cover them.
+    pub cols: usize,
+    /// The activations are integers, `256 high + low`, padded with zeros to whole blocks.
+    pub high: *const i8,
+    /// As many.
+    pub low: *const i8,
+    /// For every block what the codes' offset comes to: `2^bits - 1` times the sum of its
+    /// activations.
+    pub offsets: *const i32,
+    /// Of the activations.
+    pub scale: f32,
+    /// One estimate for each row.
+    pub out: *mut f32,
+}
+
+/// Computes the estimates of one [`PlaneCall`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `tiles` is readable for `count` tiles of `cols` columns,
+/// `scales` for 16 floats of each tile; `high`, `low` and `offsets` for whole blocks of columns; `out` is
+/// writable for 16 floats of each tile and nothing else accesses it meanwhile.
+pub type PlaneRunFn = unsafe extern "C" fn(call: &PlaneCall);
+
+/// A kernel that scans planes as the generated table lists it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PlaneEntry {
+    /// The kernel's id.
+    pub id: Id,
+    /// Scans.
+    pub run: PlaneRunFn,
 }
 
 /// Attention of query rows, the heads of some tokens, over one chunk of the key-value head that they

@@ -9,18 +9,25 @@
 
 pub mod abi;
 pub mod attention;
+pub mod columns;
 pub mod head_block;
 pub mod head_float;
 pub mod i2_s;
 pub mod i2_s_mm;
 pub mod isa;
+pub mod line_i2_s;
+pub mod line_t5;
+pub mod plane;
 pub mod quads;
+pub mod rows;
 pub mod t5;
+pub mod t5_lookup;
 #[cfg(test)]
 mod testing;
 pub mod tl1;
 pub mod tl2;
 pub mod tl2_w;
+pub mod trits;
 pub mod vector;
 
 /// A source file of this crate: its path below the crate's folder, and its text.
@@ -43,8 +50,13 @@ macro_rules! source {
 /// The types that cross the call boundary.
 pub const ABI: Source = source!("abi", "abi.rs");
 
-/// The activations that some ternary templates share, emitted once where one of them is.
-pub const QUADS: Source = source!("quads", "quads.rs");
+/// What some ternary templates share on every ISA, each emitted once where one of them is.
+pub const SHARED: &[Source] = &[source!("quads", "quads.rs"), source!("trits", "trits.rs")];
+
+/// How the templates `rows` and `columns` unpack a line, by layout: emitted once for every ISA that
+/// has such kernels, as `line_t5__avx512vbmi` and its like.
+pub const LINES: &[Source] =
+    &[source!("line_i2_s", "line_i2_s.rs"), source!("line_t5", "line_t5.rs")];
 
 /// The vector vocabularies, each after those it builds on.
 pub const VOCABULARIES: &[Source] = &[
@@ -64,12 +76,16 @@ pub const TEMPLATES: &[Source] = &[
     source!("i2_s", "i2_s.rs"),
     source!("i2_s_mm", "i2_s_mm.rs"),
     source!("t5", "t5.rs"),
+    source!("t5_lookup", "t5_lookup.rs"),
     source!("tl1", "tl1.rs"),
     source!("tl2", "tl2.rs"),
     source!("tl2_w", "tl2_w.rs"),
     source!("head_float", "head_float.rs"),
     source!("head_block", "head_block.rs"),
+    source!("plane", "plane.rs"),
     source!("attention", "attention.rs"),
+    source!("rows", "rows.rs"),
+    source!("columns", "columns.rs"),
 ];
 
 /// The float operations, emitted once for every ISA that computes floats its own way.

@@ -20,6 +20,7 @@
 use crate::abi::{Call, Prepare};
 use crate::isa::scalar as isa;
 use crate::quads;
+use crate::trits::{TABLES, place};
 
 /// Rows in a packed tile.
 const TILE: usize = 32;
@@ -42,9 +43,6 @@ const FIELDS: usize = 5;
 const VECTORS: usize = ROWS / isa::LANES;
 /// Whether codes stay where they are in their byte.
 const IN_PLACE: bool = TOKENS == 1;
-/// What the low 6 bits of a byte stand for: four codes, four where its top bits are both set, and
-/// then the fifth, in the top bits.
-static TABLES: [[u8; 64]; 3] = tables();
 /// Independent sums per vector and activation row: `vpdpbusd` takes 4 to 5 cycles, so one chain
 /// per field and unrolled unit keeps it busy.
 const CHAINS: usize = if IN_PLACE { FIELDS * UNROLL } else { 1 };
@@ -53,26 +51,6 @@ const HEADER: usize = quads::header(TOKENS);
 
 /// The accumulators of a step.
 type Sums = [[[isa::Acc; CHAINS]; VECTORS]; TOKENS];
-
-/// The four digits of a ternary number, from the lowest, 2 bits each.
-const fn digits(number: usize) -> u8 {
-    (number % 3 + number / 3 % 3 * 4 + number / 9 % 3 * 16 + number / 27 % 3 * 64) as u8
-}
-
-const fn tables() -> [[u8; 64]; 3] {
-    let mut out = [[0; 64]; 3];
-    let mut low = 0;
-    while low < 64 {
-        out[0][low] = digits(low);
-        // 17 numbers of four digits are left, with each of three codes.
-        if low < 51 {
-            out[1][low] = digits(64 + low % 17);
-            out[2][low] = (low / 17 * 64) as u8;
-        }
-        low += 1;
-    }
-    out
-}
 
 /// Bytes of scratch that a prepared group takes for so many columns.
 pub const extern "C" fn scratch(cols: usize) -> usize {
@@ -134,11 +112,6 @@ pub unsafe extern "C" fn run(call: &Call) {
     }
 }
 
-/// Which of the two vectors that [`isa::spread`] gives holds a field, and at which of four places.
-const fn place(field: usize) -> (usize, usize) {
-    if field < 4 { (0, field) } else { (1, 3) }
-}
-
 /// Adds the products of one unit of every tile of the step; `chain` numbers the unrolled units.
 ///
 /// # Safety
@@ -193,24 +166,7 @@ unsafe fn add_unit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Template;
-
-    fn pack(weights: &[i8], cols: usize) -> Vec<u8> {
-        let mut out = Vec::new();
-        for unit in (0..cols).step_by(UNIT) {
-            for row in weights.chunks_exact(cols) {
-                for byte in 0..4 {
-                    let code = |field: usize| (row[unit + 4 * field + byte] + 1) as u8;
-                    let number = 27 * code(3) + 9 * code(2) + 3 * code(1) + code(0);
-                    out.push(match number.checked_sub(64) {
-                        None => code(4) << 6 | number,
-                        Some(rest) => 0xc0 + 17 * code(4) + rest,
-                    });
-                }
-            }
-        }
-        out
-    }
+    use crate::testing::{Template, t5_tile};
 
     #[test]
     fn equals_triple_loop() {
@@ -222,7 +178,8 @@ mod tests {
             scratch,
             prepare,
             run,
-            pack,
+            expansion: None,
+            pack: t5_tile,
         };
         template.equals_triple_loop();
     }
@@ -234,7 +191,7 @@ mod tests {
         for number in 0..243 {
             let weights: Vec<i8> =
                 (0..UNIT).map(|col| (number / [1, 3, 9, 27, 81][col / 4] % 3) as i8 - 1).collect();
-            let bytes = pack(&weights, UNIT);
+            let bytes = t5_tile(&weights, UNIT);
             assert!(!std::mem::replace(&mut seen[usize::from(bytes[0])], true), "{number}");
             let spread = isa::spread([bytes[0]; 4 * isa::LANES], &isa::tables(&TABLES));
             for field in 0..FIELDS {

@@ -202,6 +202,7 @@ mod tests {
             scratch,
             prepare,
             run,
+            expansion: None,
             pack,
         };
         template.equals_triple_loop();

@@ -20,6 +20,8 @@ pub const ENTRY: VectorEntry = VectorEntry {
     quantise_blocks,
     scale_output,
     silu_mul,
+    list_positive,
+    list_nonzero,
     relu2_mul,
     add,
     rope_neox,
@@ -27,6 +29,7 @@ pub const ENTRY: VectorEntry = VectorEntry {
     to_f16,
     attention_merge,
     attention_finish,
+    prefetch,
 };
 
 /// `out[i] = f(x[i], y[i])`.
@@ -226,6 +229,45 @@ unsafe extern "C" fn silu_mul(gate: *const f32, up: *const f32, out: *mut f32, n
 }
 
 /// See `VectorEntry`.
+unsafe extern "C" fn list_positive(x: *const f32, out: *mut u32, n: usize) -> usize {
+    let mut count = 0;
+    let mut i = 0;
+    // SAFETY: the contract of VectorEntry; of the elements before `i` at most `i` were listed, and
+    // no more than whole groups of 16 are written.
+    unsafe {
+        while i + LANES <= n {
+            count += isa::list_positive(x.add(i), i as u32, out.add(count));
+            i += LANES;
+        }
+        if i < n {
+            let mut last = [0f32; LANES];
+            x.add(i).copy_to_nonoverlapping(last.as_mut_ptr(), n - i);
+            count += isa::list_positive(last.as_ptr(), i as u32, out.add(count));
+        }
+    }
+    count
+}
+
+/// See `VectorEntry`.
+unsafe extern "C" fn list_nonzero(q: *const i8, out: *mut u32, values: *mut i8, n: usize) -> usize {
+    let mut count = 0;
+    let mut i = 0;
+    // SAFETY: as above.
+    unsafe {
+        while i + LANES <= n {
+            count += isa::list_nonzero(q.add(i), i as u32, out.add(count), values.add(count));
+            i += LANES;
+        }
+        if i < n {
+            let mut last = [0i8; LANES];
+            q.add(i).copy_to_nonoverlapping(last.as_mut_ptr(), n - i);
+            count += isa::list_nonzero(last.as_ptr(), i as u32, out.add(count), values.add(count));
+        }
+    }
+    count
+}
+
+/// See `VectorEntry`.
 unsafe extern "C" fn relu2_mul(gate: *const f32, up: *const f32, out: *mut f32, n: usize) {
     let zero = isa::f32_splat(0.0);
     // SAFETY: the contract of VectorEntry.
@@ -319,4 +361,16 @@ unsafe extern "C" fn attention_finish(state: &Softmax, out: *mut f32, n: usize) 
     let r = isa::f32_splat(1.0 / state.sum);
     // SAFETY: the contract of VectorEntry.
     unsafe { elementwise(out, out, out, n, |out, _| isa::f32_mul(out, r)) }
+}
+
+/// Asks for the cache lines of `n` bytes.
+///
+/// # Safety
+/// None; nothing is read.
+unsafe extern "C" fn prefetch(bytes: *const u8, n: usize) {
+    let mut at = 0;
+    while at < n {
+        isa::prefetch(bytes.wrapping_add(at));
+        at += 64;
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Shape, registry};
 use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::{self, Kernel};
+use bitnet_runtime::kernels::{self, Kernel, Operand};
 use bitnet_runtime::memory::{Arena, Buffer};
 use bitnet_runtime::pack::{PackedMatrix, to_file_codes};
 use bitnet_runtime::reference;
@@ -85,16 +85,18 @@ fn bench(criterion: &mut Criterion) {
                 let steps = kernel.steps(rows);
                 let stride = steps * kernel.step_rows();
                 let mut out = vec![i32::MIN; tokens * stride];
-                kernel.run(&matrices[0], 0..steps, &prepared, &mut out, stride);
+                let operand = |matrix| Operand::new(kernel, matrix).unwrap();
+                operand(&matrices[0]).run(kernel, 0..steps, &prepared, &mut out, stride);
                 for (got, expected) in out.chunks_exact(stride).zip(expected.chunks_exact(rows)) {
                     assert!(&got[..rows] == expected, "{} is wrong on {shape}", kernel.id());
                 }
                 group.throughput(Throughput::Elements((shape.weights() * tokens) as u64));
-                let mut turn = matrices.iter().cycle();
+                let operands: Vec<Operand> = matrices.iter().map(operand).collect();
+                let mut turn = operands.iter().cycle();
                 group.bench_function(BenchmarkId::from_parameter(kernel.id()), |bencher| {
                     bencher.iter(|| {
-                        let matrix = turn.next().expect("a cycle of at least two");
-                        kernel.run(matrix, 0..steps, &prepared, &mut out, stride);
+                        let operand = turn.next().expect("a cycle of at least two");
+                        operand.run(kernel, 0..steps, &prepared, &mut out, stride);
                     });
                 });
             }

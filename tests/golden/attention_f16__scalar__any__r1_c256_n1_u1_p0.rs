@@ -160,7 +160,7 @@ pub mod attention_f16__scalar__any__r1_c256_n1_u1_p0 {
     /// # Safety
     /// `query` is readable for `head_dim` floats, `out` is writable for as many, padded to whole
     /// vectors, `R` floats from each other.
-    #[inline(never)]
+    #[inline(always)]
     unsafe fn interleave<const R: usize>(query: *const f32, head_dim: usize, out: *mut f32) {
         let steps = head_dim.div_ceil(LANES);
         let mut last = [0f32; LANES];
@@ -282,7 +282,7 @@ pub mod attention_f16__scalar__any__r1_c256_n1_u1_p0 {
     ///
     /// # Safety
     /// `scores` is readable and writable for `count` floats, rounded up to whole vectors.
-    #[inline(never)]
+    #[inline(always)]
     unsafe fn softmax(scores: *mut f32, count: usize) -> Softmax {
         // SAFETY: every access is below `count`, rounded up.
         unsafe {

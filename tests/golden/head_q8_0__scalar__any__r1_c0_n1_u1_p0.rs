@@ -13,8 +13,12 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
     //! offset of unsigned codes, are loaded in that order. `f32_pair_blocks` adds the two halves of
     //! each block and puts 16 blocks in order.
     //!
-    //! A prepared row is the int8 activations, then int32 sums of 16 activations each, in the order
-    //! above, then the f32 scales, each part padded to 64 bytes.
+    //! With several activation rows it is the weights that change places, once for all of them
+    //! (`quads_transposed`), and the activations when they are prepared: then the bytes of a sub-block
+    //! stand in the same lane of 4 vectors, and their products add up where they land, in the order above.
+    //!
+    //! A prepared row is the int8 activations, then int32 sums of 16 activations each times the offset,
+    //! in the order above, then the f32 scales, each part padded to 64 bytes.
 
     use super::abi::{HeadCall, HeadPrepare};
     use super::isa::scalar as isa;
@@ -24,6 +28,8 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
     const FORMAT: usize = 3;
     /// Columns of the matrix; 0: taken from the call.
     const COLS: usize = 0;
+    /// Activation rows.
+    const TOKENS: usize = 1;
     /// Bytes ahead to prefetch; 0: none.
     const PREFETCH: usize = 0;
 
@@ -57,24 +63,48 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
         sums_at(cols) + cols.next_multiple_of(LANES * QUANT) / 4
     }
 
-    /// Bytes of scratch that a prepared row takes for so many columns.
-    pub const extern "C" fn scratch(cols: usize) -> usize {
+    /// Bytes of a prepared row.
+    const fn row_bytes(cols: usize) -> usize {
         scales_at(cols) + (cols / QUANT).next_multiple_of(LANES) * 4
     }
 
-    /// Quantises the activation row per block of 32, as `numerics::quantise_blocks` defines it.
+    /// Bytes of scratch that the prepared rows take for so many columns.
+    pub const extern "C" fn scratch(cols: usize) -> usize {
+        TOKENS * row_bytes(cols)
+    }
+
+    /// Quantises the activation rows per block of 32, as `numerics::quantise_blocks` defines it.
     ///
     /// # Safety
     /// See `HeadPrepareFn`.
     pub unsafe extern "C" fn prepare(prepare: &HeadPrepare) {
         let cols = if COLS == 0 { prepare.cols } else { COLS };
-        // SAFETY: the scratch holds the three parts; `cols` is a multiple of the block (the contract).
+        for token in 0..TOKENS {
+            // SAFETY: rows of the scratch and, as far as there are, of the activations (the contract).
+            unsafe {
+                let row = prepare.scratch.add(token * row_bytes(cols));
+                if token < prepare.tokens {
+                    prepare_row(prepare.x.add(token * cols), row, cols);
+                } else {
+                    row.write_bytes(0, row_bytes(cols));
+                }
+            }
+        }
+    }
+
+    /// Prepares one activation row.
+    ///
+    /// # Safety
+    /// `x` is readable for `cols` floats, whole blocks, `row` writable for a prepared row.
+    #[inline(always)]
+    unsafe fn prepare_row(x: *const f32, row: *mut u8, cols: usize) {
+        // SAFETY: the row holds the three parts; `cols` is a multiple of the block.
         unsafe {
-            let q = prepare.scratch.cast::<i8>();
-            let sums = prepare.scratch.add(sums_at(cols)).cast::<i32>();
-            let scales = prepare.scratch.add(scales_at(cols)).cast::<f32>();
+            let q = row.cast::<i8>();
+            let sums = row.add(sums_at(cols)).cast::<i32>();
+            let scales = row.add(scales_at(cols)).cast::<f32>();
             q.write_bytes(0, sums_at(cols));
-            quantise_blocks(prepare.x, q, scales, cols);
+            quantise_blocks(x, q, scales, cols);
             // Sub-block L of vector i of a group stands at 4 L + i.
             let per_vector = VECTOR / 16;
             for sub in 0..sums_at(cols) / 16 {
@@ -84,7 +114,22 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
                 for j in 0..16 {
                     sum += i32::from(q.add(sub * 16 + j).read());
                 }
-                sums.add(group * 4 * per_vector + 4 * lane + i).write(sum);
+                sums.add(group * 4 * per_vector + 4 * lane + i).write(sum * OFFSET);
+            }
+            if TOKENS > 1 {
+                // What is not read in whole groups stays in order.
+                for group in 0..cols / (LANES * QUANT) * GROUPS {
+                    let mut quads = [0u32; GROUP / 4];
+                    let group = q.add(group * GROUP).cast::<u32>();
+                    for i in 0..GROUP / 4 {
+                        // Group `lane` of 4 lanes of a vector: lane `j` of vector `i` and the reverse.
+                        let (vector, lane, quad) = (i / isa::LANES, i % isa::LANES / 4, i % 4);
+                        quads[quad * isa::LANES + 4 * lane + vector] = group.add(i).read();
+                    }
+                    for i in 0..GROUP / 4 {
+                        group.add(i).write(quads[i]);
+                    }
+                }
             }
         }
     }
@@ -100,25 +145,27 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
             // contract).
             unsafe {
                 let weights = call.rows.add(row * (cols / FILE_BLOCK * FILE_BYTES));
-                call.out.add(row).write(logit(weights, call.activations, cols));
+                let logits = logits(weights, call.activations, cols);
+                for t in 0..TOKENS {
+                    call.out.add(t * call.out_stride + row).write(logits[t]);
+                }
             }
         }
     }
 
-    /// The logit of one row.
+    /// The logits of one row.
     ///
     /// # Safety
-    /// `row` is readable for `cols` weights, `activations` was prepared for as many.
+    /// `row` is readable for `cols` weights, `activations` were prepared for as many.
     #[inline(always)]
-    unsafe fn logit(row: *const u8, activations: *const u8, cols: usize) -> f32 {
+    unsafe fn logits(row: *const u8, activations: *const u8, cols: usize) -> [f32; TOKENS] {
         const FILL: usize = LANES * QUANT;
-        let mut acc = isa::f32_splat(0.0);
+        let mut acc = [isa::f32_splat(0.0); TOKENS];
+        let mut logits = [0f32; TOKENS];
         let mut done = 0;
         // SAFETY: full lanes are read while they are within the row; what is left is read block by
         // block of the file.
         unsafe {
-            let sums = activations.add(sums_at(cols)).cast::<i32>();
-            let scales = activations.add(scales_at(cols)).cast::<f32>();
             while done + FILL <= cols {
                 let weights = row.add(done / FILE_BLOCK * FILE_BYTES);
                 if PREFETCH != 0 {
@@ -126,81 +173,141 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
                         isa::prefetch(weights.wrapping_add(PREFETCH + 64 * line));
                     }
                 }
-                let mut groups = [isa::i32_zero(); GROUPS];
+                let mut groups = [[isa::i32_zero(); GROUPS]; TOKENS];
                 for g in 0..GROUPS {
                     let at = g * GROUP;
-                    groups[g] =
-                        group(weights, at, activations.add(done + at), sums.add((done + at) / 16));
+                    let dots = group(weights, at, activations, done + at, cols);
+                    for t in 0..TOKENS {
+                        groups[t][g] = dots[t];
+                    }
                 }
-                let d = isa::f32_load(scales.add(done / QUANT));
-                let d = isa::f32_mul(weight_scales(weights), d);
-                acc = isa::f32_fma(d, isa::f32_pair_blocks(groups), acc);
+                let d = weight_scales(weights);
+                for t in 0..TOKENS {
+                    let scales = activations.add(t * row_bytes(cols) + scales_at(cols)).cast::<f32>();
+                    let d = isa::f32_mul(d, isa::f32_load(scales.add(done / QUANT)));
+                    acc[t] = isa::f32_fma(d, isa::f32_pair_blocks(groups[t]), acc[t]);
+                }
                 done += FILL;
             }
-            if done == cols {
-                return isa::f32_reduce_add(acc);
+            for t in 0..TOKENS {
+                if done == cols {
+                    logits[t] = isa::f32_reduce_add(acc[t]);
+                    continue;
+                }
+                let mut lanes = [0f32; LANES];
+                isa::f32_store(lanes.as_mut_ptr(), acc[t]);
+                let activations = activations.add(t * row_bytes(cols));
+                let scales = activations.add(scales_at(cols)).cast::<f32>();
+                for lane in 0..(cols - done) / QUANT {
+                    let first = done + lane * QUANT;
+                    let block = row.add(first / FILE_BLOCK * FILE_BYTES);
+                    let int = block_dot(block, first % FILE_BLOCK, activations.add(first).cast());
+                    let scale = if FORMAT == 4 { block.add(208) } else { block };
+                    let bits = scale.cast::<u16>().read_unaligned();
+                    let d = isa::f16_to_f32(bits) * scales.add(first / QUANT).read();
+                    lanes[lane] = isa::mul_add(d, int as f32, lanes[lane]);
+                }
+                logits[t] = isa::f32_reduce_add(isa::f32_load(lanes.as_ptr()));
             }
-            let mut lanes = [0f32; LANES];
-            isa::f32_store(lanes.as_mut_ptr(), acc);
-            for lane in 0..(cols - done) / QUANT {
-                let first = done + lane * QUANT;
-                let block = row.add(first / FILE_BLOCK * FILE_BYTES);
-                let int = block_dot(block, first % FILE_BLOCK, activations.add(first).cast());
-                let scale = if FORMAT == 4 { block.add(208) } else { block };
-                let bits = scale.cast::<u16>().read_unaligned();
-                let d = isa::f16_to_f32(bits) * scales.add(first / QUANT).read();
-                lanes[lane] = isa::mul_add(d, int as f32, lanes[lane]);
-            }
-            isa::f32_reduce_add(isa::f32_load(lanes.as_ptr()))
         }
+        logits
     }
 
     /// The sums of the sub-blocks of one group, in the order of `i32_sum_quads`, offset undone and
-    /// sub-scales applied. `at` counts weights from `weights`, a file block.
+    /// sub-scales applied, for every activation row. `at` counts weights from `weights`, a file block,
+    /// and `first` activations of a row.
     ///
     /// # Safety
-    /// Weights `at .. at + GROUP` are readable, as are as many activations, and their sums.
+    /// Weights `at .. at + GROUP` are readable, and `activations` prepared for `cols` columns, more than
+    /// `first + GROUP`.
     #[inline(always)]
     unsafe fn group(
         weights: *const u8,
         at: usize,
         activations: *const u8,
-        sums: *const i32,
-    ) -> isa::I32 {
-        let mut dots = [isa::i32_zero(); 4];
+        first: usize,
+        cols: usize,
+    ) -> [isa::I32; TOKENS] {
+        let mut all = [isa::i32_zero(); TOKENS];
         // SAFETY: the caller's promise.
         unsafe {
-            for i in 0..4 {
-                let first = at + i * VECTOR;
-                let a = isa::load(activations.add(i * VECTOR));
-                let block = weights.add(first / FILE_BLOCK * FILE_BYTES);
-                dots[i] = match FORMAT {
-                    3 => isa::i8_dot(isa::q8_0_weights(block, first % FILE_BLOCK), a),
-                    4 => {
-                        let codes = isa::q6_k_codes(block, first % FILE_BLOCK);
-                        isa::widen(isa::dot(isa::acc_zero(), codes, a))
-                    }
-                    _ => {
-                        let codes = isa::q4_0_codes(block, first % FILE_BLOCK);
-                        isa::widen(isa::dot(isa::acc_zero(), codes, a))
-                    }
-                };
+            if TOKENS == 1 {
+                let mut dots = [isa::i32_zero(); 4];
+                for i in 0..4 {
+                    let a = isa::load(activations.add(first + i * VECTOR));
+                    dots[i] = products(codes(weights, at + i * VECTOR), a);
+                }
+                all[0] = isa::i32_sum_quads(dots);
+            } else {
+                let mut quads = [isa::bytes_zero(); 4];
+                for i in 0..4 {
+                    quads[i] = codes(weights, at + i * VECTOR);
+                }
+                let quads = isa::quads_transposed(quads);
+                for t in 0..TOKENS {
+                    all[t] = lane_sums(quads, activations.add(t * row_bytes(cols) + first));
+                }
             }
-            let dots = isa::i32_sum_quads(dots);
             if FORMAT == 3 {
-                return dots;
+                return all;
             }
-            let offset = isa::i32_mul(isa::i32_load(sums), isa::i32_splat(OFFSET));
-            let dots = isa::i32_sub(dots, offset);
-            if FORMAT == 4 {
-                let block = weights.add(at / FILE_BLOCK * FILE_BYTES);
-                return isa::i32_mul(
-                    dots,
-                    isa::i32_load_quad_i8(block.add(192 + at % FILE_BLOCK / 16)),
-                );
+            for t in 0..TOKENS {
+                let offsets = activations.add(t * row_bytes(cols) + sums_at(cols)).cast::<i32>();
+                all[t] = isa::i32_sub(all[t], isa::i32_load(offsets.add(first / 16)));
+                if FORMAT == 4 {
+                    let block = weights.add(at / FILE_BLOCK * FILE_BYTES);
+                    let scales = isa::i32_load_quad_i8(block.add(192 + at % FILE_BLOCK / 16));
+                    all[t] = isa::i32_mul(all[t], scales);
+                }
             }
-            dots
         }
+        all
+    }
+
+    /// A vector of weights, from number `at` on, which is counted from a file block.
+    ///
+    /// # Safety
+    /// They are readable.
+    #[inline(always)]
+    unsafe fn codes(weights: *const u8, at: usize) -> isa::Bytes {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let block = weights.add(at / FILE_BLOCK * FILE_BYTES);
+            match FORMAT {
+                3 => isa::q8_0_weights(block, at % FILE_BLOCK),
+                4 => isa::q6_k_codes(block, at % FILE_BLOCK),
+                _ => isa::q4_0_codes(block, at % FILE_BLOCK),
+            }
+        }
+    }
+
+    /// Sums of 4 products, offset not undone.
+    #[inline(always)]
+    fn products(codes: isa::Bytes, activations: isa::Bytes) -> isa::I32 {
+        if FORMAT == 3 {
+            return isa::i8_dot(codes, activations);
+        }
+        isa::widen(isa::dot(isa::acc_zero(), codes, activations))
+    }
+
+    /// The sums of the products of a group, lane by lane.
+    ///
+    /// # Safety
+    /// `activations` is readable for a group.
+    #[inline(always)]
+    unsafe fn lane_sums(codes: [isa::Bytes; 4], activations: *const u8) -> isa::I32 {
+        let mut sums = isa::i32_zero();
+        let mut acc = isa::acc_zero();
+        for i in 0..4 {
+            // SAFETY: the caller's promise.
+            let a = unsafe { isa::load(activations.add(i * VECTOR)) };
+            if FORMAT != 3 && isa::WIDE {
+                acc = isa::dot(acc, codes[i], a);
+            } else {
+                sums = isa::i32_add(sums, products(codes[i], a));
+            }
+        }
+        if FORMAT != 3 && isa::WIDE { isa::widen(acc) } else { sums }
     }
 
     /// The scales of the 16 blocks that begin at `weights`.

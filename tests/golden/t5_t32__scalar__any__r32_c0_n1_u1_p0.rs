@@ -23,6 +23,7 @@ pub mod t5_t32__scalar__any__r32_c0_n1_u1_p0 {
     use super::abi::{Call, Prepare};
     use super::isa::scalar as isa;
     use super::quads;
+    use super::trits::{TABLES, place};
 
     /// Rows in a packed tile.
     const TILE: usize = 32;
@@ -45,9 +46,6 @@ pub mod t5_t32__scalar__any__r32_c0_n1_u1_p0 {
     const VECTORS: usize = ROWS / isa::LANES;
     /// Whether codes stay where they are in their byte.
     const IN_PLACE: bool = TOKENS == 1;
-    /// What the low 6 bits of a byte stand for: four codes, four where its top bits are both set, and
-    /// then the fifth, in the top bits.
-    static TABLES: [[u8; 64]; 3] = tables();
     /// Independent sums per vector and activation row: `vpdpbusd` takes 4 to 5 cycles, so one chain
     /// per field and unrolled unit keeps it busy.
     const CHAINS: usize = if IN_PLACE { FIELDS * UNROLL } else { 1 };
@@ -56,26 +54,6 @@ pub mod t5_t32__scalar__any__r32_c0_n1_u1_p0 {
 
     /// The accumulators of a step.
     type Sums = [[[isa::Acc; CHAINS]; VECTORS]; TOKENS];
-
-    /// The four digits of a ternary number, from the lowest, 2 bits each.
-    const fn digits(number: usize) -> u8 {
-        (number % 3 + number / 3 % 3 * 4 + number / 9 % 3 * 16 + number / 27 % 3 * 64) as u8
-    }
-
-    const fn tables() -> [[u8; 64]; 3] {
-        let mut out = [[0; 64]; 3];
-        let mut low = 0;
-        while low < 64 {
-            out[0][low] = digits(low);
-            // 17 numbers of four digits are left, with each of three codes.
-            if low < 51 {
-                out[1][low] = digits(64 + low % 17);
-                out[2][low] = (low / 17 * 64) as u8;
-            }
-            low += 1;
-        }
-        out
-    }
 
     /// Bytes of scratch that a prepared group takes for so many columns.
     pub const extern "C" fn scratch(cols: usize) -> usize {
@@ -135,11 +113,6 @@ pub mod t5_t32__scalar__any__r32_c0_n1_u1_p0 {
                 }
             }
         }
-    }
-
-    /// Which of the two vectors that [`isa::spread`] gives holds a field, and at which of four places.
-    const fn place(field: usize) -> (usize, usize) {
-        if field < 4 { (0, field) } else { (1, 3) }
     }
 
     /// Adds the products of one unit of every tile of the step; `chain` numbers the unrolled units.

@@ -1,7 +1,7 @@
 //! Every float kernel of every ISA equals its scalar definition, `to_bits`.
 
 use bitnet_profiles::Isa;
-use bitnet_runtime::kernels::{HeadKernel, VectorOps, verify};
+use bitnet_runtime::kernels::{HeadKernel, PlaneKernel, VectorOps, verify};
 use bitnet_runtime::model::numerics;
 use bitnet_tests::Random;
 use half::f16;
@@ -61,8 +61,22 @@ fn elementwise_operations() {
         ops.relu2_mul(&x, &y, &mut b);
         assert_eq!(bits(&a), bits(&b), "{}", what("relu2_mul"));
 
-        a.copy_from_slice(&x);
-        b.copy_from_slice(&x);
+        let (mut a, mut b) = (vec![0; n + 15], vec![u32::MAX; n + 15]);
+        let count = numerics::list_positive(&x, &mut a);
+        assert_eq!(ops.list_positive(&x, &mut b), count, "{}", what("list_positive"));
+        assert_eq!(a[..count], b[..count], "{}", what("list_positive"));
+        // From no zeros to nothing but zeros.
+        let zeros = kind as u64 * 25;
+        let byte = |random: &mut Random| (random.below(255) + 1) as u8 as i8;
+        let q = |random: &mut Random| if random.below(100) < zeros { 0 } else { byte(random) };
+        let q: Vec<i8> = (0..n).map(|_| q(random)).collect();
+        let (mut values, mut own) = (vec![0; n], vec![1; n + 15]);
+        let count = numerics::list_nonzero(&q, &mut a, &mut values);
+        assert_eq!(ops.list_nonzero(&q, &mut b, &mut own), count, "{}", what("list_nonzero"));
+        assert_eq!(a[..count], b[..count], "{}", what("list_nonzero"));
+        assert_eq!(values[..count], own[..count], "{}", what("list_nonzero"));
+
+        let (mut a, mut b) = (x.clone(), x.clone());
         numerics::add(&mut a, &y);
         ops.add(&mut b, &y);
         assert_eq!(bits(&a), bits(&b), "{}", what("add"));
@@ -188,4 +202,16 @@ fn every_head_kernel() {
         tested += 1;
     }
     assert!(tested >= 6, "{tested}");
+}
+
+#[test]
+fn every_scan_of_a_plane() {
+    let mut tested = 0;
+    for kernel in PlaneKernel::builtin() {
+        for cols in [1, 31, 32, 33, 96, 384, 2560, 2568] {
+            assert_eq!(verify::plane(&kernel, cols), None);
+        }
+        tested += 1;
+    }
+    assert!(tested >= 2, "{tested}");
 }

@@ -1,7 +1,7 @@
 //! Every kernel of the set, on ragged shapes and adversarial inputs, equals the reference.
 
 use bitnet_profiles::{Isa, Layout, Op, Shape};
-use bitnet_runtime::kernels::{self, Kernel};
+use bitnet_runtime::kernels::{self, Kernel, Operand};
 use bitnet_runtime::memory::Buffer;
 use bitnet_runtime::pack::{PackedMatrix, to_file_codes};
 use bitnet_runtime::reference;
@@ -44,14 +44,17 @@ fn multiply(kernel: &Kernel, matrix: &PackedMatrix, quantised: &[i8]) -> Vec<i32
     let stride = steps * kernel.step_rows();
     let mut group = Buffer::zeroed(kernel.group_bytes(cols)).unwrap();
     let mut out = vec![i32::MIN; kernel.tokens() * stride];
+    let operand = Operand::new(kernel, matrix).unwrap();
     let mut result = Vec::new();
     for activations in quantised.chunks(kernel.tokens() * cols) {
         group.fill(0xa5);
         kernel.prepare(activations, cols, &mut group);
         // In two parts, as two threads would.
-        for part in [0..steps / 2, steps / 2..steps] {
+        let whole = if kernel.expands() { kernel.step_tiles() } else { 1 };
+        let middle = (steps / 2).next_multiple_of(whole).min(steps);
+        for part in [0..middle, middle..steps] {
             let first = part.start * kernel.step_rows();
-            kernel.run(matrix, part, &group, &mut out[first..], stride);
+            operand.run(kernel, part, &group, &mut out[first..], stride);
         }
         for token in 0..activations.len() / cols {
             result.extend_from_slice(&out[token * stride..][..rows]);

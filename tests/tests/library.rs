@@ -75,6 +75,7 @@ fn a_library_computes_what_is_built_in() {
     let mut found: Vec<KernelId> = loaded.ternary().iter().map(|k| *k.id()).collect();
     found.extend(loaded.heads().iter().map(|k| *k.id()));
     found.extend(loaded.attention().iter().map(|k| *k.id()));
+    found.extend(loaded.lines().iter().map(|k| *k.id()));
     found.sort();
     let mut expected = ids();
     expected.sort();
@@ -93,6 +94,9 @@ fn a_library_computes_what_is_built_in() {
     }
     for kernel in loaded.attention() {
         assert_eq!(verify::attention(kernel, COLS).unwrap(), None);
+    }
+    for kernel in loaded.lines() {
+        assert_eq!(verify::lines(kernel, COLS).unwrap(), None);
     }
 }
 
@@ -189,7 +193,8 @@ fn a_library_for_another_program_or_cpu_is_refused() {
     assert!(with(header, b"").is_ok());
     let version = builtin::abi::VERSION + 1;
     let reason = with(header - 4, &version.to_le_bytes()).unwrap_err();
-    assert!(reason.contains("made for ABI 2, but this program has 1"), "{reason}");
+    let expected = format!("made for ABI {version}, but this program has {}", version - 1);
+    assert!(reason.contains(&expected), "{reason}");
     let reason = with(header, b"0123456789abcdef").unwrap_err();
     assert!(reason.contains("generator 0123456789abcdef"), "{reason}");
     let reason = with(header, b"\n\x1b[2J").unwrap_err();
@@ -456,7 +461,8 @@ fn a_file_swapped_after_the_check_changes_nothing() {
     let checked = stored.cache.open(&stored.sha256).unwrap();
     fs::write(stored.path(), &few).unwrap();
     let of = |library: &Library| {
-        library.ternary().len() + library.heads().len() + library.attention().len()
+        let others = library.attention().len() + library.lines().len();
+        library.ternary().len() + library.heads().len() + others
     };
     let loaded = Library::load(&checked, Isa::best()).unwrap();
     assert_eq!(of(&loaded), ids().len());

@@ -47,6 +47,7 @@ fn profiles() -> Vec<Profile> {
                 mode: Mode::Dense,
                 decode: pick(find(op, isa, Phase::Decode)?),
                 prefill: Some(pick(find(op, isa, Phase::Prefill)?)),
+                sparse: None,
             })
         });
         let others = [(Role::LmHead, Op::Head(HeadFormat::Q6K)), (Role::Attention, Op::Attention)];
@@ -59,6 +60,7 @@ fn profiles() -> Vec<Profile> {
                 mode: Mode::Dense,
                 decode: pick(find(op, isa, Phase::Decode)?),
                 prefill: None,
+                sparse: None,
             })
         });
         Profile {

@@ -628,6 +628,7 @@ mod tests {
                 mode: Mode::Dense,
                 decode: self.decode.clone(),
                 prefill: self.prefill.clone(),
+                sparse: None,
             }];
             let (decode, prefill) = self.timed.clone();
             let many = match self.role {

@@ -13,7 +13,7 @@
 //! measured ([`shipped`]). It ranks kernels; a predicted time is no promise. How well it ranks is a
 //! test against recorded measurements, and `bitnet-tune estimate-check` asks it of any other.
 
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Op, Shape, TileConfig, registry};
+use bitnet_profiles::{Isa, KernelId, Layout, Op, PlaneFormat, Shape, TileConfig, registry};
 use bitnet_runtime::host::Host;
 
 pub mod check;
@@ -249,9 +249,14 @@ pub fn predict(
         model_bytes,
     };
     match id.op {
+        Op::Ternary(layout) if id.expands() => job.expanded(layout, parts, tokens.max(1)),
         Op::Ternary(layout) => job.ternary(layout, parts, tokens.max(1)),
-        Op::Head(format) => job.head(format, parts),
+        Op::Head(format) => job.head(parts, |cols| format.row_bytes(cols)),
+        Op::Plane(format) => {
+            job.head(parts, |cols| format.tile_bytes(cols) / PlaneFormat::TILE_ROWS)
+        }
         Op::Attention => job.attention(parts, tokens.max(1)),
+        Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
     }
 }
 
@@ -377,15 +382,46 @@ impl JobModel<'_> {
         self.prediction(us, compute, step.bound, read, prepare + scale + barriers, products)
     }
 
-    fn head(&self, format: HeadFormat, parts: &[Shape]) -> Prediction {
+    /// A kernel that has the packing expanded before: the threads share tokens, not rows.
+    fn expanded(&self, layout: Layout, parts: &[Shape], tokens: usize) -> Prediction {
+        let tile = self.id.tile;
+        let cols = parts.first().map_or(1, |part| part.cols);
+        let rows: usize = parts.iter().map(|part| part.rows).sum();
+        let threads = self.threads as f64;
+        let groups = tokens.div_ceil(tile.tokens) as f64 / threads;
+        let none = (Class::Control, 0.0);
+        let cycles = |mix: Mix| self.cpu.cycles(self.vectors, &mix, 0.0, none, 0.0).all;
+
+        // What it reads comes from the third cache, side by side with the lookups.
+        let third = 64.0 * self.cpu.ghz / self.cpu.kind.l3_gb_per_s;
+        let step = self.step(cols, third * tile.rows as f64 / layout.tile_rows() as f64);
+        let tables = (tile.tokens * cols / 3) as f64 * cycles(mix::table());
+        let compute = self.us(groups * (rows as f64 / tile.rows as f64 * step.all + tables));
+
+        let bytes: usize = parts.iter().map(|&part| layout.matrix_bytes(part)).sum();
+        let spans = rows as f64 / layout.tile_rows() as f64 * cols as f64 / 60.0 / threads;
+        let expand = self.us(spans * cycles(mix::expansion()));
+        let (expand, read) = self.overlap(expand, bytes as f64 / threads, 1.0, false);
+
+        let own_tokens = tokens as f64 / threads;
+        let prepare = self.us(own_tokens * cols as f64 * PERMUTE_CYCLES);
+        let vectors = own_tokens * rows as f64 / self.id.isa.lanes() as f64;
+        let scale = self.us(vectors * SCALE_CYCLES);
+        let overhead = expand + prepare + scale + 2.0 * barrier_us(self.threads);
+        let products = rows as f64 * cols as f64 * own_tokens;
+        self.prediction(compute + overhead, compute, step.bound, read, overhead, products)
+    }
+
+    fn head(&self, parts: &[Shape], row_bytes: impl Fn(usize) -> usize) -> Prediction {
         let (rows, cols) = parts.first().map_or((1, 1), |part| (part.rows, part.cols));
         let tile = self.id.tile;
         let own_rows = rows.div_ceil(self.threads);
-        let bytes = (own_rows * format.row_bytes(cols)) as f64;
+        let bytes = (own_rows * row_bytes(cols)) as f64;
         let step = self.step(cols, 0.0);
         let compute = self.us(own_rows.div_ceil(tile.rows) as f64 * step.all);
-        // Rows side by side are streams of their own.
-        let streams = if tile.rows > 1 { 1.4 } else { 1.0 };
+        // Rows of a head side by side are streams of their own; those of a plane are one.
+        let apart = tile.rows > 1 && matches!(self.id.op, Op::Head(_));
+        let streams = if apart { 1.4 } else { 1.0 };
         let (stream, read) = self.overlap(compute, bytes, streams, false);
         let overhead = self.us(cols as f64) + barrier_us(self.threads);
         let us = stream + overhead;
@@ -473,6 +509,9 @@ const ATTENTION: f64 = 1.5;
 
 /// Cycles of scaling a vector of outputs.
 const SCALE_CYCLES: f64 = 3.0;
+
+/// Cycles of laying out an activation by permutes.
+const PERMUTE_CYCLES: f64 = 0.1;
 
 /// Cycles of laying out an activation.
 fn prepare_cycles(layout: Layout, decode: bool) -> f64 {
@@ -574,7 +613,8 @@ mod tests {
         assert_eq!((cpu.l2, cpu.l3), (2 << 20, cpu.kind.l3));
     }
 
-    /// Every kernel that is built in has a time on every kind of CPU.
+    /// Every kernel that is built in has a time on every kind of CPU, but for those with a list of
+    /// lines: how long that is the machine does not say.
     #[test]
     fn every_kernel_has_a_time() {
         let parts = |op: Op| match op {
@@ -583,7 +623,8 @@ mod tests {
         };
         for kind in kinds::KINDS {
             let cpu = Cpu::usual(kind);
-            for id in bitnet_codegen::grid(Isa::ALL) {
+            let lines = |id: &KernelId| matches!(id.op, Op::Rows(_) | Op::Columns(_));
+            for id in bitnet_codegen::grid(Isa::ALL).into_iter().filter(|id| !lines(id)) {
                 for (tokens, threads, bytes) in [(1, 1, 1 << 10), (128, 8, 1 << 40)] {
                     let found = predict(&cpu, &id, &parts(id.op), tokens, threads, bytes);
                     let Prediction { us, share_of_limit, .. } = found;

@@ -64,8 +64,8 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
         // Lookups multiply nothing.
         let multiplies = match id.op {
             Op::Ternary(layout) => layout.format().multiplies(),
-            Op::Head(_) => true,
-            Op::Attention => false,
+            Op::Head(_) | Op::Plane(_) => true,
+            Op::Attention | Op::Rows(_) | Op::Columns(_) => false,
         };
         (id.isa != Isa::Scalar, id.isa.lanes(), multiplies && id.isa.dots_are_wide())
     };
@@ -104,7 +104,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
         count: 1,
         layouts: vec![LayoutPlan {
             layout: None,
-            decode: of(Op::Head(model.head), model.config.hidden, None),
+            decode: of(Op::Head(model.head), model.config.hidden, Some(Phase::Decode)),
             prefill: Vec::new(),
         }],
     };

@@ -162,7 +162,7 @@ pub(crate) struct TernarySampler {
     tokens: usize,
     quantised: Vec<i8>,
     scales: Vec<f32>,
-    groups: Buffer,
+    workspace: Buffer,
     out: Vec<f32>,
 }
 
@@ -214,7 +214,7 @@ impl TernarySampler {
             tokens,
             quantised: (0..tokens * cols).map(|_| random.below(255) as u8 as i8).collect(),
             scales: vec![1.0; tokens],
-            groups: Buffer::zeroed(0)?,
+            workspace: Buffer::zeroed(0)?,
             out: vec![0.0; tokens * rows],
         })
     }
@@ -250,13 +250,13 @@ impl Sampler for TernarySampler {
             .map(|_| Ok(Mutex::new(Scratch::new(&self.jobs[..1])?)))
             .collect::<Result<Vec<Mutex<Scratch>>>>()?;
         let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
-        let groups_bytes = self.jobs[0].groups_bytes(tokens);
-        if phase == Phase::Prefill && self.groups.len() < groups_bytes {
-            self.groups = Buffer::zeroed(groups_bytes)?;
+        let workspace_bytes = self.jobs[0].workspace_bytes(tokens, pool.threads());
+        if phase == Phase::Prefill && self.workspace.len() < workspace_bytes {
+            self.workspace = Buffer::zeroed(workspace_bytes)?;
         }
         let quantised = &self.quantised[..tokens * self.jobs[0].cols()];
         let scales = &self.scales[..tokens];
-        let groups = SharedSlice::new(&mut self.groups);
+        let workspace = SharedSlice::new(&mut self.workspace);
         let out = SharedSlice::new(&mut self.out);
         let untimed = if self.warm { self.jobs.len() } else { 1 };
         let (jobs, next) = (&self.jobs, self.next);
@@ -265,7 +265,7 @@ impl Sampler for TernarySampler {
             match phase {
                 Phase::Decode => job.decode(worker, quantised, 1.0, scratch, &out),
                 Phase::Prefill => {
-                    job.prepare_and_prefill(worker, (quantised, scales), &groups, scratch, &out);
+                    job.prepare_and_prefill(worker, (quantised, scales), &workspace, scratch, &out);
                 }
             }
         })?;
@@ -332,7 +332,7 @@ impl Sampler for HeadSampler {
         let untimed = if self.warm { self.copies.len() } else { 1 };
         let (copies, next, x) = (&self.copies, self.next, &self.x);
         let elapsed = timed(pool, &prepared, (untimed, count), |worker, prepared, i| {
-            kernel.run_share(worker, &copies[(next + i) % copies.len()], x, prepared, &out);
+            kernel.run_share(worker, &copies[(next + i) % copies.len()], (x, 1), prepared, &out);
         })?;
         self.next = (next + untimed + count) % self.copies.len();
         Ok(sample_of(begin, count, elapsed))

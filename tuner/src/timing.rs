@@ -208,10 +208,13 @@ impl Present {
                 let made = || made?.heads().iter().find(|kernel| kernel.id() == id).copied();
                 HeadKernel::find(id).or_else(made).map(Candidate::Head)
             }
+            // They are no candidates.
+            Op::Plane(_) => None,
             Op::Attention => {
                 let made = || made?.attention().iter().find(|kernel| kernel.id() == id).copied();
                 AttentionKernel::find(id).or_else(made).map(Candidate::Attention)
             }
+            Op::Rows(_) | Op::Columns(_) => None,
         };
         Ok(found
             .ok_or_else(|| Error::Runtime(format!("{id} is not present, or not for this CPU")))?)

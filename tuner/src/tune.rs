@@ -681,6 +681,7 @@ pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -
         mode: Mode::Dense,
         decode: decode.expect("every choice has a kernel for one token"),
         prefill: (choice.job.role != Role::Attention).then(|| pick(Phase::Prefill)).flatten(),
+        sparse: None,
     }
 }
 

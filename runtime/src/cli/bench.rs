@@ -6,26 +6,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bitnet_profiles::{Isa, KernelId, Op, Pinning};
+use bitnet_profiles::{Isa, KernelId, Op, Pinning, Role};
 use serde::Serialize;
 
 use super::load::{
-    self, KernelArgs, Loaded, PERFORMANCE, Placement, PlacementArgs, RoleKernels, SessionArgs,
-    Taken,
+    self, HeadReport, KernelArgs, Loaded, PERFORMANCE, Placement, PlacementArgs, RoleKernels,
+    SessionArgs, Taken,
 };
 use super::note;
 use crate::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::host::Host;
-use crate::memory::Pages;
+use crate::lines::Along;
+use crate::memory::{self, Pages};
 use crate::model::config::{Config, JobShapes};
-use crate::model::{KvType, Session, Stage};
+use crate::model::{KvType, MAX_SEQUENCES, Needs, Session, SessionOptions, Stage};
 use crate::probe;
 use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 
 /// Bytes that the bandwidth probe streams: several times any L3 cache.
 const PROBE_BYTES: usize = 1 << 30;
+/// Fewer would find a cache.
+const LEAST_PROBE_BYTES: usize = 1 << 28;
 /// Passes of a probe, of which the best counts.
 const PROBE_ROUNDS: usize = 5;
 /// The longest prompt, generation or depth that can be asked for.
@@ -56,6 +59,11 @@ pub struct Args {
     #[arg(short = 'd', long, value_name = "LIST", default_value = "0",
           value_parser = |text: &str| list(text, 0, MAX_TOKENS))]
     n_depth: Vec<List>,
+    /// Sequences that go through the model together, each with prompts and generations of its own;
+    /// t/s is that of all
+    #[arg(long, visible_alias = "np", alias = "npl", value_name = "LIST", default_value = "1",
+          value_parser = |text: &str| list(text, 1, MAX_SEQUENCES))]
+    parallel: Vec<List>,
     /// How often each test is repeated
     #[arg(short, long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -148,7 +156,9 @@ impl Args {
     /// The tests of one number of threads, in llama-bench's order.
     fn tests(&self) -> Vec<Test> {
         let mut tests = Vec::new();
-        for n_depth in values(&self.n_depth) {
+        let parallel = || values(&self.parallel);
+        let depths = values(&self.n_depth).flat_map(|n| parallel().map(move |np| (n, np)));
+        for (n_depth, n_parallel) in depths {
             let prompts = values(&self.n_prompt).map(|n| (n, 0));
             let generations = values(&self.n_gen).map(|n| (0, n));
             let both = self.prompt_and_gen.iter().copied();
@@ -157,7 +167,7 @@ impl Args {
                     .chain(generations)
                     .chain(both)
                     .filter(|&(n_prompt, n_gen)| n_prompt + n_gen > 0)
-                    .map(|(n_prompt, n_gen)| Test { n_prompt, n_gen, n_depth }),
+                    .map(|(n_prompt, n_gen)| Test { n_prompt, n_gen, n_depth, n_parallel }),
             );
         }
         tests
@@ -202,13 +212,13 @@ pub fn run(args: &Args) -> Result<()> {
             })?))
         };
         let pool = pool_of(most)?;
-        let loaded = load::model(gguf, &choice, &profile, placement, &pool)?;
+        let loaded = load::model(gguf, &choice, &profile, placement, &Needs::GREEDY, &pool)?;
         let context = tests.iter().map(Test::context).max();
-        let options = args.session.options(context)?;
+        let sequences = values(&args.parallel).max().unwrap_or(1);
+        let options = SessionOptions { sequences, ..args.session.options(context)? };
         for threads in threads {
             let pool = if threads == most { Arc::clone(&pool) } else { pool_of(threads)? };
-            let model = Arc::clone(&loaded.model);
-            let mut session = Session::new(model, Arc::clone(&pool), options)?;
+            let mut session = load::session(&loaded.model, &pool, options)?;
             for &test in &tests {
                 let mut bench = Bench {
                     args,
@@ -262,12 +272,8 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Probes the limit that bounds the test, then times it.
     fn row(&mut self, test: Test) -> Result<Row> {
-        let read = match test {
-            Test { n_prompt: 0, .. } => {
-                Some(Share { per_token: self.decode_bytes(test), limit: self.read_bandwidth() })
-            }
-            _ => None,
-        };
+        let decodes = test.n_prompt == 0;
+        let limit = decodes.then(|| self.read_bandwidth());
         let multiply = match test {
             Test { n_gen: 0, .. } => Some(Share {
                 per_token: multiply_adds(self.loaded.model.config()),
@@ -281,23 +287,54 @@ impl Bench<'_> {
             bench::warm_up(self.session, test, &mut tokens)?;
         }
         let repetitions = self.args.repetitions as usize;
+        let before = self.session.head_stats();
         let samples = bench::time(self.session, test, repetitions, &mut tokens)?;
-        Ok(self.report(test, &samples, test_time, read, multiply))
+        let after = self.session.head_stats();
+        let head = HeadReport::between(&self.loaded.model, before, after);
+        // Only what was skipped in the test says how many bytes it read.
+        let bytes = limit.is_some().then(|| self.decode_bytes(test, &head));
+        let read = bytes.zip(limit).map(|(bytes, limit)| Share { per_token: bytes.all(), limit });
+        Ok(self.report(test, &samples, test_time, head, (bytes, read), multiply))
     }
 
     /// Of a machine without the memory for it there is no figure, but still a test.
     fn read_bandwidth(&self) -> Option<f64> {
-        let probed = probe::Stream::new(self.pool, PROBE_BYTES)
+        let most = memory::available().map_or(u64::MAX, |free| free / 2);
+        let bytes = PROBE_BYTES.min(usize::try_from(most).unwrap_or(usize::MAX));
+        if bytes < LEAST_PROBE_BYTES {
+            note(format_args!("warning: no read bandwidth: too little memory is free for a probe"));
+            return None;
+        }
+        let probed = probe::Stream::new(self.pool, bytes)
             .and_then(|stream| stream.read_bandwidth(self.pool, PROBE_ROUNDS));
         probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
-    /// Bytes that a token of a generation reads on average: all weights as they are packed, one
-    /// row of the embedding, and the keys and values of its position and those before.
-    fn decode_bytes(&self, test: Test) -> f64 {
+    /// What single tokens skipped in the test, by role.
+    fn skipped(&self, test: Test) -> BTreeMap<&'static str, Skipped> {
+        let tokens = (test.n_gen * self.args.repetitions as usize).max(1) as f64;
+        [(Role::GateUp, Along::Rows), (Role::Down, Along::Columns)]
+            .into_iter()
+            .filter_map(|(role, along)| {
+                let tally = self.session.tally(along);
+                let read_per_token = tally.bytes as f64 / tokens;
+                Some((role.name(), Skipped { density: tally.density()?, read_per_token }))
+            })
+            .collect()
+    }
+
+    /// What a token of a generation reads on average: its share of the weights, but for those that were
+    /// skipped in the test.
+    fn decode_bytes(&self, test: Test, head: &HeadReport) -> DecodeBytes {
         let model = &self.loaded.model;
         let (config, weights) = (model.config(), model.weights());
-        let packed: usize = self.loaded.kernels.values().map(|kernels| kernels.packed_bytes).sum();
+        let skipped = self.skipped(test);
+        let ternary: f64 = (self.loaded.kernels.iter())
+            .filter(|(role, _)| **role != Role::LmHead.name())
+            .map(|(role, kernels)| {
+                skipped.get(role).map_or(kernels.packed_bytes as f64, |s| s.read_per_token)
+            })
+            .sum();
         let norms: usize = weights
             .layers
             .iter()
@@ -311,9 +348,16 @@ impl Bench<'_> {
             .map(|norm| size_of_val(&norm[..]))
             .sum();
         let row = weights.embedding.tensor().bytes as usize / config.vocab;
-        let position = self.session.kv_reserved_bytes() as f64 / self.session.context() as f64;
+        let positions = self.session.context() * self.session.sequences();
+        let position = self.session.kv_reserved_bytes() as f64 / positions as f64;
         let positions = test.n_depth as f64 + (test.n_gen + 1) as f64 / 2.0;
-        (packed + norms + row) as f64 + positions * position
+        let sequences = test.n_parallel as f64;
+        DecodeBytes {
+            weights: ternary / sequences,
+            head: head.bytes_per_token,
+            kv: positions * position,
+            other: norms as f64 / sequences + row as f64,
+        }
     }
 
     fn report(
@@ -321,7 +365,8 @@ impl Bench<'_> {
         test: Test,
         samples: &Samples,
         test_time: u64,
-        read: Option<Share>,
+        lm_head: HeadReport,
+        (bytes_per_token, read): (Option<DecodeBytes>, Option<Share>),
         multiply: Option<Share>,
     ) -> Row {
         let gguf = self.loaded.model.gguf();
@@ -334,7 +379,8 @@ impl Bench<'_> {
         let samples_ts = samples.per_second();
         let ns = samples.ns_f64();
         let per_repetition = |stage| samples.stages.of(stage).as_secs_f64() / ns.len() as f64;
-        let products = per_repetition(Stage::Ternary) / test.tokens() as f64;
+        let products = Stage::PRODUCTS.map(per_repetition).iter().sum::<f64>();
+        let products = products / test.tokens() as f64;
         Row {
             build_commit: env!("CARGO_PKG_VERSION"),
             build_number: 0,
@@ -358,15 +404,20 @@ impl Bench<'_> {
             n_prompt: test.n_prompt,
             n_gen: test.n_gen,
             n_depth: test.n_depth,
+            n_parallel: test.n_parallel,
             test_time: bench::utc(test_time),
             avg_ns: mean(&ns),
             stddev_ns: standard_deviation(&ns),
             avg_ts: mean(&samples_ts),
+            sequence_ts: mean(&samples_ts) / test.n_parallel as f64,
             stddev_ts: standard_deviation(&samples_ts),
             isa: self.ceiling,
             profile: self.profile.clone(),
             kernels: self.loaded.kernels.clone(),
+            lm_head,
             stage_ns: Stage::ALL.map(|s| (s.name(), per_repetition(s) * 1e9)).into(),
+            sparse: self.skipped(test),
+            bytes_per_token,
             read: read.map(|share| share.reached(mean(&samples_ts))),
             multiply_add: multiply.map(|share| share.reached(1.0 / products)),
             samples_ns: samples.ns.clone(),
@@ -384,6 +435,24 @@ fn multiply_adds(config: &Config) -> f64 {
     config.jobs().into_iter().map(weights).sum::<usize>() as f64
 }
 
+/// Bytes that a token of a generation reads, on average.
+#[derive(Clone, Copy, Serialize)]
+struct DecodeBytes {
+    /// The ternary matrices, as they are packed.
+    weights: f64,
+    head: f64,
+    /// Keys and values of its position and those before.
+    kv: f64,
+    /// Norms, and a row of the embedding.
+    other: f64,
+}
+
+impl DecodeBytes {
+    fn all(self) -> f64 {
+        self.weights + self.head + self.kv + self.other
+    }
+}
+
 /// What a token costs of a resource of the machine, and how much of it there is per second.
 #[derive(Clone, Copy)]
 struct Share {
@@ -397,6 +466,15 @@ impl Share {
         let share = self.limit.map(|limit| per_second / limit);
         Reached { per_token: self.per_token, per_second, probe_per_second: self.limit, share }
     }
+}
+
+/// What was not skipped in a role, per token on average.
+#[derive(Clone, Copy, Serialize)]
+struct Skipped {
+    /// Share of open gates, or of inputs other than zero.
+    density: f64,
+    /// Bytes of weights.
+    read_per_token: f64,
 }
 
 /// How much of a resource a test used.
@@ -462,12 +540,20 @@ struct Row {
     samples_ns: Vec<u64>,
     samples_ts: Vec<f64>,
 
+    /// Sequences, and the tokens per second of each.
+    n_parallel: usize,
+    sequence_ts: f64,
     isa: Isa,
     huge_pages: bool,
     profile: Taken,
     kernels: BTreeMap<&'static str, RoleKernels>,
+    lm_head: HeadReport,
     /// Of a repetition, on average.
     stage_ns: BTreeMap<&'static str, f64>,
+    /// What single tokens did not skip, of the roles that skip.
+    sparse: BTreeMap<&'static str, Skipped>,
+    /// What a token of a generation reads.
+    bytes_per_token: Option<DecodeBytes>,
     /// Bytes that the tokens of a generation read.
     read: Option<Reached>,
     /// Multiply-adds in the ternary products of a prompt, while these run.
@@ -477,7 +563,7 @@ struct Row {
 }
 
 /// Titles and widths of the columns, and whether they hold text; llama-bench's first.
-const COLUMNS: [(&str, usize, bool); 12] = [
+const COLUMNS: [(&str, usize, bool); 13] = [
     ("model", 38, true),
     ("size", 10, false),
     ("params", 10, false),
@@ -485,6 +571,7 @@ const COLUMNS: [(&str, usize, bool); 12] = [
     ("threads", 7, false),
     ("test", 13, false),
     ("t/s", 20, false),
+    ("each", 8, false),
     ("MB/token", 8, false),
     ("GB/s, of probe", 18, false),
     ("T mul-add/s, of peak", 20, false),
@@ -537,6 +624,7 @@ impl Row {
             self.n_threads.to_string(),
             self.name.clone(),
             format!("{:.2} ± {:.2}", self.avg_ts, self.stddev_ts),
+            or_dash((self.n_parallel > 1).then(|| format!("{:.2}", self.sequence_ts))),
             or_dash(self.read.map(|read| format!("{:.1}", read.per_token / 1e6))),
             or_dash(self.read.map(|read| read.text(1e9, 1))),
             or_dash(self.multiply_add.map(|multiply| multiply.text(1e12, 3))),

@@ -83,8 +83,10 @@ pub fn run(args: &Args) -> Result<()> {
     if threads.is_empty() {
         threads.push(Host::detect().physical_cores);
     }
-    let prompts = values(&args.n_prompt).map(|n| Test { n_prompt: n, n_gen: 0, n_depth: 0 });
-    let generations = values(&args.n_gen).map(|n| Test { n_prompt: 0, n_gen: n, n_depth: 0 });
+    let prompts =
+        values(&args.n_prompt).map(|n| Test { n_prompt: n, n_gen: 0, n_depth: 0, n_parallel: 1 });
+    let generations =
+        values(&args.n_gen).map(|n| Test { n_prompt: 0, n_gen: n, n_depth: 0, n_parallel: 1 });
     let tests: Vec<Test> = prompts.chain(generations).filter(|test| test.tokens() > 0).collect();
     let mut pairs: Vec<Pair> = threads
         .iter()

@@ -1,13 +1,22 @@
 //! `bitnet-run dummy`: a random model of a published shape.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{human, note};
-use crate::dummy::{self, DummyConfig, DummyShape, SHAPES};
+use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
+use crate::host::Host;
+use crate::kernels::Selection;
+use crate::model::{LoadOptions, Model, Session, SessionOptions};
+use crate::sparsity::{self, PLANE_BITS, Sparsity, TRAINED_HEAD_ROWS};
+use crate::threads::Pool;
+
+/// Tokens that a model as sparse as a trained one is measured with.
+const MEASURED_TOKENS: usize = 64;
 
 /// Write a random ternary model of a published shape
 #[derive(Debug, clap::Args)]
@@ -24,6 +33,10 @@ pub struct Args {
     /// Seed of the weights
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
+    /// trained: close gates, and let logits stand out, about as in a trained model, and print how
+    /// far that is so; shapes with squared ReLU only
+    #[arg(long, value_name = "KIND", default_value = "random")]
+    sparsity: Kind,
     /// Another number of layers, 1 to 1024
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     layers: Option<u32>,
@@ -33,6 +46,13 @@ pub struct Args {
     /// Replace an existing file
     #[arg(long)]
     force: bool,
+}
+
+/// What gates and logits are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Random,
+    Trained,
 }
 
 /// The types that embeddings come in.
@@ -68,6 +88,10 @@ pub fn run(args: &Args) -> Result<()> {
         },
         vocab: args.vocab.clone(),
         seed: args.seed,
+        sparsity: match args.sparsity {
+            Kind::Random => DummySparsity::Random,
+            Kind::Trained => DummySparsity::Trained,
+        },
         force: args.force,
     };
     let bar = ProgressBar::new(0);
@@ -90,5 +114,30 @@ pub fn run(args: &Args) -> Result<()> {
         shape.name,
         shape.layers
     ));
-    Ok(())
+    match args.sparsity {
+        Kind::Random => Ok(()),
+        Kind::Trained => report(&args.output),
+    }
+}
+
+/// Runs the model written and prints its shares beside those of the trained demo model.
+fn report(path: &Path) -> Result<()> {
+    let (pool, selection) =
+        (Arc::new(Pool::new(Host::detect().physical_cores)?), Selection::default());
+    let model = Arc::new(Model::load(path, &LoadOptions::new(&pool, &selection))?);
+    let text = sparsity::random_text(model.config().vocab, MEASURED_TOKENS);
+    let options =
+        SessionOptions { context: Some(text.len()), batch: 1, kv_type: None, sequences: 1 };
+    let found = sparsity::measure(&mut Session::new(model, pool, options)?, &[text])?;
+    let shares = Sparsity::NAMES.map(str::to_owned).into_iter();
+    let planes = PLANE_BITS.map(|bits| format!("head rows left by {bits} bits")).into_iter();
+    let found = found.all.shares().into_iter().chain(found.head_rows);
+    let trained = Sparsity::TRAINED.shares().into_iter().chain(TRAINED_HEAD_ROWS);
+    super::answer(|out| {
+        writeln!(out, "{:30}{:>10}{:>10}", "", "written", "bard-11m")?;
+        for ((name, found), trained) in shares.chain(planes).zip(found).zip(trained) {
+            writeln!(out, "{name:30}{:>8.2} %{:>8.2} %", 100.0 * found, 100.0 * trained)?;
+        }
+        Ok(())
+    })
 }

@@ -13,15 +13,18 @@ use bitnet_profiles::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::note;
 use super::trust::Trust;
+use super::{human, note};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::kernels::{self, Selection};
-use crate::memory::Pages;
+use crate::memory::{self, Pages};
 use crate::model::config::{Config, JobShapes};
-use crate::model::{KvType, LoadOptions, Model, SessionOptions};
+use crate::model::{
+    HeadMode, HeadOptions, HeadStats, KvType, LoadOptions, Model, Needs, Session, SessionOptions,
+};
+use crate::sparse;
 use crate::threads::{MAX_THREADS, Pool};
 
 /// The heading of these flags in the help.
@@ -41,6 +44,35 @@ pub struct KernelArgs {
     /// ARM scalar, neon, neondot or neoni8mm, whatever the profile says
     #[arg(long, value_name = "ISA")]
     isa: Option<Isa>,
+    /// How the most likely tokens are found, which changes no text: exact: by a scan of a low-bit
+    /// copy of the lm_head; full: by reading all of it; auto: as a measurement at load says
+    #[arg(
+        long,
+        value_name = "auto|exact|full",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    lm_head: LmHead,
+    /// Skip the weights that meet a zero when single tokens go through a model whose gate is a
+    /// squared ReLU: where it pays, always, or never. Takes more memory, changes no number
+    #[arg(long, value_name = "auto|on|off", default_value = "auto")]
+    sparse: SparseFlag,
+}
+
+/// How the most likely tokens are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LmHead {
+    Auto,
+    Exact,
+    Full,
+}
+
+/// `--sparse`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SparseFlag {
+    Auto,
+    On,
+    Off,
 }
 
 /// Flags of the session that `bench` has too.
@@ -92,7 +124,7 @@ impl SessionArgs {
                 CacheType::F32 => KvType::F32,
             }),
         };
-        Ok(SessionOptions { context, batch: self.batch(), kv_type })
+        Ok(SessionOptions { context, batch: self.batch(), kv_type, ..SessionOptions::default() })
     }
 }
 
@@ -190,6 +222,8 @@ pub struct Choice {
     ask_user_folder: bool,
     format: Option<Format>,
     isa: Option<Isa>,
+    lm_head: HeadMode,
+    sparse: sparse::Mode,
 }
 
 impl KernelArgs {
@@ -208,7 +242,18 @@ impl KernelArgs {
             Trust::of(&self.profile).tell(&self.profile);
             Some((self.profile.clone(), profile))
         };
-        Ok(Choice { named, ask_user_folder: auto, format: self.format, isa: self.isa })
+        let lm_head = match self.lm_head {
+            LmHead::Auto => HeadMode::Auto,
+            LmHead::Exact => HeadMode::Exact,
+            LmHead::Full => HeadMode::Full,
+        };
+        let sparse = match self.sparse {
+            SparseFlag::Auto => sparse::Mode::Auto,
+            SparseFlag::On => sparse::Mode::On,
+            SparseFlag::Off => sparse::Mode::Off,
+        };
+        let (format, isa) = (self.format, self.isa);
+        Ok(Choice { named, ask_user_folder: auto, format, isa, lm_head, sparse })
     }
 }
 
@@ -390,6 +435,17 @@ pub struct RoleKernels {
     pub prefill: KernelId,
     /// Bytes of the weights as they are read, of all layers.
     pub packed_bytes: usize,
+    /// The kernel for one token that skips what meets a zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparse: Option<KernelId>,
+    /// Bytes of the weights that it reads some of, which are packed a second time.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sparse_bytes: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(bytes: &usize) -> bool {
+    *bytes == 0
 }
 
 /// A model in memory.
@@ -404,21 +460,24 @@ impl Loaded {
     /// Bytes of weights packed in memory; the head is read from the file's own blocks.
     pub fn packed_bytes(&self) -> usize {
         let packed = |kernels: &&RoleKernels| matches!(kernels.decode.op, Op::Ternary(_));
-        self.kernels.values().filter(packed).map(|kernels| kernels.packed_bytes).sum()
+        let bytes = |kernels: &RoleKernels| kernels.packed_bytes + kernels.sparse_bytes;
+        self.kernels.values().filter(packed).map(bytes).sum()
     }
 }
 
 /// Loads the weights for the kernels chosen, with a progress line on a terminal when that takes
-/// more than a second, and tells on stderr what there is to tell.
+/// more than a second, and tells on stderr what there is to tell. `needs` are the logits that will be
+/// asked for.
 ///
 /// # Errors
-/// Those of [`Model::from_gguf`].
+/// Those of [`Model::from_gguf`] and [`Model::choose_head`].
 pub fn model(
     gguf: Gguf,
     choice: &Choice,
     taken: &Taken,
     placement: Placement,
-    pool: &Pool,
+    needs: &Needs,
+    pool: &Arc<Pool>,
 ) -> Result<Loaded> {
     note(format_args!("profile: {} ({})", taken.name, taken.reason));
     let selection = Selection::new(choice.isa, choice.format, taken.profile.clone())?;
@@ -430,9 +489,18 @@ pub fn model(
             selection: &selection,
             pages: placement.pages,
             lock: placement.lock,
+            copy_head: false,
+            sparse: choice.sparse,
             progress: &|done, of| progress.show(done, of),
         },
     )?;
+    let (mode, count) = match needs {
+        Needs::All => (HeadMode::Full, 0),
+        Needs::Best { count, .. } => (choice.lm_head, *count),
+    };
+    let ceiling = choice.ceiling();
+    let Placement { pages, lock, .. } = placement;
+    let model = model.choose_head(pool, &HeadOptions { mode, count, ceiling, pages, lock })?;
     drop(progress);
     let notes = selection.take_notes();
     let warnings = model.warnings().iter().cloned().chain(pool.warning());
@@ -451,11 +519,64 @@ pub fn model(
             decode: kernels.decode,
             prefill: kernels.prefill.unwrap_or(kernels.decode),
             packed_bytes: kernels.bytes,
+            sparse: kernels.sparse,
+            sparse_bytes: kernels.sparse_bytes,
         };
         (kernels.role.name(), named)
     });
     let kernels = kernels.collect();
     Ok(Loaded { model: Arc::new(model), kernels })
+}
+
+/// What the head did for the tokens of a session.
+#[derive(Clone, Debug, Serialize)]
+pub struct HeadReport {
+    /// The kernel that scans a low-bit copy; none where all of the head is read.
+    pub scan: Option<KernelId>,
+    /// Share of the tokens for which it was used.
+    pub scanned: f64,
+    /// Of these the mean share of the rows that were looked at again.
+    pub refined: f64,
+    /// Of these the mean share of the rows that the full head's kernel computed.
+    pub rescored: f64,
+    /// Bytes that a token read, on average.
+    pub bytes_per_token: f64,
+}
+
+impl HeadReport {
+    /// Of the tokens between two looks at [`Session::head_stats`](crate::model::Session::head_stats).
+    pub fn between(model: &Model, before: HeadStats, after: HeadStats) -> Self {
+        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        let tokens = after.tokens - before.tokens;
+        let scanned = after.scanned - before.scanned;
+        let rows = scanned * model.config().vocab as u64;
+        Self {
+            scan: model.planes().map(|planes| *planes.kernel().id()),
+            scanned: ratio(scanned, tokens),
+            refined: ratio(after.refined - before.refined, rows),
+            rescored: ratio(after.rescored - before.rescored, rows),
+            bytes_per_token: ratio(after.bytes - before.bytes, tokens),
+        }
+    }
+}
+
+/// Starts a sequence, and warns where a full context would not fit into memory.
+///
+/// # Errors
+/// Those of [`Session::new`].
+pub fn session(model: &Arc<Model>, pool: &Arc<Pool>, options: SessionOptions) -> Result<Session> {
+    let free = memory::available();
+    let session = Session::new(Arc::clone(model), Arc::clone(pool), options)?;
+    let full = session.kv_reserved_bytes() as u64;
+    if let Some(free) = free.filter(|&free| free < full) {
+        note(format_args!(
+            "warning: the KV cache of all {} positions takes {}, but only {} of memory are available; ask for a smaller context (-c)",
+            session.context(),
+            human(full),
+            human(free)
+        ));
+    }
+    Ok(session)
 }
 
 /// A line that appears, on a terminal, when packing has taken a second.

@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 use bitnet_profiles::Pinning;
 use serde::Serialize;
 
-use super::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs, Taken};
+use super::load::{
+    self, HeadReport, KernelArgs, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs, Taken,
+};
 use super::{answer, human, note, read_text};
 use crate::error::{Error, Result};
 use crate::generate::{Generation, Limits, generate};
 use crate::gguf::Gguf;
 use crate::host::Host;
+use crate::lookup::MAX_DRAFT;
 use crate::memory::{self, Pages};
-use crate::model::Session;
+use crate::model::HeadStats;
 use crate::model::config::Config;
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::threads::{Pool, PoolOptions};
@@ -63,6 +66,21 @@ pub struct Args {
     /// Go on where the model would end the text
     #[arg(long)]
     ignore_eos: bool,
+    /// Draft tokens that followed the same ones before, and check them together: the same text, and
+    /// sooner where it repeats itself
+    #[arg(long, help_heading = PERFORMANCE)]
+    lookup: bool,
+    /// Tokens that --lookup drafts at once, at most
+    #[arg(
+        long,
+        alias = "draft",
+        alias = "draft-n",
+        value_name = "N",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_DRAFT as u64),
+        help_heading = PERFORMANCE
+    )]
+    draft_max: u64,
     /// Print one JSON object at the end instead of the text
     #[arg(long)]
     json: bool,
@@ -189,8 +207,9 @@ pub fn run(args: &Args) -> Result<()> {
     let placement = args.placement.with(&profile);
     let threads = load::thread_count(args.threads, &profile, &host);
     let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
-    let loaded = load::model(gguf, &choice, &profile, placement, &pool)?;
-    let mut session = Session::new(Arc::clone(&loaded.model), Arc::clone(&pool), options)?;
+    let needs = sampler.needs(if args.ignore_eos { tokenizer.eos_ids() } else { &[] });
+    let loaded = load::model(gguf, &choice, &profile, placement, &needs, &pool)?;
+    let mut session = load::session(&loaded.model, &pool, options)?;
     let load_time = start.elapsed();
     note(format_args!(
         "loaded: {} in {:.2} s, {} threads, context {}",
@@ -203,7 +222,11 @@ pub fn run(args: &Args) -> Result<()> {
         note(format_args!("seed: {}", sampling.seed));
     }
 
-    let limits = Limits { tokens: usize::try_from(args.predict).ok(), ignore_eos: args.ignore_eos };
+    let limits = Limits {
+        tokens: usize::try_from(args.predict).ok(),
+        ignore_eos: args.ignore_eos,
+        draft: if args.lookup { args.draft_max as usize } else { 0 },
+    };
     let mut out = io::stdout().lock();
     let mut stream = |piece: &str| {
         if args.json {
@@ -221,7 +244,7 @@ pub fn run(args: &Args) -> Result<()> {
     drop(out);
 
     let report = Report {
-        timings: Timings::new(load_time, prompt.len(), &generation),
+        timings: Timings::new(load_time, prompt.len(), &generation, args.lookup),
         memory: Memory {
             file_bytes: loaded.model.gguf().file_bytes(),
             packed_bytes: loaded.packed_bytes(),
@@ -236,6 +259,7 @@ pub fn run(args: &Args) -> Result<()> {
         finish_reason: generation.finish_reason.name(),
         seed: sampling.seed,
         kernels: &loaded.kernels,
+        lm_head: HeadReport::between(&loaded.model, HeadStats::default(), session.head_stats()),
         profile: &profile,
         threads: pool.threads(),
         pinning: pool.pinning(),
@@ -348,6 +372,7 @@ struct Report<'a> {
     timings: Timings,
     seed: u64,
     kernels: &'a BTreeMap<&'static str, RoleKernels>,
+    lm_head: HeadReport,
     profile: &'a Taken,
     threads: usize,
     pinning: Pinning,
@@ -370,10 +395,14 @@ struct Timings {
     predicted_per_second: f64,
     decode_n: usize,
     decode_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n_accepted: Option<usize>,
 }
 
 impl Timings {
-    fn new(load: Duration, prompt_n: usize, generation: &Generation) -> Self {
+    fn new(load: Duration, prompt_n: usize, generation: &Generation, lookup: bool) -> Self {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         // JSON has no infinity: nothing took no time.
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
@@ -392,6 +421,8 @@ impl Timings {
             predicted_per_second: ratio(predicted_n as f64, predicted_ms / 1e3),
             decode_n: generation.steps,
             decode_per_second: ratio(generation.steps as f64, predicted_ms / 1e3),
+            draft_n: lookup.then_some(generation.drafted),
+            draft_n_accepted: lookup.then_some(generation.accepted),
         }
     }
 }
@@ -424,6 +455,9 @@ impl Report<'_> {
             t.decode_per_second,
             self.finish_reason
         ));
+        if let (Some(drafted), Some(accepted)) = (t.draft_n, t.draft_n_accepted) {
+            note(format_args!("lookup: {drafted} tokens drafted, {accepted} accepted"));
+        }
         note(format_args!(
             "memory: file {}, packed {}, KV cache {} of {}, tokenizer {}, peak {}",
             human(m.file_bytes),

@@ -14,7 +14,7 @@ use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 use super::builtin::{self, abi};
 use super::cache::Checked;
 use super::library::{Library, Unusable};
-use super::{AttentionKernel, HeadKernel, Kernel};
+use super::{AttentionKernel, HeadKernel, Kernel, LinesKernel};
 
 /// The most entries of a table.
 const MAX_ENTRIES: usize = 1 << 16;
@@ -49,14 +49,17 @@ impl Library {
         // are those of `abi`. The address is aligned.
         let tables = unsafe { tables.read() };
         // SAFETY: as above; the tables are constants, and the library is never unloaded.
-        let (ternary, heads, attention) = unsafe {
+        let (ternary, heads, attention, lines) = unsafe {
             (
                 table(tables.ternary, tables.ternary_len),
                 table(tables.heads, tables.heads_len),
                 table(tables.attention, tables.attention_len),
+                table(tables.lines, tables.lines_len),
             )
         };
-        let (Some(ternary), Some(heads), Some(attention)) = (ternary, heads, attention) else {
+        let (Some(ternary), Some(heads), Some(attention), Some(lines)) =
+            (ternary, heads, attention, lines)
+        else {
             return Err(problem("its tables of kernels have no valid address or size".into()));
         };
         let usable = |id: &abi::Id| -> Result<(), Unusable> {
@@ -68,14 +71,17 @@ impl Library {
             Ok(())
         };
         let ids = ternary.iter().map(|e| &e.id).chain(heads.iter().map(|e| &e.id));
-        ids.chain(attention.iter().map(|e| &e.id)).try_for_each(usable)?;
+        let ids = ids.chain(attention.iter().map(|e| &e.id));
+        ids.chain(lines.iter().map(|e| &e.id)).try_for_each(usable)?;
         let found = Self {
             ternary: ternary.iter().filter_map(Kernel::new).collect(),
             heads: heads.iter().filter_map(HeadKernel::new).collect(),
             attention: attention.iter().filter_map(AttentionKernel::new).collect(),
+            lines: lines.iter().filter_map(LinesKernel::new).collect(),
         };
-        let all = [found.ternary.len(), found.heads.len(), found.attention.len()];
-        if all != [ternary.len(), heads.len(), attention.len()] {
+        let all =
+            [found.ternary.len(), found.heads.len(), found.attention.len(), found.lines.len()];
+        if all != [ternary.len(), heads.len(), attention.len(), lines.len()] {
             return Err(problem("a kernel stands in the table of another op".into()));
         }
         Ok(found)

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bitnet_profiles::{Isa, KernelId};
 
 use super::verify::{self, Oracle, Wrong};
-use super::{AttentionKernel, HeadKernel, Kernel};
+use super::{AttentionKernel, HeadKernel, Kernel, LinesKernel};
 use crate::threads::Pool;
 
 /// The kernels of a library that this process has loaded, which it never unloads.
@@ -15,6 +15,7 @@ pub struct Library {
     pub(super) ternary: Vec<Kernel>,
     pub(super) heads: Vec<HeadKernel>,
     pub(super) attention: Vec<AttentionKernel>,
+    pub(super) lines: Vec<LinesKernel>,
 }
 
 impl Library {
@@ -33,6 +34,11 @@ impl Library {
         &self.attention
     }
 
+    /// The kernels that are given a list of lines.
+    pub fn lines(&self) -> &[LinesKernel] {
+        &self.lines
+    }
+
     /// The ternary kernel of that name.
     pub fn find(&self, id: &KernelId) -> Option<Kernel> {
         self.ternary.iter().find(|kernel| kernel.id() == id).copied()
@@ -46,6 +52,11 @@ impl Library {
     /// The attention kernel of that name.
     pub fn find_attention(&self, id: &KernelId) -> Option<AttentionKernel> {
         self.attention.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// The kernel of that name that is given a list of lines.
+    pub fn find_lines(&self, id: &KernelId) -> Option<LinesKernel> {
+        self.lines.iter().find(|kernel| kernel.id() == id).copied()
     }
 
     /// Holds those of `ids` that are here against their definitions, on rows of `cols` weights or
@@ -71,6 +82,9 @@ impl Library {
         }
         for kernel in ids.iter().filter_map(|id| self.find_attention(id)) {
             wrong.extend(verify::attention(&kernel, cols)?);
+        }
+        for kernel in ids.iter().filter_map(|id| self.find_lines(id)) {
+            wrong.extend(verify::lines(&kernel, cols)?);
         }
         let first = wrong.into_iter().next();
         first.map_or(Ok(()), |Wrong { kernel, found }| Err(Unusable::Wrong { kernel, found }))

@@ -9,10 +9,11 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use bitnet_profiles::{KernelId, Layout, Op, Shape};
+use bitnet_profiles::{Isa, KernelId, Layout, Op, Shape};
 
-use crate::memory::ALIGN;
+use crate::memory::{ALIGN, Buffer};
 use crate::pack::PackedMatrix;
+use crate::threads::SharedSlice;
 
 pub mod attention;
 pub mod builtin;
@@ -22,6 +23,8 @@ pub mod cache;
 mod dylib;
 mod head;
 mod library;
+mod lines;
+mod plane;
 mod selection;
 mod vector;
 pub mod verify;
@@ -29,6 +32,8 @@ pub mod verify;
 pub use attention::AttentionKernel;
 pub use head::HeadKernel;
 pub use library::{Library, Unusable};
+pub use lines::LinesKernel;
+pub use plane::{PlaneInput, PlaneKernel};
 pub use selection::{Selection, shipped};
 pub use vector::VectorOps;
 
@@ -68,9 +73,32 @@ impl Kernel {
         self.layout
     }
 
-    /// Rows of one step.
+    /// Rows of one step. A kernel that expands goes tile by tile.
     pub fn step_rows(&self) -> usize {
-        self.id.tile.rows
+        if self.expands() { self.layout.tile_rows() } else { self.id.tile.rows }
+    }
+
+    /// Tiles of one step of a kernel that expands.
+    pub fn step_tiles(&self) -> usize {
+        self.id.tile.rows / self.layout.tile_rows()
+    }
+
+    /// Whether it multiplies from the expanded form of a matrix: [`Kernel::expand`] makes it, and
+    /// [`Kernel::run_expanded`] reads it. Else [`Kernel::run`] reads the packing.
+    pub fn expands(&self) -> bool {
+        self.entry.expansion.is_some()
+    }
+
+    /// The kernel for a few activation rows that reads the packing as it is.
+    pub fn direct(layout: Layout, ceiling: Isa) -> Option<Self> {
+        let fits = |kernel: &&Self| {
+            kernel.layout == layout && kernel.id.isa <= ceiling && !kernel.expands()
+        };
+        let order = |kernel: &&Self| {
+            let tile = kernel.id.tile;
+            (kernel.id.isa, tile.tokens, std::cmp::Reverse(tile.prefetch))
+        };
+        builtin().iter().filter(fits).max_by_key(order).copied()
     }
 
     /// Activation rows of a group.
@@ -132,7 +160,7 @@ impl Kernel {
         out_stride: usize,
     ) {
         let shape = matrix.shape();
-        assert_eq!(matrix.layout(), self.layout, "{}", self.id);
+        assert!(!self.expands() && matrix.layout() == self.layout, "{}", self.id);
         assert!(self.id.shape.is_none_or(|own| own.cols == shape.cols), "{}: {shape}", self.id);
         assert!(steps.start <= steps.end && steps.end <= self.steps(shape.rows));
         assert_eq!(group.len(), self.group_bytes(shape.cols));
@@ -149,12 +177,146 @@ impl Kernel {
             cols: shape.cols,
             steps: steps.len(),
             out_stride,
+            block_stride: 0,
         };
         // SAFETY: `new` checked the CPU; the slice above holds the steps in this kernel's layout
         // (`PackedMatrix` carries its layout); `group` has the size of a prepared group, and its
         // content decides numbers only, never addresses; `out` reaches as far as the steps and
         // the group do.
         unsafe { (self.entry.run)(&call) }
+    }
+
+    /// Bytes of the expanded form of so many tiles: a kernel may read one beyond the last.
+    ///
+    /// # Panics
+    /// When the kernel does not expand.
+    pub fn expanded_bytes(&self, tiles: usize, cols: usize) -> usize {
+        let expansion = self.entry.expansion.expect("asked of kernels that expand");
+        tiles * (expansion.tile_bytes)(cols) + 1
+    }
+
+    /// Expands tiles `tiles` of `matrix` to the places from `first` on in the expanded form of `all`
+    /// tiles, [`Kernel::expanded_bytes`] long.
+    ///
+    /// # Safety
+    /// Nobody else accesses `expanded` meanwhile, but for workers that expand to other places.
+    ///
+    /// # Panics
+    /// When the kernel does not expand, the matrix is packed for another one, or a size does not fit.
+    pub unsafe fn expand(
+        &self,
+        matrix: &PackedMatrix,
+        tiles: Range<usize>,
+        (first, all): (usize, usize),
+        expanded: &SharedSlice<'_, u8>,
+    ) {
+        let shape = matrix.shape();
+        let expansion = self.entry.expansion.expect("asked of kernels that expand");
+        assert_eq!(matrix.layout(), self.layout, "{}", self.id);
+        assert!(self.id.shape.is_none_or(|own| own.cols == shape.cols), "{}: {shape}", self.id);
+        assert!(tiles.start <= tiles.end && first + tiles.len() <= all);
+        assert_eq!(expanded.len(), self.expanded_bytes(all, shape.cols));
+        let tile_bytes = self.layout.tile_bytes(shape.cols);
+        let expand = abi::Expand {
+            weights: matrix.data()[tiles.start * tile_bytes..tiles.end * tile_bytes].as_ptr(),
+            tiles: tiles.len(),
+            cols: shape.cols,
+            first,
+            all,
+            out: expanded.as_mut_ptr(),
+        };
+        // SAFETY: `new` checked the CPU, the lines above the sizes; the caller keeps others away.
+        unsafe { (expansion.run)(&expand) }
+    }
+
+    /// As [`Kernel::run`], with tiles `tiles` of the expanded form of `all` tiles of `cols` columns:
+    /// whole steps of [`Kernel::step_tiles`], but for the form's last one.
+    /// What is in `out` before does not matter.
+    ///
+    /// # Panics
+    /// When the kernel does not expand or a size does not fit.
+    pub fn run_expanded(
+        &self,
+        (expanded, all, cols): (&[u8], usize, usize),
+        tiles: Range<usize>,
+        group: &[u8],
+        out: &mut [i32],
+        out_stride: usize,
+    ) {
+        assert!(self.id.shape.is_none_or(|own| own.cols == cols), "{}: {cols}", self.id);
+        assert!((1..=Shape::MAX_COLS).contains(&cols), "{}: {cols} columns", self.id);
+        assert!(tiles.start <= tiles.end && tiles.end <= all);
+        let whole = |tile: usize| tile == all || tile.is_multiple_of(self.step_tiles());
+        assert!(whole(tiles.start) && whole(tiles.end), "{}: {tiles:?} of {all}", self.id);
+        assert_eq!(expanded.len(), self.expanded_bytes(all, cols));
+        assert_eq!(group.len(), self.group_bytes(cols));
+        assert_eq!(group.as_ptr() as usize % ALIGN, 0);
+        let rows = tiles.len() * self.step_rows();
+        assert!(rows <= out_stride && out.len() >= (self.tokens() - 1) * out_stride + rows);
+        let blocks = cols.div_ceil(self.id.tile.cols);
+        let block_bytes = (self.expanded_bytes(1, cols) - 1) / blocks;
+        let call = abi::Call {
+            weights: expanded[tiles.start * block_bytes..].as_ptr(),
+            activations: group.as_ptr(),
+            out: out.as_mut_ptr(),
+            cols,
+            steps: tiles.len(),
+            out_stride,
+            block_stride: all * block_bytes,
+        };
+        // SAFETY: `new` checked the CPU; every block of the expanded form holds `all` tiles, of which
+        // `tiles` are some, and a byte follows the last; `group` and `out` as in `run`.
+        unsafe { (self.entry.run)(&call) }
+    }
+}
+
+/// A matrix as a kernel reads it, for whoever multiplies with one thread: packed, or expanded too.
+#[derive(Debug)]
+pub struct Operand<'m> {
+    matrix: &'m PackedMatrix,
+    /// The expanded form, and its tiles.
+    expanded: Option<(Buffer, usize)>,
+}
+
+impl<'m> Operand<'m> {
+    /// Expands the matrix if the kernel wants that.
+    ///
+    /// # Errors
+    /// [`crate::Error::Runtime`] when the system refuses the memory.
+    ///
+    /// # Panics
+    /// When the matrix is packed for another kernel.
+    pub fn new(kernel: &Kernel, matrix: &'m PackedMatrix) -> crate::Result<Self> {
+        let expand = || -> crate::Result<_> {
+            let tiles = kernel.steps(matrix.shape().rows);
+            let mut form = Buffer::zeroed(kernel.expanded_bytes(tiles, matrix.shape().cols))?;
+            // SAFETY: nobody else knows of it.
+            unsafe { kernel.expand(matrix, 0..tiles, (0, tiles), &SharedSlice::new(&mut form)) };
+            Ok((form, tiles))
+        };
+        let expanded = if kernel.expands() { Some(expand()?) } else { None };
+        Ok(Self { matrix, expanded })
+    }
+
+    /// [`Kernel::run`] or [`Kernel::run_expanded`], by the kernel that it was made for.
+    ///
+    /// # Panics
+    /// As these, and when it was made for a kernel that wants the other form.
+    pub fn run(
+        &self,
+        kernel: &Kernel,
+        steps: Range<usize>,
+        group: &[u8],
+        out: &mut [i32],
+        out_stride: usize,
+    ) {
+        match &self.expanded {
+            None => kernel.run(self.matrix, steps, group, out, out_stride),
+            Some((form, tiles)) => {
+                let form = (&form[..], *tiles, self.matrix.shape().cols);
+                kernel.run_expanded(form, steps, group, out, out_stride);
+            }
+        }
     }
 }
 

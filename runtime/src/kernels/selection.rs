@@ -13,8 +13,11 @@ use bitnet_profiles::{
     Choice, Format, HeadFormat, Isa, KernelId, Op, Pick, Profile, Role, Shape, registry,
 };
 
-use super::{AttentionKernel, HeadKernel, Kernel, Library, Unusable, VectorOps, builtin, find};
+use super::{
+    AttentionKernel, HeadKernel, Kernel, Library, LinesKernel, Unusable, VectorOps, builtin, find,
+};
 use crate::host::Host;
+use crate::lines::Along;
 use crate::{Error, Result};
 
 /// What decides on kernels, and what it had to say.
@@ -140,8 +143,8 @@ impl Selection {
             self.verify(choice, part.cols);
             let built_in = |id: &KernelId| find(id).copied();
             let kernels = self
-                .present(role, &choice.decode, built_in, Library::find)
-                .zip(self.present(role, prefill, built_in, Library::find))
+                .present(role, ids(&choice.decode), built_in, Library::find)
+                .zip(self.present(role, ids(prefill), built_in, Library::find))
                 .filter(|(decode, prefill)| decode.layout() == prefill.layout());
             if let Some(pair) = kernels {
                 return Ok(pair);
@@ -174,7 +177,8 @@ impl Selection {
     /// does not, the library serves no more.
     fn verify(&self, choice: &Choice, cols: usize) {
         let picks = [Some(&choice.decode), choice.prefill.as_ref()];
-        let ids: Vec<KernelId> = picks.into_iter().flatten().map(|pick| pick.kernel).collect();
+        let ids = picks.into_iter().flatten().map(|pick| pick.kernel);
+        let ids: Vec<KernelId> = ids.chain(choice.sparse.iter().map(|s| s.kernel)).collect();
         let checked = self.library.borrow().as_ref().map_or(Ok(()), |l| l.verify(&ids, cols));
         if let Err(reason) = checked {
             self.library.replace(None);
@@ -182,34 +186,52 @@ impl Selection {
         }
     }
 
-    /// The kernel of a pick, or its fallback.
+    /// The kernel that skips what meets a zero in the last of a role's matrices, and the share of its
+    /// lines above which it takes as long as to read it whole. Only `gate_up` and `down` have one.
+    pub fn lines(&self, role: Role, parts: &[Shape]) -> Option<(LinesKernel, f64)> {
+        let along = match role {
+            Role::GateUp => Along::Rows,
+            Role::Down => Along::Columns,
+            _ => return None,
+        };
+        let choice = self.profile.as_ref().and_then(|profile| profile.choice(role, parts));
+        if let Some(sparse) = choice.and_then(|choice| choice.sparse.as_ref()) {
+            let ids = (&sparse.kernel, &sparse.built_in);
+            let kernel = self.present(role, ids, LinesKernel::find, Library::find_lines);
+            if let Some(kernel) = kernel {
+                return Some((kernel, sparse.below));
+            }
+        }
+        let kernel = LinesKernel::default(along, self.format, self.ceiling)?;
+        Some((kernel, kernel.break_even()))
+    }
+
+    /// The first kernel, or the second, its fallback.
     fn present<K>(
         &self,
         role: Role,
-        pick: &Pick,
+        (kernel, fallback): (&KernelId, &KernelId),
         built_in: impl Fn(&KernelId) -> Option<K>,
         made: impl Fn(&Library, &KernelId) -> Option<K>,
     ) -> Option<K> {
         let own = || {
             let library = self.library.borrow();
-            built_in(&pick.kernel).or_else(|| made(library.as_ref()?, &pick.kernel))
+            built_in(kernel).or_else(|| made(library.as_ref()?, kernel))
         };
         if !self.foreign
             && let Some(kernel) = own()
         {
             return Some(kernel);
         }
-        let fallback = built_in(&pick.built_in);
-        if fallback.is_none() {
-            let Pick { kernel, built_in, .. } = pick;
+        let found = built_in(fallback);
+        if found.is_none() {
             self.note(format!(
-                "{role}: neither {kernel} nor {built_in} is present here, using the default"
+                "{role}: neither {kernel} nor {fallback} is present here, using the default"
             ));
         } else if !self.told.get() {
-            let Pick { kernel, built_in, .. } = pick;
-            self.note(format!("{role}: {kernel} is not present here, using {built_in}"));
+            self.note(format!("{role}: {kernel} is not present here, using {fallback}"));
         }
-        fallback
+        found
     }
 
     /// The kernel for a head of that format.
@@ -225,11 +247,22 @@ impl Selection {
                 return None;
             }
             self.verify(choice, shape.cols);
-            self.present(choice.role, pick, HeadKernel::find, Library::find_head)
+            self.present(choice.role, ids(pick), HeadKernel::find, Library::find_head)
         });
         pick.or_else(|| HeadKernel::find(&shipped().head(format, shape, self.ceiling)?))
             .or_else(|| HeadKernel::default(format, self.ceiling))
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
+    }
+
+    /// The kernels for a head of that format, by the tokens that they take at once: for one token
+    /// that of [`Selection::head`], for more the defaults.
+    ///
+    /// # Errors
+    /// As [`Selection::ternary`].
+    pub fn heads(&self, format: HeadFormat, shape: Shape) -> Result<Vec<HeadKernel>> {
+        let mut kernels = vec![self.head(format, shape)?];
+        kernels.extend(HeadKernel::for_batches(format, self.ceiling));
+        Ok(kernels)
     }
 
     /// The kernel for attention.
@@ -240,7 +273,7 @@ impl Selection {
         let pick = self.choice(Role::Attention, parts).and_then(|choice| {
             self.verify(choice, parts.first()?.cols);
             let (built_in, made) = (AttentionKernel::find, Library::find_attention);
-            self.present(choice.role, &choice.decode, built_in, made)
+            self.present(choice.role, ids(&choice.decode), built_in, made)
         });
         pick.or_else(|| AttentionKernel::find(&shipped().attention(parts, self.ceiling)?))
             .or_else(|| AttentionKernel::default(self.ceiling))
@@ -270,6 +303,11 @@ impl Selection {
             notes.push(note);
         }
     }
+}
+
+/// A pick's kernel and its fallback.
+fn ids(pick: &Pick) -> (&KernelId, &KernelId) {
+    (&pick.kernel, &pick.built_in)
 }
 
 /// The library of that content in the user's cache.

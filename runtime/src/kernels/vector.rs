@@ -84,6 +84,26 @@ impl VectorOps {
         }
     }
 
+    /// [`numerics::list_positive`](crate::model::numerics::list_positive), into a list that is as long
+    /// as `x`, rounded up to a multiple of 16.
+    pub fn list_positive(&self, x: &[f32], list: &mut [u32]) -> usize {
+        assert!(list.len() >= x.len().next_multiple_of(16) && u32::try_from(x.len()).is_ok());
+        // SAFETY: as above; the list holds whole groups of 16.
+        unsafe { (self.entry.list_positive)(x.as_ptr(), list.as_mut_ptr(), x.len()) }
+    }
+
+    /// [`numerics::list_nonzero`](crate::model::numerics::list_nonzero), into lists that are as long
+    /// as `q`, rounded up to a multiple of 16.
+    pub fn list_nonzero(&self, q: &[i8], list: &mut [u32], values: &mut [i8]) -> usize {
+        let room = q.len().next_multiple_of(16);
+        assert!(list.len() >= room && values.len() >= room && u32::try_from(q.len()).is_ok());
+        // SAFETY: as above.
+        unsafe {
+            let (list, values) = (list.as_mut_ptr(), values.as_mut_ptr());
+            (self.entry.list_nonzero)(q.as_ptr(), list, values, q.len())
+        }
+    }
+
     /// [`numerics::relu2_mul`](crate::model::numerics::relu2_mul).
     pub fn relu2_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
         assert!(gate.len() == up.len() && gate.len() == out.len());
@@ -112,6 +132,12 @@ impl VectorOps {
         assert!(cos.len() == sin.len() && 2 * cos.len() <= x.len());
         // SAFETY: as above; `x` holds all pairs.
         unsafe { (self.entry.rope_norm)(x.as_mut_ptr(), cos.as_ptr(), sin.as_ptr(), cos.len()) }
+    }
+
+    /// Asks for bytes that will be read soon.
+    pub fn prefetch(&self, bytes: &[u8]) {
+        // SAFETY: the bytes are readable, the CPU was checked when the ops were chosen.
+        unsafe { (self.entry.prefetch)(bytes.as_ptr(), bytes.len()) }
     }
 
     /// [`numerics::to_kv`](crate::model::numerics::to_kv).

@@ -2,13 +2,14 @@
 //! those made on the host that a model is about to run. A kernel that is wrong is a bug to report,
 //! and never serves.
 
-use bitnet_profiles::{HeadFormat, KernelId, Layout, Shape};
+use bitnet_profiles::{HeadFormat, KernelId, Layout, PlaneFormat, Shape};
 use half::f16;
 
 use super::attention::{
     AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
 };
-use super::{HeadKernel, Kernel};
+use super::{HeadKernel, Kernel, LinesKernel, Operand, PlaneInput, PlaneKernel};
+use crate::lines::{Along, PackedLines};
 use crate::memory::Buffer;
 use crate::model::numerics::{self, CHUNK, KvElement, Softmax};
 use crate::pack::{PackedMatrix, to_file_codes};
@@ -127,11 +128,12 @@ impl Oracle {
         let mut group = Buffer::zeroed(kernel.group_bytes(cols))?;
         let mut out = vec![0; kernel.tokens() * stride];
         let tokens = self.tokens.min(kernel.tokens() + 1);
+        let operand = Operand::new(kernel, matrix)?;
         let groups = case.quantised[..tokens * cols].chunks(kernel.tokens() * cols);
         let expected = case.expected[..tokens * rows].chunks(kernel.tokens() * rows);
         for (index, (quantised, expected)) in groups.zip(expected).enumerate() {
             kernel.prepare(quantised, cols, &mut group);
-            kernel.run(matrix, 0..steps, &group, &mut out, stride);
+            operand.run(kernel, 0..steps, &group, &mut out, stride);
             for (token, expected) in expected.chunks(rows).enumerate() {
                 let got = &out[token * stride..][..rows];
                 if let Some(row) = (0..rows).find(|&row| got[row] != expected[row]) {
@@ -150,6 +152,71 @@ impl Oracle {
     }
 }
 
+/// Where a kernel with a list of lines goes wrong, if it does: on rows of `cols` weights, or on
+/// `cols` columns.
+///
+/// # Errors
+/// [`Error::Runtime`] when the system refuses the memory or a worker panics.
+///
+/// # Panics
+/// When the kernel is made for other columns.
+pub fn lines(kernel: &LinesKernel, cols: usize) -> Result<Option<Wrong>> {
+    let oracle = Oracle::new(cols, 1);
+    let (shape, layout, along) = (oracle.shape, kernel.layout(), kernel.along());
+    let pool = Pool::new(1)?;
+    for case in &oracle.cases {
+        let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape))?;
+        let file = to_file_codes(&case.codes);
+        let matrix = PackedLines::pack(&file, shape, 1.0, (layout, along), buffer, &pool)?
+            .map_err(|_| Error::Runtime(format!("packing {layout} refused its own codes")))?;
+        // All lines, none, and some.
+        for every in [1, usize::MAX, 3, 7] {
+            let mut random = Random::new(every as u64);
+            let mut listed = |line: &u32| match every {
+                1 => true,
+                usize::MAX => *line == u32::MAX,
+                _ => random.below(every as u64) == 0,
+            };
+            let list: Vec<u32> = (0..matrix.lines() as u32).filter(&mut listed).collect();
+            let found = lines_difference(kernel, &matrix, case, &list)?;
+            if let Some(found) = found {
+                let found = format!("{shape}, {}, {} lines, {found}", case.name, list.len());
+                return Ok(Some(Wrong { kernel: *kernel.id(), found }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Where a kernel with a list of lines goes wrong on the first activations of a case.
+fn lines_difference(
+    kernel: &LinesKernel,
+    matrix: &PackedLines,
+    case: &Case,
+    list: &[u32],
+) -> Result<Option<String>> {
+    let Shape { rows, cols } = matrix.shape();
+    let quantised = &case.quantised[..cols];
+    let (activations, expected) = match matrix.along() {
+        Along::Rows => {
+            let dots: Vec<i32> = list.iter().map(|&row| case.expected[row as usize]).collect();
+            (quantised.to_vec(), dots)
+        }
+        Along::Columns => {
+            let mut kept = vec![0; cols];
+            list.iter().for_each(|&col| kept[col as usize] = quantised[col as usize]);
+            let listed = list.iter().map(|&col| quantised[col as usize]).collect();
+            (listed, reference::matmul(&case.codes, &kept, cols))
+        }
+    };
+    let mut group = Buffer::zeroed(kernel.group_bytes(activations.len()))?;
+    kernel.prepare(&activations, &mut group);
+    let mut got = vec![i32::MIN; kernel.outputs(list.len(), matrix.units()).max(rows)];
+    kernel.run(matrix, 0..matrix.units(), list, &group, &mut got);
+    let wrong = (0..expected.len()).find(|&i| got[i] != expected[i]);
+    Ok(wrong.map(|i| format!("output {i}: {} instead of {}", got[i], expected[i])))
+}
+
 /// Rows of a head that is checked: steps of 8 rows, 4 rows and single ones.
 const HEAD_ROWS: usize = 21;
 
@@ -163,22 +230,88 @@ const HEAD_ROWS: usize = 21;
 pub fn head(kernel: &HeadKernel, cols: usize) -> Result<Option<Wrong>> {
     let format = kernel.format();
     let mut prepared = Buffer::zeroed(kernel.prepared_bytes(cols))?;
-    for &kind in KINDS {
+    // All activation rows, and one less.
+    let all = kernel.tokens();
+    for (&kind, tokens) in KINDS.iter().flat_map(|kind| [(kind, all), (kind, (all - 1).max(1))]) {
         let random = &mut Random::new(cols as u64);
-        let x = kind.floats(cols, random);
+        let x = kind.floats(tokens * cols, random);
         let rows: Vec<u8> = (0..HEAD_ROWS).flat_map(|_| head_row(format, cols, random)).collect();
-        kernel.prepare(&x, &mut prepared);
-        let mut got = vec![f32::NAN; HEAD_ROWS];
-        kernel.run(&rows, cols, &prepared, &mut got);
-        for (row, (bytes, got)) in rows.chunks(format.row_bytes(cols)).zip(got).enumerate() {
-            let expected = logit(format, &x, bytes);
-            if bits(got) != bits(expected) {
-                let found = format!("{cols} columns, {kind:?}, row {row}: {got} for {expected}");
-                return Ok(Some(Wrong { kernel: *kernel.id(), found }));
+        kernel.prepare((&x, tokens), &mut prepared);
+        let mut got = vec![f32::NAN; HEAD_ROWS * all];
+        kernel.run(&rows, cols, &prepared, &mut got, HEAD_ROWS);
+        for (token, (x, got)) in x.chunks(cols).zip(got.chunks(HEAD_ROWS)).enumerate() {
+            for (row, (bytes, &got)) in rows.chunks(format.row_bytes(cols)).zip(got).enumerate() {
+                let expected = logit(format, x, bytes);
+                if bits(got) != bits(expected) {
+                    let found = format!(
+                        "{cols} columns, {kind:?}, token {token} of {tokens}, row {row}: {got} for \
+                         {expected}"
+                    );
+                    return Ok(Some(Wrong { kernel: *kernel.id(), found }));
+                }
             }
         }
     }
     Ok(None)
+}
+
+/// Where a kernel that scans planes goes wrong on rows of `cols` weights, if it does: on the largest
+/// sums there are and on noise.
+pub fn plane(kernel: &PlaneKernel, cols: usize) -> Option<Wrong> {
+    const TILES: usize = 3;
+    const ROWS: usize = PlaneFormat::TILE_ROWS;
+    let format = kernel.format();
+    let (blocks, most) = (cols.div_ceil(PlaneFormat::BLOCK_COLS), (1u64 << format.bits()) - 1);
+    let padded = blocks * PlaneFormat::BLOCK_COLS;
+    let mut random = Random::new(cols as u64);
+    let cases: [(&str, [u64; 2]); 3] =
+        [("noise", [0, most]), ("all codes 0", [0, 0]), ("all codes the largest", [most, most])];
+    for (name, [least, most]) in cases {
+        let mut below = |least: u64, most: u64| least + random.below(most - least + 1);
+        let x: Vec<f32> = (0..cols)
+            .map(|_| if name == "noise" { below(0, 2000) as f32 - 1000.0 } else { 1.0 })
+            .collect();
+        let mut q = vec![0; padded];
+        let scale = numerics::quantise_wide(&x, &mut q[..cols]);
+        let mut input = PlaneInput::new(cols);
+        input.set(format, &q, scale);
+        let codes: Vec<u8> = (0..TILES * ROWS * padded).map(|_| below(least, most) as u8).collect();
+        let scales: Vec<u8> = (0..TILES * ROWS * blocks).map(|_| below(0, 255) as u8).collect();
+        let row_scales: Vec<f32> = (0..TILES * ROWS).map(|_| below(1, 999) as f32 * 1e-5).collect();
+        let mut data = Vec::new();
+        for tile in 0..TILES {
+            for block in 0..blocks {
+                let code = |row: usize, col: usize| {
+                    codes[(tile * ROWS + row) * padded + block * PlaneFormat::BLOCK_COLS + col]
+                };
+                // As `PlaneFormat` says: byte 4r + b.
+                for (group, byte) in (0..4).flat_map(|g| (0..4 * ROWS).map(move |byte| (g, byte))) {
+                    let (row, col) = (byte / 4, 8 * group + byte % 4);
+                    data.push(code(row, col) & 15 | code(row, col + 4) << 4);
+                }
+                for byte in (0..4 * ROWS).filter(|_| format.bits() == 5) {
+                    let bit = |s: usize| code(byte / 4, 4 * s + byte % 4) >> 4 << s;
+                    data.push((0..8).map(bit).sum());
+                }
+                data.extend((0..ROWS).map(|row| scales[(tile * ROWS + row) * blocks + block]));
+            }
+        }
+        let mut got = vec![f32::NAN; TILES * ROWS];
+        kernel.run(&data, &row_scales, 0..1, &input, &mut got[..ROWS]);
+        kernel.run(&data, &row_scales, 1..TILES, &input, &mut got[ROWS..]);
+        for (row, got) in got.into_iter().enumerate() {
+            let codes = &codes[row * padded..(row + 1) * padded];
+            let scales = &scales[row * blocks..(row + 1) * blocks];
+            let bits = format.bits();
+            let expected =
+                numerics::dot_plane_row((&q, scale), bits, codes, scales, row_scales[row]);
+            if got.to_bits() != expected.to_bits() {
+                let found = format!("{cols} columns, {name}, row {row}: {got} for {expected}");
+                return Some(Wrong { kernel: *kernel.id(), found });
+            }
+        }
+    }
+    None
 }
 
 /// What floats look like.
@@ -213,7 +346,7 @@ fn bits(x: f32) -> u32 {
 }
 
 /// A row of `cols` random weights in a format's blocks, with finite scales.
-fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> Vec<u8> {
+pub(crate) fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> Vec<u8> {
     let half = |random: &mut Random| {
         f16::from_f32((random.below(2000) as f32 / 1000.0 - 1.0) * 0.01).to_le_bytes()
     };

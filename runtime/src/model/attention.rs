@@ -17,16 +17,35 @@ use crate::threads::{SharedSlice, Worker};
 /// Tokens of a prompt that attend together, at most.
 const TILE_TOKENS: usize = 16;
 
+/// Where a token stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct At {
+    pub sequence: usize,
+    pub position: usize,
+}
+
+impl At {
+    /// Positions that the token sees.
+    fn seen(self) -> usize {
+        self.position + 1
+    }
+
+    /// Whether `next` follows in the same sequence.
+    fn is_before(self, next: Self) -> bool {
+        (self.sequence, self.position + 1) == (next.sequence, next.position)
+    }
+}
+
 /// One layer's attention of the tokens of a pass. Shapes are those of the forward pass's buffers.
 pub(super) struct Attention<'a> {
     pub kernel: &'a AttentionKernel,
     pub ops: &'a VectorOps,
     pub config: &'a Config,
-    /// Tokens of the pass, and the position of the first.
-    pub tokens: usize,
-    pub start: usize,
+    /// Where the tokens of the pass stand.
+    pub at: &'a [At],
     pub queries: &'a Rows<'a, f32>,
-    pub kv: &'a SharedKv<'a>,
+    /// One per sequence.
+    pub kv: &'a [SharedKv<'a>],
     /// Output of [`Attention::attend_many`], `[kv_heads][tokens][group * head_dim]`.
     pub out: &'a Rows<'a, f32>,
     /// Output of [`Attention::attend_one`], `[chunks][heads][head_dim]` and `[chunks][heads]`.
@@ -50,7 +69,8 @@ impl Scratch {
 }
 
 impl Attention<'_> {
-    /// What attention of query heads of some tokens, heads that share `kv_head`, over one chunk takes.
+    /// What attention of query heads of some tokens of a sequence, heads that share `kv_head`, over
+    /// one chunk takes.
     fn attention_input<'b>(
         &'b self,
         (layer, kv_head): (usize, usize),
@@ -63,9 +83,10 @@ impl Attention<'_> {
         let first = tokens.start * stride + heads.start * head_dim;
         let end = (tokens.end - 1) * stride + heads.end * head_dim;
         let seen = counts.iter().copied().max().unwrap_or(0);
+        let kv = &self.kv[self.at[tokens.start].sequence];
         // SAFETY: the queries and the cache are read-only in this phase.
         let (queries, chunk) = unsafe {
-            (self.queries.data.read(first..end), self.kv.chunk((layer, kv_head), chunk, seen))
+            (self.queries.data.read(first..end), kv.chunk((layer, kv_head), chunk, seen))
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
         AttentionInput { queries, stride, heads: heads.len(), head_dim, counts, chunk, scale }
@@ -76,26 +97,20 @@ impl Attention<'_> {
     pub(super) fn attend_one(&self, worker: &Worker<'_>, scratch: &mut Scratch, layer: usize) {
         let config = self.config;
         let (threads, group) = (worker.threads, config.group());
-        let seen = self.start + 1;
+        let seen = self.at[0].seen();
         let chunks = seen.div_ceil(CHUNK);
         // Each unit reads its keys and values. So all heads that share them are one unit, unless
         // there were too few to share out evenly.
         let units = config.kv_heads * chunks;
         let parts = if threads == 1 { 1 } else { (8 * threads).div_ceil(units).clamp(1, group) };
-        // A worker takes the units whose middle lies in its share of the work.
-        let middles = 2 * config.heads * seen;
-        let share = middles * worker.index..middles * (worker.index + 1);
-        let mut before = 0;
+        let mut share = Share::new(worker, config.heads * seen);
         for kv_head in 0..config.kv_heads {
             for chunk in 0..chunks {
                 let counts = &[(seen - chunk * CHUNK).min(CHUNK)];
                 for part in 0..parts {
                     let first = kv_head * group;
                     let heads = first + group * part / parts..first + group * (part + 1) / parts;
-                    let work = counts[0] * heads.len();
-                    let mine = share.contains(&((2 * before + work) * threads));
-                    before += work;
-                    if !mine {
+                    if !share.takes(counts[0] * heads.len()) {
                         continue;
                     }
                     let row = chunk * config.heads;
@@ -116,7 +131,7 @@ impl Attention<'_> {
     /// Merges the chunks of [`Attention::attend_one`] into `out`, `[q_dim]`.
     pub(super) fn merge_chunks(&self, out: &mut [f32]) {
         let config = self.config;
-        let chunks = (self.start + 1).div_ceil(CHUNK);
+        let chunks = self.at[0].seen().div_ceil(CHUNK);
         for (head, out) in out.chunks_exact_mut(config.head_dim).enumerate() {
             // SAFETY: written before the barrier, read-only in this phase.
             let part = |chunk: usize| unsafe {
@@ -135,36 +150,73 @@ impl Attention<'_> {
     /// Attention of many tokens: units of key-value head and tile of tokens, each over all chunks.
     pub(super) fn attend_many(&self, worker: &Worker<'_>, scratch: &mut Scratch, layer: usize) {
         let config = self.config;
-        let (threads, group) = (worker.threads, config.group());
+        let (n, group) = (self.at.len(), config.group());
         // Tokens of a tile share the keys and values that they bring near; but there must be tiles
         // for everybody.
-        let tile = (self.tokens * config.kv_heads / (8 * threads)).clamp(1, TILE_TOKENS);
-        let tiles = self.tokens.div_ceil(tile);
-        for unit in (worker.index..config.kv_heads * tiles).step_by(threads) {
-            let (kv_head, turn) = (unit / tiles, unit % tiles);
-            // Later tiles see more: in every other head they come first.
-            let index = if kv_head % 2 == 0 { turn } else { tiles - 1 - turn };
-            let tokens = index * tile..self.tokens.min((index + 1) * tile);
-            let rows = kv_head * self.tokens + tokens.start..kv_head * self.tokens + tokens.end;
-            // SAFETY: each unit belongs to one worker.
-            let out = unsafe { self.out.rows_mut(rows) };
-            let states = &mut scratch.states[..tokens.len() * group];
-            let heads = kv_head * group..(kv_head + 1) * group;
-            for chunk in 0..(self.start + tokens.end).div_ceil(CHUNK) {
-                let seen = |token: usize| (self.start + token + 1).saturating_sub(chunk * CHUNK);
-                let mut counts = [0; TILE_TOKENS];
-                for (count, token) in counts.iter_mut().zip(tokens.clone()) {
-                    *count = seen(token).min(CHUNK);
+        let most = (n * config.kv_heads / (4 * worker.threads)).clamp(1, TILE_TOKENS);
+        let work = |tokens: &Range<usize>| -> usize {
+            self.at[tokens.clone()].iter().map(|at| at.seen()).sum()
+        };
+        let mut share = Share::new(worker, config.kv_heads * work(&(0..n)));
+        for kv_head in 0..config.kv_heads {
+            let mut first = 0;
+            while first < n {
+                let tokens = self.tile(first, most);
+                first = tokens.end;
+                if !share.takes(work(&tokens)) {
+                    continue;
                 }
-                let counts = &counts[..tokens.len()];
-                let queries = (tokens.clone(), heads.clone());
-                let input = self.attention_input((layer, kv_head), queries, chunk, counts);
-                self.kernel.run(&input, chunk > 0, states, out, &mut scratch.kernel);
-            }
-            for (state, out) in states.iter().zip(out.chunks_exact_mut(config.head_dim)) {
-                self.ops.attention_finish(*state, out);
+                let rows = kv_head * n + tokens.start..kv_head * n + tokens.end;
+                // SAFETY: each unit belongs to one worker.
+                let out = unsafe { self.out.rows_mut(rows) };
+                let states = &mut scratch.states[..tokens.len() * group];
+                let heads = kv_head * group..(kv_head + 1) * group;
+                // The last token of a tile sees most.
+                for chunk in 0..self.at[tokens.end - 1].seen().div_ceil(CHUNK) {
+                    let mut counts = [0; TILE_TOKENS];
+                    for (count, at) in counts.iter_mut().zip(&self.at[tokens.clone()]) {
+                        *count = at.seen().saturating_sub(chunk * CHUNK).min(CHUNK);
+                    }
+                    let counts = &counts[..tokens.len()];
+                    let queries = (tokens.clone(), heads.clone());
+                    let input = self.attention_input((layer, kv_head), queries, chunk, counts);
+                    self.kernel.run(&input, chunk > 0, states, out, &mut scratch.kernel);
+                }
+                for (state, out) in states.iter().zip(out.chunks_exact_mut(config.head_dim)) {
+                    self.ops.attention_finish(*state, out);
+                }
             }
         }
+    }
+
+    /// The tokens from `first` on, at most `most`, that follow each other in one sequence.
+    fn tile(&self, first: usize, most: usize) -> Range<usize> {
+        let at = &self.at[first..self.at.len().min(first + most)];
+        let breaks = at.windows(2).position(|two| !two[0].is_before(two[1]));
+        first..first + breaks.map_or(at.len(), |last| last + 1)
+    }
+}
+
+/// A worker's share of units of different size: those whose middle lies in its part of the work. All
+/// workers ask about all units in the same order.
+struct Share {
+    threads: usize,
+    part: Range<usize>,
+    /// Work of the units before.
+    before: usize,
+}
+
+impl Share {
+    fn new(worker: &Worker<'_>, work: usize) -> Self {
+        let part = 2 * work * worker.index..2 * work * (worker.index + 1);
+        Self { threads: worker.threads, part, before: 0 }
+    }
+
+    /// Whether the next unit, of so much work, is the worker's.
+    fn takes(&mut self, work: usize) -> bool {
+        let middle = (2 * self.before + work) * self.threads;
+        self.before += work;
+        self.part.contains(&middle)
     }
 }
 
@@ -254,17 +306,18 @@ impl Rehearsal {
             .map(|_| Ok(Mutex::new(Scratch::new(kernel, &self.config)?)))
             .collect::<Result<Vec<Mutex<Scratch>>>>()?;
         let config = &self.config;
-        let kv = self.kv.share();
+        let kv = [self.kv.share()];
         let queries = Rows::new(&mut self.qkv, config.q_dim() + 2 * config.kv_dim());
         let out = Rows::new(&mut self.out, config.group() * config.head_dim);
         let partial = Rows::new(&mut self.partial, config.head_dim);
         let partial_state = SharedSlice::new(&mut self.partial_state);
+        let positions = self.depth..self.depth + tokens.clamp(1, self.tokens);
+        let at: Vec<At> = positions.map(|position| At { sequence: 0, position }).collect();
         let attention = Attention {
             kernel,
             ops: &self.ops,
             config,
-            tokens: tokens.clamp(1, self.tokens),
-            start: self.depth,
+            at: &at,
             queries: &queries,
             kv: &kv,
             out: &out,
@@ -273,7 +326,7 @@ impl Rehearsal {
         };
         Ok(run(&|worker: &Worker<'_>, layer: usize| {
             let mut scratch = scratch[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
-            if attention.tokens == 1 {
+            if attention.at.len() == 1 {
                 attention.attend_one(worker, &mut scratch, layer % config.layers);
             } else {
                 attention.attend_many(worker, &mut scratch, layer % config.layers);

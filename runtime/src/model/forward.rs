@@ -1,7 +1,7 @@
 //! The forward pass, run by all workers of the pool together.
 //!
-//! One call of [`Pool::run`] takes n tokens through the model. Its *phases* are separated by
-//! barriers; inside a phase a worker writes only what is its own:
+//! One call of [`Pool::run`] takes n tokens through the model, of one sequence or of several. Its
+//! *phases* are separated by barriers; inside a phase a worker writes only what is its own:
 //!
 //! - **slots** (residual stream, quantised activations, rope tables). With n > 1, slot t is token
 //!   t, and the tokens are shared out: a worker computes the slots of its share. With n = 1, slot w
@@ -16,17 +16,21 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Model;
-use super::attention::{self, Attention};
+use super::attention::{self, At, Attention};
 use super::config::{Activation, RopePairs};
+use super::exact_head::{ExactHead, HeadStats, Needs, Scan};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::numerics::{CHUNK, Softmax};
+use super::observe::Observer;
 use super::rows::Rows;
 use super::stages::{Stage, StageClock, StageTimes};
 use super::weights::Layer;
 use crate::error::{Error, Result};
 use crate::kernels::VectorOps;
+use crate::lines::Along;
 use crate::matmul::{self, Job};
 use crate::memory::Buffer;
+use crate::sparse::Tally;
 use crate::threads::{Pool, SharedSlice, Worker};
 
 /// How a [`Session`] is set up.
@@ -38,29 +42,55 @@ pub struct SessionOptions {
     pub batch: usize,
     /// Elements of the KV cache; `None`: [`KvType::default_for`] the model.
     pub kv_type: Option<KvType>,
+    /// Sequences, at least 1. Each has a KV cache of `context` positions.
+    pub sequences: usize,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: None, batch: 512, kv_type: None }
+        Self { context: None, batch: 512, kv_type: None, sequences: 1 }
     }
 }
 
 /// The context of a session that asks for none, unless the model's is smaller.
 const DEFAULT_CONTEXT: usize = 4096;
 
-/// One sequence of tokens on its way through a model: its KV cache and all buffers, which are
-/// allocated once.
+/// The most sequences of a session.
+pub const MAX_SEQUENCES: usize = 256;
+
+/// A token on its way through a model, behind those that its sequence holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchToken {
+    /// The number of its sequence, from 0.
+    pub sequence: usize,
+    /// The token.
+    pub id: u32,
+    /// Whether the logits after it are wanted.
+    pub logits: bool,
+}
+
+/// Sequences of tokens on their way through a model, in most sessions one: their KV caches and all
+/// buffers, which are allocated once.
 #[derive(Debug)]
 pub struct Session {
     model: Arc<Model>,
     pool: Arc<Pool>,
-    kv: KvCache,
-    position: usize,
+    /// One per sequence.
+    kv: Vec<KvCache>,
+    /// Tokens that each sequence holds.
+    positions: Vec<usize>,
     batch: usize,
     buffers: Buffers,
+    /// What goes through the model, and where it stands.
+    tokens: Vec<BatchToken>,
+    at: Vec<At>,
+    /// Tokens that asked for logits in the last call.
+    wanted: usize,
+    exact_head: Option<ExactHead>,
+    head_stats: HeadStats,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 /// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
@@ -70,8 +100,8 @@ struct Buffers {
     x: Vec<f32>,
     /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
     input: Vec<i8>,
-    /// The same as the prefill kernels read it.
-    groups: Buffer,
+    /// What the products of many tokens need: see [`Job::prepare`].
+    workspace: Buffer,
     /// Its scales `[S]`.
     input_scale: Vec<f32>,
     /// Rope tables `[S][rope_dim / 2]`.
@@ -88,7 +118,7 @@ struct Buffers {
     y: Vec<f32>,
     /// Gates and what they let through, `[B][2 ffn]`.
     gate_up: Vec<f32>,
-    /// `[vocab]`
+    /// `[vocab]` for as many tokens as have asked for logits at once.
     logits: Vec<f32>,
     /// One per worker.
     scratch: Vec<Scratch>,
@@ -108,11 +138,12 @@ struct Scratch {
 }
 
 impl Session {
-    /// Starts an empty sequence.
+    /// Starts with empty sequences.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a context or batch of 0 or a context beyond the model's,
-    /// [`Error::Runtime`] when the KV cache does not fit into memory.
+    /// [`Error::Usage`] for a context or batch of 0, a context beyond the model's or a number of
+    /// sequences that is not 1 to [`MAX_SEQUENCES`], [`Error::Runtime`] when the KV caches do not
+    /// fit into memory.
     pub fn new(model: Arc<Model>, pool: Arc<Pool>, options: SessionOptions) -> Result<Self> {
         let config = model.config();
         let context = options.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
@@ -123,9 +154,15 @@ impl Session {
         if options.batch == 0 {
             return Err(Error::usage("batch (-b)", 0, "at least 1"));
         }
-        let batch = options.batch.min(context);
+        let sequences = options.sequences;
+        if !(1..=MAX_SEQUENCES).contains(&sequences) {
+            let expected = format!("1 to {MAX_SEQUENCES}");
+            return Err(Error::usage("sequences", sequences, expected));
+        }
+        let batch = options.batch.min(context * sequences);
         let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
-        let kv = KvCache::new(config, context, kv_type)?;
+        let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
+        let kv = kv.collect::<Result<Vec<KvCache>>>()?;
         let slots = batch.max(pool.threads());
         let widest = config.hidden.max(config.ffn).max(config.q_dim());
         let chunks = config.heads * context.div_ceil(CHUNK);
@@ -136,17 +173,18 @@ impl Session {
         let scratch = |_| -> Result<Scratch> {
             Ok(Scratch {
                 raw: vec![0.0; widest],
-                normed: vec![0.0; widest],
+                normed: vec![0.0; widest.max(model.head_tokens() * config.hidden)],
                 attention: attention::Scratch::new(model.attention(), config)?,
                 matmul: matmul::Scratch::new(jobs())?,
-                head_input: Buffer::zeroed(model.head().prepared_bytes(config.hidden))?,
+                head_input: Buffer::zeroed(model.head_input_bytes())?,
             })
         };
-        let groups = jobs().map(|job| job.groups_bytes(batch)).max().unwrap_or(0);
+        let workspace =
+            jobs().map(|job| job.workspace_bytes(batch, pool.threads())).max().unwrap_or(0);
         let buffers = Buffers {
             x: vec![0.0; slots * config.hidden],
             input: vec![0; slots * widest],
-            groups: Buffer::zeroed(groups)?,
+            workspace: Buffer::zeroed(workspace)?,
             input_scale: vec![0.0; slots],
             cos: vec![0.0; slots * config.rope_dim / 2],
             sin: vec![0.0; slots * config.rope_dim / 2],
@@ -159,7 +197,22 @@ impl Session {
             logits: vec![0.0; config.vocab],
             scratch: (0..pool.threads()).map(scratch).collect::<Result<_>>()?,
         };
-        Ok(Self { model, pool, kv, position: 0, batch, buffers, stages: None })
+        let exact_head = model.planes().map(|planes| ExactHead::new(planes, pool.threads()));
+        Ok(Self {
+            exact_head: exact_head.transpose()?,
+            model,
+            pool,
+            kv,
+            positions: vec![0; sequences],
+            batch,
+            buffers,
+            tokens: Vec::with_capacity(batch),
+            at: Vec::with_capacity(batch),
+            wanted: 0,
+            head_stats: HeadStats::default(),
+            stages: None,
+            observer: None,
+        })
     }
 
     /// The model.
@@ -168,39 +221,62 @@ impl Session {
         &self.model
     }
 
-    /// Tokens seen so far.
+    /// Sequences.
+    #[must_use]
+    pub fn sequences(&self) -> usize {
+        self.kv.len()
+    }
+
+    /// Tokens that the first sequence holds, which is the only one of most sessions.
     #[must_use]
     pub fn position(&self) -> usize {
-        self.position
+        self.positions[0]
     }
 
-    /// Tokens the KV cache can hold.
+    /// Tokens that a sequence holds; 0 where there is none of that number.
+    #[must_use]
+    pub fn position_of(&self, sequence: usize) -> usize {
+        self.positions.get(sequence).copied().unwrap_or(0)
+    }
+
+    /// Tokens that the KV cache of a sequence can hold.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.kv.context()
+        self.kv[0].context()
     }
 
-    /// What the elements of the KV cache are.
+    /// What the elements of the KV caches are.
     #[must_use]
     pub fn kv_type(&self) -> KvType {
-        self.kv.ty()
+        self.kv[0].ty()
     }
 
     /// Bytes of KV cache in use.
     #[must_use]
     pub fn kv_bytes(&self) -> usize {
-        self.kv.bytes(self.position)
+        self.kv.iter().zip(&self.positions).map(|(kv, &position)| kv.bytes(position)).sum()
     }
 
-    /// Bytes of KV cache that a full context takes.
+    /// Bytes of KV cache that full contexts take.
     #[must_use]
     pub fn kv_reserved_bytes(&self) -> usize {
-        self.kv.bytes(self.kv.context())
+        self.kv.iter().map(|kv| kv.bytes(kv.context())).sum()
     }
 
-    /// Measures from now on how long each stage takes, which costs some 50 ns a phase.
+    /// Measures from now on how long each stage takes, which costs some 50 ns a phase, and counts from
+    /// 0 what single tokens skip.
     pub fn time_stages(&mut self) {
         self.stages = Some(StageTimes::default());
+        self.buffers.scratch.iter_mut().for_each(|scratch| scratch.matmul.reset_tally());
+    }
+
+    /// What single tokens needed of up, by rows, or of down, by columns, since
+    /// [`Session::time_stages`] was called last.
+    #[must_use]
+    pub fn tally(&self, along: Along) -> Tally {
+        let mut sum = Tally::default();
+        self.buffers.scratch.iter().for_each(|scratch| sum.add(scratch.matmul.tally(along)));
+        sum
     }
 
     /// Time per stage since [`Session::time_stages`] was called last, if it was.
@@ -209,38 +285,60 @@ impl Session {
         self.stages
     }
 
-    /// Forgets all tokens from `position` on.
-    pub fn truncate(&mut self, position: usize) {
-        self.position = self.position.min(position);
+    /// The input of the head for the last token, `[hidden]`.
+    pub(super) fn head_input(&self) -> &[f32] {
+        let first = self.buffers.scratch.first();
+        first.map_or(&[], |scratch| &scratch.normed[..self.model.config().hidden])
     }
 
-    /// Appends the tokens of a prompt, `batch` at a time, and returns the logits after the last
-    /// one, `[vocab]`.
+    /// Shows what is computed from now on to `observer`, or to nobody.
+    pub fn observe(&mut self, observer: Option<Arc<dyn Observer>>) {
+        self.observer = observer;
+    }
+
+    /// What the head has read since the session began.
+    #[must_use]
+    pub fn head_stats(&self) -> HeadStats {
+        self.head_stats
+    }
+
+    /// Forgets all tokens of the first sequence from `position` on.
+    pub fn truncate(&mut self, position: usize) {
+        self.truncate_of(0, position);
+    }
+
+    /// Forgets all tokens of a sequence from `position` on.
+    pub fn truncate_of(&mut self, sequence: usize, position: usize) {
+        if let Some(own) = self.positions.get_mut(sequence) {
+            *own = position.min(*own);
+        }
+    }
+
+    /// Appends the tokens of a prompt to the first sequence, `batch` at a time, and returns the
+    /// logits after the last one, `[vocab]`.
     ///
     /// # Errors
     /// [`Error::Usage`] when there are no tokens, one is not in the vocabulary, or they do not fit
     /// into the context; nothing is appended then. [`Error::Runtime`] when a worker panicked.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
-        let vocab = self.model.config().vocab;
-        if ids.is_empty() {
-            return Err(Error::usage("prompt", "no tokens", "at least one"));
-        }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::usage("token id", id, format!("0 to {}", vocab - 1)));
-        }
-        if ids.len() > self.context() - self.position {
-            let found = format!("{} tokens after {}", ids.len(), self.position);
-            let expected = format!("at most {} in all; a larger context (-c)", self.context());
-            return Err(Error::usage("prompt", found, expected));
-        }
-        let batches = ids.len().div_ceil(self.batch);
-        for (i, ids) in ids.chunks(self.batch).enumerate() {
-            self.step(ids, i + 1 == batches)?;
-        }
-        Ok(&self.buffers.logits)
+        self.prefill_for(ids, &Needs::All)
     }
 
-    /// Appends one token and returns the logits after it, `[vocab]`.
+    /// As [`Session::prefill`], where only some of the logits are needed: what is exact is the same,
+    /// to the bit, as there.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_for(&mut self, ids: &[u32], needs: &Needs) -> Result<&[f32]> {
+        self.tokens.clear();
+        self.tokens.extend(ids.iter().map(|&id| BatchToken { sequence: 0, id, logits: false }));
+        if let Some(last) = self.tokens.last_mut() {
+            last.logits = true;
+        }
+        self.run(needs)
+    }
+
+    /// Appends one token to the first sequence and returns the logits after it, `[vocab]`.
     ///
     /// # Errors
     /// As [`Session::prefill`].
@@ -248,37 +346,138 @@ impl Session {
         self.prefill(&[id])
     }
 
-    /// Takes at most a batch of tokens through the model.
-    fn step(&mut self, tokens: &[u32], logits: bool) -> Result<()> {
+    /// As [`Session::decode`], where only some of the logits are needed; see
+    /// [`Session::prefill_for`].
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode_for(&mut self, id: u32, needs: &Needs) -> Result<&[f32]> {
+        self.prefill_for(&[id], needs)
+    }
+
+    /// Appends tokens, each to its sequence, in this order, and returns the logits after those that
+    /// ask for them, `[vocab]` each, in the same order: of each at least those that are needed. Logits are those of the sequence alone,
+    /// whatever goes through the model beside it.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; [`Error::Usage`] for a sequence that is not there, too.
+    pub fn forward(&mut self, tokens: &[BatchToken], needs: &Needs) -> Result<&[f32]> {
+        self.tokens.clear();
+        self.tokens.extend_from_slice(tokens);
+        self.run(needs)
+    }
+
+    /// Checks `tokens` and takes them through the model, a batch at a time.
+    fn run(&mut self, needs: &Needs) -> Result<&[f32]> {
+        let vocab = self.model.config().vocab;
+        if self.tokens.is_empty() {
+            return Err(Error::usage("prompt", "no tokens", "at least one"));
+        }
+        if let Some(token) = self.tokens.iter().find(|token| token.id as usize >= vocab) {
+            return Err(Error::usage("token id", token.id, format!("0 to {}", vocab - 1)));
+        }
+        let sequences = self.sequences();
+        if let Some(token) = self.tokens.iter().find(|token| token.sequence >= sequences) {
+            let expected = format!("0 to {}", sequences - 1);
+            return Err(Error::usage("sequence", token.sequence, expected));
+        }
+        for (sequence, &position) in self.positions.iter().enumerate() {
+            let new = self.tokens.iter().filter(|token| token.sequence == sequence).count();
+            if new > self.context() - position {
+                let found = format!("{new} tokens after {position}");
+                let expected = format!("at most {} in all; a larger context (-c)", self.context());
+                return Err(Error::usage("prompt", found, expected));
+            }
+        }
+        let wanted = self.tokens.iter().filter(|token| token.logits).count();
+        self.wanted = wanted;
+        if self.buffers.logits.len() < wanted * vocab {
+            self.buffers.logits.resize(wanted * vocab, 0.0);
+        }
+        let mut logits = 0;
+        for first in (0..self.tokens.len()).step_by(self.batch) {
+            let batch = first..self.tokens.len().min(first + self.batch);
+            let new = self.tokens[batch.clone()].iter().filter(|token| token.logits).count();
+            self.step(batch, logits..logits + new, needs)?;
+            logits += new;
+        }
+        Ok(&self.buffers.logits[..wanted * vocab])
+    }
+
+    /// The logits after the token that was the `row`-th to ask for them in the last call of
+    /// [`Session::forward`], `[vocab]`; nothing where there was none.
+    #[must_use]
+    pub fn logits(&self, row: usize) -> &[f32] {
+        let vocab = self.model.config().vocab;
+        let rows = &self.buffers.logits[..self.wanted * vocab];
+        rows.chunks_exact(vocab).nth(row).unwrap_or(&[])
+    }
+
+    /// Takes at most a batch of `tokens` through the model; those rows of logits are theirs.
+    fn step(&mut self, tokens: Range<usize>, logits: Range<usize>, needs: &Needs) -> Result<()> {
         let config = self.model.config();
+        let tokens = &self.tokens[tokens];
+        self.at.clear();
+        for &BatchToken { sequence, .. } in tokens {
+            let position = &mut self.positions[sequence];
+            self.at.push(At { sequence, position: *position });
+            *position += 1;
+        }
         let b = &mut self.buffers;
+        // One token at a time: the rows that each has left over are others.
+        let scan = match (&mut self.exact_head, self.model.scanned_head(), logits.len()) {
+            (Some(exact), Some(head), 1) => exact.share(head, needs),
+            _ => None,
+        };
+        let scanned = scan.is_some();
         let pass = Pass {
             model: &self.model,
             tokens,
-            start: self.position,
-            logits_wanted: logits,
+            at: &self.at,
+            scan,
             clock: self.stages.map(|_| StageClock::start()),
-            kv: self.kv.share(),
+            observer: self.observer.as_deref(),
+            kv: &self.kv.iter_mut().map(KvCache::share).collect::<Vec<_>>(),
             x: Rows::new(&mut b.x, config.hidden),
             input: SharedSlice::new(&mut b.input),
             input_scale: SharedSlice::new(&mut b.input_scale),
             cos: Rows::new(&mut b.cos, config.rope_dim / 2),
             sin: Rows::new(&mut b.sin, config.rope_dim / 2),
-            groups: SharedSlice::new(&mut b.groups),
+            workspace: SharedSlice::new(&mut b.workspace),
             qkv: Rows::new(&mut b.qkv, config.q_dim() + 2 * config.kv_dim()),
             attention: Rows::new(&mut b.attention, config.group() * config.head_dim),
             partial: Rows::new(&mut b.partial, config.head_dim),
             partial_state: SharedSlice::new(&mut b.partial_state),
             y: Rows::new(&mut b.y, config.hidden),
             gate_up: Rows::new(&mut b.gate_up, 2 * config.ffn),
-            logits: SharedSlice::new(&mut b.logits),
+            logits: Rows::new(
+                &mut b.logits[logits.start * config.vocab..logits.end * config.vocab],
+                config.vocab,
+            ),
             scratch: SharedSlice::new(&mut b.scratch),
         };
-        self.pool.run(|worker| pass.work(worker))?;
+        let done = self.pool.run(|worker| pass.work(worker));
         if let (Some(stages), Some(clock)) = (&mut self.stages, pass.clock) {
             stages.add(clock.times());
         }
-        self.position += tokens.len();
+        if done.is_err() {
+            // Nothing was appended.
+            for at in self.at.iter().rev() {
+                self.positions[at.sequence] = at.position;
+            }
+            return done;
+        }
+        self.head_stats.tokens += logits.len() as u64;
+        match (&mut self.exact_head, self.model.scanned_head()) {
+            (Some(exact), Some(head)) if scanned => {
+                let row = logits.start * config.vocab..logits.end * config.vocab;
+                exact.finish(head, &mut self.buffers.logits[row], &mut self.head_stats);
+            }
+            _ => {
+                let passes = logits.len().div_ceil(self.model.head_tokens());
+                self.head_stats.bytes += (passes * self.model.head_bytes()) as u64;
+            }
+        }
         Ok(())
     }
 }
@@ -286,25 +485,29 @@ impl Session {
 /// One run of the workers: what they share. Shapes are those of [`Buffers`].
 struct Pass<'a> {
     model: &'a Model,
-    tokens: &'a [u32],
-    /// Position of the first token.
-    start: usize,
-    logits_wanted: bool,
+    tokens: &'a [BatchToken],
+    /// Where each token stands.
+    at: &'a [At],
+    /// Set where not all logits of the only token that asks for them are needed.
+    scan: Option<Scan<'a>>,
     clock: Option<StageClock>,
-    kv: SharedKv<'a>,
+    observer: Option<&'a dyn Observer>,
+    /// One per sequence.
+    kv: &'a [SharedKv<'a>],
     x: Rows<'a, f32>,
     input: SharedSlice<'a, i8>,
     input_scale: SharedSlice<'a, f32>,
     cos: Rows<'a, f32>,
     sin: Rows<'a, f32>,
-    groups: SharedSlice<'a, u8>,
+    workspace: SharedSlice<'a, u8>,
     qkv: Rows<'a, f32>,
     attention: Rows<'a, f32>,
     partial: Rows<'a, f32>,
     partial_state: SharedSlice<'a, Softmax>,
     y: Rows<'a, f32>,
     gate_up: Rows<'a, f32>,
-    logits: SharedSlice<'a, f32>,
+    /// One row for each token that wants logits.
+    logits: Rows<'a, f32>,
     scratch: SharedSlice<'a, Scratch>,
 }
 
@@ -331,6 +534,11 @@ impl Place<'_> {
         if self.n == 1 { self.own_slots() } else { 0..self.n }
     }
 
+    /// Whether this worker's copy of a slot is the one to show: with n = 1 all have one.
+    fn shows(self, slot: usize) -> bool {
+        self.n > 1 || slot == 0
+    }
+
     /// The token in a slot.
     fn token(self, slot: usize) -> usize {
         if self.n == 1 { 0 } else { slot }
@@ -346,9 +554,9 @@ impl Pass<'_> {
         self.embed(place);
         for (index, layer) in self.model.weights().layers.iter().enumerate() {
             self.attention_block(place, scratch, index, layer);
-            self.feed_forward_block(place, scratch, layer);
+            self.feed_forward_block(place, scratch, index, layer);
         }
-        if self.logits_wanted {
+        if self.tokens.iter().any(|token| token.logits) {
             self.head(place, scratch);
             self.lap(place, Stage::Head);
         }
@@ -378,12 +586,12 @@ impl Pass<'_> {
     fn embed(&self, place: Place<'_>) {
         for slot in place.own_slots() {
             let token = place.token(slot);
-            let id = self.tokens[token] as usize;
+            let id = self.tokens[token].id as usize;
             // SAFETY: a worker's own slot.
             let (x, cos, sin) =
                 unsafe { (self.x.row_mut(slot), self.cos.row_mut(slot), self.sin.row_mut(slot)) };
             self.model.weights().embedding.read_row(self.model.gguf(), id, x);
-            self.model.rope().fill(self.start + token, cos, sin);
+            self.model.rope().fill(self.at[token].position, cos, sin);
         }
     }
 
@@ -432,12 +640,18 @@ impl Pass<'_> {
     }
 
     /// x += down(sub_norm(activation(gate(norm(x))) * up(norm(x))))
-    fn feed_forward_block(&self, place: Place<'_>, scratch: &mut Scratch, layer: &Layer) {
+    fn feed_forward_block(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        index: usize,
+        layer: &Layer,
+    ) {
         self.norm_to_input(place, scratch, &layer.ffn_norm);
         self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.gate_up, &self.gate_up);
-        self.end_phase(place, Stage::Ternary);
+        self.end_phase(place, Stage::GateUp);
 
         let config = self.model.config();
         for slot in place.own_slots() {
@@ -450,26 +664,46 @@ impl Pass<'_> {
                 Activation::Silu => self.vector().silu_mul(gate, up, product),
             }
             self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), config.ffn);
+            if let Some(observer) = self.observer.filter(|_| place.shows(slot)) {
+                // SAFETY: the worker's own slot, which it has just written.
+                let input = unsafe { self.input.read(slot * config.ffn..(slot + 1) * config.ffn) };
+                observer.feed_forward(index, self.at[token].position, gate, input);
+            }
         }
         self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.down, &self.y);
-        self.end_phase(place, Stage::Ternary);
+        self.end_phase(place, Stage::Down);
         self.add_residual(place);
     }
 
-    /// logits = head(norm(x)) of the last token.
+    /// logits = head(norm(x)) of the tokens that want them, as many at once as there is a kernel for.
     fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
         self.slots_ready(place);
         let (config, weights) = (self.model.config(), self.model.weights());
-        let last = place.all_slots().end - 1;
-        // SAFETY: nobody writes x after the residual was added.
-        let x = unsafe { self.x.row(last) };
-        let normed = &mut scratch.normed[..config.hidden];
-        self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
         let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
-        let (head, prepared) = (self.model.head(), &mut scratch.head_input);
-        head.run_share(place.worker, rows, normed, prepared, &self.logits);
+        let mut wanted = (0..place.n).filter(|&token| self.tokens[token].logits);
+        let (mut first, all) = (0, self.logits.rows());
+        while first < all {
+            let tokens = (all - first).min(self.model.head_tokens());
+            let normed = &mut scratch.normed[..tokens * config.hidden];
+            for (normed, token) in normed.chunks_exact_mut(config.hidden).zip(wanted.by_ref()) {
+                // SAFETY: nobody writes x after the residual was added.
+                let x = unsafe { self.x.row(place.all_slots().start + token) };
+                self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
+                if let Some(observer) = self.observer.filter(|_| place.worker.index == 0) {
+                    observer.head(self.at[token].position, normed);
+                }
+            }
+            let (head, prepared) = (self.model.head(tokens), &mut scratch.head_input);
+            let prepared = &mut prepared[..head.prepared_bytes(config.hidden)];
+            let out = self.logits.part_of(first..first + tokens);
+            if let Some(scan) = &self.scan {
+                return scan.work(place.worker, normed, prepared, &out);
+            }
+            head.run_share(place.worker, rows, (normed, tokens), prepared, &out);
+            first += tokens;
+        }
     }
 
     /// input = quantise(norm(x)) for the worker's slots.
@@ -537,11 +771,14 @@ impl Pass<'_> {
             job.decode(place.worker, input, scales[0], &mut scratch.matmul, &out.data);
             return;
         }
-        job.prepare(place.worker, input, &self.groups);
-        place.worker.barrier();
-        // SAFETY: written before the barrier, read-only in this phase.
-        let groups = unsafe { self.groups.read(0..job.groups_bytes(place.n)) };
-        job.prefill(place.worker, groups, scales, &mut scratch.matmul, &out.data);
+        let workspace = &self.workspace;
+        job.prepare_and_prefill(
+            place.worker,
+            (input, scales),
+            workspace,
+            &mut scratch.matmul,
+            &out.data,
+        );
     }
 
     fn vector(&self) -> &VectorOps {
@@ -553,10 +790,9 @@ impl Pass<'_> {
             kernel: self.model.attention(),
             ops: self.vector(),
             config: self.model.config(),
-            tokens: self.tokens.len(),
-            start: self.start,
+            at: self.at,
             queries: &self.qkv,
-            kv: &self.kv,
+            kv: self.kv,
             out: &self.attention,
             partial: &self.partial,
             partial_state: &self.partial_state,
@@ -589,7 +825,8 @@ impl Pass<'_> {
             unsafe {
                 let (k, v) = (self.qkv.part_mut(token, k), self.qkv.part(token, v));
                 rotate(token, k);
-                self.kv.store(self.vector(), (layer, head, self.start + token), k, v);
+                let At { sequence, position } = self.at[token];
+                self.kv[sequence].store(self.vector(), (layer, head, position), k, v);
             }
         }
     }

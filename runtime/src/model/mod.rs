@@ -1,10 +1,14 @@
 //! The model: configuration, weights, KV cache and the forward pass.
 
 pub mod attention;
+mod choose_head;
 pub mod config;
+mod exact_head;
 pub mod forward;
 pub mod kv_cache;
 pub mod numerics;
+mod observe;
+pub mod planes;
 pub mod rope;
 mod rows;
 mod stages;
@@ -19,13 +23,19 @@ use crate::gguf::Gguf;
 use crate::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
 use crate::matmul::Job;
 use crate::memory::Pages;
+use crate::sparse;
 use crate::threads::Pool;
 use config::Config;
+use exact_head::ScannedHead;
+use planes::Planes;
 use rope::Rope;
 use weights::Weights;
 
-pub use forward::{Session, SessionOptions};
+pub use choose_head::{HeadMode, HeadOptions};
+pub use exact_head::{HeadStats, Needs};
+pub use forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use kv_cache::KvType;
+pub use observe::Observer;
 pub use stages::{Stage, StageTimes};
 
 /// How a [`Model`] is loaded.
@@ -39,15 +49,28 @@ pub struct LoadOptions<'a> {
     pub pages: Pages,
     /// Whether weights are kept from being swapped out.
     pub lock: bool,
+    /// Whether the head is copied into memory. If not it is read from the file, which
+    /// [`Model::choose_head`] may change.
+    pub copy_head: bool,
+    /// Whether one token skips what meets a zero.
+    pub sparse: sparse::Mode,
     /// Told after every matrix how many bytes of how many are packed.
     pub progress: &'a dyn Fn(usize, usize),
 }
 
 impl<'a> LoadOptions<'a> {
-    /// In huge pages, not locked, without progress.
+    /// In huge pages, not locked, with the head, without progress.
     #[must_use]
     pub fn new(pool: &'a Pool, selection: &'a Selection) -> Self {
-        Self { pool, selection, pages: Pages::Huge, lock: false, progress: &|_, _| () }
+        Self {
+            pool,
+            selection,
+            pages: Pages::Huge,
+            lock: false,
+            copy_head: true,
+            sparse: sparse::Mode::Auto,
+            progress: &|_, _| (),
+        }
     }
 }
 
@@ -57,7 +80,9 @@ pub struct Model {
     gguf: Gguf,
     config: Config,
     weights: Weights,
-    head: HeadKernel,
+    /// By the tokens that they take at once, for one token first.
+    heads: Vec<HeadKernel>,
+    planes: Option<Planes>,
     attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
@@ -75,8 +100,12 @@ pub struct RoleKernels {
     pub decode: KernelId,
     /// For many, where that is another.
     pub prefill: Option<KernelId>,
-    /// Bytes of weights that one token reads, over all layers.
+    /// Bytes of weights that one token reads, over all layers, if it skips nothing.
     pub bytes: usize,
+    /// For one token that skips what meets a zero.
+    pub sparse: Option<KernelId>,
+    /// Bytes of the weights that lie in memory once more for that, over all layers.
+    pub sparse_bytes: usize,
 }
 
 impl Model {
@@ -98,12 +127,13 @@ impl Model {
         let mut warnings: Vec<String> = gguf.warning().map(str::to_owned).into_iter().collect();
         let weights = Weights::load(&gguf, &config, options, &mut warnings)?;
         let shape = Shape::new(config.vocab, config.hidden);
-        let head = options.selection.head(weights.head.format(), shape)?;
+        let heads = options.selection.heads(weights.head.format(), shape)?;
         let attention = options.selection.attention(&config.attention_shapes())?;
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
         let vector = options.selection.vector();
-        Ok(Self { gguf, config, weights, head, attention, vector, rope, warnings })
+        let planes = None;
+        Ok(Self { gguf, config, weights, heads, planes, attention, vector, rope, warnings })
     }
 
     /// The kernels in use, by role.
@@ -116,6 +146,9 @@ impl Model {
             decode: *job.decode_kernel().id(),
             prefill: Some(*job.prefill_kernel().id()),
             bytes: job.packed_bytes() * self.weights.layers.len(),
+            sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
+            sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len())
+                * self.weights.layers.len(),
         };
         vec![
             role(Role::Qkv, &layer.qkv),
@@ -128,13 +161,17 @@ impl Model {
                 decode: *self.attention.id(),
                 prefill: None,
                 bytes: 0,
+                sparse: None,
+                sparse_bytes: 0,
             },
             RoleKernels {
                 role: Role::LmHead,
                 layout: None,
-                decode: *self.head.id(),
+                decode: *self.head(1).id(),
                 prefill: None,
-                bytes: self.gguf.tensor_bytes(self.weights.head.tensor()).len(),
+                bytes: self.head_bytes(),
+                sparse: None,
+                sparse_bytes: 0,
             },
         ]
     }
@@ -163,8 +200,40 @@ impl Model {
         &self.warnings
     }
 
-    fn head(&self) -> &HeadKernel {
-        &self.head
+    /// The kernel for the head of so many tokens at once: at most [`Model::head_tokens`].
+    fn head(&self, tokens: usize) -> &HeadKernel {
+        let fits = self.heads.iter().find(|kernel| kernel.tokens() >= tokens);
+        fits.unwrap_or(&self.heads[0])
+    }
+
+    /// Tokens that the head takes at once.
+    fn head_tokens(&self) -> usize {
+        self.heads.iter().map(HeadKernel::tokens).max().unwrap_or(1)
+    }
+
+    /// Bytes of what any kernel for the head prepares.
+    fn head_input_bytes(&self) -> usize {
+        let bytes = |kernel: &HeadKernel| kernel.prepared_bytes(self.config.hidden);
+        self.heads.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    fn scanned_head(&self) -> Option<ScannedHead<'_>> {
+        let planes = self.planes.as_ref()?;
+        let Self { gguf, weights, vector, .. } = self;
+        let kernel = self.head(1);
+        Some(ScannedHead { gguf, table: &weights.head, kernel, vector, planes })
+    }
+
+    /// The low-bit copies of the head, if there are any.
+    #[must_use]
+    pub fn planes(&self) -> Option<&Planes> {
+        self.planes.as_ref()
+    }
+
+    /// Bytes of the head in the file's blocks.
+    #[must_use]
+    pub fn head_bytes(&self) -> usize {
+        self.gguf.tensor_bytes(self.weights.head.tensor()).len()
     }
 
     fn attention(&self) -> &AttentionKernel {

@@ -16,6 +16,7 @@
 //!
 //! Lengths are checked by assertion: callers derive them from the validated model.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// Virtual lanes of a reduction.
@@ -198,6 +199,20 @@ pub fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
         let g = max(0.0, gate);
         *out = (g * g) * up;
     }
+}
+
+/// Writes the numbers of the elements above 0, in order, and gives how many they are. NaN is none.
+pub fn list_positive(x: &[f32], list: &mut [u32]) -> usize {
+    let positive = x.iter().zip(0..).filter(|(v, _)| **v > 0.0);
+    list.iter_mut().zip(positive).map(|(number, (_, i))| *number = i).count()
+}
+
+/// Writes the numbers of the elements other than 0, in order, the elements beside them, and gives
+/// how many they are.
+pub fn list_nonzero(q: &[i8], list: &mut [u32], values: &mut [i8]) -> usize {
+    let nonzero = q.iter().zip(0..).filter(|(q, _)| **q != 0);
+    let out = list.iter_mut().zip(values);
+    out.zip(nonzero).map(|((number, value), (&q, i))| (*number, *value) = (i, q)).count()
 }
 
 /// The residual addition: `x[i] = x[i] + y[i]`.
@@ -466,6 +481,46 @@ pub fn dot_q6_k_row(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
     })
 }
 
+/// Largest magnitude of [`quantise_wide`]: 127 in the high byte, and room for the low one.
+const WIDE_MAX: f32 = 32512.0;
+
+/// Quantises activations to 16 bits for the scan of a plane and returns their scale:
+/// `m = max(max|x|, 1e-30)`, `q = round-half-even(x * (32512 / m))` clamped to -32512..=32512, and
+/// the scale `m / 32512`. x is finite.
+pub fn quantise_wide(x: &[f32], q: &mut [i32]) -> f32 {
+    assert_eq!(x.len(), q.len());
+    let m = max(max_abs(x), 1e-30);
+    let s = WIDE_MAX / m;
+    for (q, &x) in q.iter_mut().zip(x) {
+        let rounded = min(max(x * s, -WIDE_MAX), WIDE_MAX) + ROUND;
+        *q = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    }
+    m / WIDE_MAX
+}
+
+/// Dot product of 16-bit activations (`q` `[n]` and their scale `d`) with a row of a plane
+/// ([`PlaneFormat`](bitnet_profiles::PlaneFormat)): `codes` `[n]`, `scales` `[n / 32]`, the scale of
+/// the row. Block b adds `fma(int as f32, scale as f32, acc)` to the row's only sum, from +0, where
+/// `int` is the sum of `(2 code - (2^bits - 1)) * q`, exact; the result is `(acc * row_scale) * d`.
+/// The sum is twice what the format says, which `row_scale` undoes.
+#[must_use]
+pub fn dot_plane_row(
+    (q, d): (&[i32], f32),
+    bits: usize,
+    codes: &[u8],
+    scales: &[u8],
+    row_scale: f32,
+) -> f32 {
+    assert!(q.len() == codes.len() && q.len() == scales.len() * BLOCK);
+    let offset = (1 << bits) - 1;
+    let blocks = q.chunks_exact(BLOCK).zip(codes.chunks_exact(BLOCK)).zip(scales);
+    let sum = blocks.fold(0.0, |acc: f32, ((q, codes), &scale)| {
+        let terms = q.iter().zip(codes).map(|(&q, &code)| (2 * i32::from(code) - offset) * q);
+        (terms.sum::<i32>() as f32).mul_add(f32::from(scale), acc)
+    });
+    (sum * row_scale) * d
+}
+
 /// Reads a row of little-endian f32.
 pub fn dequantise_f32_row(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len(), 4 * out.len());
@@ -477,8 +532,16 @@ pub fn dequantise_f32_row(row: &[u8], out: &mut [f32]) {
 /// Reads a row of little-endian f16.
 pub fn dequantise_f16_row(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len(), 2 * out.len());
+    let (blocks, rest) = row.as_chunks::<64>();
+    let (outs, out) = out.as_chunks_mut::<32>();
+    for (block, out) in blocks.iter().zip(outs) {
+        // Of the size that the conversion of slices does at once where the CPU can.
+        let halves: [f16; 32] =
+            std::array::from_fn(|i| f16::from_le_bytes([block[2 * i], block[2 * i + 1]]));
+        halves.convert_to_f32_slice(out);
+    }
     for (i, out) in out.iter_mut().enumerate() {
-        *out = f16_at(row, i);
+        *out = f16_at(rest, i);
     }
 }
 
@@ -517,8 +580,16 @@ pub fn dequantise_q6_k_row(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len() * Q6_K_BLOCK, out.len() * Q6_K_BYTES);
     for (block, out) in row.chunks_exact(Q6_K_BYTES).zip(out.chunks_exact_mut(Q6_K_BLOCK)) {
         let d = f16_at(block, 208 / 2);
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = d * (q6_k_scale(block, i) * q6_k_weight(block, i)) as f32;
+        // 16 weights share a scale, and where their bits lie.
+        for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (half, t, l) = (part / 8, part % 8 / 2, part % 2 * 16);
+            let low = &block[64 * half + 32 * (t % 2) + l..][..16];
+            let high = &block[128 + 32 * half + l..][..16];
+            let scale = q6_k_scale(block, 16 * part);
+            for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+                let code = low >> (4 * (t / 2)) & 15 | (high >> (2 * t) & 3) << 4;
+                *out = d * (scale * (i32::from(code) - 32)) as f32;
+            }
         }
     }
 }

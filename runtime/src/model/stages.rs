@@ -10,8 +10,12 @@ use crate::threads::Worker;
 pub enum Stage {
     /// Embedding, norms, quantisation, activation, rotation, residuals.
     Elementwise,
-    /// Ternary products, the preparation of their inputs included.
+    /// Ternary products of attention, q, k, v and output, the preparation of their inputs included.
     Ternary,
+    /// Those of gate and up.
+    GateUp,
+    /// That of down.
+    Down,
     /// Attention over the KV cache.
     Attention,
     /// Final norm and logits.
@@ -20,7 +24,10 @@ pub enum Stage {
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Elementwise, Self::Ternary, Self::Attention, Self::Head];
+    pub const ALL: [Self; 6] =
+        [Self::Elementwise, Self::Ternary, Self::GateUp, Self::Down, Self::Attention, Self::Head];
+    /// Those of ternary products.
+    pub const PRODUCTS: [Self; 3] = [Self::Ternary, Self::GateUp, Self::Down];
 
     /// The name used in reports.
     #[must_use]
@@ -28,6 +35,8 @@ impl Stage {
         match self {
             Self::Elementwise => "elementwise",
             Self::Ternary => "ternary",
+            Self::GateUp => "gate_up",
+            Self::Down => "down",
             Self::Attention => "attention",
             Self::Head => "head",
         }

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use bitnet_profiles::{HeadFormat, Layout, Role, Shape};
 
 use super::LoadOptions;
-use super::config::{Config, JobShapes};
+use super::config::{Activation, Config, JobShapes};
 use super::numerics;
 use crate::error::{Error, Result, quoted};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, LinesKernel};
+use crate::lines::PackedLines;
 use crate::matmul::Job;
-use crate::memory::{Arena, Buffer};
+use crate::memory::{self, Arena, Buffer, Pages};
 use crate::pack::PackedMatrix;
-use crate::threads::SharedSlice;
+use crate::sparse::{self, Sparse};
+use crate::threads::{Pool, SharedSlice};
 
 /// All weights. The embedding and the head keep the file's own blocks; the embedding is read from
 /// the file, all else is in memory.
@@ -65,10 +67,46 @@ pub struct Table {
 }
 
 impl Table {
+    /// A table that is the only tensor of a file in memory: `bytes` are its rows in the format's
+    /// blocks.
+    #[cfg(test)]
+    pub(super) fn alone(format: HeadFormat, cols: usize, bytes: &[u8]) -> (Gguf, Self) {
+        let ty = match format {
+            HeadFormat::F32 => TensorType::F32,
+            HeadFormat::F16 => TensorType::F16,
+            HeadFormat::Bf16 => TensorType::BF16,
+            HeadFormat::Q8_0 => TensorType::Q8_0,
+            HeadFormat::Q6K => TensorType::Q6_K,
+            HeadFormat::Q4_0 => TensorType::Q4_0,
+        };
+        let rows = bytes.len() / format.row_bytes(cols);
+        let mut writer = crate::gguf::GgufWriter::new();
+        writer.tensor("output.weight", &[cols as u64, rows as u64], ty).unwrap();
+        let mut file = writer.header();
+        file.extend(bytes);
+        file.resize(file.len() + crate::gguf::GgufWriter::padding(bytes.len() as u64), 0);
+        let gguf = Gguf::from_bytes("head", file).unwrap();
+        let tensor = gguf.tensor("output.weight").unwrap().clone();
+        (gguf, Self { tensor, format, rows, memory: None })
+    }
+
     /// How the rows are stored.
     #[must_use]
     pub fn format(&self) -> HeadFormat {
         self.format
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.rows
+    }
+
+    /// Gives back the pages of the file that hold consecutive rows; they are read again when they
+    /// are needed.
+    pub(super) fn drop_rows(&self, gguf: &Gguf, rows: Range<usize>) {
+        let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
+        gguf.drop_part(&self.tensor, rows.start * width..rows.end * width, false);
     }
 
     /// The tensor in the file.
@@ -83,6 +121,34 @@ impl Table {
         let bytes = self.memory.as_deref().map_or(gguf.tensor_bytes(&self.tensor), |b| b);
         let width = bytes.len() / self.rows;
         &bytes[rows.start * width..rows.end * width]
+    }
+
+    /// Copies the table out of the file, each worker the rows it will read, and drops the file's
+    /// pages on the way. Memory comes in huge pages, which the file's do not: one core of Zen 5 takes
+    /// 8.3 ms for the q6_K head of 2B-4T instead of 9.2.
+    pub(super) fn copied(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
+        /// Rows between two drops.
+        const ROWS: usize = 1024;
+        let bytes = gguf.tensor_bytes(&self.tensor);
+        let width = bytes.len() / self.rows;
+        let mut buffer = Buffer::with(bytes.len(), pages)?;
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let share = worker.share(self.rows);
+            for first in share.clone().step_by(ROWS) {
+                let rows = first..(first + ROWS).min(share.end);
+                let part = rows.start * width..rows.end * width;
+                // SAFETY: shares are disjoint.
+                unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part]);
+                self.drop_rows(gguf, rows);
+            }
+        })?;
+        Ok(Self { memory: Some(Arc::new(buffer)), ..self })
+    }
+
+    /// Keeps the copy in memory, if there is one.
+    pub(super) fn lock(&self) -> std::io::Result<()> {
+        self.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock())
     }
 
     /// Reads a row as f32, `[hidden]`.
@@ -114,17 +180,50 @@ impl Weights {
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
         let mut jobs = Vec::new();
-        let (mut packed_bytes, mut matrices) = (0, 0);
+        let (mut packed_bytes, mut lines_bytes, mut matrices) = (0, 0, 0);
         for job in config.jobs() {
             let (decode, prefill) = options.selection.ternary(job.role, &job.parts)?;
             let bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
             packed_bytes += job.count as usize * job.parts.iter().map(bytes).sum::<usize>();
             matrices += job.count as usize * job.parts.len();
-            jobs.push((job, decode, prefill));
+            let sparse = sparse_kernel(config, options, &job);
+            if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
+                let bytes = kernel.along().matrix_bytes(kernel.layout(), part);
+                lines_bytes += job.count as usize * bytes;
+                matrices += job.count as usize;
+            }
+            jobs.push(PlannedJob { shapes: job, decode, prefill, sparse });
         }
+        if options.sparse == sparse::Mode::On && jobs.iter().all(|job| job.sparse.is_none()) {
+            warnings.push(format!(
+                "{}: nothing is skipped: the gate of {} is no squared ReLU, so it has no zeros",
+                gguf.path().display(),
+                config.architecture.name()
+            ));
+        }
+        let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
+        let free = memory::available();
+        let head_bytes = head.map_or(0, |head| head.bytes);
+        let with_lines = (packed_bytes + lines_bytes) as u64 + head_bytes;
+        if options.sparse == sparse::Mode::Auto && free.is_some_and(|free| free < with_lines) {
+            // Nobody asked for what it takes.
+            jobs.iter_mut().for_each(|job| job.sparse = None);
+            lines_bytes = 0;
+        }
+        packed_bytes += lines_bytes;
+        let needed = packed_bytes as u64 + head_bytes;
+        if let Some(free) = free.filter(|&free| free < needed) {
+            let message = too_large(gguf, config, needed, packed_bytes as u64, free);
+            if needed > free + memory::swap_available() {
+                return Err(Error::Runtime(message));
+            }
+            warnings.push(format!("{message}; the rest is swapped out, which is slow"));
+        }
+        let uncache = free.is_some_and(|free| free < needed.saturating_add(gguf.file_bytes()));
         let arena = Arena::with(packed_bytes, matrices, options.pages)?;
         let used = Vec::new();
-        let mut loader = Loader { gguf, options, jobs, arena, packed_bytes, used, warnings };
+        let mut loader =
+            Loader { gguf, options, jobs, arena, packed_bytes, uncache, used, warnings };
         let weights = loader.weights(config)?;
         loader.warn_of_unused();
         if options.lock {
@@ -134,14 +233,69 @@ impl Weights {
     }
 }
 
+/// Says how much memory the weights need, and which format needs less.
+fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) -> String {
+    let in_layout = |layout: Layout| -> u64 {
+        let bytes = |job: &JobShapes| {
+            let parts = job.parts.iter().map(|&part| layout.matrix_bytes(part) as u64);
+            parts.sum::<u64>() * u64::from(job.count)
+        };
+        config.jobs().iter().map(bytes).sum()
+    };
+    let t5 = in_layout(Layout::T5T32);
+    let less = if t5 < packed {
+        format!(" or take --format t5, which needs {} MB less", (packed - t5) / 1_000_000)
+    } else {
+        String::new()
+    };
+    format!(
+        "{}: its weights take {} MB of memory, but only {} MB are available; end other programs{less}",
+        gguf.path().display(),
+        needed.div_ceil(1_000_000),
+        free / 1_000_000
+    )
+}
+
+/// The kernel that skips what meets a zero in a job, if any is to, and the share of lines above which
+/// it does not pay.
+fn sparse_kernel(
+    config: &Config,
+    options: &LoadOptions<'_>,
+    job: &JobShapes,
+) -> Option<(LinesKernel, f64)> {
+    if config.architecture.activation() != Activation::Relu2 {
+        return None;
+    }
+    let (kernel, below) = options.selection.lines(job.role, &job.parts)?;
+    let bytes = kernel.along().matrix_bytes(kernel.layout(), *job.parts.last()?);
+    match options.sparse {
+        sparse::Mode::Off => None,
+        sparse::Mode::On => Some((kernel, f64::INFINITY)),
+        sparse::Mode::Auto => (bytes >= sparse::SMALL && below > 0.0).then_some((kernel, below)),
+    }
+}
+
+/// A job of every layer, and what serves it.
+#[derive(Clone)]
+struct PlannedJob {
+    shapes: JobShapes,
+    /// For one token and for many.
+    decode: Kernel,
+    prefill: Kernel,
+    /// For one token that skips, and up to which density.
+    sparse: Option<(LinesKernel, f64)>,
+}
+
 struct Loader<'a> {
     gguf: &'a Gguf,
     options: &'a LoadOptions<'a>,
-    /// The jobs of a layer, and their kernels for one token and for many.
-    jobs: Vec<(JobShapes, Kernel, Kernel)>,
+    /// The jobs of a layer.
+    jobs: Vec<PlannedJob>,
     arena: Arena,
     /// Bytes that the arena will hold.
     packed_bytes: usize,
+    /// Whether memory does not hold the file too.
+    uncache: bool,
     used: Vec<&'a str>,
     warnings: &'a mut Vec<String>,
 }
@@ -251,49 +405,50 @@ impl<'a> Loader<'a> {
         Ok(Table { tensor: tensor.clone(), format, rows, memory: None })
     }
 
-    /// Copies a table out of the file, each worker the rows it will read, and drops the file's
-    /// pages on the way. Memory comes in huge pages, which the file's do not: one core of Zen 5 takes
-    /// 8.3 ms for the q6_K head of 2B-4T instead of 9.2.
-    fn copy(&mut self, table: Table) -> Result<Table> {
-        /// Rows between two drops.
-        const ROWS: usize = 1024;
-        let gguf = self.gguf;
-        let bytes = gguf.tensor_bytes(&table.tensor);
-        let width = bytes.len() / table.rows;
-        let mut buffer = Buffer::with(bytes.len(), self.options.pages)?;
-        let out = SharedSlice::new(&mut buffer);
-        self.options.pool.run(|worker| {
-            let share = worker.share(table.rows);
-            for first in share.clone().step_by(ROWS) {
-                let part = first * width..(first + ROWS).min(share.end) * width;
-                // SAFETY: shares are disjoint.
-                unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part.clone()]);
-                gguf.drop_part(&table.tensor, part);
-            }
-        })?;
-        Ok(Table { memory: Some(Arc::new(buffer)), ..table })
+    /// Copies a table out of the file, unless it is to stay there.
+    fn copy(&self, table: Table) -> Result<Table> {
+        if !self.options.copy_head {
+            return Ok(table);
+        }
+        table.copied(self.gguf, self.options.pool, self.options.pages)
     }
 
     /// Keeps the packed weights and the head in memory, or says that the system does not.
     fn lock(&mut self, head: &Table) {
-        let head = head.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock());
-        if let Err(error) = self.arena.lock().and(head) {
-            self.warnings.push(format!(
-                "the weights may be swapped out, the system does not keep them in memory: {error}; raise its limit (ulimit -l)"
-            ));
+        if let Err(error) = self.arena.lock().and(head.lock()) {
+            self.warnings.push(not_locked(&error));
         }
     }
 
     /// Packs the matrices of a job for the kernels of its role.
     fn job(&mut self, role: Role, names: &[String]) -> Result<Job> {
-        let jobs = self.jobs.iter().find(|(job, ..)| job.role == role).cloned();
-        let (shapes, decode, prefill) = jobs.expect("Config::jobs lists the role");
-        let parts = names.iter().zip(&shapes.parts);
-        let parts = parts.map(|(name, &shape)| self.ternary(name, shape, decode.layout()));
-        Job::new(parts.collect::<Result<_>>()?, decode, prefill)
+        let job = self.jobs.iter().find(|job| job.shapes.role == role).cloned();
+        let PlannedJob { shapes, decode, prefill, sparse } =
+            job.expect("Config::jobs lists the role");
+        let (mut parts, mut lines) = (Vec::new(), None);
+        for (i, (name, &shape)) in names.iter().zip(&shapes.parts).enumerate() {
+            let sparse = sparse.as_ref().filter(|_| i + 1 == names.len()).map(|(kernel, _)| kernel);
+            let (part, by_line) = self.ternary(name, shape, decode.layout(), sparse)?;
+            parts.push(part);
+            lines = by_line;
+        }
+        let job = Job::new(parts, decode, prefill)?;
+        match (sparse, lines) {
+            (Some((kernel, below)), Some(lines)) => {
+                job.with_sparse(Sparse::new(lines, kernel, below)?)
+            }
+            _ => Ok(job),
+        }
     }
 
-    fn ternary(&mut self, name: &str, shape: Shape, layout: Layout) -> Result<PackedMatrix> {
+    /// Packs a matrix, and its lines where a kernel skips some.
+    fn ternary(
+        &mut self,
+        name: &str,
+        shape: Shape,
+        layout: Layout,
+        sparse: Option<&LinesKernel>,
+    ) -> Result<(PackedMatrix, Option<PackedLines>)> {
         let gguf = self.gguf;
         let tensor = self.tensor(name, &[shape.cols, shape.rows])?;
         if tensor.ty != TensorType::I2_S {
@@ -313,12 +468,24 @@ impl<'a> Loader<'a> {
         if let Some(factor) = self.projection_scale(name)? {
             scale *= factor;
         }
-        let buffer = self.arena.take(layout.matrix_bytes(shape)).ok_or_else(|| {
-            Error::Runtime(format!("{name}: no room was set aside for {shape} as {layout}"))
-        })?;
-        let packed = PackedMatrix::pack(codes, shape, scale, layout, buffer, self.options.pool)?;
-        let Ok(matrix) = packed else {
-            return Err(gguf.tensor_error(name, "code 3", "codes 0 to 2; the file is damaged"));
+        let mut room = |bytes: usize| {
+            self.arena.take(bytes).ok_or_else(|| {
+                Error::Runtime(format!("{name}: no room was set aside for {bytes} bytes"))
+            })
+        };
+        let buffer = room(layout.matrix_bytes(shape))?;
+        let pool = self.options.pool;
+        let bad = || gguf.tensor_error(name, "code 3", "codes 0 to 2; the file is damaged");
+        let packed = PackedMatrix::pack(codes, shape, scale, layout, buffer, pool)?;
+        let matrix = packed.map_err(|_| bad())?;
+        let lines = match sparse {
+            Some(kernel) => {
+                let (layout, along) = (kernel.layout(), kernel.along());
+                let buffer = room(along.matrix_bytes(layout, shape))?;
+                let lines = PackedLines::pack(codes, shape, scale, (layout, along), buffer, pool)?;
+                Some(lines.map_err(|_| bad())?)
+            }
+            None => None,
         };
         if matrix.is_zero() {
             self.warnings.push(format!(
@@ -326,9 +493,9 @@ impl<'a> Loader<'a> {
                 gguf.path().display()
             ));
         }
-        gguf.drop_pages(tensor);
+        gguf.drop_pages(tensor, self.uncache);
         (self.options.progress)(self.arena.used(), self.packed_bytes);
-        Ok(matrix)
+        Ok((matrix, lines))
     }
 
     /// The optional tensor `*.scale` of one f32 beside a `*.weight` (architecture `bitnet`).
@@ -355,6 +522,14 @@ impl<'a> Loader<'a> {
             ));
         }
     }
+}
+
+/// What there is to say when the system does not lock memory.
+pub(super) fn not_locked(error: &std::io::Error) -> String {
+    format!(
+        "the weights may be swapped out, the system does not keep them in memory: {error}; raise \
+         its limit (ulimit -l)"
+    )
 }
 
 /// The head format of a tensor type, if it is one.

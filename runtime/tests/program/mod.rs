@@ -116,6 +116,7 @@ pub fn profile(path: Option<PathBuf>) -> Profile {
                 mode: Default::default(),
                 decode: pick(generic.decode),
                 prefill: Some(pick(generic.prefill)),
+                sparse: None,
             })
             .collect(),
     }

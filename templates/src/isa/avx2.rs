@@ -271,6 +271,20 @@ pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
     _mm256_add_epi32(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high))
 }
 
+/// In each group of 4 lanes of 4 vectors, lane `j` of vector `i` becomes lane `i` of vector `j`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn quads_transposed(v: [Bytes; 4]) -> [Bytes; 4] {
+    let low = [_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3])];
+    let high = [_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3])];
+    [
+        _mm256_unpacklo_epi64(low[0], low[1]),
+        _mm256_unpackhi_epi64(low[0], low[1]),
+        _mm256_unpacklo_epi64(high[0], high[1]),
+        _mm256_unpackhi_epi64(high[0], high[1]),
+    ]
+}
+
 /// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
 /// gives them.
 #[inline]
@@ -385,6 +399,46 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16(bits.cast_signed())))
 }
 
+/// Writes the numbers of the positive ones of 16 floats, counted from `first`, in order, and gives
+/// how many they are.
+///
+/// # Safety
+/// `x` is readable for 16 floats, `out` is writable for 16 numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn list_positive(x: *const f32, first: u32, out: *mut u32) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // No branch: which are positive cannot be foreseen.
+        // SAFETY: the caller's promise; `count` is at most `i`.
+        unsafe {
+            out.add(count).write(first + i);
+            count += usize::from(x.add(i as usize).read() > 0.0);
+        }
+    }
+    count
+}
+
+/// As [`list_positive`] for those of 16 bytes that are not zero, which are written to `values`.
+///
+/// # Safety
+/// `q` is readable for 16 bytes, `out` and `values` are writable for as many elements.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn list_nonzero(q: *const i8, first: u32, out: *mut u32, values: *mut i8) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // SAFETY: as above.
+        unsafe {
+            let value = q.add(i as usize).read();
+            out.add(count).write(first + i);
+            values.add(count).write(value);
+            count += usize::from(value != 0);
+        }
+    }
+    count
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -427,11 +481,82 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     _mm256_and_si256(shifted, _mm256_set1_epi8(3))
 }
 
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
+    let shifted = if which == 0 { packed } else { _mm256_srli_epi16::<4>(packed) };
+    _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+}
+
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
+    let shifted = match which {
+        0 => _mm256_slli_epi16::<4>(bits),
+        1 => _mm256_slli_epi16::<3>(bits),
+        2 => _mm256_slli_epi16::<2>(bits),
+        3 => _mm256_slli_epi16::<1>(bits),
+        4 => bits,
+        5 => _mm256_srli_epi16::<1>(bits),
+        6 => _mm256_srli_epi16::<2>(bits),
+        _ => _mm256_srli_epi16::<3>(bits),
+    };
+    _mm256_or_si256(codes, _mm256_and_si256(shifted, _mm256_set1_epi8(16)))
+}
+
+/// 16 integers as floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn f32_from_i32(v: [I32; 2]) -> F32 {
+    F32(v.map(|v| _mm256_cvtepi32_ps(v)))
+}
+
+/// Loads 16 unsigned bytes and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
+    let widen = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    F32([widen(bytes), widen(_mm_srli_si128::<8>(bytes))])
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub fn codes_in_place(packed: Bytes, field: usize) -> Bytes {
     _mm256_and_si256(packed, _mm256_set1_epi8((3u8 << (2 * field)).cast_signed()))
+}
+
+/// Four vectors of 16-byte groups, interleaved byte by byte: 32-bit lane `i` of group `L` of vector
+/// `k` holds byte `4k + i` of group `L` of each.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn interleave4(v: [Bytes; 4]) -> [Bytes; 4] {
+    let (low, low2) = (_mm256_unpacklo_epi8(v[0], v[1]), _mm256_unpacklo_epi8(v[2], v[3]));
+    let (high, high2) = (_mm256_unpackhi_epi8(v[0], v[1]), _mm256_unpackhi_epi8(v[2], v[3]));
+    [
+        _mm256_unpacklo_epi16(low, low2),
+        _mm256_unpackhi_epi16(low, low2),
+        _mm256_unpacklo_epi16(high, high2),
+        _mm256_unpackhi_epi16(high, high2),
+    ]
+}
+
+/// The sum of all groups of 4 lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn i32_sum_groups(a: I32) -> [i32; 4] {
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+    let mut out = [0; 4];
+    // SAFETY: four lanes are what the array holds.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), sum) }
+    out
 }
 
 /// No sum yet.

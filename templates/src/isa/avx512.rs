@@ -245,6 +245,20 @@ pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
     _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high))
 }
 
+/// In each group of 4 lanes of 4 vectors, lane `j` of vector `i` becomes lane `i` of vector `j`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn quads_transposed(v: [Bytes; 4]) -> [Bytes; 4] {
+    let low = [_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpacklo_epi32(v[2], v[3])];
+    let high = [_mm512_unpackhi_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[2], v[3])];
+    [
+        _mm512_unpacklo_epi64(low[0], low[1]),
+        _mm512_unpackhi_epi64(low[0], low[1]),
+        _mm512_unpacklo_epi64(high[0], high[1]),
+        _mm512_unpackhi_epi64(high[0], high[1]),
+    ]
+}
+
 /// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
 /// gives them.
 #[inline]
@@ -371,6 +385,54 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16(bits.cast_signed())))
 }
 
+/// Writes the numbers of the positive ones of 16 floats, counted from `first`, in order, and gives
+/// how many they are.
+///
+/// # Safety
+/// `x` is readable for 16 floats, `out` is writable for 16 numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn list_positive(x: *const f32, first: u32, out: *mut u32) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_loadu_ps(x), _mm512_setzero_ps());
+        list(positive, first, out);
+        positive.count_ones() as usize
+    }
+}
+
+/// As [`list_positive`] for those of 16 bytes that are not zero, which are written to `values`.
+///
+/// # Safety
+/// `q` is readable for 16 bytes, `out` and `values` are writable for as many elements.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn list_nonzero(q: *const i8, first: u32, out: *mut u32, values: *mut i8) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = _mm_loadu_si128(q.cast());
+        let other = _mm_test_epi8_mask(bytes, bytes);
+        list(other, first, out);
+        let kept = _mm512_maskz_compress_epi32(other, _mm512_cvtepi8_epi32(bytes));
+        _mm_storeu_si128(values.cast(), _mm512_cvtepi32_epi8(kept));
+        other.count_ones() as usize
+    }
+}
+
+/// Writes `first + i` for every bit `i`, in order, and zeros.
+///
+/// # Safety
+/// `out` is writable for 16 numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn list(bits: __mmask16, first: u32, out: *mut u32) {
+    let numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    let numbers = _mm512_add_epi32(numbers, _mm512_set1_epi32(first.cast_signed()));
+    // Compressing to memory takes far longer than to a register.
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_storeu_si512(out.cast(), _mm512_maskz_compress_epi32(bits, numbers)) }
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -413,11 +475,82 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     _mm512_and_si512(shifted, _mm512_set1_epi8(3))
 }
 
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
+    let shifted = if which == 0 { packed } else { _mm512_srli_epi16::<4>(packed) };
+    _mm512_and_si512(shifted, _mm512_set1_epi8(15))
+}
+
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
+    let shifted = match which {
+        0 => _mm512_slli_epi16::<4>(bits),
+        1 => _mm512_slli_epi16::<3>(bits),
+        2 => _mm512_slli_epi16::<2>(bits),
+        3 => _mm512_slli_epi16::<1>(bits),
+        4 => bits,
+        5 => _mm512_srli_epi16::<1>(bits),
+        6 => _mm512_srli_epi16::<2>(bits),
+        _ => _mm512_srli_epi16::<3>(bits),
+    };
+    _mm512_or_si512(codes, _mm512_and_si512(shifted, _mm512_set1_epi8(16)))
+}
+
+/// 16 integers as floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn f32_from_i32(v: [I32; 1]) -> F32 {
+    _mm512_cvtepi32_ps(v[0])
+}
+
+/// Loads 16 unsigned bytes and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
+    _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub fn codes_in_place(packed: Bytes, field: usize) -> Bytes {
     _mm512_and_si512(packed, _mm512_set1_epi8((3u8 << (2 * field)).cast_signed()))
+}
+
+/// Four vectors of 16-byte groups, interleaved byte by byte: 32-bit lane `i` of group `L` of vector
+/// `k` holds byte `4k + i` of group `L` of each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn interleave4(v: [Bytes; 4]) -> [Bytes; 4] {
+    let (low, low2) = (_mm512_unpacklo_epi8(v[0], v[1]), _mm512_unpacklo_epi8(v[2], v[3]));
+    let (high, high2) = (_mm512_unpackhi_epi8(v[0], v[1]), _mm512_unpackhi_epi8(v[2], v[3]));
+    [
+        _mm512_unpacklo_epi16(low, low2),
+        _mm512_unpackhi_epi16(low, low2),
+        _mm512_unpacklo_epi16(high, high2),
+        _mm512_unpackhi_epi16(high, high2),
+    ]
+}
+
+/// The sum of all groups of 4 lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn i32_sum_groups(a: I32) -> [i32; 4] {
+    let halves = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a));
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+    let mut out = [0; 4];
+    // SAFETY: four lanes are what the array holds.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), sum) }
+    out
 }
 
 /// No sum yet.

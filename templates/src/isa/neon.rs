@@ -245,6 +245,17 @@ pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
     vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]))
 }
 
+/// In each group of 4 lanes of 4 vectors, lane `j` of vector `i` becomes lane `i` of vector `j`.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn quads_transposed(v: [Bytes; 4]) -> [Bytes; 4] {
+    let v = v.map(|v| vreinterpretq_u32_u8(v));
+    let [low, high] = [vtrnq_u32(v[0], v[1]), vtrnq_u32(v[2], v[3])];
+    let first = |a, b| vreinterpretq_u8_u32(vcombine_u32(vget_low_u32(a), vget_low_u32(b)));
+    let last = |a, b| vreinterpretq_u8_u32(vcombine_u32(vget_high_u32(a), vget_high_u32(b)));
+    [first(low.0, high.0), first(low.1, high.1), last(low.0, high.0), last(low.1, high.1)]
+}
+
 /// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
 /// gives them.
 #[inline]
@@ -346,6 +357,46 @@ pub fn sqrt(value: f32) -> f32 {
     vget_lane_f32::<0>(vsqrt_f32(vdup_n_f32(value)))
 }
 
+/// Writes the numbers of the positive ones of 16 floats, counted from `first`, in order, and gives
+/// how many they are.
+///
+/// # Safety
+/// `x` is readable for 16 floats, `out` is writable for 16 numbers.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn list_positive(x: *const f32, first: u32, out: *mut u32) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // No branch: which are positive cannot be foreseen.
+        // SAFETY: the caller's promise; `count` is at most `i`.
+        unsafe {
+            out.add(count).write(first + i);
+            count += usize::from(x.add(i as usize).read() > 0.0);
+        }
+    }
+    count
+}
+
+/// As [`list_positive`] for those of 16 bytes that are not zero, which are written to `values`.
+///
+/// # Safety
+/// `q` is readable for 16 bytes, `out` and `values` are writable for as many elements.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn list_nonzero(q: *const i8, first: u32, out: *mut u32, values: *mut i8) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // SAFETY: as above.
+        unsafe {
+            let value = q.add(i as usize).read();
+            out.add(count).write(first + i);
+            values.add(count).write(value);
+            count += usize::from(value != 0);
+        }
+    }
+    count
+}
+
 /// Zero in every byte.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -388,11 +439,88 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     }
 }
 
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
+    if which == 0 { vandq_u8(packed, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(packed) }
+}
+
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
+    let shifted = match which {
+        0 => vshlq_n_u8::<4>(bits),
+        1 => vshlq_n_u8::<3>(bits),
+        2 => vshlq_n_u8::<2>(bits),
+        3 => vshlq_n_u8::<1>(bits),
+        4 => bits,
+        5 => vshrq_n_u8::<1>(bits),
+        6 => vshrq_n_u8::<2>(bits),
+        _ => vshrq_n_u8::<3>(bits),
+    };
+    vorrq_u8(codes, vandq_u8(shifted, vdupq_n_u8(16)))
+}
+
+/// 16 integers as floats.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn f32_from_i32(v: [I32; 4]) -> F32 {
+    F32(v.map(|v| vcvtq_f32_s32(v)))
+}
+
+/// Loads 16 unsigned bytes and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { load(ptr) };
+    let (low, high) = (vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes));
+    let widen = |v| vcvtq_f32_u32(vmovl_u16(v));
+    F32([
+        widen(vget_low_u16(low)),
+        widen(vget_high_u16(low)),
+        widen(vget_low_u16(high)),
+        widen(vget_high_u16(high)),
+    ])
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "neon")]
 pub fn codes_in_place(packed: Bytes, field: usize) -> Bytes {
     vandq_u8(packed, vdupq_n_u8(3 << (2 * field)))
+}
+
+/// Four vectors of 16-byte groups, interleaved byte by byte: 32-bit lane `i` of group `L` of vector
+/// `k` holds byte `4k + i` of group `L` of each.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn interleave4(v: [Bytes; 4]) -> [Bytes; 4] {
+    let words = |v| vreinterpretq_u16_u8(v);
+    let bytes = |v| vreinterpretq_u8_u16(v);
+    let (low, low2) = (words(vzip1q_u8(v[0], v[1])), words(vzip1q_u8(v[2], v[3])));
+    let (high, high2) = (words(vzip2q_u8(v[0], v[1])), words(vzip2q_u8(v[2], v[3])));
+    [
+        bytes(vzip1q_u16(low, low2)),
+        bytes(vzip2q_u16(low, low2)),
+        bytes(vzip1q_u16(high, high2)),
+        bytes(vzip2q_u16(high, high2)),
+    ]
+}
+
+/// The sum of all groups of 4 lanes.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn i32_sum_groups(a: I32) -> [i32; 4] {
+    let mut out = [0; 4];
+    // SAFETY: four lanes are what the array holds.
+    unsafe { vst1q_s32(out.as_mut_ptr(), a) }
+    out
 }
 
 /// No sum yet.

@@ -252,6 +252,12 @@ pub fn i32_sum_quads(v: [I32; 4]) -> I32 {
     v.map(|v| v.iter().sum())
 }
 
+/// In each group of 4 lanes of 4 vectors, lane `j` of vector `i` becomes lane `i` of vector `j`.
+#[inline]
+pub fn quads_transposed(v: [Bytes; 4]) -> [Bytes; 4] {
+    core::array::from_fn(|j| core::array::from_fn(|byte| v[byte / 4][4 * j + byte % 4]))
+}
+
 /// The sums of the two sub-blocks of each of 16 blocks, in order, from groups as [`i32_sum_quads`]
 /// gives them.
 #[inline]
@@ -318,6 +324,44 @@ pub fn f32_splat_f16_halves(first: u16, second: u16) -> F32 {
     core::array::from_fn(|i| f16_to_f32(if i < 8 { first } else { second }))
 }
 
+/// Writes the numbers of the positive ones of 16 floats, counted from `first`, in order, and gives
+/// how many they are.
+///
+/// # Safety
+/// `x` is readable for 16 floats, `out` is writable for 16 numbers.
+#[inline]
+pub unsafe fn list_positive(x: *const f32, first: u32, out: *mut u32) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // No branch: which are positive cannot be foreseen.
+        // SAFETY: the caller's promise; `count` is at most `i`.
+        unsafe {
+            out.add(count).write(first + i);
+            count += usize::from(x.add(i as usize).read() > 0.0);
+        }
+    }
+    count
+}
+
+/// As [`list_positive`] for those of 16 bytes that are not zero, which are written to `values`.
+///
+/// # Safety
+/// `q` is readable for 16 bytes, `out` and `values` are writable for as many elements.
+#[inline]
+pub unsafe fn list_nonzero(q: *const i8, first: u32, out: *mut u32, values: *mut i8) -> usize {
+    let mut count = 0;
+    for i in 0..16 {
+        // SAFETY: as above.
+        unsafe {
+            let value = q.add(i as usize).read();
+            out.add(count).write(first + i);
+            values.add(count).write(value);
+            count += usize::from(value != 0);
+        }
+    }
+    count
+}
+
 /// Zero in every byte.
 #[inline]
 pub fn bytes_zero() -> Bytes {
@@ -351,6 +395,34 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     packed.map(|b| (b >> (2 * field)) & 3)
 }
 
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+#[inline]
+pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
+    packed.map(|b| if which == 0 { b & 15 } else { b >> 4 })
+}
+
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+#[inline]
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
+    core::array::from_fn(|i| codes[i] | (bits[i] >> which & 1) << 4)
+}
+
+/// 16 integers as floats.
+#[inline]
+pub fn f32_from_i32(v: [I32; 4]) -> F32 {
+    core::array::from_fn(|i| v[i / LANES][i % LANES] as f32)
+}
+
+/// Loads 16 unsigned bytes and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[u8; 16]>().read_unaligned() }.map(f32::from)
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 pub fn codes_in_place(packed: Bytes, field: usize) -> Bytes {
@@ -375,6 +447,41 @@ pub fn spread(packed: Bytes, tables: &Tables) -> [Bytes; 2] {
         packed.map(|b| lookup(usize::from(b >= 0xc0), b)),
         packed.map(|b| if b < 0xc0 { b } else { lookup(2, b) }),
     ]
+}
+
+/// Loads a table for [`lookup64`].
+#[inline]
+pub fn table64(table: &'static [u8; 64]) -> &'static [u8; 64] {
+    table
+}
+
+/// What the low 6 bits of each byte name in a table.
+#[inline]
+pub fn lookup64(bytes: Bytes, table: &'static [u8; 64]) -> Bytes {
+    bytes.map(|b| table[usize::from(b % 64)])
+}
+
+/// The top 2 bits of three vectors' bytes, from the lowest bits on. What is above has no meaning.
+#[inline]
+pub fn top_codes([a, b, c]: [Bytes; 3]) -> Bytes {
+    core::array::from_fn(|i| a[i] >> 6 | b[i] >> 6 << 2 | c[i] >> 6 << 4)
+}
+
+/// Stores the bytes `from[map[i]]`, each plus 128.
+///
+/// # Safety
+/// `from` is readable for `FROM` bytes, at most 64, and `to` is writable for `TO`.
+#[inline]
+pub unsafe fn permute_offset<const FROM: usize, const TO: usize>(
+    from: *const i8,
+    map: &'static [u8; TO],
+    to: *mut u8,
+) {
+    // SAFETY: the caller's promise.
+    let from = unsafe { from.cast::<[u8; FROM]>().read_unaligned() };
+    let bytes: [u8; TO] = core::array::from_fn(|i| from[usize::from(map[i])] ^ 128);
+    // SAFETY: the caller's promise.
+    unsafe { to.cast::<[u8; TO]>().write_unaligned(bytes) }
 }
 
 /// No sum yet.
@@ -410,6 +517,19 @@ pub fn dot_2x2(acc: Acc, activations: Bytes, codes: Bytes) -> Acc {
         };
         acc[lane] + (0..8).map(product).sum::<i32>()
     })
+}
+
+/// Four vectors of 16-byte groups, interleaved byte by byte: 32-bit lane `i` of group `L` of vector
+/// `k` holds byte `4k + i` of group `L` of each.
+#[inline]
+pub fn interleave4(v: [Bytes; 4]) -> [Bytes; 4] {
+    core::array::from_fn(|k| core::array::from_fn(|byte| v[byte % 4][4 * k + byte / 4]))
+}
+
+/// The sum of all groups of 4 lanes.
+#[inline]
+pub fn i32_sum_groups(a: I32) -> [i32; 4] {
+    a
 }
 
 /// The first halves of two vectors, and their second halves.
@@ -680,4 +800,75 @@ pub fn widen_add(totals: Tile32, sums: I16) -> Tile32 {
     core::array::from_fn(|part| {
         i32_add(totals[part], core::array::from_fn(|lane| i32::from(sums[part * LANES + lane])))
     })
+}
+
+/// Two rows of bytes, 4 to a row, as words of two bytes: word `2i + h` of the first vector is the
+/// first two bytes of row `i` of half `h`, of the second vector the last two.
+#[inline]
+pub fn pair_rows(low: [Bytes; 16 / LANES], high: [Bytes; 16 / LANES]) -> [Fields; 2] {
+    let word = |word: usize, pair: usize| {
+        let (row, half) = (word / 2, [&low, &high][word % 2]);
+        let at = row % LANES * 4 + 2 * pair;
+        u16::from_le_bytes([half[row / LANES][at], half[row / LANES][at + 1]])
+    };
+    core::array::from_fn(|pair| core::array::from_fn(|i| word(i, pair)))
+}
+
+/// Stores 32 words.
+///
+/// # Safety
+/// `ptr` is writable for 64 bytes.
+#[inline]
+pub unsafe fn fields_store(ptr: *mut u8, fields: Fields) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<Fields>().write_unaligned(fields) }
+}
+
+/// How often each of three activations counts in the entries of a [`Table32`].
+pub type Factors = &'static [[[i8; 4]; 16]; 2];
+
+/// Loads the factors: of the even entries, then of the odd ones.
+#[inline]
+pub fn factors(factors: &'static [[[i8; 4]; 16]; 2]) -> Factors {
+    factors
+}
+
+/// Zero in every entry.
+#[inline]
+pub fn table32_zero() -> Table32 {
+    [0; 32]
+}
+
+/// The table of three activations, each plus 128; the factor of a fourth byte is 0.
+///
+/// # Safety
+/// `ptr` is readable for 4 bytes.
+#[inline]
+pub unsafe fn table32_of(ptr: *const u8, factors: &Factors) -> Table32 {
+    // SAFETY: the caller's promise.
+    let quad = unsafe { ptr.cast::<[u8; 4]>().read_unaligned() };
+    let mut entries = [0; 32];
+    for entry in 0..32 {
+        for i in 0..3 {
+            let factor = i16::from(factors[entry % 2][entry / 2][i]);
+            entries[entry] += (i16::from(quad[i]) - 128) * factor;
+        }
+    }
+    entries
+}
+
+/// Stores the even words, then the odd ones, each added to what is there unless it is the `first`.
+///
+/// # Safety
+/// `out` is readable and writable for 32 integers.
+#[inline(always)]
+pub unsafe fn add_row_pairs(out: *mut i32, sums: I16, first: bool) {
+    for row in 0..32 {
+        let sum = i32::from(sums[row % 16 * 2 + row / 16]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = out.add(row);
+            out.write(if first { sum } else { out.read() + sum });
+        }
+    }
 }

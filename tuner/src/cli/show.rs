@@ -13,7 +13,7 @@ use bitnet_runtime::error::quoted;
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::cache::Cache;
-use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel};
+use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, LinesKernel};
 use serde::Serialize;
 
 use super::{answer, answer_json};
@@ -298,7 +298,10 @@ fn is_built_in(id: &KernelId) -> bool {
     match id.op {
         Op::Ternary(_) => kernels::find(id).is_some(),
         Op::Head(_) => HeadKernel::find(id).is_some(),
+        // No choice names one.
+        Op::Plane(_) => false,
         Op::Attention => AttentionKernel::find(id).is_some(),
+        Op::Rows(_) | Op::Columns(_) => LinesKernel::find(id).is_some(),
     }
 }
 

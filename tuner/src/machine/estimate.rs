@@ -1,7 +1,7 @@
 //! Predicted times in the place of measured ones.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{HeadFormat, KernelId, Op, Role};
+use bitnet_profiles::{HeadFormat, KernelId, Op, PlaneFormat, Role};
 
 use super::{Cpu, POSITIONS, multiply_limit, predict, read_limit};
 use crate::measure::{JobMeasurements, JobTask, LayoutMeasurements, Limits, Measurements, Timing};
@@ -19,7 +19,9 @@ pub const UNCERTAINTY_OF_TABLES: f64 = 0.25;
 /// How uncertain the ratio of the times of two kernels is.
 pub(super) fn uncertainty(a: &KernelId, b: &KernelId) -> f64 {
     let family = |id: &KernelId| match id.op {
-        Op::Ternary(layout) if !layout.format().multiplies() => Some(layout.format()),
+        Op::Ternary(layout) if !layout.format().multiplies() || id.expands() => {
+            Some(layout.format())
+        }
         _ => None,
     };
     if family(a) == family(b) { UNCERTAINTY } else { UNCERTAINTY_OF_TABLES }
@@ -67,8 +69,13 @@ fn job_bytes(plan: &JobPlan, op: Op) -> u64 {
     let bytes: usize = match op {
         Op::Ternary(layout) => plan.parts.iter().map(|&part| layout.matrix_bytes(part)).sum(),
         Op::Head(format) => head(format),
+        Op::Plane(format) => {
+            let tiles = |rows: usize| rows.div_ceil(PlaneFormat::TILE_ROWS);
+            plan.parts.iter().map(|part| tiles(part.rows) * format.tile_bytes(part.cols)).sum()
+        }
         // Keys and values of 16 bits.
         Op::Attention => plan.parts.last().map_or(0, |part| 4 * POSITIONS * part.weights()),
+        Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
     };
     bytes as u64
 }

@@ -9,7 +9,7 @@ use self::Class::{
     Add, Broadcast, Control, Convert, Dot, Extend, Float, Fma, Load, Logic, Matrix, Multiply,
     Permute, Prefetch, Shift, Shuffle, Store,
 };
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op};
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op, PlaneFormat};
 
 /// Kinds of operation that CPUs treat alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,8 +152,34 @@ pub fn work(id: &KernelId) -> Work {
     match id.op {
         Op::Ternary(layout) => ternary(id, layout),
         Op::Head(format) => head(id, format),
+        Op::Plane(format) => plane(id, format),
         Op::Attention => attention(id, id.tile.rows),
+        Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
     }
+}
+
+/// What making the table of three activations takes: an expanding kernel's.
+pub(super) fn table() -> Mix {
+    Mix::of(&[
+        (Broadcast, 1.0),
+        (Dot, 2.0),
+        (Shift, 1.0),
+        (Logic, 1.0),
+        (Store, 1.0),
+        (Control, 1.0),
+    ])
+}
+
+/// What bringing 60 columns of 32 rows into the form of an expanding kernel takes.
+pub(super) fn expansion() -> Mix {
+    Mix::of(&[
+        (Load, 6.0),
+        (Permute, 28.0),
+        (Logic, 26.0),
+        (Shift, 22.0),
+        (Store, 10.0),
+        (Control, 6.0),
+    ])
 }
 
 /// Whether a tier is of 64-bit ARM.
@@ -208,6 +234,17 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
             // In place every field has a chain of its own, and so has every unrolled unit.
             let links = if in_place { 1.0 / tile.unroll as f64 } else { 4.0 };
             (unit.and(more), (waits, links), vectors, tokens)
+        }
+        Layout::T5T32 if id.expands() => {
+            // Of two triples; a vector holds twice as many words as lanes.
+            let tiles = vectors / 2.0;
+            let unit = Mix::of(&[
+                (Load, 2.0 * tiles + 2.0 * tokens),
+                (Permute, 2.0 * tiles * tokens),
+                (Add, 2.0 * tiles * tokens),
+            ]);
+            // The tables of a block stay in the L1 cache.
+            (unit, (Add, 2.0), 0.0, 0.0)
         }
         Layout::T5T32 => {
             let unit = Mix::of(&[
@@ -296,6 +333,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
         Mix::of(&[(Control, if layout == Layout::I2sT32 && !wide { 3.0 * unroll } else { 3.0 })]);
     let sums = vectors * tokens;
     let block = match format {
+        Format::T5 if id.expands() => Mix::of(&[(Dot, sums), (Load, sums), (Store, sums)]),
         Format::I2S | Format::T5 if wide => Mix::default(),
         Format::I2S if arm => Mix::of(&[(Shuffle, 3.0 * sums), (Add, sums)]),
         Format::I2S => Mix::of(&[(Dot, sums), (Add, sums), (Load, sums), (Store, sums)]),
@@ -319,7 +357,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
     let combined = if in_place { fields * unroll * vectors } else { 0.0 };
     Work {
         hot: unit.times(unroll).and(control),
-        cols: tile.unroll * layout.unit_cols(),
+        cols: if id.expands() { 6 } else { tile.unroll * layout.unit_cols() },
         chain: (chain.0, chain.1 * unroll),
         block_cols: if tile.cols == 0 { usize::MAX } else { tile.cols },
         block: block.and(Mix::of(&[(Control, 4.0)])),
@@ -381,6 +419,57 @@ fn head(id: &KernelId, format: HeadFormat) -> Work {
     }
 }
 
+/// 16 rows of a plane times one activation row, whose high and low bytes are multiplied apart; an
+/// iteration covers 32 columns.
+fn plane(id: &KernelId, format: PlaneFormat) -> Work {
+    let vectors = 16.0 / id.isa.lanes() as f64;
+    let (codes, products) = (8.0 * vectors, 16.0 * vectors);
+    let bit = if format.bits() == 5 { 1.0 } else { 0.0 };
+    let hot = Mix::of(&[
+        (Load, 4.0 * vectors + bit * vectors + 1.0),
+        (Broadcast, 17.0),
+        (Logic, codes + bit * codes),
+        (Shift, codes / 2.0 + bit * codes),
+        (Add, 5.0 * vectors),
+        (Multiply, vectors),
+        (Extend, vectors),
+        (Convert, 2.0 * vectors),
+        (Fma, vectors),
+        (Control, 4.0),
+    ]);
+    let (widened, more) = match (id.isa.dots_are_wide(), is_arm(id.isa)) {
+        // Sums that begin with zero.
+        (true, _) => (Mix::of(&[(Dot, products)]), Mix::of(&[(Logic, 4.0 * vectors)])),
+        (false, false) => {
+            let sums = 4.0 * vectors;
+            (Mix::of(&[(Dot, products), (Add, products)]), Mix::of(&[(Dot, sums)]))
+        }
+        (false, true) => {
+            let sums = 4.0 * vectors;
+            (Mix::of(&[(Multiply, 2.0 * products)]), Mix::of(&[(Shuffle, 3.0 * sums)]))
+        }
+    };
+    let lines = if id.tile.prefetch > 0 { format.block_bytes().div_ceil(64) } else { 0 };
+    // What goes to the stack, and is masked before it does, where there are 16 registers.
+    let spilled = match (id.isa, format) {
+        (Isa::Avx2 | Isa::AvxVnni, PlaneFormat::P5) => {
+            Mix::of(&[(Load, 30.0), (Store, 7.0), (Logic, 17.0)])
+        }
+        (Isa::Avx2, PlaneFormat::P4) => Mix::of(&[(Load, 6.0), (Store, 5.0)]),
+        _ => Mix::default(),
+    };
+    Work {
+        hot: hot.and(widened).and(more).and(spilled).and(Mix::of(&[(Prefetch, lines as f64)])),
+        cols: PlaneFormat::BLOCK_COLS,
+        chain: (Fma, 1.0),
+        block_cols: usize::MAX,
+        block: Mix::default(),
+        end: Mix::of(&[(Float, 2.0 * vectors), (Store, vectors), (Control, 10.0)]),
+        folded: if vectors == 1.0 && id.isa.dots_are_wide() { 16.0 } else { 0.0 },
+        activation_bytes: 2.0,
+    }
+}
+
 /// What a block head executes for 512 weights, as the compiler made it of the template.
 #[rustfmt::skip]
 const BLOCK_HEADS: &[(HeadFormat, Isa, Counts)] = &[
@@ -394,7 +483,7 @@ const BLOCK_HEADS: &[(HeadFormat, Isa, Counts)] = &[
     (HeadFormat::Q4_0, Isa::Avx512, &[(Load, 41.0), (Logic, 8.0), (Shift, 10.0), (Add, 9.0), (Dot, 16.0), (Shuffle, 12.0), (Permute, 27.0), (Convert, 2.0), (Float, 1.0), (Fma, 1.0), (Control, 16.0)]),
     (HeadFormat::Q4_0, Isa::Avx512Vnni, &[(Load, 41.0), (Logic, 16.0), (Shift, 10.0), (Add, 9.0), (Dot, 8.0), (Shuffle, 12.0), (Permute, 27.0), (Convert, 2.0), (Float, 1.0), (Fma, 1.0), (Control, 16.0)]),
     (HeadFormat::Q8_0, Isa::AvxVnni, &[(Load, 50.0), (Logic, 48.0), (Add, 30.0), (Dot, 32.0), (Shuffle, 38.0), (Permute, 20.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 10.0)]),
-    (HeadFormat::Q6K, Isa::AvxVnni, &[(Load, 58.0), (Broadcast, 5.0), (Store, 3.0), (Logic, 64.0), (Shift, 24.0), (Add, 18.0), (Dot, 16.0), (Multiply, 4.0), (Shuffle, 28.0), (Permute, 9.0), (Extend, 4.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
+    (HeadFormat::Q6K, Isa::AvxVnni, &[(Load, 50.0), (Broadcast, 5.0), (Store, 3.0), (Logic, 64.0), (Shift, 24.0), (Add, 18.0), (Dot, 16.0), (Multiply, 4.0), (Shuffle, 28.0), (Permute, 9.0), (Extend, 4.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
     (HeadFormat::Q4_0, Isa::AvxVnni, &[(Load, 54.0), (Logic, 32.0), (Shift, 20.0), (Add, 18.0), (Dot, 16.0), (Shuffle, 38.0), (Permute, 36.0), (Convert, 4.0), (Float, 2.0), (Fma, 2.0), (Control, 18.0)]),
 ];
 

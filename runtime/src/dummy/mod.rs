@@ -3,7 +3,10 @@
 //! The text such a model writes means nothing; its speed and its shapes are real. Weights are
 //! uniform in -1, 0, 1 with a scale of 0.8 / sqrt(inputs), norms are ones, the embedding is about
 //! normal with a deviation of 0.02. A seed gives the same bytes everywhere. bitnet.cpp and
-//! ik_llama.cpp load the files too.
+//! ik_llama.cpp load the files too. [`trained`] is about models that leave out as much work as
+//! trained ones.
+
+mod trained;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::gguf::{Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorType, Value};
 use crate::model::config::{Architecture, Config};
 use crate::sampler::Rng;
+use trained::{Part, Trained};
 
 /// A published shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,8 +117,20 @@ pub struct DummyConfig {
     pub vocab: Option<PathBuf>,
     /// Seed of all weights.
     pub seed: u64,
+    /// How much work the weights let a program leave out.
+    pub sparsity: DummySparsity,
     /// Whether an existing file may be replaced.
     pub force: bool,
+}
+
+/// How gates close and how the embedding looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DummySparsity {
+    /// As plainly random weights do it: every second gate is closed, and no logit stands out.
+    #[default]
+    Random,
+    /// About as in the trained demo model. Shapes with squared ReLU only.
+    Trained,
 }
 
 const CONTEXT: u32 = 4096;
@@ -136,9 +152,13 @@ pub fn write(config: &DummyConfig, path: &Path, progress: &mut dyn FnMut(u64, u6
         let found = format!("{}, which exists", path.display());
         return Err(Error::usage("-o", found, "a new file, or --force"));
     }
+    let trained = match config.sparsity {
+        DummySparsity::Random => None,
+        DummySparsity::Trained => Some(Trained::new(&config.shape, config.seed)?),
+    };
     let header = plan(config)?;
     let temporary = Temporary::new(path)?;
-    fill(config, &header, &temporary, progress)?;
+    fill(config, &header, trained.as_ref(), &temporary, progress)?;
     temporary.rename(path)
 }
 
@@ -285,6 +305,7 @@ fn made_up_vocabulary(size: usize) -> Vocabulary {
 fn fill(
     config: &DummyConfig,
     header: &GgufWriter,
+    trained: Option<&Trained>,
     temporary: &Temporary,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
@@ -299,12 +320,24 @@ fn fill(
     for (i, tensor) in header.tensors().iter().enumerate() {
         // Each tensor has its own stream, so that a changed layer count keeps the others.
         let mut rng = Rng::new(config.seed ^ ((i as u64) << 40));
+        let part = trained.and_then(|trained| Some((trained, trained.part(tensor)?)));
+        let scale = match part {
+            Some((_, Part::Scaled(scale))) => scale,
+            _ => 0.8 / (tensor.cols() as f32).sqrt(),
+        };
         let mut blocks = noise.blocks(tensor);
         while blocks > 0 {
             buffer.clear();
-            blocks = noise.extend(tensor, blocks, &mut rng, &mut buffer);
+            blocks = match part {
+                None | Some((_, Part::Scaled(_))) => {
+                    noise.extend(tensor, blocks, CHUNK, &mut rng, &mut buffer)
+                }
+                Some((trained, part)) => {
+                    trained.extend(part, (tensor, blocks), &noise, &mut rng, &mut buffer)
+                }
+            };
             if blocks == 0 {
-                finish(tensor, &mut buffer);
+                finish(tensor, scale, &mut buffer);
             }
             out.write_all(&buffer).map_err(failed)?;
             done += buffer.len() as u64;
@@ -315,9 +348,8 @@ fn fill(
 }
 
 /// Appends what follows the last block: the scale of I2_S, and the padding.
-fn finish(tensor: &TensorInfo, out: &mut Vec<u8>) {
+fn finish(tensor: &TensorInfo, scale: f32, out: &mut Vec<u8>) {
     if tensor.ty == TensorType::I2_S {
-        let scale = 0.8 / (tensor.cols() as f32).sqrt();
         out.extend(scale.to_le_bytes());
         out.resize(out.len() + 28, 0);
     }
@@ -334,21 +366,23 @@ struct Noise {
 
 const NORMALS: usize = 4096;
 
+/// [`NORMALS`] numbers of a normal distribution with a deviation of 1, nearly: sums of twelve
+/// uniform ones.
+fn normals() -> impl Iterator<Item = f64> {
+    let mut rng = Rng::new(0);
+    (0..NORMALS).map(move |_| {
+        let sum: u64 = (0..12).map(|_| rng.next_u64() >> 32).sum();
+        sum as f64 / (1u64 << 32) as f64 - 6.0
+    })
+}
+
 impl Noise {
     fn new() -> Noise {
         let digit = |i: usize, place: usize| (i / place % 3) as u8;
         let ternary = std::array::from_fn(|i| {
             (digit(i, 27) << 6) | (digit(i, 9) << 4) | (digit(i, 3) << 2) | digit(i, 1)
         });
-        // The sum of twelve uniform numbers is nearly normal with a deviation of 1.
-        let mut rng = Rng::new(0);
-        let normal = (0..NORMALS)
-            .map(|_| {
-                let sum: u64 = (0..12).map(|_| rng.next_u64() >> 32).sum();
-                let x = sum as f64 / (1u64 << 32) as f64 - 6.0;
-                f16::from_f64(0.02 * x).to_le_bytes()
-            })
-            .collect();
+        let normal = normals().map(|x| f16::from_f64(0.02 * x).to_le_bytes()).collect();
         Noise { ternary, normal }
     }
 
@@ -369,10 +403,17 @@ impl Noise {
         }
     }
 
-    /// Appends at most `blocks` blocks and about [`CHUNK`] bytes; returns how many are left.
-    fn extend(&self, tensor: &TensorInfo, blocks: u64, rng: &mut Rng, out: &mut Vec<u8>) -> u64 {
+    /// Appends at most `blocks` blocks and about `bytes` bytes; returns how many are left.
+    fn extend(
+        &self,
+        tensor: &TensorInfo,
+        blocks: u64,
+        bytes: usize,
+        rng: &mut Rng,
+        out: &mut Vec<u8>,
+    ) -> u64 {
         let size = Self::block(tensor.ty).1;
-        let n = blocks.min((CHUNK / size) as u64) as usize;
+        let n = blocks.min((bytes / size) as u64) as usize;
         match tensor.ty {
             TensorType::I2_S => {
                 // Four bytes from a u64: 16 bits choose one of 81 with a bias below 1/800.
@@ -484,6 +525,7 @@ mod tests {
                 embedding: TensorType::Q8_0,
                 vocab: None,
                 seed: 1,
+                sparsity: DummySparsity::Random,
                 force: false,
             };
             let header = plan(&config).unwrap();

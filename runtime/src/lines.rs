@@ -1,0 +1,220 @@
+//! Packs ternary matrices by lines, rows or columns, of which decode reads those that a list names:
+//! from the file's I2_S, as in [`crate::pack`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bitnet_profiles::{LineLayout, Shape};
+
+use crate::memory::Buffer;
+use crate::pack::{BadCode, ZERO, read_codes};
+use crate::threads::{Pool, SharedSlice};
+use crate::{Error, Result};
+
+/// What the lines of a matrix are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Along {
+    /// Its rows: a line is as long as the matrix has columns.
+    Rows,
+    /// Its columns: a line is as long as the matrix has rows.
+    Columns,
+}
+
+impl Along {
+    /// Lines of a matrix, and weights of a line.
+    #[must_use]
+    pub fn lines(self, shape: Shape) -> (usize, usize) {
+        match self {
+            Self::Rows => (shape.rows, shape.cols),
+            Self::Columns => (shape.cols, shape.rows),
+        }
+    }
+
+    /// Bytes of a matrix packed by lines.
+    #[must_use]
+    pub fn matrix_bytes(self, layout: LineLayout, shape: Shape) -> usize {
+        let (lines, length) = self.lines(shape);
+        lines * layout.line_bytes(length)
+    }
+}
+
+/// A ternary matrix, line by line.
+#[derive(Debug)]
+pub struct PackedLines {
+    layout: LineLayout,
+    along: Along,
+    shape: Shape,
+    scale: f32,
+    data: Buffer,
+}
+
+impl PackedLines {
+    /// Packs `file`, the I2_S codes of a matrix of `shape` without the scale that follows them, into
+    /// `buffer`, which is [`Along::matrix_bytes`] long.
+    ///
+    /// # Errors
+    /// As [`crate::pack::PackedMatrix::pack`].
+    pub fn pack(
+        file: &[u8],
+        shape: Shape,
+        scale: f32,
+        (layout, along): (LineLayout, Along),
+        mut buffer: Buffer,
+        pool: &Pool,
+    ) -> Result<std::result::Result<Self, BadCode>> {
+        let fits = file.len() == shape.weights().div_ceil(4)
+            && shape.weights().is_multiple_of(128)
+            && buffer.len() == along.matrix_bytes(layout, shape)
+            && (1..=Shape::MAX_COLS).contains(&shape.cols);
+        if !fits {
+            return Err(Error::Runtime(format!(
+                "cannot pack the lines of a matrix of {shape} from {} bytes into {} as {layout}",
+                file.len(),
+                buffer.len()
+            )));
+        }
+        let bad = AtomicBool::new(false);
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let seen = match along {
+                Along::Rows => pack_rows(file, shape, layout, worker.share(shape.rows), &out),
+                Along::Columns => {
+                    let units = worker.share(layout.units(shape.rows));
+                    pack_columns(file, shape, layout, units, &out)
+                }
+            };
+            bad.fetch_or(seen, Ordering::Relaxed);
+        })?;
+        if bad.into_inner() {
+            return Ok(Err(BadCode));
+        }
+        Ok(Ok(Self { layout, along, shape, scale, data: buffer }))
+    }
+
+    /// The layout of a line.
+    pub fn layout(&self) -> LineLayout {
+        self.layout
+    }
+
+    /// What the lines are.
+    pub fn along(&self) -> Along {
+        self.along
+    }
+
+    /// Rows and columns of the matrix.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// As [`crate::pack::PackedMatrix::scale`].
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// How many lines there are.
+    pub fn lines(&self) -> usize {
+        self.along.lines(self.shape).0
+    }
+
+    /// Units of a line.
+    pub fn units(&self) -> usize {
+        self.layout.units(self.along.lines(self.shape).1)
+    }
+
+    /// The lines, one after the other.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// Packs rows; says whether a code was 3.
+fn pack_rows(
+    file: &[u8],
+    shape: Shape,
+    layout: LineLayout,
+    rows: std::ops::Range<usize>,
+    out: &SharedSlice<'_, u8>,
+) -> bool {
+    let (unit, line_bytes) = (layout.unit_weights(), layout.line_bytes(shape.cols));
+    let mut codes = vec![ZERO; shape.cols.next_multiple_of(unit)];
+    let mut bad = false;
+    for row in rows {
+        bad |= read_codes(file, row * shape.cols, &mut codes[..shape.cols]).bad;
+        // SAFETY: workers own disjoint ranges of rows.
+        let line = unsafe { out.write(row * line_bytes..(row + 1) * line_bytes) };
+        for (codes, bytes) in
+            codes.chunks_exact(unit).zip(line.chunks_exact_mut(LineLayout::UNIT_BYTES))
+        {
+            let field = |f: usize| &codes[f * LineLayout::UNIT_BYTES..][..LineLayout::UNIT_BYTES];
+            join(layout, field, bytes);
+        }
+    }
+    bad
+}
+
+/// Packs some units of all columns; says whether a code was 3.
+fn pack_columns(
+    file: &[u8],
+    shape: Shape,
+    layout: LineLayout,
+    units: std::ops::Range<usize>,
+    out: &SharedSlice<'_, u8>,
+) -> bool {
+    /// Columns at once: their codes stay in the L2 cache.
+    const COLS: usize = 512;
+    const BYTES: usize = LineLayout::UNIT_BYTES;
+    let (unit_rows, line_bytes) = (layout.unit_weights(), layout.line_bytes(shape.rows));
+    let mut codes = vec![ZERO; unit_rows * COLS];
+    let mut bytes = vec![0; BYTES * COLS];
+    let mut bad = false;
+    for unit in units {
+        for first in (0..shape.cols).step_by(COLS) {
+            let cols = COLS.min(shape.cols - first);
+            for (i, codes) in codes.chunks_exact_mut(COLS).enumerate() {
+                let row = unit * unit_rows + i;
+                if row < shape.rows {
+                    let at = row * shape.cols + first;
+                    bad |= read_codes(file, at, &mut codes[..cols]).bad;
+                } else {
+                    codes.fill(ZERO);
+                }
+            }
+            // Byte i of the unit for all columns, then turned over.
+            for (i, bytes) in bytes.chunks_exact_mut(COLS).enumerate() {
+                join(layout, |f| &codes[(f * BYTES + i) * COLS..][..COLS], bytes);
+            }
+            for col in 0..cols {
+                let start = (first + col) * line_bytes + unit * BYTES;
+                // SAFETY: workers own disjoint ranges of units.
+                let unit = unsafe { out.write(start..start + BYTES) };
+                for (i, byte) in unit.iter_mut().enumerate() {
+                    *byte = bytes[i * COLS + col];
+                }
+            }
+        }
+    }
+    bad
+}
+
+/// The bytes that hold a code of each field, as the layout says.
+fn join<'a>(layout: LineLayout, field: impl Fn(usize) -> &'a [u8], out: &mut [u8]) {
+    let n = out.len();
+    let [a, b, c, d] = [0, 1, 2, 3].map(|f| &field(f)[..n]);
+    match layout {
+        LineLayout::I2sL64 => {
+            for i in 0..n {
+                out[i] = a[i] | b[i] << 2 | c[i] << 4 | d[i] << 6;
+            }
+        }
+        LineLayout::T5L64 => {
+            let e = &field(4)[..n];
+            for i in 0..n {
+                // A code 3 is refused in the end: until then it must only not panic.
+                let number =
+                    a[i].wrapping_add(b[i] * 3).wrapping_add(c[i] * 9).wrapping_add(d[i] * 27);
+                let small = number.wrapping_add(e[i] << 6);
+                let large = number.wrapping_add(128).wrapping_add(17 * e[i]);
+                out[i] = if number < 64 { small } else { large };
+            }
+        }
+    }
+}

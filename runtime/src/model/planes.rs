@@ -1,0 +1,764 @@
+//! Low-bit copies of the lm_head, and how far an estimate from them can be from the logit.
+//!
+//! Two copies: the *plane* ([`PlaneFormat`]), which a scan reads whole, and the *fine* rows, what
+//! the plane leaves of each row in Q4_0, which are read for the rows that may still be among the
+//! best. With w a row of the head, p and b its rows in the two copies, both exact real vectors,
+//! and x the activations as the full head sees them,
+//!
+//! ```text
+//! logit = w x + e,   |e| <= gamma |w| |x|         (rounding, of the depth of the full head's sum)
+//! scan  = p x' + e', |e'| <= gamma' |p| |x'|      (x' has 16 bits)
+//! fine  = b x" + e", |e"| <= gamma" |b| |x"|      (x" has 8 bits, in blocks)
+//!
+//! |logit - scan|        <= |w - p| |x| + |p| |x - x'| + e + e'
+//! |logit - scan - fine| <= |w - p - b| |x| + |p| |x - x'| + |b| |x - x"| + e + e' + e"
+//! ```
+//!
+//! by Cauchy and Schwarz. `|w - p|` and `|w - p - b|` are kept for each row, rounded up; all other
+//! terms are small and take the largest norm of all rows. Norms are never computed smaller than
+//! they are: sums of f32 are taken for as wrong as their depth allows, and what underflow could hide
+//! is added.
+
+use bitnet_profiles::{HeadFormat, Isa, PlaneFormat};
+use half::f16;
+
+use super::numerics::{self, BLOCK, Q4_0_BYTES};
+use super::weights::Table;
+use crate::error::Result;
+use crate::gguf::Gguf;
+use crate::kernels::{HeadKernel, PlaneInput, PlaneKernel, VectorOps};
+use crate::memory::{Buffer, Pages};
+use crate::threads::{Pool, SharedSlice};
+
+/// Rows in a tile of a plane.
+pub(super) const TILE_ROWS: usize = PlaneFormat::TILE_ROWS;
+/// Tiles after which pages of the file are given back.
+const TILES_PER_DROP: usize = 64;
+/// Unit roundoff of f32.
+const U: f64 = 1.0 / (1 << 24) as f64;
+/// More than what underflow can take from a norm of up to 2^18 elements, or from a sum.
+const UNDERFLOW: f64 = 1.0 / (1u64 << 60) as f64;
+/// Products of norms beyond this could leave the range of f32 on the way.
+const MAX_PRODUCT: f64 = 1e30;
+
+/// The copies of a head.
+#[derive(Debug)]
+pub struct Planes {
+    rows: usize,
+    cols: usize,
+    /// Whether the full head quantises its activations in blocks of 32.
+    block_head: bool,
+    kernel: PlaneKernel,
+    fine_kernel: HeadKernel,
+    tiles: Buffer,
+    /// Half the scale of each row, `[tiles][16]`.
+    scales: Vec<f32>,
+    fine: Buffer,
+    /// What the plane leaves of each row and what both leave, upper bounds of the norms.
+    residuals: Vec<f32>,
+    fine_residuals: Vec<f32>,
+    /// The largest norms of |w| + |w - p| and of |w - p| + |w - p - b|.
+    norm: f64,
+    fine_norm: f64,
+}
+
+/// A row as it was coded.
+struct Coded {
+    scale: f32,
+    norm: f64,
+    residual: f64,
+    fine_residual: f64,
+}
+
+/// The smallest float that is not less.
+fn up(x: f64) -> f32 {
+    let nearest = x as f32;
+    if f64::from(nearest) < x { nearest.next_up() } else { nearest }
+}
+
+/// An upper bound of the norm of `n` elements, summed in f64.
+fn norm(n: usize, element: impl Fn(usize) -> f64) -> f64 {
+    let mut lanes = [0.0; 8];
+    for i in 0..n {
+        lanes[i % 8] += element(i) * element(i);
+    }
+    lanes.iter().sum::<f64>().sqrt() * (1.0 + 1e-9)
+}
+
+impl Planes {
+    /// Bytes that a scan of a head of so many rows and columns reads, and bytes of its fine copy.
+    pub(super) fn read_bytes(format: PlaneFormat, rows: usize, cols: usize) -> (usize, usize) {
+        let tiles = rows.div_ceil(TILE_ROWS) * format.tile_bytes(cols);
+        let fine = cols.div_ceil(BLOCK) * Q4_0_BYTES;
+        (tiles + rows * 2 * size_of::<f32>(), rows * (fine + size_of::<f32>()))
+    }
+
+    /// Makes the copies of `head`, whose rows hold `cols` weights, for the kernels that read them, the
+    /// second of which is one for Q4_0. Each worker writes what it will
+    /// read, and gives back the pages of the file on the way.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when there is not enough memory or a worker panicked.
+    pub fn build(
+        gguf: &Gguf,
+        head: &Table,
+        cols: usize,
+        kernels: (PlaneKernel, HeadKernel),
+        pool: &Pool,
+        pages: Pages,
+    ) -> Result<Self> {
+        let (kernel, fine_kernel) = kernels;
+        let format = kernel.format();
+        let rows = head.row_count();
+        let (tiles, tile_bytes) = (rows.div_ceil(TILE_ROWS), format.tile_bytes(cols));
+        let padded = cols.next_multiple_of(BLOCK);
+        let fine_bytes = HeadFormat::Q4_0.row_bytes(padded);
+        let mut planes = Self {
+            rows,
+            cols,
+            block_head: head.format().block_weights() > 1,
+            kernel,
+            fine_kernel,
+            tiles: Buffer::with(tiles * tile_bytes, pages)?,
+            scales: vec![0.0; tiles * TILE_ROWS],
+            fine: Buffer::with(rows * fine_bytes, pages)?,
+            residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
+            fine_residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
+            norm: 0.0,
+            fine_norm: 0.0,
+        };
+        let mut norms = vec![(0.0, 0.0); pool.threads()];
+        let code = coder(format, kernel.id().isa);
+        {
+            let out = SharedSlice::new(&mut planes.tiles);
+            let fine = SharedSlice::new(&mut planes.fine);
+            let scales = SharedSlice::new(&mut planes.scales);
+            let residuals = SharedSlice::new(&mut planes.residuals);
+            let fine_residuals = SharedSlice::new(&mut planes.fine_residuals);
+            let norms = SharedSlice::new(&mut norms);
+            pool.run(|worker| {
+                let mut weights = vec![0.0; padded];
+                let mut largest = (0.0f64, 0.0f64);
+                let share = worker.share(tiles);
+                for tile in share.clone() {
+                    let first = tile * TILE_ROWS;
+                    let own = first..first + TILE_ROWS;
+                    let filled = first..own.end.min(rows);
+                    // SAFETY: workers own disjoint ranges of tiles and of their rows.
+                    let (out, fine, scales, residuals, fine_residuals) = unsafe {
+                        (
+                            out.write(tile * tile_bytes..(tile + 1) * tile_bytes),
+                            fine.write(filled.start * fine_bytes..filled.end * fine_bytes),
+                            scales.write(own.clone()),
+                            residuals.write(own.clone()),
+                            fine_residuals.write(own),
+                        )
+                    };
+                    for (r, fine) in fine.chunks_exact_mut(fine_bytes).enumerate() {
+                        head.read_row(gguf, first + r, &mut weights[..cols]);
+                        // SAFETY: `coder` asked for what the CPU has.
+                        let coded = unsafe { code(&weights, r, out, fine) };
+                        let Some(coded) = coded else { continue };
+                        scales[r] = coded.scale;
+                        residuals[r] = up(coded.residual);
+                        fine_residuals[r] = up(coded.fine_residual);
+                        largest.0 = largest.0.max(coded.norm + coded.residual);
+                        largest.1 = largest.1.max(coded.residual + coded.fine_residual);
+                    }
+                    // Rarely, as part of a page stays at either end.
+                    let since = (tile - share.start) / TILES_PER_DROP * TILES_PER_DROP;
+                    if tile + 1 == share.end || tile - share.start + 1 == since + TILES_PER_DROP {
+                        head.drop_rows(gguf, (share.start + since) * TILE_ROWS..filled.end);
+                    }
+                }
+                // SAFETY: each worker's own.
+                unsafe { norms.write(worker.index..worker.index + 1)[0] = largest };
+            })?;
+        }
+        for (norm, fine_norm) in norms {
+            (planes.norm, planes.fine_norm) =
+                (planes.norm.max(norm), planes.fine_norm.max(fine_norm));
+        }
+        Ok(planes)
+    }
+
+    /// The kernel that scans.
+    #[must_use]
+    pub fn kernel(&self) -> &PlaneKernel {
+        &self.kernel
+    }
+
+    /// Rows of the head.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Tiles of the plane.
+    pub(super) fn tile_count(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
+    }
+
+    /// Bytes that a scan reads: the plane, and scale and residual of every row.
+    #[must_use]
+    pub fn scan_bytes(&self) -> usize {
+        self.tiles.len() + self.rows * 2 * size_of::<f32>()
+    }
+
+    /// Bytes that the fine estimate of a row reads.
+    #[must_use]
+    pub fn fine_bytes(&self) -> usize {
+        self.fine.len() / self.rows + size_of::<f32>()
+    }
+
+    /// Keeps the copies in memory, if so asked.
+    pub(super) fn lock_if(&self, lock: bool) -> std::io::Result<()> {
+        if lock { self.tiles.lock().and(self.fine.lock()) } else { Ok(()) }
+    }
+
+    /// Estimates of the rows of some tiles, `[tiles][16]`.
+    pub(super) fn scan(&self, tiles: std::ops::Range<usize>, query: &Query, out: &mut [f32]) {
+        self.kernel.run(&self.tiles, &self.scales, tiles, &query.input, out);
+    }
+
+    /// The rows, of those that begin with `first`, whose logits may reach `least`: into `found`, as
+    /// long as `estimates`. Gives how many.
+    pub(super) fn survivors(
+        &self,
+        (first, estimates): (usize, &[f32]),
+        query: &Query,
+        least: f32,
+        found: &mut [u32],
+    ) -> usize {
+        let mut count = 0;
+        let residuals = self.residuals[first..].chunks(TILE_ROWS);
+        for (chunk, (estimates, residuals)) in
+            estimates.chunks(TILE_ROWS).zip(residuals).enumerate()
+        {
+            let upper = |(estimate, residual): (&f32, &f32)| {
+                estimate + (residual * query.norm + query.slack)
+            };
+            let uppers = || estimates.iter().zip(residuals).map(upper);
+            // Most chunks have none, which vectors see at once.
+            if uppers().fold(true, |none, upper| none & (upper < least)) {
+                continue;
+            }
+            for (i, upper) in uppers().enumerate() {
+                if reaches(upper, least) {
+                    found[count] = (first + chunk * TILE_ROWS + i) as u32;
+                    count += 1;
+                }
+            }
+        }
+        count
+    }
+
+    /// The fine copy of a row.
+    pub(super) fn fine_row(&self, row: usize) -> &[u8] {
+        let width = self.fine.len() / self.rows;
+        &self.fine[row * width..(row + 1) * width]
+    }
+
+    /// Whether a row's logit may reach `least` by its better estimate, if the scan's is this.
+    pub(super) fn survives(&self, row: usize, estimate: f32, query: &Query, least: f32) -> bool {
+        let mut fine = [0.0];
+        self.fine_kernel.run(self.fine_row(row), query.x.len(), &query.fine, &mut fine, 1);
+        let radius = self.fine_residuals[row] * query.norm + query.fine_slack;
+        reaches((estimate + fine[0]) + radius, least)
+    }
+}
+
+/// Whether a logit that is at most `upper` may be as large as `least`; of no bound it may.
+pub(super) fn reaches(upper: f32, least: f32) -> bool {
+    upper >= least || upper.is_nan()
+}
+
+/// Codes one row, row `r` of its tile, and its fine row. Nothing is written, and nothing given,
+/// where the weights are no numbers or too large.
+///
+/// # Safety
+/// The CPU has the features that the function was chosen for.
+type Coder = unsafe fn(&[f32], usize, &mut [u8], &mut [u8]) -> Option<Coded>;
+
+/// The coder for a format, of instructions up to those of `isa`. All give the same.
+fn coder(format: PlaneFormat, isa: Isa) -> Coder {
+    #[cfg(target_arch = "x86_64")]
+    if isa.includes(Isa::Avx2) && Isa::Avx2.is_supported() {
+        return match format {
+            PlaneFormat::P4 => code_row_avx2::<4>,
+            PlaneFormat::P5 => code_row_avx2::<5>,
+        };
+    }
+    let _ = isa;
+    match format {
+        PlaneFormat::P4 => code_row::<4>,
+        PlaneFormat::P5 => code_row::<5>,
+    }
+}
+
+/// [`code_row`] in vectors twice as long.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn code_row_avx2<const BITS: usize>(
+    weights: &[f32],
+    r: usize,
+    out: &mut [u8],
+    fine: &mut [u8],
+) -> Option<Coded> {
+    code_row::<BITS>(weights, r, out, fine)
+}
+
+/// What the copies would leave of some rows: the norms after the plane and after both.
+pub(super) fn residuals(
+    gguf: &Gguf,
+    head: &Table,
+    cols: usize,
+    (format, isa): (PlaneFormat, Isa),
+    rows: impl Iterator<Item = usize>,
+) -> Vec<[f32; 2]> {
+    let mut weights = vec![0.0; cols.next_multiple_of(BLOCK)];
+    let mut tile = vec![0; format.tile_bytes(cols)];
+    let mut fine = vec![0; HeadFormat::Q4_0.row_bytes(weights.len())];
+    rows.map(|row| {
+        head.read_row(gguf, row, &mut weights[..cols]);
+        // SAFETY: `coder` asked for what the CPU has.
+        match unsafe { coder(format, isa)(&weights, 0, &mut tile, &mut fine) } {
+            Some(coded) => [coded.residual, coded.fine_residual].map(up),
+            None => [f32::INFINITY; 2],
+        }
+    })
+    .collect()
+}
+
+/// The activations of one token as the scan and the fine rows read them, and what they add to the
+/// bounds.
+#[derive(Debug)]
+pub(super) struct Query {
+    /// As the full head sees them, padded with zeros.
+    x: Vec<f32>,
+    q: Vec<i32>,
+    q8: Vec<i8>,
+    d8: Vec<f32>,
+    input: PlaneInput,
+    /// Prepared for the fine rows.
+    fine: Buffer,
+    /// Not below |x|.
+    norm: f32,
+    /// What is added to the residuals' part of the bounds.
+    slack: f32,
+    fine_slack: f32,
+}
+
+impl Query {
+    pub(super) fn new(planes: &Planes) -> Result<Self> {
+        let padded = planes.cols.next_multiple_of(BLOCK);
+        Ok(Self {
+            x: vec![0.0; padded],
+            q: vec![0; padded],
+            q8: vec![0; padded],
+            d8: vec![0.0; padded / BLOCK],
+            input: PlaneInput::new(planes.cols),
+            fine: Buffer::zeroed(planes.fine_kernel.prepared_bytes(padded))?,
+            norm: 0.0,
+            slack: 0.0,
+            fine_slack: 0.0,
+        })
+    }
+
+    /// Takes the activations; false where no bound holds: they are not finite, or too large.
+    pub(super) fn set(&mut self, planes: &Planes, ops: &VectorOps, x: &[f32]) -> bool {
+        let cols = x.len();
+        self.x[..cols].copy_from_slice(x);
+        if planes.block_head {
+            // What the full head multiplies. As floats they are rounded once, which counts below.
+            ops.quantise_blocks(x, &mut self.q8[..cols], &mut self.d8);
+            dequantise(&self.q8, &self.d8, &mut self.x);
+        }
+        let (n, x) = (self.x.len(), |i: usize| f64::from(self.x[i]));
+        let size = norm(n, x) * (1.0 + 2.0 * U) + UNDERFLOW;
+        let product = size * planes.norm.max(1.0);
+        if product.is_nan() || product > MAX_PRODUCT {
+            return false;
+        }
+        let scale = numerics::quantise_wide(&self.x, &mut self.q);
+        self.input.set(planes.kernel.format(), &self.q, scale);
+        let wide = norm(n, |i| f64::from(self.q[i]) * f64::from(scale) - x(i)) + U * size;
+        ops.quantise_blocks(&self.x, &mut self.q8, &mut self.d8);
+        planes.fine_kernel.prepare((&self.x, 1), &mut self.fine);
+        let narrow = |i| f64::from(self.q8[i]) * f64::from(self.d8[i / BLOCK]) - x(i);
+        let narrow = norm(n, narrow) + U * size;
+        // Depths of the three sums: 16 lanes and a tree, for blocks with a product of scales; one
+        // chain over the blocks of the plane. What is left pays for the sums of bounds themselves.
+        let lanes = n as f64 / 16.0 + 16.0;
+        let blocks = (n / BLOCK) as f64 + 16.0;
+        let rounding = (lanes + blocks + 32.0) * 1.01 * U;
+        let slack = planes.norm * (wide + rounding * (size + wide)) + UNDERFLOW;
+        let fine = planes.fine_norm * (narrow + rounding * (size + narrow));
+        (self.norm, self.slack, self.fine_slack) = (up(size), up(slack), up(slack + fine));
+        true
+    }
+}
+
+fn dequantise(q: &[i8], d: &[f32], x: &mut [f32]) {
+    for ((x, q), &d) in x.chunks_exact_mut(BLOCK).zip(q.chunks_exact(BLOCK)).zip(d) {
+        for (x, &q) in x.iter_mut().zip(q) {
+            *x = d * f32::from(q);
+        }
+    }
+}
+
+/// Lanes of the sums of squares here, so that the compiler can use vectors.
+const LANES: usize = 16;
+
+/// See [`Coder`]; written for the compiler's vectors, here and in what it calls.
+#[inline(always)]
+fn code_row<const BITS: usize>(
+    weights: &[f32],
+    r: usize,
+    out: &mut [u8],
+    fine: &mut [u8],
+) -> Option<Coded> {
+    let (blocks, _) = weights.as_chunks::<BLOCK>();
+    let levels = (1u32 << BITS) as f32;
+    let middle = (levels - 1.0) / 2.0;
+    let mut squares = [[0f32; LANES]; 3];
+    let mut lanes = [0.0; LANES];
+    for block in blocks {
+        add_squares(&mut squares[0], block);
+        larger(&mut lanes, block);
+    }
+    let total = squares[0].iter().sum::<f32>();
+    if !total.is_finite() {
+        return None;
+    }
+    // A step of 1 in the scale of a block; of weights that small no scale is a normal number.
+    let largest = largest(lanes);
+    let unit = if largest < 1e-30 { 0.0 } else { largest / (levels / 2.0 * 255.0) };
+    let per_unit = if unit == 0.0 { 0.0 } else { 1.0 / unit };
+    let block_bytes = TILE_ROWS * (BLOCK * BITS / 8 + 1);
+    let outs = out.chunks_exact_mut(block_bytes).zip(fine.chunks_exact_mut(Q4_0_BYTES));
+    for (block, (out, fine)) in blocks.iter().zip(outs) {
+        let scale = ((top(block) / (levels / 2.0)) * per_unit).ceil().min(255.0);
+        let step = unit * scale;
+        let mut codes = [0u8; BLOCK];
+        let rest = quantise(block, step, middle, levels - 1.0, &mut codes);
+        add_squares(&mut squares[1], &rest);
+        // Four or eight codes at once, each in its byte.
+        for (group, codes) in codes.as_chunks::<8>().0.iter().enumerate() {
+            let low = u64::from_le_bytes(*codes) & 0x0f0f_0f0f_0f0f_0f0f;
+            let nibbles = (low | low >> 28) as u32;
+            out[64 * group + 4 * r..][..4].copy_from_slice(&nibbles.to_le_bytes());
+        }
+        if BITS == 5 {
+            let steps = codes.as_chunks::<4>().0.iter().enumerate();
+            let bits = steps.fold(0, |bits, (step, codes)| {
+                bits | (u32::from_le_bytes(*codes) >> 4 & 0x0101_0101) << step
+            });
+            out[256 + 4 * r..][..4].copy_from_slice(&bits.to_le_bytes());
+        }
+        out[block_bytes - TILE_ROWS + r] = scale as u8;
+
+        let scale = f16::from_f32((top(&rest) / 7.5).min(60000.0));
+        let rest = quantise(&rest, scale.to_f32(), 8.0, 15.0, &mut codes);
+        add_squares(&mut squares[2], &rest);
+        fine[..2].copy_from_slice(&scale.to_le_bytes());
+        let half = |i: usize| u128::from_le_bytes(codes.as_chunks::<16>().0[i]);
+        fine[2..].copy_from_slice(&(half(0) | half(1) << 4).to_le_bytes());
+    }
+    let [weights_norm, residual, fine_residual] = squares.map(|lanes| {
+        let depth = weights.len() as f64 / LANES as f64 + 32.0;
+        let sum: f64 = lanes.iter().map(|&v| f64::from(v)).sum();
+        sum.sqrt() * (1.0 + depth * 2.0 * U) + UNDERFLOW
+    });
+    // The step, the coded weight and the difference were rounded, and perhaps the weight itself.
+    let rounding = 16.0 * U * (weights_norm + residual);
+    Some(Coded {
+        // Scans sum twice the codes.
+        scale: unit / 2.0,
+        norm: weights_norm,
+        residual: residual + rounding,
+        fine_residual: fine_residual + rounding,
+    })
+}
+
+#[inline(always)]
+fn add_squares(lanes: &mut [f32; LANES], block: &[f32; BLOCK]) {
+    for half in block.as_chunks::<LANES>().0 {
+        *lanes = std::array::from_fn(|i| lanes[i] + half[i] * half[i]);
+    }
+}
+
+#[inline(always)]
+fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// Takes larger magnitudes into lanes.
+#[inline(always)]
+fn larger(lanes: &mut [f32; LANES], block: &[f32; BLOCK]) {
+    for half in block.as_chunks::<LANES>().0 {
+        *lanes = std::array::from_fn(|i| max(half[i].abs(), lanes[i]));
+    }
+}
+
+/// The largest of some lanes; as a tree, since in a chain each would wait for the one before.
+#[inline(always)]
+fn largest(lanes: [f32; LANES]) -> f32 {
+    let lanes: [f32; 8] = std::array::from_fn(|i| max(lanes[i], lanes[i + 8]));
+    let lanes: [f32; 4] = std::array::from_fn(|i| max(lanes[i], lanes[i + 4]));
+    max(max(lanes[0], lanes[2]), max(lanes[1], lanes[3]))
+}
+
+/// The largest magnitude.
+#[inline(always)]
+fn top(block: &[f32; BLOCK]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    larger(&mut lanes, block);
+    largest(lanes)
+}
+
+/// Codes a block: `round(w / step + middle)`, 0 to `last`; gives what is left of it.
+#[inline(always)]
+fn quantise(
+    block: &[f32; BLOCK],
+    step: f32,
+    middle: f32,
+    last: f32,
+    codes: &mut [u8; BLOCK],
+) -> [f32; BLOCK] {
+    /// Adding this rounds 0..2^22 to an integer, which stands in the low bits.
+    const ROUND: f32 = 8_388_608.0;
+    let per_step = if step < 1e-30 { 0.0 } else { 1.0 / step };
+    let mut rest = [0.0; BLOCK];
+    for i in 0..BLOCK {
+        let place = block[i] * per_step + middle;
+        let place = if place > 0.0 { place } else { 0.0 };
+        let place = if place < last { place } else { last };
+        let rounded = place + ROUND;
+        codes[i] = rounded.to_bits() as u8;
+        rest[i] = block[i] - step * ((rounded - ROUND) - middle);
+    }
+    rest
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::kernels::verify::head_row;
+    use crate::random::Random;
+
+    /// A head, and activations to try on it.
+    pub struct Case {
+        pub name: &'static str,
+        pub gguf: Gguf,
+        pub table: Table,
+        pub cols: usize,
+        pub inputs: Vec<Vec<f32>>,
+    }
+
+    /// About normal.
+    fn normal(random: &mut Random) -> f32 {
+        let unit = |random: &mut Random| random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5;
+        (0..6).map(|_| unit(random)).sum()
+    }
+
+    pub fn input(cols: usize, random: &mut Random) -> Vec<f32> {
+        (0..cols).map(|_| normal(random)).collect()
+    }
+
+    /// Activations of every kind that there may be: also such that no bound can hold.
+    fn inputs(cols: usize, random: &mut Random) -> Vec<Vec<f32>> {
+        let mut inputs: Vec<Vec<f32>> = (0..6).map(|_| input(cols, random)).collect();
+        inputs.push(vec![0.0; cols]);
+        for factor in [1e-38, 1e-20, 1e20, 1e37] {
+            inputs.push(input(cols, random).iter().map(|x| x * factor).collect());
+        }
+        for (at, value) in [(0, 300.0), (cols / 2, -1e6), (cols - 1, f32::NAN), (0, f32::INFINITY)]
+        {
+            let mut outlier = input(cols, random);
+            outlier[at] = value;
+            inputs.push(outlier);
+        }
+        inputs
+    }
+
+    fn encode(format: HeadFormat, weights: &[f32]) -> Vec<u8> {
+        let bytes = |w: &f32| match format {
+            HeadFormat::F16 => f16::from_f32(*w).to_le_bytes().to_vec(),
+            HeadFormat::Bf16 => half::bf16::from_f32(*w).to_le_bytes().to_vec(),
+            _ => w.to_le_bytes().to_vec(),
+        };
+        weights.iter().flat_map(bytes).collect()
+    }
+
+    type Rows = fn(usize, usize, &mut Random) -> Vec<f32>;
+
+    /// Heads of floats: rows from their number and their columns.
+    const FLOATS: &[(&str, Rows)] = &[
+        ("noise", |_, cols, random| input(cols, random)),
+        ("all rows equal", |_, cols, _| (0..cols).map(|i| (i % 13) as f32 - 6.0).collect()),
+        ("pairs of equal rows", |row, cols, _| input(cols, &mut Random::new(row as u64 / 2))),
+        ("all zero", |_, cols, _| vec![0.0; cols]),
+        ("rows of all sizes", |row, cols, random| {
+            let factor = 2f32.powi(row as i32 % 280 - 140);
+            input(cols, random).iter().map(|w| w * factor).collect()
+        }),
+        ("one large column", |_, cols, random| {
+            let mut row = input(cols, random);
+            row[cols / 3] *= 1000.0;
+            row
+        }),
+        ("no numbers among them", |row, cols, random| {
+            let mut weights = input(cols, random);
+            let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e-40, 3e38];
+            weights[row % cols] = values[row % values.len()];
+            weights
+        }),
+        ("one part in a million apart", |row, cols, _| {
+            (0..cols).map(|i| 1.0 + (row * usize::from(i == 7)) as f32 * 1e-6).collect()
+        }),
+    ];
+
+    /// Every kind of head, of `rows` rows.
+    pub fn cases(rows: usize) -> Vec<Case> {
+        let random = &mut Random::new(rows as u64);
+        let mut cases = Vec::new();
+        for format in [HeadFormat::F32, HeadFormat::F16, HeadFormat::Bf16] {
+            for (i, &(name, row)) in FLOATS.iter().enumerate() {
+                let cols = [320, 100, 33][i % 3];
+                let weights: Vec<f32> = (0..rows).flat_map(|r| row(r, cols, random)).collect();
+                let (gguf, table) = Table::alone(format, cols, &encode(format, &weights));
+                cases.push(Case { name, gguf, table, cols, inputs: inputs(cols, random) });
+            }
+        }
+        for format in [HeadFormat::Q8_0, HeadFormat::Q6K, HeadFormat::Q4_0] {
+            let cols = format.block_weights().max(64) * 2;
+            let bytes: Vec<u8> = (0..rows).flat_map(|_| head_row(format, cols, random)).collect();
+            let (gguf, table) = Table::alone(format, cols, &bytes);
+            cases.push(Case { name: "blocks", gguf, table, cols, inputs: inputs(cols, random) });
+        }
+        cases
+    }
+
+    /// The full head's kernel and the copies of a case.
+    pub fn planes(case: &Case, format: PlaneFormat, pool: &Pool) -> (HeadKernel, Planes) {
+        let best = bitnet_profiles::Isa::best();
+        let head = HeadKernel::default(case.table.format(), best).unwrap();
+        let scan = PlaneKernel::default(format, best, &head).unwrap();
+        let fine = HeadKernel::default(HeadFormat::Q4_0, best).unwrap();
+        let Case { gguf, table, cols, .. } = case;
+        let kernels = (scan, fine);
+        (head, Planes::build(gguf, table, *cols, kernels, pool, Pages::Small).unwrap())
+    }
+
+    /// All logits, by the full head's kernel.
+    pub fn logits(case: &Case, head: &HeadKernel, x: &[f32]) -> Vec<f32> {
+        let rows = case.table.row_count();
+        let mut prepared = Buffer::zeroed(head.prepared_bytes(x.len())).unwrap();
+        head.prepare((x, 1), &mut prepared);
+        let mut out = vec![0.0; rows];
+        head.run(case.table.rows(&case.gguf, 0..rows), x.len(), &prepared, &mut out, rows);
+        out
+    }
+
+    /// No logit is further from its estimates than their bounds say; and bounds are worth something:
+    /// where a case is plain noise they are within a few hundredths of the product of the norms.
+    #[test]
+    fn bounds_hold() {
+        let (pool, ops) = (Pool::new(2).unwrap(), VectorOps::best(bitnet_profiles::Isa::best()));
+        let mut tight = 0;
+        for case in cases(161) {
+            for format in [PlaneFormat::P4, PlaneFormat::P5] {
+                let (head, planes) = planes(&case, format, &pool);
+                let mut query = Query::new(&planes).unwrap();
+                let mut estimates = vec![f32::NAN; planes.tile_count() * TILE_ROWS];
+                for (i, x) in case.inputs.iter().enumerate() {
+                    let what = format!("{} {} {format} {i}", case.name, case.table.format());
+                    let expected = logits(&case, &head, x);
+                    if !query.set(&planes, &ops, x) {
+                        assert!(x.iter().any(|x| x.is_nan() || x.abs() > 1e15), "{what}");
+                        continue;
+                    }
+                    planes.scan(0..planes.tile_count(), &query, &mut estimates);
+                    for (row, &logit) in expected.iter().enumerate() {
+                        let what = format!("{what}, row {row}: {logit}");
+                        let (estimate, residual) = (estimates[row], planes.residuals[row]);
+                        let radius = residual * query.norm + query.slack;
+                        if radius == f32::INFINITY {
+                            assert!(planes.survives(row, estimate, &query, f32::MAX), "{what}");
+                            continue;
+                        }
+                        let error = (f64::from(logit) - f64::from(estimate)).abs();
+                        assert!(error <= f64::from(radius), "{what} for {estimate} {radius}");
+                        assert!(planes.survives(row, estimate, &query, logit), "{what}");
+                        if case.name == "noise" && i == 0 {
+                            let largest = planes.norm as f32 * query.norm;
+                            let share = [0.12, 0.06][format as usize];
+                            assert!(radius < share * largest, "{what}: {radius} of {largest}");
+                            let finer = logit + 0.02 * largest;
+                            assert!(!planes.survives(row, estimate, &query, finer), "{what}");
+                            tight += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(tight > 100, "{tight}");
+    }
+
+    /// Activations along what the copies leave of a row are the worst there are: bounds hold there
+    /// too, and with next to nothing to spare.
+    #[test]
+    fn bounds_hold_where_they_are_reached() {
+        let (pool, ops) = (Pool::new(1).unwrap(), VectorOps::best(Isa::best()));
+        let random = &mut Random::new(9);
+        let (rows, cols) = (16, 96);
+        let weights: Vec<f32> = (0..rows).flat_map(|_| input(cols, random)).collect();
+        let (gguf, table) = Table::alone(HeadFormat::F32, cols, &encode(HeadFormat::F32, &weights));
+        let case = Case { name: "noise", gguf, table, cols, inputs: Vec::new() };
+        for format in [PlaneFormat::P4, PlaneFormat::P5] {
+            let (head, planes) = planes(&case, format, &pool);
+            let mut query = Query::new(&planes).unwrap();
+            let mut estimates = vec![0.0; TILE_ROWS];
+            // One column after the other shows what the copies hold.
+            let (mut left, mut left_by_both) = (weights.clone(), weights.clone());
+            for col in 0..cols {
+                let mut x = vec![0.0; cols];
+                x[col] = 1.0;
+                assert!(query.set(&planes, &ops, &x));
+                planes.scan(0..1, &query, &mut estimates);
+                for row in 0..rows {
+                    let mut fine = [0.0];
+                    planes.fine_kernel.run(planes.fine_row(row), cols, &query.fine, &mut fine, 1);
+                    left[row * cols + col] -= estimates[row];
+                    left_by_both[row * cols + col] -= estimates[row] + fine[0];
+                }
+            }
+            for row in 0..rows {
+                for sign in [1.0, -1.0] {
+                    let along = |left: &[f32]| -> Vec<f32> {
+                        left[row * cols..(row + 1) * cols].iter().map(|x| x * sign).collect()
+                    };
+                    let x = along(&left);
+                    assert!(query.set(&planes, &ops, &x));
+                    planes.scan(0..1, &query, &mut estimates);
+                    let radius = planes.residuals[row] * query.norm + query.slack;
+                    let error = (logits(&case, &head, &x)[row] - estimates[row]).abs();
+                    assert!(error <= radius && error > 0.99 * radius, "{error} {radius}");
+
+                    let x = along(&left_by_both);
+                    assert!(query.set(&planes, &ops, &x));
+                    planes.scan(0..1, &query, &mut estimates);
+                    let logit = logits(&case, &head, &x)[row];
+                    let radius = planes.fine_residuals[row] * query.norm + query.fine_slack;
+                    assert!(planes.survives(row, estimates[row], &query, logit), "{logit}");
+                    if sign > 0.0 {
+                        // The logit lies a radius above its estimate.
+                        let more = logit + 0.3 * radius;
+                        assert!(!planes.survives(row, estimates[row], &query, more), "{logit}");
+                    }
+                }
+            }
+        }
+    }
+}

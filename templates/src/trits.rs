@@ -1,0 +1,31 @@
+//! What a byte of five codes stands for, as two lookups by its low 6 bits: of the templates that read
+//! T5.
+
+/// What the low 6 bits of a byte stand for: four codes, four where its top bits are both set, and
+/// then the fifth, in the top bits.
+pub static TABLES: [[u8; 64]; 3] = tables();
+
+/// The four digits of a ternary number, from the lowest, 2 bits each.
+const fn digits(number: usize) -> u8 {
+    (number % 3 + number / 3 % 3 * 4 + number / 9 % 3 * 16 + number / 27 % 3 * 64) as u8
+}
+
+const fn tables() -> [[u8; 64]; 3] {
+    let mut out = [[0; 64]; 3];
+    let mut low = 0;
+    while low < 64 {
+        out[0][low] = digits(low);
+        // 17 numbers of four digits are left, with each of three codes.
+        if low < 51 {
+            out[1][low] = digits(64 + low % 17);
+            out[2][low] = (low / 17 * 64) as u8;
+        }
+        low += 1;
+    }
+    out
+}
+
+/// Which of the two vectors that `spread` gives holds a field, and at which of four places.
+pub const fn place(field: usize) -> (usize, usize) {
+    if field < 4 { (0, field) } else { (1, 3) }
+}
