@@ -3,8 +3,8 @@
 //! The text such a model writes means nothing; its speed and its shapes are real. Weights are
 //! uniform in -1, 0, 1 with a scale of 0.8 / sqrt(inputs), norms are ones, the embedding is about
 //! normal with a deviation of 0.02. A seed gives the same bytes everywhere. bitnet.cpp and
-//! ik_llama.cpp load the files too. [`trained`] is about models that leave out as much work as
-//! trained ones.
+//! ik_llama.cpp load the files too. The module `trained` is about models that leave out as much work
+//! as trained ones.
 
 mod trained;
 

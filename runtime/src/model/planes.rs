@@ -98,7 +98,7 @@ impl Planes {
     /// read, and gives back the pages of the file on the way.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when there is not enough memory or a worker panicked.
+    /// [`crate::Error::Runtime`] when there is not enough memory or a worker panicked.
     pub fn build(
         gguf: &Gguf,
         head: &Table,
