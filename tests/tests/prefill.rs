@@ -1,0 +1,73 @@
+//! Many tokens through a job whose kernel has the packing expanded: the same as from the packing, by
+//! any number of threads, in one chunk of the expanded form or several.
+
+use bitnet_profiles::{Layout, Shape};
+use bitnet_runtime::kernels::{self, Kernel};
+use bitnet_runtime::matmul::{Job, Scratch};
+use bitnet_runtime::memory::Buffer;
+use bitnet_runtime::pack::{PackedMatrix, to_file_codes};
+use bitnet_runtime::threads::{Pool, SharedSlice};
+use bitnet_tests::Pattern;
+
+const COLS: usize = 2560;
+
+/// Two matrices, the first with rows that fill no tile.
+fn job(rows: [usize; 2], prefill: Kernel) -> Job {
+    let pool = Pool::new(2).unwrap();
+    let layout = prefill.layout();
+    let part = |rows: usize| {
+        let shape = Shape::new(rows, COLS);
+        let (codes, _) = Pattern::Random.fill(rows, COLS, 1);
+        let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
+        let scale = 0.5 + 1.0 / rows as f32;
+        let file = to_file_codes(&codes);
+        PackedMatrix::pack(&file, shape, scale, layout, buffer, &pool).unwrap().unwrap()
+    };
+    let is_decode = |kernel: &&Kernel| kernel.layout() == layout && kernel.tokens() == 1;
+    let decode = *kernels::builtin().iter().find(is_decode).unwrap();
+    Job::new(rows.map(part).into(), decode, prefill).unwrap()
+}
+
+fn multiply(job: &Job, threads: usize, q: &[i8], scales: &[f32]) -> Vec<u32> {
+    let pool = Pool::new(threads).unwrap();
+    let mut scratch: Vec<Scratch> = (0..threads).map(|_| Scratch::new([job]).unwrap()).collect();
+    let mut workspace = Buffer::zeroed(job.workspace_bytes(scales.len(), threads)).unwrap();
+    // What was there before must not matter.
+    workspace.fill(0xa5);
+    let mut out = vec![f32::NAN; scales.len() * job.rows()];
+    let (shared, scratch) = (SharedSlice::new(&mut out), SharedSlice::new(&mut scratch));
+    let workspace = SharedSlice::new(&mut workspace);
+    pool.run(|worker| {
+        // SAFETY: each worker takes its own scratch, once.
+        let scratch = unsafe { &mut scratch.write(worker.index..worker.index + 1)[0] };
+        job.prepare_and_prefill(worker, (q, scales), &workspace, scratch, &shared);
+    })
+    .unwrap();
+    out.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn expanded_weights_give_the_bits_of_packed_ones() {
+    let mut expanding = kernels::builtin().iter().filter(|kernel| kernel.expands());
+    let Some(&kernel) = expanding.next_back() else {
+        panic!("plain code has such a kernel, so every program does");
+    };
+    let direct = Kernel::direct(Layout::T5T32, kernel.id().isa).unwrap();
+    // Few rows: a band for all threads. Many: a band for each, in more chunks than one.
+    let vector = kernel.id().isa.lanes() > 4;
+    let cases: &[[usize; 2]] =
+        if vector { &[[200, 64], [3000, 641], [9000, 128]] } else { &[[200, 64]] };
+    for &rows in cases {
+        for tokens in [97, 130] {
+            let (_, q) = Pattern::Random.fill(1, COLS, tokens);
+            let scales: Vec<f32> = (0..tokens).map(|token| 1.0 + token as f32).collect();
+            let expected = multiply(&job(rows, direct), 2, &q, &scales);
+            let job = job(rows, kernel);
+            for threads in 1..=4 {
+                let got = multiply(&job, threads, &q, &scales);
+                let wrong = got.iter().zip(&expected).position(|(a, b)| a != b);
+                assert_eq!(wrong, None, "{rows:?}, {tokens} tokens, {threads} threads");
+            }
+        }
+    }
+}
