@@ -136,7 +136,8 @@ const GRID: &[Row] = &[
     // would take all 16 registers for sums, on NEON all 32.
     Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Attention],       isas: &[Avx2, Avx512],                     rows: &[2, 4],     cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
-    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[8],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[4],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[2048, 4096, 8192, 16384, 32768] },
+    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[8],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0, 8192] },
     Row { ops: &[Attention],       isas: &[Neon],                             rows: &[1, 2, 4], cols: &[256],              tokens: &[1],        unroll: &[1],       prefetch: &[0] },
     // The first of a tier is the default. On one core of Zen 5, weights from memory, a rows kernel took 1.0 to 1.05
     // times as long with 8 lines ahead as with 16, 1.05 with 32, 1.2 with 64, 1.5 with none; prefetching to the L2

@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -388,6 +388,13 @@ pub struct PlaneEntry {
     pub run: PlaneRunFn,
 }
 
+/// Elements of keys and values: half floats.
+pub const ELEMENTS_F16: u8 = 0;
+/// Floats.
+pub const ELEMENTS_F32: u8 = 1;
+/// int8 codes, with an f32 scale for each key and each value.
+pub const ELEMENTS_Q8: u8 = 2;
+
 /// Attention of query rows, the heads of some tokens, over one chunk of the key-value head that they
 /// share: `numerics::attention_chunk`, and if so asked `numerics::attention_merge`.
 ///
@@ -414,8 +421,12 @@ pub struct AttentionCall {
     pub keys: *const u8,
     /// Values of the chunk.
     pub values: *const u8,
-    /// Whether keys and values are f32; else f16.
-    pub wide: bool,
+    /// What keys and values are: [`ELEMENTS_F16`], [`ELEMENTS_F32`] or [`ELEMENTS_Q8`].
+    pub elements: u8,
+    /// Of codes a scale for each position, for whole blocks; else not read.
+    pub key_scales: *const f32,
+    /// As many.
+    pub value_scales: *const f32,
     /// Scores are dot products times this.
     pub scale: f32,
     /// Whether `states` and `out` hold the chunks before, to be merged with this one; a token that
@@ -433,7 +444,8 @@ pub struct AttentionCall {
 ///
 /// # Safety
 /// The CPU has the kernel's features. `queries` is readable for all heads of all tokens, `keys` and
-/// `values` for as many positions as the largest of `counts`, `keys` rounded up to whole blocks;
+/// `values` for as many positions as the largest of `counts`, `keys`, and scales where elements are codes,
+/// rounded up to whole blocks;
 /// `states` and `out` are readable and writable, and `scratch` is writable, with nothing else
 /// accessing them meanwhile. `heads` is not 0, and no count is above 256.
 pub type AttentionRunFn = unsafe extern "C" fn(call: &AttentionCall);

@@ -21,7 +21,7 @@ use crate::host::Host;
 use crate::lines::Along;
 use crate::memory::{self, Pages};
 use crate::model::config::{Config, JobShapes};
-use crate::model::{KvType, MAX_SEQUENCES, Needs, Session, SessionOptions, Stage};
+use crate::model::{MAX_SEQUENCES, Needs, Session, SessionOptions, Stage};
 use crate::probe;
 use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 
@@ -372,10 +372,7 @@ impl Bench<'_> {
         let gguf = self.loaded.model.gguf();
         let architecture = self.loaded.model.config().architecture.name();
         let params = gguf.tensors().iter().map(TensorInfo::elements).sum();
-        let kv_type = match self.session.kv_type() {
-            KvType::F16 => "f16",
-            KvType::F32 => "f32",
-        };
+        let kv_type = self.session.kv_type().name();
         let samples_ts = samples.per_second();
         let ns = samples.ns_f64();
         let per_repetition = |stage| samples.stages.of(stage).as_secs_f64() / ns.len() as f64;

@@ -86,7 +86,8 @@ pub struct SessionArgs {
     #[arg(long = "ubatch-size", visible_alias = "ub", value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u32).range(1..=1 << 16), help_heading = PERFORMANCE)]
     ubatch: u32,
-    /// Keys in the KV cache: f16 or f32 [default: f16, f32 for small models]
+    /// Keys in the KV cache: f16, f32 or q8_0, int8 with a scale for each head and position, which
+    /// halves what long contexts read and changes numbers [default: f16, f32 for small models]
     #[arg(long = "cache-type-k", visible_alias = "ctk", value_name = "TYPE",
           help_heading = PERFORMANCE)]
     cache_type_k: Option<CacheType>,
@@ -101,6 +102,18 @@ pub struct SessionArgs {
 enum CacheType {
     F16,
     F32,
+    #[value(name = "q8_0")]
+    Q8,
+}
+
+impl From<CacheType> for KvType {
+    fn from(ty: CacheType) -> Self {
+        match ty {
+            CacheType::F16 => Self::F16,
+            CacheType::F32 => Self::F32,
+            CacheType::Q8 => Self::Q8_0,
+        }
+    }
 }
 
 impl SessionArgs {
@@ -114,15 +127,13 @@ impl SessionArgs {
     /// # Errors
     /// [`Error::Usage`] when keys and values are asked for in different types.
     pub fn options(&self, context: Option<usize>) -> Result<SessionOptions> {
-        let kv_type = match (self.cache_type_k, self.cache_type_v) {
+        let [keys, values] = [self.cache_type_k, self.cache_type_v].map(|ty| ty.map(KvType::from));
+        let kv_type = match (keys, values) {
             (Some(k), Some(v)) if k != v => {
-                let found = format!("{v:?}").to_lowercase();
+                let found = v.name();
                 return Err(Error::usage("--cache-type-v", found, "the type of --cache-type-k"));
             }
-            (k, v) => k.or(v).map(|ty| match ty {
-                CacheType::F16 => KvType::F16,
-                CacheType::F32 => KvType::F32,
-            }),
+            (k, v) => k.or(v),
         };
         Ok(SessionOptions { context, batch: self.batch(), kv_type, ..SessionOptions::default() })
     }

@@ -45,6 +45,8 @@ impl std::fmt::Debug for AttentionKernel {
 pub enum KvChunk<'a> {
     F16 { keys: &'a [f16], values: &'a [f16] },
     F32 { keys: &'a [f32], values: &'a [f32] },
+    /// Codes, and scales `[position]`, of whole blocks.
+    Q8 { keys: &'a [i8], key_scales: &'a [f32], values: &'a [i8], value_scales: &'a [f32] },
 }
 
 /// The query heads of some tokens that attend to the same chunk.
@@ -114,12 +116,13 @@ impl AttentionKernel {
         (self.entry.scratch)(head_dim)
     }
 
-    /// [`numerics::attention_chunk`] for every head of every token; `states` is `[tokens][heads]`
+    /// [`numerics::attention_chunk`], or [`numerics::attention_chunk_q8`], for every head of every token; `states` is `[tokens][heads]`
     /// and `out` `[tokens][heads][head_dim]`. With `merge` they hold the chunks before, and the
     /// outcome is merged into them ([`numerics::attention_merge`]) unless the token sees nothing
     /// of this one. `scratch` is [`AttentionKernel::scratch_bytes`] long and aligned to [`ALIGN`].
     ///
     /// [`numerics::attention_chunk`]: crate::model::numerics::attention_chunk
+    /// [`numerics::attention_chunk_q8`]: crate::model::numerics::attention_chunk_q8
     /// [`numerics::attention_merge`]: crate::model::numerics::attention_merge
     ///
     /// # Panics
@@ -144,18 +147,25 @@ impl AttentionKernel {
         assert!(end.is_some_and(|end| end <= queries.len()), "queries end early");
         let most = counts.iter().copied().max().unwrap_or(0);
         assert!(most <= CHUNK, "a chunk of {most} positions");
-        let row = row_elements(head_dim);
+        let (row, whole) = (row_elements(head_dim), most.next_multiple_of(KEY_BLOCK));
         let fits = |keys: usize, values: usize| {
-            keys >= most.next_multiple_of(KEY_BLOCK) * row && values >= most * row
+            assert!(keys >= whole * row && values >= most * row, "keys or values end early");
         };
-        let (keys, values, wide) = match chunk {
+        let mut scales = (std::ptr::null(), std::ptr::null());
+        let (keys, values, elements): (*const u8, *const u8, u8) = match chunk {
             KvChunk::F16 { keys, values } => {
-                assert!(fits(keys.len(), values.len()), "keys or values end early");
-                (keys.as_ptr().cast(), values.as_ptr().cast(), false)
+                fits(keys.len(), values.len());
+                (keys.as_ptr().cast(), values.as_ptr().cast(), abi::ELEMENTS_F16)
             }
             KvChunk::F32 { keys, values } => {
-                assert!(fits(keys.len(), values.len()), "keys or values end early");
-                (keys.as_ptr().cast(), values.as_ptr().cast(), true)
+                fits(keys.len(), values.len());
+                (keys.as_ptr().cast(), values.as_ptr().cast(), abi::ELEMENTS_F32)
+            }
+            KvChunk::Q8 { keys, key_scales, values, value_scales } => {
+                fits(keys.len(), values.len());
+                assert!(key_scales.len() >= whole && value_scales.len() >= whole, "scales end early");
+                scales = (key_scales.as_ptr(), value_scales.as_ptr());
+                (keys.as_ptr().cast(), values.as_ptr().cast(), abi::ELEMENTS_Q8)
             }
         };
         let call = abi::AttentionCall {
@@ -167,7 +177,9 @@ impl AttentionKernel {
             counts: counts.as_ptr(),
             keys,
             values,
-            wide,
+            elements,
+            key_scales: scales.0,
+            value_scales: scales.1,
             scale,
             merge,
             states: states.as_mut_ptr().cast(),

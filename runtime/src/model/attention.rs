@@ -104,9 +104,10 @@ impl Attention<'_> {
         let units = config.kv_heads * chunks;
         let parts = if threads == 1 { 1 } else { (8 * threads).div_ceil(units).clamp(1, group) };
         let mut share = Share::new(worker, config.heads * seen);
-        for kv_head in 0..config.kv_heads {
-            for chunk in 0..chunks {
-                let counts = &[(seen - chunk * CHUNK).min(CHUNK)];
+        // In the order of the cache.
+        for chunk in 0..chunks {
+            let counts = &[(seen - chunk * CHUNK).min(CHUNK)];
+            for kv_head in 0..config.kv_heads {
                 for part in 0..parts {
                     let first = kv_head * group;
                     let heads = first + group * part / parts..first + group * (part + 1) / parts;

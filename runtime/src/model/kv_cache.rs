@@ -1,12 +1,10 @@
 //! Keys and values of the positions seen so far.
 
-use std::ops::Range;
-
 use half::f16;
 use memmap2::MmapMut;
 
 use super::config::Config;
-use super::numerics::{CHUNK, LANES};
+use super::numerics::CHUNK;
 use crate::error::{Error, Result};
 use crate::kernels::VectorOps;
 use crate::kernels::attention::{KEY_BLOCK, KvChunk, key_slots, row_elements};
@@ -25,9 +23,17 @@ pub enum KvType {
     F16,
     /// 4 bytes, no rounding.
     F32,
+    /// int8 codes, and for each key and each value of a head one f32 scale
+    /// ([`to_kv_q8`](super::numerics::to_kv_q8)): 1.03 bytes for heads of 128. Not llama.cpp's blocks of 32
+    /// with f16 scales, 1.06 bytes: one scale for 16 positions of keys is one multiplication, and for a
+    /// value none beside its weight.
+    Q8_0,
 }
 
 impl KvType {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
+
     /// The type for who does not choose: f16, but f32 for small models, where the bytes saved are
     /// not worth the rounding: those with at most 16 KiB of f32 per position.
     #[must_use]
@@ -36,25 +42,42 @@ impl KvType {
         if per_position <= 16 * 1024 { Self::F32 } else { Self::F16 }
     }
 
+    /// Its name, as llama.cpp spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+
     /// Bytes of an element.
     #[must_use]
     pub fn bytes(self) -> usize {
         match self {
             Self::F16 => size_of::<f16>(),
             Self::F32 => size_of::<f32>(),
+            Self::Q8_0 => size_of::<i8>(),
         }
+    }
+
+    /// Bytes of a key's or a value's scale.
+    fn scale_bytes(self) -> usize {
+        if self == Self::Q8_0 { size_of::<f32>() } else { 0 }
     }
 }
 
-/// The KV cache of one sequence: keys and values `[layer][kv_head][position][row_elements]`, so that
-/// one head's history is one sequential stream; but of keys each [`KEY_BLOCK`] positions lie as
-/// attention reads them ([`key_slots`]).
+/// The KV cache of one sequence: `[chunk][layer][kv_head]`, and there the keys of a chunk's positions,
+/// then its values, [`row_elements`] for each. So what a layer reads of a chunk is one sequential
+/// stream; but of keys each [`KEY_BLOCK`] positions lie as attention reads them ([`key_slots`]).
+/// Scales, if any, lie behind all elements in the same order.
 ///
 /// The memory is reserved for the whole context but zero pages come from the system only as they
-/// are first written, so a short text in a long context takes little. Padding is never written.
+/// are first written, a chunk of all layers after the other, so a short text in a long context takes
+/// little, although pages are huge ones. Padding is never written.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Values follow keys.
     map: MmapMut,
     ty: KvType,
     context: usize,
@@ -73,27 +96,43 @@ struct Layout {
     row: usize,
 }
 
+/// Where keys or values of a chunk of a head begin, counted in positions.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    keys: usize,
+    values: usize,
+}
+
 impl Layout {
     /// Nothing if it does not fit memory at all.
     fn new(config: &Config, context: usize) -> Option<Self> {
         let &Config { layers, kv_heads, head_dim, .. } = config;
         let positions = context.checked_next_multiple_of(KEY_BLOCK)?;
         let row = row_elements(head_dim);
-        let all = [layers, kv_heads, positions, row];
+        let all = [2, layers, kv_heads, positions, row];
         all.into_iter().try_fold(1usize, usize::checked_mul)?;
         Some(Self { layers, kv_heads, positions, head_dim, row })
     }
 
-    /// Elements of the keys alone, as many as of the values.
-    fn elements(self) -> usize {
-        self.layers * self.kv_heads * self.positions * self.row
+    /// Positions of all keys and values.
+    fn all(self) -> usize {
+        2 * self.layers * self.kv_heads * self.positions
     }
 
-    /// Elements of a range of positions of a head, in the values or, whole blocks, in the keys.
-    fn range(self, layer: usize, kv_head: usize, positions: Range<usize>) -> Range<usize> {
-        assert!(layer < self.layers && kv_head < self.kv_heads && positions.end <= self.positions);
-        let first = (layer * self.kv_heads + kv_head) * self.positions;
-        (first + positions.start) * self.row..(first + positions.end) * self.row
+    /// Bytes of so many positions of all keys and values.
+    fn bytes(self, positions: usize, ty: KvType) -> Option<usize> {
+        let one = self.row.checked_mul(ty.bytes())?.checked_add(ty.scale_bytes())?;
+        (2 * self.layers * self.kv_heads * positions).checked_mul(one)
+    }
+
+    /// A chunk of a head. The last chunk may be shorter than the others.
+    fn place(self, layer: usize, kv_head: usize, chunk: usize) -> Place {
+        let first = chunk * CHUNK;
+        assert!(layer < self.layers && kv_head < self.kv_heads && first < self.positions);
+        let len = (self.positions - first).min(CHUNK);
+        let heads = self.layers * self.kv_heads;
+        let keys = 2 * (heads * first + (layer * self.kv_heads + kv_head) * len);
+        Place { keys, values: keys + len }
     }
 }
 
@@ -104,7 +143,7 @@ impl KvCache {
     /// [`Error::Runtime`] when the system refuses the memory.
     pub fn new(config: &Config, context: usize, ty: KvType) -> Result<Self> {
         let layout = Layout::new(config, context);
-        let bytes = layout.and_then(|l| l.elements().checked_mul(2 * ty.bytes()));
+        let bytes = layout.and_then(|layout| layout.bytes(layout.positions, ty));
         let refused = |why: String| {
             let bytes = bytes.map_or("too many".into(), |b| b.to_string());
             Error::Runtime(format!(
@@ -114,6 +153,10 @@ impl KvCache {
         let (layout, len) =
             layout.zip(bytes).ok_or_else(|| refused("beyond the address space".into()))?;
         let map = MmapMut::map_anon(len).map_err(|e| refused(e.to_string()))?;
+        // Whatever the pages, everything works. Attention over 3500 positions of a 2B-4T shape took HP
+        // times as long in small ones.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Self { map, ty, context, layout })
     }
 
@@ -132,63 +175,56 @@ impl KvCache {
     /// Bytes that `positions` positions take, without the rest of the last block of keys.
     #[must_use]
     pub fn bytes(&self, positions: usize) -> usize {
-        let Layout { layers, kv_heads, row, .. } = self.layout;
-        2 * self.ty.bytes() * layers * kv_heads * row * positions
+        self.layout.bytes(positions.min(self.layout.positions), self.ty).unwrap_or(usize::MAX)
     }
 
     /// A view that the workers of a run write and read.
     pub(super) fn share(&mut self) -> SharedKv<'_> {
         match self.ty {
-            KvType::F16 => SharedKv::F16(self.heads()),
-            KvType::F32 => SharedKv::F32(self.heads()),
+            KvType::F16 => SharedKv::F16(self.heads().0),
+            KvType::F32 => SharedKv::F32(self.heads().0),
+            KvType::Q8_0 => {
+                let (codes, scales) = self.heads();
+                SharedKv::Q8(codes, scales)
+            }
         }
     }
 
-    fn heads<T: KvBits>(&mut self) -> Heads<'_, T> {
-        let len = self.map.len() / size_of::<T>();
-        // SAFETY: the mapping is page-aligned, at least `len * size_of::<T>()` bytes long and
-        // exclusively borrowed for the lifetime of the slice; every bit pattern is a T (`KvBits`).
-        let all = unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), len) };
-        let (keys, values) = all.split_at_mut(len / 2);
-        Heads {
-            keys: SharedSlice::new(keys),
-            values: SharedSlice::new(values),
-            layout: self.layout,
-        }
+    /// All elements, and the scales behind them.
+    fn heads<T: KvBits>(&mut self) -> (Heads<'_, T>, SharedSlice<'_, f32>) {
+        let layout = self.layout;
+        let (elements, scales) = self.map.split_at_mut(layout.all() * layout.row * size_of::<T>());
+        // SAFETY: the mapping is page-aligned, and so its first part ends aligned to 64 bytes, as there
+        // are 16 positions of 16 elements at least; both parts are exclusively borrowed for the lifetime
+        // of the slices; every bit pattern is a T (`KvBits`), and a f32.
+        let (elements, scales) = unsafe {
+            let len = elements.len() / size_of::<T>();
+            let elements = std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), len);
+            let len = scales.len() / size_of::<f32>();
+            (elements, std::slice::from_raw_parts_mut(scales.as_mut_ptr().cast(), len))
+        };
+        (Heads { elements: SharedSlice::new(elements), layout }, SharedSlice::new(scales))
     }
 }
 
 /// Elements for which every bit pattern is a value.
-pub(super) trait KvBits: Copy + Send + Sync + 'static {
-    /// Converts, to nearest, ties to even.
-    fn convert(ops: &VectorOps, x: &[f32], out: &mut [Self]);
-    const ZERO: Self;
-}
+pub(super) trait KvBits: Copy + Send + Sync + 'static {}
 
-impl KvBits for f16 {
-    fn convert(ops: &VectorOps, x: &[f32], out: &mut [Self]) {
-        ops.to_f16(x, out);
-    }
-    const ZERO: Self = Self::ZERO;
-}
-
-impl KvBits for f32 {
-    fn convert(_: &VectorOps, x: &[f32], out: &mut [Self]) {
-        out.copy_from_slice(x);
-    }
-    const ZERO: Self = 0.0;
-}
+impl KvBits for f16 {}
+impl KvBits for f32 {}
+impl KvBits for i8 {}
 
 /// A [`KvCache`] during a run.
 pub(super) enum SharedKv<'a> {
     F16(Heads<'a, f16>),
     F32(Heads<'a, f32>),
+    /// Codes, and their scales.
+    Q8(Heads<'a, i8>, SharedSlice<'a, f32>),
 }
 
 /// Keys and values of one element type.
 pub(super) struct Heads<'a, T> {
-    keys: SharedSlice<'a, T>,
-    values: SharedSlice<'a, T>,
+    elements: SharedSlice<'a, T>,
     layout: Layout,
 }
 
@@ -200,15 +236,29 @@ impl SharedKv<'_> {
     pub(super) unsafe fn store(
         &self,
         ops: &VectorOps,
-        (layer, kv_head, position): (usize, usize, usize),
+        at: (usize, usize, usize),
         key: &[f32],
         value: &[f32],
     ) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
-                Self::F16(heads) => heads.store(ops, (layer, kv_head, position), key, value),
-                Self::F32(heads) => heads.store(ops, (layer, kv_head, position), key, value),
+                Self::F16(heads) => {
+                    heads.store(at, key, value, |x, out| ops.to_f16(x, out));
+                }
+                Self::F32(heads) => {
+                    heads.store(at, key, value, |x, out| out.copy_from_slice(x));
+                }
+                Self::Q8(heads, scales) => {
+                    let (layer, kv_head, position) = at;
+                    let code = |x: &[f32], out: &mut [i8]| 1.0 / ops.quantise_activations(x, out);
+                    let (of_key, of_value) = heads.store(at, key, value, code);
+                    let place = heads.layout.place(layer, kv_head, position / CHUNK);
+                    for (first, scale) in [(place.keys, of_key), (place.values, of_value)] {
+                        let at = first + position % CHUNK;
+                        scales.write(at..at + 1)[0] = scale;
+                    }
+                }
             }
         }
     }
@@ -219,7 +269,7 @@ impl SharedKv<'_> {
     /// While the result lives no worker stores to this head.
     pub(super) unsafe fn chunk(
         &self,
-        (layer, kv_head): (usize, usize),
+        head: (usize, usize),
         chunk: usize,
         positions: usize,
     ) -> KvChunk<'_> {
@@ -227,12 +277,20 @@ impl SharedKv<'_> {
         unsafe {
             match self {
                 Self::F16(heads) => {
-                    let (keys, values) = heads.chunk((layer, kv_head), chunk, positions);
+                    let (keys, values) = heads.chunk(head, chunk, positions);
                     KvChunk::F16 { keys, values }
                 }
                 Self::F32(heads) => {
-                    let (keys, values) = heads.chunk((layer, kv_head), chunk, positions);
+                    let (keys, values) = heads.chunk(head, chunk, positions);
                     KvChunk::F32 { keys, values }
+                }
+                Self::Q8(heads, scales) => {
+                    let (keys, values) = heads.chunk(head, chunk, positions);
+                    let place = heads.layout.place(head.0, head.1, chunk);
+                    let whole = positions.next_multiple_of(KEY_BLOCK);
+                    let key_scales = scales.read(place.keys..place.keys + whole);
+                    let value_scales = scales.read(place.values..place.values + whole);
+                    KvChunk::Q8 { keys, key_scales, values, value_scales }
                 }
             }
         }
@@ -240,35 +298,33 @@ impl SharedKv<'_> {
 }
 
 impl<T: KvBits> Heads<'_, T> {
+    /// Converts and stores; gives what the conversions of key and value gave.
+    ///
     /// # Safety
     /// As [`SharedKv::store`].
-    unsafe fn store(
+    unsafe fn store<S>(
         &self,
-        ops: &VectorOps,
         (layer, kv_head, position): (usize, usize, usize),
         key: &[f32],
         value: &[f32],
-    ) {
-        let Layout { head_dim, .. } = self.layout;
-        assert!(key.len() == head_dim && value.len() == head_dim);
-        let values = self.layout.range(layer, kv_head, position..position + 1);
+        convert: impl Fn(&[f32], &mut [T]) -> S,
+    ) -> (S, S) {
+        let Layout { head_dim, row, positions, .. } = self.layout;
+        assert!(key.len() == head_dim && value.len() == head_dim && position < positions);
+        let place = self.layout.place(layer, kv_head, position / CHUNK);
+        let (lane, in_chunk) = (position % KEY_BLOCK, position % CHUNK);
+        let block = (place.keys + in_chunk - lane) * row + lane;
+        let at = (place.values + in_chunk) * row;
         // SAFETY: passed on to the caller.
-        let row = unsafe { self.values.write(values.start..values.start + head_dim) };
-        T::convert(ops, value, row);
-
-        let lane = position % KEY_BLOCK;
-        let block = self.layout.range(layer, kv_head, position - lane..position).start + lane;
-        let mut slots = key_slots(head_dim);
-        let mut lanes = [T::ZERO; LANES];
-        for key in key.chunks(LANES) {
-            let converted = &mut lanes[..key.len()];
-            T::convert(ops, key, converted);
-            for (&mut element, slot) in converted.iter_mut().zip(&mut slots) {
-                let at = block + slot;
-                // SAFETY: an element of this position, and so passed on to the caller.
-                unsafe { self.keys.write(at..at + 1)[0] = element };
-            }
+        let values = unsafe { self.elements.write(at..at + head_dim) };
+        // The value's place serves the key first.
+        let of_key = convert(key, values);
+        for (&element, slot) in values.iter().zip(key_slots(head_dim)) {
+            let at = block + slot;
+            // SAFETY: an element of this position, and so passed on to the caller.
+            unsafe { self.elements.write(at..at + 1)[0] = element };
         }
+        (of_key, convert(value, values))
     }
 
     /// # Safety
@@ -279,15 +335,14 @@ impl<T: KvBits> Heads<'_, T> {
         chunk: usize,
         positions: usize,
     ) -> (&[T], &[T]) {
-        assert!(positions <= CHUNK);
-        let range = |positions: usize| {
-            let first = chunk * CHUNK;
-            self.layout.range(layer, kv_head, first..first + positions)
-        };
+        let row = self.layout.row;
+        let whole = positions.next_multiple_of(KEY_BLOCK);
+        let Place { keys, values } = self.layout.place(layer, kv_head, chunk);
+        assert!(keys + whole <= values, "a chunk of {positions} positions");
         // SAFETY: passed on to the caller.
         unsafe {
-            let keys = self.keys.read(range(positions.next_multiple_of(KEY_BLOCK)));
-            (keys, self.values.read(range(positions)))
+            let keys = self.elements.read(keys * row..(keys + whole) * row);
+            (keys, self.elements.read(values * row..(values + positions) * row))
         }
     }
 }

@@ -294,6 +294,12 @@ pub struct Softmax {
     pub sum: f32,
 }
 
+/// Converts a head for a KV cache of int8 codes, as [`quantise_activations`] does, and returns the
+/// scale of the codes, `1 / s`.
+pub fn to_kv_q8(x: &[f32], codes: &mut [i8]) -> f32 {
+    1.0 / quantise_activations(x, codes)
+}
+
 /// Attention of one query head over one chunk of n = `k.len() / q.len()` <= [`CHUNK`] positions.
 ///
 /// `q` is `[d]`, `k` and `v` are `[n][d]`, `scores` is scratch of at least n, `out` is `[d]`:
@@ -311,18 +317,53 @@ pub fn attention_chunk<T: KvElement>(
     let d = q.len();
     let n = k.len() / d;
     assert!(k.len() == n * d && v.len() == n * d && out.len() == d && n <= CHUNK);
-    let scores = &mut scores[..n];
-    for (score, row) in scores.iter_mut().zip(k.chunks_exact(d)) {
-        *score = accumulate(d, |i, acc| q[i].mul_add(row[i].to_f32(), acc)) * scale;
+    // Times 1 is no rounding.
+    let (key, value) = (|i: usize| k[i].to_f32(), |i: usize| v[i].to_f32());
+    attend(q, (key, |_| 1.0), (value, |_| 1.0), scale, &mut scores[..n], out)
+}
+
+/// [`attention_chunk`] of int8 codes ([`to_kv_q8`]), whose scales are `[n]`:
+/// `s[j] = (dot(q, k[j]) * scale) * k_scales[j]`, and `out[c]` accumulates
+/// `fma(p[j] * v_scales[j], v[j][c], out[c])`.
+pub fn attention_chunk_q8(
+    q: &[f32],
+    (k, k_scales): (&[i8], &[f32]),
+    (v, v_scales): (&[i8], &[f32]),
+    scale: f32,
+    scores: &mut [f32],
+    out: &mut [f32],
+) -> Softmax {
+    let d = q.len();
+    let n = k.len() / d;
+    assert!(k.len() == n * d && v.len() == n * d && out.len() == d && n <= CHUNK);
+    assert!(k_scales.len() == n && v_scales.len() == n);
+    let (key, value) = (|i: usize| f32::from(k[i]), |i: usize| f32::from(v[i]));
+    attend(q, (key, |j| k_scales[j]), (value, |j| v_scales[j]), scale, &mut scores[..n], out)
+}
+
+/// Both of the above: keys and values by element, `[n][d]`, and by scale, `[n]`.
+fn attend(
+    q: &[f32],
+    (key, key_scale): (impl Fn(usize) -> f32, impl Fn(usize) -> f32),
+    (value, value_scale): (impl Fn(usize) -> f32, impl Fn(usize) -> f32),
+    scale: f32,
+    scores: &mut [f32],
+    out: &mut [f32],
+) -> Softmax {
+    let d = q.len();
+    for (j, score) in scores.iter_mut().enumerate() {
+        let dot = accumulate(d, |i, acc| q[i].mul_add(key(j * d + i), acc));
+        *score = (dot * scale) * key_scale(j);
     }
     let top = scores.iter().fold(f32::NEG_INFINITY, |m, &s| max(s, m));
     for score in scores.iter_mut() {
         *score = exp(*score - top);
     }
     out.fill(0.0);
-    for (&p, row) in scores.iter().zip(v.chunks_exact(d)) {
-        for (out, &v) in out.iter_mut().zip(row) {
-            *out = p.mul_add(v.to_f32(), *out);
+    for (j, &p) in scores.iter().enumerate() {
+        let p = p * value_scale(j);
+        for (c, out) in out.iter_mut().enumerate() {
+            *out = p.mul_add(value(j * d + c), *out);
         }
     }
     Softmax { max: top, sum: sum(scores) }

@@ -526,6 +526,19 @@ pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
     F32([widen(bytes), widen(_mm_srli_si128::<8>(bytes))])
 }
 
+/// Loads 16 int8 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn f32_load_i8(ptr: *const i8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
+    let widen = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    F32([widen(bytes), widen(_mm_srli_si128::<8>(bytes))])
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -519,6 +519,18 @@ pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
     _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
 }
 
+/// Loads 16 int8 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn f32_load_i8(ptr: *const i8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
+    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

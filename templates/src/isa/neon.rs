@@ -489,6 +489,25 @@ pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
     ])
 }
 
+/// Loads 16 int8 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn f32_load_i8(ptr: *const i8) -> F32 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { vld1q_s8(ptr) };
+    let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+    let widen = |v| vcvtq_f32_s32(vmovl_s16(v));
+    F32([
+        widen(vget_low_s16(low)),
+        widen(vget_high_s16(low)),
+        widen(vget_low_s16(high)),
+        widen(vget_high_s16(high)),
+    ])
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 #[target_feature(enable = "neon")]

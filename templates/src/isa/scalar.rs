@@ -423,6 +423,16 @@ pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
     unsafe { ptr.cast::<[u8; 16]>().read_unaligned() }.map(f32::from)
 }
 
+/// Loads 16 int8 and converts them.
+///
+/// # Safety
+/// `ptr` is readable for 16 bytes.
+#[inline]
+pub unsafe fn f32_load_i8(ptr: *const i8) -> F32 {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.cast::<[i8; 16]>().read_unaligned() }.map(f32::from)
+}
+
 /// As [`codes`], left in place: the code times `4^field`.
 #[inline]
 pub fn codes_in_place(packed: Bytes, field: usize) -> Bytes {
