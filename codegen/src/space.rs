@@ -134,11 +134,10 @@ const GRID: &[Row] = &[
     Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums, on NEON all 32.
-    Row { ops: &[Attention],       isas: &[Scalar, Avx2, Avx512],             rows: &[1],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
-    Row { ops: &[Attention],       isas: &[Avx2, Avx512],                     rows: &[2, 4],     cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
-    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[4],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[2048, 4096, 8192, 16384, 32768] },
-    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[8],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0, 8192] },
-    Row { ops: &[Attention],       isas: &[Neon],                             rows: &[1, 2, 4], cols: &[256],              tokens: &[1],        unroll: &[1],       prefetch: &[0] },
+    Row { ops: &[Attention],       isas: &[Scalar],                           rows: &[1],        cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: &[Attention],       isas: &[Avx2],                             rows: &[1, 2, 4],  cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[8192] },
+    Row { ops: &[Attention],       isas: &[Avx512],                           rows: &[1, 2, 4, 8], cols: &[256],               tokens: &[1],               unroll: &[1],        prefetch: &[8192] },
+    Row { ops: &[Attention],       isas: &[Neon],                             rows: &[1, 2, 4],  cols: &[256],                 tokens: &[1],               unroll: &[1],        prefetch: &[0] },
     // The first of a tier is the default. On one core of Zen 5, weights from memory, a rows kernel took 1.0 to 1.05
     // times as long with 8 lines ahead as with 16, 1.05 with 32, 1.2 with 64, 1.5 with none; prefetching to the L2
     // cache, or every second cache line, 1.1 to 1.5. A columns kernel of T5 took 2 to 5 times as long without.

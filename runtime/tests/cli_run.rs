@@ -188,6 +188,9 @@ fn json_says_what_ran() {
     }
     let half = json(&greedy(&model, "ROMEO:", &["-n", "5", "-c", "100", "-ctk", "f16"]));
     assert_eq!(half["memory"]["kv_reserved_bytes"], 50 * position);
+    // Codes, and a scale for each key and value of two heads.
+    let codes = json(&greedy(&model, "ROMEO:", &["-n", "5", "-c", "100", "-ctk", "q8_0"]));
+    assert_eq!(codes["memory"]["kv_reserved_bytes"], 100 * (position / 4 + 2 * 4 * 6 * 2));
 }
 
 #[test]
@@ -409,7 +412,8 @@ fn mistakes_are_told() {
         // 14 tokens and BOS.
         (m(&["-c", "8", "-p", &golden()[0].prompt]), 2, &["prompt", "15 tokens", "at most 8"]),
         (m(&["-p", "x", "-ctk", "f16", "-ctv", "f32"]), 2, &["--cache-type-v", "f32"]),
-        (m(&["-p", "x", "-ctk", "q8_0"]), 2, &["--cache-type-k", "f16, f32"]),
+        (m(&["-p", "x", "-ctv", "q8_0", "-ctk", "f16"]), 2, &["--cache-type-v", "q8_0"]),
+        (m(&["-p", "x", "-ctk", "q4_0"]), 2, &["--cache-type-k", "f16, f32, q8_0"]),
         (m(&["-p", "x", "-n", "-3"]), 2, &["--predict", "-2..="]),
         (m(&["-p", "x", "-n", "many"]), 2, &["--predict", "many"]),
         (m(&["-p", "x", "-c", "-1"]), 2, &["-1"]),

@@ -62,7 +62,7 @@ fn alone(model: &Arc<Model>, kv_type: KvType) -> Vec<Vec<Vec<u32>>> {
 #[test]
 fn sequences_do_not_know_of_each_other() {
     let model = model(&Selection::default());
-    for kv_type in [KvType::F32, KvType::F16] {
+    for kv_type in KvType::ALL {
         let expected = alone(&model, kv_type);
         for sequences in 1..=9 {
             for threads in 1..=4 {

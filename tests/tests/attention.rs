@@ -43,32 +43,38 @@ fn state_bits(states: &[Softmax]) -> Vec<u32> {
     bits(&flat.collect::<Vec<f32>>())
 }
 
-/// Keys and values `[position][head_dim]`, and as the kernels read them.
+/// Keys and values `[position][head_dim]`, and as the kernels read them; scales of whole blocks.
 struct Head<T> {
     keys: Vec<T>,
     values: Vec<T>,
     blocks: Vec<T>,
     rows: Vec<T>,
+    key_scales: Vec<f32>,
+    value_scales: Vec<f32>,
 }
 
-impl<T: KvElement> Head<T> {
+impl<T: Element> Head<T> {
     fn new(positions: usize, head_dim: usize, kind: usize, random: &mut Random) -> Self {
-        let mut elements = || -> Vec<T> {
-            let mut out = vec![T::from_f32(0.0); positions * head_dim];
-            numerics::to_kv(&floats(positions * head_dim, kind, random), &mut out);
-            out
+        let whole = positions.next_multiple_of(KEY_BLOCK);
+        let mut elements = || -> (Vec<T>, Vec<f32>) {
+            let x = floats(positions * head_dim, kind, random);
+            let mut out = vec![T::default(); positions * head_dim];
+            let rows = x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim));
+            let mut scales: Vec<f32> = rows.map(|(x, out)| numerics::to_kv(x, out)).collect();
+            scales.resize(whole, f32::NAN);
+            (out, scales)
         };
-        let (keys, values) = (elements(), elements());
+        let ((keys, key_scales), (values, value_scales)) = (elements(), elements());
         let row = row_elements(head_dim);
         // Positions that nobody sees must not matter; padding is zero.
-        let mut blocks = vec![T::from_f32(f32::NAN); positions.next_multiple_of(KEY_BLOCK) * row];
+        let mut blocks = vec![T::UNSEEN; whole * row];
         for block in blocks.chunks_exact_mut(KEY_BLOCK * row) {
             let used: Vec<usize> = key_slots(head_dim).collect();
             for slot in (0..row).map(|slot| slot * KEY_BLOCK).filter(|slot| !used.contains(slot)) {
-                block[slot..slot + KEY_BLOCK].fill(T::from_f32(0.0));
+                block[slot..slot + KEY_BLOCK].fill(T::default());
             }
         }
-        let mut rows = vec![T::from_f32(0.0); positions * row];
+        let mut rows = vec![T::default(); positions * row];
         for p in 0..positions {
             let block = p / KEY_BLOCK * KEY_BLOCK * row + p % KEY_BLOCK;
             for (i, slot) in key_slots(head_dim).enumerate() {
@@ -76,27 +82,42 @@ impl<T: KvElement> Head<T> {
             }
             rows[p * row..][..head_dim].copy_from_slice(&values[p * head_dim..][..head_dim]);
         }
-        Self { keys, values, blocks, rows }
+        Self { keys, values, blocks, rows, key_scales, value_scales }
     }
 }
+
+/// Elements, and a scale for each position.
+type Scaled<'a, T> = (&'a [T], &'a [f32]);
 
 /// How a test hands keys and values over.
 trait Element: KvElement {
     const NAME: &'static str;
-    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a>;
+    const UNSEEN: Self;
+    fn chunk<'a>(keys: Scaled<'a, Self>, values: Scaled<'a, Self>) -> KvChunk<'a>;
 }
 
 impl Element for f16 {
     const NAME: &'static str = "f16";
-    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a> {
+    const UNSEEN: Self = f16::NAN;
+    fn chunk<'a>((keys, _): Scaled<'a, Self>, (values, _): Scaled<'a, Self>) -> KvChunk<'a> {
         KvChunk::F16 { keys, values }
     }
 }
 
 impl Element for f32 {
     const NAME: &'static str = "f32";
-    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a> {
+    const UNSEEN: Self = f32::NAN;
+    fn chunk<'a>((keys, _): Scaled<'a, Self>, (values, _): Scaled<'a, Self>) -> KvChunk<'a> {
         KvChunk::F32 { keys, values }
+    }
+}
+
+impl Element for i8 {
+    const NAME: &'static str = "q8_0";
+    const UNSEEN: Self = -128;
+    fn chunk<'a>(keys: Scaled<'a, Self>, values: Scaled<'a, Self>) -> KvChunk<'a> {
+        let ((keys, key_scales), (values, value_scales)) = (keys, values);
+        KvChunk::Q8 { keys, key_scales, values, value_scales }
     }
 }
 
@@ -126,8 +147,10 @@ fn check<T: Element>(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case
         for h in 0..heads {
             let query = &queries[t * stride + h * head_dim..][..head_dim];
             let mut of_chunk = |first: usize, out: &mut [f32]| {
-                let range = first * head_dim..seen.min(first + CHUNK) * head_dim;
-                let (k, v) = (&head.keys[range.clone()], &head.values[range]);
+                let positions = first..seen.min(first + CHUNK);
+                let range = positions.start * head_dim..positions.end * head_dim;
+                let k = (&head.keys[range.clone()], &head.key_scales[positions.clone()]);
+                let v = (&head.values[range], &head.value_scales[positions]);
                 numerics::attention_chunk(query, k, v, scale, &mut scores, out)
             };
             let mut sum = vec![0.0; head_dim];
@@ -164,8 +187,10 @@ fn check<T: Element>(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case
             let counts: Vec<usize> =
                 seen.iter().map(|seen| seen.saturating_sub(first).min(CHUNK)).collect();
             let most = counts.iter().copied().max().unwrap();
-            let keys = &head.blocks[first * row..][..most.next_multiple_of(KEY_BLOCK) * row];
-            let chunk = T::chunk(keys, &head.rows[first * row..][..most * row]);
+            let whole = most.next_multiple_of(KEY_BLOCK);
+            let keys = (&head.blocks[first * row..][..whole * row], &head.key_scales[first..][..whole]);
+            let values = &head.rows[first * row..][..most * row];
+            let chunk = T::chunk(keys, (values, &head.value_scales[first..][..whole]));
             let queries = &queries[..(tokens - 1) * stride + heads * head_dim];
             let counts = &counts[..];
             let input = AttentionInput { queries, stride, heads, head_dim, counts, chunk, scale };
@@ -180,9 +205,10 @@ fn check<T: Element>(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case
     }
 }
 
-fn check_both(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case) {
+fn check_all(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case) {
     check::<f16>(kernels, ops, case);
     check::<f32>(kernels, ops, case);
+    check::<i8>(kernels, ops, case);
 }
 
 fn all() -> (Vec<AttentionKernel>, Vec<VectorOps>) {
@@ -202,7 +228,7 @@ fn one_chunk_of_every_size() {
             for kind in 0..4 {
                 // 7 rows leave every tail that a kernel has.
                 let case = Case { heads: 7, head_dim, seen: vec![positions], kind };
-                check_both(&kernels, &ops, &case);
+                check_all(&kernels, &ops, &case);
             }
         }
     }
@@ -213,12 +239,12 @@ fn every_number_of_rows() {
     let (kernels, ops) = all();
     for rows in 1..=17 {
         let seen = vec![37];
-        check_both(
+        check_all(
             &kernels,
             &ops,
             &Case { heads: rows, head_dim: 64, seen: seen.clone(), kind: 0 },
         );
-        check_both(&kernels, &ops, &Case { heads: 1, head_dim: 48, seen: vec![37; rows], kind: 0 });
+        check_all(&kernels, &ops, &Case { heads: 1, head_dim: 48, seen: vec![37; rows], kind: 0 });
     }
 }
 
@@ -235,7 +261,7 @@ fn rows_may_see_different_numbers_of_positions() {
                 vec![0, 0, 0, 0, 0],
             ];
             for seen in ragged {
-                check_both(&kernels, &ops, &Case { heads, head_dim, seen, kind: 0 });
+                check_all(&kernels, &ops, &Case { heads, head_dim, seen, kind: 0 });
             }
         }
     }
@@ -250,7 +276,7 @@ fn chunks_are_merged_left_to_right() {
             let histories =
                 [vec![257], vec![600, 600], (250..=262).collect(), vec![1024, 5, 513, 512, 256]];
             for seen in histories {
-                check_both(&kernels, &ops, &Case { heads, head_dim: 64, seen, kind });
+                check_all(&kernels, &ops, &Case { heads, head_dim: 64, seen, kind });
             }
         }
     }
@@ -301,6 +327,16 @@ fn sizes_are_checked() {
     assert!(!fits(AttentionInput { chunk, ..good }));
     let chunk = KvChunk::F32 { keys: &keys, values: &values[1..] };
     assert!(!fits(AttentionInput { chunk, ..good }));
+    let (keys, values, scales) = ([1i8; 32 * 32], [1i8; 17 * 32], [1.0; 32]);
+    let codes = |keys, key_scales, values, value_scales| {
+        let chunk = KvChunk::Q8 { keys, key_scales, values, value_scales };
+        fits(AttentionInput { chunk, ..good })
+    };
+    assert!(codes(&keys, &scales, &values, &scales));
+    assert!(!codes(&keys[1..], &scales, &values, &scales));
+    assert!(!codes(&keys, &scales[1..], &values, &scales));
+    assert!(!codes(&keys, &scales, &values[1..], &scales));
+    assert!(!codes(&keys, &scales, &values, &scales[1..]));
     // No tokens, nothing to do.
     assert!(runs(&AttentionInput { counts: &[], ..good }, 0, 0, bytes, 0));
 }

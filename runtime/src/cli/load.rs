@@ -578,6 +578,11 @@ impl HeadReport {
 pub fn session(model: &Arc<Model>, pool: &Arc<Pool>, options: SessionOptions) -> Result<Session> {
     let free = memory::available();
     let session = Session::new(Arc::clone(model), Arc::clone(pool), options)?;
+    if options.kv_type == Some(KvType::Q8_0) {
+        note(format_args!(
+            "note: the KV cache is q8_0, which changes numbers, and so may change the text"
+        ));
+    }
     let full = session.kv_reserved_bytes() as u64;
     if let Some(free) = free.filter(|&free| free < full) {
         note(format_args!(

@@ -116,13 +116,12 @@ impl AttentionKernel {
         (self.entry.scratch)(head_dim)
     }
 
-    /// [`numerics::attention_chunk`], or [`numerics::attention_chunk_q8`], for every head of every token; `states` is `[tokens][heads]`
+    /// [`numerics::attention_chunk`] for every head of every token; `states` is `[tokens][heads]`
     /// and `out` `[tokens][heads][head_dim]`. With `merge` they hold the chunks before, and the
     /// outcome is merged into them ([`numerics::attention_merge`]) unless the token sees nothing
     /// of this one. `scratch` is [`AttentionKernel::scratch_bytes`] long and aligned to [`ALIGN`].
     ///
     /// [`numerics::attention_chunk`]: crate::model::numerics::attention_chunk
-    /// [`numerics::attention_chunk_q8`]: crate::model::numerics::attention_chunk_q8
     /// [`numerics::attention_merge`]: crate::model::numerics::attention_merge
     ///
     /// # Panics

@@ -405,11 +405,12 @@ pub fn attention(kernel: &AttentionKernel, head_dim: usize) -> Result<Option<Wro
         for kind in [Kind::Plain, Kind::Special] {
             let random = &mut Random::new((head_dim * 8 + heads) as u64);
             let case = AttentionCase::new(heads, head_dim, seen, kind, random);
-            let found = match case.difference::<f16>(kernel)? {
-                None => case.difference::<f32>(kernel)?,
-                found => found,
-            };
-            if let Some(found) = found {
+            let differences = [
+                case.difference::<f16>(kernel)?,
+                case.difference::<f32>(kernel)?,
+                case.difference::<i8>(kernel)?,
+            ];
+            if let Some(found) = differences.into_iter().flatten().next() {
                 let found =
                     format!("{heads} heads of {head_dim}, {kind:?}, positions {seen:?}, {found}");
                 return Ok(Some(Wrong { kernel: *kernel.id(), found }));
@@ -432,20 +433,30 @@ struct AttentionCase<'a> {
     values: Vec<f32>,
 }
 
+/// Elements `[position][head_dim]`, and a scale for each position.
+type Scaled<'a, T> = (&'a [T], &'a [f32]);
+
 /// How an element is handed over, beside what the definition needs.
 trait Element: KvElement {
-    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a>;
+    fn chunk<'a>(keys: Scaled<'a, Self>, values: Scaled<'a, Self>) -> KvChunk<'a>;
 }
 
 impl Element for f16 {
-    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a> {
+    fn chunk<'a>((keys, _): Scaled<'a, Self>, (values, _): Scaled<'a, Self>) -> KvChunk<'a> {
         KvChunk::F16 { keys, values }
     }
 }
 
 impl Element for f32 {
-    fn chunk<'a>(keys: &'a [Self], values: &'a [Self]) -> KvChunk<'a> {
+    fn chunk<'a>((keys, _): Scaled<'a, Self>, (values, _): Scaled<'a, Self>) -> KvChunk<'a> {
         KvChunk::F32 { keys, values }
+    }
+}
+
+impl Element for i8 {
+    fn chunk<'a>(keys: Scaled<'a, Self>, values: Scaled<'a, Self>) -> KvChunk<'a> {
+        let ((keys, key_scales), (values, value_scales)) = (keys, values);
+        KvChunk::Q8 { keys, key_scales, values, value_scales }
     }
 }
 
@@ -467,8 +478,13 @@ impl<'a> AttentionCase<'a> {
     fn difference<T: Element>(&self, kernel: &AttentionKernel) -> Result<Option<String>> {
         let &Self { heads, head_dim, seen, ref queries, .. } = self;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let elements = |x: &[f32]| x.iter().map(|&x| T::from_f32(x)).collect::<Vec<T>>();
-        let (keys, values) = (elements(&self.keys), elements(&self.values));
+        let convert = |x: &[f32]| {
+            let mut elements = vec![T::default(); x.len()];
+            let rows = x.chunks_exact(head_dim).zip(elements.chunks_exact_mut(head_dim));
+            let scales: Vec<f32> = rows.map(|(x, out)| numerics::to_kv(x, out)).collect();
+            (elements, scales)
+        };
+        let (keys, values) = (convert(&self.keys), convert(&self.values));
         let rows = seen.len() * heads;
         let mut states = vec![Softmax { max: f32::NAN, sum: f32::NAN }; rows];
         let mut out = vec![f32::NAN; rows * head_dim];
@@ -477,21 +493,25 @@ impl<'a> AttentionCase<'a> {
         // What was there before must not matter.
         scratch.fill(0xff);
         let (mut scores, mut part) = ([0.0; CHUNK], vec![0.0; head_dim]);
-        for first in (0..keys.len() / head_dim).step_by(CHUNK) {
+        for first in (0..keys.1.len()).step_by(CHUNK) {
             let counts: Vec<usize> =
                 seen.iter().map(|seen| seen.saturating_sub(first).min(CHUNK)).collect();
             let most = counts.iter().copied().max().unwrap_or(0);
-            let of_chunk =
-                |x: &[T], count: usize| x[first * head_dim..][..count * head_dim].to_vec();
-            let packed_keys = pack_keys(&of_chunk(&keys, most), head_dim);
-            let packed_values = pack_values(&of_chunk(&values, most), head_dim);
+            let packed_keys = pack_keys(of_chunk(&keys, first, most, head_dim).0, head_dim);
+            let packed_values = pack_values(of_chunk(&values, first, most, head_dim).0, head_dim);
+            let whole_scales = |(_, scales): &(Vec<T>, Vec<f32>)| {
+                let mut whole = scales[first..][..most].to_vec();
+                whole.resize(most.next_multiple_of(KEY_BLOCK), f32::NAN);
+                whole
+            };
+            let scales = (whole_scales(&keys), whole_scales(&values));
             let input = AttentionInput {
                 queries,
                 stride: heads * head_dim,
                 heads,
                 head_dim,
                 counts: &counts,
-                chunk: T::chunk(&packed_keys, &packed_values),
+                chunk: T::chunk((&packed_keys, &scales.0), (&packed_values, &scales.1)),
                 scale,
             };
             kernel.run(&input, first > 0, &mut states, &mut out, &mut scratch);
@@ -501,8 +521,9 @@ impl<'a> AttentionCase<'a> {
                     continue;
                 }
                 let query = &queries[row * head_dim..][..head_dim];
-                let (k, v) = (of_chunk(&keys, count), of_chunk(&values, count));
-                let chunk = numerics::attention_chunk(query, &k, &v, scale, &mut scores, &mut part);
+                let of_chunk = |x| of_chunk(x, first, count, head_dim);
+                let (k, v) = (of_chunk(&keys), of_chunk(&values));
+                let chunk = numerics::attention_chunk(query, k, v, scale, &mut scores, &mut part);
                 let (state, out) =
                     (&mut expected_states[row], &mut expected[row * head_dim..][..head_dim]);
                 if first == 0 {
@@ -530,11 +551,21 @@ impl<'a> AttentionCase<'a> {
     }
 }
 
+/// `count` positions from `first` on.
+fn of_chunk<T>(
+    (elements, scales): &(Vec<T>, Vec<f32>),
+    first: usize,
+    count: usize,
+    head_dim: usize,
+) -> Scaled<'_, T> {
+    (&elements[first * head_dim..][..count * head_dim], &scales[first..][..count])
+}
+
 /// Keys `[position][head_dim]` in whole blocks, as kernels read them.
 fn pack_keys<T: Element>(keys: &[T], head_dim: usize) -> Vec<T> {
     let row = row_elements(head_dim);
     let positions = (keys.len() / head_dim).next_multiple_of(KEY_BLOCK);
-    let mut blocks = vec![T::from_f32(0.0); positions * row];
+    let mut blocks = vec![T::default(); positions * row];
     for (p, key) in keys.chunks_exact(head_dim).enumerate() {
         let block = p / KEY_BLOCK * KEY_BLOCK * row + p % KEY_BLOCK;
         for (&element, slot) in key.iter().zip(key_slots(head_dim)) {
@@ -546,7 +577,7 @@ fn pack_keys<T: Element>(keys: &[T], head_dim: usize) -> Vec<T> {
 
 /// Values `[position][head_dim]`, padded, as kernels read them.
 fn pack_values<T: Element>(values: &[T], head_dim: usize) -> Vec<T> {
-    let padding = vec![T::from_f32(0.0); row_elements(head_dim) - head_dim];
+    let padding = vec![T::default(); row_elements(head_dim) - head_dim];
     values.chunks_exact(head_dim).flat_map(|value| value.iter().chain(&padding)).copied().collect()
 }
 

@@ -376,12 +376,14 @@ mod tests {
         }
     }
 
-    /// The outcome of one query that is `query` everywhere.
+    /// The outcome of one query that is `query` everywhere, in the last chunk of what it sees.
     fn attend(shared: &SharedKv<'_>, head: (usize, usize), seen: usize, query: f32) -> Vec<f32> {
         let kernel = AttentionKernel::default(Isa::Scalar).unwrap();
+        let chunk = (seen - 1) / CHUNK;
+        let count = seen - chunk * CHUNK;
         // SAFETY: one thread.
-        let chunk = unsafe { shared.chunk(head, 0, seen) };
-        let (queries, counts) = (&[query; 4], &[seen]);
+        let chunk = unsafe { shared.chunk(head, chunk, count) };
+        let (queries, counts) = (&[query; 4], &[count]);
         let input =
             AttentionInput { queries, stride: 4, heads: 1, head_dim: 4, counts, chunk, scale: 0.5 };
         let (mut states, mut out) = ([Softmax { max: 0.0, sum: 0.0 }], vec![9.0; 4]);
@@ -396,19 +398,23 @@ mod tests {
     #[test]
     fn every_place_is_its_own() {
         let ops = VectorOps::best(Isa::Scalar);
-        for ty in [KvType::F16, KvType::F32] {
-            let context = 35;
+        for ty in KvType::ALL {
+            // More than a chunk, and an end that is no block's.
+            let context = 291;
             let mut cache = KvCache::new(&config(), context, ty).unwrap();
             assert_eq!(cache.context(), context);
             // Two layers, two heads, a key and a value of 16 with the padding.
-            assert_eq!(cache.bytes(3), 3 * 2 * 2 * 2 * 16 * ty.bytes());
+            let scale = if ty == KvType::Q8_0 { 4 } else { 0 };
+            assert_eq!(cache.bytes(3), 3 * 2 * 2 * 2 * (16 * ty.bytes() + scale));
             let shared = cache.share();
             let number = |l: usize, h: usize, p: usize| (1 + (l * 2 + h) * context + p) as f32;
             let places =
                 || (0..4 * context).map(|i| (i / 2 / context, i / context % 2, i % context));
             for l in 0..2 {
                 for h in 0..2 {
-                    assert_eq!(attend(&shared, (l, h), context, 1.0), [0.0; 5], "zero at first");
+                    for seen in [CHUNK, context] {
+                        assert_eq!(attend(&shared, (l, h), seen, 1.0), [0.0; 5], "zero at first");
+                    }
                 }
             }
             for (l, h, p) in places() {
@@ -420,7 +426,11 @@ mod tests {
             for (l, h, p) in places() {
                 let mut expected = vec![number(l, h, p); 4];
                 expected.push(128.0 * (p + 1) as f32);
-                assert_eq!(attend(&shared, (l, h), p + 1, 1.0), expected);
+                // A code times its scale is rounded.
+                let tolerance = if ty == KvType::Q8_0 { 1e-6 } else { 0.0 };
+                for (found, expected) in attend(&shared, (l, h), p + 1, 1.0).iter().zip(expected) {
+                    assert!((found - expected).abs() <= tolerance * expected, "{ty:?} {l} {h} {p}");
+                }
             }
         }
     }
@@ -445,6 +455,38 @@ mod tests {
         }
         assert_eq!(keys.iter().filter(|&&k| k != 0.0).count(), 39);
         assert_eq!(values.iter().filter(|&&v| v != 0.0).count(), 39);
+    }
+
+    #[test]
+    fn codes_lie_where_elements_do() {
+        let ops = VectorOps::best(Isa::Scalar);
+        let config = Config { head_dim: 40, ..config() };
+        let mut cache = KvCache::new(&config, 300, KvType::Q8_0).unwrap();
+        let shared = cache.share();
+        let key: Vec<f32> = (0..40).map(|i| (i - 20) as f32).collect();
+        let value: Vec<f32> = key.iter().map(|k| -3.0 * k).collect();
+        // SAFETY: one thread.
+        let chunk = unsafe {
+            shared.store(&ops, (1, 0, 256 + 18), &key, &value);
+            shared.chunk((1, 0), 1, 19)
+        };
+        let KvChunk::Q8 { keys, key_scales, values, value_scales } = chunk else {
+            panic!("{chunk:?}")
+        };
+        let of = |x: &[f32]| {
+            let mut codes = vec![0; 40];
+            let scale = super::super::numerics::to_kv::<i8>(x, &mut codes);
+            (codes, scale)
+        };
+        let ((of_key, key_scale), (of_value, value_scale)) = (of(&key), of(&value));
+        for (code, slot) in of_key.iter().zip(key_slots(40)) {
+            assert_eq!(keys[16 * 48 + slot + 2], *code);
+        }
+        assert_eq!(values[18 * 48..][..40], of_value);
+        for (scales, scale) in [(key_scales, key_scale), (value_scales, value_scale)] {
+            assert_eq!((scales.len(), scales[18]), (32, scale));
+            assert_eq!(scales.iter().filter(|&&s| s != 0.0).count(), 1);
+        }
     }
 
     #[test]

@@ -251,37 +251,51 @@ pub fn rope_norm(x: &mut [f32], cos: &[f32], sin: &[f32]) {
 }
 
 /// An element of the KV cache.
-pub trait KvElement: Copy {
-    /// The element next to `x`: f16 to nearest, ties to even; f32 as it is.
-    fn from_f32(x: f32) -> Self;
-    /// The exact value.
+pub trait KvElement: Copy + Default {
+    /// Converts a head and returns the scale of its elements.
+    fn convert(x: &[f32], out: &mut [Self]) -> f32;
+    /// The exact value, without the scale.
     fn to_f32(self) -> f32;
 }
 
+/// To nearest, ties to even; the scale is 1.
 impl KvElement for f16 {
-    fn from_f32(x: f32) -> Self {
-        f16::from_f32(x)
+    fn convert(x: &[f32], out: &mut [Self]) -> f32 {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = f16::from_f32(x);
+        }
+        1.0
     }
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
 }
 
+/// As they are; the scale is 1.
 impl KvElement for f32 {
-    fn from_f32(x: f32) -> Self {
-        x
+    fn convert(x: &[f32], out: &mut [Self]) -> f32 {
+        out.copy_from_slice(x);
+        1.0
     }
     fn to_f32(self) -> f32 {
         self
     }
 }
 
-/// Converts a head for the KV cache.
-pub fn to_kv<T: KvElement>(x: &[f32], out: &mut [T]) {
-    assert_eq!(x.len(), out.len());
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = T::from_f32(x);
+/// Codes, made as [`quantise_activations`] makes those of a token; the scale is `1 / s`.
+impl KvElement for i8 {
+    fn convert(x: &[f32], out: &mut [Self]) -> f32 {
+        1.0 / quantise_activations(x, out)
     }
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+}
+
+/// Converts a head for the KV cache and returns the scale of its elements.
+pub fn to_kv<T: KvElement>(x: &[f32], out: &mut [T]) -> f32 {
+    assert_eq!(x.len(), out.len());
+    T::convert(x, out)
 }
 
 /// The running state of a softmax over a row of scores, beside the weighted sum of values.
@@ -294,22 +308,17 @@ pub struct Softmax {
     pub sum: f32,
 }
 
-/// Converts a head for a KV cache of int8 codes, as [`quantise_activations`] does, and returns the
-/// scale of the codes, `1 / s`.
-pub fn to_kv_q8(x: &[f32], codes: &mut [i8]) -> f32 {
-    1.0 / quantise_activations(x, codes)
-}
-
 /// Attention of one query head over one chunk of n = `k.len() / q.len()` <= [`CHUNK`] positions.
 ///
-/// `q` is `[d]`, `k` and `v` are `[n][d]`, `scores` is scratch of at least n, `out` is `[d]`:
-/// `s[j] = dot(q, k[j]) * scale`, `m = max s`, `p[j] = exp(s[j] - m)`, `sum = sum(p)`, and
-/// `out[c]` accumulates `fma(p[j], v[j][c], out[c])` over j in order, from +0. `out` is not yet
-/// divided by the sum: see [`attention_finish`].
+/// `q` is `[d]`, `k` and `v` are `[n][d]` with scales `[n]`, `scores` is scratch of at least n, `out` is
+/// `[d]`: `s[j] = (dot(q, k[j]) * scale) * k_scale[j]`, `m = max s`, `p[j] = exp(s[j] - m)`,
+/// `sum = sum(p)`, and `out[c]` accumulates `fma(p[j] * v_scale[j], v[j][c], out[c])` over j in order,
+/// from +0. `out` is not yet divided by the sum: see [`attention_finish`]. A scale of 1, which floats
+/// have, changes no number.
 pub fn attention_chunk<T: KvElement>(
     q: &[f32],
-    k: &[T],
-    v: &[T],
+    (k, k_scale): (&[T], &[f32]),
+    (v, v_scale): (&[T], &[f32]),
     scale: f32,
     scores: &mut [f32],
     out: &mut [f32],
@@ -317,53 +326,21 @@ pub fn attention_chunk<T: KvElement>(
     let d = q.len();
     let n = k.len() / d;
     assert!(k.len() == n * d && v.len() == n * d && out.len() == d && n <= CHUNK);
-    // Times 1 is no rounding.
-    let (key, value) = (|i: usize| k[i].to_f32(), |i: usize| v[i].to_f32());
-    attend(q, (key, |_| 1.0), (value, |_| 1.0), scale, &mut scores[..n], out)
-}
-
-/// [`attention_chunk`] of int8 codes ([`to_kv_q8`]), whose scales are `[n]`:
-/// `s[j] = (dot(q, k[j]) * scale) * k_scales[j]`, and `out[c]` accumulates
-/// `fma(p[j] * v_scales[j], v[j][c], out[c])`.
-pub fn attention_chunk_q8(
-    q: &[f32],
-    (k, k_scales): (&[i8], &[f32]),
-    (v, v_scales): (&[i8], &[f32]),
-    scale: f32,
-    scores: &mut [f32],
-    out: &mut [f32],
-) -> Softmax {
-    let d = q.len();
-    let n = k.len() / d;
-    assert!(k.len() == n * d && v.len() == n * d && out.len() == d && n <= CHUNK);
-    assert!(k_scales.len() == n && v_scales.len() == n);
-    let (key, value) = (|i: usize| f32::from(k[i]), |i: usize| f32::from(v[i]));
-    attend(q, (key, |j| k_scales[j]), (value, |j| v_scales[j]), scale, &mut scores[..n], out)
-}
-
-/// Both of the above: keys and values by element, `[n][d]`, and by scale, `[n]`.
-fn attend(
-    q: &[f32],
-    (key, key_scale): (impl Fn(usize) -> f32, impl Fn(usize) -> f32),
-    (value, value_scale): (impl Fn(usize) -> f32, impl Fn(usize) -> f32),
-    scale: f32,
-    scores: &mut [f32],
-    out: &mut [f32],
-) -> Softmax {
-    let d = q.len();
-    for (j, score) in scores.iter_mut().enumerate() {
-        let dot = accumulate(d, |i, acc| q[i].mul_add(key(j * d + i), acc));
-        *score = (dot * scale) * key_scale(j);
+    assert!(k_scale.len() == n && v_scale.len() == n);
+    let scores = &mut scores[..n];
+    for ((score, row), &key) in scores.iter_mut().zip(k.chunks_exact(d)).zip(k_scale) {
+        let dot = accumulate(d, |i, acc| q[i].mul_add(row[i].to_f32(), acc));
+        *score = (dot * scale) * key;
     }
     let top = scores.iter().fold(f32::NEG_INFINITY, |m, &s| max(s, m));
     for score in scores.iter_mut() {
         *score = exp(*score - top);
     }
     out.fill(0.0);
-    for (j, &p) in scores.iter().enumerate() {
-        let p = p * value_scale(j);
-        for (c, out) in out.iter_mut().enumerate() {
-            *out = p.mul_add(value(j * d + c), *out);
+    for ((&p, row), &value) in scores.iter().zip(v.chunks_exact(d)).zip(v_scale) {
+        let weight = p * value;
+        for (out, &v) in out.iter_mut().zip(row) {
+            *out = weight.mul_add(v.to_f32(), *out);
         }
     }
     Softmax { max: top, sum: sum(scores) }
@@ -842,13 +819,36 @@ mod tests {
         assert_eq!(out, [2049.0, 1e-40]);
     }
 
-    /// Attention over chunks, as the forward pass puts it together.
+    #[test]
+    fn codes_of_the_cache_have_a_scale() {
+        let mut codes = [0i8; 4];
+        let scale = to_kv(&[1.0, -0.5, 0.0, 0.003_937], &mut codes);
+        assert_eq!((codes, scale), ([127, -64, 0, 0], 1.0 / 127.0));
+        assert_eq!((to_kv(&[0.0; 4], &mut codes), codes), (1.0 / (127.0 / 1e-5), [0; 4]));
+        // The value's scale is beside its weight, the key's beside its score.
+        let (mut scores, mut out) = ([0.0; 2], [0.0]);
+        let (k, v) = ([2i8, 4], [8i8, 100]);
+        let state = attention_chunk(
+            &[1.0],
+            (&k, &[500.0, 0.5]),
+            (&v, &[0.25, 9.0]),
+            0.5,
+            &mut scores,
+            &mut out,
+        );
+        assert_eq!((state, out), (Softmax { max: 500.0, sum: 1.0 }, [2.0]));
+    }
+
+    /// Attention over chunks, as the forward pass puts it together, of elements whose scale is 1.
     fn attention<T: KvElement>(q: &[f32], k: &[T], v: &[T], scale: f32) -> Vec<f32> {
         let d = q.len();
+        let ones = vec![1.0; k.len() / d];
+        let (ones_k, ones_v) = (ones.chunks(CHUNK), ones.chunks(CHUNK));
         let mut scores = [0.0; CHUNK];
         let (mut out, mut part) = (vec![0.0; d], vec![0.0; d]);
         let mut state = None;
-        for (k, v) in k.chunks(CHUNK * d).zip(v.chunks(CHUNK * d)) {
+        let (k, v) = (k.chunks(CHUNK * d).zip(ones_k), v.chunks(CHUNK * d).zip(ones_v));
+        for (k, v) in k.zip(v) {
             match &mut state {
                 None => state = Some(attention_chunk(q, k, v, scale, &mut scores, &mut out)),
                 Some(state) => {
