@@ -13,7 +13,7 @@ pub enum Op {
     Head(HeadFormat),
     /// Rows of a low-bit copy of the lm_head times one activation row: f32 estimates of logits.
     Plane(PlaneFormat),
-    /// Attention over the KV cache: f16, or f32 where the call says so.
+    /// Attention over the KV cache: f16, or f32 or int8 where the call says so.
     Attention,
     /// Listed rows of a ternary matrix times one int8 activation row: exact int32 dot products.
     Rows(LineLayout),

@@ -188,7 +188,8 @@ fn check<T: Element>(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case
                 seen.iter().map(|seen| seen.saturating_sub(first).min(CHUNK)).collect();
             let most = counts.iter().copied().max().unwrap();
             let whole = most.next_multiple_of(KEY_BLOCK);
-            let keys = (&head.blocks[first * row..][..whole * row], &head.key_scales[first..][..whole]);
+            let keys =
+                (&head.blocks[first * row..][..whole * row], &head.key_scales[first..][..whole]);
             let values = &head.rows[first * row..][..most * row];
             let chunk = T::chunk(keys, (values, &head.value_scales[first..][..whole]));
             let queries = &queries[..(tokens - 1) * stride + heads * head_dim];
@@ -239,11 +240,7 @@ fn every_number_of_rows() {
     let (kernels, ops) = all();
     for rows in 1..=17 {
         let seen = vec![37];
-        check_all(
-            &kernels,
-            &ops,
-            &Case { heads: rows, head_dim: 64, seen: seen.clone(), kind: 0 },
-        );
+        check_all(&kernels, &ops, &Case { heads: rows, head_dim: 64, seen: seen.clone(), kind: 0 });
         check_all(&kernels, &ops, &Case { heads: 1, head_dim: 48, seen: vec![37; rows], kind: 0 });
     }
 }

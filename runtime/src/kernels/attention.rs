@@ -43,10 +43,21 @@ impl std::fmt::Debug for AttentionKernel {
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "as the enum says")]
 pub enum KvChunk<'a> {
-    F16 { keys: &'a [f16], values: &'a [f16] },
-    F32 { keys: &'a [f32], values: &'a [f32] },
+    F16 {
+        keys: &'a [f16],
+        values: &'a [f16],
+    },
+    F32 {
+        keys: &'a [f32],
+        values: &'a [f32],
+    },
     /// Codes, and scales `[position]`, of whole blocks.
-    Q8 { keys: &'a [i8], key_scales: &'a [f32], values: &'a [i8], value_scales: &'a [f32] },
+    Q8 {
+        keys: &'a [i8],
+        key_scales: &'a [f32],
+        values: &'a [i8],
+        value_scales: &'a [f32],
+    },
 }
 
 /// The query heads of some tokens that attend to the same chunk.
@@ -162,7 +173,10 @@ impl AttentionKernel {
             }
             KvChunk::Q8 { keys, key_scales, values, value_scales } => {
                 fits(keys.len(), values.len());
-                assert!(key_scales.len() >= whole && value_scales.len() >= whole, "scales end early");
+                assert!(
+                    key_scales.len() >= whole && value_scales.len() >= whole,
+                    "scales end early"
+                );
                 scales = (key_scales.as_ptr(), value_scales.as_ptr());
                 (keys.as_ptr().cast(), values.as_ptr().cast(), abi::ELEMENTS_Q8)
             }

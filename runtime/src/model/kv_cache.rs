@@ -26,7 +26,8 @@ pub enum KvType {
     /// int8 codes, and for each key and each value of a head one f32 scale
     /// ([`to_kv_q8`](super::numerics::to_kv_q8)): 1.03 bytes for heads of 128. Not llama.cpp's blocks of 32
     /// with f16 scales, 1.06 bytes: one scale for 16 positions of keys is one multiplication, and for a
-    /// value none beside its weight.
+    /// value none beside its weight. On the demo model it moves logits by 0.02 on average and at most 0.23
+    /// where f16 moves them by 0.016 and 0.22 (all logits of 690 tokens).
     Q8_0,
 }
 
@@ -74,8 +75,7 @@ impl KvType {
 /// Scales, if any, lie behind all elements in the same order.
 ///
 /// The memory is reserved for the whole context but zero pages come from the system only as they
-/// are first written, a chunk of all layers after the other, so a short text in a long context takes
-/// little, although pages are huge ones. Padding is never written.
+/// are first written, so a short text in a long context takes little. Padding is never written.
 #[derive(Debug)]
 pub struct KvCache {
     map: MmapMut,
@@ -153,10 +153,13 @@ impl KvCache {
         let (layout, len) =
             layout.zip(bytes).ok_or_else(|| refused("beyond the address space".into()))?;
         let map = MmapMut::map_anon(len).map_err(|e| refused(e.to_string()))?;
-        // Whatever the pages, everything works. Attention over 3500 positions of a 2B-4T shape took HP
-        // times as long in small ones.
+        // Attention took 0.86 times as long in huge pages (Zen 5, 3500 positions of a 2B-4T shape). They
+        // come a chunk of all layers at a time, 20 MB there: not worth it for a text within the first.
+        // Whatever the pages, everything works; only the speed differs.
         #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
+        if let Some(first) = layout.bytes(CHUNK, ty).filter(|&first| first < len) {
+            let _ = map.advise_range(memmap2::Advice::HugePage, first, len - first);
+        }
         Ok(Self { map, ty, context, layout })
     }
 

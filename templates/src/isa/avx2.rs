@@ -533,10 +533,9 @@ pub unsafe fn f32_load_u8(ptr: *const u8) -> F32 {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn f32_load_i8(ptr: *const i8) -> F32 {
-    // SAFETY: the caller's promise.
-    let bytes = unsafe { _mm_loadu_si128(ptr.cast()) };
     let widen = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-    F32([widen(bytes), widen(_mm_srli_si128::<8>(bytes))])
+    // SAFETY: the caller's promise.
+    unsafe { F32([widen(_mm_loadl_epi64(ptr.cast())), widen(_mm_loadl_epi64(ptr.add(8).cast()))]) }
 }
 
 /// As [`codes`], left in place: the code times `4^field`.
