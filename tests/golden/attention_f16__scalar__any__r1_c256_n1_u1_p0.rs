@@ -50,7 +50,8 @@ pub mod attention_f16__scalar__any__r1_c256_n1_u1_p0 {
     const QUAD: usize = 4;
     /// Virtual lanes in the order in which the tree adds them up.
     const TREE: [usize; LANES] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
-    /// Positions whose values serve all outputs before the next ones are read.
+    /// Positions whose values serve all outputs before the next ones are read; twice as many in a step of
+    /// 8 rows. That took 0.97 times as long there, and 1.03 times in a step of 4, with less prefetched in time.
     const SPAN: usize = 32;
     /// Sums that are held in registers: half of these, the others are for operands.
     const SUMS: usize = isa::F32_REGISTERS / 2;
@@ -149,9 +150,10 @@ pub mod attention_f16__scalar__any__r1_c256_n1_u1_p0 {
             }
 
             sums.write_bytes(0, R * width);
+            let span = if const { R > 4 } { 2 * SPAN } else { SPAN };
             let mut from = 0;
             while from < least {
-                let to = if from + SPAN < least { from + SPAN } else { least };
+                let to = if from + span < least { from + span } else { least };
                 weigh::<R, E>(scores, call.values, from, to, steps, sums);
                 from = to;
             }
