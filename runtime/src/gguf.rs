@@ -819,6 +819,30 @@ impl Gguf {
         byte_range(tensor).and_then(|range| self.data().get(range)).unwrap_or_default()
     }
 
+    /// Bytes `part` of the tensor's data, by way of `buffer` where the file is mapped: the system would
+    /// keep what lies around them resident, too. For few bytes here and there, which so stay few.
+    pub fn read_part<'a>(
+        &'a self,
+        tensor: &TensorInfo,
+        part: std::ops::Range<usize>,
+        buffer: &'a mut Vec<u8>,
+    ) -> &'a [u8] {
+        #[cfg(unix)]
+        if let Bytes::Mapped { file, .. } = &self.bytes
+            && part.end as u64 <= tensor.bytes
+        {
+            use std::os::unix::fs::FileExt;
+            buffer.resize(part.len(), 0);
+            // What cannot be read so can by the map.
+            if file.read_exact_at(buffer, tensor.offset + part.start as u64).is_ok() {
+                return buffer;
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = buffer;
+        &self.tensor_bytes(tensor)[part]
+    }
+
     /// Tells the system that this tensor's pages will not be read again soon, so that they stop
     /// counting as resident, and, where `uncache` says so, need not be kept in its cache of the
     /// file. Whole pages inside the tensor only: neighbours keep theirs. Reading the tensor again is
@@ -829,13 +853,25 @@ impl Gguf {
 
     /// As [`Gguf::drop_pages`], for bytes `part` of the tensor's data.
     pub fn drop_part(&self, tensor: &TensorInfo, part: std::ops::Range<usize>, uncache: bool) {
-        #[cfg(unix)]
-        if let (Bytes::Mapped { map, file }, Some(whole)) = (&self.bytes, byte_range(tensor))
-            && whole.end <= map.len()
+        if let Some(whole) = byte_range(tensor)
             && part.start <= part.end
             && part.end <= whole.len()
         {
-            let range = whole.start + part.start..whole.start + part.end;
+            self.drop_range(whole.start + part.start..whole.start + part.end, uncache);
+        }
+    }
+
+    /// As [`Gguf::drop_pages`], for the whole file: where a page is read the system brings those around
+    /// it, too, also such as were dropped before.
+    pub fn drop_all(&self) {
+        self.drop_range(0..self.data().len(), false);
+    }
+
+    fn drop_range(&self, range: std::ops::Range<usize>, uncache: bool) {
+        #[cfg(unix)]
+        if let Bytes::Mapped { map, file } = &self.bytes
+            && range.end <= map.len()
+        {
             let page = rustix::param::page_size();
             let (first, end) = (range.start.div_ceil(page) * page, range.end / page * page);
             if first < end {
@@ -856,7 +892,7 @@ impl Gguf {
             }
         }
         #[cfg(not(unix))]
-        let _ = (tensor, part, uncache);
+        let _ = (range, uncache);
     }
 }
 
