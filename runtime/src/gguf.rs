@@ -1720,5 +1720,34 @@ mod tests {
         let before = g.tensor_bytes(x).to_vec();
         g.drop_pages(x, true);
         assert_eq!(g.tensor_bytes(x), before);
+        g.drop_all();
+        assert_eq!(g.tensor_bytes(x), before);
+    }
+
+    #[test]
+    fn a_part_is_the_same_however_it_is_read() {
+        let mut w = GgufWriter::new();
+        for name in ["x", "y"] {
+            w.tensor(name, &[1000], TensorType::F32).unwrap();
+        }
+        let mut bytes = w.header();
+        bytes.extend((0..2000u32).flat_map(u32::to_le_bytes));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let mapped = Gguf::open(file.path()).unwrap();
+        let in_memory = Gguf::from_bytes("sample.gguf", bytes).unwrap();
+        let mut buffer = vec![7; 5000];
+        for g in [&mapped, &in_memory] {
+            let y = g.tensor("y").unwrap();
+            for part in [0..4000, 12..20, 3999..4000, 8..8] {
+                let expected = &g.tensor_bytes(y)[part.clone()];
+                assert_eq!(g.read_part(y, part, &mut buffer), expected);
+            }
+        }
+        // Cut off since it was opened: what is still there is read.
+        file.as_file().set_len(mapped.data_start() + 4100).unwrap();
+        let y = mapped.tensor("y").unwrap();
+        let expected = [1000u32, 1001].map(u32::to_le_bytes).concat();
+        assert_eq!(mapped.read_part(y, 0..8, &mut buffer), expected);
     }
 }
