@@ -651,6 +651,7 @@ mod tests {
                     decode,
                     prefill,
                 }],
+                sparse: None,
             };
             let limits = Limits {
                 threads: 1,

@@ -13,6 +13,11 @@
 //!
 //! Attention has one kernel for both phases, weighed in the same way.
 //!
+//! Of the kernels that skip what meets a zero the best is the one that takes the least on average over
+//! the shares of lines needed that were timed, where no more counts than reading all takes. It serves up
+//! to the share at which the upper end of its interval, in a straight line from one to the next, says
+//! that reading all takes as long.
+//!
 //! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
 //! tie, and against it the interval is that of the best of many (Bonferroni's); a gain of less than 3 %
 //! is no reason to leave it, nor one of less than 10 % by another distance to prefetch from memory,
@@ -21,9 +26,14 @@
 //! first.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, KernelSpec, Objective, Op, Pinning, Role, Run, TileConfig};
+use bitnet_profiles::{
+    KernelId, KernelSpec, Mode, Objective, Op, Pinning, Role, Run, Sparse, TileConfig,
+};
 
-use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
+use crate::measure::{
+    JobMeasurements, LayoutMeasurements, Limits, Measurements, SparseMeasurements, SparseTiming,
+    Timing,
+};
 use crate::settings::SettingTiming;
 use crate::{race, sampler};
 
@@ -38,6 +48,19 @@ pub struct Choice<'a> {
     pub decode: Chosen<'a>,
     /// For many; none for the head. Of attention the same kernel as for one.
     pub prefill: Option<Chosen<'a>>,
+    /// For one token that skips what meets a zero, where that was timed beside this decode kernel.
+    pub lines: Option<ChosenLines>,
+}
+
+/// A kernel that is given a list of lines, and when it pays.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ChosenLines {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// The share of lines needed up to which it is faster than to read all: 0 where it never is.
+    pub below: f64,
+    /// How many times as fast the job is where a quarter of the lines is needed.
+    pub gain: Option<Gain>,
 }
 
 /// A kernel that was chosen.
@@ -47,6 +70,19 @@ pub struct Chosen<'a> {
     pub timing: &'a Timing,
     /// The second best of the same layout, if there is one.
     pub runner_up: Option<&'a Timing>,
+}
+
+impl ChosenLines {
+    /// As a profile holds it. All candidates are built in.
+    pub(crate) fn to_profile(self) -> Sparse {
+        let rounded = crate::tune::rounded;
+        Sparse {
+            kernel: self.kernel,
+            built_in: self.kernel,
+            below: rounded(self.below),
+            ratio_at_quarter: self.gain.map(|gain| rounded(1.0 / gain.times)),
+        }
+    }
 }
 
 /// How many times as fast as something else, with its 95 % interval.
@@ -140,7 +176,7 @@ fn default_of(job: &JobMeasurements) -> Option<Choice<'_>> {
             Some(id) => Some(chosen(Phase::Prefill, id)?),
             None => None,
         };
-        Some(Choice { job, layout, decode, prefill })
+        Some(Choice { job, layout, decode, prefill, lines: None })
     })
 }
 
@@ -253,6 +289,7 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
                 timing: prefill,
                 runner_up: second.map(|(_, prefill)| prefill),
             }),
+            lines: None,
         });
     }
     let layout_of = |kernel: &KernelId| match kernel.op {
@@ -268,7 +305,7 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
         };
         let (cost, half_width) = rate(decode.timing, prefill.map(|prefill| prefill.timing));
         Some(Rated {
-            item: Choice { job, layout, decode, prefill },
+            item: Choice { job, layout, decode, prefill, lines: None },
             cost,
             half_width,
             is_default: layout.layout == layout_of(&job.default_decode),
@@ -277,7 +314,79 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
     };
     let tried = job.layouts.iter().map(|l| l.decode.len() + l.prefill.len()).sum();
     let rated: Vec<Rated<Choice<'_>>> = job.layouts.iter().filter_map(rated).collect();
-    settle(&rated, tried, |choice| choice.layout.layout).copied()
+    let choice = *settle(&rated, tried, |choice| choice.layout.layout)?;
+    let dense = choice.decode.timing.kernel;
+    let sparse = job.sparse.as_ref().filter(|sparse| sparse.dense == dense);
+    Some(Choice { lines: sparse.and_then(|sparse| choose_lines(sparse, cold)), ..choice })
+}
+
+/// The kernel that skips, and up to where.
+fn choose_lines(measured: &SparseMeasurements, cold: bool) -> Option<ChosenLines> {
+    let of = |kernel: KernelId| {
+        measured
+            .timings
+            .iter()
+            .filter(move |own| own.timing.kernel == kernel && own.timing.finalist)
+    };
+    let mut kernels: Vec<KernelId> = measured.timings.iter().map(|t| t.timing.kernel).collect();
+    kernels.dedup();
+    // Who was timed at fewer densities than others was cut, or there was no time left.
+    let most = kernels.iter().map(|&kernel| of(kernel).count()).max()?;
+    let tried = kernels.len();
+    kernels.retain(|&kernel| most > 0 && of(kernel).count() == most);
+    let rate = |&kernel: &KernelId| {
+        let mean = |value: &dyn Fn(&Timing) -> f64| {
+            of(kernel).map(|own| value(&own.timing)).sum::<f64>() / most as f64
+        };
+        Rated {
+            item: kernel,
+            cost: mean(&|timing| timing.ratio.min(1.0)),
+            half_width: mean(&|timing| timing.half_width),
+            is_default: kernel == measured.default,
+            worthwhile: worthwhile(&kernel, &measured.default, cold),
+        }
+    };
+    let rated: Vec<Rated<KernelId>> = kernels.iter().map(rate).collect();
+    let &kernel = settle(&rated, tried, simplicity)?;
+    let mut own: Vec<&SparseTiming> = of(kernel).collect();
+    own.sort_by(|a, b| a.density.total_cmp(&b.density));
+    let upper = own.iter().map(|own| (own.density, own.timing.ratio + own.timing.half_width));
+    let quarter = own.iter().find(|own| own.density == 0.25).map(|own| &own.timing);
+    let gain = quarter.map(|timing| Gain::of(timing.ratio, timing.half_width));
+    Some(ChosenLines { kernel, below: break_even(&upper.collect::<Vec<_>>()), gain })
+}
+
+/// The density up to which a ratio of times is at most 1, 0 to 1: by straight lines between the points,
+/// which are in order, and beyond the last as steep as before. 0 where already the first is above 1, or
+/// a number is none.
+fn break_even(points: &[(f64, f64)]) -> f64 {
+    let crossing = |(from, low): (f64, f64), (to, high): (f64, f64)| {
+        from + (to - from) * (1.0 - low) / (high - low)
+    };
+    let (Some(&first), Some(&last)) = (points.first(), points.last()) else { return 0.0 };
+    let is_sound = points.iter().all(|(density, ratio)| density.is_finite() && ratio.is_finite());
+    if !is_sound || first.1 > 1.0 {
+        return 0.0;
+    }
+    let crossed = points.windows(2).find(|pair| pair[1].1 > 1.0);
+    let found = match crossed {
+        Some(pair) => crossing(pair[0], pair[1]),
+        None => {
+            let slope = |a: (f64, f64), b: (f64, f64)| (b.1 - a.1) / (b.0 - a.0);
+            let before = points.iter().rev().nth(1).copied().unwrap_or(first);
+            // A last step that noise made flat promises nothing.
+            let steepest = slope(before, last).max(slope(first, last));
+            if steepest > 0.0 { last.0 + (1.0 - last.1) / steepest } else { last.0 }
+        }
+    };
+    found.clamp(0.0, 1.0)
+}
+
+/// The least gain for which a default is left for a kernel.
+fn worthwhile(kernel: &KernelId, default: &KernelId, cold: bool) -> f64 {
+    let tile = TileConfig { prefetch: default.tile.prefetch, ..kernel.tile };
+    let differs_by_distance = KernelSpec { tile, ..**kernel } == **default;
+    if cold && differs_by_distance { UNSTEADY } else { WORTHWHILE }
 }
 
 /// Simpler tiles first: less prefetching, unrolling, fewer activation rows, rows, columns. Of equal
@@ -288,10 +397,6 @@ fn simplicity(kernel: &KernelId) -> impl Ord + use<> {
 }
 
 fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> Option<Chosen<'a>> {
-    let differs_by_distance = |id: &KernelId| {
-        let tile = TileConfig { prefetch: default.tile.prefetch, ..id.tile };
-        KernelSpec { tile, ..**id } == **default
-    };
     let finalists: Vec<Rated<&'a Timing>> = timings
         .iter()
         .filter(|timing| timing.finalist)
@@ -300,10 +405,7 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> O
             cost: timing.ratio,
             half_width: timing.half_width,
             is_default: timing.kernel == *default,
-            worthwhile: match cold && differs_by_distance(&timing.kernel) {
-                true => UNSTEADY,
-                false => WORTHWHILE,
-            },
+            worthwhile: worthwhile(&timing.kernel, default, cold),
         })
         .collect();
     let timing = *settle(&finalists, timings.len(), |timing| simplicity(&timing.kernel))?;
@@ -313,6 +415,15 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> O
 }
 
 impl Choice<'_> {
+    /// What is skipped, and how.
+    pub fn mode(&self) -> Mode {
+        match self.lines.map(|lines| lines.kernel.op) {
+            Some(Op::Rows(_)) => Mode::SkipRows,
+            Some(Op::Columns(_)) => Mode::Axpy,
+            _ => Mode::Dense,
+        }
+    }
+
     /// What was chosen for a phase.
     pub fn chosen(&self, phase: Phase) -> Option<Chosen<'_>> {
         match phase {
@@ -556,6 +667,7 @@ mod tests {
                 default_prefill_us: 400.0,
                 tokens: 32,
                 layouts: layouts.into_iter().map(layout).collect(),
+                sparse: None,
             }],
         }
     }

@@ -232,6 +232,10 @@ fn jobs(f: &mut fmt::Formatter<'_>, choices: &[Choice<'_>], limits: &Limits) -> 
             let phase = phase_name(phase);
             writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
         }
+        if let Some(lines) = choice.lines {
+            let (mode, kernel, when) = (choice.mode(), lines.kernel, lines.to_profile());
+            writeln!(f, "  {:<8} {kernel:<44} {mode} {when}", "sparse")?;
+        }
     }
     Ok(())
 }

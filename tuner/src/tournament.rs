@@ -127,12 +127,23 @@ impl Outcome {
     }
 }
 
-/// Times `candidates` candidates for about `budget` seconds, in their order: where that is not
-/// enough for all, the last are not timed at all. Where the
-/// sentinel is itself a candidate, `sentinel` is its number: its ratio is 1 by definition.
-/// `to_beat` is the best ratio that is known.
+/// Times the candidates of a [`run_groups`] whose groups have one member each.
 pub(crate) fn run(
     candidates: usize,
+    sentinel: Option<usize>,
+    budget: f64,
+    to_beat: Option<f64>,
+    sample: impl FnMut(Entrant) -> Result<Sample>,
+) -> Result<Outcome> {
+    run_groups((candidates, 1), sentinel, budget, to_beat, sample)
+}
+
+/// Times so many groups of as many candidates each for about `budget` seconds, in their order: where that is not
+/// enough for all, the last are not timed at all. Where the
+/// sentinel is itself a candidate, `sentinel` is its number: its ratio is 1 by definition.
+/// `to_beat` is the best ratio that is known. Groups are cut whole, by the mean of their ratios.
+pub(crate) fn run_groups(
+    (groups, size): (usize, usize),
     sentinel: Option<usize>,
     budget: f64,
     to_beat: Option<f64>,
@@ -143,17 +154,24 @@ pub(crate) fn run(
         budget,
         spent: 0.0,
         wasted: 0.0,
-        entries: vec![Entry::default(); candidates],
+        entries: vec![Entry::default(); groups * size],
         sentinel: Entry::default(),
     };
-    let mut left: Vec<usize> = (0..candidates).filter(|&c| Some(c) != sentinel).collect();
+    let members = |group: usize| {
+        (group * size..(group + 1) * size).filter(move |&member| Some(member) != sentinel)
+    };
+    let mut left: Vec<usize> = (0..groups).filter(|&g| members(g).next().is_some()).collect();
     for round in 1..=MOST_ROUNDS {
-        tournament.round(&left, round)?;
+        let candidates: Vec<usize> = left.iter().flat_map(|&group| members(group)).collect();
+        tournament.round(&candidates, round)?;
         if tournament.spent >= budget {
             break;
         }
         if round % ROUNDS == 0 {
-            let ratio = |&c: &usize| tournament.entries[c].ratio();
+            let ratio = |&group: &usize| {
+                let ratios = members(group).map(|c| tournament.entries[c].ratio());
+                ratios.sum::<f64>() / members(group).count() as f64
+            };
             left.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
             let best = left.first().map(ratio);
             left.truncate(left.len().div_ceil(2).max(FINALISTS));
@@ -165,7 +183,7 @@ pub(crate) fn run(
     }
     let Tournament { mut entries, sentinel: mut of_sentinel, .. } = tournament;
     of_sentinel.finalist = true;
-    for c in left {
+    for c in left.into_iter().flat_map(members) {
         entries[c].finalist = true;
     }
     entries.iter_mut().chain([&mut of_sentinel]).for_each(Entry::settle);
@@ -298,6 +316,19 @@ mod tests {
         assert!(outcome.entries.iter().all(|e| e.readings.len() >= ROUNDS));
         assert!(outcome.entries[17].readings.len() < entry.readings.len() / 3);
         assert!(!outcome.is_disturbed());
+    }
+
+    #[test]
+    fn groups_are_kept_or_cut_whole() {
+        // Of group g the members take 60 + g and 140 + g microseconds.
+        let times: Vec<f64> = (0..16).map(|c| 60.0 + f64::from(c / 2 + 80 * (c % 2))).collect();
+        let mut log = Vec::new();
+        let outcome =
+            run_groups((8, 2), None, 1.0, None, machine(&times, |_| 1.0, &mut log)).unwrap();
+        for (c, entry) in outcome.entries.iter().enumerate() {
+            assert_eq!(entry.finalist, c / 2 < FINALISTS, "{c}");
+            assert!((entry.ratio() - times[c] / 100.0).abs() < 1e-9, "{c}");
+        }
     }
 
     #[test]
@@ -448,6 +479,7 @@ mod tests {
                     decode,
                     prefill: Vec::new(),
                 }],
+                sparse: None,
             }],
         };
         let kernel = choose(&measurements, Objective::Decode)[0].decode.timing.kernel;
