@@ -35,6 +35,9 @@ pub const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
 /// How often each job is timed, the others in between.
 const SITTINGS: usize = 3;
 
+/// How many times as long as the best a kernel may take on average to be timed again.
+const BEHIND: f64 = 1.1;
+
 /// The most that is read to empty the caches.
 const MOST_FLUSHED: u64 = 256 << 20;
 
@@ -148,20 +151,28 @@ pub(crate) fn measure(
             let budget = (task.seconds - spent).max(0.0) / left as f64;
             let (job, kernels, sampler, found) = &mut jobs[number];
             let found: &mut Vec<Vec<SparseTiming>> = found;
-            // Those that were not cut before.
-            let finalist = |kernel: &&LinesKernel| {
-                let own = found.last().into_iter().flatten();
-                let own = own.filter(|t| t.timing.kernel == *kernel.id() && t.timing.finalist);
-                own.count() == DENSITIES.len()
-            };
-            let left: Vec<LinesKernel> = match sitting {
-                0 => kernels.clone(),
-                _ => kernels.iter().filter(finalist).copied().collect(),
+            let left = match found.last() {
+                None => kernels.clone(),
+                Some(before) => promising(kernels, before),
             };
             found.push(tournament(job, &left, sampler, budget, (pool, reporter))?);
         }
     }
     Ok(jobs.into_iter().map(|(job, kernels, _, found)| unit(job, &kernels, &found)).collect())
+}
+
+/// Of those that were timed in a sitting the first, which is the default, and who is not far behind.
+fn promising(kernels: &[LinesKernel], before: &[SparseTiming]) -> Vec<LinesKernel> {
+    let mean = |kernel: &LinesKernel| {
+        let own = before.iter().filter(|own| own.timing.kernel == *kernel.id());
+        let ratios: Vec<f64> = own.map(|own| own.timing.ratio.min(1.0)).collect();
+        (ratios.len() == DENSITIES.len()).then(|| ratios.iter().sum::<f64>())
+    };
+    let timed: Vec<(LinesKernel, f64)> =
+        kernels.iter().filter_map(|kernel| Some((*kernel, mean(kernel)?))).collect();
+    let best = timed.iter().map(|(_, mean)| *mean).fold(f64::INFINITY, f64::min);
+    let is_left = |(i, (_, mean)): &(usize, (LinesKernel, f64))| *i == 0 || *mean <= BEHIND * best;
+    timed.into_iter().enumerate().filter(is_left).map(|(_, (kernel, _))| kernel).collect()
 }
 
 /// The candidates that compute what they should; the others are reported.
@@ -191,12 +202,12 @@ fn tournament(
     budget: f64,
     (pool, reporter): (&Pool, &mut Reporter),
 ) -> Result<Vec<SparseTiming>> {
-    let groups = (kernels.len(), DENSITIES.len());
+    let candidates = kernels.len() * DENSITIES.len();
     reporter.begin(&job.dense, timing::UNKNOWN)?;
     let one = sampler.sample(pool, None, 1)?;
     let count = (timing::SAMPLE.as_secs_f64() * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5);
     let allowed = VERIFY_SECONDS + timing::HUNG * (one.cost + one.us * 1e-6 * count);
-    let outcome = tournament::run_groups(groups, None, budget, None, |entrant| {
+    let outcome = tournament::run_uncut(candidates, budget, |entrant| {
         let skipping = match entrant {
             Entrant::Sentinel => None,
             Entrant::Candidate(c) => Some((kernels[c / DENSITIES.len()], c % DENSITIES.len())),

@@ -127,7 +127,10 @@ impl Outcome {
     }
 }
 
-/// Times the candidates of a [`run_groups`] whose groups have one member each.
+/// Times `candidates` candidates for about `budget` seconds, in their order: where that is not
+/// enough for all, the last are not timed at all. Where the
+/// sentinel is itself a candidate, `sentinel` is its number: its ratio is 1 by definition.
+/// `to_beat` is the best ratio that is known.
 pub(crate) fn run(
     candidates: usize,
     sentinel: Option<usize>,
@@ -135,15 +138,21 @@ pub(crate) fn run(
     to_beat: Option<f64>,
     sample: impl FnMut(Entrant) -> Result<Sample>,
 ) -> Result<Outcome> {
-    run_groups((candidates, 1), sentinel, budget, to_beat, sample)
+    hold(candidates, FINALISTS, sentinel, budget, to_beat, sample)
 }
 
-/// Times so many groups of as many candidates each for about `budget` seconds, in their order: where that is not
-/// enough for all, the last are not timed at all. Where the
-/// sentinel is itself a candidate, `sentinel` is its number: its ratio is 1 by definition.
-/// `to_beat` is the best ratio that is known. Groups are cut whole, by the mean of their ratios.
-pub(crate) fn run_groups(
-    (groups, size): (usize, usize),
+/// Times `candidates` candidates as [`run`] does, but cuts none: they do not compete.
+pub(crate) fn run_uncut(
+    candidates: usize,
+    budget: f64,
+    sample: impl FnMut(Entrant) -> Result<Sample>,
+) -> Result<Outcome> {
+    hold(candidates, candidates, None, budget, None, sample)
+}
+
+fn hold(
+    candidates: usize,
+    finalists: usize,
     sentinel: Option<usize>,
     budget: f64,
     to_beat: Option<f64>,
@@ -154,27 +163,20 @@ pub(crate) fn run_groups(
         budget,
         spent: 0.0,
         wasted: 0.0,
-        entries: vec![Entry::default(); groups * size],
+        entries: vec![Entry::default(); candidates],
         sentinel: Entry::default(),
     };
-    let members = |group: usize| {
-        (group * size..(group + 1) * size).filter(move |&member| Some(member) != sentinel)
-    };
-    let mut left: Vec<usize> = (0..groups).filter(|&g| members(g).next().is_some()).collect();
+    let mut left: Vec<usize> = (0..candidates).filter(|&c| Some(c) != sentinel).collect();
     for round in 1..=MOST_ROUNDS {
-        let candidates: Vec<usize> = left.iter().flat_map(|&group| members(group)).collect();
-        tournament.round(&candidates, round)?;
+        tournament.round(&left, round)?;
         if tournament.spent >= budget {
             break;
         }
         if round % ROUNDS == 0 {
-            let ratio = |&group: &usize| {
-                let ratios = members(group).map(|c| tournament.entries[c].ratio());
-                ratios.sum::<f64>() / members(group).count() as f64
-            };
+            let ratio = |&c: &usize| tournament.entries[c].ratio();
             left.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
             let best = left.first().map(ratio);
-            left.truncate(left.len().div_ceil(2).max(FINALISTS));
+            left.truncate(left.len().div_ceil(2).max(finalists));
             left.sort_unstable();
             if best.zip(to_beat).is_some_and(|(best, to_beat)| best > HOPELESS * to_beat) {
                 break;
@@ -183,7 +185,7 @@ pub(crate) fn run_groups(
     }
     let Tournament { mut entries, sentinel: mut of_sentinel, .. } = tournament;
     of_sentinel.finalist = true;
-    for c in left.into_iter().flat_map(members) {
+    for c in left {
         entries[c].finalist = true;
     }
     entries.iter_mut().chain([&mut of_sentinel]).for_each(Entry::settle);
@@ -319,15 +321,13 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_kept_or_cut_whole() {
-        // Of group g the members take 60 + g and 140 + g microseconds.
-        let times: Vec<f64> = (0..16).map(|c| 60.0 + f64::from(c / 2 + 80 * (c % 2))).collect();
+    fn who_does_not_compete_is_not_cut() {
+        let times: Vec<f64> = (0..16).map(|c| 60.0 + 10.0 * f64::from(c)).collect();
         let mut log = Vec::new();
-        let outcome =
-            run_groups((8, 2), None, 1.0, None, machine(&times, |_| 1.0, &mut log)).unwrap();
-        for (c, entry) in outcome.entries.iter().enumerate() {
-            assert_eq!(entry.finalist, c / 2 < FINALISTS, "{c}");
-            assert!((entry.ratio() - times[c] / 100.0).abs() < 1e-9, "{c}");
+        let outcome = run_uncut(16, 1.0, machine(&times, |_| 1.0, &mut log)).unwrap();
+        for (entry, us) in outcome.entries.iter().zip(times) {
+            assert!(entry.finalist && entry.readings.len() == MOST_ROUNDS);
+            assert!((entry.ratio() - us / 100.0).abs() < 1e-9);
         }
     }
 
