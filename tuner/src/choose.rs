@@ -801,6 +801,105 @@ mod tests {
         assert_eq!(choice.prefill.unwrap().runner_up, None);
     }
 
+    const ROWS: &str = "rows_t5_l64__avx512vbmi__any__r4_c0_n1_u1_p16";
+    const ROWS_P8: &str = "rows_t5_l64__avx512vbmi__any__r4_c0_n1_u1_p8";
+    const ROWS_R2: &str = "rows_t5_l64__avx512vbmi__any__r2_c0_n1_u1_p16";
+    const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
+
+    /// What was chosen where kernels showed these ratios, all with as wide an interval.
+    fn lines(found: &[(&str, [f64; 4])], half_width: f64) -> Option<ChosenLines> {
+        let timings = found.iter().flat_map(|(kernel, ratios)| {
+            let timing = move |ratio| timing(kernel, ratio, half_width);
+            DENSITIES
+                .into_iter()
+                .zip(ratios)
+                .map(move |(density, &ratio)| SparseTiming { density, timing: timing(ratio) })
+        });
+        let measured = SparseMeasurements {
+            dense: D.parse().unwrap(),
+            default: ROWS.parse().unwrap(),
+            timings: timings.collect(),
+        };
+        choose_lines(&measured, true)
+    }
+
+    #[test]
+    fn what_skips_serves_up_to_where_reading_all_is_as_fast() {
+        for (ratios, half_width, below) in [
+            // Between two densities, in a straight line.
+            ([0.2, 0.4, 0.8, 1.2], 0.0, 0.625),
+            // Noise is against it.
+            ([0.2, 0.4, 0.8, 1.2], 0.1, 0.5625),
+            ([0.2, 0.4, 0.95, 1.2], 0.1, 0.25 + 0.25 * 0.5 / 0.55),
+            // The first crossing counts.
+            ([0.2, 1.2, 0.8, 1.2], 0.0, 0.1 + 0.15 * 0.8),
+            // Beyond the last as steep as before, and no more than all.
+            ([0.4, 0.5, 0.6, 0.7], 0.0, 1.0),
+            ([0.2, 0.4, 0.6, 0.9], 0.0, 0.75 + 0.1 / 1.2),
+            // A last step that is flat by chance: as steep as all of it.
+            ([0.3, 0.8, 0.95, 0.95], 0.0, 0.75 + 0.05 / 1.0),
+            // It pays nowhere, or nobody knows.
+            ([1.0001, 1.2, 1.5, 2.0], 0.0, 0.0),
+            ([0.9, 1.2, 1.5, 2.0], 0.2, 0.0),
+            ([f64::NAN, 0.5, 0.6, 0.7], 0.0, 0.0),
+        ] {
+            let found = lines(&[(ROWS, ratios)], half_width).unwrap();
+            assert_eq!(found.kernel.to_string(), ROWS);
+            assert!((found.below - below).abs() < 1e-9, "{ratios:?} {half_width}: {found:?}");
+            let quarter = found.gain.unwrap().times;
+            assert!((quarter - 1.0 / ratios[1]).abs() < 1e-9, "{quarter}");
+        }
+        assert_eq!(lines(&[], 0.01), None);
+    }
+
+    #[test]
+    fn of_what_skips_the_best_on_average_is_taken_and_noise_is_a_tie() {
+        let default = (ROWS, [0.5, 0.6, 0.8, 1.1]);
+        let kernel = |others: &[(&str, [f64; 4])], half_width| {
+            let all: Vec<_> = [default].into_iter().chain(others.iter().copied()).collect();
+            lines(&all, half_width).unwrap().kernel.to_string()
+        };
+        let better = [0.4, 0.5, 0.65, 0.9];
+        assert_eq!(kernel(&[(ROWS_R2, better)], 0.005), ROWS_R2);
+        assert_eq!(kernel(&[(ROWS_R2, better)], 0.2), ROWS);
+        // Where reading all is faster anyway it may be as slow as it likes.
+        assert_eq!(kernel(&[(ROWS_R2, [0.4, 0.5, 0.65, 9.0])], 0.005), ROWS_R2);
+        // Another distance alone must gain more than the weather may take away.
+        assert_eq!(kernel(&[(ROWS_P8, [0.48, 0.57, 0.77, 1.0])], 0.001), ROWS);
+        assert_eq!(kernel(&[(ROWS_P8, better)], 0.001), ROWS_P8);
+        // One that was timed at some densities only is none.
+        let mut measured = SparseMeasurements {
+            dense: D.parse().unwrap(),
+            default: ROWS.parse().unwrap(),
+            timings: vec![SparseTiming { density: 0.25, timing: timing(ROWS_R2, 0.1, 0.001) }],
+        };
+        for (density, ratio) in DENSITIES.into_iter().zip(default.1) {
+            let timing = timing(ROWS, ratio, 0.001);
+            measured.timings.push(SparseTiming { density, timing });
+        }
+        assert_eq!(choose_lines(&measured, true).unwrap().kernel.to_string(), ROWS);
+        measured.timings.iter_mut().for_each(|own| own.timing.finalist = false);
+        assert_eq!(choose_lines(&measured, true), None);
+    }
+
+    #[test]
+    fn what_skips_belongs_to_the_dense_kernel_it_was_timed_beside() {
+        let decode = vec![timing(D, 1.0, 0.0), timing(D_U4, 0.8, 0.01)];
+        let mut all = measurements(vec![(Layout::I2sT16, decode, vec![timing(P, 1.0, 0.0)])]);
+        let of = |dense: &str| SparseMeasurements {
+            dense: dense.parse().unwrap(),
+            default: ROWS.parse().unwrap(),
+            timings: vec![SparseTiming { density: 0.25, timing: timing(ROWS, 0.5, 0.01) }],
+        };
+        for (dense, mode) in [(D_U4, Mode::SkipRows), (D, Mode::Dense)] {
+            all.jobs[0].sparse = Some(of(dense));
+            let choice = choose(&all, Objective::Balanced)[0];
+            assert_eq!(choice.mode(), mode);
+            assert_eq!(choice.lines.is_some(), mode == Mode::SkipRows);
+            assert_eq!(defaults(&all)[0].lines, None);
+        }
+    }
+
     #[test]
     fn a_job_without_layouts_is_left_out() {
         assert!(choose(&measurements(vec![]), Objective::Balanced).is_empty());

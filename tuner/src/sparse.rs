@@ -440,3 +440,132 @@ fn pack(
     let packed = PackedMatrix::pack(codes, shape, 1.0, layout, buffer, pool)?;
     Ok(packed.map_err(|_| refused(layout))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use bitnet_runtime::gguf::Gguf;
+    use bitnet_runtime::kernels::Selection;
+
+    use super::*;
+
+    #[test]
+    fn exactly_so_many_are_chosen() {
+        let mut random = Random::new(7);
+        for (n, density, expected) in [(0, 0.5, 0), (10, 0.25, 3), (10, 0.75, 8), (1000, 0.1, 100)]
+        {
+            let all = chosen(n, density, &mut random);
+            assert_eq!((all.len(), all.iter().filter(|one| **one).count()), (n, expected));
+        }
+    }
+
+    /// As many lines are needed, and skipped, as the density says, from memory and from a cache.
+    #[test]
+    fn lines_are_skipped_as_the_density_says() {
+        let pool = Pool::new(2).unwrap();
+        let dense = *kernels::builtin().iter().rev().find(|k| k.tokens() == 1).unwrap();
+        for along in [Along::Rows, Along::Columns] {
+            let kernels: Vec<LinesKernel> =
+                LinesKernel::builtin().filter(|kernel| kernel.along() == along).collect();
+            let shape = Shape::new(400, 256);
+            let (parts, lines) = match along {
+                Along::Rows => (vec![shape; 2], 400),
+                Along::Columns => (vec![shape], 256),
+            };
+            for warm in [false, true] {
+                let rotation = Rotation { bytes: 1, warm };
+                let mut sampler =
+                    SparseSampler::new(&pool, &parts, dense, &kernels, rotation).unwrap();
+                assert_eq!(sampler.jobs.len(), 2);
+                for kernel in &kernels {
+                    for (number, density) in DENSITIES.into_iter().enumerate() {
+                        sampler.out.fill(f32::NAN);
+                        let sample = sampler.sample(&pool, Some((*kernel, number)), 3).unwrap();
+                        assert!(sample.us > 0.0 && sampler.out.iter().all(|y| y.is_finite()));
+                        let needed = (density * f64::from(lines)).round() as usize;
+                        let found = match along {
+                            Along::Rows => sampler.out[..400].iter().filter(|y| **y > 0.0).count(),
+                            Along::Columns => {
+                                sampler.quantised[number].iter().filter(|q| **q != 0).count()
+                            }
+                        };
+                        assert_eq!(found, needed, "{} {density}", kernel.id());
+                        // Up is 0 where the gate is closed, and only then: its column is not.
+                        if along == Along::Rows {
+                            let open = |y: &&f32| **y != 0.0;
+                            assert_eq!(sampler.out[400..].iter().filter(open).count(), needed);
+                        }
+                    }
+                }
+                let before = sampler.next;
+                sampler.sample(&pool, None, 1).unwrap();
+                let untimed = 2;
+                assert_eq!(sampler.next, (before + untimed + 1) % 2);
+                // All lines are back.
+                let mut all = sampler.lines.iter().flat_map(|(_, lines)| lines);
+                assert!(all.all(Option::is_some));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_skipped_without_zeros_or_in_small_matrices() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
+        let model = ModelInfo::from_gguf(&Gguf::open(path).unwrap()).unwrap();
+        let selection = Selection::default();
+        let ids = |model: &ModelInfo, role, parts: &[Shape]| {
+            let default = selection.lines(role, parts).map(|(kernel, _)| kernel);
+            let ids = candidates(model, (role, parts), default.as_ref(), Isa::best());
+            assert_eq!(ids.first().copied(), default.filter(|_| !ids.is_empty()).map(|k| *k.id()));
+            ids
+        };
+        let (up, down) = (Shape::new(6912, 2560), Shape::new(2560, 6912));
+        for (role, parts, some) in [
+            (Role::GateUp, vec![up; 2], true),
+            (Role::Down, vec![down], true),
+            (Role::Qkv, vec![up; 3], false),
+            (Role::Down, vec![Shape::new(384, 1024)], false),
+        ] {
+            let found = ids(&model, role, &parts);
+            assert_eq!(!found.is_empty(), some, "{role} {parts:?}");
+            let all: std::collections::BTreeSet<&KernelId> = found.iter().collect();
+            assert_eq!(all.len(), found.len(), "{role}: one stands twice");
+            let mut silu = model.clone();
+            silu.config.architecture = bitnet_runtime::model::config::Architecture::Llama;
+            assert_eq!(ids(&silu, role, &parts), [], "{role}");
+        }
+    }
+
+    #[test]
+    fn who_is_far_behind_is_not_timed_again_but_for_the_default() {
+        let kernels: Vec<LinesKernel> = LinesKernel::builtin().take(3).collect();
+        let [default, near, far] = kernels[..] else { return };
+        let timings = |found: &[(LinesKernel, f64)]| -> Vec<SparseTiming> {
+            let of = |&(kernel, ratio): &(LinesKernel, f64)| {
+                let timing = Timing {
+                    kernel: *kernel.id(),
+                    samples: 6,
+                    min_us: ratio,
+                    median_us: ratio,
+                    mad_us: 0.0,
+                    ratio,
+                    half_width: 0.01,
+                    finalist: true,
+                };
+                DENSITIES.map(|density| SparseTiming { density, timing: timing.clone() })
+            };
+            found.iter().flat_map(of).collect()
+        };
+        let left = |found: &[(LinesKernel, f64)]| -> Vec<KernelId> {
+            promising(&kernels, &timings(found)).iter().map(|kernel| *kernel.id()).collect()
+        };
+        let ids = |kernels: &[LinesKernel]| -> Vec<KernelId> {
+            kernels.iter().map(|kernel| *kernel.id()).collect()
+        };
+        let all = [(default, 0.9), (near, 0.54), (far, 0.56)];
+        assert_eq!(left(&all), ids(&[default, near, far]));
+        let all = [(default, 0.9), (near, 0.5), (far, 0.56)];
+        assert_eq!(left(&all), ids(&[default, near]));
+        // What there was no time for.
+        assert_eq!(left(&all[..1]), ids(&[default]));
+    }
+}
