@@ -683,7 +683,7 @@ mod tests {
     use bitnet_profiles::Choice;
 
     use super::*;
-    use crate::measure::{LayoutMeasurements, Why};
+    use crate::measure::{LayoutMeasurements, SparseMeasurements, Why};
 
     const D16: &str = "i2_s_t16__avx512vnni__any__r16_c0_n1_u2_p0";
     const P16: &str = "i2_s_t16__avx512vnni__any__r32_c0_n8_u1_p0";
@@ -735,6 +735,7 @@ mod tests {
         timed: (Vec<Timing>, Vec<Timing>),
         excluded: Vec<Excluded>,
         objective: Objective,
+        sparse: Option<(Sparse, SparseMeasurements)>,
     }
 
     impl Case {
@@ -748,6 +749,7 @@ mod tests {
                 timed: (timed, vec![timing(P32, 1.0, 0.0)]),
                 excluded: Vec::new(),
                 objective: Objective::Balanced,
+                sparse: None,
             }
         }
 
@@ -760,10 +762,10 @@ mod tests {
                 parts: parts.clone(),
                 count: 6,
                 layout: layout_of(&self.decode.kernel),
-                mode: Mode::Dense,
+                mode: self.sparse.as_ref().map_or(Mode::Dense, |_| Mode::Axpy),
                 decode: self.decode.clone(),
                 prefill: self.prefill.clone(),
-                sparse: None,
+                sparse: self.sparse.as_ref().map(|(pick, _)| pick.clone()),
             }];
             let (decode, prefill) = self.timed.clone();
             let many = match self.role {
@@ -786,7 +788,7 @@ mod tests {
                     decode,
                     prefill,
                 }],
-                sparse: None,
+                sparse: self.sparse.as_ref().map(|(_, measured)| measured.clone()),
             };
             let limits = Limits {
                 threads: 1,
@@ -912,6 +914,7 @@ mod tests {
             ),
             excluded: Vec::new(),
             objective: Objective::Decode,
+            sparse: None,
         };
         let role = case.judged(A1);
         assert_eq!((role.phases.len(), role.together.len()), (2, 1));
@@ -921,6 +924,48 @@ mod tests {
         assert!(case.judged(A1).holds());
         case.objective = Objective::Prefill;
         assert_eq!(lost(&case.judged(A1)), [(None, RivalKind::Default)]);
+    }
+
+    /// What is held against reading all: the ratio of times at each share that was timed.
+    #[test]
+    fn what_skips_lags_where_it_serves_and_reading_all_is_faster() {
+        let kernel = id("columns_i2_s_l64__avx512vnni__any__r256_c32_n1_u1_p32");
+        let role = |below: f64, ratios: [f64; 4]| {
+            let mut case = Case::decode(pick(D32, None, D32), vec![timing(D32, 1.0, 0.0)]);
+            let densities = sparse::DENSITIES.into_iter().zip(ratios);
+            let timings = densities.map(|(density, ratio)| SparseTiming {
+                density,
+                timing: Timing { kernel, ..timing(D32, ratio, 0.01) },
+            });
+            let pick = Sparse { kernel, built_in: kernel, below, ratio_at_quarter: None };
+            let timings = timings.collect();
+            let measured = SparseMeasurements { dense: id(D32), default: kernel, timings };
+            case.sparse = Some((pick, measured));
+            case.judged(D32)
+        };
+        for (below, ratios, lag) in [
+            (0.6, [0.2, 0.4, 0.8, 1.2], None),
+            (0.8, [0.2, 0.4, 0.8, 1.2], Some(0.75)),
+            (0.8, [1.1, 1.2, 1.3, 1.2], Some(0.5)),
+            // Within the noise and what simplicity may cost.
+            (0.8, [0.2, 0.4, 0.8, 1.025], None),
+            (0.0, [2.0; 4], None),
+        ] {
+            let role = role(below, ratios);
+            let own = role.sparse.as_ref().unwrap();
+            assert_eq!(own.lag.map(|lag| lag.density), lag, "{below} {ratios:?}");
+            assert_eq!(own.quarter.map(|quarter| quarter.ratio), Some(ratios[1]));
+            assert_eq!((role.holds(), own.serves), (lag.is_none(), Some(kernel)));
+        }
+        // Only what lags twice does.
+        let (good, bad) = ([0.2, 0.4, 0.8, 0.9], [0.2, 0.4, 0.8, 1.2]);
+        for (first, second, holds) in
+            [(bad, bad, false), (bad, good, true), (good, bad, true), (good, good, true)]
+        {
+            let mut roles = vec![role(0.8, first)];
+            confirm(&mut roles, vec![role(0.8, second)]);
+            assert_eq!(roles[0].holds(), holds, "{first:?} {second:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, RwLock};
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Effort, Isa, KernelId, Objective, Op, Profile, Role};
+use bitnet_profiles::{Effort, Isa, KernelId, Mode, Objective, Op, Profile, Role, Shape};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::random::Random;
@@ -703,6 +703,64 @@ fn t07_a_segmentation_fault_costs_its_kernel_alone() {
 #[test]
 fn t08_a_kernel_that_hangs_costs_itself_alone() {
     is_contained(3);
+}
+
+/// What skips what meets a zero is measured, kept in the journal and not measured again.
+#[test]
+fn what_skips_is_part_of_a_run_that_is_gone_on_with() {
+    let _machine = shared();
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = model();
+    // Of the demo model's matrices none is large enough.
+    let (up, down) = (Shape::new(2048, 1536), Shape::new(1536, 2048));
+    for job in &mut model.jobs {
+        match job.role {
+            Role::GateUp => job.parts = vec![up; 2],
+            Role::Down => job.parts = vec![down],
+            _ => {}
+        }
+    }
+    model.jobs.retain(|job| matches!(job.role, Role::GateUp | Role::Down));
+    let run = |resume: bool, seconds: u64| {
+        let options = Options {
+            budget: Duration::from_secs(seconds),
+            journal: Some(folder.path().join("journal")),
+            resume,
+            ..options(Err("no compiler".into()), folder.path())
+        };
+        let mut skipped = 0;
+        let tuned = tune(&model, &options, &mut |notice| {
+            let own = "what meets a zero";
+            skipped += usize::from(matches!(notice, Notice::Progress(_, what) if what == own));
+        });
+        (tuned.unwrap(), skipped)
+    };
+    // On a busy machine other things may take all of a short time.
+    let mut runs = [4, 16, 64].into_iter().map(|seconds| run(false, seconds));
+    let first = runs.find(|(_, skipped)| *skipped == 1);
+    let (first, _) = first.expect("what skips is never timed");
+    for job in &first.measurements.jobs {
+        let wanted = matches!(job.role, Role::GateUp | Role::Down);
+        assert_eq!(job.sparse.is_some(), wanted, "{}", job.role);
+        let Some(sparse) = &job.sparse else { continue };
+        assert!(sparse.timings.iter().any(|own| own.timing.kernel == sparse.default));
+    }
+    let file = folder.path().join("host.toml");
+    first.profile.save(&file).unwrap();
+    let saved = Profile::load(&file).unwrap();
+    if !first.kept_default {
+        for (role, mode) in [(Role::GateUp, Mode::SkipRows), (Role::Down, Mode::Axpy)] {
+            let choice = saved.ops.iter().find(|op| op.role == role).unwrap();
+            assert!(choice.sparse.is_some() && choice.mode == mode, "{choice:?}");
+        }
+    }
+    let sparse = |all: &Measurements| all.jobs.iter().map(|job| job.sparse.clone()).collect();
+    let known: Vec<_> = sparse(&first.measurements);
+    drop(first);
+    let (second, skipped) = run(true, 4);
+    assert_eq!(skipped, 0);
+    let again: Vec<_> = sparse(&second.measurements);
+    assert_eq!(known, again);
 }
 
 #[test]
