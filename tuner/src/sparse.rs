@@ -29,7 +29,7 @@ use crate::tournament::{self, Entrant, Entry, Sample};
 use crate::worker::{Event, Reporter};
 use crate::{ModelInfo, Result};
 
-/// The shares of lines needed that are timed. Trained models of squared ReLU need a tenth to a half.
+/// The shares of lines needed that are timed: from few to more than it pays for here.
 pub const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
 
 /// How often each job is timed, the others in between.
