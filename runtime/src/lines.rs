@@ -96,6 +96,27 @@ impl PackedLines {
         Self { layout, along: Along::Rows, shape, scale: 1.0, data }
     }
 
+    /// The same lines once more, in `buffer`.
+    ///
+    /// # Errors
+    /// As [`crate::pack::PackedMatrix::copy`].
+    pub fn copy(&self, mut buffer: Buffer, pool: &Pool) -> Result<Self> {
+        if buffer.len() != self.data.len() {
+            return Err(Error::Runtime(format!(
+                "cannot copy lines of {} bytes into {}",
+                self.data.len(),
+                buffer.len()
+            )));
+        }
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let share = worker.share(self.data.len());
+            // SAFETY: workers own disjoint ranges.
+            unsafe { out.write(share.clone()) }.copy_from_slice(&self.data[share]);
+        })?;
+        Ok(Self { data: buffer, ..*self })
+    }
+
     /// The layout of a line.
     pub fn layout(&self) -> LineLayout {
         self.layout
