@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Isa, KernelId, Layout, Op, Shape, file, printable, stable_hash};
+use crate::{Format, Isa, KernelId, Layout, Op, Shape, file, printable, stable_hash};
 
 /// A job of the forward pass that one kernel choice serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -262,6 +262,39 @@ pub struct Sparse {
     /// The share of lines needed, 0 to 1, above which all are read as fast: the matrix is then read
     /// whole. 0: always, and it is not packed by lines at all.
     pub below: f64,
+    /// Time of the job with a quarter of the lines needed over that of reading all, where that was
+    /// timed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio_at_quarter: Option<f64>,
+}
+
+impl Sparse {
+    /// Whether the kernel may serve on tiers up to `ceiling`, and where the user asks for a `format`:
+    /// lines are packed as T5 only where T5 is asked for, or nothing.
+    pub fn serves(&self, format: Option<Format>, ceiling: Isa) -> bool {
+        let dense = format.is_none_or(|format| format == Format::T5);
+        let layout = match self.kernel.op {
+            Op::Rows(layout) | Op::Columns(layout) => Some(layout),
+            _ => None,
+        };
+        self.kernel.isa.is_within(ceiling)
+            && layout.is_some_and(|layout| dense || layout.format() != Format::T5)
+    }
+}
+
+impl std::fmt::Display for Sparse {
+    /// When it is used, and what it gains.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.below > 0.0 {
+            write!(f, "below {:.0} % needed", 100.0 * self.below)?;
+        } else {
+            f.write_str("never")?;
+        }
+        match self.ratio_at_quarter {
+            Some(ratio) if ratio > 0.0 => write!(f, "; {:.2}x as fast at 25 %", 1.0 / ratio),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A kernel that was chosen, with what was measured.
@@ -430,10 +463,8 @@ impl Profile {
     /// [`ProfileError::Content`] names the first that it lacks.
     pub fn check_isa(&self, runs: impl Fn(Isa) -> bool) -> Result<(), ProfileError> {
         for (i, choice) in self.ops.iter().enumerate() {
-            let dense = choice.picks().map(|(name, pick)| (name, [pick.kernel, pick.built_in]));
-            let sparse = choice.sparse.iter().map(|s| ("sparse", [s.kernel, s.built_in]));
-            for (name, ids) in dense.chain(sparse) {
-                if let Some(id) = ids.into_iter().find(|id| !runs(id.isa)) {
+            for (name, kernel, built_in) in choice.kernels() {
+                if let Some(id) = [kernel, built_in].into_iter().find(|id| !runs(id.isa)) {
                     let item = format!("op {} ({}).{name}", i + 1, choice.role);
                     let problem = format!("{id} needs {}, which this CPU lacks", id.isa);
                     return Err(ProfileError::content(item, problem));
@@ -524,6 +555,12 @@ impl Choice {
         [("decode", Some(&self.decode)), ("prefill", self.prefill.as_ref())]
             .into_iter()
             .filter_map(|(name, pick)| Some((name, pick?)))
+    }
+
+    /// All kernels, each with the built-in one beside it and the name of its field.
+    pub fn kernels(&self) -> impl Iterator<Item = (&'static str, KernelId, KernelId)> {
+        let dense = self.picks().map(|(name, pick)| (name, pick.kernel, pick.built_in));
+        dense.chain(self.sparse.iter().map(|s| ("sparse", s.kernel, s.built_in)))
     }
 
     fn validate(&self, item: &str) -> Result<(), ProfileError> {
@@ -643,7 +680,9 @@ impl Choice {
             let built_in = sparse.built_in;
             return wrong(format!("{built_in} is no built-in kernel: those take any shape"));
         }
-        bounded(&format!("{item}.below"), sparse.below, 1.0)
+        bounded(&format!("{item}.below"), sparse.below, 1.0)?;
+        let ratio = sparse.ratio_at_quarter.unwrap_or(1.0);
+        bounded(&format!("{item}.ratio_at_quarter"), ratio, 1e6)
     }
 }
 
@@ -707,6 +746,7 @@ mod tests {
                 kernel: "rows_i2_s_l64__avx512vnni__m6912_k2560__r4_c0_n1_u1_p12".parse().unwrap(),
                 built_in: "rows_i2_s_l64__avx2__any__r4_c0_n1_u1_p8".parse().unwrap(),
                 below: 0.625,
+                ratio_at_quarter: Some(0.75),
             }),
         };
         let head =
@@ -781,6 +821,25 @@ mod tests {
         assert_eq!(full.choice(Role::Qkv, &parts), None);
     }
 
+    #[test]
+    fn lines_serve_where_they_may_and_say_when() {
+        let sparse = profile().ops[0].sparse.clone().unwrap();
+        assert_eq!(sparse.to_string(), "below 62 % needed; 1.33x as fast at 25 %");
+        let kernel = "rows_t5_l64__avx512vbmi__any__r4_c0_n1_u1_p16".parse().unwrap();
+        let t5 = Sparse { kernel, built_in: kernel, below: 0.0, ratio_at_quarter: None };
+        assert_eq!(t5.to_string(), "never");
+        for (format, ceiling, expected) in [
+            (None, Isa::Avx512Vbmi, [true, true]),
+            (None, Isa::Avx512Vnni, [true, false]),
+            (None, Isa::Avx2, [false, false]),
+            (Some(Format::T5), Isa::Avx512Vbmi, [true, true]),
+            (Some(Format::I2S), Isa::Avx512Vbmi, [true, false]),
+        ] {
+            let found = [&sparse, &t5].map(|own| own.serves(format, ceiling));
+            assert_eq!(found, expected, "{format:?} {ceiling}");
+        }
+    }
+
     /// One edit of a good profile each: what is replaced, by what, the item named, and a part of
     /// what is said about it. The ids P01 to P21 are those of the project's list of hostile inputs;
     /// those that take a file, a CPU or a model are in `runtime/tests/hostile_profiles.rs`.
@@ -825,6 +884,7 @@ mod tests {
         let columns = "kernel = \"columns_i2_s_l64__avx2__any__r64_c32_n1_u1_p0\"";
         let rows_built_in = "built_in = \"rows_i2_s_l64__avx2__any__r4_c0_n1_u1_p8\"";
         let rows_shaped = "built_in = \"rows_i2_s_l64__avx2__m6912_k2560__r4_c0_n1_u1_p8\"";
+        let quarter = "ratio_at_quarter = 0.75";
         let parts = "parts = [[6912, 2560], [6912, 2560]]";
         let nine = format!("parts = [{}]", ["[1, 1]"; 9].join(", "));
         let mut cases: Vec<(&str, &str, &str, &str)> = vec![
@@ -848,6 +908,8 @@ mod tests {
             ("below = 0.625", "below = 1.5", "op 1 (gate_up).sparse.below", "0 to 1"),
             ("below = 0.625", "below = nan", "op 1 (gate_up).sparse.below", "NaN"),
             ("below = 0.625", "", "line", "below"),
+            (quarter, "ratio_at_quarter = -1.0", "op 1 (gate_up).sparse.ratio_at_quarter", "0 to"),
+            (quarter, "ratio_at_quarter = inf", "op 1 (gate_up).sparse.ratio_at_quarter", "inf"),
             (rows, rows_of_t5, "op 1 (gate_up).sparse", "another packing"),
             (rows, rows_of_others, "op 1 (gate_up).sparse", "other shapes"),
             (rows, columns, "op 1 (gate_up).sparse", "a rows kernel"),

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 
-use crate::{Choice, Format, HeadFormat, Isa, KernelId, Layout, Op, Profile, Role, Shape};
+use crate::{Choice, Format, HeadFormat, Isa, KernelId, Layout, Op, Profile, Role, Shape, Sparse};
 
 /// A pair of kernels that read one layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -253,6 +253,19 @@ impl Defaults {
     /// The kernel for attention that the profile lists for those shapes.
     pub fn attention(&self, parts: &[Shape], ceiling: Isa) -> Option<KernelId> {
         Some(self.choice(Role::Attention, parts, None, ceiling)?.decode.kernel)
+    }
+
+    /// The kernel that skips what meets a zero which the profile lists for a role with those
+    /// matrices, if `ceiling` and `format` allow it.
+    pub fn lines(
+        &self,
+        role: Role,
+        parts: &[Shape],
+        format: Option<Format>,
+        ceiling: Isa,
+    ) -> Option<&'static Sparse> {
+        let sparse = self.first.profile().choice(role, parts)?.sparse.as_ref()?;
+        sparse.serves(format, ceiling).then_some(sparse)
     }
 
     fn chain(&self) -> impl DoubleEndedIterator<Item = &'static Shipped> {

@@ -819,6 +819,30 @@ impl Gguf {
         byte_range(tensor).and_then(|range| self.data().get(range)).unwrap_or_default()
     }
 
+    /// Bytes `part` of the tensor's data, by way of `buffer` where the file is mapped: the system would
+    /// keep what lies around them resident, too. For few bytes here and there, which so stay few.
+    pub fn read_part<'a>(
+        &'a self,
+        tensor: &TensorInfo,
+        part: std::ops::Range<usize>,
+        buffer: &'a mut Vec<u8>,
+    ) -> &'a [u8] {
+        #[cfg(unix)]
+        if let Bytes::Mapped { file, .. } = &self.bytes
+            && part.end as u64 <= tensor.bytes
+        {
+            use std::os::unix::fs::FileExt;
+            buffer.resize(part.len(), 0);
+            // What cannot be read so can by the map.
+            if file.read_exact_at(buffer, tensor.offset + part.start as u64).is_ok() {
+                return buffer;
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = buffer;
+        &self.tensor_bytes(tensor)[part]
+    }
+
     /// Tells the system that this tensor's pages will not be read again soon, so that they stop
     /// counting as resident, and, where `uncache` says so, need not be kept in its cache of the
     /// file. Whole pages inside the tensor only: neighbours keep theirs. Reading the tensor again is
@@ -829,13 +853,25 @@ impl Gguf {
 
     /// As [`Gguf::drop_pages`], for bytes `part` of the tensor's data.
     pub fn drop_part(&self, tensor: &TensorInfo, part: std::ops::Range<usize>, uncache: bool) {
-        #[cfg(unix)]
-        if let (Bytes::Mapped { map, file }, Some(whole)) = (&self.bytes, byte_range(tensor))
-            && whole.end <= map.len()
+        if let Some(whole) = byte_range(tensor)
             && part.start <= part.end
             && part.end <= whole.len()
         {
-            let range = whole.start + part.start..whole.start + part.end;
+            self.drop_range(whole.start + part.start..whole.start + part.end, uncache);
+        }
+    }
+
+    /// As [`Gguf::drop_pages`], for the whole file: where a page is read the system brings those around
+    /// it, too, also such as were dropped before.
+    pub fn drop_all(&self) {
+        self.drop_range(0..self.data().len(), false);
+    }
+
+    fn drop_range(&self, range: std::ops::Range<usize>, uncache: bool) {
+        #[cfg(unix)]
+        if let Bytes::Mapped { map, file } = &self.bytes
+            && range.end <= map.len()
+        {
             let page = rustix::param::page_size();
             let (first, end) = (range.start.div_ceil(page) * page, range.end / page * page);
             if first < end {
@@ -856,7 +892,7 @@ impl Gguf {
             }
         }
         #[cfg(not(unix))]
-        let _ = (tensor, part, uncache);
+        let _ = (range, uncache);
     }
 }
 
@@ -1684,5 +1720,34 @@ mod tests {
         let before = g.tensor_bytes(x).to_vec();
         g.drop_pages(x, true);
         assert_eq!(g.tensor_bytes(x), before);
+        g.drop_all();
+        assert_eq!(g.tensor_bytes(x), before);
+    }
+
+    #[test]
+    fn a_part_is_the_same_however_it_is_read() {
+        let mut w = GgufWriter::new();
+        for name in ["x", "y"] {
+            w.tensor(name, &[1000], TensorType::F32).unwrap();
+        }
+        let mut bytes = w.header();
+        bytes.extend((0..2000u32).flat_map(u32::to_le_bytes));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let mapped = Gguf::open(file.path()).unwrap();
+        let in_memory = Gguf::from_bytes("sample.gguf", bytes).unwrap();
+        let mut buffer = vec![7; 5000];
+        for g in [&mapped, &in_memory] {
+            let y = g.tensor("y").unwrap();
+            for part in [0..4000, 12..20, 3999..4000, 8..8] {
+                let expected = &g.tensor_bytes(y)[part.clone()];
+                assert_eq!(g.read_part(y, part, &mut buffer), expected);
+            }
+        }
+        // Cut off since it was opened: what is still there is read.
+        file.as_file().set_len(mapped.data_start() + 4100).unwrap();
+        let y = mapped.tensor("y").unwrap();
+        let expected = [1000u32, 1001].map(u32::to_le_bytes).concat();
+        assert_eq!(mapped.read_part(y, 0..8, &mut buffer), expected);
     }
 }

@@ -90,6 +90,33 @@ impl PackedLines {
         Ok(Ok(Self { layout, along, shape, scale, data: buffer }))
     }
 
+    /// Rows that were packed by [`pack_row`].
+    pub(crate) fn of_rows(layout: LineLayout, shape: Shape, data: Buffer) -> Self {
+        assert_eq!(data.len(), Along::Rows.matrix_bytes(layout, shape));
+        Self { layout, along: Along::Rows, shape, scale: 1.0, data }
+    }
+
+    /// The same lines once more, in `buffer`.
+    ///
+    /// # Errors
+    /// As [`crate::pack::PackedMatrix::copy`].
+    pub fn copy(&self, mut buffer: Buffer, pool: &Pool) -> Result<Self> {
+        if buffer.len() != self.data.len() {
+            return Err(Error::Runtime(format!(
+                "cannot copy lines of {} bytes into {}",
+                self.data.len(),
+                buffer.len()
+            )));
+        }
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let share = worker.share(self.data.len());
+            // SAFETY: workers own disjoint ranges.
+            unsafe { out.write(share.clone()) }.copy_from_slice(&self.data[share]);
+        })?;
+        Ok(Self { data: buffer, ..*self })
+    }
+
     /// The layout of a line.
     pub fn layout(&self) -> LineLayout {
         self.layout
@@ -120,6 +147,11 @@ impl PackedLines {
         self.layout.units(self.along.lines(self.shape).1)
     }
 
+    /// Keeps the lines in memory.
+    pub(crate) fn lock(&self) -> std::io::Result<()> {
+        self.data.lock()
+    }
+
     /// The lines, one after the other.
     pub fn data(&self) -> &[u8] {
         &self.data
@@ -134,21 +166,25 @@ fn pack_rows(
     rows: std::ops::Range<usize>,
     out: &SharedSlice<'_, u8>,
 ) -> bool {
-    let (unit, line_bytes) = (layout.unit_weights(), layout.line_bytes(shape.cols));
-    let mut codes = vec![ZERO; shape.cols.next_multiple_of(unit)];
+    let line_bytes = layout.line_bytes(shape.cols);
+    let mut codes = vec![ZERO; shape.cols.next_multiple_of(layout.unit_weights())];
     let mut bad = false;
     for row in rows {
         bad |= read_codes(file, row * shape.cols, &mut codes[..shape.cols]).bad;
         // SAFETY: workers own disjoint ranges of rows.
         let line = unsafe { out.write(row * line_bytes..(row + 1) * line_bytes) };
-        for (codes, bytes) in
-            codes.chunks_exact(unit).zip(line.chunks_exact_mut(LineLayout::UNIT_BYTES))
-        {
-            let field = |f: usize| &codes[f * LineLayout::UNIT_BYTES..][..LineLayout::UNIT_BYTES];
-            join(layout, field, bytes);
-        }
+        pack_row(layout, &codes, line);
     }
     bad
+}
+
+/// Packs the codes of a row, 0 to 2 and whole units of them, into its line.
+pub(crate) fn pack_row(layout: LineLayout, codes: &[u8], line: &mut [u8]) {
+    let units = codes.chunks_exact(layout.unit_weights());
+    for (codes, bytes) in units.zip(line.chunks_exact_mut(LineLayout::UNIT_BYTES)) {
+        let field = |f: usize| &codes[f * LineLayout::UNIT_BYTES..][..LineLayout::UNIT_BYTES];
+        join(layout, field, bytes);
+    }
 }
 
 /// Packs some units of all columns; says whether a code was 3.

@@ -163,15 +163,24 @@ impl Job {
     ///
     /// # Errors
     /// [`Error::Runtime`] when the lines are not of the matrix that is skipped in.
-    pub fn with_sparse(self, sparse: Sparse) -> Result<Self> {
-        if !sparse.fits(&self.parts) {
+    pub fn with_sparse(mut self, sparse: Sparse) -> Result<Self> {
+        self.set_sparse(Some(sparse))?;
+        Ok(self)
+    }
+
+    /// Lets one token skip in another way, or not at all, and gives what it had.
+    ///
+    /// # Errors
+    /// As [`Job::with_sparse`].
+    pub fn set_sparse(&mut self, sparse: Option<Sparse>) -> Result<Option<Sparse>> {
+        if let Some(sparse) = sparse.as_ref().filter(|sparse| !sparse.fits(&self.parts)) {
             return Err(Error::Runtime(format!(
                 "lines of {} for {} are none of this job",
                 sparse.lines().shape(),
                 sparse.kernel().id()
             )));
         }
-        Ok(Self { sparse: Some(sparse), ..self })
+        Ok(std::mem::replace(&mut self.sparse, sparse))
     }
 
     /// Lets other kernels multiply the same matrices.

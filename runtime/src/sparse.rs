@@ -150,6 +150,12 @@ impl Sparse {
         self.below
     }
 
+    /// The matrix, for another kernel.
+    #[must_use]
+    pub fn into_lines(self) -> PackedLines {
+        self.lines
+    }
+
     /// Whether these are lines of the matrix that the job skips in: up, the second of two matrices of
     /// one shape, by rows; the only one, down, by columns.
     pub(crate) fn fits(&self, parts: &[PackedMatrix]) -> bool {

@@ -273,8 +273,6 @@ pub struct VectorEntry {
     ),
     /// Ends an attention.
     pub attention_finish: unsafe extern "C" fn(state: &Softmax, out: *mut f32, n: usize),
-    /// Asks for the cache lines of `n` bytes, which nobody waits for.
-    pub prefetch: unsafe extern "C" fn(bytes: *const u8, n: usize),
 }
 
 /// The running state of a softmax: `model/numerics.rs` has it too.

@@ -29,7 +29,6 @@ pub const ENTRY: VectorEntry = VectorEntry {
     to_f16,
     attention_merge,
     attention_finish,
-    prefetch,
 };
 
 /// `out[i] = f(x[i], y[i])`.
@@ -361,16 +360,4 @@ unsafe extern "C" fn attention_finish(state: &Softmax, out: *mut f32, n: usize) 
     let r = isa::f32_splat(1.0 / state.sum);
     // SAFETY: the contract of VectorEntry.
     unsafe { elementwise(out, out, out, n, |out, _| isa::f32_mul(out, r)) }
-}
-
-/// Asks for the cache lines of `n` bytes.
-///
-/// # Safety
-/// None; nothing is read.
-unsafe extern "C" fn prefetch(bytes: *const u8, n: usize) {
-    let mut at = 0;
-    while at < n {
-        isa::prefetch(bytes.wrapping_add(at));
-        at += 64;
-    }
 }

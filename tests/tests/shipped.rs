@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bitnet_codegen::{Phase, grid};
 use bitnet_profiles::registry::{Defaults, Shipped};
-use bitnet_profiles::{Effort, Isa, KernelId, Profile, Provenance, Role};
+use bitnet_profiles::{Effort, Isa, KernelId, KernelSpec, Mode, Profile, Provenance, Role, Sparse};
 use bitnet_runtime::dummy::DummyShape;
 use bitnet_tuner::machine::kinds::{CLASSES, KINDS, Kind};
 use bitnet_tuner::machine::shipped::{PUBLISHED, joined, modelled};
@@ -75,6 +75,26 @@ fn join_measured_profiles() {
     let best = host.isa.iter().copied().max().unwrap_or(Isa::Scalar);
     let shipped = Defaults::of(&host.vendor, host.family, host.model, best).shipped();
     profile.save(&file(shipped)).unwrap();
+}
+
+/// What skips stays with its role when profiles are joined, by the kernels that every build holds.
+#[test]
+fn joined_profiles_keep_what_skips() {
+    let mut own = Shipped::all()[0].profile().clone();
+    let op = own.ops.iter_mut().find(|op| op.role == Role::GateUp).unwrap();
+    let parts = op.parts.clone();
+    let built_in: KernelId = "rows_i2_s_l64__avx2__any__r4_c0_n1_u1_p16".parse().unwrap();
+    let kernel: KernelId = KernelSpec { shape: Some(parts[0]), ..*built_in }.validate().unwrap();
+    op.mode = Mode::SkipRows;
+    op.sparse = Some(Sparse { kernel, built_in, below: 0.5, ratio_at_quarter: Some(0.4) });
+    let mut other = own.clone();
+    other.ops.iter_mut().for_each(|op| (op.mode, op.sparse) = (Mode::Dense, None));
+    let all = joined(&[own, other]).unwrap();
+    let all = Profile::parse(&all.to_text()).unwrap();
+    let expected = Sparse { kernel: built_in, built_in, below: 0.5, ratio_at_quarter: Some(0.4) };
+    let choice = all.choice(Role::GateUp, &parts).unwrap();
+    assert_eq!((choice.mode, choice.sparse.as_ref()), (Mode::SkipRows, Some(&expected)));
+    assert_eq!(all.ops.iter().filter(|op| op.sparse.is_some()).count(), 1);
 }
 
 #[test]
@@ -165,6 +185,12 @@ fn every_shipped_profile_is_sound_and_no_slower_than_none() {
                         "{name} {}",
                         op.role
                     );
+                }
+            }
+            if let Some(sparse) = &op.sparse {
+                for id in [sparse.kernel, sparse.built_in] {
+                    assert!(kernels.contains(&id), "{name} {}: {id}", op.role);
+                    assert!(shipped.isa.includes(id.isa), "{name} {}: {id}", op.role);
                 }
             }
             let Some(prefill) = &op.prefill else { continue };

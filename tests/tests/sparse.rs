@@ -328,6 +328,37 @@ fn lines_of_another_matrix_are_refused() {
     assert!(Sparse::new(lines, other, 1.0).is_err());
 }
 
+/// A job skips by the lines it was given last, which it gives back; a copy of them is as good.
+#[test]
+fn lines_can_be_copied_and_taken_back() {
+    let shape = Shape::new(64, 128);
+    let pool = Pool::new(3).unwrap();
+    let kernel = LinesKernel::default(Along::Columns, None, Isa::Scalar).unwrap();
+    let codes: Vec<u8> = (0..shape.weights()).map(|i| (i * i % 3) as u8).collect();
+    let lines = pack(&codes, shape, &kernel, &pool);
+    let copy = |bytes| lines.copy(Buffer::zeroed(bytes).unwrap(), &pool);
+    let copied = copy(lines.data().len()).unwrap();
+    assert_eq!(copied.data(), lines.data());
+    assert_eq!((copied.shape(), copied.along()), (shape, Along::Columns));
+    assert!(copy(lines.data().len() - 1).is_err());
+
+    let [mut job, _] = jobs(shape, &[codes], Along::Columns, Isa::Scalar, 1.0);
+    let scale = job.parts()[0].scale();
+    assert!(job.set_sparse(None).unwrap().is_none());
+    let parts = vec![vec![1; shape.weights()]; 2];
+    let [_, mut gated] = jobs(shape, &parts, Along::Rows, Isa::Scalar, 1.0);
+    assert_ne!(scale, copied.scale());
+    // Of another scale, and of another job.
+    assert!(job.set_sparse(Some(Sparse::new(copied, kernel, 1.0).unwrap())).is_err());
+    let sparse = gated.set_sparse(None).unwrap().unwrap();
+    assert!(gated.sparse().is_none());
+    let (rows, data) = (*sparse.kernel(), sparse.lines().data().to_vec());
+    let taken = sparse.into_lines();
+    assert_eq!(taken.data(), data);
+    gated.set_sparse(Some(Sparse::new(taken, rows, 0.25).unwrap())).unwrap();
+    assert_eq!(gated.sparse().map(Sparse::below), Some(0.25));
+}
+
 /// Logits after every token of `ids`, one by one, and what was needed of up and of down.
 fn logits(path: &Path, isa: Isa, mode: Mode, threads: usize, ids: &[u32]) -> (Vec<u32>, [f64; 2]) {
     let pool = Arc::new(Pool::new(threads).unwrap());

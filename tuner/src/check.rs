@@ -11,13 +11,18 @@
 //! A pick is held against the runner-up of its own layout. Against a default of another layout the
 //! layout's two kernels are held together, as they were chosen: weighed by the profile's objective.
 //! So is attention, which has one kernel for both phases.
+//!
+//! A kernel that skips what meets a zero is held against reading all, at those shares of lines needed up
+//! to which the profile has it serve.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Effort, Isa, KernelId, Layout, Objective, Op, Pick, Profile, Role, Shape};
+use bitnet_profiles::{
+    Effort, Isa, KernelId, Layout, Mode, Objective, Op, Pick, Profile, Role, Shape, Sparse,
+};
 use bitnet_runtime::kernels::Selection;
 use bitnet_runtime::kernels::cache::Cache;
 use serde::Serialize;
@@ -25,9 +30,10 @@ use serde::Serialize;
 use crate::choose::{Gain, SIMPLICITY, weights};
 use crate::findings::{Findings, serving};
 use crate::measure::{
-    Excluded, JobMeasurements, JobTask, Limits, Measurements, Timing, phase_name,
+    Excluded, JobMeasurements, JobTask, Limits, Measurements, SparseTiming, Timing, phase_name,
 };
 use crate::plan::{JobPlan, LayoutPlan, plan};
+use crate::sparse::{self, SparseJob, SparseTask};
 use crate::supervise::{self, Client, WorkerProgram};
 use crate::timing::Present;
 use crate::worker::{Event, LibraryFile, Work};
@@ -82,6 +88,8 @@ pub struct RoleCheck {
     /// Both phases, weighed as the profile was tuned for, against those rivals that can only be
     /// chosen for both.
     pub together: Vec<Rival>,
+    /// What skips what meets a zero, where the profile says so.
+    pub sparse: Option<SparseCheck>,
 }
 
 impl RoleCheck {
@@ -100,8 +108,55 @@ impl RoleCheck {
         self.phases.iter().filter_map(|phase| phase.wrong.as_ref())
     }
 
+    /// Whether something is slower than what it is held against.
+    fn lags(&self) -> bool {
+        self.lost().next().is_some() || self.sparse.as_ref().is_some_and(|s| s.lag.is_some())
+    }
+
     fn holds(&self) -> bool {
-        self.lost().next().is_none() && self.wrong().next().is_none()
+        !self.lags() && self.wrong().next().is_none()
+    }
+}
+
+/// What became of the kernel that skips what meets a zero.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SparseCheck {
+    /// What is skipped.
+    pub mode: Mode,
+    /// What the profile says.
+    pub pick: Sparse,
+    /// The kernel that was timed: what serves here; nothing where none was.
+    pub serves: Option<KernelId>,
+    /// The job's time with a quarter of the lines needed over that of reading all.
+    pub quarter: Option<Skipped>,
+    /// Where it serves and reading all is faster: the worst of that.
+    pub lag: Option<Skipped>,
+}
+
+/// Time with some lines needed over that of reading all.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Skipped {
+    /// The share of lines needed.
+    pub density: f64,
+    /// The ratio of times.
+    pub ratio: f64,
+    /// Half its 95 % interval.
+    pub half_width: f64,
+}
+
+impl Skipped {
+    fn of(timing: &SparseTiming) -> Self {
+        let SparseTiming { density, timing: Timing { ratio, half_width, .. } } = *timing;
+        Self { density, ratio, half_width }
+    }
+
+    fn lags(&self) -> bool {
+        self.ratio - self.half_width > 1.0 + TOLERANCE
+    }
+
+    /// How many times as fast as reading all.
+    pub fn gain(&self) -> Gain {
+        Gain::of(self.ratio, self.half_width)
     }
 }
 
@@ -203,6 +258,7 @@ pub fn check(
 ) -> Result<Checked> {
     let start = Instant::now();
     let (jobs, served, library, notes) = prepare(profile, model)?;
+    let sparse = sparse_jobs(profile, model, &served)?;
     let left = |share: f64| {
         (options.budget.as_secs_f64() * share - start.elapsed().as_secs_f64()).max(0.0)
     };
@@ -210,25 +266,34 @@ pub fn check(
         model,
         options,
         known: Findings::new(jobs),
+        sparse,
+        skips: false,
         library,
         // What lags takes the rest.
-        seconds: left(0.7),
+        seconds: 0.0,
         notify,
     };
-    run.done_in_workers()?;
+    // What skips takes a fifth of it.
+    let part = if run.sparse.is_empty() { 0.0 } else { 0.2 };
+    run.time(left(0.7 - part), || left(0.7))?;
     let measurements = run.known.measurements()?;
     let mut roles = judge(profile, &served, &measurements);
-    if roles.iter().any(|role| role.lost().next().is_some()) {
+    if roles.iter().any(RoleCheck::lags) {
+        let roles_of = |role: Role, parts: &[Shape]| -> Vec<&RoleCheck> {
+            roles.iter().filter(|r| r.role == role && r.parts == *parts).collect()
+        };
         for job in &mut run.known.jobs {
-            let (role, parts) = (job.plan.role, &job.plan.parts);
-            let mut same = roles.iter().filter(|r| r.role == role && r.parts == *parts);
-            if same.all(|role| role.lost().next().is_none()) {
+            let same = roles_of(job.plan.role, &job.plan.parts);
+            if same.iter().all(|role| role.lost().next().is_none()) {
                 job.plan.layouts.clear();
             }
         }
+        let lags = |role: &&RoleCheck| role.sparse.as_ref().is_some_and(|s| s.lag.is_some());
+        run.sparse.retain(|job| roles_of(job.role, &job.parts).iter().any(lags));
         run.known.units.clear();
-        run.seconds = left(1.0);
-        run.done_in_workers()?;
+        run.known.sparse.clear();
+        let rest = left(1.0);
+        run.time(rest * (1.0 - part), || left(1.0))?;
         confirm(&mut roles, judge(profile, &served, &run.known.measurements()?));
     }
     Ok(Checked {
@@ -318,6 +383,25 @@ fn prepare(profile: &Profile, model: &ModelInfo) -> Result<Prepared> {
     Ok((jobs, served, library, tuned.take_notes()))
 }
 
+/// The jobs in which the profile has a kernel skip what meets a zero.
+fn sparse_jobs(profile: &Profile, model: &ModelInfo, served: &[Serving]) -> Result<Vec<SparseJob>> {
+    let tuned = Selection::new(None, None, Some(profile.clone()))?;
+    let job = |Serving { role, parts, decode, .. }: &Serving| {
+        let named = profile.choice(*role, parts)?.sparse.as_ref()?;
+        let (kernel, _) = tuned.lines(*role, parts)?;
+        let all = sparse::candidates(model, (*role, parts), Some(&kernel), tuned.ceiling());
+        // The first is the one that serves.
+        let kernels: Vec<KernelId> = all.into_iter().take(1).collect();
+        (named.below > 0.0 && !kernels.is_empty()).then(|| SparseJob {
+            role: *role,
+            parts: parts.clone(),
+            dense: *decode,
+            kernels,
+        })
+    };
+    Ok(served.iter().filter_map(job).collect())
+}
+
 /// The pick of a phase; attention has one for both.
 fn pick(choice: &bitnet_profiles::Choice, phase: Phase) -> Option<&Pick> {
     match phase {
@@ -350,6 +434,9 @@ struct Checking<'a> {
     model: &'a ModelInfo,
     options: &'a Options,
     known: Findings,
+    /// The jobs in which to skip, and whether the next worker times these.
+    sparse: Vec<SparseJob>,
+    skips: bool,
     library: Option<LibraryFile>,
     /// For the next worker.
     seconds: f64,
@@ -357,6 +444,17 @@ struct Checking<'a> {
 }
 
 impl Checking<'_> {
+    /// Times the picks within so many seconds, then what skips in those that are left.
+    fn time(&mut self, seconds: f64, left: impl Fn() -> f64) -> Result<()> {
+        (self.seconds, self.skips) = (seconds, false);
+        self.done_in_workers()?;
+        if !self.sparse.is_empty() {
+            (self.seconds, self.skips) = (left(), true);
+            self.done_in_workers()?;
+        }
+        Ok(())
+    }
+
     fn done_in_workers(&mut self) -> Result<()> {
         supervise::run(&self.options.worker, self.options.threads, self)
     }
@@ -368,6 +466,15 @@ impl Client for Checking<'_> {
     }
 
     fn work(&mut self) -> Work {
+        if self.skips {
+            let is_out = |id: &KernelId| self.known.excluded.iter().any(|e| e.kernel == *id);
+            let sound = |job: &&SparseJob| !job.kernels.iter().any(is_out);
+            return Work::Sparse(SparseTask {
+                jobs: self.sparse.iter().filter(sound).cloned().collect(),
+                model_bytes: self.known.model_bytes(self.model),
+                seconds: self.seconds,
+            });
+        }
         Work::Measure(self.known.task(self.model, Isa::best(), self.seconds))
     }
 
@@ -421,6 +528,7 @@ pub fn judge(profile: &Profile, served: &[Serving], measurements: &Measurements)
             layout: layout_of(&serving.decode),
             phases: phases.collect(),
             together: role.together(),
+            sparse: role.sparse(),
         })
     };
     served.iter().filter_map(role).collect()
@@ -493,6 +601,22 @@ impl<'a> Judge<'a> {
         })
     }
 
+    /// What skips, where the profile says so.
+    fn sparse(&self) -> Option<SparseCheck> {
+        let pick = self.choice.sparse.clone()?;
+        let timed = self.job.and_then(|job| job.sparse.as_ref());
+        let timed = timed.filter(|sparse| !sparse.timings.is_empty());
+        let all = || timed.into_iter().flat_map(|sparse| &sparse.timings).map(Skipped::of);
+        let lags = all().filter(|skipped| skipped.density <= pick.below && skipped.lags());
+        Some(SparseCheck {
+            mode: self.choice.mode,
+            serves: timed.map(|sparse| sparse.default),
+            quarter: all().find(|skipped| skipped.density == 0.25),
+            lag: lags.max_by(|a, b| a.ratio.total_cmp(&b.ratio)),
+            pick,
+        })
+    }
+
     /// The rivals of which both phases count together.
     fn together(&self) -> Vec<Rival> {
         let (Some(job), Some(prefill)) = (self.job, self.serving.prefill) else {
@@ -526,7 +650,7 @@ fn confirm(roles: &mut [RoleCheck], again: Vec<RoleCheck>) {
     for mut second in again {
         let same =
             |first: &&mut RoleCheck| first.role == second.role && first.parts == second.parts;
-        let first = roles.iter_mut().find(same).filter(|first| first.lost().next().is_some());
+        let first = roles.iter_mut().find(same).filter(|first| first.lags());
         let Some(first) = first else { continue };
         let lagged = |phase: Option<&str>, kind: RivalKind| {
             first.lost().any(|(lost, rival)| lost == phase && rival.kind == kind)
@@ -539,16 +663,27 @@ fn confirm(roles: &mut [RoleCheck], again: Vec<RoleCheck>) {
         for rival in &mut second.together {
             rival.lags &= lagged(None, rival.kind);
         }
-        *first = second;
+        // Of the two parts of a role that were timed again the other says nothing new.
+        match (&mut first.sparse, second.sparse.take()) {
+            (Some(first), Some(second)) if second.quarter.is_some() => {
+                let lagged = first.lag.is_some();
+                *first = SparseCheck { lag: second.lag.filter(|_| lagged), ..second };
+            }
+            _ => {}
+        }
+        if first.lost().next().is_some() {
+            second.sparse = first.sparse.take();
+            *first = second;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bitnet_profiles::{Choice, Mode};
+    use bitnet_profiles::Choice;
 
     use super::*;
-    use crate::measure::{LayoutMeasurements, Why};
+    use crate::measure::{LayoutMeasurements, SparseMeasurements, Why};
 
     const D16: &str = "i2_s_t16__avx512vnni__any__r16_c0_n1_u2_p0";
     const P16: &str = "i2_s_t16__avx512vnni__any__r32_c0_n8_u1_p0";
@@ -600,6 +735,7 @@ mod tests {
         timed: (Vec<Timing>, Vec<Timing>),
         excluded: Vec<Excluded>,
         objective: Objective,
+        sparse: Option<(Sparse, SparseMeasurements)>,
     }
 
     impl Case {
@@ -613,6 +749,7 @@ mod tests {
                 timed: (timed, vec![timing(P32, 1.0, 0.0)]),
                 excluded: Vec::new(),
                 objective: Objective::Balanced,
+                sparse: None,
             }
         }
 
@@ -625,10 +762,10 @@ mod tests {
                 parts: parts.clone(),
                 count: 6,
                 layout: layout_of(&self.decode.kernel),
-                mode: Mode::Dense,
+                mode: self.sparse.as_ref().map_or(Mode::Dense, |_| Mode::Axpy),
                 decode: self.decode.clone(),
                 prefill: self.prefill.clone(),
-                sparse: None,
+                sparse: self.sparse.as_ref().map(|(pick, _)| pick.clone()),
             }];
             let (decode, prefill) = self.timed.clone();
             let many = match self.role {
@@ -651,6 +788,7 @@ mod tests {
                     decode,
                     prefill,
                 }],
+                sparse: self.sparse.as_ref().map(|(_, measured)| measured.clone()),
             };
             let limits = Limits {
                 threads: 1,
@@ -776,6 +914,7 @@ mod tests {
             ),
             excluded: Vec::new(),
             objective: Objective::Decode,
+            sparse: None,
         };
         let role = case.judged(A1);
         assert_eq!((role.phases.len(), role.together.len()), (2, 1));
@@ -785,6 +924,48 @@ mod tests {
         assert!(case.judged(A1).holds());
         case.objective = Objective::Prefill;
         assert_eq!(lost(&case.judged(A1)), [(None, RivalKind::Default)]);
+    }
+
+    /// What is held against reading all: the ratio of times at each share that was timed.
+    #[test]
+    fn what_skips_lags_where_it_serves_and_reading_all_is_faster() {
+        let kernel = id("columns_i2_s_l64__avx512vnni__any__r256_c32_n1_u1_p32");
+        let role = |below: f64, ratios: [f64; 4]| {
+            let mut case = Case::decode(pick(D32, None, D32), vec![timing(D32, 1.0, 0.0)]);
+            let densities = sparse::DENSITIES.into_iter().zip(ratios);
+            let timings = densities.map(|(density, ratio)| SparseTiming {
+                density,
+                timing: Timing { kernel, ..timing(D32, ratio, 0.01) },
+            });
+            let pick = Sparse { kernel, built_in: kernel, below, ratio_at_quarter: None };
+            let timings = timings.collect();
+            let measured = SparseMeasurements { dense: id(D32), default: kernel, timings };
+            case.sparse = Some((pick, measured));
+            case.judged(D32)
+        };
+        for (below, ratios, lag) in [
+            (0.6, [0.2, 0.4, 0.8, 1.2], None),
+            (0.8, [0.2, 0.4, 0.8, 1.2], Some(0.75)),
+            (0.8, [1.1, 1.2, 1.3, 1.2], Some(0.5)),
+            // Within the noise and what simplicity may cost.
+            (0.8, [0.2, 0.4, 0.8, 1.025], None),
+            (0.0, [2.0; 4], None),
+        ] {
+            let role = role(below, ratios);
+            let own = role.sparse.as_ref().unwrap();
+            assert_eq!(own.lag.map(|lag| lag.density), lag, "{below} {ratios:?}");
+            assert_eq!(own.quarter.map(|quarter| quarter.ratio), Some(ratios[1]));
+            assert_eq!((role.holds(), own.serves), (lag.is_none(), Some(kernel)));
+        }
+        // Only what lags twice does.
+        let (good, bad) = ([0.2, 0.4, 0.8, 0.9], [0.2, 0.4, 0.8, 1.2]);
+        for (first, second, holds) in
+            [(bad, bad, false), (bad, good, true), (good, bad, true), (good, good, true)]
+        {
+            let mut roles = vec![role(0.8, first)];
+            confirm(&mut roles, vec![role(0.8, second)]);
+            assert_eq!(roles[0].holds(), holds, "{first:?} {second:?}");
+        }
     }
 
     #[test]

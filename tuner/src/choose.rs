@@ -13,6 +13,11 @@
 //!
 //! Attention has one kernel for both phases, weighed in the same way.
 //!
+//! Of the kernels that skip what meets a zero the best is the one that takes the least on average over
+//! the shares of lines needed that were timed, where no more counts than reading all takes. It serves up
+//! to the share at which the upper end of its interval, in a straight line from one to the next, says
+//! that reading all takes as long.
+//!
 //! What lies within the noise (the hypotenuse of two 95 % half-widths) is a tie. The default wins a
 //! tie, and against it the interval is that of the best of many (Bonferroni's); a gain of less than 3 %
 //! is no reason to leave it, nor one of less than 10 % by another distance to prefetch from memory,
@@ -21,9 +26,14 @@
 //! first.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, KernelSpec, Objective, Op, Pinning, Role, Run, TileConfig};
+use bitnet_profiles::{
+    KernelId, KernelSpec, Mode, Objective, Op, Pinning, Role, Run, Sparse, TileConfig,
+};
 
-use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
+use crate::measure::{
+    JobMeasurements, LayoutMeasurements, Limits, Measurements, SparseMeasurements, SparseTiming,
+    Timing,
+};
 use crate::settings::SettingTiming;
 use crate::{race, sampler};
 
@@ -38,6 +48,19 @@ pub struct Choice<'a> {
     pub decode: Chosen<'a>,
     /// For many; none for the head. Of attention the same kernel as for one.
     pub prefill: Option<Chosen<'a>>,
+    /// For one token that skips what meets a zero, where that was timed beside this decode kernel.
+    pub lines: Option<ChosenLines>,
+}
+
+/// A kernel that is given a list of lines, and when it pays.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ChosenLines {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// The share of lines needed up to which it is faster than to read all: 0 where it never is.
+    pub below: f64,
+    /// How many times as fast the job is where a quarter of the lines is needed.
+    pub gain: Option<Gain>,
 }
 
 /// A kernel that was chosen.
@@ -47,6 +70,19 @@ pub struct Chosen<'a> {
     pub timing: &'a Timing,
     /// The second best of the same layout, if there is one.
     pub runner_up: Option<&'a Timing>,
+}
+
+impl ChosenLines {
+    /// As a profile holds it. All candidates are built in.
+    pub(crate) fn to_profile(self) -> Sparse {
+        let rounded = crate::tune::rounded;
+        Sparse {
+            kernel: self.kernel,
+            built_in: self.kernel,
+            below: rounded(self.below),
+            ratio_at_quarter: self.gain.map(|gain| rounded(1.0 / gain.times)),
+        }
+    }
 }
 
 /// How many times as fast as something else, with its 95 % interval.
@@ -140,7 +176,7 @@ fn default_of(job: &JobMeasurements) -> Option<Choice<'_>> {
             Some(id) => Some(chosen(Phase::Prefill, id)?),
             None => None,
         };
-        Some(Choice { job, layout, decode, prefill })
+        Some(Choice { job, layout, decode, prefill, lines: None })
     })
 }
 
@@ -253,6 +289,7 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
                 timing: prefill,
                 runner_up: second.map(|(_, prefill)| prefill),
             }),
+            lines: None,
         });
     }
     let layout_of = |kernel: &KernelId| match kernel.op {
@@ -268,7 +305,7 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
         };
         let (cost, half_width) = rate(decode.timing, prefill.map(|prefill| prefill.timing));
         Some(Rated {
-            item: Choice { job, layout, decode, prefill },
+            item: Choice { job, layout, decode, prefill, lines: None },
             cost,
             half_width,
             is_default: layout.layout == layout_of(&job.default_decode),
@@ -277,7 +314,79 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
     };
     let tried = job.layouts.iter().map(|l| l.decode.len() + l.prefill.len()).sum();
     let rated: Vec<Rated<Choice<'_>>> = job.layouts.iter().filter_map(rated).collect();
-    settle(&rated, tried, |choice| choice.layout.layout).copied()
+    let choice = *settle(&rated, tried, |choice| choice.layout.layout)?;
+    let dense = choice.decode.timing.kernel;
+    let sparse = job.sparse.as_ref().filter(|sparse| sparse.dense == dense);
+    Some(Choice { lines: sparse.and_then(|sparse| choose_lines(sparse, cold)), ..choice })
+}
+
+/// The kernel that skips, and up to where.
+fn choose_lines(measured: &SparseMeasurements, cold: bool) -> Option<ChosenLines> {
+    let of = |kernel: KernelId| {
+        measured
+            .timings
+            .iter()
+            .filter(move |own| own.timing.kernel == kernel && own.timing.finalist)
+    };
+    let mut kernels: Vec<KernelId> = measured.timings.iter().map(|t| t.timing.kernel).collect();
+    kernels.dedup();
+    // Who was timed at fewer densities than others was cut, or there was no time left.
+    let most = kernels.iter().map(|&kernel| of(kernel).count()).max()?;
+    let tried = kernels.len();
+    kernels.retain(|&kernel| most > 0 && of(kernel).count() == most);
+    let rate = |&kernel: &KernelId| {
+        let mean = |value: &dyn Fn(&Timing) -> f64| {
+            of(kernel).map(|own| value(&own.timing)).sum::<f64>() / most as f64
+        };
+        Rated {
+            item: kernel,
+            cost: mean(&|timing| timing.ratio.min(1.0)),
+            half_width: mean(&|timing| timing.half_width),
+            is_default: kernel == measured.default,
+            worthwhile: worthwhile(&kernel, &measured.default, cold),
+        }
+    };
+    let rated: Vec<Rated<KernelId>> = kernels.iter().map(rate).collect();
+    let &kernel = settle(&rated, tried, simplicity)?;
+    let mut own: Vec<&SparseTiming> = of(kernel).collect();
+    own.sort_by(|a, b| a.density.total_cmp(&b.density));
+    let upper = own.iter().map(|own| (own.density, own.timing.ratio + own.timing.half_width));
+    let quarter = own.iter().find(|own| own.density == 0.25).map(|own| &own.timing);
+    let gain = quarter.map(|timing| Gain::of(timing.ratio, timing.half_width));
+    Some(ChosenLines { kernel, below: break_even(&upper.collect::<Vec<_>>()), gain })
+}
+
+/// The density up to which a ratio of times is at most 1, 0 to 1: by straight lines between the points,
+/// which are in order, and beyond the last as steep as before. 0 where already the first is above 1, or
+/// a number is none.
+fn break_even(points: &[(f64, f64)]) -> f64 {
+    let crossing = |(from, low): (f64, f64), (to, high): (f64, f64)| {
+        from + (to - from) * (1.0 - low) / (high - low)
+    };
+    let (Some(&first), Some(&last)) = (points.first(), points.last()) else { return 0.0 };
+    let is_sound = points.iter().all(|(density, ratio)| density.is_finite() && ratio.is_finite());
+    if !is_sound || first.1 > 1.0 {
+        return 0.0;
+    }
+    let crossed = points.windows(2).find(|pair| pair[1].1 > 1.0);
+    let found = match crossed {
+        Some(pair) => crossing(pair[0], pair[1]),
+        None => {
+            let slope = |a: (f64, f64), b: (f64, f64)| (b.1 - a.1) / (b.0 - a.0);
+            let before = points.iter().rev().nth(1).copied().unwrap_or(first);
+            // A last step that noise made flat promises nothing.
+            let steepest = slope(before, last).max(slope(first, last));
+            if steepest > 0.0 { last.0 + (1.0 - last.1) / steepest } else { last.0 }
+        }
+    };
+    found.clamp(0.0, 1.0)
+}
+
+/// The least gain for which a default is left for a kernel.
+fn worthwhile(kernel: &KernelId, default: &KernelId, cold: bool) -> f64 {
+    let tile = TileConfig { prefetch: default.tile.prefetch, ..kernel.tile };
+    let differs_by_distance = KernelSpec { tile, ..**kernel } == **default;
+    if cold && differs_by_distance { UNSTEADY } else { WORTHWHILE }
 }
 
 /// Simpler tiles first: less prefetching, unrolling, fewer activation rows, rows, columns. Of equal
@@ -288,10 +397,6 @@ fn simplicity(kernel: &KernelId) -> impl Ord + use<> {
 }
 
 fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> Option<Chosen<'a>> {
-    let differs_by_distance = |id: &KernelId| {
-        let tile = TileConfig { prefetch: default.tile.prefetch, ..id.tile };
-        KernelSpec { tile, ..**id } == **default
-    };
     let finalists: Vec<Rated<&'a Timing>> = timings
         .iter()
         .filter(|timing| timing.finalist)
@@ -300,10 +405,7 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> O
             cost: timing.ratio,
             half_width: timing.half_width,
             is_default: timing.kernel == *default,
-            worthwhile: match cold && differs_by_distance(&timing.kernel) {
-                true => UNSTEADY,
-                false => WORTHWHILE,
-            },
+            worthwhile: worthwhile(&timing.kernel, default, cold),
         })
         .collect();
     let timing = *settle(&finalists, timings.len(), |timing| simplicity(&timing.kernel))?;
@@ -313,6 +415,15 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> O
 }
 
 impl Choice<'_> {
+    /// What is skipped, and how.
+    pub fn mode(&self) -> Mode {
+        match self.lines.map(|lines| lines.kernel.op) {
+            Some(Op::Rows(_)) => Mode::SkipRows,
+            Some(Op::Columns(_)) => Mode::Axpy,
+            _ => Mode::Dense,
+        }
+    }
+
     /// What was chosen for a phase.
     pub fn chosen(&self, phase: Phase) -> Option<Chosen<'_>> {
         match phase {
@@ -556,6 +667,7 @@ mod tests {
                 default_prefill_us: 400.0,
                 tokens: 32,
                 layouts: layouts.into_iter().map(layout).collect(),
+                sparse: None,
             }],
         }
     }
@@ -687,6 +799,105 @@ mod tests {
         let choice = choose(&measurements, Objective::Balanced)[0];
         assert_eq!(choice.decode.runner_up.unwrap().kernel.to_string(), D_U1);
         assert_eq!(choice.prefill.unwrap().runner_up, None);
+    }
+
+    const ROWS: &str = "rows_t5_l64__avx512vbmi__any__r4_c0_n1_u1_p16";
+    const ROWS_P8: &str = "rows_t5_l64__avx512vbmi__any__r4_c0_n1_u1_p8";
+    const ROWS_R2: &str = "rows_t5_l64__avx512vbmi__any__r2_c0_n1_u1_p16";
+    const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
+
+    /// What was chosen where kernels showed these ratios, all with as wide an interval.
+    fn lines(found: &[(&str, [f64; 4])], half_width: f64) -> Option<ChosenLines> {
+        let timings = found.iter().flat_map(|(kernel, ratios)| {
+            let timing = move |ratio| timing(kernel, ratio, half_width);
+            DENSITIES
+                .into_iter()
+                .zip(ratios)
+                .map(move |(density, &ratio)| SparseTiming { density, timing: timing(ratio) })
+        });
+        let measured = SparseMeasurements {
+            dense: D.parse().unwrap(),
+            default: ROWS.parse().unwrap(),
+            timings: timings.collect(),
+        };
+        choose_lines(&measured, true)
+    }
+
+    #[test]
+    fn what_skips_serves_up_to_where_reading_all_is_as_fast() {
+        for (ratios, half_width, below) in [
+            // Between two densities, in a straight line.
+            ([0.2, 0.4, 0.8, 1.2], 0.0, 0.625),
+            // Noise is against it.
+            ([0.2, 0.4, 0.8, 1.2], 0.1, 0.5625),
+            ([0.2, 0.4, 0.95, 1.2], 0.1, 0.25 + 0.25 * 0.5 / 0.55),
+            // The first crossing counts.
+            ([0.2, 1.2, 0.8, 1.2], 0.0, 0.1 + 0.15 * 0.8),
+            // Beyond the last as steep as before, and no more than all.
+            ([0.4, 0.5, 0.6, 0.7], 0.0, 1.0),
+            ([0.2, 0.4, 0.6, 0.9], 0.0, 0.75 + 0.1 / 1.2),
+            // A last step that is flat by chance: as steep as all of it.
+            ([0.3, 0.8, 0.95, 0.95], 0.0, 0.75 + 0.05 / 1.0),
+            // It pays nowhere, or nobody knows.
+            ([1.0001, 1.2, 1.5, 2.0], 0.0, 0.0),
+            ([0.9, 1.2, 1.5, 2.0], 0.2, 0.0),
+            ([f64::NAN, 0.5, 0.6, 0.7], 0.0, 0.0),
+        ] {
+            let found = lines(&[(ROWS, ratios)], half_width).unwrap();
+            assert_eq!(found.kernel.to_string(), ROWS);
+            assert!((found.below - below).abs() < 1e-9, "{ratios:?} {half_width}: {found:?}");
+            let quarter = found.gain.unwrap().times;
+            assert!((quarter - 1.0 / ratios[1]).abs() < 1e-9, "{quarter}");
+        }
+        assert_eq!(lines(&[], 0.01), None);
+    }
+
+    #[test]
+    fn of_what_skips_the_best_on_average_is_taken_and_noise_is_a_tie() {
+        let default = (ROWS, [0.5, 0.6, 0.8, 1.1]);
+        let kernel = |others: &[(&str, [f64; 4])], half_width| {
+            let all: Vec<_> = [default].into_iter().chain(others.iter().copied()).collect();
+            lines(&all, half_width).unwrap().kernel.to_string()
+        };
+        let better = [0.4, 0.5, 0.65, 0.9];
+        assert_eq!(kernel(&[(ROWS_R2, better)], 0.005), ROWS_R2);
+        assert_eq!(kernel(&[(ROWS_R2, better)], 0.2), ROWS);
+        // Where reading all is faster anyway it may be as slow as it likes.
+        assert_eq!(kernel(&[(ROWS_R2, [0.4, 0.5, 0.65, 9.0])], 0.005), ROWS_R2);
+        // Another distance alone must gain more than the weather may take away.
+        assert_eq!(kernel(&[(ROWS_P8, [0.48, 0.57, 0.77, 1.0])], 0.001), ROWS);
+        assert_eq!(kernel(&[(ROWS_P8, better)], 0.001), ROWS_P8);
+        // One that was timed at some densities only is none.
+        let mut measured = SparseMeasurements {
+            dense: D.parse().unwrap(),
+            default: ROWS.parse().unwrap(),
+            timings: vec![SparseTiming { density: 0.25, timing: timing(ROWS_R2, 0.1, 0.001) }],
+        };
+        for (density, ratio) in DENSITIES.into_iter().zip(default.1) {
+            let timing = timing(ROWS, ratio, 0.001);
+            measured.timings.push(SparseTiming { density, timing });
+        }
+        assert_eq!(choose_lines(&measured, true).unwrap().kernel.to_string(), ROWS);
+        measured.timings.iter_mut().for_each(|own| own.timing.finalist = false);
+        assert_eq!(choose_lines(&measured, true), None);
+    }
+
+    #[test]
+    fn what_skips_belongs_to_the_dense_kernel_it_was_timed_beside() {
+        let decode = vec![timing(D, 1.0, 0.0), timing(D_U4, 0.8, 0.01)];
+        let mut all = measurements(vec![(Layout::I2sT16, decode, vec![timing(P, 1.0, 0.0)])]);
+        let of = |dense: &str| SparseMeasurements {
+            dense: dense.parse().unwrap(),
+            default: ROWS.parse().unwrap(),
+            timings: vec![SparseTiming { density: 0.25, timing: timing(ROWS, 0.5, 0.01) }],
+        };
+        for (dense, mode) in [(D_U4, Mode::SkipRows), (D, Mode::Dense)] {
+            all.jobs[0].sparse = Some(of(dense));
+            let choice = choose(&all, Objective::Balanced)[0];
+            assert_eq!(choice.mode(), mode);
+            assert_eq!(choice.lines.is_some(), mode == Mode::SkipRows);
+            assert_eq!(defaults(&all)[0].lines, None);
+        }
     }
 
     #[test]

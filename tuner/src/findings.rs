@@ -5,7 +5,8 @@ use bitnet_profiles::{Isa, KernelId, Op, Role, Shape};
 use bitnet_runtime::Error;
 use bitnet_runtime::kernels::Selection;
 
-use crate::measure::{Excluded, JobTask, Limits, Measurements, Unit};
+use crate::measure::{Excluded, JobMeasurements, JobTask, Limits, Measurements, Unit};
+use crate::sparse::SparseUnit;
 use crate::worker::{Event, MeasureTask};
 use crate::{ModelInfo, Result};
 
@@ -15,12 +16,14 @@ pub(crate) struct Findings {
     pub limits: Option<Limits>,
     pub units: Vec<Unit>,
     pub excluded: Vec<Excluded>,
+    /// What skipping showed.
+    pub sparse: Vec<SparseUnit>,
 }
 
 impl Findings {
     /// Nothing yet.
     pub(crate) fn new(jobs: Vec<JobTask>) -> Self {
-        Self { jobs, limits: None, units: Vec::new(), excluded: Vec::new() }
+        Self { jobs, limits: None, units: Vec::new(), excluded: Vec::new(), sparse: Vec::new() }
     }
 
     /// What is left to measure, in so many seconds.
@@ -58,6 +61,12 @@ impl Findings {
             Event::Limits(limits) => self.limits = Some(limits),
             Event::Excluded(excluded) => self.excluded.push(excluded),
             Event::Unit(unit) => self.units.push(unit),
+            Event::Sparse(units) => {
+                let same =
+                    |a: &SparseUnit, b: &SparseUnit| (a.role, &a.parts) == (b.role, &b.parts);
+                self.sparse.retain(|own| !units.iter().any(|unit| same(unit, own)));
+                self.sparse.extend(units);
+            }
             _ => {}
         }
     }
@@ -83,7 +92,17 @@ impl Findings {
     pub(crate) fn measurements(&self) -> Result<Measurements> {
         let limits =
             self.limits.ok_or_else(|| Error::Runtime("the worker probed nothing".into()))?;
-        Ok(Measurements::assemble(&self.jobs, limits, self.excluded.clone(), &self.units))
+        let mut all =
+            Measurements::assemble(&self.jobs, limits, self.excluded.clone(), &self.units);
+        for SparseUnit { role, parts, measured } in &self.sparse {
+            let same = |job: &&mut JobMeasurements| job.role == *role && job.parts == *parts;
+            let Some(job) = all.jobs.iter_mut().find(same) else { continue };
+            let mut measured = measured.clone();
+            let is_out = |id: KernelId| self.excluded.iter().any(|e| e.kernel == id);
+            measured.timings.retain(|own| !is_out(own.timing.kernel));
+            job.sparse = Some(measured);
+        }
+        Ok(all)
     }
 }
 

@@ -19,6 +19,7 @@ pub mod race;
 pub mod report;
 mod sampler;
 pub mod settings;
+pub mod sparse;
 mod stats;
 mod summary;
 pub mod supervise;

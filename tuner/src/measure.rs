@@ -107,6 +107,9 @@ pub struct JobMeasurements {
     pub tokens: u32,
     /// The layouts.
     pub layouts: Vec<LayoutMeasurements>,
+    /// What skipping what meets a zero showed, where the model lets a job do that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparse: Option<SparseMeasurements>,
 }
 
 impl JobMeasurements {
@@ -177,6 +180,28 @@ pub struct Timing {
     /// Whether it was still in the race at the end. Only finalists can be chosen: what was cut has
     /// few samples and a wide interval, and would tie with everything.
     pub finalist: bool,
+}
+
+/// What was measured of the kernels that are given a list of lines, in one job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparseMeasurements {
+    /// The kernel for one token that reads all: what all ratios are to, and what reads the gate.
+    pub dense: KernelId,
+    /// The kernel that skips untuned.
+    pub default: KernelId,
+    /// What was timed.
+    pub timings: Vec<SparseTiming>,
+}
+
+/// What was measured of one kernel where some of the lines are needed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparseTiming {
+    /// The share of lines that are needed, scattered at random.
+    pub density: f64,
+    /// The time of the whole job; ratios are to the job that reads all.
+    pub timing: Timing,
 }
 
 /// A job to measure: its candidates, and what it runs with untuned.
@@ -301,6 +326,7 @@ impl Measurements {
                 default_prefill_us: default_us(number, true),
                 tokens: tokens.map_or(1, |unit| unit.tokens),
                 layouts,
+                sparse: None,
             })
         };
         let assembled = jobs.iter().enumerate().filter_map(job).collect();
@@ -326,46 +352,43 @@ impl Measurements {
 fn together(sittings: &[&Unit]) -> Vec<Timing> {
     let Some(first) = sittings.first() else { return Vec::new() };
     let timing = |kernel: &KernelId| {
-        let all: Vec<&Timing> = sittings
+        let all = sittings
             .iter()
-            .filter_map(|unit| unit.timings.iter().find(|timing| timing.kernel == *kernel))
-            .collect();
-        let [first, ..] = all[..] else { return None };
-        if all.len() == 1 {
-            return Some(Timing {
-                finalist: first.finalist && sittings.len() == 1,
-                ..Timing::clone(first)
-            });
-        }
-        let of = |value: &dyn Fn(&Timing) -> f64| -> Vec<f64> {
-            all.iter().map(|timing| value(timing)).collect()
-        };
-        // The default itself has no interval.
-        let weights = of(&|timing| timing.half_width.max(1e-6).powi(-2));
-        let weight: f64 = weights.iter().sum();
-        let mean = |values: &[f64]| -> f64 {
-            values.iter().zip(&weights).map(|(value, weight)| value * weight).sum::<f64>() / weight
-        };
-        let ratios = of(&|timing| timing.ratio);
-        let ratio = mean(&ratios);
-        let squares: Vec<f64> = ratios.iter().map(|own| (own - ratio).powi(2)).collect();
-        let is_default = all.iter().all(|timing| timing.half_width == 0.0);
-        Some(Timing {
-            kernel: *kernel,
-            samples: all.iter().map(|timing| timing.samples).sum(),
-            min_us: of(&|timing| timing.min_us).into_iter().fold(f64::INFINITY, f64::min),
-            median_us: stats::median(&of(&|timing| timing.median_us)),
-            mad_us: stats::median(&of(&|timing| timing.mad_us)),
-            ratio,
-            half_width: if is_default {
-                0.0
-            } else {
-                weight.powf(-0.5).hypot(mean(&squares).sqrt())
-            },
-            finalist: all.len() == sittings.len() && all.iter().all(|timing| timing.finalist),
-        })
+            .filter_map(|unit| unit.timings.iter().find(|timing| timing.kernel == *kernel));
+        joined(&all.collect::<Vec<_>>(), sittings.len())
     };
     first.timings.iter().filter_map(|own| timing(&own.kernel)).collect()
+}
+
+/// What so many sittings showed of one kernel, of which not each had it.
+pub(crate) fn joined(all: &[&Timing], sittings: usize) -> Option<Timing> {
+    let &[first, ..] = all else { return None };
+    if all.len() == 1 {
+        return Some(Timing { finalist: first.finalist && sittings == 1, ..Timing::clone(first) });
+    }
+    let of = |value: &dyn Fn(&Timing) -> f64| -> Vec<f64> {
+        all.iter().map(|timing| value(timing)).collect()
+    };
+    // The default itself has no interval.
+    let weights = of(&|timing| timing.half_width.max(1e-6).powi(-2));
+    let weight: f64 = weights.iter().sum();
+    let mean = |values: &[f64]| -> f64 {
+        values.iter().zip(&weights).map(|(value, weight)| value * weight).sum::<f64>() / weight
+    };
+    let ratios = of(&|timing| timing.ratio);
+    let ratio = mean(&ratios);
+    let squares: Vec<f64> = ratios.iter().map(|own| (own - ratio).powi(2)).collect();
+    let is_default = all.iter().all(|timing| timing.half_width == 0.0);
+    Some(Timing {
+        kernel: first.kernel,
+        samples: all.iter().map(|timing| timing.samples).sum(),
+        min_us: of(&|timing| timing.min_us).into_iter().fold(f64::INFINITY, f64::min),
+        median_us: stats::median(&of(&|timing| timing.median_us)),
+        mad_us: stats::median(&of(&|timing| timing.mad_us)),
+        ratio,
+        half_width: if is_default { 0.0 } else { weight.powf(-0.5).hypot(mean(&squares).sqrt()) },
+        finalist: all.len() == sittings && all.iter().all(|timing| timing.finalist),
+    })
 }
 
 /// As people say it.

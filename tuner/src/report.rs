@@ -249,6 +249,13 @@ impl Report<'_> {
                                     (self.choice_row(choice, phase, chosen, median, mad))
                                 }
                             }
+                            @if let Some(lines) = choice.lines {
+                                tr.decode {
+                                    td.phase { "sparse" }
+                                    td.kernel { code { (kernel(&lines.kernel)) } }
+                                    td colspan="7" { (choice.mode()) " " (lines.to_profile()) }
+                                }
+                            }
                         }
                     }
                 }

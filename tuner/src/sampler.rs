@@ -67,7 +67,8 @@ impl Rotation {
         }
     }
 
-    fn copies(&self, bytes: usize) -> usize {
+    /// How often matrices of so many bytes in all are to be there.
+    pub(crate) fn copies(&self, bytes: usize) -> usize {
         self.bytes.div_ceil(bytes.max(1) as u64).clamp(1, MOST_COPIES) as usize
     }
 }
@@ -110,7 +111,7 @@ pub(crate) trait Sampler {
 
 /// Runs `body` `untimed + count` times on every worker, a barrier after each, and times the last
 /// `count`.
-fn timed<S: Send>(
+pub(crate) fn timed<S: Send>(
     pool: &Pool,
     scratch: &[Mutex<S>],
     (untimed, count): (usize, usize),
@@ -141,7 +142,11 @@ fn timed<S: Send>(
 }
 
 /// The sample that `count` jobs make which took `elapsed`.
-fn sample_of(begin: Instant, count: usize, (elapsed, disturbed): (Duration, bool)) -> Sample {
+pub(crate) fn sample_of(
+    begin: Instant,
+    count: usize,
+    (elapsed, disturbed): (Duration, bool),
+) -> Sample {
     Sample {
         us: elapsed.as_secs_f64() * 1e6 / count.max(1) as f64,
         cost: begin.elapsed().as_secs_f64(),
@@ -402,19 +407,22 @@ fn run_delay() -> u64 {
     text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0)
 }
 
-fn take(arena: &mut Arena, bytes: usize) -> Result<Buffer> {
+pub(crate) fn take(arena: &mut Arena, bytes: usize) -> Result<Buffer> {
     Ok(arena.take(bytes).ok_or_else(|| Error::Runtime("the arena is too small".into()))?)
 }
 
-/// A matrix of random weights, made in the file's layout: every byte holds four codes 0, 1, 2.
-fn pack_random(shape: Shape, layout: Layout, buffer: Buffer, pool: &Pool) -> Result<PackedMatrix> {
+/// Random codes of a matrix in the file's layout: every byte holds four codes 0, 1, 2.
+pub(crate) fn random_codes(shape: Shape) -> Vec<u8> {
     let valid: Vec<u8> =
         (0..=u8::MAX).filter(|byte| byte & (byte >> 1) & 0b0101_0101 == 0).collect();
     let mut random = Random::new(shape.weights() as u64);
-    let file: Vec<u8> = (0..shape.weights() / 4)
-        .map(|_| valid[random.below(valid.len() as u64) as usize])
-        .collect();
-    let packed = PackedMatrix::pack(&file, shape, 1.0, layout, buffer, pool)?;
+    let byte = |_| valid[random.below(valid.len() as u64) as usize];
+    (0..shape.weights() / 4).map(byte).collect()
+}
+
+/// A matrix of random weights.
+fn pack_random(shape: Shape, layout: Layout, buffer: Buffer, pool: &Pool) -> Result<PackedMatrix> {
+    let packed = PackedMatrix::pack(&random_codes(shape), shape, 1.0, layout, buffer, pool)?;
     Ok(packed.map_err(|_| Error::Runtime(format!("packing {layout} refused valid codes")))?)
 }
 

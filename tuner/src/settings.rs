@@ -18,8 +18,8 @@ use crate::timing::{Present, rotation};
 use crate::tournament::{self, Entrant, Sample};
 use crate::worker::Reporter;
 
-/// Activation rows of a timed prefill.
-const TOKENS: usize = 64;
+/// Activation rows of a timed prefill: enough that what is expanded is multiplied as in a prompt.
+const TOKENS: usize = 128;
 /// Seconds that a sample may take.
 const ALLOWED: f64 = 60.0;
 

@@ -232,16 +232,20 @@ fn jobs(f: &mut fmt::Formatter<'_>, choices: &[Choice<'_>], limits: &Limits) -> 
             let phase = phase_name(phase);
             writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
         }
+        if let Some(lines) = choice.lines {
+            let (mode, kernel, when) = (choice.mode(), lines.kernel, lines.to_profile());
+            writeln!(f, "  {:<8} {kernel:<44} {mode} {when}", "sparse")?;
+        }
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use bitnet_profiles::{Isa, Objective, Pinning, Profile, Run};
+    use bitnet_profiles::{Isa, Objective, Pinning, Profile, Role, Run};
 
     use super::*;
-    use crate::measure::Measurements;
+    use crate::measure::{Measurements, SparseMeasurements, SparseTiming};
     use crate::race::{Race, Speed};
 
     /// A run on the demo model, by one thread.
@@ -287,6 +291,32 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
+    }
+
+    #[test]
+    fn what_skips_has_a_line_in_the_summary_and_in_the_report() {
+        let mut tuned = tuned(Err("no time".into()), Made::Nothing, false);
+        let choices = choose(&tuned.measurements, tuned.objective);
+        let down = |choice: &&Choice<'_>| choice.job.role == Role::Down;
+        let dense = choices.iter().find(down).unwrap().decode.timing.clone();
+        let kernel = "columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0".parse().unwrap();
+        let timing = |ratio| Timing { kernel, ratio, half_width: 0.0, ..dense.clone() };
+        let timings = [(0.25, 0.4), (0.5, 0.8), (0.75, 1.2)]
+            .map(|(density, ratio)| SparseTiming { density, timing: timing(ratio) });
+        let job = tuned.measurements.jobs.iter_mut().find(|job| job.role == Role::Down).unwrap();
+        job.sparse = Some(SparseMeasurements {
+            dense: dense.kernel,
+            default: kernel,
+            timings: timings.into(),
+        });
+        let line = "axpy below 62 % needed; 2.50x as fast at 25 %";
+        let text = tuned.to_string();
+        let own: Vec<&str> = text.lines().filter(|own| own.starts_with("  sparse ")).collect();
+        assert!(own.len() == 1 && own[0].ends_with(line), "{text}");
+        let choices = choose(&tuned.measurements, tuned.objective);
+        let extras = crate::report::Extras::default();
+        let page = crate::report::html(&tuned.measurements, &choices, &tuned.profile, &extras);
+        assert_eq!(page.matches(line).count(), 1);
     }
 
     /// The limit's lines give the arithmetic: bytes of a token times tokens are the rate.

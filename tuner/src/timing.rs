@@ -24,13 +24,15 @@ use crate::tournament::{self, Entrant, Entry, Outcome};
 use crate::worker::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 
-/// Activation rows of a timed prefill.
-pub(crate) const TOKENS: usize = 128;
+/// Activation rows of a timed prefill: where lookups, which pay more the more tokens share a table,
+/// are apart from multiplying. 128 on two cores of Zen 5 are a tie and 512 take 0.9 times as long; but
+/// a sample of 512 costs four of 128, and to time both five.
+pub(crate) const TOKENS: usize = 256;
 /// Fewest, where 128 take too long for the budget.
 const LEAST_TOKENS: usize = 32;
 /// What a sample should last: many times the clock's grain and a barrier, and less than the system
 /// lets another process run.
-const SAMPLE: Duration = Duration::from_millis(1);
+pub(crate) const SAMPLE: Duration = Duration::from_millis(1);
 /// The L3 cache that is assumed where the system does not say.
 const USUAL_L3: u64 = 64 << 20;
 /// The share of the time that the first of several sittings takes: all candidates are in it.
@@ -47,9 +49,9 @@ pub(crate) const PASSES: usize = 3;
 const VERIFY_SECONDS: (f64, f64) = (4.0, 20.0);
 /// How many times as long as the default a candidate may take to be timed before it counts as hung,
 /// on top of what it may take to be verified.
-const HUNG: f64 = 200.0;
+pub(crate) const HUNG: f64 = 200.0;
 /// Seconds that the default may take when nothing is known of it.
-const UNKNOWN: f64 = 200.0;
+pub(crate) const UNKNOWN: f64 = 200.0;
 
 /// Seconds that a candidate may take to be verified.
 fn allowed(task: &MeasureTask) -> f64 {
@@ -177,7 +179,7 @@ pub(crate) fn stream(pool: &Pool, model_bytes: u64) -> Result<Stream> {
 }
 
 /// Bytes of the L3 cache.
-fn l3() -> u64 {
+pub(crate) fn l3() -> u64 {
     match Host::detect().l3 {
         0 => USUAL_L3,
         l3 => l3,
@@ -513,23 +515,26 @@ impl<'a> Timer<'a> {
 
 fn timings(sentinel: &KernelId, kernels: &[Candidate], outcome: &Outcome) -> Vec<Timing> {
     let timing = |(kernel, entry): (&Candidate, &Entry)| {
-        let is_sentinel = kernel.id() == sentinel;
-        let entry = if is_sentinel { &outcome.sentinel } else { entry };
-        let us = entry.us();
-        // There was no time for it.
-        if us.is_empty() {
-            return None;
+        let id = *kernel.id();
+        match id == *sentinel {
+            true => Some(Timing { half_width: 0.0, ..timing(id, &outcome.sentinel)? }),
+            false => timing(id, entry),
         }
-        Some(Timing {
-            kernel: *kernel.id(),
-            samples: us.len() as u32,
-            min_us: us.iter().copied().fold(f64::INFINITY, f64::min),
-            median_us: stats::median(&us),
-            mad_us: stats::mad(&us),
-            ratio: entry.ratio(),
-            half_width: if is_sentinel { 0.0 } else { entry.half_width() },
-            finalist: entry.finalist,
-        })
     };
     kernels.iter().zip(&outcome.entries).filter_map(timing).collect()
+}
+
+/// What a kernel showed; nothing where there was no time for it.
+pub(crate) fn timing(kernel: KernelId, entry: &Entry) -> Option<Timing> {
+    let us = entry.us();
+    (!us.is_empty()).then(|| Timing {
+        kernel,
+        samples: us.len() as u32,
+        min_us: us.iter().copied().fold(f64::INFINITY, f64::min),
+        median_us: stats::median(&us),
+        mad_us: stats::mad(&us),
+        ratio: entry.ratio(),
+        half_width: entry.half_width(),
+        finalist: entry.finalist,
+    })
 }

@@ -138,6 +138,26 @@ pub(crate) fn run(
     to_beat: Option<f64>,
     sample: impl FnMut(Entrant) -> Result<Sample>,
 ) -> Result<Outcome> {
+    hold(candidates, FINALISTS, sentinel, budget, to_beat, sample)
+}
+
+/// Times `candidates` candidates as [`run`] does, but cuts none: they do not compete.
+pub(crate) fn run_uncut(
+    candidates: usize,
+    budget: f64,
+    sample: impl FnMut(Entrant) -> Result<Sample>,
+) -> Result<Outcome> {
+    hold(candidates, candidates, None, budget, None, sample)
+}
+
+fn hold(
+    candidates: usize,
+    finalists: usize,
+    sentinel: Option<usize>,
+    budget: f64,
+    to_beat: Option<f64>,
+    sample: impl FnMut(Entrant) -> Result<Sample>,
+) -> Result<Outcome> {
     let mut tournament = Tournament {
         sample,
         budget,
@@ -156,7 +176,7 @@ pub(crate) fn run(
             let ratio = |&c: &usize| tournament.entries[c].ratio();
             left.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
             let best = left.first().map(ratio);
-            left.truncate(left.len().div_ceil(2).max(FINALISTS));
+            left.truncate(left.len().div_ceil(2).max(finalists));
             left.sort_unstable();
             if best.zip(to_beat).is_some_and(|(best, to_beat)| best > HOPELESS * to_beat) {
                 break;
@@ -298,6 +318,17 @@ mod tests {
         assert!(outcome.entries.iter().all(|e| e.readings.len() >= ROUNDS));
         assert!(outcome.entries[17].readings.len() < entry.readings.len() / 3);
         assert!(!outcome.is_disturbed());
+    }
+
+    #[test]
+    fn who_does_not_compete_is_not_cut() {
+        let times: Vec<f64> = (0..16).map(|c| 60.0 + 10.0 * f64::from(c)).collect();
+        let mut log = Vec::new();
+        let outcome = run_uncut(16, 1.0, machine(&times, |_| 1.0, &mut log)).unwrap();
+        for (entry, us) in outcome.entries.iter().zip(times) {
+            assert!(entry.finalist && entry.readings.len() == MOST_ROUNDS);
+            assert!((entry.ratio() - us / 100.0).abs() < 1e-9);
+        }
     }
 
     #[test]
@@ -448,6 +479,7 @@ mod tests {
                     decode,
                     prefill: Vec::new(),
                 }],
+                sparse: None,
             }],
         };
         let kernel = choose(&measurements, Objective::Decode)[0].decode.timing.kernel;

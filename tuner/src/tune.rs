@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{
-    self as profiles, Effort, Isa, KernelId, Mode, Objective, Op, Pick, Profile, Provenance, Role,
-    Run, Shape, Tool, stable_hash,
+    self as profiles, Effort, Isa, KernelId, Objective, Op, Pick, Profile, Provenance, Role, Run,
+    Shape, Tool, stable_hash,
 };
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::cache::Cache;
@@ -17,7 +17,7 @@ use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel};
 use bitnet_runtime::{Error, bench};
 
 use crate::Result;
-use crate::choose::{self, Choice, choose};
+use crate::choose::{self, Choice, ChosenLines, choose};
 use crate::compile::{Compiler, WorkFolder};
 use crate::findings::{Findings, serving, untuned};
 use crate::journal::{Header, Journal};
@@ -27,6 +27,7 @@ use crate::model::ModelInfo;
 use crate::plan::{JobPlan, LayoutPlan, plan};
 use crate::race::{Race, RaceTask};
 use crate::settings::{self, ChosenJob, SettingTiming, SettingsTask};
+use crate::sparse::{self, SparseJob, SparseTask};
 use crate::supervise::{self, Client, WorkerProgram};
 use crate::timing;
 use crate::worker::{Event, LibraryFile, MeasureTask, Work};
@@ -144,11 +145,12 @@ impl Tuned {
 }
 
 /// How much of the budget is spent, at most, when the kernels for the model's shapes are made, and
-/// when all are timed; threads, pinning and pages come next, and the rest is for the comparison on
-/// the model.
+/// when all are timed; then those that skip what meets a zero, if the model has such; threads, pinning
+/// and pages come next, and the rest is for the comparison on the model.
 const COMPILED_UNTIL: f64 = 0.3;
-const KERNELS_UNTIL: f64 = 0.6;
-const SETTINGS_UNTIL: f64 = 0.7;
+const KERNELS_UNTIL: f64 = 0.55;
+const SPARSE_UNTIL: f64 = 0.65;
+const SETTINGS_UNTIL: f64 = 0.75;
 
 /// How often each tournament is held: on a virtual machine the bandwidth of memory may be another one
 /// for seconds at a stretch (47 and 79 GB/s on two cores of Zen 5), and with it the best distance to
@@ -200,13 +202,15 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     };
     let made_ids: &[KernelId] = if compiled.is_some() { &ids } else { &[] };
     let jobs = jobs(model, options, &machine::Cpu::of(&host), made_ids)?;
-    let header = header(model, options, &host, &jobs)?;
+    let sparse = sparse_jobs(model, options)?;
+    let header = header(model, options, &host, (&jobs, &sparse))?;
     let mut run = Tuning {
         model,
         options,
         host: &host,
         start,
         known: Findings::new(jobs),
+        sparse,
         journal: None,
         journal_is_whole: true,
         library: compiled.as_ref().map(|compiled| compiled.file.clone()),
@@ -228,6 +232,10 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         }
     }
     run.done_in_workers()?;
+    if !run.sparse_task().jobs.is_empty() && left(options, start, SPARSE_UNTIL) > 0.0 {
+        run.stage = Stage::Sparse;
+        run.done_in_workers()?;
+    }
     if run.settings.is_none() && left(options, start, SETTINGS_UNTIL) > 0.0 {
         run.stage = Stage::Settings;
         run.done_in_workers()?;
@@ -351,6 +359,8 @@ struct Tuning<'a> {
     host: &'a Host,
     start: Instant,
     known: Findings,
+    /// The jobs that may skip what meets a zero, each with the untuned dense kernel.
+    sparse: Vec<SparseJob>,
     journal: Option<Journal>,
     /// Whether all that was heard is in it.
     journal_is_whole: bool,
@@ -364,6 +374,7 @@ struct Tuning<'a> {
 /// What its workers do now.
 enum Stage {
     Kernels,
+    Sparse,
     Settings,
     Race(Box<RaceTask>),
 }
@@ -397,6 +408,33 @@ impl Tuning<'_> {
         }
     }
 
+    /// The jobs that may skip, each with the dense kernel chosen for it, but for what is known.
+    fn sparse_task(&self) -> SparseTask {
+        let measurements = self.known.measurements().ok();
+        let choices = measurements.as_ref().map(|all| choose(all, self.options.objective));
+        let job = |job: &SparseJob| {
+            let same =
+                |choice: &&Choice<'_>| choice.job.role == job.role && choice.job.parts == job.parts;
+            let choice = choices.iter().flatten().find(same)?;
+            let dense = choice.decode.timing.kernel;
+            let known = choice.job.sparse.as_ref().is_some_and(|sparse| sparse.dense == dense);
+            let is_out = |id: &KernelId| self.known.excluded.iter().any(|e| e.kernel == *id);
+            let kernels = job.kernels.iter().filter(|id| !is_out(id)).copied().collect();
+            (!known).then(|| SparseJob { dense, kernels, ..job.clone() })
+        };
+        let jobs = self.sparse.iter().filter_map(job);
+        SparseTask {
+            jobs: jobs.filter(|job| !job.kernels.is_empty()).collect(),
+            model_bytes: self.known.model_bytes(self.model),
+            seconds: left(self.options, self.start, SPARSE_UNTIL),
+        }
+    }
+
+    /// The share of the budget that is spent when the kernels are timed.
+    fn kernels_until(&self) -> f64 {
+        if self.sparse.is_empty() { SPARSE_UNTIL } else { KERNELS_UNTIL }
+    }
+
     fn say(&mut self, line: String) {
         (self.notify)(Notice::Line(line));
     }
@@ -428,10 +466,11 @@ impl Client for Tuning<'_> {
     fn work(&mut self) -> Work {
         match &self.stage {
             Stage::Kernels => {}
+            Stage::Sparse => return Work::Sparse(self.sparse_task()),
             Stage::Settings => return Work::Settings(self.settings_task()),
             Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
         }
-        let seconds = left(self.options, self.start, KERNELS_UNTIL);
+        let seconds = left(self.options, self.start, self.kernels_until());
         let task = self.known.task(self.model, self.options.ceiling, seconds);
         Work::Measure(MeasureTask { sittings: SITTINGS, whole: false, ..task })
     }
@@ -442,7 +481,13 @@ impl Client for Tuning<'_> {
 
     fn hear(&mut self, event: Event) -> Result<()> {
         if let Event::Progress { done, doing } = event {
-            (self.notify)(Notice::Progress(done * KERNELS_UNTIL, doing));
+            let share = match self.stage {
+                Stage::Kernels => done * self.kernels_until(),
+                Stage::Sparse => self.kernels_until(),
+                Stage::Settings => SPARSE_UNTIL,
+                Stage::Race(_) => SETTINGS_UNTIL,
+            };
+            (self.notify)(Notice::Progress(share, doing));
             return Ok(());
         }
         if let Event::Note(line) = event {
@@ -592,8 +637,31 @@ fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, mod
     task.plan.layouts.retain(|l| !l.decode.is_empty() && (!has_prefill || !l.prefill.is_empty()));
 }
 
-fn header(model: &ModelInfo, options: &Options, host: &Host, jobs: &[JobTask]) -> Result<Header> {
-    let plan = serde_json::to_string(&(jobs, options.ceiling))
+/// The jobs of a model that may skip what meets a zero, with their candidates.
+fn sparse_jobs(model: &ModelInfo, options: &Options) -> Result<Vec<SparseJob>> {
+    let untuned = untuned(options.ceiling)?;
+    let mut jobs = Vec::new();
+    for job in &model.jobs {
+        let default = untuned.lines(job.role, &job.parts).map(|(kernel, _)| kernel);
+        let own = (job.role, &job.parts[..]);
+        let kernels = sparse::candidates(model, own, default.as_ref(), options.ceiling);
+        if !kernels.is_empty() {
+            let (dense, _) = serving(&untuned, model, own)?;
+            jobs.push(SparseJob { role: job.role, parts: job.parts.clone(), dense, kernels });
+        }
+    }
+    Ok(jobs)
+}
+
+fn header(
+    model: &ModelInfo,
+    options: &Options,
+    host: &Host,
+    (jobs, sparse): (&[JobTask], &[SparseJob]),
+) -> Result<Header> {
+    // With all that says what a figure in the journal means.
+    let plan = (jobs, sparse, sparse::DENSITIES, timing::TOKENS, options.ceiling);
+    let plan = serde_json::to_string(&plan)
         .map_err(|e| Error::Runtime(format!("a plan has no JSON form: {e}")))?;
     Ok(Header {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -678,15 +746,15 @@ pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -
         parts: choice.job.parts.clone(),
         count: choice.job.count,
         layout: choice.layout.layout,
-        mode: Mode::Dense,
+        mode: choice.mode(),
         decode: decode.expect("every choice has a kernel for one token"),
         prefill: (choice.job.role != Role::Attention).then(|| pick(Phase::Prefill)).flatten(),
-        sparse: None,
+        sparse: choice.lines.map(ChosenLines::to_profile),
     }
 }
 
 /// To five significant digits: more would pretend.
-fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     format!("{value:.4e}").parse().unwrap_or(value)
 }
 

@@ -21,6 +21,7 @@ use crate::Result;
 use crate::measure::{Excluded, JobTask, Limits, Unit};
 use crate::race::{self, Race, RaceTask};
 use crate::settings::{self, SettingTiming, SettingsTask};
+use crate::sparse::{self, SparseTask, SparseUnit};
 use crate::timing::{self, Present};
 
 /// What a worker is to do.
@@ -67,6 +68,8 @@ pub enum Work {
     Measure(MeasureTask),
     /// Time threads, pinning and pages.
     Settings(SettingsTask),
+    /// Time kernels that skip what meets a zero.
+    Sparse(SparseTask),
     /// Compare the untuned default and a profile on the model.
     Race(RaceTask),
 }
@@ -121,6 +124,8 @@ pub enum Event {
     Unit(Unit),
     /// The settings are timed.
     Settings(Vec<SettingTiming>),
+    /// Kernels that skip are timed.
+    Sparse(Vec<SparseUnit>),
     /// The race is over.
     Race(Race),
     /// It cannot go on: an error's message and its exit code.
@@ -228,6 +233,11 @@ fn work(task: &Task, reporter: &mut Reporter) -> Result<()> {
         Work::Settings(task) => {
             let timings = settings::measure(task, &present, reporter)?;
             reporter.send(&Event::Settings(timings))
+        }
+        Work::Sparse(sparse) => {
+            let pool = Pool::new(task.threads)?;
+            let units = sparse::measure(sparse, (&pool, &present), reporter)?;
+            reporter.send(&Event::Sparse(units))
         }
         Work::Race(task) => {
             let race = race::race(task, reporter)?;

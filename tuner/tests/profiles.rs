@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use bitnet_profiles::registry::{Defaults, Shipped};
-use bitnet_profiles::{Isa, Profile};
+use bitnet_profiles::{Isa, Mode, Profile, Role, Shape, Sparse};
 use bitnet_runtime::host::Host;
 use bitnet_runtime::kernels::cache::Cache;
 use serde_json::Value;
@@ -369,4 +369,41 @@ fn nothing_in_a_profile_reaches_the_terminal_but_text() {
     let path = "models\u{2028}host     forged\u{202e}fugg";
     assert_eq!(object["profile"]["model"]["path"], path);
     place.json(&["diff", "--json", &a, &b], 0);
+}
+
+/// What skips what meets a zero: one line for a role, and a difference where another kernel does or up
+/// to another share.
+#[test]
+fn what_skips_is_shown_and_told_apart() {
+    let place = Place::new();
+    let file = |name: &str, kernel: &str, below: f64, ratio: f64| {
+        let mut profile = made_here();
+        let mut op = profile.ops[0].clone();
+        let kernel = kernel.parse().unwrap();
+        (op.role, op.mode, op.parts) = (Role::Down, Mode::Axpy, vec![Shape::new(2560, 6912)]);
+        let ratio_at_quarter = Some(ratio);
+        op.sparse = Some(Sparse { kernel, built_in: kernel, below, ratio_at_quarter });
+        profile.ops.push(op);
+        place.write(name, &profile.to_text())
+    };
+    const PLAIN: &str = "columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0";
+    const OTHER: &str = "columns_i2_s_l64__scalar__any__r64_c64_n1_u1_p0";
+    let a = file("a.toml", PLAIN, 0.625, 0.4);
+    let shown = place.answer(&["show", &a], 0);
+    for part in ["axpy below 62 % needed; 2.50x as fast at 25 %\n", PLAIN, "all 6 are built in"] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
+    let b = file("b.toml", PLAIN, 0.0, 1.25);
+    assert!(place.answer(&["show", &b], 0).contains("axpy never; 0.80x as fast at 25 %\n"));
+    let shown = place.answer(&["diff", &a, &b], 1);
+    let change =
+        format!("{PLAIN}, axpy below 62 % needed; 2.50x as fast at 25 % -> {PLAIN}, axpy never");
+    assert!(shown.contains(&change), "{shown}");
+    // What it gained is a figure.
+    let b = file("b.toml", PLAIN, 0.625, 0.5);
+    assert_eq!(place.json(&["diff", "--json", &a, &b], 0)["same_choices"], true);
+    let b = file("b.toml", OTHER, 0.625, 0.4);
+    assert!(place.answer(&["diff", &a, &b], 1).contains(OTHER));
+    let shown = place.answer(&["show", &b], 0);
+    assert!(shown.contains(&format!("down sparse: {OTHER}, else the default")), "{shown}");
 }

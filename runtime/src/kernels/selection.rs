@@ -202,6 +202,11 @@ impl Selection {
                 return Some((kernel, sparse.below));
             }
         }
+        let listed = shipped().lines(role, parts, self.format, self.ceiling);
+        let listed = listed.and_then(|s| Some((LinesKernel::find(&s.kernel)?, s.below)));
+        if listed.is_some() {
+            return listed;
+        }
         let kernel = LinesKernel::default(along, self.format, self.ceiling)?;
         Some((kernel, kernel.break_even()))
     }

@@ -134,12 +134,6 @@ impl VectorOps {
         unsafe { (self.entry.rope_norm)(x.as_mut_ptr(), cos.as_ptr(), sin.as_ptr(), cos.len()) }
     }
 
-    /// Asks for bytes that will be read soon.
-    pub fn prefetch(&self, bytes: &[u8]) {
-        // SAFETY: the bytes are readable, the CPU was checked when the ops were chosen.
-        unsafe { (self.entry.prefetch)(bytes.as_ptr(), bytes.len()) }
-    }
-
     /// [`numerics::to_kv`](crate::model::numerics::to_kv).
     pub fn to_f16(&self, x: &[f32], out: &mut [f16]) {
         assert_eq!(x.len(), out.len());

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use bitnet_profiles::{HeadFormat, Isa, PlaneFormat};
+use bitnet_profiles::{Isa, PlaneFormat};
 
 use super::planes::{self, Planes};
 use super::{Model, Session, SessionOptions, exact_head, weights};
 use crate::error::{Error, Result};
-use crate::kernels::{HeadKernel, PlaneKernel};
+use crate::kernels::{LinesKernel, PlaneKernel};
+use crate::lines::Along;
 use crate::memory::Pages;
 use crate::random::Random;
 use crate::threads::Pool;
@@ -74,7 +75,7 @@ impl Model {
                 let (head, cols) = (&self.weights.head, self.config.hidden);
                 let missing = || Error::Runtime(format!("no kernels for {format}"));
                 let kernels = PlaneKernel::default(format, options.ceiling, self.head(1))
-                    .zip(HeadKernel::default(HeadFormat::Q4_0, options.ceiling))
+                    .zip(fine_kernel(options))
                     .ok_or_else(missing)?;
                 let planes = Planes::build(&self.gguf, head, cols, kernels, pool, options.pages)?;
                 self.planes.insert(planes).lock_if(options.lock)
@@ -89,6 +90,7 @@ impl Model {
                 if options.lock { self.weights.head.lock() } else { Ok(()) }
             }
         };
+        self.gguf.drop_all();
         self.warnings.extend(kept.err().map(|error| weights::not_locked(&error)));
         Ok(self)
     }
@@ -96,7 +98,7 @@ impl Model {
     /// Whether a scan that left over no row would be worthwhile.
     fn scan_could_pay(&self) -> bool {
         let (rows, cols) = (self.config.vocab, self.config.hidden);
-        let (scan, _) = Planes::read_bytes(PlaneFormat::P4, rows, cols);
+        let scan = Planes::plane_bytes(PlaneFormat::P4, rows, cols);
         let full = self.head_bytes();
         full >= WORTHWHILE_BYTES && (scan as f64) < WORTHWHILE * full as f64
     }
@@ -116,6 +118,7 @@ impl Model {
         let mut random = Random::new(1);
         let mut token = || random.below(rows as u64) as u32;
         let prompt: Vec<u32> = (0..TOKENS.0.min(context)).map(|_| token()).collect();
+        let fine_bytes = fine_kernel(options).map_or(0, |k| Planes::fine_bytes(k.layout(), cols));
         let sample = || (0..rows).step_by(rows.div_ceil(SAMPLE));
         let formats = [PlaneFormat::P4, PlaneFormat::P5];
         let residuals = formats.map(|format| {
@@ -147,14 +150,20 @@ impl Model {
         drop(session);
         let costs = formats.iter().zip(left).map(|(&format, left)| {
             let [refined, rescored] = left.map(|left| left as f64 / seen as f64);
-            let (scan, fine) = Planes::read_bytes(format, rows, cols);
+            let scan = Planes::plane_bytes(format, rows, cols) as f64;
+            let fine = refined * (rows * fine_bytes) as f64;
             let full = model.head_bytes() as f64;
-            let alone = exact_head::ALONE * (refined * fine as f64 / full + rescored);
-            (format, scan as f64 / full + alone)
+            let rest = exact_head::alone(&model.weights.head) * rescored;
+            (format, (scan + exact_head::ALONE * fine) / full + rest)
         });
         let cheapest = costs.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((PlaneFormat::P4, 1.0));
         let model = Arc::into_inner(model)
             .ok_or_else(|| Error::Runtime("the model is still in use".into()))?;
         Ok((model, cheapest))
     }
+}
+
+/// The kernel that reads fine rows.
+fn fine_kernel(options: &HeadOptions) -> Option<LinesKernel> {
+    LinesKernel::default(Along::Rows, None, options.ceiling)
 }

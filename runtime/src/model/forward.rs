@@ -135,6 +135,8 @@ struct Scratch {
     matmul: matmul::Scratch,
     /// Input of the head as its kernel reads it.
     head_input: Buffer,
+    /// A row of the embedding, where it is in the file.
+    row: Vec<u8>,
 }
 
 impl Session {
@@ -177,6 +179,7 @@ impl Session {
                 attention: attention::Scratch::new(model.attention(), config)?,
                 matmul: matmul::Scratch::new(jobs())?,
                 head_input: Buffer::zeroed(model.head_input_bytes())?,
+                row: Vec::new(),
             })
         };
         let workspace =
@@ -551,7 +554,7 @@ impl Pass<'_> {
         let place = Place { worker, n: self.tokens.len() };
         // SAFETY: each worker takes its own scratch, once per run.
         let scratch = unsafe { &mut self.scratch.write(worker.index..worker.index + 1)[0] };
-        self.embed(place);
+        self.embed(place, &mut scratch.row);
         for (index, layer) in self.model.weights().layers.iter().enumerate() {
             self.attention_block(place, scratch, index, layer);
             self.feed_forward_block(place, scratch, index, layer);
@@ -583,14 +586,15 @@ impl Pass<'_> {
     }
 
     /// x = embedding of the token; rope tables of its position.
-    fn embed(&self, place: Place<'_>) {
+    fn embed(&self, place: Place<'_>, buffer: &mut Vec<u8>) {
         for slot in place.own_slots() {
             let token = place.token(slot);
             let id = self.tokens[token].id as usize;
             // SAFETY: a worker's own slot.
             let (x, cos, sin) =
                 unsafe { (self.x.row_mut(slot), self.cos.row_mut(slot), self.sin.row_mut(slot)) };
-            self.model.weights().embedding.read_row(self.model.gguf(), id, x);
+            let embedding = &self.model.weights().embedding;
+            embedding.dequantise(embedding.row(self.model.gguf(), id, buffer), x);
             self.model.rope().fill(self.at[token].position, cos, sin);
         }
     }

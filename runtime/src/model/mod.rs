@@ -133,6 +133,7 @@ impl Model {
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
         let vector = options.selection.vector();
         let planes = None;
+        gguf.drop_all();
         Ok(Self { gguf, config, weights, heads, planes, attention, vector, rope, warnings })
     }
 

@@ -1,14 +1,14 @@
 //! Low-bit copies of the lm_head, and how far an estimate from them can be from the logit.
 //!
 //! Two copies: the *plane* ([`PlaneFormat`]), which a scan reads whole, and the *fine* rows, what
-//! the plane leaves of each row in Q4_0, which are read for the rows that may still be among the
-//! best. With w a row of the head, p and b its rows in the two copies, both exact real vectors,
+//! the plane leaves of each row as a ternary one with a scale, which are read for the rows that may
+//! still be among the best, by a kernel with a list of rows. With w a row of the head, p and b its rows in the two copies, both exact real vectors,
 //! and x the activations as the full head sees them,
 //!
 //! ```text
 //! logit = w x + e,   |e| <= gamma |w| |x|         (rounding, of the depth of the full head's sum)
 //! scan  = p x' + e', |e'| <= gamma' |p| |x'|      (x' has 16 bits)
-//! fine  = b x" + e", |e"| <= gamma" |b| |x"|      (x" has 8 bits, in blocks)
+//! fine  = b x" + e", |e"| <= gamma" |b| |x"|      (x" has 8 bits)
 //!
 //! |logit - scan|        <= |w - p| |x| + |p| |x - x'| + e + e'
 //! |logit - scan - fine| <= |w - p - b| |x| + |p| |x - x'| + |b| |x - x"| + e + e' + e"
@@ -18,15 +18,18 @@
 //! terms are small and take the largest norm of all rows. Norms are never computed smaller than
 //! they are: sums of f32 are taken for as wrong as their depth allows, and what underflow could hide
 //! is added.
+//!
+//! Fine rows of 4 bits in blocks left fewer rows to compute, 0.1 % of them, but took 185 MB of a 2B-4T
+//! head instead of 66.
 
-use bitnet_profiles::{HeadFormat, Isa, PlaneFormat};
-use half::f16;
+use bitnet_profiles::{Isa, LineLayout, PlaneFormat, Shape};
 
-use super::numerics::{self, BLOCK, Q4_0_BYTES};
+use super::numerics::{self, BLOCK};
 use super::weights::Table;
 use crate::error::Result;
 use crate::gguf::Gguf;
-use crate::kernels::{HeadKernel, PlaneInput, PlaneKernel, VectorOps};
+use crate::kernels::{LinesKernel, PlaneInput, PlaneKernel, VectorOps};
+use crate::lines::{self, PackedLines};
 use crate::memory::{Buffer, Pages};
 use crate::threads::{Pool, SharedSlice};
 
@@ -49,11 +52,13 @@ pub struct Planes {
     /// Whether the full head quantises its activations in blocks of 32.
     block_head: bool,
     kernel: PlaneKernel,
-    fine_kernel: HeadKernel,
+    fine_kernel: LinesKernel,
     tiles: Buffer,
     /// Half the scale of each row, `[tiles][16]`.
     scales: Vec<f32>,
-    fine: Buffer,
+    fine: PackedLines,
+    /// The scale of each fine row.
+    fine_scales: Vec<f32>,
     /// What the plane leaves of each row and what both leave, upper bounds of the norms.
     residuals: Vec<f32>,
     fine_residuals: Vec<f32>,
@@ -65,9 +70,27 @@ pub struct Planes {
 /// A row as it was coded.
 struct Coded {
     scale: f32,
+    fine_scale: f32,
     norm: f64,
     residual: f64,
     fine_residual: f64,
+}
+
+/// What a row is coded in, of one worker: all are whole blocks.
+struct Room {
+    weights: Vec<f32>,
+    /// What the plane leaves.
+    rest: Vec<f32>,
+    /// Of the fine row, whole units.
+    codes: Vec<u8>,
+}
+
+impl Room {
+    fn new(cols: usize, fine: LineLayout) -> Self {
+        let padded = cols.next_multiple_of(BLOCK);
+        let codes = vec![ZERO; padded.next_multiple_of(fine.unit_weights())];
+        Self { weights: vec![0.0; padded], rest: vec![0.0; padded], codes }
+    }
 }
 
 /// The smallest float that is not less.
@@ -86,16 +109,19 @@ fn norm(n: usize, element: impl Fn(usize) -> f64) -> f64 {
 }
 
 impl Planes {
-    /// Bytes that a scan of a head of so many rows and columns reads, and bytes of its fine copy.
-    pub(super) fn read_bytes(format: PlaneFormat, rows: usize, cols: usize) -> (usize, usize) {
-        let tiles = rows.div_ceil(TILE_ROWS) * format.tile_bytes(cols);
-        let fine = cols.div_ceil(BLOCK) * Q4_0_BYTES;
-        (tiles + rows * 2 * size_of::<f32>(), rows * (fine + size_of::<f32>()))
+    /// Bytes that a scan of a head of so many rows and columns reads.
+    pub(super) fn plane_bytes(format: PlaneFormat, rows: usize, cols: usize) -> usize {
+        rows.div_ceil(TILE_ROWS) * format.tile_bytes(cols) + rows * 2 * size_of::<f32>()
+    }
+
+    /// Bytes of a fine row, its scale and its residual.
+    pub(super) fn fine_bytes(layout: LineLayout, cols: usize) -> usize {
+        layout.line_bytes(cols) + 2 * size_of::<f32>()
     }
 
     /// Makes the copies of `head`, whose rows hold `cols` weights, for the kernels that read them, the
-    /// second of which is one for Q4_0. Each worker writes what it will
-    /// read, and gives back the pages of the file on the way.
+    /// second of which takes a list of rows. Each worker writes what it will read, and gives back the
+    /// pages of the file on the way.
     ///
     /// # Errors
     /// [`crate::Error::Runtime`] when there is not enough memory or a worker panicked.
@@ -103,7 +129,7 @@ impl Planes {
         gguf: &Gguf,
         head: &Table,
         cols: usize,
-        kernels: (PlaneKernel, HeadKernel),
+        kernels: (PlaneKernel, LinesKernel),
         pool: &Pool,
         pages: Pages,
     ) -> Result<Self> {
@@ -111,8 +137,9 @@ impl Planes {
         let format = kernel.format();
         let rows = head.row_count();
         let (tiles, tile_bytes) = (rows.div_ceil(TILE_ROWS), format.tile_bytes(cols));
-        let padded = cols.next_multiple_of(BLOCK);
-        let fine_bytes = HeadFormat::Q4_0.row_bytes(padded);
+        let layout = fine_kernel.layout();
+        let fine_bytes = layout.line_bytes(cols);
+        let mut fine = Buffer::with(rows * fine_bytes, pages)?;
         let mut planes = Self {
             rows,
             cols,
@@ -121,7 +148,8 @@ impl Planes {
             fine_kernel,
             tiles: Buffer::with(tiles * tile_bytes, pages)?,
             scales: vec![0.0; tiles * TILE_ROWS],
-            fine: Buffer::with(rows * fine_bytes, pages)?,
+            fine: PackedLines::of_rows(layout, Shape::new(0, cols), Buffer::zeroed(0)?),
+            fine_scales: vec![0.0; tiles * TILE_ROWS],
             residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
             fine_residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
             norm: 0.0,
@@ -131,13 +159,14 @@ impl Planes {
         let code = coder(format, kernel.id().isa);
         {
             let out = SharedSlice::new(&mut planes.tiles);
-            let fine = SharedSlice::new(&mut planes.fine);
+            let fine = SharedSlice::new(&mut fine);
             let scales = SharedSlice::new(&mut planes.scales);
+            let fine_scales = SharedSlice::new(&mut planes.fine_scales);
             let residuals = SharedSlice::new(&mut planes.residuals);
             let fine_residuals = SharedSlice::new(&mut planes.fine_residuals);
             let norms = SharedSlice::new(&mut norms);
             pool.run(|worker| {
-                let mut weights = vec![0.0; padded];
+                let mut room = Room::new(cols, layout);
                 let mut largest = (0.0f64, 0.0f64);
                 let share = worker.share(tiles);
                 for tile in share.clone() {
@@ -145,21 +174,24 @@ impl Planes {
                     let own = first..first + TILE_ROWS;
                     let filled = first..own.end.min(rows);
                     // SAFETY: workers own disjoint ranges of tiles and of their rows.
-                    let (out, fine, scales, residuals, fine_residuals) = unsafe {
+                    let (out, fine, scales, fine_scales, residuals, fine_residuals) = unsafe {
                         (
                             out.write(tile * tile_bytes..(tile + 1) * tile_bytes),
                             fine.write(filled.start * fine_bytes..filled.end * fine_bytes),
                             scales.write(own.clone()),
+                            fine_scales.write(own.clone()),
                             residuals.write(own.clone()),
                             fine_residuals.write(own),
                         )
                     };
                     for (r, fine) in fine.chunks_exact_mut(fine_bytes).enumerate() {
-                        head.read_row(gguf, first + r, &mut weights[..cols]);
+                        head.read_row(gguf, first + r, &mut room.weights[..cols]);
                         // SAFETY: `coder` asked for what the CPU has.
-                        let coded = unsafe { code(&weights, r, out, fine) };
+                        let coded = unsafe { code(&mut room, r, out) };
                         let Some(coded) = coded else { continue };
+                        lines::pack_row(layout, &room.codes, fine);
                         scales[r] = coded.scale;
+                        fine_scales[r] = coded.fine_scale;
                         residuals[r] = up(coded.residual);
                         fine_residuals[r] = up(coded.fine_residual);
                         largest.0 = largest.0.max(coded.norm + coded.residual);
@@ -175,6 +207,7 @@ impl Planes {
                 unsafe { norms.write(worker.index..worker.index + 1)[0] = largest };
             })?;
         }
+        planes.fine = PackedLines::of_rows(layout, Shape::new(rows, cols), fine);
         for (norm, fine_norm) in norms {
             (planes.norm, planes.fine_norm) =
                 (planes.norm.max(norm), planes.fine_norm.max(fine_norm));
@@ -207,8 +240,8 @@ impl Planes {
 
     /// Bytes that the fine estimate of a row reads.
     #[must_use]
-    pub fn fine_bytes(&self) -> usize {
-        self.fine.len() / self.rows + size_of::<f32>()
+    pub fn fine_row_bytes(&self) -> usize {
+        Self::fine_bytes(self.fine.layout(), self.cols)
     }
 
     /// Keeps the copies in memory, if so asked.
@@ -253,18 +286,23 @@ impl Planes {
         count
     }
 
-    /// The fine copy of a row.
-    pub(super) fn fine_row(&self, row: usize) -> &[u8] {
-        let width = self.fine.len() / self.rows;
-        &self.fine[row * width..(row + 1) * width]
+    /// Products of some fine rows with the activations, for [`Planes::survives`].
+    pub(super) fn fine_dots(&self, rows: &[u32], query: &Query, dots: &mut [i32]) {
+        self.fine_kernel.run(&self.fine, 0..self.fine.units(), rows, &query.fine, dots);
     }
 
-    /// Whether a row's logit may reach `least` by its better estimate, if the scan's is this.
-    pub(super) fn survives(&self, row: usize, estimate: f32, query: &Query, least: f32) -> bool {
-        let mut fine = [0.0];
-        self.fine_kernel.run(self.fine_row(row), query.x.len(), &query.fine, &mut fine, 1);
+    /// Whether a row's logit may reach `least` by its better estimate, if the scan's and the product
+    /// of its fine row are these.
+    pub(super) fn survives(
+        &self,
+        row: usize,
+        (estimate, dot): (f32, i32),
+        query: &Query,
+        least: f32,
+    ) -> bool {
+        let fine = dot as f32 * (self.fine_scales[row] * query.step);
         let radius = self.fine_residuals[row] * query.norm + query.fine_slack;
-        reaches((estimate + fine[0]) + radius, least)
+        reaches((estimate + fine) + radius, least)
     }
 }
 
@@ -278,7 +316,7 @@ pub(super) fn reaches(upper: f32, least: f32) -> bool {
 ///
 /// # Safety
 /// The CPU has the features that the function was chosen for.
-type Coder = unsafe fn(&[f32], usize, &mut [u8], &mut [u8]) -> Option<Coded>;
+type Coder = unsafe fn(&mut Room, usize, &mut [u8]) -> Option<Coded>;
 
 /// The coder for a format, of instructions up to those of `isa`. All give the same.
 fn coder(format: PlaneFormat, isa: Isa) -> Coder {
@@ -299,13 +337,8 @@ fn coder(format: PlaneFormat, isa: Isa) -> Coder {
 /// [`code_row`] in vectors twice as long.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn code_row_avx2<const BITS: usize>(
-    weights: &[f32],
-    r: usize,
-    out: &mut [u8],
-    fine: &mut [u8],
-) -> Option<Coded> {
-    code_row::<BITS>(weights, r, out, fine)
+fn code_row_avx2<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Option<Coded> {
+    code_row::<BITS>(room, r, out)
 }
 
 /// What the copies would leave of some rows: the norms after the plane and after both.
@@ -316,13 +349,12 @@ pub(super) fn residuals(
     (format, isa): (PlaneFormat, Isa),
     rows: impl Iterator<Item = usize>,
 ) -> Vec<[f32; 2]> {
-    let mut weights = vec![0.0; cols.next_multiple_of(BLOCK)];
+    let mut room = Room::new(cols, LineLayout::I2sL64);
     let mut tile = vec![0; format.tile_bytes(cols)];
-    let mut fine = vec![0; HeadFormat::Q4_0.row_bytes(weights.len())];
     rows.map(|row| {
-        head.read_row(gguf, row, &mut weights[..cols]);
+        head.read_row(gguf, row, &mut room.weights[..cols]);
         // SAFETY: `coder` asked for what the CPU has.
-        match unsafe { coder(format, isa)(&weights, 0, &mut tile, &mut fine) } {
+        match unsafe { coder(format, isa)(&mut room, 0, &mut tile) } {
             Some(coded) => [coded.residual, coded.fine_residual].map(up),
             None => [f32::INFINITY; 2],
         }
@@ -340,8 +372,9 @@ pub(super) struct Query {
     q8: Vec<i8>,
     d8: Vec<f32>,
     input: PlaneInput,
-    /// Prepared for the fine rows.
+    /// Prepared for the fine rows, and what one of them stands for.
     fine: Buffer,
+    step: f32,
     /// Not below |x|.
     norm: f32,
     /// What is added to the residuals' part of the bounds.
@@ -358,7 +391,8 @@ impl Query {
             q8: vec![0; padded],
             d8: vec![0.0; padded / BLOCK],
             input: PlaneInput::new(planes.cols),
-            fine: Buffer::zeroed(planes.fine_kernel.prepared_bytes(padded))?,
+            fine: Buffer::zeroed(planes.fine_kernel.group_bytes(planes.cols))?,
+            step: 0.0,
             norm: 0.0,
             slack: 0.0,
             fine_slack: 0.0,
@@ -383,9 +417,9 @@ impl Query {
         let scale = numerics::quantise_wide(&self.x, &mut self.q);
         self.input.set(planes.kernel.format(), &self.q, scale);
         let wide = norm(n, |i| f64::from(self.q[i]) * f64::from(scale) - x(i)) + U * size;
-        ops.quantise_blocks(&self.x, &mut self.q8, &mut self.d8);
-        planes.fine_kernel.prepare((&self.x, 1), &mut self.fine);
-        let narrow = |i| f64::from(self.q8[i]) * f64::from(self.d8[i / BLOCK]) - x(i);
+        self.step = 1.0 / ops.quantise_activations(&self.x, &mut self.q8);
+        planes.fine_kernel.prepare(&self.q8[..cols], &mut self.fine);
+        let narrow = |i| f64::from(self.q8[i]) * f64::from(self.step) - x(i);
         let narrow = norm(n, narrow) + U * size;
         // Depths of the three sums: 16 lanes and a tree, for blocks with a product of scales; one
         // chain over the blocks of the plane. What is left pays for the sums of bounds themselves.
@@ -407,18 +441,20 @@ fn dequantise(q: &[i8], d: &[f32], x: &mut [f32]) {
     }
 }
 
+/// Code of a weight of 0 in a fine row.
+const ZERO: u8 = 1;
+/// The scale of a fine row in root mean squares: the best for what rounding to equal steps leaves, of
+/// which two thirds of the largest are so many.
+const FINE_STEP: f32 = 1.154_700_5;
+
 /// Lanes of the sums of squares here, so that the compiler can use vectors.
 const LANES: usize = 16;
 
 /// See [`Coder`]; written for the compiler's vectors, here and in what it calls.
 #[inline(always)]
-fn code_row<const BITS: usize>(
-    weights: &[f32],
-    r: usize,
-    out: &mut [u8],
-    fine: &mut [u8],
-) -> Option<Coded> {
-    let (blocks, _) = weights.as_chunks::<BLOCK>();
+fn code_row<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Option<Coded> {
+    let (blocks, _) = room.weights.as_chunks::<BLOCK>();
+    let (rests, _) = room.rest.as_chunks_mut::<BLOCK>();
     let levels = (1u32 << BITS) as f32;
     let middle = (levels - 1.0) / 2.0;
     let mut squares = [[0f32; LANES]; 3];
@@ -436,13 +472,14 @@ fn code_row<const BITS: usize>(
     let unit = if largest < 1e-30 { 0.0 } else { largest / (levels / 2.0 * 255.0) };
     let per_unit = if unit == 0.0 { 0.0 } else { 1.0 / unit };
     let block_bytes = TILE_ROWS * (BLOCK * BITS / 8 + 1);
-    let outs = out.chunks_exact_mut(block_bytes).zip(fine.chunks_exact_mut(Q4_0_BYTES));
-    for (block, (out, fine)) in blocks.iter().zip(outs) {
+    for ((block, rest), out) in
+        blocks.iter().zip(&mut *rests).zip(out.chunks_exact_mut(block_bytes))
+    {
         let scale = ((top(block) / (levels / 2.0)) * per_unit).ceil().min(255.0);
         let step = unit * scale;
         let mut codes = [0u8; BLOCK];
-        let rest = quantise(block, step, middle, levels - 1.0, &mut codes);
-        add_squares(&mut squares[1], &rest);
+        *rest = quantise(block, step, middle, levels - 1.0, &mut codes);
+        add_squares(&mut squares[1], rest);
         // Four or eight codes at once, each in its byte.
         for (group, codes) in codes.as_chunks::<8>().0.iter().enumerate() {
             let low = u64::from_le_bytes(*codes) & 0x0f0f_0f0f_0f0f_0f0f;
@@ -457,16 +494,15 @@ fn code_row<const BITS: usize>(
             out[256 + 4 * r..][..4].copy_from_slice(&bits.to_le_bytes());
         }
         out[block_bytes - TILE_ROWS + r] = scale as u8;
-
-        let scale = f16::from_f32((top(&rest) / 7.5).min(60000.0));
-        let rest = quantise(&rest, scale.to_f32(), 8.0, 15.0, &mut codes);
-        add_squares(&mut squares[2], &rest);
-        fine[..2].copy_from_slice(&scale.to_le_bytes());
-        let half = |i: usize| u128::from_le_bytes(codes.as_chunks::<16>().0[i]);
-        fine[2..].copy_from_slice(&(half(0) | half(1) << 4).to_le_bytes());
+    }
+    let mean = squares[1].iter().sum::<f32>() / room.weights.len() as f32;
+    let fine_scale = FINE_STEP * mean.sqrt();
+    let (codes, _) = room.codes.as_chunks_mut::<BLOCK>();
+    for (rest, codes) in rests.iter().zip(codes) {
+        add_squares(&mut squares[2], &quantise(rest, fine_scale, 1.0, 2.0, codes));
     }
     let [weights_norm, residual, fine_residual] = squares.map(|lanes| {
-        let depth = weights.len() as f64 / LANES as f64 + 32.0;
+        let depth = room.weights.len() as f64 / LANES as f64 + 32.0;
         let sum: f64 = lanes.iter().map(|&v| f64::from(v)).sum();
         sum.sqrt() * (1.0 + depth * 2.0 * U) + UNDERFLOW
     });
@@ -475,6 +511,7 @@ fn code_row<const BITS: usize>(
     Some(Coded {
         // Scans sum twice the codes.
         scale: unit / 2.0,
+        fine_scale,
         norm: weights_norm,
         residual: residual + rounding,
         fine_residual: fine_residual + rounding,
@@ -543,8 +580,13 @@ fn quantise(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use bitnet_profiles::HeadFormat;
+    use half::f16;
+
     use super::*;
+    use crate::kernels::HeadKernel;
     use crate::kernels::verify::head_row;
+    use crate::lines::Along;
     use crate::random::Random;
 
     /// A head, and activations to try on it.
@@ -645,10 +687,21 @@ pub(super) mod tests {
         let best = bitnet_profiles::Isa::best();
         let head = HeadKernel::default(case.table.format(), best).unwrap();
         let scan = PlaneKernel::default(format, best, &head).unwrap();
-        let fine = HeadKernel::default(HeadFormat::Q4_0, best).unwrap();
+        let fine = LinesKernel::default(Along::Rows, None, best).unwrap();
         let Case { gguf, table, cols, .. } = case;
         let kernels = (scan, fine);
         (head, Planes::build(gguf, table, *cols, kernels, pool, Pages::Small).unwrap())
+    }
+
+    fn fine_dot(planes: &Planes, row: usize, query: &Query) -> i32 {
+        let mut dots = [0];
+        planes.fine_dots(&[row as u32], query, &mut dots);
+        dots[0]
+    }
+
+    /// [`Planes::survives`] by the fine row.
+    fn survives(planes: &Planes, row: usize, estimate: f32, query: &Query, least: f32) -> bool {
+        planes.survives(row, (estimate, fine_dot(planes, row, query)), query, least)
     }
 
     /// All logits, by the full head's kernel.
@@ -685,18 +738,18 @@ pub(super) mod tests {
                         let (estimate, residual) = (estimates[row], planes.residuals[row]);
                         let radius = residual * query.norm + query.slack;
                         if radius == f32::INFINITY {
-                            assert!(planes.survives(row, estimate, &query, f32::MAX), "{what}");
+                            assert!(survives(&planes, row, estimate, &query, f32::MAX), "{what}");
                             continue;
                         }
                         let error = (f64::from(logit) - f64::from(estimate)).abs();
                         assert!(error <= f64::from(radius), "{what} for {estimate} {radius}");
-                        assert!(planes.survives(row, estimate, &query, logit), "{what}");
+                        assert!(survives(&planes, row, estimate, &query, logit), "{what}");
                         if case.name == "noise" && i == 0 {
                             let largest = planes.norm as f32 * query.norm;
                             let share = [0.12, 0.06][format as usize];
                             assert!(radius < share * largest, "{what}: {radius} of {largest}");
-                            let finer = logit + 0.02 * largest;
-                            assert!(!planes.survives(row, estimate, &query, finer), "{what}");
+                            let finer = logit + 0.5 * share * largest;
+                            assert!(!survives(&planes, row, estimate, &query, finer), "{what}");
                             tight += 1;
                         }
                     }
@@ -728,10 +781,10 @@ pub(super) mod tests {
                 assert!(query.set(&planes, &ops, &x));
                 planes.scan(0..1, &query, &mut estimates);
                 for row in 0..rows {
-                    let mut fine = [0.0];
-                    planes.fine_kernel.run(planes.fine_row(row), cols, &query.fine, &mut fine, 1);
+                    let fine = fine_dot(&planes, row, &query) as f32
+                        * (planes.fine_scales[row] * query.step);
                     left[row * cols + col] -= estimates[row];
-                    left_by_both[row * cols + col] -= estimates[row] + fine[0];
+                    left_by_both[row * cols + col] -= estimates[row] + fine;
                 }
             }
             for row in 0..rows {
@@ -751,11 +804,11 @@ pub(super) mod tests {
                     planes.scan(0..1, &query, &mut estimates);
                     let logit = logits(&case, &head, &x)[row];
                     let radius = planes.fine_residuals[row] * query.norm + query.fine_slack;
-                    assert!(planes.survives(row, estimates[row], &query, logit), "{logit}");
+                    assert!(survives(&planes, row, estimates[row], &query, logit), "{logit}");
                     if sign > 0.0 {
                         // The logit lies a radius above its estimate.
                         let more = logit + 0.3 * radius;
-                        assert!(!planes.survives(row, estimates[row], &query, more), "{logit}");
+                        assert!(!survives(&planes, row, estimates[row], &query, more), "{logit}");
                     }
                 }
             }

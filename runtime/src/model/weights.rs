@@ -151,9 +151,34 @@ impl Table {
         self.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock())
     }
 
+    /// Whether rows that are needed alone are read out of the file, [`Gguf::read_part`]: unless all of
+    /// them may as well be in memory.
+    pub(super) fn stays_in_file(&self) -> bool {
+        const SMALL: u64 = 16 << 20;
+        self.memory.is_none() && self.tensor.bytes >= SMALL
+    }
+
+    /// A row that is needed alone, in the file's blocks.
+    pub(super) fn row<'a>(
+        &'a self,
+        gguf: &'a Gguf,
+        row: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> &'a [u8] {
+        if !self.stays_in_file() {
+            return self.rows(gguf, row..row + 1);
+        }
+        let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
+        gguf.read_part(&self.tensor, row * width..(row + 1) * width, buffer)
+    }
+
     /// Reads a row as f32, `[hidden]`.
     pub fn read_row(&self, gguf: &Gguf, row: usize, out: &mut [f32]) {
-        let row = self.rows(gguf, row..row + 1);
+        self.dequantise(self.rows(gguf, row..row + 1), out);
+    }
+
+    /// A row as f32, `[hidden]`.
+    pub(super) fn dequantise(&self, row: &[u8], out: &mut [f32]) {
         match self.format {
             HeadFormat::F32 => numerics::dequantise_f32_row(row, out),
             HeadFormat::F16 => numerics::dequantise_f16_row(row, out),

@@ -13,7 +13,9 @@ use serde::Serialize;
 
 use super::show::{find, job, read};
 use super::{Bar, answer, answer_json, note, stopped_by_signals, threads};
-use crate::check::{Checked, Options, PhaseCheck, Rival, RivalKind, RoleCheck, check};
+use crate::check::{
+    Checked, Options, PhaseCheck, Rival, RivalKind, RoleCheck, Skipped, SparseCheck, check,
+};
 use crate::measure::Excluded;
 use crate::supervise::WorkerProgram;
 use crate::{ModelInfo, Result, race};
@@ -206,6 +208,23 @@ fn show_role(f: &mut fmt::Formatter<'_>, role: &RoleCheck) -> fmt::Result {
         }
         rivals.iter().try_for_each(|rival| show_rival(f, rival))?;
     }
+    if let Some(SparseCheck { mode, pick, serves, quarter, lag }) = &role.sparse {
+        let kernel = pick.kernel.to_string();
+        writeln!(f, "  {:<11} {kernel:<WIDTH$} {mode} {pick}", "sparse")?;
+        if let Some(serves) = serves.filter(|serves| *serves != pick.kernel) {
+            writeln!(f, "    {serves} stands in for it, which is not present here")?;
+        }
+        if let Some(quarter) = quarter {
+            let (gain, mark) = (quarter.gain(), if lag.is_some() { "  lags" } else { "" });
+            write!(f, "    {:<9} {:<WIDTH$} ", "dense", "where 25 % are needed")?;
+            match gain.is_unknown() {
+                true => writeln!(f, "too noisy to say")?,
+                false => {
+                    writeln!(f, "{:.2}x [{:.2}, {:.2}]{mark}", gain.times, gain.low, gain.high)?;
+                }
+            }
+        }
+    }
     if !role.together.is_empty() {
         writeln!(f, "  both phases, weighed as the profile was tuned for")?;
     }
@@ -235,6 +254,19 @@ impl Shown<'_> {
                     f,
                     "{} {phase} lags: {slower:.1} % slower than the {kind}, noise {noise:.1} %",
                     role.role
+                )?;
+            }
+            if let Some(Skipped { density, ratio, half_width }) =
+                role.sparse.as_ref().and_then(|sparse| sparse.lag)
+            {
+                writeln!(
+                    f,
+                    "{} sparse lags: {:.1} % slower than reading all where {:.0} % are needed, noise \
+                     {:.1} %",
+                    role.role,
+                    100.0 * (ratio - 1.0),
+                    100.0 * density,
+                    100.0 * half_width
                 )?;
             }
             for Excluded { kernel, why, .. } in role.wrong() {

@@ -182,7 +182,8 @@ impl Differences {
                 let layout = choice.layout.map_or_else(|| "none".into(), |l| l.to_string());
                 [layout, choice.mode.to_string(), choice.count.to_string()]
             };
-            let fields = fields(["layout", "mode", "count"], described(own), described(other));
+            let mut fields = fields(["layout", "mode", "count"], described(own), described(other));
+            fields.extend(sparse_difference(own, other));
             if !(changed.is_empty() && fields.is_empty()) {
                 let (role, parts) = (own.role, own.parts.clone());
                 roles.push(RoleDifference { role, parts, only_in: None, fields, kernels: changed });
@@ -200,6 +201,23 @@ impl Differences {
             kernels,
         }
     }
+}
+
+/// How a role skips, if that differs; what it gained is no difference.
+fn sparse_difference(a: &Choice, b: &Choice) -> Option<Field> {
+    let choice = |choice: &Choice| {
+        choice.sparse.as_ref().map(|sparse| (sparse.kernel, sparse.built_in, sparse.below))
+    };
+    let words = |choice: &Choice| {
+        let Some(sparse) = &choice.sparse else { return "the default".to_string() };
+        let instead = match sparse.built_in == sparse.kernel {
+            true => String::new(),
+            false => format!(", else {}", sparse.built_in),
+        };
+        format!("{}{instead}, {} {sparse}", sparse.kernel, choice.mode)
+    };
+    let field = || Field { name: "sparse", a: words(a), b: words(b) };
+    (choice(a) != choice(b)).then(field)
 }
 
 /// The kernels of a role that differ, or their fallbacks.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bitnet_profiles::registry::{Defaults, Shipped};
 use bitnet_profiles::{
-    Choice, Isa, KernelId, Op, Pick, Profile, Provenance, Role, Shape, printable, registry,
+    Choice, Isa, KernelId, Op, Profile, Provenance, Role, Shape, printable, registry,
 };
 use bitnet_runtime::Error;
 use bitnet_runtime::error::quoted;
@@ -237,8 +237,8 @@ impl Here {
     fn of(named: &Named, host: &Host) -> Self {
         let Named { profile, is_shipped, .. } = named;
         let shipped_here = shipped_for(host);
-        let kernels = profile.ops.iter().flat_map(Choice::picks);
-        let mut isas = kernels.flat_map(|(_, pick)| [pick.kernel.isa, pick.built_in.isa]);
+        let kernels = profile.ops.iter().flat_map(Choice::kernels);
+        let mut isas = kernels.flat_map(|(_, kernel, built_in)| [kernel.isa, built_in.isa]);
         let lacks = isas.find(|isa| !isa.is_supported());
         let own = &profile.host;
         let same_fingerprint =
@@ -252,15 +252,15 @@ impl Here {
             cache.and_then(|cache| cache.open(sha256)).map(drop).map_err(|e| e.to_string())
         });
         let absent = |choice: &Choice| -> Vec<Absent> {
-            let picks = choice.picks().filter(|(_, pick)| !is_built_in(&pick.kernel));
-            let absent = |(phase, pick): (&'static str, &Pick)| Absent {
+            let kernels = choice.kernels().filter(|(_, kernel, _)| !is_built_in(kernel));
+            let absent = |(phase, kernel, built_in): (&'static str, KernelId, KernelId)| Absent {
                 role: choice.role,
                 parts: choice.parts.clone(),
                 phase,
-                kernel: pick.kernel,
-                instead: is_built_in(&pick.built_in).then_some(pick.built_in),
+                kernel,
+                instead: is_built_in(&built_in).then_some(built_in),
             };
-            picks.map(absent).collect()
+            kernels.map(absent).collect()
         };
         let mut absent: Vec<Absent> = match lacks {
             Some(_) => Vec::new(),
@@ -390,7 +390,8 @@ impl Display for Shown<'_> {
 impl Shown<'_> {
     fn choices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ops = &self.named.profile.ops;
-        let ids = ops.iter().flat_map(Choice::picks).map(|(_, pick)| pick.kernel.to_string().len());
+        let ids = ops.iter().flat_map(Choice::kernels);
+        let ids = ids.map(|(_, kernel, _)| kernel.to_string().len());
         let width = ids.max().unwrap_or(0);
         writeln!(
             f,
@@ -417,6 +418,10 @@ impl Shown<'_> {
                     Some(ratio) => writeln!(f, "  {ratio:.2}x the time")?,
                     None => writeln!(f)?,
                 }
+            }
+            if let Some(sparse) = &choice.sparse {
+                let (kernel, mode) = (sparse.kernel.to_string(), choice.mode);
+                writeln!(f, "  {:<8} {kernel:<width$} {mode} {sparse}", "sparse")?;
             }
         }
         Ok(())
@@ -468,7 +473,7 @@ impl Shown<'_> {
         if refused.is_some() {
             return Ok(());
         }
-        let all = self.named.profile.ops.iter().flat_map(Choice::picks).count();
+        let all = self.named.profile.ops.iter().flat_map(Choice::kernels).count();
         let built_in = all - absent.len() - from_library;
         match (absent.len(), from_library) {
             _ if all == 0 => {}

@@ -16,7 +16,7 @@ use crate::{ModelInfo, Options, Result};
 
 /// How long tuning takes where nothing is said: on two cores and a model of 2.4 billion weights enough
 /// for some 20 samples of every finalist.
-const BUDGET: Duration = Duration::from_secs(50);
+const BUDGET: Duration = Duration::from_secs(55);
 const PATIENT_BUDGET: Duration = Duration::from_secs(300);
 
 /// Tune for a model and write a profile
@@ -31,7 +31,7 @@ pub struct Args {
     output: PathBuf,
     #[command(flatten)]
     common: super::Common,
-    /// How long all of it may take, such as 60s or 2m [default: 50s, or 5m with --effort patient]
+    /// How long all of it may take, such as 60s or 2m [default: 55s, or 5m with --effort patient]
     #[arg(long, value_name = "TIME", value_parser = super::duration)]
     budget: Option<Duration>,
     /// Go on with a run for the same model and output that was stopped

@@ -6,7 +6,9 @@ use bitnet_profiles::{HeadFormat, KernelId, Op, PlaneFormat, Role};
 use super::{Cpu, POSITIONS, multiply_limit, predict, read_limit};
 use crate::measure::{JobMeasurements, JobTask, LayoutMeasurements, Limits, Measurements, Timing};
 use crate::plan::{JobPlan, LayoutPlan};
-use crate::timing::TOKENS;
+
+/// Activation rows of a prefill: the shipped profiles hold what so many take.
+const TOKENS: usize = 128;
 
 /// The model's uncertainty of a ratio of times, as a share of it: kernels that are closer tie. On the
 /// recorded measurements the errors of one family of kernels scatter by 4 %, most of which is noise.
@@ -127,5 +129,6 @@ fn estimate_job(job: &JobTask, cpu: &Cpu, threads: usize, bytes: u64) -> JobMeas
         default_prefill_us: default_us(Phase::Prefill),
         tokens: if job.default_prefill.is_some() { TOKENS as u32 } else { 1 },
         layouts: plan.layouts.iter().map(layout).collect(),
+        sparse: None,
     }
 }

@@ -158,6 +158,9 @@ pub fn joined(measured: &[Profile]) -> Option<Profile> {
             continue;
         }
         let mut op = op.clone();
+        if let Some(sparse) = &mut op.sparse {
+            sparse.kernel = sparse.built_in;
+        }
         for pick in [Some(&mut op.decode), op.prefill.as_mut()].into_iter().flatten() {
             if pick.kernel.shape.is_some() {
                 pick.kernel = pick.built_in;

@@ -1,0 +1,571 @@
+//! What skipping what meets a zero gains: the kernels that are given a list of lines, with some
+//! shares of the lines needed, against the dense kernel chosen for the job.
+//!
+//! What is timed is [`Job::decode`] of a job with and without [`Sparse`], so with all that finding the
+//! list takes, and with the gate beside up. Which lines are needed is random, and exactly as many as
+//! wanted are. A few of them would soon lie in a cache: so the caches are emptied before a sample, and
+//! it takes no matrix twice.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use bitnet_profiles::{Isa, KernelId, Layout, LineLayout, Role, Shape};
+use bitnet_runtime::Error;
+use bitnet_runtime::kernels::{self, Kernel, LinesKernel, verify};
+use bitnet_runtime::lines::{Along, PackedLines};
+use bitnet_runtime::matmul::{Job, Scratch};
+use bitnet_runtime::memory::{Arena, Buffer, Pages};
+use bitnet_runtime::model::config::Activation;
+use bitnet_runtime::pack::PackedMatrix;
+use bitnet_runtime::random::Random;
+use bitnet_runtime::sparse::{SMALL, Sparse};
+use bitnet_runtime::threads::{Pool, SharedSlice};
+use serde::{Deserialize, Serialize};
+
+use crate::measure::{Excluded, SparseMeasurements, SparseTiming, Timing, Why, joined};
+use crate::sampler::{Candidate, Rotation, random_codes, sample_of, take, timed};
+use crate::timing::{self, Present};
+use crate::tournament::{self, Entrant, Entry, Sample};
+use crate::worker::{Event, Reporter};
+use crate::{ModelInfo, Result};
+
+/// The shares of lines needed that are timed: from few to more than it pays for here.
+pub const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
+
+/// How often each job is timed, the others in between.
+const SITTINGS: usize = 3;
+
+/// How many times as long as the best a kernel may take on average to be timed again.
+const BEHIND: f64 = 1.1;
+
+/// The most that is read to empty the caches.
+const MOST_FLUSHED: u64 = 256 << 20;
+
+/// Seconds that a kernel may take to be verified.
+const VERIFY_SECONDS: f64 = 10.0;
+
+/// Jobs in which to skip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparseTask {
+    /// The jobs.
+    pub jobs: Vec<SparseJob>,
+    /// Bytes of weights that one token of the model reads.
+    pub model_bytes: u64,
+    /// Seconds for all of it.
+    pub seconds: f64,
+}
+
+/// A job in which to skip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparseJob {
+    /// What the job is for: `gate_up` or `down`.
+    pub role: Role,
+    /// Its matrices.
+    pub parts: Vec<Shape>,
+    /// The dense kernel for one token.
+    pub dense: KernelId,
+    /// The candidates; the untuned default first.
+    pub kernels: Vec<KernelId>,
+}
+
+/// What was measured in a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparseUnit {
+    /// What the job is for.
+    pub role: Role,
+    /// Its matrices.
+    pub parts: Vec<Shape>,
+    /// The measurements.
+    pub measured: SparseMeasurements,
+}
+
+/// The lines of a job that may be skipped.
+fn along(role: Role) -> Option<Along> {
+    match role {
+        Role::GateUp => Some(Along::Rows),
+        Role::Down => Some(Along::Columns),
+        _ => None,
+    }
+}
+
+/// The kernels that could skip in a role's job: of every packing the built-in ones of the best tier up to
+/// `ceiling`, the `default` first. None where the model has no squared ReLU, or one so small that nothing
+/// is skipped.
+pub fn candidates(
+    model: &ModelInfo,
+    (role, parts): (Role, &[Shape]),
+    default: Option<&LinesKernel>,
+    ceiling: Isa,
+) -> Vec<KernelId> {
+    let relu2 = model.config.architecture.activation() == Activation::Relu2;
+    let (Some(along), Some(default), Some(&part)) = (along(role), default, parts.last()) else {
+        return Vec::new();
+    };
+    if !relu2 || along.matrix_bytes(default.layout(), part) < SMALL {
+        return Vec::new();
+    }
+    let fits = |kernel: &LinesKernel| kernel.along() == along && kernel.id().isa.is_within(ceiling);
+    let best = |layout: LineLayout| {
+        let own = LinesKernel::builtin().filter(|kernel| fits(kernel) && kernel.layout() == layout);
+        own.map(|kernel| kernel.id().isa).max()
+    };
+    let worth = |kernel: &LinesKernel| {
+        fits(kernel)
+            && Some(kernel.id().isa) == best(kernel.layout())
+            && kernel.id() != default.id()
+    };
+    let others = LinesKernel::builtin().filter(worth).map(|kernel| *kernel.id());
+    [*default.id()].into_iter().chain(others).collect()
+}
+
+/// Times the candidates.
+pub(crate) fn measure(
+    task: &SparseTask,
+    (pool, present): (&Pool, &Present),
+    reporter: &mut Reporter,
+) -> Result<Vec<SparseUnit>> {
+    let start = Instant::now();
+    reporter.progress(1.0, "what meets a zero".into())?;
+    let mut rotation = timing::rotation(task.model_bytes, reporter)?;
+    // All jobs are in memory at once.
+    rotation.bytes /= task.jobs.len().max(1) as u64;
+    let mut jobs = Vec::new();
+    for job in &task.jobs {
+        let Candidate::Ternary(dense) = present.find(&job.dense)? else {
+            let message = format!("{} is no ternary kernel", job.dense);
+            return Err(Error::Runtime(message).into());
+        };
+        let kernels = sound(job, reporter)?;
+        if !kernels.is_empty() {
+            let sampler = SparseSampler::new(pool, &job.parts, dense, &kernels, rotation)?;
+            jobs.push((job, kernels, sampler, Vec::new()));
+        }
+    }
+    for sitting in 0..SITTINGS {
+        for number in 0..jobs.len() {
+            let left = jobs.len() * (SITTINGS - sitting) - number;
+            let spent = start.elapsed().as_secs_f64();
+            let budget = (task.seconds - spent).max(0.0) / left as f64;
+            let (job, kernels, sampler, found) = &mut jobs[number];
+            let found: &mut Vec<Vec<SparseTiming>> = found;
+            let left = match found.last() {
+                None => kernels.clone(),
+                Some(before) => promising(kernels, before),
+            };
+            found.push(tournament(job, &left, sampler, budget, (pool, reporter))?);
+        }
+    }
+    Ok(jobs.into_iter().map(|(job, kernels, _, found)| unit(job, &kernels, &found)).collect())
+}
+
+/// Of those that were timed in a sitting the first, which is the default, and who is not far behind.
+fn promising(kernels: &[LinesKernel], before: &[SparseTiming]) -> Vec<LinesKernel> {
+    let mean = |kernel: &LinesKernel| {
+        let own = before.iter().filter(|own| own.timing.kernel == *kernel.id());
+        let ratios: Vec<f64> = own.map(|own| own.timing.ratio.min(1.0)).collect();
+        (ratios.len() == DENSITIES.len()).then(|| ratios.iter().sum::<f64>())
+    };
+    let timed: Vec<(LinesKernel, f64)> =
+        kernels.iter().filter_map(|kernel| Some((*kernel, mean(kernel)?))).collect();
+    let best = timed.iter().map(|(_, mean)| *mean).fold(f64::INFINITY, f64::min);
+    let is_left = |(i, (_, mean)): &(usize, (LinesKernel, f64))| *i == 0 || *mean <= BEHIND * best;
+    timed.into_iter().enumerate().filter(is_left).map(|(_, (kernel, _))| kernel).collect()
+}
+
+/// The candidates that compute what they should; the others are reported.
+fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<LinesKernel>> {
+    let mut kernels = Vec::new();
+    for id in &job.kernels {
+        let kernel = LinesKernel::find(id)
+            .ok_or_else(|| Error::Runtime(format!("{id} is not present, or not for this CPU")))?;
+        reporter.begin(id, VERIFY_SECONDS)?;
+        let cols = job.parts.first().map_or(1, |part| part.cols);
+        match verify::lines(&kernel, cols)? {
+            None => kernels.push(kernel),
+            Some(verify::Wrong { kernel, found }) => {
+                let excluded = Excluded { kernel, why: Why::Wrong, found };
+                reporter.send(&Event::Excluded(excluded))?;
+            }
+        }
+    }
+    Ok(kernels)
+}
+
+/// One sitting of a job: all kernels at all densities.
+fn tournament(
+    job: &SparseJob,
+    kernels: &[LinesKernel],
+    sampler: &mut SparseSampler,
+    budget: f64,
+    (pool, reporter): (&Pool, &mut Reporter),
+) -> Result<Vec<SparseTiming>> {
+    let candidates = kernels.len() * DENSITIES.len();
+    reporter.begin(&job.dense, timing::UNKNOWN)?;
+    let one = sampler.sample(pool, None, 1)?;
+    let count = (timing::SAMPLE.as_secs_f64() * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5);
+    let allowed = VERIFY_SECONDS + timing::HUNG * (one.cost + one.us * 1e-6 * count);
+    let outcome = tournament::run_uncut(candidates, budget, |entrant| {
+        let skipping = match entrant {
+            Entrant::Sentinel => None,
+            Entrant::Candidate(c) => Some((kernels[c / DENSITIES.len()], c % DENSITIES.len())),
+        };
+        reporter.begin(skipping.as_ref().map_or(&job.dense, |(kernel, _)| kernel.id()), allowed)?;
+        sampler.sample(pool, skipping, count as usize)
+    })?;
+    let timing = |(c, entry): (usize, &Entry)| {
+        let kernel = *kernels[c / DENSITIES.len()].id();
+        let timing = timing::timing(kernel, entry)?;
+        Some(SparseTiming { density: DENSITIES[c % DENSITIES.len()], timing })
+    };
+    Ok(outcome.entries.iter().enumerate().filter_map(timing).collect())
+}
+
+/// What the sittings of a job showed.
+fn unit(job: &SparseJob, kernels: &[LinesKernel], sittings: &[Vec<SparseTiming>]) -> SparseUnit {
+    let mut timings = Vec::new();
+    for kernel in kernels {
+        for density in DENSITIES {
+            let own = |t: &&SparseTiming| t.timing.kernel == *kernel.id() && t.density == density;
+            let of = |sitting: &'_ Vec<SparseTiming>| sitting.iter().find(own).cloned();
+            let all: Vec<SparseTiming> = sittings.iter().filter_map(of).collect();
+            let all: Vec<&Timing> = all.iter().map(|t| &t.timing).collect();
+            let timing = joined(&all, sittings.len());
+            timings.extend(timing.map(|timing| SparseTiming { density, timing }));
+        }
+    }
+    SparseUnit {
+        role: job.role,
+        parts: job.parts.clone(),
+        measured: SparseMeasurements { dense: job.dense, default: job.kernels[0], timings },
+    }
+}
+
+/// Samples a job with lines to skip.
+struct SparseSampler {
+    jobs: Vec<Job>,
+    /// The matrix that is skipped in, packed by lines for every job; none while a job has them.
+    lines: Vec<(LineLayout, Vec<Option<PackedLines>>)>,
+    /// The job whose turn it is.
+    next: usize,
+    warm: bool,
+    /// Read before a sample, so that nothing else is in a cache.
+    flush: Buffer,
+    /// For each density the activations that make as many lines needed.
+    quantised: Vec<Vec<i8>>,
+    out: Vec<f32>,
+}
+
+impl SparseSampler {
+    fn new(
+        pool: &Pool,
+        parts: &[Shape],
+        dense: Kernel,
+        kernels: &[LinesKernel],
+        rotation: Rotation,
+    ) -> Result<Self> {
+        let (layout, alike) = (dense.layout(), parts.windows(2).all(|pair| pair[0] == pair[1]));
+        let fits = |part: &&Shape| alike && part.cols >= DENSITIES.len();
+        let Some(&part) = parts.last().filter(fits) else {
+            let message = format!("nothing can be skipped in a job of {parts:?}");
+            return Err(Error::Runtime(message).into());
+        };
+        let along = kernels.first().map_or(Along::Rows, LinesKernel::along);
+        let prefill = kernels::builtin().iter().find(|k| k.layout() == layout && k.tokens() > 1);
+        let prefill = *prefill.ok_or_else(|| {
+            Error::Runtime(format!("no kernel that this CPU can run reads {layout}"))
+        })?;
+        let (codes, quantised) = matrix(part, along);
+        let bytes: usize = parts.iter().map(|&part| layout.matrix_bytes(part)).sum();
+        let count = rotation.copies(bytes).max(2);
+        let mut layouts: Vec<LineLayout> = kernels.iter().map(LinesKernel::layout).collect();
+        layouts.sort_unstable();
+        layouts.dedup();
+        let of_lines: usize = layouts.iter().map(|&l| along.matrix_bytes(l, part)).sum();
+        let buffers = (parts.len() + layouts.len()) * count;
+        let mut arena = Arena::with((bytes + of_lines) * count, buffers, Pages::Huge)?;
+        let mut jobs: Vec<Job> = Vec::new();
+        let mut lines: Vec<_> = layouts.into_iter().map(|layout| (layout, Vec::new())).collect();
+        for _ in 0..count {
+            let matrices: Result<Vec<PackedMatrix>> = match jobs.first() {
+                Some(job) => job.parts().iter().map(|part| copy(part, &mut arena, pool)).collect(),
+                None => parts.iter().map(|&p| pack(&codes, p, layout, &mut arena, pool)).collect(),
+            };
+            jobs.push(Job::new(matrices?, dense, prefill)?);
+            for (layout, lines) in &mut lines {
+                let buffer = take(&mut arena, along.matrix_bytes(*layout, part))?;
+                let lines: &mut Vec<Option<PackedLines>> = lines;
+                let packed = match lines.first() {
+                    Some(Some(packed)) => packed.copy(buffer, pool)?,
+                    _ => PackedLines::pack(&codes, part, 1.0, (*layout, along), buffer, pool)?
+                        .map_err(|_| refused(layout))?,
+                };
+                lines.push(Some(packed));
+            }
+        }
+        let flushed = if rotation.warm { 0 } else { (2 * timing::l3()).min(MOST_FLUSHED) };
+        let mut flush = Buffer::zeroed(flushed as usize)?;
+        pool.fill(&mut flush, 1)?;
+        let out = vec![0.0; jobs[0].rows()];
+        Ok(Self { jobs, lines, next: 0, warm: rotation.warm, flush, quantised, out })
+    }
+
+    /// Times `count` jobs, or as many as there are: with a kernel and the number of a density, or
+    /// reading all.
+    fn sample(
+        &mut self,
+        pool: &Pool,
+        skipping: Option<(LinesKernel, usize)>,
+        count: usize,
+    ) -> Result<Sample> {
+        let begin = Instant::now();
+        let density = skipping.map_or(DENSITIES.len() - 1, |(_, density)| density);
+        if let Some((kernel, _)) = skipping {
+            let own = self.lines.iter_mut().find(|(layout, _)| *layout == kernel.layout());
+            let own = own.map_or(&mut [][..], |(_, lines)| lines);
+            for (job, lines) in self.jobs.iter_mut().zip(own) {
+                let Some(lines) = lines.take() else { continue };
+                job.set_sparse(Some(Sparse::new(lines, kernel, f64::INFINITY)?))?;
+            }
+        }
+        let elapsed = self.run(pool, &self.quantised[density].clone(), count)?;
+        for (i, job) in self.jobs.iter_mut().enumerate() {
+            let Some(lines) = job.set_sparse(None)?.map(Sparse::into_lines) else { continue };
+            let own = self.lines.iter_mut().find(|(layout, _)| *layout == lines.layout());
+            if let Some((_, own)) = own {
+                own[i] = Some(lines);
+            }
+        }
+        Ok(sample_of(begin, elapsed.0, elapsed.1))
+    }
+
+    /// Runs jobs as they are: how many, how long they took, and whether something came between.
+    fn run(
+        &mut self,
+        pool: &Pool,
+        quantised: &[i8],
+        count: usize,
+    ) -> Result<(usize, (Duration, bool))> {
+        let scratch = (0..pool.threads())
+            .map(|_| Ok(Mutex::new(Scratch::new(&self.jobs[..1])?)))
+            .collect::<Result<Vec<Mutex<Scratch>>>>()?;
+        let (jobs, next, flush) = (&self.jobs, self.next, &self.flush);
+        // From memory, the first of them is not timed.
+        let (untimed, count) = match self.warm {
+            true => (jobs.len(), count),
+            false => (2, count.min(jobs.len() - 1)),
+        };
+        let out = SharedSlice::new(&mut self.out);
+        let elapsed = timed(pool, &scratch, (untimed, count), |worker, scratch, i| {
+            if i == 0 {
+                let share = &flush[worker.share(flush.len())];
+                let sum = share.iter().step_by(64).fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+                std::hint::black_box(sum);
+            }
+            if i > 0 || self.warm {
+                jobs[(next + i) % jobs.len()].decode(worker, quantised, 1.0, scratch, &out);
+            }
+        })?;
+        self.next = (next + untimed + count) % self.jobs.len();
+        Ok((count, elapsed))
+    }
+}
+
+/// The codes of a job's matrices, as in a file, and for every density the activations that make so
+/// many lines needed. Along columns those that are not 0. Along rows each density has a column of the
+/// gate that opens as many rows, and is the only one with an activation that is not 0: kernels take the
+/// same time for all numbers.
+fn matrix(shape: Shape, along: Along) -> (Vec<u8>, Vec<Vec<i8>>) {
+    let Shape { rows, cols } = shape;
+    let mut codes = random_codes(shape);
+    let mut random = Random::new(rows as u64);
+    let mut quantised = Vec::new();
+    for (number, density) in DENSITIES.into_iter().enumerate() {
+        let mut own = vec![0; cols];
+        match along {
+            Along::Rows => {
+                own[number] = i8::MAX;
+                for (row, open) in chosen(rows, density, &mut random).into_iter().enumerate() {
+                    set_code(&mut codes, row * cols + number, if open { 2 } else { 0 });
+                }
+            }
+            Along::Columns => {
+                for (q, needed) in own.iter_mut().zip(chosen(cols, density, &mut random)) {
+                    *q = if needed { 1 + random.below(127) as i8 } else { 0 };
+                }
+            }
+        }
+        quantised.push(own);
+    }
+    (codes, quantised)
+}
+
+/// Of `n` things the share `density`, at random and exactly.
+fn chosen(n: usize, density: f64, random: &mut Random) -> Vec<bool> {
+    let mut all = vec![false; n];
+    let mut wanted = (density * n as f64).round() as u64;
+    for (i, one) in all.iter_mut().enumerate() {
+        *one = random.below((n - i) as u64) < wanted;
+        wanted -= u64::from(*one);
+    }
+    all
+}
+
+/// Sets a code of I2_S as it lies in a file: blocks of 128 codes in 32 bytes, quarter by quarter.
+fn set_code(file: &mut [u8], weight: usize, code: u8) {
+    let (block, in_block) = (weight / 128, weight % 128);
+    let shift = 6 - 2 * (in_block / 32);
+    let byte = &mut file[32 * block + in_block % 32];
+    *byte = *byte & !(3 << shift) | code << shift;
+}
+
+fn refused(layout: impl std::fmt::Display) -> Error {
+    Error::Runtime(format!("packing {layout} refused valid codes"))
+}
+
+fn copy(part: &PackedMatrix, arena: &mut Arena, pool: &Pool) -> Result<PackedMatrix> {
+    Ok(part.copy(take(arena, part.data().len())?, pool)?)
+}
+
+fn pack(
+    codes: &[u8],
+    shape: Shape,
+    layout: Layout,
+    arena: &mut Arena,
+    pool: &Pool,
+) -> Result<PackedMatrix> {
+    let buffer = take(arena, layout.matrix_bytes(shape))?;
+    let packed = PackedMatrix::pack(codes, shape, 1.0, layout, buffer, pool)?;
+    Ok(packed.map_err(|_| refused(layout))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_runtime::gguf::Gguf;
+    use bitnet_runtime::kernels::Selection;
+
+    use super::*;
+
+    #[test]
+    fn exactly_so_many_are_chosen() {
+        let mut random = Random::new(7);
+        for (n, density, expected) in [(0, 0.5, 0), (10, 0.25, 3), (10, 0.75, 8), (1000, 0.1, 100)]
+        {
+            let all = chosen(n, density, &mut random);
+            assert_eq!((all.len(), all.iter().filter(|one| **one).count()), (n, expected));
+        }
+    }
+
+    /// As many lines are needed, and skipped, as the density says, from memory and from a cache.
+    #[test]
+    fn lines_are_skipped_as_the_density_says() {
+        let pool = Pool::new(2).unwrap();
+        let dense = *kernels::builtin().iter().rev().find(|k| k.tokens() == 1).unwrap();
+        for along in [Along::Rows, Along::Columns] {
+            let kernels: Vec<LinesKernel> =
+                LinesKernel::builtin().filter(|kernel| kernel.along() == along).collect();
+            let shape = Shape::new(400, 256);
+            let (parts, lines) = match along {
+                Along::Rows => (vec![shape; 2], 400),
+                Along::Columns => (vec![shape], 256),
+            };
+            for warm in [false, true] {
+                let rotation = Rotation { bytes: 1, warm };
+                let mut sampler =
+                    SparseSampler::new(&pool, &parts, dense, &kernels, rotation).unwrap();
+                assert_eq!(sampler.jobs.len(), 2);
+                for kernel in &kernels {
+                    for (number, density) in DENSITIES.into_iter().enumerate() {
+                        sampler.out.fill(f32::NAN);
+                        let sample = sampler.sample(&pool, Some((*kernel, number)), 3).unwrap();
+                        assert!(sample.us > 0.0 && sampler.out.iter().all(|y| y.is_finite()));
+                        let needed = (density * f64::from(lines)).round() as usize;
+                        let found = match along {
+                            Along::Rows => sampler.out[..400].iter().filter(|y| **y > 0.0).count(),
+                            Along::Columns => {
+                                sampler.quantised[number].iter().filter(|q| **q != 0).count()
+                            }
+                        };
+                        assert_eq!(found, needed, "{} {density}", kernel.id());
+                        // Up is 0 where the gate is closed, and only then: its column is not.
+                        if along == Along::Rows {
+                            let open = |y: &&f32| **y != 0.0;
+                            assert_eq!(sampler.out[400..].iter().filter(open).count(), needed);
+                        }
+                    }
+                }
+                let before = sampler.next;
+                sampler.sample(&pool, None, 1).unwrap();
+                let untimed = 2;
+                assert_eq!(sampler.next, (before + untimed + 1) % 2);
+                // All lines are back.
+                let mut all = sampler.lines.iter().flat_map(|(_, lines)| lines);
+                assert!(all.all(Option::is_some));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_skipped_without_zeros_or_in_small_matrices() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
+        let model = ModelInfo::from_gguf(&Gguf::open(path).unwrap()).unwrap();
+        let selection = Selection::default();
+        let ids = |model: &ModelInfo, role, parts: &[Shape]| {
+            let default = selection.lines(role, parts).map(|(kernel, _)| kernel);
+            let ids = candidates(model, (role, parts), default.as_ref(), Isa::best());
+            assert_eq!(ids.first().copied(), default.filter(|_| !ids.is_empty()).map(|k| *k.id()));
+            ids
+        };
+        let (up, down) = (Shape::new(6912, 2560), Shape::new(2560, 6912));
+        for (role, parts, some) in [
+            (Role::GateUp, vec![up; 2], true),
+            (Role::Down, vec![down], true),
+            (Role::Qkv, vec![up; 3], false),
+            (Role::Down, vec![Shape::new(384, 1024)], false),
+        ] {
+            let found = ids(&model, role, &parts);
+            assert_eq!(!found.is_empty(), some, "{role} {parts:?}");
+            let all: std::collections::BTreeSet<&KernelId> = found.iter().collect();
+            assert_eq!(all.len(), found.len(), "{role}: one stands twice");
+            let mut silu = model.clone();
+            silu.config.architecture = bitnet_runtime::model::config::Architecture::Llama;
+            assert_eq!(ids(&silu, role, &parts), [], "{role}");
+        }
+    }
+
+    #[test]
+    fn who_is_far_behind_is_not_timed_again_but_for_the_default() {
+        let kernels: Vec<LinesKernel> = LinesKernel::builtin().take(3).collect();
+        let [default, near, far] = kernels[..] else { return };
+        let timings = |found: &[(LinesKernel, f64)]| -> Vec<SparseTiming> {
+            let of = |&(kernel, ratio): &(LinesKernel, f64)| {
+                let timing = Timing {
+                    kernel: *kernel.id(),
+                    samples: 6,
+                    min_us: ratio,
+                    median_us: ratio,
+                    mad_us: 0.0,
+                    ratio,
+                    half_width: 0.01,
+                    finalist: true,
+                };
+                DENSITIES.map(|density| SparseTiming { density, timing: timing.clone() })
+            };
+            found.iter().flat_map(of).collect()
+        };
+        let left = |found: &[(LinesKernel, f64)]| -> Vec<KernelId> {
+            promising(&kernels, &timings(found)).iter().map(|kernel| *kernel.id()).collect()
+        };
+        let ids = |kernels: &[LinesKernel]| -> Vec<KernelId> {
+            kernels.iter().map(|kernel| *kernel.id()).collect()
+        };
+        let all = [(default, 0.9), (near, 0.54), (far, 0.56)];
+        assert_eq!(left(&all), ids(&[default, near, far]));
+        let all = [(default, 0.9), (near, 0.5), (far, 0.56)];
+        assert_eq!(left(&all), ids(&[default, near]));
+        // What there was no time for.
+        assert_eq!(left(&all[..1]), ids(&[default]));
+    }
+}
