@@ -86,9 +86,8 @@ pub struct SessionArgs {
     #[arg(long = "ubatch-size", visible_alias = "ub", value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u32).range(1..=1 << 16), help_heading = PERFORMANCE)]
     ubatch: u32,
-    /// Keys in the KV cache: f16, f32 or q8_0, int8 with a scale for each head and position. q8_0
-    /// takes half the memory of f16 and moves logits a little more than f16 does (on the demo model by
-    /// 0.02 on average, 0.23 at most) [default: f16, f32 for small models]
+    /// Keys in the KV cache: f16, f32 or q8_0, int8 with a scale for each head and position, which takes
+    /// half the memory of f16 and moves logits more [default: f16, f32 for small models]
     #[arg(long = "cache-type-k", visible_alias = "ctk", value_name = "TYPE",
           help_heading = PERFORMANCE)]
     cache_type_k: Option<CacheType>,
