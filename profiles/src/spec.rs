@@ -11,7 +11,7 @@ pub enum Op {
     Ternary(Layout),
     /// Rows of the lm_head times activation rows: f32 logits.
     Head(HeadFormat),
-    /// Rows of a low-bit copy of the lm_head times one activation row: f32 estimates of logits.
+    /// Rows of a low-bit copy of the lm_head times activation rows: f32 estimates of logits.
     Plane(PlaneFormat),
     /// Attention over the KV cache: f16, or f32 or int8 where the call says so.
     Attention,
@@ -139,9 +139,12 @@ impl KernelSpec {
             Op::Plane(_) => check.that(
                 tile.rows == PlaneFormat::TILE_ROWS
                     && tile.cols == 0
-                    && tile.tokens == 1
+                    && matches!(tile.tokens, 1 | 2 | 8)
                     && tile.unroll == 1,
-                || "a scan of a plane takes a tile of 16 rows, whole rows and one token".into(),
+                || {
+                    "a scan of a plane takes a tile of 16 rows, whole rows and 1, 2 or 8 tokens"
+                        .into()
+                },
             )?,
             Op::Attention => check.that(
                 matches!(tile.rows, 1 | 2 | 4 | 8) && tile.cols == 256 && tile.tokens == 1,

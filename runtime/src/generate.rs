@@ -89,7 +89,7 @@ pub fn generate(
     let start = Instant::now();
     prompt.iter().for_each(|&id| sampler.accept(id));
     let masked = if limits.ignore_eos { tokenizer.eos_ids() } else { &[] };
-    session.prefill_for(prompt, &sampler.needs(masked))?;
+    session.prefill_for(prompt, &sampler.needs(masked, &[]))?;
     let prompt_time = start.elapsed();
     let mut drafts = Drafts::new(limits.draft, prompt);
 
@@ -116,7 +116,7 @@ pub fn generate(
                 }
                 // The last token of a text need not go through the model.
                 let more = limits.tokens.map_or(usize::MAX, |most| most - ids.len() - 1);
-                drafts.decode(session, ids[steps], more, &sampler.needs(masked))?;
+                drafts.decode(session, ids[steps], more, |draft| sampler.needs(masked, draft))?;
             }
             steps += 1;
         }
@@ -213,11 +213,17 @@ impl Drafts {
     }
 
     /// Takes the token chosen last through the model, and with it a draft of those that follow, if
-    /// that promises to be faster; at most `more`. Without a draft only the logits that are needed count.
-    fn decode(&mut self, session: &mut Session, id: u32, more: usize, needs: &Needs) -> Result<()> {
+    /// that promises to be faster; at most `more`. `needs` says which logits a draft needs.
+    fn decode(
+        &mut self,
+        session: &mut Session,
+        id: u32,
+        more: usize,
+        needs: impl Fn(&[u32]) -> Needs,
+    ) -> Result<()> {
         self.learn(id);
         let Some(lookup) = &mut self.lookup else {
-            return session.decode_for(id, needs).map(drop);
+            return session.decode_for(id, &needs(&[])).map(drop);
         };
         let room = session.context() - session.position() - 1;
         lookup.draft(self.most.min(more).min(room), &mut self.draft);
@@ -226,7 +232,7 @@ impl Drafts {
         self.batch.clear();
         self.batch.extend(all.map(|id| BatchToken { sequence: 0, id, logits: true }));
         let start = Instant::now();
-        session.forward(&self.batch, needs)?;
+        session.forward(&self.batch, &needs(&self.draft))?;
         lookup.took(self.batch.len(), start.elapsed());
         Ok(())
     }

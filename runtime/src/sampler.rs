@@ -170,9 +170,10 @@ impl Sampler {
     /// The logits that [`Sampler::sample`] needs for the next token, if those of `masked`, which are
     /// in the vocabulary, are to be made minus infinity before: the best where there is a top-k or
     /// the best one is taken, and those that a penalty changes. As each of the changed may have been
-    /// among the best, so many more of the best are needed.
+    /// among the best, so many more of the best are needed. That serves for a later token as well, if
+    /// those between are the first of `drafted`.
     #[must_use]
-    pub fn needs(&self, masked: &[u32]) -> Needs {
+    pub fn needs(&self, masked: &[u32], drafted: &[u32]) -> Needs {
         let best = match self.config {
             SamplerConfig { temperature, .. } if temperature <= 0.0 => 1,
             SamplerConfig { top_k: 0, .. } => return Needs::All,
@@ -180,7 +181,7 @@ impl Sampler {
         };
         let mut ids = masked.to_vec();
         if self.config.repeat_penalty != 1.0 {
-            ids.extend(&self.recent);
+            ids.extend(self.recent.iter().chain(drafted));
         }
         ids.sort_unstable();
         ids.dedup();
@@ -345,6 +346,26 @@ mod tests {
             counts[sampler.sample(logits) as usize] += 1;
         }
         counts
+    }
+
+    /// The best, and with a penalty what it changes, now or once drafted tokens are part of the text.
+    #[test]
+    fn what_may_be_changed_is_needed() {
+        let greedy = SamplerConfig { temperature: 0.0, ..PLAIN };
+        let needs = |config, masked: &[u32], drafted: &[u32]| {
+            let mut sampler = Sampler::new(config).unwrap();
+            [8, 3, 8].into_iter().for_each(|id| sampler.accept(id));
+            sampler.needs(masked, drafted)
+        };
+        let best = |count, ids: &[u32]| Needs::Best { count, ids: ids.to_vec() };
+        assert_eq!(needs(PLAIN, &[1], &[5]), Needs::All);
+        assert_eq!(needs(greedy, &[], &[5]), Needs::GREEDY);
+        assert_eq!(needs(greedy, &[7, 1], &[5]), best(3, &[1, 7]));
+        let penalty = SamplerConfig { repeat_penalty: 1.1, ..greedy };
+        assert_eq!(needs(penalty, &[], &[]), best(3, &[3, 8]));
+        assert_eq!(needs(penalty, &[1], &[5, 3, 9]), best(6, &[1, 3, 5, 8, 9]));
+        let top_k = SamplerConfig { top_k: 40, repeat_penalty: 1.1, ..PLAIN };
+        assert_eq!(needs(top_k, &[], &[5]), best(43, &[3, 5, 8]));
     }
 
     #[test]

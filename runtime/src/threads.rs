@@ -381,9 +381,15 @@ impl Worker<'_> {
     /// This worker's part of `0..n`: contiguous, in worker order, sizes differing by at most one.
     #[must_use]
     pub fn share(&self, n: usize) -> Range<usize> {
+        self.share_of(self.index, n)
+    }
+
+    /// As [`Worker::share`], that of any worker.
+    #[must_use]
+    pub fn share_of(&self, index: usize, n: usize) -> Range<usize> {
         let (size, longer) = (n / self.threads, n % self.threads);
-        let start = self.index * size + self.index.min(longer);
-        start..start + size + usize::from(self.index < longer)
+        let start = index * size + index.min(longer);
+        start..start + size + usize::from(index < longer)
     }
 }
 

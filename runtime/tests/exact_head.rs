@@ -8,7 +8,7 @@ use bitnet_profiles::Isa;
 use bitnet_runtime::kernels::Selection;
 use bitnet_runtime::memory::Pages;
 use bitnet_runtime::model::{
-    HeadMode, HeadOptions, LoadOptions, Model, Needs, Session, SessionOptions,
+    BatchToken, HeadMode, HeadOptions, LoadOptions, Model, Needs, Session, SessionOptions,
 };
 use bitnet_runtime::sampler::{Sampler, SamplerConfig, argmax};
 use bitnet_runtime::threads::Pool;
@@ -130,6 +130,44 @@ fn all_logits_are_there_when_they_are_needed() {
     assert_eq!((session.head_stats().tokens, session.head_stats().scanned), (3, 1));
 }
 
+/// One scan serves several sequences, and more than it takes are served by several.
+#[test]
+fn sequences_share_scans() {
+    let (full, exact) = (model(HeadMode::Full, 1), model(HeadMode::Exact, 1));
+    let golden = golden();
+    let sequences = golden.len().min(11);
+    assert!(sequences > exact.planes().unwrap().tokens());
+    let session = |model: &Arc<Model>, threads: usize, sequences: usize| {
+        let pool = Arc::new(Pool::new(threads).unwrap());
+        let options = SessionOptions { sequences, ..SessionOptions::default() };
+        Session::new(Arc::clone(model), pool, options).unwrap()
+    };
+    let mut reference = session(&full, 2, sequences);
+    let mut scanned: Vec<Session> =
+        (1..=3).map(|threads| session(&exact, threads, sequences)).collect();
+    let needs = Needs::Best { count: 3, ids: vec![5, 4095] };
+    for step in 0..8 {
+        let batch: Vec<BatchToken> = (0..sequences)
+            .map(|sequence| {
+                let id = golden[sequence].greedy_48[step];
+                BatchToken { sequence, id, logits: true }
+            })
+            .collect();
+        let expected = reference.forward(&batch, &Needs::All).unwrap();
+        for session in &mut scanned {
+            let got = session.forward(&batch, &needs).unwrap();
+            for (expected, got) in expected.chunks(4096).zip(got.chunks(4096)) {
+                check(expected, got, 3, &[5, 4095]);
+            }
+        }
+    }
+    for session in &scanned {
+        let stats = session.head_stats();
+        assert_eq!((stats.tokens, stats.scanned), (8 * sequences as u64, stats.tokens));
+        assert_eq!(stats, scanned[0].head_stats());
+    }
+}
+
 /// Every setting of the sampler draws the same tokens from the logits that it asked for.
 #[test]
 fn samplers_draw_the_same_tokens() {
@@ -159,7 +197,7 @@ fn samplers_draw_the_same_tokens() {
             }
             let mut step = case.ids.clone();
             for _ in 0..40 {
-                let needs = samplers[1].needs(masked);
+                let needs = samplers[1].needs(masked, &[]);
                 let mut expected = reference.prefill(&step).unwrap().to_vec();
                 let mut got = session.prefill_for(&step, &needs).unwrap().to_vec();
                 for &id in masked {

@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bitnet_profiles::Isa;
 use bitnet_runtime::Error;
 use bitnet_runtime::generate::{FinishReason, Generation, Limits, generate};
 use bitnet_runtime::gguf::Gguf;
 use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::model::{LoadOptions, Model, Session, SessionOptions};
+use bitnet_runtime::memory::Pages;
+use bitnet_runtime::model::{HeadMode, HeadOptions, LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::sampler::{Sampler, SamplerConfig};
 use bitnet_runtime::threads::Pool;
 use bitnet_runtime::tokenizer::Tokenizer;
@@ -22,9 +24,10 @@ const GREEDY: SamplerConfig = SamplerConfig {
     seed: 0,
 };
 
-/// A model to write with.
+/// A model to write with; drafts go through the same one with its head scanned.
 struct Writer {
     model: Arc<Model>,
+    scanned: Arc<Model>,
     tokenizer: Tokenizer,
     pools: [Arc<Pool>; 2],
 }
@@ -40,8 +43,18 @@ impl Writer {
         let selection = Selection::default();
         let gguf = Gguf::open(path).unwrap();
         let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
-        let model = Model::from_gguf(gguf, &LoadOptions::new(&pools[1], &selection)).unwrap();
-        Self { model: Arc::new(model), tokenizer, pools }
+        let load = LoadOptions::new(&pools[1], &selection);
+        let model = Arc::new(Model::from_gguf(gguf, &load).unwrap());
+        let scanned = Model::load(path, &LoadOptions { copy_head: false, ..load }).unwrap();
+        let head = HeadOptions {
+            mode: HeadMode::Exact,
+            count: 1,
+            ceiling: Isa::best(),
+            pages: Pages::Small,
+            lock: false,
+        };
+        let scanned = Arc::new(scanned.choose_head(&pools[1], &head).unwrap());
+        Self { model, scanned, tokenizer, pools }
     }
 
     fn ids(&self, text: &str) -> Vec<u32> {
@@ -56,7 +69,8 @@ impl Writer {
     ) -> (Generation, String, Session) {
         let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
         let pool = Arc::clone(&self.pools[threads - 1]);
-        let mut session = Session::new(Arc::clone(&self.model), pool, options).unwrap();
+        let model = if limits.draft > 0 { &self.scanned } else { &self.model };
+        let mut session = Session::new(Arc::clone(model), pool, options).unwrap();
         let mut sampler = Sampler::new(sampling).unwrap();
         let mut streamed = String::new();
         let mut stream = |piece: &str| {

@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -344,7 +344,8 @@ pub struct HeadEntry {
     pub run: HeadRunFn,
 }
 
-/// Consecutive tiles of a plane, a low-bit copy of the lm_head, times one activation row.
+/// Consecutive tiles of a plane, a low-bit copy of the lm_head, times the activation rows of as many
+/// tokens as the kernel takes.
 #[repr(C)]
 pub struct PlaneCall {
     /// First tile, in the layout of `PlaneFormat`.
@@ -355,25 +356,28 @@ pub struct PlaneCall {
     pub count: usize,
     /// Columns, K; blocks of 32 cover them.
     pub cols: usize,
-    /// The activations are integers, `256 high + low`, padded with zeros to whole blocks.
-    pub high: *const i8,
-    /// As many.
-    pub low: *const i8,
-    /// For every block what the codes' offset comes to: `2^bits - 1` times the sum of its
-    /// activations.
+    /// Activations `[block][quad][token][4]`, padded with zeros to whole blocks.
+    pub activations: *const i8,
+    /// What the codes' offset comes to, `2^bits - 1` times the sum of a block's activations,
+    /// `[block][token]`.
     pub offsets: *const i32,
-    /// Of the activations.
-    pub scale: f32,
-    /// One estimate for each row.
+    /// Scales of the activations, `[block][token]`, relative to `scale`.
+    pub factors: *const f32,
+    /// For every token.
+    pub scale: *const f32,
+    /// An estimate for each row.
     pub out: *mut f32,
+    /// Floats from one token's estimates to those of the next.
+    pub stride: usize,
 }
 
 /// Computes the estimates of one [`PlaneCall`].
 ///
 /// # Safety
 /// The CPU has the kernel's features. `tiles` is readable for `count` tiles of `cols` columns,
-/// `scales` for 16 floats of each tile; `high`, `low` and `offsets` for whole blocks of columns; `out` is
-/// writable for 16 floats of each tile and nothing else accesses it meanwhile.
+/// `scales` for 16 floats of each tile; `activations`, `offsets` and `factors` for whole blocks of
+/// columns, and they and `scale` for all tokens; `out` is writable for 16 floats of each tile and token
+/// and nothing else accesses these meanwhile.
 pub type PlaneRunFn = unsafe extern "C" fn(call: &PlaneCall);
 
 /// A kernel that scans planes as the generated table lists it.

@@ -3,16 +3,15 @@
 pub mod plane_4__scalar__any__r16_c0_n1_u1_p0 {
     //! A scan of a plane: estimates of logits from a low-bit copy of the lm_head (`PlaneFormat`).
     //!
-    //! Rows lie in the lanes, as in I2_S: one vector of codes meets broadcast quads of activations, and
-    //! no sum crosses lanes. Activations are integers of 16 bits, a high and a low byte, so that the
-    //! estimate is as good as the codes are: each vector of codes is multiplied twice. A block of 32
-    //! columns gives an exact integer for each row,
+    //! Rows lie in the lanes, as in I2_S: one vector of codes meets broadcast quads of activations, of
+    //! one or more tokens, and no sum crosses lanes. Activations are int8 with a scale for each block of 32
+    //! columns, as heads of quantised blocks see them. A block gives an exact integer for each row,
     //!
     //! ```text
     //! 2 dot(codes, activations) - (2^BITS - 1) sum(activations)
     //! ```
     //!
-    //! whose float is multiplied with the block's scale and added, fused, to the row's only sum
+    //! whose float is multiplied with the block's two scales and added, fused, to the row's only sum
     //! (`numerics::dot_plane_row`).
 
     use super::abi::PlaneCall;
@@ -24,13 +23,16 @@ pub mod plane_4__scalar__any__r16_c0_n1_u1_p0 {
     const ROWS: usize = 16;
     /// Columns of the matrix; 0: taken from the call.
     const COLS: usize = 0;
+    /// Activation rows per call.
+    const TOKENS: usize = 1;
     /// Bytes ahead to prefetch; 0: none.
     const PREFETCH: usize = 0;
 
-    /// Columns in a block, and in each of its two parts, after which sums of 16 bits are widened: 4
-    /// quads add at most 4 * 2 * 31 * 128 to a lane.
+    /// Columns in a block.
     const WIDTH: usize = 32;
-    const PART: usize = 16;
+    /// Columns that are added up in one lane: of 16 bits it holds 4 quads, which add at most
+    /// 4 * 2 * 31 * 128. Lanes of 32 bits hold a block; one token has two chains of sums all the same.
+    const PART: usize = if isa::WIDE && TOKENS > 1 { WIDTH } else { WIDTH / 2 };
     /// Bytes of 4-bit codes in a block, of all its codes, and of the block.
     const NIBBLES: usize = ROWS * WIDTH / 2;
     const CODES: usize = ROWS * WIDTH * BITS / 8;
@@ -40,6 +42,9 @@ pub mod plane_4__scalar__any__r16_c0_n1_u1_p0 {
     /// Vectors that hold the rows.
     const VECTORS: usize = ROWS / isa::LANES;
 
+    /// Integers of the rows, for every token.
+    type Dots = [[isa::I32; VECTORS]; TOKENS];
+
     /// Computes estimates: see `PlaneRunFn`.
     ///
     /// # Safety
@@ -48,7 +53,7 @@ pub mod plane_4__scalar__any__r16_c0_n1_u1_p0 {
         let cols = if COLS == 0 { call.cols } else { COLS };
         let blocks = cols.div_ceil(WIDTH);
         for tile in 0..call.count {
-            let mut sum = isa::f32_splat(0.0);
+            let mut sums = [isa::f32_splat(0.0); TOKENS];
             // SAFETY: tiles, blocks and rows are within what the contract says.
             unsafe {
                 for block in 0..blocks {
@@ -58,71 +63,70 @@ pub mod plane_4__scalar__any__r16_c0_n1_u1_p0 {
                             isa::prefetch(at.wrapping_add(PREFETCH + 64 * line));
                         }
                     }
-                    let high = call.high.cast::<u8>().add(WIDTH * block);
-                    let low = call.low.cast::<u8>().add(WIDTH * block);
-                    let first = part::<0>(at, high, low);
-                    let second = part::<1>(at, high, low);
-                    let offset = isa::i32_splat(call.offsets.add(block).read());
-                    let mut dots = [isa::i32_zero(); VECTORS];
-                    for v in 0..VECTORS {
-                        let high = isa::i32_add(first[0][v], second[0][v]);
-                        let low = isa::i32_add(first[1][v], second[1][v]);
-                        let low = isa::i32_sub(isa::i32_add(low, low), offset);
-                        dots[v] = isa::i32_add(isa::i32_mul(high, isa::i32_splat(512)), low);
+                    let activations = call.activations.cast::<u8>().add(WIDTH * TOKENS * block);
+                    let mut dots = [[isa::i32_zero(); VECTORS]; TOKENS];
+                    add_part::<0>(&mut dots, at, activations);
+                    if const { PART < WIDTH } {
+                        add_part::<1>(&mut dots, at, activations);
                     }
                     let scale = isa::f32_load_u8(at.add(CODES));
-                    sum = isa::f32_fma(isa::f32_from_i32(dots), scale, sum);
+                    for token in 0..TOKENS {
+                        let of_block = block * TOKENS + token;
+                        let offset = isa::i32_splat(call.offsets.add(of_block).read());
+                        let mut twice = dots[token];
+                        for v in 0..VECTORS {
+                            twice[v] = isa::i32_sub(isa::i32_add(twice[v], twice[v]), offset);
+                        }
+                        let factor = isa::f32_splat(call.factors.add(of_block).read());
+                        let factor = isa::f32_mul(scale, factor);
+                        sums[token] = isa::f32_fma(isa::f32_from_i32(twice), factor, sums[token]);
+                    }
                 }
-                let scaled = isa::f32_mul(sum, isa::f32_load(call.scales.add(tile * ROWS)));
-                let scaled = isa::f32_mul(scaled, isa::f32_splat(call.scale));
-                isa::f32_store(call.out.add(tile * ROWS), scaled);
+                let scale = isa::f32_load(call.scales.add(tile * ROWS));
+                for token in 0..TOKENS {
+                    let scaled = isa::f32_mul(sums[token], scale);
+                    let scaled = isa::f32_mul(scaled, isa::f32_splat(call.scale.add(token).read()));
+                    isa::f32_store(call.out.add(token * call.stride + tile * ROWS), scaled);
+                }
             }
         }
     }
 
-    /// The dot products of 16 columns of a block with the high and the low bytes.
+    /// Adds the dot products of a part of a block, those of one vector of rows after those of the other:
+    /// sums of both and 8 tokens would not stay in 16 registers.
     ///
     /// # Safety
-    /// The block is readable, and so are 32 activations each.
+    /// The block is readable, and so are its activations.
     #[inline(always)]
-    unsafe fn part<const N: usize>(
-        block: *const u8,
-        high: *const u8,
-        low: *const u8,
-    ) -> [[isa::I32; VECTORS]; 2] {
-        let mut sums = [[isa::acc_zero(); VECTORS]; 2];
-        // SAFETY: as the caller's.
-        unsafe {
-            let mut bits = [isa::bytes_zero(); VECTORS];
-            if BITS == 5 {
-                for v in 0..VECTORS {
-                    bits[v] = isa::load(block.add(NIBBLES + v * 4 * isa::LANES));
-                }
-            }
-            for g in 0..PART / 8 {
-                let group = block.add((N * PART / 8 + g) * GROUP);
-                for nibble in 0..2 {
-                    let step = N * PART / 4 + 2 * g + nibble;
-                    let (high, low) =
-                        (isa::broadcast4(high.add(4 * step)), isa::broadcast4(low.add(4 * step)));
-                    for v in 0..VECTORS {
-                        let packed = isa::load(group.add(v * 4 * isa::LANES));
+    unsafe fn add_part<const N: usize>(dots: &mut Dots, block: *const u8, activations: *const u8) {
+        let mut activations = activations;
+        for v in 0..VECTORS {
+            let mut sums = [isa::acc_zero(); TOKENS];
+            // SAFETY: as the caller's.
+            unsafe {
+                let rows = block.add(v * 4 * isa::LANES);
+                let bits = if BITS == 5 { isa::load(rows.add(NIBBLES)) } else { isa::bytes_zero() };
+                for g in 0..PART / 8 {
+                    let packed = isa::load(rows.add((N * PART / 8 + g) * GROUP));
+                    for nibble in 0..2 {
+                        let step = N * PART / 4 + 2 * g + nibble;
                         let mut codes = isa::nibble_codes(packed, nibble);
                         if BITS == 5 {
-                            codes = isa::with_bit(codes, bits[v], step);
+                            codes = isa::with_bit(codes, bits, step);
                         }
-                        sums[0][v] = isa::dot(sums[0][v], codes, high);
-                        sums[1][v] = isa::dot(sums[1][v], codes, low);
+                        for token in 0..TOKENS {
+                            let quad = activations.add(4 * (step * TOKENS + token));
+                            sums[token] = isa::dot(sums[token], codes, isa::broadcast4(quad));
+                        }
                     }
                 }
             }
-        }
-        let mut wide = [[isa::i32_zero(); VECTORS]; 2];
-        for half in 0..2 {
-            for v in 0..VECTORS {
-                wide[half][v] = isa::widen(sums[half][v]);
+            for token in 0..TOKENS {
+                dots[token][v] = isa::i32_add(dots[token][v], isa::widen(sums[token]));
+            }
+            if const { VECTORS > 1 && TOKENS > 1 } {
+                isa::in_turn(sums[TOKENS - 1], &mut [], &mut activations);
             }
         }
-        wide
     }
 }

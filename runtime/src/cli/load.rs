@@ -562,7 +562,7 @@ impl HeadReport {
         let scanned = after.scanned - before.scanned;
         let rows = scanned * model.config().vocab as u64;
         Self {
-            scan: model.planes().map(|planes| *planes.kernel().id()),
+            scan: model.planes().map(|planes| *planes.kernel(1).id()),
             scanned: ratio(scanned, tokens),
             refined: ratio(after.refined - before.refined, rows),
             rescored: ratio(after.rescored - before.rescored, rows),

@@ -207,7 +207,8 @@ pub fn run(args: &Args) -> Result<()> {
     let placement = args.placement.with(&profile);
     let threads = load::thread_count(args.threads, &profile, &host);
     let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
-    let needs = sampler.needs(if args.ignore_eos { tokenizer.eos_ids() } else { &[] });
+    let masked = if args.ignore_eos { tokenizer.eos_ids() } else { &[] };
+    let needs = sampler.needs(masked, &[]);
     let loaded = load::model(gguf, &choice, &profile, placement, &needs, &pool)?;
     let mut session = load::session(&loaded.model, &pool, options)?;
     let load_time = start.elapsed();

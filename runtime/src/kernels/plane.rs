@@ -6,6 +6,7 @@ use bitnet_profiles::{Isa, KernelId, Op, PlaneFormat};
 
 use super::HeadKernel;
 use super::builtin::{self, abi};
+use crate::model::numerics;
 
 /// A kernel that scans planes, and that this CPU can run.
 #[derive(Clone, Copy)]
@@ -21,41 +22,64 @@ impl std::fmt::Debug for PlaneKernel {
     }
 }
 
-/// The activations of a scan: integers of 16 bits, padded with zeros to whole blocks.
+/// The activations of the tokens of a scan, padded with zeros to whole blocks and to the tokens that
+/// a kernel takes.
 #[derive(Clone, Debug, Default)]
 pub struct PlaneInput {
     cols: usize,
-    high: Vec<i8>,
-    low: Vec<i8>,
-    /// For every block its sum, times what the codes are offset by.
+    tokens: usize,
+    /// `[block][quad][token][4]`
+    activations: Vec<i8>,
+    /// The sum of each block times what the codes are offset by, `[block][token]`.
     offsets: Vec<i32>,
-    scale: f32,
+    /// Scales of the blocks, `[block][token]`, relative to those of the tokens.
+    factors: Vec<f32>,
+    scales: Vec<f32>,
+    /// Factors of one token.
+    relative: Vec<f32>,
 }
 
 impl PlaneInput {
-    /// Room for `cols` activations.
-    pub fn new(cols: usize) -> Self {
-        let blocks = cols.div_ceil(PlaneFormat::BLOCK_COLS);
-        let bytes = vec![0; blocks * PlaneFormat::BLOCK_COLS];
-        Self { cols, high: bytes.clone(), low: bytes, offsets: vec![0; blocks], scale: 0.0 }
-    }
-
-    /// Takes what [`numerics::quantise_wide`](crate::model::numerics::quantise_wide) gave, for a
-    /// plane of `format`.
+    /// Takes what [`numerics::quantise_blocks`](crate::model::numerics::quantise_blocks) gave for each
+    /// of some tokens, `cols` activations padded with zeros to whole blocks and as many scales, for
+    /// `kernel`.
     ///
     /// # Panics
-    /// When there are more integers than room, or they are larger than that gives.
-    pub fn set(&mut self, format: PlaneFormat, q: &[i32], scale: f32) {
-        assert!(q.len() <= self.high.len());
-        for ((high, low), &q) in self.high.iter_mut().zip(&mut self.low).zip(q) {
-            let upper = (q + 128) >> 8;
-            // The quantised are at most 127 * 256, so both parts are bytes.
-            (*high, *low) = (upper as i8, (q - 256 * upper) as i8);
+    /// When there are more tokens than the kernel takes, or more or fewer blocks.
+    pub fn set<'a>(
+        &mut self,
+        kernel: &PlaneKernel,
+        cols: usize,
+        rows: impl Iterator<Item = (&'a [i8], &'a [f32])>,
+    ) {
+        const QUADS: usize = PlaneFormat::BLOCK_COLS / 4;
+        let (tokens, blocks) = (kernel.tokens(), cols.div_ceil(PlaneFormat::BLOCK_COLS));
+        (self.cols, self.tokens) = (cols, tokens);
+        self.activations.clear();
+        self.activations.resize(blocks * PlaneFormat::BLOCK_COLS * tokens, 0);
+        self.offsets.clear();
+        self.offsets.resize(blocks * tokens, 0);
+        self.factors.clear();
+        self.factors.resize(blocks * tokens, 0.0);
+        self.scales.clear();
+        self.scales.resize(tokens, 0.0);
+        self.relative.resize(blocks, 0.0);
+        let offset = (1 << kernel.format().bits()) - 1;
+        for (token, (q, d)) in rows.enumerate() {
+            assert!(token < tokens, "{}: too many tokens", kernel.id());
+            assert!(q.len() == blocks * PlaneFormat::BLOCK_COLS, "{} activations", q.len());
+            self.scales[token] = numerics::relative_scales(d, &mut self.relative);
+            let (quads, _) = q.as_chunks::<4>();
+            let (out, _) = self.activations.as_chunks_mut::<4>();
+            for (quad, out) in quads.iter().zip(out.iter_mut().skip(token).step_by(tokens)) {
+                *out = *quad;
+            }
+            for (block, (quads, &factor)) in quads.chunks(QUADS).zip(&self.relative).enumerate() {
+                let sum = quads.iter().flatten().map(|&q| i32::from(q)).sum::<i32>();
+                self.offsets[block * tokens + token] = offset * sum;
+                self.factors[block * tokens + token] = factor;
+            }
         }
-        for (offset, q) in self.offsets.iter_mut().zip(q.chunks(PlaneFormat::BLOCK_COLS)) {
-            *offset = ((1 << format.bits()) - 1) * q.iter().sum::<i32>();
-        }
-        self.scale = scale;
     }
 }
 
@@ -74,16 +98,19 @@ impl PlaneKernel {
         builtin::PLANES.iter().filter_map(Self::new)
     }
 
-    /// The default for a format: of the best ISA up to `ceiling`, the one that prefetches about as
-    /// far ahead as the kernel of the head, which was chosen for this CPU. From memory one core of
-    /// Zen 5 reads 44 GB/s of planes with 8192 bytes, 40 with 4096 and 37 with none.
-    pub fn default(format: PlaneFormat, ceiling: Isa, head: &HeadKernel) -> Option<Self> {
+    /// The defaults for a format, by the tokens they take: of the best ISA up to `ceiling`, those that
+    /// prefetch about as far ahead as the kernel of the head, which was chosen for this CPU. From
+    /// memory one core of Zen 5 reads 44 GB/s of planes with 8192 bytes, 40 with 4096 and 37 with none.
+    pub fn defaults(format: PlaneFormat, ceiling: Isa, head: &HeadKernel) -> Vec<Self> {
         let prefetch = head.id().tile.prefetch;
-        Self::builtin()
+        let mut kernels: Vec<Self> = Self::builtin()
             .filter(|kernel| kernel.format == format && kernel.id.isa <= ceiling)
-            .max_by_key(|kernel| {
-                (kernel.id.isa, std::cmp::Reverse(kernel.id.tile.prefetch.abs_diff(prefetch)))
-            })
+            .collect();
+        let best = kernels.iter().map(|kernel| kernel.id.isa).max();
+        kernels.retain(|kernel| Some(kernel.id.isa) == best);
+        kernels.sort_by_key(|kernel| (kernel.tokens(), kernel.id.tile.prefetch.abs_diff(prefetch)));
+        kernels.dedup_by_key(|kernel| kernel.tokens());
+        kernels
     }
 
     /// The kernel's id.
@@ -96,7 +123,12 @@ impl PlaneKernel {
         self.format
     }
 
-    /// The estimates of the rows of some tiles, `out`: see
+    /// The tokens it takes at once.
+    pub fn tokens(&self) -> usize {
+        self.id.tile.tokens
+    }
+
+    /// The estimates of the rows of some tiles, `out`, `[token][tiles][16]`: see
     /// [`numerics::dot_plane_row`](crate::model::numerics::dot_plane_row). `data` are the tiles of a
     /// plane, `scales` those of its rows, `[tiles][16]`.
     ///
@@ -113,22 +145,24 @@ impl PlaneKernel {
         const ROWS: usize = PlaneFormat::TILE_ROWS;
         let cols = input.cols;
         assert!(self.id.shape.is_none_or(|shape| shape.cols == cols), "{}: {cols}", self.id);
+        assert_eq!(input.tokens, self.tokens(), "{}", self.id);
         let bytes = self.format.tile_bytes(cols);
         let scales = &scales[tiles.start * ROWS..tiles.end * ROWS];
-        assert_eq!(out.len(), scales.len());
+        assert_eq!(out.len(), self.tokens() * scales.len());
         let call = abi::PlaneCall {
             tiles: data[tiles.start * bytes..tiles.end * bytes].as_ptr(),
             scales: scales.as_ptr(),
             count: tiles.len(),
             cols,
-            high: input.high.as_ptr(),
-            low: input.low.as_ptr(),
+            activations: input.activations.as_ptr(),
             offsets: input.offsets.as_ptr(),
-            scale: input.scale,
+            factors: input.factors.as_ptr(),
+            scale: input.scales.as_ptr(),
             out: out.as_mut_ptr(),
+            stride: scales.len(),
         };
-        // SAFETY: `new` checked the CPU, the lines above the sizes; what stands in the plane and
-        // the input decides numbers only, never addresses.
+        // SAFETY: `new` checked the CPU, the lines above and `PlaneInput::set` the sizes; what stands
+        // in the plane and the input decides numbers only, never addresses.
         unsafe { (self.entry.run)(&call) }
     }
 }

@@ -268,13 +268,21 @@ pub fn plane(kernel: &PlaneKernel, cols: usize) -> Option<Wrong> {
         [("noise", [0, most]), ("all codes 0", [0, 0]), ("all codes the largest", [most, most])];
     for (name, [least, most]) in cases {
         let mut below = |least: u64, most: u64| least + random.below(most - least + 1);
-        let x: Vec<f32> = (0..cols)
-            .map(|_| if name == "noise" { below(0, 2000) as f32 - 1000.0 } else { 1.0 })
+        // Fewer tokens than the kernel takes, too.
+        let tokens = if name == "noise" { kernel.tokens() } else { kernel.tokens().div_ceil(2) };
+        let quantised: Vec<(Vec<i8>, Vec<f32>)> = (0..tokens)
+            .map(|_| {
+                let mut x = vec![0.0; padded];
+                for x in &mut x[..cols] {
+                    *x = if name == "noise" { below(0, 2000) as f32 - 1000.0 } else { 1.0 };
+                }
+                let (mut q, mut d) = (vec![0; padded], vec![0.0; blocks]);
+                numerics::quantise_blocks(&x, &mut q, &mut d);
+                (q, d)
+            })
             .collect();
-        let mut q = vec![0; padded];
-        let scale = numerics::quantise_wide(&x, &mut q[..cols]);
-        let mut input = PlaneInput::new(cols);
-        input.set(format, &q, scale);
+        let mut input = PlaneInput::default();
+        input.set(kernel, cols, quantised.iter().map(|(q, d)| (&q[..], &d[..])));
         let codes: Vec<u8> = (0..TILES * ROWS * padded).map(|_| below(least, most) as u8).collect();
         let scales: Vec<u8> = (0..TILES * ROWS * blocks).map(|_| below(0, 255) as u8).collect();
         let row_scales: Vec<f32> = (0..TILES * ROWS).map(|_| below(1, 999) as f32 * 1e-5).collect();
@@ -296,18 +304,27 @@ pub fn plane(kernel: &PlaneKernel, cols: usize) -> Option<Wrong> {
                 data.extend((0..ROWS).map(|row| scales[(tile * ROWS + row) * blocks + block]));
             }
         }
-        let mut got = vec![f32::NAN; TILES * ROWS];
-        kernel.run(&data, &row_scales, 0..1, &input, &mut got[..ROWS]);
-        kernel.run(&data, &row_scales, 1..TILES, &input, &mut got[ROWS..]);
-        for (row, got) in got.into_iter().enumerate() {
-            let codes = &codes[row * padded..(row + 1) * padded];
-            let scales = &scales[row * blocks..(row + 1) * blocks];
-            let bits = format.bits();
-            let expected =
-                numerics::dot_plane_row((&q, scale), bits, codes, scales, row_scales[row]);
-            if got.to_bits() != expected.to_bits() {
-                let found = format!("{cols} columns, {name}, row {row}: {got} for {expected}");
-                return Some(Wrong { kernel: *kernel.id(), found });
+        for tiles in [0..1, 1..TILES] {
+            let first = tiles.start * ROWS;
+            let mut got = vec![f32::NAN; kernel.tokens() * tiles.len() * ROWS];
+            kernel.run(&data, &row_scales, tiles.clone(), &input, &mut got);
+            for ((token, (q, d)), got) in
+                quantised.iter().enumerate().zip(got.chunks(tiles.len() * ROWS))
+            {
+                let mut factors = vec![0.0; blocks];
+                let scale = numerics::relative_scales(d, &mut factors);
+                for (row, got) in (first..).zip(got) {
+                    let codes = &codes[row * padded..(row + 1) * padded];
+                    let scales = &scales[row * blocks..(row + 1) * blocks];
+                    let (x, bits) = ((&q[..], &factors[..], scale), format.bits());
+                    let expected = numerics::dot_plane_row(x, bits, codes, scales, row_scales[row]);
+                    if got.to_bits() != expected.to_bits() {
+                        let found = format!(
+                            "{cols} columns, {name}, token {token}, row {row}: {got} for {expected}"
+                        );
+                        return Some(Wrong { kernel: *kernel.id(), found });
+                    }
+                }
             }
         }
     }

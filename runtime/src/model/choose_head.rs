@@ -74,10 +74,12 @@ impl Model {
             Some(format) => {
                 let (head, cols) = (&self.weights.head, self.config.hidden);
                 let missing = || Error::Runtime(format!("no kernels for {format}"));
-                let kernels = PlaneKernel::default(format, options.ceiling, self.head(1))
-                    .zip(fine_kernel(options))
-                    .ok_or_else(missing)?;
-                let planes = Planes::build(&self.gguf, head, cols, kernels, pool, options.pages)?;
+                let kernels = PlaneKernel::defaults(format, options.ceiling, self.head(1));
+                let fine =
+                    fine_kernel(options).filter(|_| !kernels.is_empty()).ok_or_else(missing)?;
+                let scan = (format, kernels);
+                let planes =
+                    Planes::build(&self.gguf, head, cols, scan, fine, pool, options.pages)?;
                 self.planes.insert(planes).lock_if(options.lock)
             }
             None => {

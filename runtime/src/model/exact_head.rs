@@ -6,13 +6,16 @@
 //! not stay below is looked at again: first with the fine copy, then by the full head's kernel.
 //! So the best k logits, and all that equal the k-th, are those of the full head, bit for bit.
 //!
-//! The head takes four phases of the pool, with three barriers between them.
+//! Several tokens are served by one scan. It takes five phases of the pool, with four barriers between
+//! them.
+
+use std::ops::Range;
 
 use super::planes::{Planes, Query, TILE_ROWS};
 use super::weights::Table;
 use crate::error::Result;
 use crate::gguf::Gguf;
-use crate::kernels::{HeadKernel, VectorOps};
+use crate::kernels::{HeadKernel, PlaneInput, VectorOps};
 use crate::threads::{SharedSlice, Worker};
 
 /// The logits that a caller of [`Session`](super::Session) needs.
@@ -96,37 +99,73 @@ impl ScannedHead<'_> {
     }
 }
 
-/// What a session keeps for the head.
+/// What a session keeps for the head. What belongs to rows lies in parts of the workers, `[token][rows]`
+/// of each: see [`Part`].
 #[derive(Debug)]
 pub(super) struct ExactHead {
-    /// `[tiles][16]`
     estimates: Vec<f32>,
-    /// Rows that were not ruled out by the scan: a worker's own begin where its share does.
+    /// Rows that were not ruled out by the scan.
     survivors: Vec<u32>,
-    /// The best estimates of each worker.
+    /// How many these are, `[worker][token]`.
+    found: Vec<usize>,
+    /// The best estimates of each worker, `[worker][token][count]`.
     best: Vec<(f32, u32)>,
-    /// Logits of the chosen rows.
+    /// Logits of the chosen rows, `[token][count and ids]`.
     exact: Vec<f32>,
-    /// Where the survivors of each worker begin, and how many there are.
-    found: Vec<(usize, usize)>,
+    /// The activations of each token; nothing where no bound holds, so that all logits are computed.
+    queries: Vec<(Query, bool)>,
     workers: Vec<Own>,
     policy: Policy,
 }
 
 /// What one worker keeps.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Own {
-    query: Query,
-    /// The rows that are computed first, the same for all workers.
-    chosen: Vec<u32>,
+    input: PlaneInput,
+    /// The rows that are computed first, the same for all workers, of each token.
+    chosen: Vec<Vec<u32>>,
     sorted: Vec<(f32, u32)>,
     /// Products of fine rows.
-    dots: [i32; REFINED],
+    dots: Vec<i32>,
+    /// What a logit needs to be among the best, of each token.
+    least: Vec<f32>,
     /// A row of the full head.
     row: Vec<u8>,
+    read: Read,
+}
+
+/// What a worker read beside what it scanned.
+#[derive(Clone, Copy, Debug, Default)]
+struct Read {
+    refined: usize,
     rescored: usize,
-    /// Whether no bound held for the activations, so that all logits were computed.
-    full: bool,
+}
+
+/// A worker's part of the rows, counted with those that fill the last tile.
+struct Part {
+    padded: Range<usize>,
+    /// Those that there are.
+    rows: Range<usize>,
+    tokens: usize,
+}
+
+impl Part {
+    fn new(tiles: &Range<usize>, rows: usize, tokens: usize) -> Self {
+        let padded = tiles.start * TILE_ROWS..tiles.end * TILE_ROWS;
+        let rows = padded.start.min(rows)..padded.end.min(rows);
+        Self { padded, rows, tokens }
+    }
+
+    /// Where the part of all tokens lies.
+    fn whole(&self) -> Range<usize> {
+        self.tokens * self.padded.start..self.tokens * self.padded.end
+    }
+
+    /// Where a token's rows lie.
+    fn of(&self, token: usize) -> Range<usize> {
+        let first = self.tokens * self.padded.start + token * self.padded.len();
+        first..first + self.rows.len()
+    }
 }
 
 /// Whether to scan, from what it cost of late.
@@ -165,196 +204,283 @@ impl Policy {
 
 impl ExactHead {
     pub(super) fn new(planes: &Planes, threads: usize) -> Result<Self> {
-        let own = |_| {
-            Ok(Own {
-                query: Query::new(planes)?,
-                chosen: Vec::new(),
-                sorted: Vec::new(),
-                dots: [0; REFINED],
-                row: Vec::new(),
-                rescored: 0,
-                full: false,
-            })
-        };
+        let query = |_| Ok((Query::new(planes)?, false));
         Ok(Self {
-            estimates: vec![0.0; planes.tile_count() * TILE_ROWS],
-            survivors: vec![0; planes.tile_count() * TILE_ROWS],
+            estimates: Vec::new(),
+            survivors: Vec::new(),
+            found: Vec::new(),
             best: Vec::new(),
             exact: Vec::new(),
-            found: vec![(0, 0); threads],
-            workers: (0..threads).map(own).collect::<Result<_>>()?,
+            queries: (0..planes.tokens()).map(query).collect::<Result<_>>()?,
+            workers: (0..threads).map(|_| Own::default()).collect(),
             policy: Policy { cost: None, resting: 0, rest: REST.0 },
         })
     }
 
-    /// What the workers share for the next token, if its logits are to be found by a scan.
+    /// What the workers share for the next `tokens` tokens, if their logits are to be found by scans.
     pub(super) fn share<'a>(
         &'a mut self,
         head: ScannedHead<'a>,
         needs: &'a Needs,
+        tokens: usize,
     ) -> Option<Scan<'a>> {
         let Needs::Best { count, ids } = needs else { return None };
-        let count = (*count).max(1);
-        let most = most(head.planes.rows());
-        if count > most || ids.len() > most || !self.policy.scans() {
+        let planes = head.planes;
+        let (count, most) = ((*count).max(1), most(planes.rows()));
+        if tokens == 0 || count > most || ids.len() > most || !self.policy.scans() {
             return None;
         }
-        self.best.clear();
-        self.best.resize(count * self.workers.len(), (f32::NEG_INFINITY, u32::MAX));
-        self.exact.clear();
-        self.exact.resize(count + ids.len(), 0.0);
+        // Of one scan; those of a kernel that takes more than there are tokens have places, too.
+        let tokens = planes.kernel(tokens.min(planes.tokens())).tokens();
+        let rows = planes.tile_count() * TILE_ROWS;
+        self.estimates.resize(self.estimates.len().max(tokens * rows), 0.0);
+        self.survivors.resize(self.survivors.len().max(tokens * rows), 0);
+        self.found.resize(tokens * self.workers.len(), 0);
+        self.best.resize(tokens * count * self.workers.len(), (0.0, 0));
+        self.exact.resize(tokens * (count + ids.len()), 0.0);
+        for own in &mut self.workers {
+            own.read = Read::default();
+            own.chosen.resize_with(tokens, Vec::new);
+            own.least.resize(tokens, 0.0);
+            own.dots.resize(REFINED, 0);
+        }
         Some(Scan {
             head,
             count,
             ids,
+            tokens,
             estimates: SharedSlice::new(&mut self.estimates),
             survivors: SharedSlice::new(&mut self.survivors),
+            found: SharedSlice::new(&mut self.found),
             best: SharedSlice::new(&mut self.best),
             exact: SharedSlice::new(&mut self.exact),
-            found: SharedSlice::new(&mut self.found),
+            queries: SharedSlice::new(&mut self.queries),
             workers: SharedSlice::new(&mut self.workers),
         })
     }
 
-    /// After a scan: puts the logits of the rows that were computed first in their places, and
-    /// learns what the scan cost.
+    /// After scans for `tokens` tokens, at most so many at once: learns what they cost.
     pub(super) fn finish(
         &mut self,
         head: ScannedHead<'_>,
-        logits: &mut [f32],
+        (tokens, at_once): (usize, usize),
         stats: &mut HeadStats,
     ) {
-        let Some(first) = self.workers.first() else { return };
         let (planes, head_bytes) = (head.planes, head.bytes());
-        let row_bytes = head_bytes / planes.rows();
-        stats.scanned += 1;
-        if first.full {
-            stats.bytes += head_bytes as u64;
-            return;
-        }
-        for (&row, &exact) in first.chosen.iter().zip(&self.exact) {
-            logits[row as usize] = exact;
-        }
-        let refined: usize = self.found.iter().map(|found| found.1).sum();
-        let rescored =
-            first.chosen.len() + self.workers.iter().map(|own| own.rescored).sum::<usize>();
-        let (fine, rows) = (refined * planes.fine_row_bytes(), rescored * row_bytes);
+        let refined: usize = self.workers.iter().map(|own| own.read.refined).sum();
+        let rescored: usize = self.workers.iter().map(|own| own.read.rescored).sum();
+        let scans = tokens.div_ceil(at_once);
+        let scanned = scans * planes.scan_bytes();
+        let (fine, rows) =
+            (refined * planes.fine_row_bytes(), rescored * (head_bytes / planes.rows()));
+        stats.scanned += tokens as u64;
         stats.refined += refined as u64;
         stats.rescored += rescored as u64;
-        stats.bytes += (planes.scan_bytes() + fine + rows) as u64;
-        let cost =
-            planes.scan_bytes() as f64 + ALONE * fine as f64 + alone(head.table) * rows as f64;
-        self.policy.learn(cost / head_bytes as f64);
+        stats.bytes += (scanned + fine + rows) as u64;
+        let cost = scanned as f64 + ALONE * fine as f64 + alone(head.table) * rows as f64;
+        self.policy.learn(cost / (scans * head_bytes) as f64);
     }
 }
 
-/// One token's scan: what the workers share.
+/// Scans: what the workers share.
 pub(super) struct Scan<'a> {
     head: ScannedHead<'a>,
     count: usize,
     ids: &'a [u32],
+    tokens: usize,
     estimates: SharedSlice<'a, f32>,
     survivors: SharedSlice<'a, u32>,
+    found: SharedSlice<'a, usize>,
     best: SharedSlice<'a, (f32, u32)>,
     exact: SharedSlice<'a, f32>,
-    found: SharedSlice<'a, (usize, usize)>,
+    queries: SharedSlice<'a, (Query, bool)>,
     workers: SharedSlice<'a, Own>,
 }
 
 impl Scan<'_> {
-    /// What each worker does: `x` is the input of the head, the same for all; `prepared` is for its
-    /// kernel, `logits` `[vocab]`. What is left to do for [`ExactHead::finish`] waits until all
-    /// workers are done.
+    /// Tokens that a scan serves at most.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// What each worker does for at most [`Scan::tokens`] tokens: `x`, `[tokens][cols]`, is the input
+    /// of the head, the same for all workers; `prepared` is for its kernel for one token, `logits`
+    /// `[tokens][vocab]`. Before the next scan there must be a barrier.
     pub(super) fn work(
         &self,
         worker: &Worker<'_>,
+        (x, tokens): (&[f32], usize),
+        prepared: &mut [u8],
+        logits: &SharedSlice<'_, f32>,
+    ) {
+        let (head, planes) = (self.head, self.head.planes);
+        let (cols, vocab) = (x.len() / tokens, planes.rows());
+        let x = |token: usize| &x[token * cols..(token + 1) * cols];
+        // SAFETY: each worker's own.
+        let own = unsafe { &mut self.workers.write(worker.index..worker.index + 1)[0] };
+        for token in worker.share(tokens) {
+            // SAFETY: shares are disjoint.
+            let (query, bound) = unsafe { &mut self.queries.write(token..token + 1)[0] };
+            *bound = query.set(planes, head.vector, x(token), planes.is_fine(tokens));
+        }
+        worker.barrier();
+
+        // SAFETY: written before the barrier, and not again.
+        let queries = unsafe { self.queries.read(0..tokens) };
+        let bound = || (0..tokens).filter(|&token| queries[token].1);
+        let tiles = worker.share(planes.tile_count());
+        let at_once = planes.kernel(tokens).tokens();
+        let part = Part::new(&tiles, vocab, at_once);
+        planes.set(&mut own.input, queries.iter().map(|(query, _)| query));
+        // SAFETY: parts are disjoint.
+        planes.scan(tokens, tiles, &own.input, unsafe { self.estimates.write(part.whole()) });
+        for token in bound() {
+            // SAFETY: as above, and now only read.
+            let (estimates, best) = unsafe {
+                (
+                    self.estimates.read(part.of(token)),
+                    self.best.write(self.best_of(worker.index, token)),
+                )
+            };
+            find_best(estimates, part.rows.start, best);
+        }
+        worker.barrier();
+
+        let places = self.count + self.ids.len();
+        for token in bound() {
+            let best = (0..worker.threads).flat_map(|worker| {
+                // SAFETY: written before the barrier, and not again.
+                unsafe { self.best.read(self.best_of(worker, token)) }
+            });
+            own.choose(token, best, self, vocab);
+            let chosen = &own.chosen[token];
+            let share = worker.share(chosen.len());
+            if share.is_empty() {
+                continue;
+            }
+            head.kernel.prepare((x(token), 1), prepared);
+            let first = token * places;
+            // SAFETY: shares are disjoint.
+            let exact = unsafe { self.exact.write(first + share.start..first + share.end) };
+            own.read.rescored += share.len();
+            for (exact, &row) in exact.iter_mut().zip(&chosen[share]) {
+                *exact = head.logit(row, cols, prepared, &mut own.row);
+            }
+        }
+        worker.barrier();
+
+        for (token, (query, bound)) in queries.iter().enumerate() {
+            let of_token = logits.part(token * vocab..(token + 1) * vocab);
+            if !bound {
+                let rows = head.table.rows(head.gguf, 0..vocab);
+                own.read.rescored += part.rows.len();
+                head.kernel.run_share(worker, rows, (x(token), 1), prepared, &of_token);
+                continue;
+            }
+            let exact = token * places..token * places + own.chosen[token].len();
+            // SAFETY: written before the barrier, and not again.
+            let exact = unsafe { self.exact.read(exact) };
+            let least = own.kth(exact, self.count);
+            // SAFETY: parts are disjoint; estimates are only read from here on.
+            let (estimates, survivors, own_logits, found) = unsafe {
+                (
+                    self.estimates.read(part.of(token)),
+                    self.survivors.write(part.of(token)),
+                    of_token.write(part.rows.clone()),
+                    &mut self.found.write(self.found_at(worker.index, token))[0],
+                )
+            };
+            *found = planes.survivors((part.rows.start, estimates), query, least, survivors);
+            own_logits.fill(f32::NEG_INFINITY);
+            for (&row, &exact) in own.chosen[token].iter().zip(exact) {
+                let own = (row as usize).checked_sub(part.rows.start);
+                if let Some(logit) = own.and_then(|row| own_logits.get_mut(row)) {
+                    *logit = exact;
+                }
+            }
+            own.least[token] = least;
+        }
+        worker.barrier();
+
+        for token in bound() {
+            let query = &queries[token].0;
+            self.look_again(worker, own, (token, at_once, query), x(token), prepared, logits);
+        }
+    }
+
+    /// Looks at the survivors of a token again, one of so many that were scanned at once: those of all
+    /// workers together in equal parts.
+    fn look_again(
+        &self,
+        worker: &Worker<'_>,
+        own: &mut Own,
+        (token, at_once, query): (usize, usize, &Query),
         x: &[f32],
         prepared: &mut [u8],
         logits: &SharedSlice<'_, f32>,
     ) {
         let (head, planes) = (self.head, self.head.planes);
-        // SAFETY: each worker's own.
-        let own = unsafe { &mut self.workers.write(worker.index..worker.index + 1)[0] };
-        own.rescored = 0;
-        own.full = !own.query.set(planes, head.vector, x);
-        if own.full {
-            // All workers come to this conclusion.
-            let rows = head.table.rows(head.gguf, 0..planes.rows());
-            return head.kernel.run_share(worker, rows, (x, 1), prepared, logits);
-        }
-        let tiles = worker.share(planes.tile_count());
-        let padded = tiles.start * TILE_ROWS..tiles.end * TILE_ROWS;
-        let rows = padded.start.min(planes.rows())..padded.end.min(planes.rows());
-        // SAFETY: shares are disjoint.
-        let (estimates, best) = unsafe {
-            let best = worker.index * self.count..(worker.index + 1) * self.count;
-            (self.estimates.write(padded.clone()), self.best.write(best))
+        let vocab = planes.rows();
+        let found = |index: usize| {
+            // SAFETY: written before the barrier, and not again.
+            unsafe { self.found.read(self.found_at(index, token))[0] }
         };
-        planes.scan(tiles, &own.query, estimates);
-        find_best(&estimates[..rows.len()], rows.start, best);
-        worker.barrier();
-
-        // SAFETY: written before the barrier, and not again.
-        own.choose(unsafe { self.best.read(0..self.best.len()) }, self, planes.rows());
+        let share = worker.share((0..worker.threads).map(found).sum());
+        if share.is_empty() {
+            return;
+        }
         head.kernel.prepare((x, 1), prepared);
-        let share = worker.share(own.chosen.len());
-        // SAFETY: shares are disjoint.
-        let exact = unsafe { self.exact.write(share.clone()) };
-        for (exact, &row) in exact.iter_mut().zip(&own.chosen[share]) {
-            *exact = head.logit(row, x.len(), prepared, &mut own.row);
-        }
-        worker.barrier();
-
-        // SAFETY: written before the barrier, and not again.
-        let exact = unsafe { self.exact.read(0..own.chosen.len()) };
-        let least = own.kth(exact, self.count);
-        // SAFETY: shares are disjoint; estimates are only read from here on.
-        let (estimates, survivors, own_logits, found) = unsafe {
-            (
-                self.estimates.read(rows.clone()),
-                self.survivors.write(padded),
-                logits.write(rows.clone()),
-                &mut self.found.write(worker.index..worker.index + 1)[0],
-            )
-        };
-        own_logits.fill(f32::NEG_INFINITY);
-        let estimates = (rows.start, estimates);
-        *found = (rows.start, planes.survivors(estimates, &own.query, least, survivors));
-        worker.barrier();
-
-        // The survivors of all, in equal parts.
-        // SAFETY: written before the barrier, read-only now.
-        let found = unsafe { self.found.read(0..self.found.len()) };
-        let part = worker.share(found.iter().map(|found| found.1).sum());
+        own.read.refined += share.len();
         let mut before = 0;
-        for &(start, count) in found {
-            let from = part.start.clamp(before, before + count) - before;
-            let to = part.end.clamp(before, before + count) - before;
+        for index in 0..worker.threads {
+            let tiles = worker.share_of(index, planes.tile_count());
+            let part = Part::new(&tiles, vocab, at_once);
+            let places = part.of(token);
+            let count = found(index);
+            let from = share.start.clamp(before, before + count) - before;
+            let to = share.end.clamp(before, before + count) - before;
             before += count;
             // SAFETY: written before the barrier, read-only now.
-            let rows = unsafe { self.survivors.read(start + from..start + to) };
+            let (rows, estimates) = unsafe {
+                (
+                    self.survivors.read(places.start + from..places.start + to),
+                    self.estimates.read(places),
+                )
+            };
             for rows in rows.chunks(REFINED) {
-                planes.fine_dots(rows, &own.query, &mut own.dots);
+                planes.fine_dots(rows, query, &mut own.dots);
                 for (&id, &dot) in rows.iter().zip(&own.dots) {
                     let row = id as usize;
-                    // SAFETY: as above.
-                    let estimate = unsafe { self.estimates.read(row..row + 1)[0] };
-                    if planes.survives(row, (estimate, dot), &own.query, least) {
-                        // SAFETY: a row is in one part only.
-                        let out = unsafe { &mut logits.write(row..row + 1)[0] };
+                    let estimate = estimates[row - part.rows.start];
+                    if planes.survives(row, (estimate, dot), query, own.least[token]) {
+                        let at = token * vocab + row;
+                        // SAFETY: a row is in one share only.
+                        let out = unsafe { &mut logits.write(at..at + 1)[0] };
                         *out = head.logit(id, x.len(), prepared, &mut own.row);
-                        own.rescored += 1;
+                        own.read.rescored += 1;
                     }
                 }
             }
         }
     }
-}
 
+    /// Where a worker's best estimates for a token lie.
+    fn best_of(&self, worker: usize, token: usize) -> Range<usize> {
+        let first = (worker * self.tokens + token) * self.count;
+        first..first + self.count
+    }
+
+    /// Where it says how many rows it found for a token.
+    fn found_at(&self, worker: usize, token: usize) -> Range<usize> {
+        let at = worker * self.tokens + token;
+        at..at + 1
+    }
+}
 /// Puts the largest estimates, in falling order, and their rows into `best`; the first of equal
-/// ones. `first` is the row of the first estimate.
+/// ones. Where there are fewer, no row follows. `first` is the row of the first estimate.
 fn find_best(estimates: &[f32], first: usize, best: &mut [(f32, u32)]) {
     const CHUNK: usize = 16;
+    best.fill((f32::NEG_INFINITY, u32::MAX));
     let mut found = 0;
     for (chunk, values) in estimates.chunks(CHUNK).enumerate() {
         let last = if found < best.len() { f32::NEG_INFINITY } else { best[found - 1].0 };
@@ -376,15 +502,22 @@ fn find_best(estimates: &[f32], first: usize, best: &mut [(f32, u32)]) {
 
 impl Own {
     /// The best rows of all workers, and those asked for, each once.
-    fn choose(&mut self, best: &[(f32, u32)], scan: &Scan<'_>, rows: usize) {
+    fn choose<'a>(
+        &mut self,
+        token: usize,
+        best: impl Iterator<Item = &'a (f32, u32)>,
+        scan: &Scan<'_>,
+        rows: usize,
+    ) {
         self.sorted.clear();
-        self.sorted.extend(best.iter().filter(|best| best.1 != u32::MAX));
+        self.sorted.extend(best.filter(|best| best.1 != u32::MAX));
         self.sorted.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        self.chosen.clear();
-        self.chosen.extend(self.sorted.iter().take(scan.count).map(|best| best.1));
-        self.chosen.extend(scan.ids.iter().filter(|&&id| (id as usize) < rows));
-        self.chosen.sort_unstable();
-        self.chosen.dedup();
+        let chosen = &mut self.chosen[token];
+        chosen.clear();
+        chosen.extend(self.sorted.iter().take(scan.count).map(|best| best.1));
+        chosen.extend(scan.ids.iter().filter(|&&id| (id as usize) < rows));
+        chosen.sort_unstable();
+        chosen.dedup();
     }
 
     /// The `count`-th largest of some logits; minus infinity where there are fewer numbers.
@@ -406,31 +539,39 @@ mod tests {
     use crate::random::Random;
     use crate::threads::Pool;
 
-    /// The logits that a scan gives, if there is one.
+    /// The logits that scans give for some tokens, `[token][vocab]`, if there are any.
     fn scanned(
         exact: &mut ExactHead,
         head: ScannedHead<'_>,
         pool: &Pool,
-        x: &[f32],
+        (x, tokens): (&[f32], usize),
         needs: &Needs,
     ) -> Option<(Vec<f32>, HeadStats)> {
-        let mut out = vec![f32::NAN; head.planes.rows()];
-        let prepared = head.kernel.prepared_bytes(x.len());
+        let (cols, vocab) = (x.len() / tokens, head.planes.rows());
+        let mut out = vec![f32::NAN; tokens * vocab];
+        let prepared = head.kernel.prepared_bytes(cols);
         let mut prepared: Vec<Buffer> =
             (0..pool.threads()).map(|_| Buffer::zeroed(prepared).unwrap()).collect();
+        let at_once;
         {
-            let scan = exact.share(head, needs)?;
+            let scan = exact.share(head, needs, tokens)?;
+            at_once = scan.tokens();
             let logits = SharedSlice::new(&mut out);
             let prepared = SharedSlice::new(&mut prepared);
             pool.run(|worker| {
                 // SAFETY: each worker's own.
                 let prepared = unsafe { prepared.write(worker.index..worker.index + 1) };
-                scan.work(worker, x, &mut prepared[0], &logits);
+                for (i, x) in x.chunks(at_once * cols).enumerate() {
+                    let (first, tokens) = (i * at_once * vocab, x.len() / cols);
+                    let logits = logits.part(first..first + tokens * vocab);
+                    scan.work(worker, (x, tokens), &mut prepared[0], &logits);
+                    worker.barrier();
+                }
             })
             .unwrap();
         }
         let mut stats = HeadStats::default();
-        exact.finish(head, &mut out, &mut stats);
+        exact.finish(head, (tokens, at_once), &mut stats);
         Some((out, stats))
     }
 
@@ -486,7 +627,7 @@ mod tests {
                                 pool.threads()
                             );
                             let mut exact = ExactHead::new(planes, pool.threads()).unwrap();
-                            let scanned = scanned(&mut exact, head, pool, x, &needs);
+                            let scanned = scanned(&mut exact, head, pool, (x, 1), &needs);
                             let most = most(rows);
                             let Some((got, stats)) = scanned else {
                                 let Needs::Best { count, ids } = needs else { unreachable!() };
@@ -499,6 +640,45 @@ mod tests {
                         }
                         assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{}", case.name);
                     }
+                }
+            }
+        }
+    }
+
+    /// Tokens together, those that no bound holds for among them, are what each is alone, whether they
+    /// fill scans or not.
+    #[test]
+    fn tokens_together_are_what_they_are_alone() {
+        let vector = VectorOps::best(bitnet_profiles::Isa::best());
+        let pools: Vec<Pool> = (1..=3).map(|threads| Pool::new(threads).unwrap()).collect();
+        for case in &cases(161) {
+            let (kernel, planes) = planes(case, PlaneFormat::P4, &pools[1]);
+            let Case { gguf, table, cols, .. } = case;
+            let (kernel, vector, planes) = (&kernel, &vector, &planes);
+            let head = ScannedHead { gguf, table, kernel, vector, planes };
+            for needs in [Needs::GREEDY, best(5, &[160, 7])] {
+                for tokens in [2, 3, 8, 9, case.inputs.len()] {
+                    let inputs = || case.inputs.iter().rev().take(tokens);
+                    let x: Vec<f32> = inputs().flatten().copied().collect();
+                    let mut found = Vec::new();
+                    for pool in &pools {
+                        let mut exact = ExactHead::new(planes, pool.threads()).unwrap();
+                        let (got, stats) =
+                            scanned(&mut exact, head, pool, (&x, tokens), &needs).unwrap();
+                        for (i, (x, got)) in inputs().zip(got.chunks(161)).enumerate() {
+                            let what = format!(
+                                "{} {}, {cols} columns, {} workers, token {i} of {tokens}, {needs:?}",
+                                case.name,
+                                table.format(),
+                                pool.threads()
+                            );
+                            check(&logits(case, kernel, x), got, &needs, &what);
+                        }
+                        assert_eq!(stats.scanned, tokens as u64);
+                        let bits: Vec<u32> = got.iter().map(|l| l.to_bits()).collect();
+                        found.push((bits, stats));
+                    }
+                    assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{}", case.name);
                 }
             }
         }
@@ -526,16 +706,16 @@ mod tests {
         let Case { gguf, table, .. } = &case;
         let head = ScannedHead { gguf, table, kernel: &kernel, vector: &vector, planes: &planes };
         let mut exact = ExactHead::new(&planes, 2).unwrap();
-        let (_, stats) = scanned(&mut exact, head, &pool, &x, &Needs::GREEDY).unwrap();
+        let (_, stats) = scanned(&mut exact, head, &pool, (&x, 1), &Needs::GREEDY).unwrap();
         assert!(stats.refined <= 4 && stats.rescored <= 4, "{stats:?}");
         assert!(stats.bytes < table.rows(gguf, 0..4000).len() as u64 / 6, "{stats:?}");
         // All logits are 0, and so among the best: after that the full head serves for a while.
         let nothing = vec![0.0; x.len()];
-        let (_, stats) = scanned(&mut exact, head, &pool, &nothing, &Needs::GREEDY).unwrap();
+        let (_, stats) = scanned(&mut exact, head, &pool, (&nothing, 1), &Needs::GREEDY).unwrap();
         assert_eq!((stats.refined, stats.rescored), (4000, 4001));
         let mut turns = Vec::new();
         for _ in 0..3 * REST.0 + 10 {
-            turns.push(scanned(&mut exact, head, &pool, &nothing, &Needs::GREEDY).is_some());
+            turns.push(scanned(&mut exact, head, &pool, (&nothing, 1), &Needs::GREEDY).is_some());
         }
         let scans: Vec<usize> = (0..turns.len()).filter(|&i| turns[i]).collect();
         assert!(scans.len() >= 2 && scans.len() <= 9, "{scans:?}");

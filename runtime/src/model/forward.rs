@@ -175,7 +175,7 @@ impl Session {
         let scratch = |_| -> Result<Scratch> {
             Ok(Scratch {
                 raw: vec![0.0; widest],
-                normed: vec![0.0; widest.max(model.head_tokens() * config.hidden)],
+                normed: vec![0.0; widest.max(model.logits_at_once() * config.hidden)],
                 attention: attention::Scratch::new(model.attention(), config)?,
                 matmul: matmul::Scratch::new(jobs())?,
                 head_input: Buffer::zeroed(model.head_input_bytes())?,
@@ -427,12 +427,11 @@ impl Session {
             *position += 1;
         }
         let b = &mut self.buffers;
-        // One token at a time: the rows that each has left over are others.
-        let scan = match (&mut self.exact_head, self.model.scanned_head(), logits.len()) {
-            (Some(exact), Some(head), 1) => exact.share(head, needs),
+        let scan = match (&mut self.exact_head, self.model.scanned_head()) {
+            (Some(exact), Some(head)) => exact.share(head, needs, logits.len()),
             _ => None,
         };
-        let scanned = scan.is_some();
+        let scanned = scan.as_ref().map(Scan::tokens);
         let pass = Pass {
             model: &self.model,
             tokens,
@@ -471,10 +470,9 @@ impl Session {
             return done;
         }
         self.head_stats.tokens += logits.len() as u64;
-        match (&mut self.exact_head, self.model.scanned_head()) {
-            (Some(exact), Some(head)) if scanned => {
-                let row = logits.start * config.vocab..logits.end * config.vocab;
-                exact.finish(head, &mut self.buffers.logits[row], &mut self.head_stats);
+        match (&mut self.exact_head, self.model.scanned_head(), scanned) {
+            (Some(exact), Some(head), Some(at_once)) => {
+                exact.finish(head, (logits.len(), at_once), &mut self.head_stats);
             }
             _ => {
                 let passes = logits.len().div_ceil(self.model.head_tokens());
@@ -491,7 +489,7 @@ struct Pass<'a> {
     tokens: &'a [BatchToken],
     /// Where each token stands.
     at: &'a [At],
-    /// Set where not all logits of the only token that asks for them are needed.
+    /// Set where not all logits of the tokens that ask for them are needed.
     scan: Option<Scan<'a>>,
     clock: Option<StageClock>,
     observer: Option<&'a dyn Observer>,
@@ -687,9 +685,10 @@ impl Pass<'_> {
         let (config, weights) = (self.model.config(), self.model.weights());
         let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
         let mut wanted = (0..place.n).filter(|&token| self.tokens[token].logits);
+        let at_once = self.scan.as_ref().map_or(self.model.head_tokens(), Scan::tokens);
         let (mut first, all) = (0, self.logits.rows());
         while first < all {
-            let tokens = (all - first).min(self.model.head_tokens());
+            let tokens = (all - first).min(at_once);
             let normed = &mut scratch.normed[..tokens * config.hidden];
             for (normed, token) in normed.chunks_exact_mut(config.hidden).zip(wanted.by_ref()) {
                 // SAFETY: nobody writes x after the residual was added.
@@ -699,13 +698,18 @@ impl Pass<'_> {
                     observer.head(self.at[token].position, normed);
                 }
             }
-            let (head, prepared) = (self.model.head(tokens), &mut scratch.head_input);
-            let prepared = &mut prepared[..head.prepared_bytes(config.hidden)];
             let out = self.logits.part_of(first..first + tokens);
-            if let Some(scan) = &self.scan {
-                return scan.work(place.worker, normed, prepared, &out);
+            let head = self.model.head(if self.scan.is_some() { 1 } else { tokens });
+            let prepared = &mut scratch.head_input[..head.prepared_bytes(config.hidden)];
+            match &self.scan {
+                Some(scan) => {
+                    if first > 0 {
+                        place.worker.barrier();
+                    }
+                    scan.work(place.worker, (normed, tokens), prepared, &out);
+                }
+                None => head.run_share(place.worker, rows, (normed, tokens), prepared, &out),
             }
-            head.run_share(place.worker, rows, (normed, tokens), prepared, &out);
             first += tokens;
         }
     }

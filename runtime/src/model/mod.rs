@@ -212,6 +212,11 @@ impl Model {
         self.heads.iter().map(HeadKernel::tokens).max().unwrap_or(1)
     }
 
+    /// Tokens whose logits are computed at once, at most: by the head or by a scan.
+    fn logits_at_once(&self) -> usize {
+        self.head_tokens().max(self.planes.as_ref().map_or(1, Planes::tokens))
+    }
+
     /// Bytes of what any kernel for the head prepares.
     fn head_input_bytes(&self) -> usize {
         let bytes = |kernel: &HeadKernel| kernel.prepared_bytes(self.config.hidden);

@@ -499,44 +499,39 @@ pub fn dot_q6_k_row(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
     })
 }
 
-/// Largest magnitude of [`quantise_wide`]: 127 in the high byte, and room for the low one.
-const WIDE_MAX: f32 = 32512.0;
-
-/// Quantises activations to 16 bits for the scan of a plane and returns their scale:
-/// `m = max(max|x|, 1e-30)`, `q = round-half-even(x * (32512 / m))` clamped to -32512..=32512, and
-/// the scale `m / 32512`. x is finite.
-pub fn quantise_wide(x: &[f32], q: &mut [i32]) -> f32 {
-    assert_eq!(x.len(), q.len());
-    let m = max(max_abs(x), 1e-30);
-    let s = WIDE_MAX / m;
-    for (q, &x) in q.iter_mut().zip(x) {
-        let rounded = min(max(x * s, -WIDE_MAX), WIDE_MAX) + ROUND;
-        *q = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+/// Scales `d` relative to the largest of them, `d[b] / max`, which is returned; of zeros 0.
+pub fn relative_scales(d: &[f32], relative: &mut [f32]) -> f32 {
+    assert_eq!(d.len(), relative.len());
+    let largest = max_abs(d);
+    for (relative, d) in relative.iter_mut().zip(d) {
+        *relative = if largest == 0.0 { 0.0 } else { d / largest };
     }
-    m / WIDE_MAX
+    largest
 }
 
-/// Dot product of 16-bit activations (`q` `[n]` and their scale `d`) with a row of a plane
-/// ([`PlaneFormat`](bitnet_profiles::PlaneFormat)): `codes` `[n]`, `scales` `[n / 32]`, the scale of
-/// the row. Block b adds `fma(int as f32, scale as f32, acc)` to the row's only sum, from +0, where
-/// `int` is the sum of `(2 code - (2^bits - 1)) * q`, exact; the result is `(acc * row_scale) * d`.
-/// The sum is twice what the format says, which `row_scale` undoes.
+/// Dot product of activations in blocks ([`quantise_blocks`]: `q` `[n]`; `d` `[n / 32]` and `scale` as
+/// [`relative_scales`] gives them) with a row of a plane ([`PlaneFormat`](bitnet_profiles::PlaneFormat)):
+/// `codes` `[n]`, `scales` `[n / 32]`, the scale of the row. Block b adds
+/// `fma(int as f32, scale as f32 * d[b], acc)` to the row's only sum, from +0, where `int` is the sum of
+/// `(2 code - (2^bits - 1)) * q`, exact; the result is `(acc * row_scale) * scale`. The sum is twice
+/// what the format says, which `row_scale` undoes.
 #[must_use]
 pub fn dot_plane_row(
-    (q, d): (&[i32], f32),
+    (q, d, scale): (&[i8], &[f32], f32),
     bits: usize,
     codes: &[u8],
     scales: &[u8],
     row_scale: f32,
 ) -> f32 {
-    assert!(q.len() == codes.len() && q.len() == scales.len() * BLOCK);
+    assert!(q.len() == codes.len() && q.len() == scales.len() * BLOCK && d.len() == scales.len());
     let offset = (1 << bits) - 1;
-    let blocks = q.chunks_exact(BLOCK).zip(codes.chunks_exact(BLOCK)).zip(scales);
-    let sum = blocks.fold(0.0, |acc: f32, ((q, codes), &scale)| {
-        let terms = q.iter().zip(codes).map(|(&q, &code)| (2 * i32::from(code) - offset) * q);
-        (terms.sum::<i32>() as f32).mul_add(f32::from(scale), acc)
+    let blocks = q.chunks_exact(BLOCK).zip(codes.chunks_exact(BLOCK)).zip(scales.iter().zip(d));
+    let sum = blocks.fold(0.0, |acc: f32, ((q, codes), (&scale, &d))| {
+        let terms =
+            q.iter().zip(codes).map(|(&q, &code)| (2 * i32::from(code) - offset) * i32::from(q));
+        (terms.sum::<i32>() as f32).mul_add(f32::from(scale) * d, acc)
     });
-    (sum * row_scale) * d
+    (sum * row_scale) * scale
 }
 
 /// Reads a row of little-endian f32.

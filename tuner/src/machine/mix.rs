@@ -419,43 +419,41 @@ fn head(id: &KernelId, format: HeadFormat) -> Work {
     }
 }
 
-/// 16 rows of a plane times one activation row, whose high and low bytes are multiplied apart; an
-/// iteration covers 32 columns.
+/// 16 rows of a plane times one activation row; an iteration covers 32 columns.
 fn plane(id: &KernelId, format: PlaneFormat) -> Work {
     let vectors = 16.0 / id.isa.lanes() as f64;
-    let (codes, products) = (8.0 * vectors, 16.0 * vectors);
+    let products = 8.0 * vectors;
     let bit = if format.bits() == 5 { 1.0 } else { 0.0 };
+    // Each quad, an offset and a scale.
+    let broadcasts = 8.0 + 2.0;
+    let halves = 2.0 * vectors;
     let hot = Mix::of(&[
         (Load, 4.0 * vectors + bit * vectors + 1.0),
-        (Broadcast, 17.0),
-        (Logic, codes + bit * codes),
-        (Shift, codes / 2.0 + bit * codes),
-        (Add, 5.0 * vectors),
-        (Multiply, vectors),
+        (Broadcast, broadcasts),
+        (Logic, products + bit * products),
+        (Shift, products / 2.0 + bit * products),
+        (Add, vectors + halves),
         (Extend, vectors),
         (Convert, 2.0 * vectors),
+        (Float, vectors),
         (Fma, vectors),
         (Control, 4.0),
     ]);
     let (widened, more) = match (id.isa.dots_are_wide(), is_arm(id.isa)) {
         // Sums that begin with zero.
-        (true, _) => (Mix::of(&[(Dot, products)]), Mix::of(&[(Logic, 4.0 * vectors)])),
+        (true, _) => (Mix::of(&[(Dot, products)]), Mix::of(&[(Logic, halves)])),
         (false, false) => {
-            let sums = 4.0 * vectors;
-            (Mix::of(&[(Dot, products), (Add, products)]), Mix::of(&[(Dot, sums)]))
+            (Mix::of(&[(Dot, products), (Add, products - halves)]), Mix::of(&[(Dot, halves)]))
         }
         (false, true) => {
-            let sums = 4.0 * vectors;
-            (Mix::of(&[(Multiply, 2.0 * products)]), Mix::of(&[(Shuffle, 3.0 * sums)]))
+            (Mix::of(&[(Multiply, 2.0 * products)]), Mix::of(&[(Shuffle, 3.0 * halves)]))
         }
     };
     let lines = if id.tile.prefetch > 0 { format.block_bytes().div_ceil(64) } else { 0 };
     // What goes to the stack, and is masked before it does, where there are 16 registers.
     let spilled = match (id.isa, format) {
-        (Isa::Avx2 | Isa::AvxVnni, PlaneFormat::P5) => {
-            Mix::of(&[(Load, 30.0), (Store, 7.0), (Logic, 17.0)])
-        }
-        (Isa::Avx2, PlaneFormat::P4) => Mix::of(&[(Load, 6.0), (Store, 5.0)]),
+        (Isa::Avx2, PlaneFormat::P5) => Mix::of(&[(Load, 14.0), (Store, 7.0), (Logic, 17.0)]),
+        (Isa::AvxVnni, PlaneFormat::P5) => Mix::of(&[(Load, 8.0), (Store, 7.0), (Logic, 17.0)]),
         _ => Mix::default(),
     };
     Work {
@@ -465,8 +463,8 @@ fn plane(id: &KernelId, format: PlaneFormat) -> Work {
         block_cols: usize::MAX,
         block: Mix::default(),
         end: Mix::of(&[(Float, 2.0 * vectors), (Store, vectors), (Control, 10.0)]),
-        folded: if vectors == 1.0 && id.isa.dots_are_wide() { 16.0 } else { 0.0 },
-        activation_bytes: 2.0,
+        folded: if vectors == 1.0 && id.isa.dots_are_wide() { broadcasts } else { 0.0 },
+        activation_bytes: 1.0,
     }
 }
 
