@@ -79,7 +79,9 @@ const GRID: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[NeonDot],                          rows: &[16],     cols: &[0],                 tokens: &[1],        unroll: &[1],       prefetch: &[0, 512, 1024, 2048, 4096] },
     Row { ops: &[Ternary(I2sT16)], isas: &[NeonDot],                          rows: &[16],     cols: &[0],                 tokens: &[2, 3, 4],  unroll: &[1],       prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[NeonI8mm],                         rows: &[16],     cols: &[0],                 tokens: &[2, 4, 6],  unroll: &[2],       prefetch: &[0] },
-    // Two units at once, or 64 rows, need more than 32 registers: no faster and 1.1 to 1.5 times as slow.
+    // 64 rows need more than 32 registers: 1.1 to 1.5 times as slow. Two units, which take turns with registers, are 1.03
+    // times as fast from the L2 cache of Zen 5 (62 GB/s of weights a core) and tie from memory. There, prefetches past the
+    // caches tie as well, and those into L2 only are 0.9 to 0.97 times as fast.
     Row { ops: &[Ternary(T5T32)],  isas: &[Scalar],                           rows: &[32],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192, 12288] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
@@ -183,6 +185,7 @@ const WIDER: &[Row] = &[
     Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[3, 5],            unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[4],               unroll: &[1],        prefetch: &[2048, 8192] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 6144, 16384, 24576, 32768] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[2],        prefetch: &[0, 4096, 8192, 12288] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[6, 10],           unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[2048, 8192] },
     Row { ops: &[Ternary(Tl1T32)], isas: &[Avx2, Avx512],                     rows: &[32, 64],   cols: &[240],                 tokens: &[1],               unroll: &[4],        prefetch: &[2048, 8192] },

@@ -239,16 +239,20 @@ impl KernelSpec {
                      two units"
                         .into()
                 })?;
-                self.validate_wide_sums(4, 4, check)
+                self.validate_wide_sums(4 * tile.unroll, 4, check)
             }
-            Format::I2S if isa.dots_are_wide() => self.validate_wide_sums(4, 4, check),
+            Format::I2S if isa.dots_are_wide() => {
+                self.validate_wide_sums(4 * tile.unroll, 4, check)
+            }
             Format::T5 => {
                 check.that(isa.looks_up_64(), || {
                     "a byte of five codes needs a permute of 64 bytes, which only AVX-512 VBMI has"
                         .into()
                 })?;
-                // Three tables, four masks, and a vector at each stage of unpacking.
-                self.validate_wide_sums(5, 10, check)
+                // Three tables, four masks, and a vector at each stage of unpacking; decode looks the
+                // next unit up meanwhile.
+                let ahead = if tile.tokens == 1 { 2 * tile.rows / isa.lanes() } else { 0 };
+                self.validate_wide_sums(5, 10 + ahead, check)
             }
             Format::I2S => {
                 check.that((16..=256).contains(&tile.cols), || {
@@ -332,11 +336,11 @@ impl KernelSpec {
         })
     }
 
-    /// Sums of products are 32 bits wide: one for each of `fields` and unrolled unit in decode, one
-    /// for each token in prefill, beside which so many registers are needed.
+    /// Sums of products are 32 bits wide: so many in decode, one for each token in prefill, beside
+    /// which so many `others` are needed.
     fn validate_wide_sums(
         &self,
-        fields: usize,
+        decode: usize,
         others: usize,
         check: &Check,
     ) -> Result<(), SpecError> {
@@ -344,7 +348,7 @@ impl KernelSpec {
         check.that(tile.cols == 0, || {
             "columns per block must be 0: this ISA sums into 32 bits at once".into()
         })?;
-        let each = if tile.tokens == 1 { fields * tile.unroll } else { tile.tokens };
+        let each = if tile.tokens == 1 { decode } else { tile.tokens };
         let sums = tile.rows / isa.lanes() * each;
         check.that(isa == Isa::Scalar || sums + others <= isa.registers(), || {
             format!(
@@ -567,6 +571,7 @@ mod tests {
             (ternary(Layout::I2sT16, Isa::NeonI8mm, tile(16, 0, 4, 1)), "2 or more"),
             (ternary(Layout::T5T32, Isa::Avx512Vnni, tile(32, 0, 1, 1)), "permute of 64 bytes"),
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 0, 12, 1)), "24 vectors of sums"),
+            (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(64, 0, 1, 1)), "20 vectors of sums"),
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 240, 1, 1)), "must be 0"),
             (lines(Op::Rows(LineLayout::T5L64), Isa::Avx2, tile(2, 0, 1, 1)), "permute of 64"),
             (lines(rows, Isa::Avx2, tile(8, 0, 1, 1)), "2 or 4 lines"),

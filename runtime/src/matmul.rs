@@ -231,6 +231,10 @@ impl Job {
     /// Multiplies one token: `q` is `[cols]` with scale `s`, and `out` is `[rows]`. Every worker
     /// calls it with the same values and writes its own rows; a barrier must follow before `out`
     /// is read. Each prepares the activations for itself, which is cheaper than a barrier.
+    ///
+    /// To ask for the first 16 KiB of a worker's share before the barrier in front, when memory is
+    /// idle, hardly pays: on two cores of Zen 5, token by token in turns, a 2B-4T shape took 0.997
+    /// times as long, one of 1B weights 0.99.
     pub fn decode(
         &self,
         worker: &Worker<'_>,

@@ -255,8 +255,7 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
                 (Dot, 5.0 * vectors * tokens),
                 (Broadcast, 5.0 * tokens),
             ]);
-            let links = if in_place { 1.0 / tile.unroll as f64 } else { 5.0 };
-            (unit, (Dot, links), vectors, tokens)
+            (unit, (Dot, if in_place { 1.0 } else { 5.0 }), vectors, tokens)
         }
         Layout::Tl1T32 if arm => {
             let unit = Mix::of(&[
@@ -353,8 +352,8 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
         Layout::Tl2W32 if tiles == 1.0 => 16.0 * tokens,
         _ => 0.0,
     };
-    let fields = if format == Format::T5 { 5.0 } else { 4.0 };
-    let combined = if in_place { fields * unroll * vectors } else { 0.0 };
+    let fields = if format == Format::T5 { 5.0 } else { 4.0 * unroll };
+    let combined = if in_place { fields * vectors } else { 0.0 };
     Work {
         hot: unit.times(unroll).and(control),
         cols: if id.expands() { 6 } else { tile.unroll * layout.unit_cols() },
