@@ -85,7 +85,7 @@ const GRID: &[Row] = &[
     Row { ops: &[Ternary(T5T32)],  isas: &[Scalar],                           rows: &[32],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192, 12288] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
-    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[32],       cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[4096] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Scalar],                           rows: &[32],       cols: &[240],                 tokens: &[6],               unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[96],       cols: &[240],                 tokens: &[6],               unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(T5T32)],  isas: &[Avx512Vbmi],                       rows: &[128],      cols: &[240],                 tokens: &[5],               unroll: &[1],        prefetch: &[0] },

@@ -627,7 +627,9 @@ fn few(prefill: &Kernel) -> Option<Kernel> {
     let fits = |kernel: &&Kernel| {
         tile(kernel) == tile(prefill) && (2..=id.tile.tokens / 2).contains(&kernel.tokens())
     };
-    kernels::builtin().iter().filter(fits).max_by_key(|kernel| kernel.tokens()).copied()
+    // What few tokens multiply comes from memory.
+    let order = |kernel: &&Kernel| (kernel.tokens(), kernel.id().tile.prefetch);
+    kernels::builtin().iter().filter(fits).max_by_key(order).copied()
 }
 
 /// The rows of a matrix that some of its steps hold, without padding.

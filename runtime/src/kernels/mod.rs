@@ -89,15 +89,14 @@ impl Kernel {
         self.entry.expansion.is_some()
     }
 
-    /// The kernel for a few activation rows that reads the packing as it is.
+    /// The kernel for a few activation rows that reads the packing as it is, from memory: of those for the
+    /// most rows the one that prefetches (8 rows of a 2B-4T shape take 1.3 times as long without).
     pub fn direct(layout: Layout, ceiling: Isa) -> Option<Self> {
         let fits = |kernel: &&Self| {
             kernel.layout == layout && kernel.id.isa <= ceiling && !kernel.expands()
         };
-        let order = |kernel: &&Self| {
-            let tile = kernel.id.tile;
-            (kernel.id.isa, tile.tokens, std::cmp::Reverse(tile.prefetch))
-        };
+        let order =
+            |kernel: &&Self| (kernel.id.isa, kernel.id.tile.tokens, kernel.id.tile.prefetch);
         builtin().iter().filter(fits).max_by_key(order).copied()
     }
 

@@ -112,7 +112,7 @@ pub(super) struct ExactHead {
     best: Vec<(f32, u32)>,
     /// Logits of the chosen rows, `[token][count and ids]`.
     exact: Vec<f32>,
-    /// The activations of each token; nothing where no bound holds, so that all logits are computed.
+    /// The activations of each token, and whether bounds hold; where none does all logits are computed.
     queries: Vec<(Query, bool)>,
     workers: Vec<Own>,
     policy: Policy,
