@@ -16,11 +16,10 @@
 //!
 //! by Cauchy and Schwarz. `|w - p|` and `|w - p - b|` are kept for each row, rounded up; all other
 //! terms are small and take the largest norm of all rows. Heads of quantised blocks take x in such
-//! blocks too, so that x' is x. For a head of floats a token alone is two rows of activations, what 8
-//! bits leave being the second: with one, a 2B-4T f16 head of noise had 3.2 % of its rows looked at again,
-//! not 1.6. Norms are never computed smaller than
-//! they are: sums of f32 are taken for as wrong as their depth allows, and what underflow could hide
-//! is added.
+//! blocks too, so that x' is x. For a head of floats a token alone is two rows of activations, what
+//! 8 bits leave being the second: with one, a 2B-4T f16 head of noise had 3.2 % of its rows looked at
+//! again, not 1.6. Norms are never computed smaller than they are: sums of f32 are taken for as wrong
+//! as their depth allows, and what underflow could hide is added.
 //!
 //! Fine rows of 4 bits in blocks left fewer rows to compute, 0.1 % of them, but took 185 MB of a 2B-4T
 //! head instead of 66.
