@@ -68,7 +68,7 @@ const GRID: &[Row] = &[
     Row { ops: &[Ternary(I2sT64)], isas: &[Avx512Vnni],                       rows: &[64],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
     // The compiler unrolls up to 64 products: two units of 16 tokens stay a loop of one. 24 tokens of 16 rows,
     // 1.1 to 1.19, and 6 of 64, 1.08 to 1.11, lose to 8 of 32.
-    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[2, 8],               unroll: &[1, 2],     prefetch: &[0] },
+    Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[16],       cols: &[0],                   tokens: &[8],               unroll: &[1, 2],     prefetch: &[0] },
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[4, 8, 12],        unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[4, 8, 12],        unroll: &[1],        prefetch: &[0] },
     Row { ops: &[Ternary(I2sT32)], isas: &[Avx512Vnni],                       rows: &[32],       cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[4096] },
@@ -134,8 +134,8 @@ const GRID: &[Row] = &[
     Row { ops: BLOCK_HEADS,        isas: &[Neon, NeonDot],                    rows: &[1],      cols: &[0],                 tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
     Row { ops: PLANES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
     Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
-    Row { ops: PLANES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[2, 8],               unroll: &[1],        prefetch: &[0] },
-    Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[2, 8],              unroll: &[1],        prefetch: &[8192] },
+    Row { ops: PLANES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[8192] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums, on NEON all 32.
     // One token after 3500 of a 2B-4T shape, cache from memory, one core of Zen 5, took 2.0 times as long with 4 rows
