@@ -20,7 +20,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
@@ -82,6 +82,8 @@ struct Shared {
     /// Opened when the last worker arrives at a barrier, and by a worker that panics.
     meet: Gate,
     arrived: AtomicUsize,
+    /// One for each worker.
+    claims: Box<[Claims]>,
     /// Helpers (workers other than 0) still in the run.
     running: AtomicUsize,
     poisoned: AtomicBool,
@@ -156,6 +158,7 @@ impl Pool {
             done: Gate::default(),
             meet: Gate::default(),
             arrived: AtomicUsize::new(0),
+            claims: (0..threads).map(|_| Claims::default()).collect(),
             running: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
             shutdown: AtomicBool::new(false),
@@ -263,6 +266,9 @@ impl Pool {
         }
         // Everyone has left: make the barrier whole again.
         shared.arrived.store(0, Ordering::Relaxed);
+        for claims in &shared.claims {
+            claims.0.iter().for_each(|claimed| claimed.store(0, Ordering::Relaxed));
+        }
         if shared.poisoned.swap(false, Ordering::Relaxed) {
             let message = lock(&shared.first_panic).take();
             return Err(Error::Runtime(message.unwrap_or_else(|| "a worker panicked".into())));
@@ -358,7 +364,11 @@ impl Worker<'_> {
     /// When another worker has panicked this unwinds out of the job, quietly.
     pub fn barrier(&self) {
         let shared = self.shared;
+        // Nobody claims of what is for the next phase before all are here.
+        let phase = shared.meet.seen();
+        shared.claims[self.index].0[(phase + 1) as usize % 2].store(0, Ordering::Relaxed);
         if shared.threads == 1 {
+            shared.meet.openings.fetch_add(1, Ordering::Relaxed);
             return;
         }
         // Order matters: a panicking worker sets `poisoned` and then opens `meet`, so whoever
@@ -378,6 +388,32 @@ impl Worker<'_> {
         }
     }
 
+    /// One of `0..n` that nobody has claimed since the last barrier, or none where all are: those of the
+    /// own [`Worker::share`] in order, then of others' from the end. Work that is shared out so has a
+    /// barrier before and after it, with nothing else of the kind between.
+    #[must_use]
+    pub fn claim(&self, n: usize) -> Option<usize> {
+        let phase = self.shared.meet.seen() as usize % 2;
+        for other in 0..self.threads {
+            let index = (self.index + other) % self.threads;
+            let share = self.share_of(index, n);
+            let claimed = &self.shared.claims[index].0[phase];
+            let one = if other == 0 { 1 } else { 1 << 32 };
+            let all = |both: u64| (both as u32 as usize) + (both >> 32) as usize;
+            if all(claimed.load(Ordering::Relaxed)) < share.len() {
+                let before = claimed.fetch_add(one, Ordering::Relaxed);
+                if all(before) < share.len() {
+                    return Some(if other == 0 {
+                        share.start + before as u32 as usize
+                    } else {
+                        share.end - 1 - (before >> 32) as usize
+                    });
+                }
+            }
+        }
+        None
+    }
+
     /// This worker's part of `0..n`: contiguous, in worker order, sizes differing by at most one.
     #[must_use]
     pub fn share(&self, n: usize) -> Range<usize> {
@@ -392,6 +428,10 @@ impl Worker<'_> {
         start..start + size + usize::from(index < longer)
     }
 }
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Claims([AtomicU64; 2]);
 
 /// A counter that threads wait on: bounded spin, then sleep.
 #[derive(Debug, Default)]

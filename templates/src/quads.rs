@@ -24,33 +24,51 @@ pub const fn bytes(cols: usize, unit: usize, tokens: usize) -> usize {
 /// bytes.
 #[inline(always)]
 pub unsafe fn lay_out<const UNIT: usize, const TOKENS: usize>(prepare: &Prepare, cols: usize) {
-    for token in 0..TOKENS {
-        let mut sum = 0;
-        // SAFETY: the scratch holds the header and whole units of columns for TOKENS rows, and the
-        // rows that there are hold `cols` bytes (the caller's promise).
-        unsafe {
-            let out = prepare.scratch.add(header(TOKENS) + 4 * token);
-            let mut done = 0;
-            if token < prepare.tokens {
-                let row = prepare.quantised.add(token * prepare.stride);
-                for quad in 0..cols / 4 {
-                    let bytes = row.add(4 * quad).cast::<[i8; 4]>().read_unaligned();
-                    sum += bytes.iter().map(|&b| i32::from(b)).sum::<i32>();
-                    out.add(4 * quad * TOKENS).cast::<[i8; 4]>().write_unaligned(bytes);
+    let there = prepare.tokens.min(TOKENS);
+    // SAFETY: the scratch holds the header and whole units of columns for TOKENS rows, and the rows
+    // that there are hold `cols` bytes (the caller's promise).
+    unsafe {
+        let quads = prepare.scratch.add(header(TOKENS));
+        // Quad by quad, so that what is written is written in order.
+        for quad in 0..cols / 4 {
+            let from = prepare.quantised.add(4 * quad);
+            let to = quads.add(4 * quad * TOKENS);
+            if there == TOKENS {
+                // A loop of known length.
+                for token in 0..TOKENS {
+                    copy_quad(from.add(token * prepare.stride), to.add(4 * token));
                 }
-                done = cols / 4 * 4;
-                while done < cols {
-                    let byte = row.add(done).read();
-                    sum += i32::from(byte);
-                    out.add(done / 4 * 4 * TOKENS + done % 4).write(byte.cast_unsigned());
-                    done += 1;
+            } else {
+                for token in 0..there {
+                    copy_quad(from.add(token * prepare.stride), to.add(4 * token));
+                }
+                to.add(4 * there).write_bytes(0, 4 * (TOKENS - there));
+            }
+        }
+        for token in 0..TOKENS {
+            let row = prepare.quantised.add(token * prepare.stride);
+            let mut sum = 0;
+            if token < there {
+                for col in 0..cols {
+                    sum += i32::from(row.add(col).read());
                 }
             }
-            while done < cols.next_multiple_of(UNIT) {
-                out.add(done / 4 * 4 * TOKENS + done % 4).write(0);
-                done += 1;
+            for col in cols / 4 * 4..cols.next_multiple_of(UNIT) {
+                let byte = if token < there && col < cols { row.add(col).read() } else { 0 };
+                let at = (col / 4 * TOKENS + token) * 4 + col % 4;
+                quads.add(at).write(byte.cast_unsigned());
             }
             prepare.scratch.cast::<i32>().add(token).write(sum);
         }
     }
+}
+
+/// Copies four activations of a row.
+///
+/// # Safety
+/// Both are readable or writable for 4 bytes.
+#[inline(always)]
+unsafe fn copy_quad(from: *const i8, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { to.cast::<[i8; 4]>().write_unaligned(from.cast::<[i8; 4]>().read_unaligned()) }
 }

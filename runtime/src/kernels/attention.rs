@@ -18,9 +18,17 @@ pub const fn row_elements(head_dim: usize) -> usize {
 /// Where element 0 and up of the keys of a block lie, of position 0 of the block; those of position
 /// `p` lie `p` further. [`abi::AttentionCall`] says why.
 pub fn key_slots(head_dim: usize) -> impl Iterator<Item = usize> {
+    const REVERSED: [usize; LANES] = {
+        let (mut reversed, mut i) = ([0; LANES], 0);
+        while i < LANES {
+            reversed[i] = i.reverse_bits() >> (usize::BITS - LANES.ilog2());
+            i += 1;
+        }
+        reversed
+    };
     let steps = head_dim.div_ceil(LANES);
     (0..head_dim).map(move |i| {
-        let c = (i % LANES).reverse_bits() >> (usize::BITS - LANES.ilog2());
+        let c = REVERSED[i % LANES];
         (((c / 4 * steps) + i / LANES) * 4 + c % 4) * KEY_BLOCK
     })
 }

@@ -315,16 +315,16 @@ impl<T: KvBits> Heads<'_, T> {
         assert!(key.len() == head_dim && value.len() == head_dim && position < positions);
         let place = self.layout.place(layer, kv_head, position / CHUNK);
         let (lane, in_chunk) = (position % KEY_BLOCK, position % CHUNK);
-        let block = (place.keys + in_chunk - lane) * row + lane;
+        let block = (place.keys + in_chunk - lane) * row;
+        let block = self.elements.part(block..block + KEY_BLOCK * row);
         let at = (place.values + in_chunk) * row;
         // SAFETY: passed on to the caller.
         let values = unsafe { self.elements.write(at..at + head_dim) };
         // The value's place serves the key first.
         let of_key = convert(key, values);
         for (&element, slot) in values.iter().zip(key_slots(head_dim)) {
-            let at = block + slot;
-            // SAFETY: an element of this position, and so passed on to the caller.
-            unsafe { self.elements.write(at..at + 1)[0] = element };
+            // SAFETY: slots of a block lie within it; elements of this position are the caller's.
+            unsafe { block.as_mut_ptr().add(slot + lane).write(element) };
         }
         (of_key, convert(value, values))
     }
