@@ -152,19 +152,20 @@ impl Default for Tokens {
 /// As [`time`].
 pub fn warm_up(session: &mut Session, test: Test, tokens: &mut Tokens) -> Result<()> {
     let test = Test { n_gen: test.n_gen.min(1), n_depth: 0, ..test };
-    time(session, test, 1, tokens).map(drop)
+    time(session, test, 1, tokens, || Ok(())).map(drop)
 }
 
-/// Times `repetitions` of the test.
+/// Times `repetitions` of the test, each after a call of `before`.
 ///
 /// # Errors
-/// [`Error::Usage`] when the test does not fit into the context or the session has fewer sequences,
+/// Those of `before`; [`Error::Usage`] when the test does not fit into the context or the session has fewer sequences,
 /// [`Error::Runtime`] when a logit is no number or a worker panicked.
 pub fn time(
     session: &mut Session,
     test: Test,
     repetitions: usize,
     tokens: &mut Tokens,
+    mut before: impl FnMut() -> Result<()>,
 ) -> Result<Samples> {
     if test.context() > session.context() {
         let expected = format!("at most {} positions, the context", session.context());
@@ -189,6 +190,7 @@ pub fn time(
     let mut ns = Vec::with_capacity(repetitions);
     for _ in 0..repetitions {
         truncate(session, test.n_depth);
+        before()?;
         let start = Instant::now();
         // As a greedy run would.
         let needs = &Needs::GREEDY;

@@ -29,7 +29,7 @@ use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 const PROBE_BYTES: usize = 1 << 30;
 /// Fewer would find a cache.
 const LEAST_PROBE_BYTES: usize = 1 << 28;
-/// Passes of a probe, of which the best counts.
+/// Passes of the probe of multiply-adds, of which the best counts.
 const PROBE_ROUNDS: usize = 5;
 /// The longest prompt, generation or depth that can be asked for.
 pub(super) const MAX_TOKENS: usize = 1 << 20;
@@ -270,15 +270,13 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Probes the limit that bounds the test, then times it.
+    /// Times the test beside the limit that bounds it. What memory gives changes within seconds, so it is
+    /// probed around every repetition.
     fn row(&mut self, test: Test) -> Result<Row> {
         let decodes = test.n_prompt == 0;
-        let limit = decodes.then(|| self.read_bandwidth());
+        let stream = if decodes { self.stream() } else { None };
         let multiply = match test {
-            Test { n_gen: 0, .. } => Some(Share {
-                per_token: multiply_adds(self.loaded.model.config()),
-                limit: probe::multiply_add_rate(self.pool, self.ceiling, PROBE_ROUNDS)?,
-            }),
+            Test { n_gen: 0, .. } => probe::multiply_add_rate(self.pool, self.ceiling, PROBE_ROUNDS)?,
             _ => None,
         };
         let test_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
@@ -288,26 +286,43 @@ impl Bench<'_> {
         }
         let repetitions = self.args.repetitions as usize;
         let before = self.session.head_stats();
-        let samples = bench::time(self.session, test, repetitions, &mut tokens)?;
+        let mut limits = Vec::with_capacity(repetitions + 1);
+        let mut probe = || -> Result<()> {
+            if let Some(stream) = &stream {
+                limits.push(stream.read_bandwidth(self.pool, 1)?);
+            }
+            Ok(())
+        };
+        let samples = bench::time(self.session, test, repetitions, &mut tokens, &mut probe)?;
+        probe()?;
         let after = self.session.head_stats();
         let head = HeadReport::between(&self.loaded.model, before, after);
         // Only what was skipped in the test says how many bytes it read.
-        let bytes = limit.is_some().then(|| self.decode_bytes(test, &head));
-        let read = bytes.zip(limit).map(|(bytes, limit)| Share { per_token: bytes.all(), limit });
+        let bytes = decodes.then(|| self.decode_bytes(test, &head));
+        let read = bytes.map(|bytes| {
+            let around: Vec<f64> = limits.windows(2).map(|pair| mean(pair)).collect();
+            Reached::of(bytes.all(), &samples.per_second(), &around)
+        });
+        let multiply = (test.n_gen == 0).then(|| {
+            let products = Stage::PRODUCTS.map(|stage| samples.stages.of(stage).as_secs_f64());
+            let per_second = (repetitions * test.tokens()) as f64 / products.iter().sum::<f64>();
+            let limits: Vec<f64> = multiply.into_iter().collect();
+            Reached::of(multiply_adds(self.loaded.model.config()), &[per_second], &limits)
+        });
         Ok(self.report(test, &samples, test_time, head, (bytes, read), multiply))
     }
 
-    /// Of a machine without the memory for it there is no figure, but still a test.
-    fn read_bandwidth(&self) -> Option<f64> {
+    /// What the probe of memory reads. Of a machine without room for it there is no figure, but still a
+    /// test.
+    fn stream(&self) -> Option<probe::Stream> {
         let most = memory::available().map_or(u64::MAX, |free| free / 2);
         let bytes = PROBE_BYTES.min(usize::try_from(most).unwrap_or(usize::MAX));
         if bytes < LEAST_PROBE_BYTES {
             note(format_args!("warning: no read bandwidth: too little memory is free for a probe"));
             return None;
         }
-        let probed = probe::Stream::new(self.pool, bytes)
-            .and_then(|stream| stream.read_bandwidth(self.pool, PROBE_ROUNDS));
-        probed.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
+        let stream = probe::Stream::new(self.pool, bytes);
+        stream.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
     /// What single tokens skipped in the test, by role.
@@ -366,8 +381,8 @@ impl Bench<'_> {
         samples: &Samples,
         test_time: u64,
         lm_head: HeadReport,
-        (bytes_per_token, read): (Option<DecodeBytes>, Option<Share>),
-        multiply: Option<Share>,
+        (bytes_per_token, read): (Option<DecodeBytes>, Option<Reached>),
+        multiply_add: Option<Reached>,
     ) -> Row {
         let gguf = self.loaded.model.gguf();
         let architecture = self.loaded.model.config().architecture.name();
@@ -376,8 +391,6 @@ impl Bench<'_> {
         let samples_ts = samples.per_second();
         let ns = samples.ns_f64();
         let per_repetition = |stage| samples.stages.of(stage).as_secs_f64() / ns.len() as f64;
-        let products = Stage::PRODUCTS.map(per_repetition).iter().sum::<f64>();
-        let products = products / test.tokens() as f64;
         Row {
             build_commit: env!("CARGO_PKG_VERSION"),
             build_number: 0,
@@ -415,8 +428,8 @@ impl Bench<'_> {
             stage_ns: Stage::ALL.map(|s| (s.name(), per_repetition(s) * 1e9)).into(),
             sparse: self.skipped(test),
             bytes_per_token,
-            read: read.map(|share| share.reached(mean(&samples_ts))),
-            multiply_add: multiply.map(|share| share.reached(1.0 / products)),
+            read,
+            multiply_add,
             samples_ns: samples.ns.clone(),
             samples_ts,
             name: test.to_string(),
@@ -450,21 +463,6 @@ impl DecodeBytes {
     }
 }
 
-/// What a token costs of a resource of the machine, and how much of it there is per second.
-#[derive(Clone, Copy)]
-struct Share {
-    per_token: f64,
-    limit: Option<f64>,
-}
-
-impl Share {
-    fn reached(self, tokens_per_second: f64) -> Reached {
-        let per_second = self.per_token * tokens_per_second;
-        let share = self.limit.map(|limit| per_second / limit);
-        Reached { per_token: self.per_token, per_second, probe_per_second: self.limit, share }
-    }
-}
-
 /// What was not skipped in a role, per token on average.
 #[derive(Clone, Copy, Serialize)]
 struct Skipped {
@@ -474,7 +472,9 @@ struct Skipped {
     read_per_token: f64,
 }
 
-/// How much of a resource a test used.
+/// How much of a resource of the machine a test used: what a token costs, what the test reached on
+/// average, the median of the limits that were probed beside its repetitions, and the median of what
+/// share each repetition reached of its own.
 #[derive(Clone, Copy, Serialize)]
 struct Reached {
     per_token: f64,
@@ -484,6 +484,18 @@ struct Reached {
 }
 
 impl Reached {
+    fn of(per_token: f64, tokens_per_second: &[f64], limits: &[f64]) -> Self {
+        let pairs = tokens_per_second.iter().zip(limits);
+        let shares: Vec<f64> = pairs.map(|(rate, limit)| per_token * rate / limit).collect();
+        let middle = |values: &[f64]| (!values.is_empty()).then(|| bench::median(values));
+        Self {
+            per_token,
+            per_second: per_token * mean(tokens_per_second),
+            probe_per_second: middle(limits),
+            share: middle(&shares),
+        }
+    }
+
     /// `24.3, 81 % of 30.1`, in units of `unit`.
     fn text(self, unit: f64, decimals: usize) -> String {
         let reached = format!("{:.decimals$}", self.per_second / unit);
