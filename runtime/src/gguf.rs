@@ -32,6 +32,8 @@ use crate::memory;
 
 /// Bytes of `magic | version | n_tensors | n_kv`.
 const FIXED_HEADER: usize = 24;
+/// What is kept of a header, of one with 128,000 tokens too, takes no more.
+const HEADER_ROOM: usize = 8 << 20;
 const MAX_COUNT: u64 = 65_536;
 const MAX_KEY: u64 = 64 << 10;
 const MAX_STRING: u64 = 16 << 20;
@@ -1106,6 +1108,12 @@ struct Claim {
 
 impl Header {
     fn parse(path: &Path, data: &[u8]) -> Result<Header> {
+        // A header for which there is no room is an error, not the end of the process.
+        let room = Vec::<u8>::new().try_reserve_exact(data.len().min(HEADER_ROOM));
+        room.map_err(|_| {
+            let why = "its header does not fit into memory";
+            Error::io(path, "read", io::Error::other(why))
+        })?;
         let mut r = Reader {
             data: &data[..data.len().min(MAX_HEADER)],
             pos: 0,

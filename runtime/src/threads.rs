@@ -82,7 +82,9 @@ struct Shared {
     /// Opened when the last worker arrives at a barrier, and by a worker that panics.
     meet: Gate,
     arrived: AtomicUsize,
-    /// One for each worker.
+    /// Barriers that all workers have passed.
+    phase: AtomicUsize,
+    /// What was claimed of each worker's share.
     claims: Box<[Claims]>,
     /// Helpers (workers other than 0) still in the run.
     running: AtomicUsize,
@@ -158,6 +160,7 @@ impl Pool {
             done: Gate::default(),
             meet: Gate::default(),
             arrived: AtomicUsize::new(0),
+            phase: AtomicUsize::new(0),
             claims: (0..threads).map(|_| Claims::default()).collect(),
             running: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
@@ -364,11 +367,11 @@ impl Worker<'_> {
     /// When another worker has panicked this unwinds out of the job, quietly.
     pub fn barrier(&self) {
         let shared = self.shared;
-        // Nobody claims of what is for the next phase before all are here.
-        let phase = shared.meet.seen();
-        shared.claims[self.index].0[(phase + 1) as usize % 2].store(0, Ordering::Relaxed);
+        // It stays until all are here, and so does what is claimed in the next phase unused.
+        let phase = shared.phase.load(Ordering::Relaxed);
+        shared.claims[self.index].of(phase + 1).store(0, Ordering::Relaxed);
         if shared.threads == 1 {
-            shared.meet.openings.fetch_add(1, Ordering::Relaxed);
+            shared.phase.store(phase + 1, Ordering::Relaxed);
             return;
         }
         // Order matters: a panicking worker sets `poisoned` and then opens `meet`, so whoever
@@ -378,6 +381,7 @@ impl Worker<'_> {
         if !shared.poisoned.load(Ordering::SeqCst) {
             if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == shared.threads {
                 shared.arrived.store(0, Ordering::Relaxed);
+                shared.phase.store(phase + 1, Ordering::Relaxed);
                 shared.meet.open();
             } else {
                 shared.meet.wait(seen, shared.spins);
@@ -388,30 +392,27 @@ impl Worker<'_> {
         }
     }
 
-    /// One of `0..n` that nobody has claimed since the last barrier, or none where all are: those of the
-    /// own [`Worker::share`] in order, then of others' from the end. Work that is shared out so has a
-    /// barrier before and after it, with nothing else of the kind between.
+    /// One of `0..n` that no worker has claimed since the last barrier, or none where all are: those of
+    /// its own [`Worker::share`] in order, then those of others' from the end. Between two barriers there
+    /// is one `n`.
     #[must_use]
     pub fn claim(&self, n: usize) -> Option<usize> {
-        let phase = self.shared.meet.seen() as usize % 2;
-        for other in 0..self.threads {
-            let index = (self.index + other) % self.threads;
-            let share = self.share_of(index, n);
-            let claimed = &self.shared.claims[index].0[phase];
-            let one = if other == 0 { 1 } else { 1 << 32 };
-            let all = |both: u64| (both as u32 as usize) + (both >> 32) as usize;
-            if all(claimed.load(Ordering::Relaxed)) < share.len() {
-                let before = claimed.fetch_add(one, Ordering::Relaxed);
-                if all(before) < share.len() {
-                    return Some(if other == 0 {
-                        share.start + before as u32 as usize
-                    } else {
-                        share.end - 1 - (before >> 32) as usize
-                    });
-                }
+        let phase = self.shared.phase.load(Ordering::Relaxed);
+        (0..self.threads).find_map(|other| {
+            let owner = (self.index + other) % self.threads;
+            let share = self.share_of(owner, n);
+            let claimed = self.shared.claims[owner].of(phase);
+            let claim = if other == 0 { Claims::FIRST } else { Claims::LAST };
+            let (first, last) = Claims::split(claimed.load(Ordering::Relaxed));
+            if first + last >= share.len() {
+                return None;
             }
-        }
-        None
+            // As many claims as there are parts find fewer before them, each another sum.
+            let (first, last) = Claims::split(claimed.fetch_add(claim, Ordering::Relaxed));
+            let part =
+                if other == 0 { share.start + first } else { share.end.wrapping_sub(last + 1) };
+            (first + last < share.len()).then_some(part)
+        })
     }
 
     /// This worker's part of `0..n`: contiguous, in worker order, sizes differing by at most one.
@@ -429,9 +430,27 @@ impl Worker<'_> {
     }
 }
 
+/// What was claimed of a worker's share, in this phase and the next by turns: so many parts from its
+/// beginning in the low half, from its end in the high one. Two cache lines, as they may be fetched in
+/// pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Claims([AtomicU64; 2]);
+
+impl Claims {
+    /// A claim from the beginning, and one from the end.
+    const FIRST: u64 = 1;
+    const LAST: u64 = 1 << 32;
+
+    fn of(&self, phase: usize) -> &AtomicU64 {
+        &self.0[phase % 2]
+    }
+
+    /// Parts from the beginning and from the end.
+    fn split(claimed: u64) -> (usize, usize) {
+        (claimed as u32 as usize, (claimed >> 32) as usize)
+    }
+}
 
 /// A counter that threads wait on: bounded spin, then sleep.
 #[derive(Debug, Default)]
@@ -673,6 +692,48 @@ mod tests {
                 assert_eq!(next, n);
             }
         }
+    }
+
+    #[test]
+    fn everything_is_claimed_once_in_every_phase() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            for run in 0..20 {
+                let claimed: Vec<Mutex<Vec<usize>>> = (0..7).map(|_| Mutex::default()).collect();
+                pool.run(|w| {
+                    for (phase, claimed) in claimed.iter().enumerate() {
+                        // One is late, each time another.
+                        if (phase + run) % threads == w.index {
+                            std::thread::yield_now();
+                        }
+                        while let Some(part) = w.claim(phase * phase) {
+                            lock(claimed).push(part);
+                        }
+                        w.barrier();
+                    }
+                })
+                .unwrap();
+                for (phase, claimed) in claimed.iter().enumerate() {
+                    let mut claimed = lock(claimed).clone();
+                    claimed.sort_unstable();
+                    assert!(claimed.into_iter().eq(0..phase * phase), "{threads} threads");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_begins_with_its_own_share_and_takes_the_last_of_others() {
+        let pool = Pool::new(2).unwrap();
+        let first = Mutex::new(Vec::new());
+        pool.run(|w| {
+            if w.index == 0 {
+                lock(&first).extend(std::iter::from_fn(|| w.claim(6)));
+            }
+            w.barrier();
+        })
+        .unwrap();
+        assert_eq!(*lock(&first), [0, 1, 2, 5, 4, 3]);
     }
 
     #[test]

@@ -276,7 +276,9 @@ impl Bench<'_> {
         let decodes = test.n_prompt == 0;
         let stream = if decodes { self.stream() } else { None };
         let multiply = match test {
-            Test { n_gen: 0, .. } => probe::multiply_add_rate(self.pool, self.ceiling, PROBE_ROUNDS)?,
+            Test { n_gen: 0, .. } => {
+                probe::multiply_add_rate(self.pool, self.ceiling, PROBE_ROUNDS)?
+            }
             _ => None,
         };
         let test_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
@@ -300,7 +302,7 @@ impl Bench<'_> {
         // Only what was skipped in the test says how many bytes it read.
         let bytes = decodes.then(|| self.decode_bytes(test, &head));
         let read = bytes.map(|bytes| {
-            let around: Vec<f64> = limits.windows(2).map(|pair| mean(pair)).collect();
+            let around: Vec<f64> = limits.windows(2).map(mean).collect();
             Reached::of(bytes.all(), &samples.per_second(), &around)
         });
         let multiply = (test.n_gen == 0).then(|| {
