@@ -20,8 +20,9 @@ const BLOCK_ROWS: usize = 4 * Layout::ROW_PADDING;
 
 /// Pieces that a worker's share of the rows is claimed in for one token: a half, a quarter and so on,
 /// the last two of a size. Who is done with its own takes others' from the end, where they are small.
-/// A 2B-4T shape takes 0.98 times as long as with fixed shares on two cores of Zen 5, token by token in
-/// turns, as memory is 0.95 to 1.00 (17 medians of 280 pairs); with pieces of one size it takes as long.
+/// A 2B-4T shape on two cores of Zen 5 takes 0.94 to 1.00 times as long as with fixed shares, as memory
+/// is (20 medians of 280 tokens each in turns, half of them below 0.993); with pieces of one size it
+/// takes as long.
 const PIECES: usize = 6;
 
 /// Pieces for a few tokens: products take longer than weights do, so that new beginnings hardly cost.
@@ -340,13 +341,39 @@ impl Job {
         bytes
     }
 
+    /// Multiplies `scales.len()` tokens: `q` is `[tokens][cols]`, and token `t` has scale `scales[t]` and
+    /// output `out[t * rows .. (t + 1) * rows]`. Every worker calls it with the same values, between two
+    /// barriers and with nothing else of the kind there. `workspace` is at least [`Job::workspace_bytes`]
+    /// long and begins aligned to [`crate::memory::ALIGN`]. Where all tokens are one group each worker
+    /// lays it out for itself, which is cheaper than a barrier.
+    pub fn prefill(
+        &self,
+        worker: &Worker<'_>,
+        (q, scales): (&[i8], &[f32]),
+        workspace: &SharedSlice<'_, u8>,
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let tokens = scales.len();
+        if tokens <= self.batch.tokens() && !self.kernel_for(tokens).expands() {
+            let kernel = self.group_kernel(tokens);
+            let group = &mut scratch.group[..kernel.group_bytes(self.cols)];
+            kernel.prepare(q, self.cols, group);
+            self.prefill_packed(worker, group, scales, &mut scratch.dots, out);
+            return;
+        }
+        self.prepare(worker, q, workspace);
+        worker.barrier();
+        self.prefill_prepared(worker, workspace, scales, scratch, out);
+    }
+
     /// The kernel for so many tokens, more than one.
     fn kernel_for(&self, tokens: usize) -> &Kernel {
         if tokens < EXPAND_FROM { &self.batch } else { &self.prefill }
     }
 
-    /// Bytes of workspace that [`Job::prepare`] and [`Job::prefill`] need for up to so many tokens, by
-    /// so many threads at most.
+    /// Bytes of workspace that [`Job::prefill`] needs for up to so many tokens, by so many threads at
+    /// most.
     pub fn workspace_bytes(&self, tokens: usize, threads: usize) -> usize {
         let chunks = |threads| {
             let bands = self.bands(threads);
@@ -405,8 +432,8 @@ impl Job {
 
     /// Lays out the activations `q`, `[tokens][cols]`, in `workspace`, each worker its share of groups,
     /// and beside them the first chunk of the expanded form where the kernel wants it; a barrier must
-    /// follow before [`Job::prefill`]. `workspace` begins aligned to [`crate::memory::ALIGN`].
-    pub fn prepare(&self, worker: &Worker<'_>, q: &[i8], workspace: &SharedSlice<'_, u8>) {
+    /// follow before [`Job::prefill_prepared`]. `workspace` begins aligned to [`crate::memory::ALIGN`].
+    fn prepare(&self, worker: &Worker<'_>, q: &[i8], workspace: &SharedSlice<'_, u8>) {
         let tokens = q.len() / self.cols;
         let kernel = self.kernel_for(tokens);
         let bytes = kernel.group_bytes(self.cols);
@@ -424,10 +451,9 @@ impl Job {
         }
     }
 
-    /// Multiplies `scales.len()` tokens that [`Job::prepare`] laid out in `workspace`: token `t` has
-    /// scale `scales[t]` and output `out[t * rows .. (t + 1) * rows]`. Every worker writes the part that it
-    /// takes; a barrier must follow before `out` is read or `workspace` is written.
-    pub fn prefill(
+    /// Multiplies `scales.len()` tokens that [`Job::prepare`] laid out in `workspace`. Every worker writes
+    /// the part that it takes; a barrier must follow before `out` is read or `workspace` is written.
+    fn prefill_prepared(
         &self,
         worker: &Worker<'_>,
         workspace: &SharedSlice<'_, u8>,
@@ -444,7 +470,7 @@ impl Job {
         }
     }
 
-    /// [`Job::prefill`] from the packing: workers claim some rows at a time, for all tokens.
+    /// [`Job::prefill_prepared`] from the packing: workers claim some rows at a time, for all tokens.
     fn prefill_packed(
         &self,
         worker: &Worker<'_>,
@@ -478,8 +504,8 @@ impl Job {
         }
     }
 
-    /// [`Job::prefill`] from the expanded form, chunk by chunk: every team takes a band of the rows, and
-    /// every member of it some of the tokens.
+    /// [`Job::prefill_prepared`] from the expanded form, chunk by chunk: every team takes a band of the
+    /// rows, and every member of it some of the tokens.
     fn prefill_expanded(
         &self,
         worker: &Worker<'_>,
@@ -591,30 +617,6 @@ impl Job {
             first = end;
             offset += part.shape().rows;
         }
-    }
-
-    /// [`Job::prepare`] and [`Job::prefill`] with the barrier between them, for callers with
-    /// nothing else to do there. `workspace` is at least [`Job::workspace_bytes`] long; a barrier must
-    /// follow before it is written again or `out` is read.
-    pub fn prepare_and_prefill(
-        &self,
-        worker: &Worker<'_>,
-        (q, scales): (&[i8], &[f32]),
-        workspace: &SharedSlice<'_, u8>,
-        scratch: &mut Scratch,
-        out: &SharedSlice<'_, f32>,
-    ) {
-        let tokens = scales.len();
-        if tokens <= self.batch.tokens() && !self.kernel_for(tokens).expands() {
-            let kernel = self.group_kernel(tokens);
-            let group = &mut scratch.group[..kernel.group_bytes(self.cols)];
-            kernel.prepare(q, self.cols, group);
-            self.prefill_packed(worker, group, scales, &mut scratch.dots, out);
-            return;
-        }
-        self.prepare(worker, q, workspace);
-        worker.barrier();
-        self.prefill(worker, workspace, scales, scratch, out);
     }
 
     /// Steps of so many rows of all parts.

@@ -40,7 +40,7 @@ fn multiply(job: &Job, threads: usize, q: &[i8], scales: &[f32]) -> Vec<u32> {
     pool.run(|worker| {
         // SAFETY: each worker takes its own scratch, once.
         let scratch = unsafe { &mut scratch.write(worker.index..worker.index + 1)[0] };
-        job.prepare_and_prefill(worker, (q, scales), &workspace, scratch, &shared);
+        job.prefill(worker, (q, scales), &workspace, scratch, &shared);
     })
     .unwrap();
     out.iter().map(|value| value.to_bits()).collect()

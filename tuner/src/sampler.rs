@@ -2,7 +2,7 @@
 //! will be.
 //!
 //! * **What is timed** is what the forward pass runs: [`Job::decode`] and
-//!   [`Job::prepare_and_prefill`], the rows of the head shared out, attention as
+//!   [`Job::prefill`], the rows of the head shared out, attention as
 //!   [`Rehearsal`] plays it; with a barrier after each.
 //! * **Weights are synthetic**: random codes in matrices of the model's shapes. The kernels take
 //!   the same time for all weights, and the model's file need not be read.
@@ -270,7 +270,7 @@ impl Sampler for TernarySampler {
             match phase {
                 Phase::Decode => job.decode(worker, quantised, 1.0, scratch, &out),
                 Phase::Prefill => {
-                    job.prepare_and_prefill(worker, (quantised, scales), &workspace, scratch, &out);
+                    job.prefill(worker, (quantised, scales), &workspace, scratch, &out);
                 }
             }
         })?;

@@ -100,7 +100,7 @@ struct Buffers {
     x: Vec<f32>,
     /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
     input: Vec<i8>,
-    /// What the products of many tokens need: see [`Job::prepare`].
+    /// What the products of many tokens need: see [`Job::prefill`].
     workspace: Buffer,
     /// Its scales `[S]`.
     input_scale: Vec<f32>,
@@ -780,13 +780,7 @@ impl Pass<'_> {
             return;
         }
         let workspace = &self.workspace;
-        job.prepare_and_prefill(
-            place.worker,
-            (input, scales),
-            workspace,
-            &mut scratch.matmul,
-            &out.data,
-        );
+        job.prefill(place.worker, (input, scales), workspace, &mut scratch.matmul, &out.data);
     }
 
     fn vector(&self) -> &VectorOps {
