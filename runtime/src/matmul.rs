@@ -25,6 +25,10 @@ const BLOCK_ROWS: usize = 4 * Layout::ROW_PADDING;
 /// takes as long.
 const PIECES: usize = 6;
 
+/// Bytes of weights from which on one token's rows are claimed. Shares of less take microseconds, which
+/// to begin anew and to count would take too.
+const CLAIMED_BYTES: usize = 1 << 20;
+
 /// Pieces for a few tokens: products take longer than weights do, so that new beginnings hardly cost.
 const EQUAL_PIECES: usize = 16;
 
@@ -270,10 +274,18 @@ impl Job {
         self.prepare_one(q, scratch);
         let mut bytes = 0;
         let step_rows = self.decode.step_rows();
-        while let Some(steps) = claim(worker, self.steps(step_rows)) {
+        let all = self.steps(step_rows);
+        let mut multiply = |steps| {
             self.for_steps(steps, step_rows, |part, offset, steps| {
                 bytes += self.multiply_one(part, offset, steps, s, scratch, out);
             });
+        };
+        if worker.threads > 1 && self.packed_bytes() >= CLAIMED_BYTES {
+            while let Some(steps) = claim(worker, all) {
+                multiply(steps);
+            }
+        } else {
+            multiply(worker.share(all));
         }
         if let Some(sparse) = &self.sparse {
             scratch.sparse.count_bytes(sparse.lines().along(), bytes);

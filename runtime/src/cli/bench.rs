@@ -29,6 +29,8 @@ use crate::threads::{MAX_THREADS, Pool, PoolOptions};
 const PROBE_BYTES: usize = 1 << 30;
 /// Fewer would find a cache.
 const LEAST_PROBE_BYTES: usize = 1 << 28;
+/// Weights of which a cache may keep so many that a probe between repetitions would make them slower.
+const CACHED_BYTES: usize = 64 << 20;
 /// Passes of the probe of multiply-adds, of which the best counts.
 const PROBE_ROUNDS: usize = 5;
 /// The longest prompt, generation or depth that can be asked for.
@@ -271,7 +273,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Times the test beside the limit that bounds it. What memory gives changes within seconds, so it is
-    /// probed around every repetition.
+    /// probed around every repetition, but of models that caches may keep once before.
     fn row(&mut self, test: Test) -> Result<Row> {
         let decodes = test.n_prompt == 0;
         let stream = if decodes { self.stream() } else { None };
@@ -282,12 +284,7 @@ impl Bench<'_> {
             _ => None,
         };
         let test_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-        let mut tokens = Tokens::new();
-        if !self.args.no_warmup {
-            bench::warm_up(self.session, test, &mut tokens)?;
-        }
         let repetitions = self.args.repetitions as usize;
-        let before = self.session.head_stats();
         let mut limits = Vec::with_capacity(repetitions + 1);
         let mut probe = || -> Result<()> {
             if let Some(stream) = &stream {
@@ -295,6 +292,17 @@ impl Bench<'_> {
             }
             Ok(())
         };
+        let packed: usize = self.loaded.kernels.values().map(|kernels| kernels.packed_bytes).sum();
+        let cached = packed < CACHED_BYTES;
+        if cached {
+            probe()?;
+        }
+        let mut tokens = Tokens::new();
+        if !self.args.no_warmup {
+            bench::warm_up(self.session, test, &mut tokens)?;
+        }
+        let before = self.session.head_stats();
+        let mut probe = || if cached { Ok(()) } else { probe() };
         let samples = bench::time(self.session, test, repetitions, &mut tokens, &mut probe)?;
         probe()?;
         let after = self.session.head_stats();
@@ -302,7 +310,10 @@ impl Bench<'_> {
         // Only what was skipped in the test says how many bytes it read.
         let bytes = decodes.then(|| self.decode_bytes(test, &head));
         let read = bytes.map(|bytes| {
-            let around: Vec<f64> = limits.windows(2).map(mean).collect();
+            let around: Vec<f64> = match limits[..] {
+                [once] => vec![once; repetitions],
+                _ => limits.windows(2).map(mean).collect(),
+            };
             Reached::of(bytes.all(), &samples.per_second(), &around)
         });
         let multiply = (test.n_gen == 0).then(|| {
