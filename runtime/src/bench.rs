@@ -158,8 +158,8 @@ pub fn warm_up(session: &mut Session, test: Test, tokens: &mut Tokens) -> Result
 /// Times `repetitions` of the test, each after a call of `before`.
 ///
 /// # Errors
-/// Those of `before`; [`Error::Usage`] when the test does not fit into the context or the session has fewer sequences,
-/// [`Error::Runtime`] when a logit is no number or a worker panicked.
+/// Those of `before`; [`Error::Usage`] when the test does not fit into the context or the session has
+/// fewer sequences, [`Error::Runtime`] when a logit is no number or a worker panicked.
 pub fn time(
     session: &mut Session,
     test: Test,
