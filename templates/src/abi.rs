@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -358,7 +358,7 @@ pub struct PlaneCall {
     pub cols: usize,
     /// Activations `[block][quad][token][4]`, padded with zeros to whole blocks.
     pub activations: *const i8,
-    /// What the codes' offset comes to, `2^bits - 1` times the sum of a block's activations,
+    /// What the codes' offset comes to, `1 - 2^bits` times the sum of a block's activations,
     /// `[block][token]`.
     pub offsets: *const i32,
     /// Scales of the activations, `[block][token]`, relative to `scale`.

@@ -30,7 +30,7 @@ pub struct PlaneInput {
     tokens: usize,
     /// `[block][quad][token][4]`
     activations: Vec<i8>,
-    /// The sum of each block times what the codes are offset by, `[block][token]`.
+    /// The sum of each block times the codes' offset, `[block][token]`.
     offsets: Vec<i32>,
     /// Scales of the blocks, `[block][token]`, relative to those of the tokens.
     factors: Vec<f32>,
@@ -64,7 +64,7 @@ impl PlaneInput {
         self.scales.clear();
         self.scales.resize(tokens, 0.0);
         self.relative.resize(blocks, 0.0);
-        let offset = (1 << kernel.format().bits()) - 1;
+        let offset = 1 - (1 << kernel.format().bits());
         for (token, (q, d)) in rows.enumerate() {
             assert!(token < tokens, "{}: too many tokens", kernel.id());
             assert!(q.len() == blocks * PlaneFormat::BLOCK_COLS, "{} activations", q.len());

@@ -475,29 +475,37 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     _mm512_and_si512(shifted, _mm512_set1_epi8(3))
 }
 
-/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte, doubled if so asked.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
-    let shifted = if which == 0 { packed } else { _mm512_srli_epi16::<4>(packed) };
-    _mm512_and_si512(shifted, _mm512_set1_epi8(15))
+pub fn nibble_codes(packed: Bytes, which: usize, doubled: bool) -> Bytes {
+    let shifted = match (which, doubled) {
+        (0, false) => packed,
+        (0, true) => _mm512_slli_epi16::<1>(packed),
+        (_, false) => _mm512_srli_epi16::<4>(packed),
+        (_, true) => _mm512_srli_epi16::<3>(packed),
+    };
+    _mm512_and_si512(shifted, _mm512_set1_epi8(if doubled { 30 } else { 15 }))
 }
 
-/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4; doubled as
+/// the codes are.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
-    let shifted = match which {
-        0 => _mm512_slli_epi16::<4>(bits),
-        1 => _mm512_slli_epi16::<3>(bits),
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize, doubled: bool) -> Bytes {
+    let shifted = match (4 + usize::from(doubled)).cast_signed() - which.cast_signed() {
+        5 => _mm512_slli_epi16::<5>(bits),
+        4 => _mm512_slli_epi16::<4>(bits),
+        3 => _mm512_slli_epi16::<3>(bits),
         2 => _mm512_slli_epi16::<2>(bits),
-        3 => _mm512_slli_epi16::<1>(bits),
-        4 => bits,
-        5 => _mm512_srli_epi16::<1>(bits),
-        6 => _mm512_srli_epi16::<2>(bits),
+        1 => _mm512_slli_epi16::<1>(bits),
+        0 => bits,
+        -1 => _mm512_srli_epi16::<1>(bits),
+        -2 => _mm512_srli_epi16::<2>(bits),
         _ => _mm512_srli_epi16::<3>(bits),
     };
-    _mm512_or_si512(codes, _mm512_and_si512(shifted, _mm512_set1_epi8(16)))
+    let bit = _mm512_set1_epi8(if doubled { 32 } else { 16 });
+    _mm512_or_si512(codes, _mm512_and_si512(shifted, bit))
 }
 
 /// 16 integers as floats.
@@ -570,6 +578,13 @@ pub fn i32_sum_groups(a: I32) -> [i32; 4] {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub fn acc_zero() -> Acc {
     _mm512_setzero_si512()
+}
+
+/// Sums that begin with `start`, as `WIDE` ones can; these do not, and begin with 0.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn acc_start(_start: I32) -> Acc {
+    acc_zero()
 }
 
 /// Adds, in every 16-bit lane, the 2 products of unsigned codes and signed activations. With

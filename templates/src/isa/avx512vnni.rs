@@ -10,6 +10,13 @@ pub const WIDE: bool = true;
 /// Sums of byte products, 32 bits each.
 pub type Acc = I32;
 
+/// Sums that begin with `start`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub fn acc_start(start: I32) -> Acc {
+    start
+}
+
 /// Adds, in every lane, the 4 products of unsigned codes and signed activations.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -10,6 +10,13 @@ pub const WIDE: bool = true;
 /// Sums of byte products, 32 bits each.
 pub type Acc = I32;
 
+/// Sums that begin with `start`.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+pub fn acc_start(start: I32) -> Acc {
+    start
+}
+
 /// Adds, in every lane, the 4 products of unsigned codes and signed activations.
 #[inline]
 #[target_feature(enable = "avx2,avxvnni")]

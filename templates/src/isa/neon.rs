@@ -439,28 +439,35 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     }
 }
 
-/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte, doubled if so asked.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
-    if which == 0 { vandq_u8(packed, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(packed) }
+pub fn nibble_codes(packed: Bytes, which: usize, doubled: bool) -> Bytes {
+    match (which, doubled) {
+        (0, false) => vandq_u8(packed, vdupq_n_u8(15)),
+        (0, true) => vandq_u8(vshlq_n_u8::<1>(packed), vdupq_n_u8(30)),
+        (_, false) => vshrq_n_u8::<4>(packed),
+        (_, true) => vandq_u8(vshrq_n_u8::<3>(packed), vdupq_n_u8(30)),
+    }
 }
 
-/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4; doubled as
+/// the codes are.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
-    let shifted = match which {
-        0 => vshlq_n_u8::<4>(bits),
-        1 => vshlq_n_u8::<3>(bits),
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize, doubled: bool) -> Bytes {
+    let shifted = match (4 + usize::from(doubled)).cast_signed() - which.cast_signed() {
+        5 => vshlq_n_u8::<5>(bits),
+        4 => vshlq_n_u8::<4>(bits),
+        3 => vshlq_n_u8::<3>(bits),
         2 => vshlq_n_u8::<2>(bits),
-        3 => vshlq_n_u8::<1>(bits),
-        4 => bits,
-        5 => vshrq_n_u8::<1>(bits),
-        6 => vshrq_n_u8::<2>(bits),
+        1 => vshlq_n_u8::<1>(bits),
+        0 => bits,
+        -1 => vshrq_n_u8::<1>(bits),
+        -2 => vshrq_n_u8::<2>(bits),
         _ => vshrq_n_u8::<3>(bits),
     };
-    vorrq_u8(codes, vandq_u8(shifted, vdupq_n_u8(16)))
+    vorrq_u8(codes, vandq_u8(shifted, vdupq_n_u8(if doubled { 32 } else { 16 })))
 }
 
 /// 16 integers as floats.
@@ -547,6 +554,13 @@ pub fn i32_sum_groups(a: I32) -> [i32; 4] {
 #[target_feature(enable = "neon")]
 pub fn acc_zero() -> Acc {
     [vdupq_n_s16(0); 2]
+}
+
+/// Sums that begin with `start`, as `WIDE` ones can; these do not, and begin with 0.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn acc_start(_start: I32) -> Acc {
+    acc_zero()
 }
 
 /// Adds, in every 16-bit lane, the product of a code, at most 127, and a signed activation. With

@@ -41,6 +41,13 @@ pub fn acc_zero() -> Acc {
     i32_zero()
 }
 
+/// Sums that begin with `start`.
+#[inline]
+#[target_feature(enable = "neon")]
+pub fn acc_start(start: I32) -> Acc {
+    start
+}
+
 /// Adds, in every lane, the 4 products of codes, at most 127, and signed activations.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]

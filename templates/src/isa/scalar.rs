@@ -395,16 +395,17 @@ pub fn codes(packed: Bytes, field: usize) -> Bytes {
     packed.map(|b| (b >> (2 * field)) & 3)
 }
 
-/// The 4-bit codes in the low (0) or high (1) nibbles of every byte.
+/// The 4-bit codes in the low (0) or high (1) nibbles of every byte, doubled if so asked.
 #[inline]
-pub fn nibble_codes(packed: Bytes, which: usize) -> Bytes {
-    packed.map(|b| if which == 0 { b & 15 } else { b >> 4 })
+pub fn nibble_codes(packed: Bytes, which: usize, doubled: bool) -> Bytes {
+    packed.map(|b| (if which == 0 { b & 15 } else { b >> 4 }) << u8::from(doubled))
 }
 
-/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4.
+/// Adds bit `which` of every byte of `bits` to 4-bit codes, as their bit 4; doubled as
+/// the codes are.
 #[inline]
-pub fn with_bit(codes: Bytes, bits: Bytes, which: usize) -> Bytes {
-    core::array::from_fn(|i| codes[i] | (bits[i] >> which & 1) << 4)
+pub fn with_bit(codes: Bytes, bits: Bytes, which: usize, doubled: bool) -> Bytes {
+    core::array::from_fn(|i| codes[i] | (bits[i] >> which & 1) << (4 + u8::from(doubled)))
 }
 
 /// 16 integers as floats.
@@ -498,6 +499,12 @@ pub unsafe fn permute_offset<const FROM: usize, const TO: usize>(
 #[inline]
 pub fn acc_zero() -> Acc {
     [0; LANES]
+}
+
+/// Sums that begin with `start`.
+#[inline]
+pub fn acc_start(start: I32) -> Acc {
+    start
 }
 
 /// Adds, in every lane, the 4 products of unsigned codes and signed activations.
