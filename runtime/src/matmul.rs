@@ -276,7 +276,7 @@ impl Job {
         let step_rows = self.decode.step_rows();
         let all = self.steps(step_rows);
         let mut multiply = |steps| {
-            self.for_steps(steps, step_rows, |part, offset, steps| {
+            self.for_steps(steps, step_rows, |part, offset, steps, _| {
                 bytes += self.multiply_one(part, offset, steps, s, scratch, out);
             });
         };
@@ -367,7 +367,7 @@ impl Job {
         out: &SharedSlice<'_, f32>,
     ) {
         let tokens = scales.len();
-        if tokens <= self.batch.tokens() && !self.kernel_for(tokens).expands() {
+        if tokens <= self.batch.tokens() && !self.batch.expands() {
             let kernel = self.group_kernel(tokens);
             let group = &mut scratch.group[..kernel.group_bytes(self.cols)];
             kernel.prepare(q, self.cols, group);
@@ -437,9 +437,9 @@ impl Job {
         self.prefill.expanded_bytes(self.chunk_tiles(bands), self.cols).next_multiple_of(ALIGN)
     }
 
-    /// Tiles of all parts.
+    /// Tiles of all parts, the steps of a kernel that expands.
     fn tiles(&self) -> usize {
-        self.parts.iter().map(PackedMatrix::tiles).sum()
+        self.steps(self.prefill.layout().tile_rows())
     }
 
     /// Lays out the activations `q`, `[tokens][cols]`, in `workspace`, each worker its share of groups,
@@ -498,7 +498,7 @@ impl Job {
         let most = (BLOCK_ROWS / step_rows).min(all / (EQUAL_PIECES * worker.threads)).max(1);
         while let Some(claimed) = worker.claim(all.div_ceil(most)) {
             let first = claimed * most;
-            self.for_steps(first..(first + most).min(all), step_rows, |part, offset, steps| {
+            self.for_steps(first..(first + most).min(all), step_rows, |part, offset, steps, _| {
                 let rows = rows_of(part, step_rows, &steps);
                 for (index, scales) in scales.chunks(tokens).enumerate() {
                     let kernel = self.group_kernel(scales.len());
@@ -559,10 +559,11 @@ impl Job {
                 let stride = tiles.len() * kernel.step_rows();
                 let dots = scratch.dots.as_i32_mut();
                 kernel.run_expanded(expanded, tiles.clone(), group, dots, stride);
-                let from = chunk.start + tiles.start;
-                self.for_tiles(from..chunk.start + tiles.end, |part, offset, own, at| {
-                    let rows = rows_of(part, kernel.step_rows(), &own);
-                    let at = (at - from) * kernel.step_rows();
+                let (from, to) = (chunk.start + tiles.start, chunk.start + tiles.end);
+                let step_rows = kernel.step_rows();
+                self.for_steps(from..to, step_rows, |part, offset, own, at| {
+                    let rows = rows_of(part, step_rows, &own);
+                    let at = (at - from) * step_rows;
                     let tokens = scales.chunks(kernel.tokens()).nth(index).unwrap_or(&[]);
                     for (i, &s) in tokens.iter().enumerate() {
                         let token = (index * kernel.tokens() + i) * self.rows + offset;
@@ -599,7 +600,8 @@ impl Job {
         let chunk = self.chunk(team, index);
         let share = team.share(chunk.len());
         let expanded = workspace.part(self.chunk_range(team, chunk.len(), tokens));
-        self.for_tiles(chunk.start + share.start..chunk.start + share.end, |part, _, tiles, at| {
+        let (from, to) = (chunk.start + share.start, chunk.start + share.end);
+        self.for_steps(from..to, self.prefill.step_rows(), |part, _, tiles, at| {
             let place = (at - chunk.start, chunk.len());
             // SAFETY: shares are disjoint; the caller keeps readers away.
             unsafe { self.prefill.expand(part, tiles, place, &expanded) };
@@ -612,44 +614,25 @@ impl Job {
         start..start + self.prefill.expanded_bytes(tiles, self.cols)
     }
 
-    /// Calls `f(part, row offset of the part, tiles of it, the first one's number)` for every part
-    /// that has some of `tiles`, which are numbered over all parts.
-    fn for_tiles(
-        &self,
-        tiles: Range<usize>,
-        mut f: impl FnMut(&PackedMatrix, usize, Range<usize>, usize),
-    ) {
-        let (mut first, mut offset) = (0, 0);
-        for part in &self.parts {
-            let end = first + part.tiles();
-            let (from, to) = (tiles.start.max(first), tiles.end.min(end));
-            if from < to {
-                f(part, offset, from - first..to - first, from);
-            }
-            first = end;
-            offset += part.shape().rows;
-        }
-    }
-
     /// Steps of so many rows of all parts.
     fn steps(&self, step_rows: usize) -> usize {
         self.parts.iter().map(|part| part.shape().rows.div_ceil(step_rows)).sum()
     }
 
-    /// Calls `f(part, row offset of the part, steps)` for every part that has some of `steps`, which are
-    /// numbered over all parts.
+    /// Calls `f(part, row offset of the part, steps of it, the first one's number)` for every part that
+    /// has some of `steps`, of so many rows, which are numbered over all parts.
     fn for_steps(
         &self,
         steps: Range<usize>,
         step_rows: usize,
-        mut f: impl FnMut(&PackedMatrix, usize, Range<usize>),
+        mut f: impl FnMut(&PackedMatrix, usize, Range<usize>, usize),
     ) {
         let (mut first, mut offset) = (0, 0);
         for part in &self.parts {
             let end = first + part.shape().rows.div_ceil(step_rows);
             let (from, to) = (steps.start.max(first), steps.end.min(end));
             if from < to {
-                f(part, offset, from - first..to - first);
+                f(part, offset, from - first..to - first, from);
             }
             first = end;
             offset += part.shape().rows;

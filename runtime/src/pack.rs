@@ -135,11 +135,6 @@ impl PackedMatrix {
         self.shape
     }
 
-    /// Tiles of its layout, those that pad it included.
-    pub fn tiles(&self) -> usize {
-        self.shape.rows.next_multiple_of(Layout::ROW_PADDING) / self.layout.tile_rows()
-    }
-
     /// What an integer dot product is multiplied with, after it is divided by the activations'
     /// scale.
     pub fn scale(&self) -> f32 {
