@@ -20,7 +20,6 @@ pub mod random;
 pub mod reference;
 pub mod sampler;
 pub mod sparse;
-pub mod sparsity;
 pub mod threads;
 pub mod tokenizer;
 

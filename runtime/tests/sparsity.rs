@@ -7,7 +7,7 @@ use bitnet_runtime::dummy::{self, DummyConfig, DummyShape, DummySparsity};
 use bitnet_runtime::gguf::{Gguf, TensorType};
 use bitnet_runtime::kernels::Selection;
 use bitnet_runtime::model::{LoadOptions, Model, Session, SessionOptions, numerics};
-use bitnet_runtime::sparsity::{self, Measurement, Sparsity, TRAINED_HEAD_ROWS};
+use bitnet_runtime::sparse::statistics::{self, Measurement, Sparsity, TRAINED_HEAD_ROWS};
 use bitnet_runtime::threads::Pool;
 use serde::Deserialize;
 
@@ -26,7 +26,7 @@ fn measure(model: &Path, texts: &[Vec<u32>]) -> Measurement {
     let (pool, selection) = (Arc::new(Pool::new(2).unwrap()), Selection::default());
     let model = Arc::new(Model::load(model, &LoadOptions::new(&pool, &selection)).unwrap());
     let mut session = Session::new(model, pool, SessionOptions::default()).unwrap();
-    sparsity::measure(&mut session, texts).unwrap()
+    statistics::measure(&mut session, texts).unwrap()
 }
 
 /// Every number that is written down of the demo model.
@@ -97,7 +97,7 @@ fn a_dummy_is_as_sparse_as_the_demo_model() {
         if embedding != TensorType::F16 {
             continue;
         }
-        let found = measure(&path, &[sparsity::random_text(16_384, 64)]);
+        let found = measure(&path, &[statistics::random_text(16_384, 64)]);
         for (found, trained) in found.all.shares().into_iter().zip(Sparsity::TRAINED.shares()) {
             assert!((found - trained).abs() < 0.03, "{found}, trained {trained}");
         }

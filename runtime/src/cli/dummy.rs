@@ -12,7 +12,7 @@ use crate::gguf::TensorType;
 use crate::host::Host;
 use crate::kernels::Selection;
 use crate::model::{LoadOptions, Model, Session, SessionOptions};
-use crate::sparsity::{self, PLANE_BITS, Sparsity, TRAINED_HEAD_ROWS};
+use crate::sparse::statistics::{self, PLANE_BITS, Sparsity, TRAINED_HEAD_ROWS};
 use crate::threads::Pool;
 
 /// Tokens that a model as sparse as a trained one is measured with.
@@ -125,10 +125,10 @@ fn report(path: &Path) -> Result<()> {
     let (pool, selection) =
         (Arc::new(Pool::new(Host::detect().physical_cores)?), Selection::default());
     let model = Arc::new(Model::load(path, &LoadOptions::new(&pool, &selection))?);
-    let text = sparsity::random_text(model.config().vocab, MEASURED_TOKENS);
+    let text = statistics::random_text(model.config().vocab, MEASURED_TOKENS);
     let options =
         SessionOptions { context: Some(text.len()), batch: 1, kv_type: None, sequences: 1 };
-    let found = sparsity::measure(&mut Session::new(model, pool, options)?, &[text])?;
+    let found = statistics::measure(&mut Session::new(model, pool, options)?, &[text])?;
     let shares = Sparsity::NAMES.map(str::to_owned).into_iter();
     let planes = PLANE_BITS.map(|bits| format!("head rows left by {bits} bits")).into_iter();
     let found = found.all.shares().into_iter().chain(found.head_rows);

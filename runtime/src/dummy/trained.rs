@@ -21,7 +21,7 @@
 //!   twin of the last token's group stand out: they are what a low-bit plane of the head cannot
 //!   tell apart. Text so hops between twins instead of repeating a token.
 //!
-//! [`Sparsity::TRAINED`]: crate::sparsity::Sparsity::TRAINED
+//! [`Sparsity::TRAINED`]: crate::sparse::statistics::Sparsity::TRAINED
 
 use std::ops::Range;
 

@@ -19,6 +19,8 @@ use crate::pack::PackedMatrix;
 use crate::threads::{SharedSlice, Worker};
 use crate::{Error, Result};
 
+pub mod statistics;
+
 /// The largest matrix, packed by lines, for which that is not worth it: it stays in the cache, and
 /// to list its lines takes as long as to multiply them.
 pub const SMALL: usize = 1 << 19;
