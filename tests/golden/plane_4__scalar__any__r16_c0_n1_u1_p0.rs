@@ -35,7 +35,7 @@ pub mod plane_4__scalar__any__r16_c0_n1_u1_p0 {
     const WIDTH: usize = 32;
     /// Columns that are added up in one lane: of 16 bits it holds 4 quads, which add at most
     /// 4 * 2 * 31 * 128. Lanes of 32 bits hold a block; one token has two chains of sums all the same.
-    const PART: usize = if DOUBLED { WIDTH } else { WIDTH / 2 };
+    const PART: usize = if isa::WIDE && TOKENS > 1 { WIDTH } else { WIDTH / 2 };
     /// Bytes of 4-bit codes in a block, of all its codes, and of the block.
     const NIBBLES: usize = ROWS * WIDTH / 2;
     const CODES: usize = ROWS * WIDTH * BITS / 8;
@@ -45,10 +45,10 @@ pub mod plane_4__scalar__any__r16_c0_n1_u1_p0 {
     /// Vectors that hold the rows.
     const VECTORS: usize = ROWS / isa::LANES;
     /// Whether codes are doubled before they are multiplied, and sums begin with the codes' offset, so that
-    /// nothing but a conversion lies between products and floats: of 8 tokens one core of Zen 5 then takes
-    /// 12.0 ns for a block of 5 bits, not 13.3. Lanes of 16 bits would not hold the sums, and what one token
-    /// takes comes from memory.
-    const DOUBLED: bool = isa::WIDE && TOKENS > 1;
+    /// nothing but a conversion lies between products and floats: the head of 8 sequences of a 2B-4T shape
+    /// takes 0.93 times as long on one core of Zen 5 (10.2 ms, not 11.1), the scan alone 0.98. Lanes of 16 bits
+    /// would not hold the sums, and what one token or two take comes from memory.
+    const DOUBLED: bool = isa::WIDE && TOKENS > 2;
 
     /// Integers of the rows, for every token: where codes are doubled those of a block, else half of what
     /// they are without the codes' offset.
