@@ -300,7 +300,7 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P4), isa: Isa::Avx2, rows: 16, tokens: 2, stack: 19, more: 0 },
     Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::Avx2, rows: 16, tokens: 1, stack: 26, more: 0 },
     Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::Avx2, rows: 16, tokens: 2, stack: 41, more: 24 },
-    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 28, more: 4 },
+    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 28, more: 0 },
     Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 2, stack: 13, more: 12 },
     // Sums of the rows' other vector, and of whole blocks.
     Crowded { serves: plane, isa: Isa::Avx2, rows: 16, tokens: 8, stack: 18, more: 0 },
