@@ -5,6 +5,10 @@
 /// then the fifth, in the top bits.
 pub static TABLES: [[u8; 64]; 3] = tables();
 
+/// The same for `spread_unmasked`: the second and the third table say, by how much a byte is above 191,
+/// which bits of the four codes and of the byte are to be changed, none where it is not.
+pub static CHANGES: [[u8; 64]; 3] = changes();
+
 /// The four digits of a ternary number, from the lowest, 2 bits each.
 const fn digits(number: usize) -> u8 {
     (number % 3 + number / 3 % 3 * 4 + number / 9 % 3 * 16 + number / 27 % 3 * 64) as u8
@@ -20,6 +24,17 @@ const fn tables() -> [[u8; 64]; 3] {
             out[1][low] = digits(64 + low % 17);
             out[2][low] = (low / 17 * 64) as u8;
         }
+        low += 1;
+    }
+    out
+}
+
+const fn changes() -> [[u8; 64]; 3] {
+    let mut out = [TABLES[0], [0; 64], [0; 64]];
+    let mut low = 0;
+    while low < 51 {
+        out[1][low + 1] = TABLES[0][low] ^ TABLES[1][low];
+        out[2][low + 1] = 0xc0 ^ TABLES[2][low];
         low += 1;
     }
     out

@@ -194,10 +194,10 @@ const FAMILIES: &[Family] = &[
     // The broadcast is a load of its own: only EVEX has it as an operand.
     Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 1.25, load: [1.0, 1.0] },
     Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 2.0, load: [1.0, 1.0] },
-    // For 5 products a load, a comparison, three lookups, 5 ands; prefill has 4 shifts more, decode an
-    // instruction to find the unit that it looks up ahead.
+    // For 5 products a load, a comparison, three lookups, 5 ands, and an instruction to find the unit that
+    // is looked up ahead; prefill has a subtraction for the comparison, an xor and 4 shifts more.
     Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.2, load: [0.0, 1.0] },
-    Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.8, load: [0.0, 1.0] },
+    Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 3.0, load: [0.0, 1.0] },
     // A lookup and an addition; a load of indices, which all activation rows share, and of a table.
     Family { serves: t5_lookup, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpermw], 512), products: 96, rows: 32, also: None, each: 2.0, unpack: 1.0, load: [1.0, 1.0] },
     // Two lookups (low and high bytes) serve 32 pairs, and two unpacks and two adds follow. Load
@@ -738,7 +738,7 @@ fn class(instruction: &Instruction) -> Option<Class> {
         | M::Vpsrlq
         | M::Vpsllq
         | M::Vpshldw => Class::Shift,
-        M::Vpaddw | M::Vpaddd | M::Vpsubd | M::Vpsubw | M::Vpsignw => Class::Add,
+        M::Vpaddw | M::Vpaddd | M::Vpsubd | M::Vpsubw | M::Vpsubusb | M::Vpsignw => Class::Add,
         M::Vpcmpub => Class::Logic,
         M::Vpmaddubsw | M::Vpmaddwd | M::Vpdpbusd => Class::Dot,
         M::Vpmulld => Class::Multiply,

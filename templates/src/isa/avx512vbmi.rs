@@ -45,6 +45,19 @@ pub fn spread(packed: Bytes, tables: &Tables) -> [Bytes; 2] {
     ]
 }
 
+/// As [`spread`], by tables of changes: what the low 6 bits of each byte name in the first table, and the
+/// byte itself, each with those bits changed that its excess over 191, or 0, names in the others.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+pub fn spread_unmasked(packed: Bytes, tables: &Tables) -> [Bytes; 2] {
+    let excess = _mm512_subs_epu8(packed, _mm512_set1_epi8(191u8.cast_signed()));
+    let named = _mm512_permutexvar_epi8(packed, tables[0]);
+    [
+        _mm512_xor_si512(named, _mm512_permutexvar_epi8(excess, tables[1])),
+        _mm512_xor_si512(packed, _mm512_permutexvar_epi8(excess, tables[2])),
+    ]
+}
+
 /// Loads a table for [`lookup64`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

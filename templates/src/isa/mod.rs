@@ -4,9 +4,9 @@
 //! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
 //! products: `Acc`, `acc_zero`, `acc_start`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits
 //! wide; `in_turn` keeps the compiler from working ahead. Where bytes are looked up in 64: `Tables`,
-//! `spread`. Where matrices of bytes are multiplied: `interleave`, `dot_2x2`, `i32_pairs`. Where lines
-//! are listed: `list_positive`, `list_nonzero`; where they are multiplied, `interleave4` and
-//! `i32_sum_groups`.
+//! `spread`, `spread_unmasked`. Where matrices of bytes are multiplied: `interleave`, `dot_2x2`,
+//! `i32_pairs`. Where lines are listed: `list_positive`, `list_nonzero`; where they are multiplied,
+//! `interleave4` and `i32_sum_groups`.
 //! 32-bit lanes: `LANES`, `I32`, `i32_*`. Floats: `F32`, 16 virtual lanes on every ISA, and `f32_*`,
 //! each lane rounded as the scalar vocabulary rounds it. Single floats: `mul_add` and `sqrt`, which
 //! `core` lacks: only the scalar vocabulary needs `std`.

@@ -460,6 +460,15 @@ pub fn spread(packed: Bytes, tables: &Tables) -> [Bytes; 2] {
     ]
 }
 
+/// As [`spread`], by tables of changes: what the low 6 bits of each byte name in the first table, and the
+/// byte itself, each with those bits changed that its excess over 191, or 0, names in the others.
+#[inline]
+pub fn spread_unmasked(packed: Bytes, tables: &Tables) -> [Bytes; 2] {
+    let named = |table: usize, b: u8| tables[table][usize::from(b % 64)];
+    let excess = |b: u8| b.saturating_sub(191);
+    [packed.map(|b| named(0, b) ^ named(1, excess(b))), packed.map(|b| b ^ named(2, excess(b)))]
+}
+
 /// Loads a table for [`lookup64`].
 #[inline]
 pub fn table64(table: &'static [u8; 64]) -> &'static [u8; 64] {

@@ -247,11 +247,13 @@ fn ternary(id: &KernelId, layout: Layout) -> Work {
             (unit, (Add, 2.0), 0.0, 0.0)
         }
         Layout::T5T32 => {
+            let [shifts, subtractions] = if in_place { [0.0; 2] } else { [4.0, 1.0] };
             let unit = Mix::of(&[
                 (Load, vectors),
                 (Permute, 3.0 * vectors),
                 (Logic, 6.0 * vectors),
-                (Shift, if in_place { 0.0 } else { 4.0 * vectors }),
+                (Shift, shifts * vectors),
+                (Add, subtractions * vectors),
                 (Dot, 5.0 * vectors * tokens),
                 (Broadcast, 5.0 * tokens),
             ]);
