@@ -137,7 +137,11 @@ const GRID: &[Row] = &[
     Row { ops: PLANES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
     Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
     Row { ops: PLANES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[0] },
-    Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[8192] },
+    Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512],             rows: &[16],      cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[8192] },
+    // From memory 24576 bytes ahead take 0.97 times as long as 8192 for 8 tokens on one core of Zen 5, and as long for 2;
+    // 16384 take 1.04 and 1.02 times as long.
+    Row { ops: PLANES,             isas: &[Avx512Vnni],                        rows: &[16],      cols: &[0],                   tokens: &[2],               unroll: &[1],        prefetch: &[8192] },
+    Row { ops: PLANES,             isas: &[Avx512Vnni],                        rows: &[16],      cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[24576] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums, on NEON all 32.
     // One token after 3500 of a 2B-4T shape, cache from memory, one core of Zen 5, took 2.0 times as long with 4 rows

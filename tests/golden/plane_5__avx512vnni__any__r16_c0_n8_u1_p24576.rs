@@ -1,6 +1,6 @@
 // @generated from templates/src/plane.rs by bitnet-codegen; do not edit
 
-pub mod plane_5__avx512vnni__any__r16_c0_n8_u1_p8192 {
+pub mod plane_5__avx512vnni__any__r16_c0_n8_u1_p24576 {
     //! A scan of a plane: estimates of logits from a low-bit copy of the lm_head (`PlaneFormat`).
     //!
     //! Rows lie in the lanes, as in I2_S: one vector of codes meets broadcast quads of activations, of
@@ -30,7 +30,7 @@ pub mod plane_5__avx512vnni__any__r16_c0_n8_u1_p8192 {
     /// Activation rows per call.
     const TOKENS: usize = 8;
     /// Bytes ahead to prefetch; 0: none.
-    const PREFETCH: usize = 8192;
+    const PREFETCH: usize = 24576;
 
     /// Columns in a block.
     const WIDTH: usize = 32;
