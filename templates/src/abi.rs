@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -253,6 +253,16 @@ pub struct VectorEntry {
     /// `values` is as long as `out`.
     pub list_nonzero:
         unsafe extern "C" fn(q: *const i8, out: *mut u32, values: *mut i8, n: usize) -> usize,
+    /// Writes the numbers of the rows that may reach something, of which the first is `first`, in order, and
+    /// gives how many they are; `out` is writable for `n` rounded up to a multiple of 16.
+    pub list_reaching: unsafe extern "C" fn(
+        estimates: *const f32,
+        residuals: *const f32,
+        reach: &Reach,
+        first: u32,
+        out: *mut u32,
+        n: usize,
+    ) -> usize,
     /// Gated squared ReLU.
     pub relu2_mul: unsafe extern "C" fn(gate: *const f32, up: *const f32, out: *mut f32, n: usize),
     /// Adds `y` to `x`.
@@ -283,6 +293,18 @@ pub struct Softmax {
     pub max: f32,
     /// The sum of exp(score - max).
     pub sum: f32,
+}
+
+/// What is to be reached, and by how much estimates may be too small: `model/numerics.rs` has it too.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Reach {
+    /// What a row's residual is multiplied with.
+    pub norm: f32,
+    /// What is added to that.
+    pub slack: f32,
+    /// What is to be reached.
+    pub least: f32,
 }
 
 /// The activation rows of a head, to be laid out as the kernel reads them.

@@ -7,11 +7,14 @@
 //! lanes of `isa::F32`, whatever registers it is made of. Elements beyond the last 16 go to their
 //! lanes one by one, as a fused product with a padded zero could turn -0 into +0.
 
-use crate::abi::{Softmax, VectorEntry};
+use crate::abi::{Reach, Softmax, VectorEntry};
 use crate::isa::scalar as isa;
 
 /// Virtual lanes.
 const LANES: usize = 16;
+
+/// Rows that are looked at together for one that may reach something.
+const REACHING: usize = 4 * LANES;
 
 /// Every function of this module.
 pub const ENTRY: VectorEntry = VectorEntry {
@@ -22,6 +25,7 @@ pub const ENTRY: VectorEntry = VectorEntry {
     silu_mul,
     list_positive,
     list_nonzero,
+    list_reaching,
     relu2_mul,
     add,
     rope_neox,
@@ -261,6 +265,74 @@ unsafe extern "C" fn list_nonzero(q: *const i8, out: *mut u32, values: *mut i8, 
             let mut last = [0i8; LANES];
             q.add(i).copy_to_nonoverlapping(last.as_mut_ptr(), n - i);
             count += isa::list_nonzero(last.as_ptr(), i as u32, out.add(count), values.add(count));
+        }
+    }
+    count
+}
+
+/// Which of a group of rows may reach something, as 1 or 0, and whether any may.
+///
+/// # Safety
+/// `estimates` and `residuals` are readable for a group.
+#[inline]
+unsafe fn reaching(
+    estimates: *const f32,
+    residuals: *const f32,
+    reach: &Reach,
+    flags: &mut [f32; REACHING],
+) -> bool {
+    let (norm, slack) = (isa::f32_splat(reach.norm), isa::f32_splat(reach.slack));
+    let (zero, one) = (isa::f32_splat(0.0), isa::f32_splat(1.0));
+    let mut any = zero;
+    for v in 0..REACHING / LANES {
+        // SAFETY: within the group.
+        unsafe {
+            let residual = isa::f32_load(residuals.add(v * LANES));
+            let more = isa::f32_add(isa::f32_mul(residual, norm), slack);
+            let upper = isa::f32_add(isa::f32_load(estimates.add(v * LANES)), more);
+            let flag = isa::f32_select_gt(isa::f32_splat(reach.least), upper, zero, one);
+            isa::f32_store(flags.as_mut_ptr().add(v * LANES), flag);
+            any = isa::f32_max(flag, any);
+        }
+    }
+    isa::f32_reduce_max(any) > 0.0
+}
+
+/// See `VectorEntry`.
+unsafe extern "C" fn list_reaching(
+    estimates: *const f32,
+    residuals: *const f32,
+    reach: &Reach,
+    first: u32,
+    out: *mut u32,
+    n: usize,
+) -> usize {
+    let mut flags = [0f32; REACHING];
+    let mut count = 0;
+    let mut i = 0;
+    // SAFETY: the contract of VectorEntry; as for `list_positive`.
+    unsafe {
+        while i < n {
+            let found = if i + REACHING <= n {
+                reaching(estimates.add(i), residuals.add(i), reach, &mut flags)
+            } else {
+                let (mut e, mut r) = ([0f32; REACHING], [0f32; REACHING]);
+                estimates.add(i).copy_to_nonoverlapping(e.as_mut_ptr(), n - i);
+                residuals.add(i).copy_to_nonoverlapping(r.as_mut_ptr(), n - i);
+                let found = reaching(e.as_ptr(), r.as_ptr(), reach, &mut flags);
+                for beyond in n - i..REACHING {
+                    flags[beyond] = 0.0;
+                }
+                found
+            };
+            // Most groups have none.
+            if found {
+                for at in (0..REACHING.min(n - i)).step_by(LANES) {
+                    let number = first + (i + at) as u32;
+                    count += isa::list_positive(flags.as_ptr().add(at), number, out.add(count));
+                }
+            }
+            i += REACHING;
         }
     }
     count

@@ -65,6 +65,17 @@ fn elementwise_operations() {
         let count = numerics::list_positive(&x, &mut a);
         assert_eq!(ops.list_positive(&x, &mut b), count, "{}", what("list_positive"));
         assert_eq!(a[..count], b[..count], "{}", what("list_positive"));
+        let (mut estimates, residuals) = (x.clone(), floats(n, 0, random));
+        if let Some(middle) = estimates.get_mut(n / 2) {
+            *middle = f32::NAN;
+        }
+        for least in [x.first().map_or(0.0, |x| *x), 0.0, f32::NEG_INFINITY, f32::INFINITY] {
+            let reach = numerics::Reach { norm: 0.5, slack: 0.25, least };
+            let count = numerics::list_reaching((&estimates, &residuals), reach, 7, &mut a);
+            let found = ops.list_reaching((&estimates, &residuals), reach, 7, &mut b);
+            assert_eq!(found, count, "{} {least}", what("list_reaching"));
+            assert_eq!(a[..count], b[..count], "{} {least}", what("list_reaching"));
+        }
         // From no zeros to nothing but zeros.
         let zeros = kind as u64 * 25;
         let byte = |random: &mut Random| (random.below(255) + 1) as u8 as i8;

@@ -5,7 +5,7 @@ use bitnet_profiles::Isa;
 use half::f16;
 
 use super::builtin::{self, abi};
-use crate::model::numerics::Softmax;
+use crate::model::numerics::{Reach, Softmax};
 
 /// The float operations of one ISA that this CPU can run.
 #[derive(Clone, Copy)]
@@ -101,6 +101,27 @@ impl VectorOps {
         unsafe {
             let (list, values) = (list.as_mut_ptr(), values.as_mut_ptr());
             (self.entry.list_nonzero)(q.as_ptr(), list, values, q.len())
+        }
+    }
+
+    /// [`numerics::list_reaching`](crate::model::numerics::list_reaching), into a list that is as long as
+    /// `estimates`, rounded up to a multiple of 16.
+    pub fn list_reaching(
+        &self,
+        (estimates, residuals): (&[f32], &[f32]),
+        reach: Reach,
+        first: u32,
+        list: &mut [u32],
+    ) -> usize {
+        let n = estimates.len();
+        assert!(residuals.len() == n && list.len() >= n.next_multiple_of(16));
+        assert!(u32::try_from(n).is_ok_and(|n| first.checked_add(n).is_some()));
+        let Reach { norm, slack, least } = reach;
+        let reach = abi::Reach { norm, slack, least };
+        let (estimates, residuals) = (estimates.as_ptr(), residuals.as_ptr());
+        // SAFETY: as above.
+        unsafe {
+            (self.entry.list_reaching)(estimates, residuals, &reach, first, list.as_mut_ptr(), n)
         }
     }
 

@@ -165,8 +165,14 @@ impl Part {
 
     /// Where a token's rows lie.
     fn of(&self, token: usize) -> Range<usize> {
+        let padded = self.padded_of(token);
+        padded.start..padded.start + self.rows.len()
+    }
+
+    /// Where these and those that fill the last tile lie.
+    fn padded_of(&self, token: usize) -> Range<usize> {
         let first = self.tokens * self.padded.start + token * self.padded.len();
-        first..first + self.rows.len()
+        first..first + self.padded.len()
     }
 }
 
@@ -387,12 +393,13 @@ impl Scan<'_> {
             let (estimates, survivors, own_logits, found) = unsafe {
                 (
                     self.estimates.read(part.of(token)),
-                    self.survivors.write(part.of(token)),
+                    self.survivors.write(part.padded_of(token)),
                     of_token.write(part.rows.clone()),
                     &mut self.found.write(self.found_at(worker.index, token))[0],
                 )
             };
-            *found = planes.survivors((part.rows.start, estimates), query, least, survivors);
+            let estimates = (part.rows.start, estimates);
+            *found = planes.survivors(estimates, head.vector, query, least, survivors);
             own_logits.fill(f32::NEG_INFINITY);
             for (&row, &exact) in own.chosen[token].iter().zip(exact) {
                 let own = (row as usize).checked_sub(part.rows.start);

@@ -215,6 +215,32 @@ pub fn list_nonzero(q: &[i8], list: &mut [u32], values: &mut [i8]) -> usize {
     out.zip(nonzero).map(|((number, value), (&q, i))| (*number, *value) = (i, q)).count()
 }
 
+/// What the logit of a row is to reach, and by how much its estimate may be too small.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reach {
+    /// What the row's residual is multiplied with.
+    pub norm: f32,
+    /// What is added to that.
+    pub slack: f32,
+    /// What is to be reached.
+    pub least: f32,
+}
+
+/// Writes the numbers of the rows, of which the first is `first`, that may reach `least`, in order, and
+/// gives how many they are: those of which `estimates[i] + (residuals[i] * norm + slack)` is not below.
+pub fn list_reaching(
+    (estimates, residuals): (&[f32], &[f32]),
+    Reach { norm, slack, least }: Reach,
+    first: u32,
+    list: &mut [u32],
+) -> usize {
+    assert_eq!(estimates.len(), residuals.len());
+    let rows = estimates.iter().zip(residuals).zip(first..);
+    let below = |estimate: f32, residual: f32| estimate + (residual * norm + slack) < least;
+    let reaching = rows.filter(|((estimate, residual), _)| !below(**estimate, **residual));
+    list.iter_mut().zip(reaching).map(|(number, (_, row))| *number = row).count()
+}
+
 /// The residual addition: `x[i] = x[i] + y[i]`.
 pub fn add(x: &mut [f32], y: &[f32]) {
     assert_eq!(x.len(), y.len());

@@ -28,7 +28,7 @@ use std::ops::Range;
 
 use bitnet_profiles::{Isa, LineLayout, PlaneFormat, Shape};
 
-use super::numerics::BLOCK;
+use super::numerics::{BLOCK, Reach};
 use super::weights::Table;
 use crate::error::Result;
 use crate::gguf::Gguf;
@@ -298,35 +298,18 @@ impl Planes {
     }
 
     /// The rows, of those that begin with `first`, whose logits may reach `least`: into `found`, as
-    /// long as `estimates`. Gives how many.
+    /// long as `estimates`, rounded up to whole tiles. Gives how many.
     pub(super) fn survivors(
         &self,
         (first, estimates): (usize, &[f32]),
+        ops: &VectorOps,
         query: &Query,
         least: f32,
         found: &mut [u32],
     ) -> usize {
-        let mut count = 0;
-        let residuals = self.residuals[first..].chunks(TILE_ROWS);
-        for (chunk, (estimates, residuals)) in
-            estimates.chunks(TILE_ROWS).zip(residuals).enumerate()
-        {
-            let upper = |(estimate, residual): (&f32, &f32)| {
-                estimate + (residual * query.norm + query.slack)
-            };
-            let uppers = || estimates.iter().zip(residuals).map(upper);
-            // Most chunks have none, which vectors see at once.
-            if uppers().fold(true, |none, upper| none & (upper < least)) {
-                continue;
-            }
-            for (i, upper) in uppers().enumerate() {
-                if reaches(upper, least) {
-                    found[count] = (first + chunk * TILE_ROWS + i) as u32;
-                    count += 1;
-                }
-            }
-        }
-        count
+        let residuals = &self.residuals[first..first + estimates.len()];
+        let reach = Reach { norm: query.norm, slack: query.slack, least };
+        ops.list_reaching((estimates, residuals), reach, first as u32, found)
     }
 
     /// Products of some fine rows with the activations, for [`Planes::survives`].
