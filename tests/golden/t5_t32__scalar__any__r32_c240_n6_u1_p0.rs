@@ -23,7 +23,7 @@ pub mod t5_t32__scalar__any__r32_c240_n6_u1_p0 {
     //! A triple reaches +-384, so sums stay in 16 bits for a block of columns and are then widened.
     //!
     //! For 8 rows, indices made on the way, a block of a step at a time, do not pay: one core of Zen 5 then
-    //! does 400 G products/s from its caches, the `t5` template 440 to 480. For 60 columns of 32 rows they
+    //! does 400 G products/s from its caches, the `t5` template 463 to 486. For 60 columns of 32 rows they
     //! take 28 cycles, and tables, lookups and sums of blocks 115, where products take 120.
     //!
     //! A prepared group is the number of its rows, padded to 64 bytes, and of each row, for each triple in
