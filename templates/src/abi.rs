@@ -303,7 +303,7 @@ pub struct Reach {
     pub norm: f32,
     /// What is added to that.
     pub slack: f32,
-    /// What is to be reached.
+    /// What is to be reached, a number.
     pub least: f32,
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bitnet_profiles::{Isa, PlaneFormat};
 
+use super::numerics::reaches;
 use super::planes::{self, Planes};
 use super::{Model, Session, SessionOptions, exact_head, weights};
 use crate::error::{Error, Result};
@@ -143,7 +144,7 @@ impl Model {
             for (left, residuals) in left.iter_mut().zip(&residuals) {
                 for (logit, residuals) in logits.iter().zip(residuals) {
                     for (left, residual) in left.iter_mut().zip(residuals) {
-                        *left += usize::from(planes::reaches(logit + residual * norm, least));
+                        *left += usize::from(reaches(logit + residual * norm, least));
                     }
                 }
             }

@@ -222,12 +222,18 @@ pub struct Reach {
     pub norm: f32,
     /// What is added to that.
     pub slack: f32,
-    /// What is to be reached.
+    /// What is to be reached, a number.
     pub least: f32,
 }
 
+/// Whether a logit that is at most `upper` may be as large as `least`; of no bound it may.
+#[must_use]
+pub fn reaches(upper: f32, least: f32) -> bool {
+    upper >= least || upper.is_nan()
+}
+
 /// Writes the numbers of the rows, of which the first is `first`, that may reach `least`, in order, and
-/// gives how many they are: those of which `estimates[i] + (residuals[i] * norm + slack)` is not below.
+/// gives how many they are: those of which `estimates[i] + (residuals[i] * norm + slack)` [`reaches`] it.
 pub fn list_reaching(
     (estimates, residuals): (&[f32], &[f32]),
     Reach { norm, slack, least }: Reach,
@@ -236,8 +242,9 @@ pub fn list_reaching(
 ) -> usize {
     assert_eq!(estimates.len(), residuals.len());
     let rows = estimates.iter().zip(residuals).zip(first..);
-    let below = |estimate: f32, residual: f32| estimate + (residual * norm + slack) < least;
-    let reaching = rows.filter(|((estimate, residual), _)| !below(**estimate, **residual));
+    let upper = |estimate: f32, residual: f32| estimate + (residual * norm + slack);
+    let reaching =
+        rows.filter(|((estimate, residual), _)| reaches(upper(**estimate, **residual), least));
     list.iter_mut().zip(reaching).map(|(number, (_, row))| *number = row).count()
 }
 

@@ -28,7 +28,7 @@ use std::ops::Range;
 
 use bitnet_profiles::{Isa, LineLayout, PlaneFormat, Shape};
 
-use super::numerics::{BLOCK, Reach};
+use super::numerics::{BLOCK, Reach, reaches};
 use super::weights::Table;
 use crate::error::Result;
 use crate::gguf::Gguf;
@@ -330,11 +330,6 @@ impl Planes {
         let radius = self.fine_residuals[row] * query.norm + query.fine_slack;
         reaches((estimate + fine) + radius, least)
     }
-}
-
-/// Whether a logit that is at most `upper` may be as large as `least`; of no bound it may.
-pub(super) fn reaches(upper: f32, least: f32) -> bool {
-    upper >= least || upper.is_nan()
 }
 
 /// Codes one row, row `r` of its tile, and its fine row. Nothing is written, and nothing given,
