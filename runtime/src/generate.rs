@@ -55,6 +55,8 @@ pub struct Generation {
     pub prompt_time: Duration,
     /// From the first logits to the end: sampling, and `steps` tokens through the model.
     pub generation_time: Duration,
+    /// What was to be done before the second token, which counts as none of these.
+    pub pause: Duration,
     /// Generated tokens that went through the model. The last one does not, because nothing
     /// follows it.
     pub steps: usize,
@@ -66,16 +68,19 @@ pub struct Generation {
 
 /// Continues `prompt`, which is appended to what the first sequence of `session` has seen. `on_text`
 /// gets each piece of text as soon as it is known; pieces are never empty and never split a character.
+/// If a second token is wanted, `before_second` is called when the first has been written: there is time
+/// for what the prompt did not need.
 ///
 /// # Errors
-/// [`Error::Usage`] when the prompt is empty or does not fit into the context; what `on_text` and
-/// the session return.
+/// [`Error::Usage`] when the prompt is empty or does not fit into the context; what `before_second`,
+/// `on_text` and the session return.
 pub fn generate(
     session: &mut Session,
     tokenizer: &Tokenizer,
     sampler: &mut Sampler,
     prompt: &[u32],
     limits: Limits,
+    before_second: &mut dyn FnMut(&mut Session) -> Result<()>,
     on_text: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Generation> {
     let room = session.context() - session.position();
@@ -102,7 +107,7 @@ pub fn generate(
         if piece.is_empty() { Ok(()) } else { on_text(&piece) }
     };
     let mut without_end = Vec::new();
-    let mut steps = 0;
+    let (mut steps, mut pause) = (0, Duration::ZERO);
     let finish_reason = loop {
         if limits.tokens.is_some_and(|most| ids.len() >= most) {
             break FinishReason::Length;
@@ -113,6 +118,11 @@ pub fn generate(
                 drafts.forget(session);
                 if session.position() == session.context() {
                     break FinishReason::Context;
+                }
+                if steps == 0 {
+                    let start = Instant::now();
+                    before_second(session)?;
+                    pause = start.elapsed();
                 }
                 // The last token of a text need not go through the model.
                 let more = limits.tokens.map_or(usize::MAX, |most| most - ids.len() - 1);
@@ -153,7 +163,7 @@ pub fn generate(
     };
     drafts.forget(session);
     emit(decoder.finish())?;
-    let generation_time = start.elapsed();
+    let generation_time = start.elapsed() - pause;
     let Drafts { drafted, accepted, .. } = drafts;
     Ok(Generation {
         ids,
@@ -161,6 +171,7 @@ pub fn generate(
         finish_reason,
         prompt_time,
         generation_time,
+        pause,
         steps,
         drafted,
         accepted,

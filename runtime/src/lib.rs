@@ -8,6 +8,7 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod host;
+pub mod in_file;
 pub mod kernels;
 pub mod lines;
 pub mod lookup;

@@ -158,6 +158,101 @@ impl PackedLines {
     }
 }
 
+/// A ternary matrix, line by line, wherever its lines lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Lines<'a> {
+    layout: LineLayout,
+    along: Along,
+    shape: Shape,
+    /// From one line to the next.
+    line_bytes: usize,
+    data: &'a [u8],
+}
+
+impl<'a> From<&'a PackedLines> for Lines<'a> {
+    fn from(packed: &'a PackedLines) -> Self {
+        let &PackedLines { layout, along, shape, ref data, .. } = packed;
+        Self { layout, along, shape, line_bytes: packed.units() * LineLayout::UNIT_BYTES, data }
+    }
+}
+
+impl<'a> Lines<'a> {
+    /// Columns in a block of a file's I2_S: a row of whole blocks can be read as it lies there.
+    pub const FILE_BLOCK: usize = 128;
+
+    /// The rows of a matrix of `shape` as a file holds them in I2_S: `file` are its codes and the 32
+    /// bytes that follow. Two blocks are a unit of [`LineLayout::I2sL64`] but for the order of its
+    /// columns, which [`Lines::to_file_order`] gives activations, too. Where a row is not of whole units
+    /// its last one ends with bytes of the next row, or with those 32, which meet zeros.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when rows are not of whole blocks, or `file` is not as long as that.
+    pub fn in_file(file: &'a [u8], shape: Shape) -> Result<Self> {
+        let line_bytes = shape.cols / 4;
+        let fits = (1..=Shape::MAX_COLS).contains(&shape.cols)
+            && shape.cols.is_multiple_of(Self::FILE_BLOCK)
+            && file.len() == shape.rows * line_bytes + 32;
+        if !fits {
+            return Err(Error::Runtime(format!(
+                "rows of a matrix of {shape} cannot be read from {} bytes of I2_S",
+                file.len()
+            )));
+        }
+        let (layout, along) = (LineLayout::I2sL64, Along::Rows);
+        Ok(Self { layout, along, shape, line_bytes, data: file })
+    }
+
+    /// Activations of every column in the order of [`Lines::in_file`], with zeros up to a whole unit.
+    pub fn to_file_order(q: &[i8], out: &mut Vec<i8>) {
+        /// Bytes of a block, and columns of one of its four fields.
+        const RUN: usize = Lines::FILE_BLOCK / 4;
+        let unit = LineLayout::I2sL64.unit_weights();
+        out.clear();
+        out.resize(q.len().next_multiple_of(unit), 0);
+        for (i, run) in q.chunks(RUN).enumerate() {
+            let (block, field) = (i / 4, i % 4);
+            // The file's first field is the highest of a byte, a unit's first the lowest.
+            let at = block / 2 * unit + (3 - field) * LineLayout::UNIT_BYTES + block % 2 * RUN;
+            out[at..at + run.len()].copy_from_slice(run);
+        }
+    }
+
+    /// The layout of a line.
+    pub fn layout(&self) -> LineLayout {
+        self.layout
+    }
+
+    /// What the lines are.
+    pub fn along(&self) -> Along {
+        self.along
+    }
+
+    /// Rows and columns of the matrix.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// From one line to the next.
+    pub fn line_bytes(&self) -> usize {
+        self.line_bytes
+    }
+
+    /// How many lines there are.
+    pub fn lines(&self) -> usize {
+        self.along.lines(self.shape).0
+    }
+
+    /// Units of a line.
+    pub fn units(&self) -> usize {
+        self.layout.units(self.along.lines(self.shape).1)
+    }
+
+    /// The lines, one after the other, the last with whole units.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
+    }
+}
+
 /// Packs rows; says whether a code was 3.
 fn pack_rows(
     file: &[u8],

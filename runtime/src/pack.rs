@@ -162,12 +162,38 @@ pub(crate) struct Seen {
     /// A code 3.
     pub(crate) bad: bool,
     /// A weight other than zero.
-    weights: bool,
+    pub(crate) weights: bool,
+}
+
+impl Seen {
+    fn among(codes: &[u8]) -> Self {
+        let bad = codes.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
+        let weights = codes.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
+        Self { bad: bad != 0, weights: weights != 0 }
+    }
+}
+
+/// Looks at the codes of a whole file tensor, each worker at a share of them.
+///
+/// # Errors
+/// [`Error::Runtime`] when a worker panicked.
+pub(crate) fn look_at(file: &[u8], pool: &Pool) -> Result<Seen> {
+    /// Bytes of which each is looked at twice: they stay in the L1 cache.
+    const CHUNK: usize = 16 << 10;
+    let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
+    pool.run(|worker| {
+        for codes in file[worker.share(file.len())].chunks(CHUNK) {
+            let seen = Seen::among(codes);
+            bad.fetch_or(seen.bad, Ordering::Relaxed);
+            weights.fetch_or(seen.weights, Ordering::Relaxed);
+        }
+    })?;
+    Ok(Seen { bad: bad.into_inner(), weights: weights.into_inner() })
 }
 
 /// Reads the codes of weights `first..first + codes.len()` of the flat matrix.
 pub(crate) fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
-    let (mut bad, mut weights) = (0, 0);
+    let (mut bad, mut weights) = (false, false);
     let mut done = 0;
     while done < codes.len() {
         let weight = first + done;
@@ -178,14 +204,14 @@ pub(crate) fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
                 *code = (byte >> (6 - 2 * quarter)) & 3;
             }
         }
-        bad |= block.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
-        weights |= block.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
+        let seen = Seen::among(block);
+        (bad, weights) = (bad | seen.bad, weights | seen.weights);
         let from = weight % BLOCK;
         let take = (BLOCK - from).min(codes.len() - done);
         codes[done..done + take].copy_from_slice(&all[from..from + take]);
         done += take;
     }
-    Seen { bad: bad != 0, weights: weights != 0 }
+    Seen { bad, weights }
 }
 
 /// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] and its kin.

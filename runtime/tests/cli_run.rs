@@ -612,6 +612,53 @@ fn a_model_that_gives_no_numbers_is_an_error() {
     assert!(message.contains("NaN"), "{message}");
 }
 
+/// A short prompt has its first token before weights are packed, and the text is the same.
+#[test]
+fn a_text_begins_before_weights_are_packed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let (path, demo) = (path.to_str().unwrap(), demo_model());
+    // 85 million weights, which take longer to pack than those of the demo model.
+    answer(&["dummy", "--shape", "125M", "--vocab", &demo, "-o", path]);
+    let run = |prompt: &str, more: &[&str]| -> (Value, String) {
+        let args = [&greedy(path, prompt, &["--json", "--ignore-eos"])[..], more].concat();
+        let (report, errors) = both(&args);
+        (serde_json::from_str(&report).unwrap(), errors)
+    };
+    let layouts = |report: &Value| {
+        ["qkv", "attn_output", "gate_up", "down"]
+            .map(|role| report["kernels"][role]["layout"].as_str().unwrap().to_owned())
+    };
+    let packed = "packed: behind the first token";
+    let (begun, errors) = run("ROMEO:", &["-n", "6"]);
+    assert!(errors.contains(packed), "{errors}");
+    assert!(begun["timings"]["pack_ms"].as_f64().unwrap() > 0.0);
+    assert!(!layouts(&begun).contains(&"file".into()), "{begun}");
+
+    // Nothing is packed for one token.
+    let (one, errors) = run("ROMEO:", &["-n", "1"]);
+    assert!(!errors.contains(packed), "{errors}");
+    assert_eq!(layouts(&one), ["file"; 4]);
+    assert_eq!(one["memory"]["packed_bytes"], 0);
+    assert_eq!(one["ids"][0], begun["ids"][0]);
+
+    // With drafts a batch comes second.
+    let (drafts, errors) = run("ROMEO: ROMEO: ROMEO:", &["-n", "6", "--lookup"]);
+    assert!(errors.contains(packed), "{errors}");
+
+    // Packed first: where a packing is asked for, and for a long prompt.
+    let long = "Now is the winter of our discontent. ".repeat(8);
+    let (first, errors) = run("ROMEO:", &["-n", "6", "--format", "i2_s"]);
+    assert!(!errors.contains(packed), "{errors}");
+    assert_eq!(first["ids"], begun["ids"]);
+    assert!(first["timings"].get("pack_ms").is_none());
+    let (undrafted, _) = run("ROMEO: ROMEO: ROMEO:", &["-n", "6", "--format", "i2_s"]);
+    assert_eq!(undrafted["ids"], drafts["ids"]);
+    let (after_long, errors) = run(&long, &["-n", "2"]);
+    assert!(!errors.contains(packed), "{errors}");
+    assert!(after_long["prompt_ids"].as_array().unwrap().len() > 64);
+}
+
 /// Before any work is done, and with what helps.
 #[cfg(target_os = "linux")]
 #[test]

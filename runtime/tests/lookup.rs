@@ -77,8 +77,15 @@ impl Writer {
             streamed += piece;
             Ok(())
         };
-        let written =
-            generate(&mut session, &self.tokenizer, &mut sampler, prompt, limits, &mut stream);
+        let written = generate(
+            &mut session,
+            &self.tokenizer,
+            &mut sampler,
+            prompt,
+            limits,
+            &mut |_| Ok(()),
+            &mut stream,
+        );
         (written.unwrap(), streamed, session)
     }
 
@@ -220,7 +227,16 @@ fn a_reader_who_leaves_finds_no_drafts() {
             };
             let limits = Limits { draft, ..limits(Some(100)) };
             let (tokenizer, sampler) = (&writer.tokenizer, &mut sampler);
-            generate(&mut session, tokenizer, sampler, &prompt, limits, &mut leave).unwrap_err();
+            generate(
+                &mut session,
+                tokenizer,
+                sampler,
+                &prompt,
+                limits,
+                &mut |_| Ok(()),
+                &mut leave,
+            )
+            .unwrap_err();
             session.position()
         });
         assert_eq!(positions[0], positions[1], "after {n} pieces");

@@ -10,8 +10,8 @@ use bitnet_profiles::{Isa, KernelId, Op, Pinning, Role};
 use serde::Serialize;
 
 use super::load::{
-    self, HeadReport, KernelArgs, Loaded, PERFORMANCE, Placement, PlacementArgs, RoleKernels,
-    SessionArgs, Taken,
+    self, HeadReport, KernelArgs, Loaded, Loader, PERFORMANCE, Placement, PlacementArgs,
+    RoleKernels, SessionArgs, Taken,
 };
 use super::note;
 use crate::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
@@ -214,7 +214,10 @@ pub fn run(args: &Args) -> Result<()> {
             })?))
         };
         let pool = pool_of(most)?;
-        let loaded = load::model(gguf, &choice, &profile, placement, &Needs::GREEDY, &pool)?;
+        let needs = Needs::GREEDY;
+        let mut loader = Loader::new(Arc::new(gguf), &choice, &profile, placement, &needs, &pool)?;
+        let loaded = loader.packed()?;
+        loader.tell();
         let context = tests.iter().map(Test::context).max();
         let sequences = values(&args.parallel).max().unwrap_or(1);
         let options = SessionOptions { sequences, ..args.session.options(context)? };

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use serde::Serialize;
 use super::trust::Trust;
 use super::{human, note};
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorType};
 use crate::host::Host;
 use crate::kernels::{self, Selection};
 use crate::memory::{self, Pages};
@@ -438,7 +439,8 @@ pub fn thread_count(flag: Option<u64>, profile: &Taken, host: &Host) -> usize {
 /// The kernels of one role.
 #[derive(Clone, Debug, Serialize)]
 pub struct RoleKernels {
-    /// The packing in memory; of the head the type in the file; `kv_cache` of attention.
+    /// The packing in memory, or `file` where there is none; of the head the type in the file;
+    /// `kv_cache` of attention.
     pub layout: String,
     /// The kernel for one token.
     pub decode: KernelId,
@@ -476,67 +478,145 @@ impl Loaded {
     }
 }
 
-/// Loads the weights for the kernels chosen, with a progress line on a terminal when that takes
-/// more than a second, and tells on stderr what there is to tell. `needs` are the logits that will be
-/// asked for.
-///
-/// # Errors
-/// Those of [`Model::from_gguf`] and [`Model::choose_head`].
-pub fn model(
-    gguf: Gguf,
-    choice: &Choice,
-    taken: &Taken,
+/// Tokens of a prompt that take less time with the weights in the file than packing these does.
+const FEW_TOKENS: usize = 64;
+/// Bytes of ternary weights in the file for which it pays to begin there: fewer are packed in no time, and
+/// more take so long that there should be a line of progress, which must not get between the text.
+const IN_FILE_BYTES: RangeInclusive<u64> = 16 << 20..=1 << 30;
+
+/// Loads a model, once or twice: as it lies in the file, and packed.
+pub struct Loader<'a> {
+    gguf: Arc<Gguf>,
+    choice: &'a Choice,
+    selection: Selection,
     placement: Placement,
-    needs: &Needs,
-    pool: &Arc<Pool>,
-) -> Result<Loaded> {
-    note(format_args!("profile: {} ({})", taken.name, taken.reason));
-    let selection = Selection::new(choice.isa, choice.format, taken.profile.clone())?;
-    let progress = Progress::new();
-    let model = Model::from_gguf(
-        gguf,
-        &LoadOptions {
-            pool,
-            selection: &selection,
-            pages: placement.pages,
-            lock: placement.lock,
-            copy_head: false,
-            sparse: choice.sparse,
-            progress: &|done, of| progress.show(done, of),
-        },
-    )?;
-    let (mode, count) = match needs {
-        Needs::All => (HeadMode::Full, 0),
-        Needs::Best { count, .. } => (choice.lm_head, *count),
-    };
-    let ceiling = choice.ceiling();
-    let Placement { pages, lock, .. } = placement;
-    let model = model.choose_head(pool, &HeadOptions { mode, count, ceiling, pages, lock })?;
-    drop(progress);
-    let notes = selection.take_notes();
-    let warnings = model.warnings().iter().cloned().chain(pool.warning());
-    for line in notes.into_iter().chain(warnings.map(|line| format!("warning: {line}"))) {
-        note(format_args!("{line}"));
+    needs: &'a Needs,
+    pool: &'a Arc<Pool>,
+    /// Whether a line of progress would be in the way.
+    silent: bool,
+    /// What there is to tell, and how much of it was told.
+    lines: Vec<String>,
+    told: usize,
+}
+
+impl<'a> Loader<'a> {
+    /// Tells on stderr which profile was taken. `needs` are the logits that will be asked for.
+    ///
+    /// # Errors
+    /// Those of [`Selection::new`].
+    pub fn new(
+        gguf: Arc<Gguf>,
+        choice: &'a Choice,
+        taken: &Taken,
+        placement: Placement,
+        needs: &'a Needs,
+        pool: &'a Arc<Pool>,
+    ) -> Result<Self> {
+        note(format_args!("profile: {} ({})", taken.name, taken.reason));
+        let selection = Selection::new(choice.isa, choice.format, taken.profile.clone())?;
+        let (lines, told, silent) = (Vec::new(), 0, false);
+        Ok(Self { gguf, choice, selection, placement, needs, pool, silent, lines, told })
     }
-    let head = model.weights().head.tensor().ty.name();
-    let kernels = model.kernels().into_iter().map(|kernels| {
-        let layout = match (kernels.layout, kernels.role) {
-            (Some(layout), _) => layout.name(),
-            (None, Role::LmHead) => head,
-            (None, _) => "kv_cache",
+
+    /// Whether what follows so many tokens of a prompt is written sooner with the weights as they lie in
+    /// the file, and these can be packed behind the first token. Not if a format was asked for, nor where
+    /// memory is scarce, which is to be told before anything is written.
+    pub fn begins_in_file(&self, config: &Config, prompt: usize) -> bool {
+        let ternary = self.gguf.tensors().iter().filter(|tensor| tensor.ty == TensorType::I2_S);
+        prompt <= FEW_TOKENS
+            && self.choice.format.is_none()
+            && config.runs_in_file()
+            && IN_FILE_BYTES.contains(&ternary.map(|tensor| tensor.bytes).sum())
+            && memory::available().is_none_or(|free| free >= 2 * self.gguf.file_bytes())
+    }
+
+    /// The model as it lies in the file.
+    ///
+    /// # Errors
+    /// Those of [`Model::from_gguf`].
+    pub fn in_file(&mut self) -> Result<Loaded> {
+        self.silent = true;
+        let model = self.load(false, &|_, _| ())?;
+        Ok(self.loaded(model))
+    }
+
+    /// The model in memory, packed for the kernels chosen, with a progress line on a terminal when that
+    /// takes more than a second.
+    ///
+    /// # Errors
+    /// Those of [`Model::from_gguf`] and [`Model::choose_head`].
+    pub fn packed(&mut self) -> Result<Loaded> {
+        let (mode, count) = match self.needs {
+            Needs::All => (HeadMode::Full, 0),
+            Needs::Best { count, .. } => (self.choice.lm_head, *count),
         };
-        let named = RoleKernels {
-            layout: layout.to_owned(),
-            decode: kernels.decode,
-            prefill: kernels.prefill.unwrap_or(kernels.decode),
-            packed_bytes: kernels.bytes,
-            sparse: kernels.sparse,
-            sparse_bytes: kernels.sparse_bytes,
+        let ceiling = self.choice.ceiling();
+        let Placement { pages, lock, .. } = self.placement;
+        let options = HeadOptions { mode, count, ceiling, pages, lock };
+        let progress = Progress::new();
+        let show = |done, of| {
+            if !self.silent {
+                progress.show(done, of);
+            }
         };
-        (kernels.role.name(), named)
-    });
-    let kernels = kernels.collect();
-    Ok(Loaded { model: Arc::new(model), kernels })
+        let model = self.load(true, &show)?.choose_head(self.pool, &options)?;
+        drop(progress);
+        Ok(self.loaded(model))
+    }
+
+    fn load(&self, pack: bool, progress: &dyn Fn(usize, usize)) -> Result<Model> {
+        Model::from_gguf(
+            Arc::clone(&self.gguf),
+            &LoadOptions {
+                pool: self.pool,
+                selection: &self.selection,
+                pages: self.placement.pages,
+                lock: self.placement.lock && pack,
+                copy_head: false,
+                pack,
+                sparse: self.choice.sparse,
+                progress,
+            },
+        )
+    }
+
+    fn loaded(&mut self, model: Model) -> Loaded {
+        let warnings = model.warnings().iter().cloned().chain(self.pool.warning());
+        let warnings = warnings.map(|line| format!("warning: {line}"));
+        for line in self.selection.take_notes().into_iter().chain(warnings) {
+            if !self.lines.contains(&line) {
+                self.lines.push(line);
+            }
+        }
+        let head = model.weights().head.tensor().ty.name();
+        let kernels = model.kernels().into_iter().map(|kernels| {
+            let layout = match (kernels.layout, kernels.role) {
+                (Some(layout), _) => layout.name(),
+                (None, Role::LmHead) => head,
+                (None, Role::Attention) => "kv_cache",
+                (None, _) => "file",
+            };
+            let named = RoleKernels {
+                layout: layout.to_owned(),
+                decode: kernels.decode,
+                prefill: kernels.prefill.unwrap_or(kernels.decode),
+                packed_bytes: kernels.bytes,
+                sparse: kernels.sparse,
+                sparse_bytes: kernels.sparse_bytes,
+            };
+            (kernels.role.name(), named)
+        });
+        let kernels = kernels.collect();
+        Loaded { model: Arc::new(model), kernels }
+    }
+
+    /// Tells on stderr what there is to tell and was not told yet.
+    pub fn tell(&mut self) {
+        for line in &self.lines[self.told..] {
+            note(format_args!("{line}"));
+        }
+        self.told = self.lines.len();
+    }
 }
 
 /// What the head did for the tokens of a session.

@@ -11,7 +11,8 @@ use bitnet_profiles::Pinning;
 use serde::Serialize;
 
 use super::load::{
-    self, HeadReport, KernelArgs, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs, Taken,
+    self, HeadReport, KernelArgs, Loader, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs,
+    Taken,
 };
 use super::{answer, human, note, read_text};
 use crate::error::{Error, Result};
@@ -20,8 +21,8 @@ use crate::gguf::Gguf;
 use crate::host::Host;
 use crate::lookup::MAX_DRAFT;
 use crate::memory::{self, Pages};
-use crate::model::HeadStats;
 use crate::model::config::Config;
+use crate::model::{HeadStats, Session};
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::threads::{Pool, PoolOptions};
 use crate::tokenizer::Tokenizer;
@@ -209,7 +210,10 @@ pub fn run(args: &Args) -> Result<()> {
     let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
     let masked = if args.ignore_eos { tokenizer.eos_ids() } else { &[] };
     let needs = sampler.needs(masked, &[]);
-    let loaded = load::model(gguf, &choice, &profile, placement, &needs, &pool)?;
+    let mut loader = Loader::new(Arc::new(gguf), &choice, &profile, placement, &needs, &pool)?;
+    let in_file = loader.begins_in_file(&config, prompt.len());
+    let mut loaded = if in_file { loader.in_file() } else { loader.packed() }?;
+    loader.tell();
     let mut session = load::session(&loaded.model, &pool, options)?;
     let load_time = start.elapsed();
     note(format_args!(
@@ -236,16 +240,24 @@ pub fn run(args: &Args) -> Result<()> {
         let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
         written.map_err(|e| Error::io(Path::new("stdout"), "write", e))
     };
+    let mut pack = |session: &mut Session| {
+        if in_file {
+            loaded = loader.packed()?;
+            session.continue_with(Arc::clone(&loaded.model))?;
+        }
+        Ok(())
+    };
     let generation =
-        generate(&mut session, &tokenizer, &mut sampler, &prompt, limits, &mut stream)?;
+        generate(&mut session, &tokenizer, &mut sampler, &prompt, limits, &mut pack, &mut stream)?;
     // The shell's prompt begins on a line of its own, but a pipe gets the text alone.
     if !args.json && !generation.text.ends_with('\n') && io::stdout().is_terminal() {
         stream("\n")?;
     }
     drop(out);
+    loader.tell();
 
     let report = Report {
-        timings: Timings::new(load_time, prompt.len(), &generation, args.lookup),
+        timings: Timings::new((load_time, in_file), prompt.len(), &generation, args.lookup),
         memory: Memory {
             file_bytes: loaded.model.gguf().file_bytes(),
             packed_bytes: loaded.packed_bytes(),
@@ -386,6 +398,9 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct Timings {
     load_ms: f64,
+    /// Behind the first token, where that did not wait for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pack_ms: Option<f64>,
     prompt_n: usize,
     prompt_ms: f64,
     prompt_per_token_ms: f64,
@@ -403,7 +418,12 @@ struct Timings {
 }
 
 impl Timings {
-    fn new(load: Duration, prompt_n: usize, generation: &Generation, lookup: bool) -> Self {
+    fn new(
+        (load, packs_later): (Duration, bool),
+        prompt_n: usize,
+        generation: &Generation,
+        lookup: bool,
+    ) -> Self {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         // JSON has no infinity: nothing took no time.
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
@@ -412,6 +432,7 @@ impl Timings {
         let predicted_n = generation.ids.len();
         Self {
             load_ms: ms(load),
+            pack_ms: packs_later.then(|| ms(generation.pause)),
             prompt_n,
             prompt_ms,
             prompt_per_token_ms: ratio(prompt_ms, prompt_n as f64),
@@ -449,6 +470,9 @@ impl Report<'_> {
             t.prompt_ms / 1e3,
             t.prompt_per_second
         ));
+        if let Some(pack_ms) = t.pack_ms.filter(|&ms| ms > 0.0) {
+            note(format_args!("packed: behind the first token, in {:.2} s", pack_ms / 1e3));
+        }
         note(format_args!(
             "decode: {} tokens in {:.2} s, {:.1} tokens/s ({})",
             t.decode_n,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bitnet_profiles::{Format, Isa, KernelId, LineLayout, Op, Shape};
 
 use super::builtin::{self, abi};
-use crate::lines::{Along, PackedLines};
+use crate::lines::{Along, Lines};
 use crate::memory::ALIGN;
 
 /// A kernel with a list of lines that this CPU can run.
@@ -129,14 +129,15 @@ impl LinesKernel {
     /// # Panics
     /// When the matrix is packed for another kernel, the list names a line that it has not, or a
     /// size does not fit.
-    pub fn run(
+    pub fn run<'a>(
         &self,
-        matrix: &PackedLines,
+        matrix: impl Into<Lines<'a>>,
         units: Range<usize>,
         list: &[u32],
         group: &[u8],
         out: &mut [i32],
     ) {
+        let matrix: Lines<'a> = matrix.into();
         let Shape { cols, .. } = matrix.shape();
         assert!(
             matrix.layout() == self.layout && matrix.along() == self.along,
@@ -157,12 +158,14 @@ impl LinesKernel {
         // Without a branch for each, so that the compiler takes many at once.
         let highest = list.iter().fold(0, |highest, &line| highest.max(line));
         assert!(list.is_empty() || (highest as usize) < matrix.lines(), "line {highest}");
+        let last = matrix.lines().saturating_sub(1) * matrix.line_bytes();
+        assert!(last + units.end * LineLayout::UNIT_BYTES <= matrix.data().len());
         assert_eq!(group.len(), self.group_bytes(activations));
         assert_eq!(group.as_ptr() as usize % ALIGN, 0);
         assert!(out.len() >= self.outputs(list.len(), units.len()));
         let call = abi::LinesCall {
             lines: matrix.data()[units.start * LineLayout::UNIT_BYTES..].as_ptr(),
-            line_bytes: matrix.units() * LineLayout::UNIT_BYTES,
+            line_bytes: matrix.line_bytes(),
             units: units.len(),
             list: list.as_ptr(),
             count: list.len(),
@@ -170,9 +173,9 @@ impl LinesKernel {
             out: out.as_mut_ptr(),
         };
         // SAFETY: `new` checked the CPU; every line of the list is one of the matrix, which is packed
-        // for this kernel, and `units` are units of each; `group` has the size of so many prepared
-        // activations, and its content decides numbers only, never addresses; `out` reaches as far
-        // as the outputs do.
+        // for this kernel, and `units` are units of each, those of the last line in the data, too;
+        // `group` has the size of so many prepared activations, and its content decides numbers only,
+        // never addresses; `out` reaches as far as the outputs do.
         unsafe { (self.entry.run)(&call) }
     }
 }

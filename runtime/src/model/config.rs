@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, quoted};
 use crate::gguf::Gguf;
+use crate::lines::Lines;
 
 /// The model families this runtime runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,6 +243,13 @@ impl Config {
         ]
         .map(|(role, parts)| JobShapes { role, parts, count: self.layers as u32 })
         .into()
+    }
+
+    /// Whether all ternary matrices can be multiplied as a file holds them: see [`Lines::in_file`].
+    #[must_use]
+    pub fn runs_in_file(&self) -> bool {
+        let mut parts = self.jobs().into_iter().flat_map(|job| job.parts);
+        parts.all(|part| part.cols.is_multiple_of(Lines::FILE_BLOCK))
     }
 
     /// What attention is known by in a tuning profile: the query heads and the key-value heads of a

@@ -24,11 +24,12 @@ use super::numerics::{CHUNK, Softmax};
 use super::observe::Observer;
 use super::rows::Rows;
 use super::stages::{Stage, StageClock, StageTimes};
-use super::weights::Layer;
+use super::weights::{Layer, Projection};
 use crate::error::{Error, Result};
+use crate::in_file;
 use crate::kernels::VectorOps;
 use crate::lines::Along;
-use crate::matmul::{self, Job};
+use crate::matmul;
 use crate::memory::Buffer;
 use crate::sparse::Tally;
 use crate::threads::{Pool, SharedSlice, Worker};
@@ -100,7 +101,7 @@ struct Buffers {
     x: Vec<f32>,
     /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
     input: Vec<i8>,
-    /// What the products of many tokens need: see [`Job::prefill`].
+    /// What the products of many tokens need: see [`matmul::Job::prefill`].
     workspace: Buffer,
     /// Its scales `[S]`.
     input_scale: Vec<f32>,
@@ -124,6 +125,45 @@ struct Buffers {
     scratch: Vec<Scratch>,
 }
 
+impl Buffers {
+    fn new(model: &Model, threads: usize, batch: usize, context: usize) -> Result<Self> {
+        let config = model.config();
+        let slots = batch.max(threads);
+        let widest = config.hidden.max(config.ffn).max(config.q_dim());
+        let chunks = config.heads * context.div_ceil(CHUNK);
+        let projections = || model.weights().layers.iter().flat_map(Layer::projections);
+        let jobs = || projections().filter_map(Projection::packed);
+        let scratch = |_| -> Result<Scratch> {
+            Ok(Scratch {
+                raw: vec![0.0; widest],
+                normed: vec![0.0; widest.max(model.logits_at_once() * config.hidden)],
+                attention: attention::Scratch::new(model.attention(), config)?,
+                matmul: matmul::Scratch::new(jobs())?,
+                in_file: in_file::Scratch::new(projections().filter_map(Projection::in_file))?,
+                head_input: Buffer::zeroed(model.head_input_bytes())?,
+                row: Vec::new(),
+            })
+        };
+        let workspace = jobs().map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
+        Ok(Self {
+            x: vec![0.0; slots * config.hidden],
+            input: vec![0; slots * widest],
+            workspace: Buffer::zeroed(workspace)?,
+            input_scale: vec![0.0; slots],
+            cos: vec![0.0; slots * config.rope_dim / 2],
+            sin: vec![0.0; slots * config.rope_dim / 2],
+            qkv: vec![0.0; batch * (config.q_dim() + 2 * config.kv_dim())],
+            attention: vec![0.0; batch * config.q_dim()],
+            partial: vec![0.0; chunks * config.head_dim],
+            partial_state: vec![Softmax { max: 0.0, sum: 0.0 }; chunks],
+            y: vec![0.0; batch * config.hidden],
+            gate_up: vec![0.0; batch * 2 * config.ffn],
+            logits: vec![0.0; config.vocab],
+            scratch: (0..threads).map(scratch).collect::<Result<_>>()?,
+        })
+    }
+}
+
 /// What a worker needs for itself.
 #[derive(Debug)]
 struct Scratch {
@@ -131,8 +171,9 @@ struct Scratch {
     raw: Vec<f32>,
     normed: Vec<f32>,
     attention: attention::Scratch,
-    /// For the products.
+    /// For the products, with packed weights and with those in the file.
     matmul: matmul::Scratch,
+    in_file: in_file::Scratch,
     /// Input of the head as its kernel reads it.
     head_input: Buffer,
     /// A row of the embedding, where it is in the file.
@@ -165,41 +206,7 @@ impl Session {
         let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
         let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
         let kv = kv.collect::<Result<Vec<KvCache>>>()?;
-        let slots = batch.max(pool.threads());
-        let widest = config.hidden.max(config.ffn).max(config.q_dim());
-        let chunks = config.heads * context.div_ceil(CHUNK);
-        let jobs = || {
-            let layers = model.weights().layers.iter();
-            layers.flat_map(|l| [&l.qkv, &l.attn_output, &l.gate_up, &l.down])
-        };
-        let scratch = |_| -> Result<Scratch> {
-            Ok(Scratch {
-                raw: vec![0.0; widest],
-                normed: vec![0.0; widest.max(model.logits_at_once() * config.hidden)],
-                attention: attention::Scratch::new(model.attention(), config)?,
-                matmul: matmul::Scratch::new(jobs())?,
-                head_input: Buffer::zeroed(model.head_input_bytes())?,
-                row: Vec::new(),
-            })
-        };
-        let workspace =
-            jobs().map(|job| job.workspace_bytes(batch, pool.threads())).max().unwrap_or(0);
-        let buffers = Buffers {
-            x: vec![0.0; slots * config.hidden],
-            input: vec![0; slots * widest],
-            workspace: Buffer::zeroed(workspace)?,
-            input_scale: vec![0.0; slots],
-            cos: vec![0.0; slots * config.rope_dim / 2],
-            sin: vec![0.0; slots * config.rope_dim / 2],
-            qkv: vec![0.0; batch * (config.q_dim() + 2 * config.kv_dim())],
-            attention: vec![0.0; batch * config.q_dim()],
-            partial: vec![0.0; chunks * config.head_dim],
-            partial_state: vec![Softmax { max: 0.0, sum: 0.0 }; chunks],
-            y: vec![0.0; batch * config.hidden],
-            gate_up: vec![0.0; batch * 2 * config.ffn],
-            logits: vec![0.0; config.vocab],
-            scratch: (0..pool.threads()).map(scratch).collect::<Result<_>>()?,
-        };
+        let buffers = Buffers::new(&model, pool.threads(), batch, context)?;
         let exact_head = model.planes().map(|planes| ExactHead::new(planes, pool.threads()));
         Ok(Self {
             exact_head: exact_head.transpose()?,
@@ -216,6 +223,27 @@ impl Session {
             stages: None,
             observer: None,
         })
+    }
+
+    /// Goes on with another model of the same file, such as one whose weights have been packed since:
+    /// what the sequences hold stays, the logits of the last call do not.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the model has other hyperparameters, or there is not enough memory; the
+    /// session then keeps the one it has.
+    pub fn continue_with(&mut self, model: Arc<Model>) -> Result<()> {
+        if model.config() != self.model.config() {
+            let found = model.gguf().path().display();
+            return Err(Error::Runtime(format!(
+                "{found} is not the model that the session began with"
+            )));
+        }
+        let threads = self.pool.threads();
+        let buffers = Buffers::new(&model, threads, self.batch, self.context())?;
+        let exact_head = model.planes().map(|planes| ExactHead::new(planes, threads));
+        self.exact_head = exact_head.transpose()?;
+        (self.buffers, self.model, self.wanted) = (buffers, model, 0);
+        Ok(())
     }
 
     /// The model.
@@ -766,8 +794,14 @@ impl Pass<'_> {
     }
 
     /// out = job * input for the worker's share of the rows and all tokens.
-    fn multiply(&self, place: Place<'_>, scratch: &mut Scratch, job: &Job, out: &Rows<'_, f32>) {
-        let (slots, cols) = (place.all_slots(), job.cols());
+    fn multiply(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        projection: &Projection,
+        out: &Rows<'_, f32>,
+    ) {
+        let (slots, cols) = (place.all_slots(), projection.cols());
         // SAFETY: written before `slots_ready`, or by this worker; read-only in this phase.
         let (input, scales) = unsafe {
             (
@@ -775,12 +809,18 @@ impl Pass<'_> {
                 self.input_scale.read(slots.clone()),
             )
         };
-        if place.n == 1 {
-            job.decode(place.worker, input, scales[0], &mut scratch.matmul, &out.data);
-            return;
+        let (worker, own) = (place.worker, &mut scratch.matmul);
+        match projection {
+            Projection::Packed(job) if place.n == 1 => {
+                job.decode(worker, input, scales[0], own, &out.data);
+            }
+            Projection::Packed(job) => {
+                job.prefill(worker, (input, scales), &self.workspace, own, &out.data);
+            }
+            Projection::InFile(job) => {
+                job.multiply(worker, (input, scales), &mut scratch.in_file, &out.data);
+            }
         }
-        let workspace = &self.workspace;
-        job.prefill(place.worker, (input, scales), workspace, &mut scratch.matmul, &out.data);
     }
 
     fn vector(&self) -> &VectorOps {

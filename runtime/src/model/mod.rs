@@ -15,13 +15,13 @@ mod stages;
 pub mod weights;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bitnet_profiles::{KernelId, Layout, Role, Shape};
 
 use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
-use crate::matmul::Job;
 use crate::memory::Pages;
 use crate::sparse;
 use crate::threads::Pool;
@@ -29,7 +29,7 @@ use config::Config;
 use exact_head::ScannedHead;
 use planes::Planes;
 use rope::Rope;
-use weights::Weights;
+use weights::{Projection, Weights};
 
 pub use choose_head::{HeadMode, HeadOptions};
 pub use exact_head::{HeadStats, Needs};
@@ -52,6 +52,9 @@ pub struct LoadOptions<'a> {
     /// Whether the head is copied into memory. If not it is read from the file, which
     /// [`Model::choose_head`] may change.
     pub copy_head: bool,
+    /// Whether ternary weights are packed. If not they are multiplied as they lie in the file, which
+    /// serves until there is time to pack them, in a model that [`Config::runs_in_file`].
+    pub pack: bool,
     /// Whether one token skips what meets a zero.
     pub sparse: sparse::Mode,
     /// Told after every matrix how many bytes of how many are packed.
@@ -59,7 +62,7 @@ pub struct LoadOptions<'a> {
 }
 
 impl<'a> LoadOptions<'a> {
-    /// In huge pages, not locked, with the head, without progress.
+    /// Packed, in huge pages, not locked, with the head, without progress.
     #[must_use]
     pub fn new(pool: &'a Pool, selection: &'a Selection) -> Self {
         Self {
@@ -68,6 +71,7 @@ impl<'a> LoadOptions<'a> {
             pages: Pages::Huge,
             lock: false,
             copy_head: true,
+            pack: true,
             sparse: sparse::Mode::Auto,
             progress: &|_, _| (),
         }
@@ -77,7 +81,7 @@ impl<'a> LoadOptions<'a> {
 /// A model ready to run: shared by any number of [`Session`]s.
 #[derive(Debug)]
 pub struct Model {
-    gguf: Gguf,
+    gguf: Arc<Gguf>,
     config: Config,
     weights: Weights,
     /// By the tokens that they take at once, for one token first.
@@ -94,7 +98,7 @@ pub struct Model {
 pub struct RoleKernels {
     /// The role.
     pub role: Role,
-    /// The packing, for ternary roles.
+    /// The packing, for ternary roles that are packed.
     pub layout: Option<Layout>,
     /// For one token.
     pub decode: KernelId,
@@ -122,8 +126,13 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::load`].
-    pub fn from_gguf(gguf: Gguf, options: &LoadOptions<'_>) -> Result<Self> {
+    pub fn from_gguf(gguf: impl Into<Arc<Gguf>>, options: &LoadOptions<'_>) -> Result<Self> {
+        let gguf = gguf.into();
         let config = Config::from_gguf(&gguf)?;
+        if options.pack {
+            // What was read of it before, if it was run from the file.
+            gguf.drop_all();
+        }
         let mut warnings: Vec<String> = gguf.warning().map(str::to_owned).into_iter().collect();
         let weights = Weights::load(&gguf, &config, options, &mut warnings)?;
         let shape = Shape::new(config.vocab, config.hidden);
@@ -133,7 +142,9 @@ impl Model {
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
         let vector = options.selection.vector();
         let planes = None;
-        gguf.drop_all();
+        if options.pack {
+            gguf.drop_all();
+        }
         Ok(Self { gguf, config, weights, heads, planes, attention, vector, rope, warnings })
     }
 
@@ -141,15 +152,26 @@ impl Model {
     #[must_use]
     pub fn kernels(&self) -> Vec<RoleKernels> {
         let Some(layer) = self.weights.layers.first() else { return Vec::new() };
-        let role = |role, job: &Job| RoleKernels {
-            role,
-            layout: Some(job.decode_kernel().layout()),
-            decode: *job.decode_kernel().id(),
-            prefill: Some(*job.prefill_kernel().id()),
-            bytes: job.packed_bytes() * self.weights.layers.len(),
-            sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
-            sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len())
-                * self.weights.layers.len(),
+        let layers = self.weights.layers.len();
+        let role = |role, projection: &Projection| match projection {
+            Projection::Packed(job) => RoleKernels {
+                role,
+                layout: Some(job.decode_kernel().layout()),
+                decode: *job.decode_kernel().id(),
+                prefill: Some(*job.prefill_kernel().id()),
+                bytes: job.packed_bytes() * layers,
+                sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
+                sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len()) * layers,
+            },
+            Projection::InFile(job) => RoleKernels {
+                role,
+                layout: None,
+                decode: *job.kernel().id(),
+                prefill: None,
+                bytes: job.bytes() * layers,
+                sparse: None,
+                sparse_bytes: 0,
+            },
         };
         vec![
             role(Role::Qkv, &layer.qkv),

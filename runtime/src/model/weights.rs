@@ -4,23 +4,24 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_profiles::{HeadFormat, Layout, Role, Shape};
+use bitnet_profiles::{Format, HeadFormat, Layout, Role, Shape};
 
 use super::LoadOptions;
 use super::config::{Activation, Config, JobShapes};
 use super::numerics;
 use crate::error::{Error, Result, quoted};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::in_file::{FileJob, FileMatrix};
 use crate::kernels::{Kernel, LinesKernel};
-use crate::lines::PackedLines;
+use crate::lines::{Along, PackedLines};
 use crate::matmul::Job;
 use crate::memory::{self, Arena, Buffer, Pages};
-use crate::pack::PackedMatrix;
+use crate::pack::{self, PackedMatrix};
 use crate::sparse::{self, Sparse};
 use crate::threads::{Pool, SharedSlice};
 
 /// All weights. The embedding and the head keep the file's own blocks; the embedding is read from
-/// the file, all else is in memory.
+/// the file, all else is in memory, unless [`LoadOptions::pack`] says otherwise.
 #[derive(Debug)]
 pub struct Weights {
     /// `[vocab][hidden]`
@@ -41,19 +42,65 @@ pub struct Layer {
     /// `[hidden]`
     pub attn_norm: Vec<f32>,
     /// q, k and v: `[q_dim][hidden]`, `[kv_dim][hidden]`, `[kv_dim][hidden]`
-    pub qkv: Job,
+    pub qkv: Projection,
     /// `[q_dim]`, in the architectures that have it.
     pub attn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][q_dim]`
-    pub attn_output: Job,
+    pub attn_output: Projection,
     /// `[hidden]`
     pub ffn_norm: Vec<f32>,
     /// gate and up: `[ffn][hidden]`, `[ffn][hidden]`
-    pub gate_up: Job,
+    pub gate_up: Projection,
     /// `[ffn]`, in the architectures that have it.
     pub ffn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][ffn]`
-    pub down: Job,
+    pub down: Projection,
+}
+
+/// The matrices of a layer that have one input.
+#[derive(Debug)]
+pub enum Projection {
+    /// In memory, as kernels want them.
+    Packed(Box<Job>),
+    /// In the file, as it holds them.
+    InFile(FileJob),
+}
+
+impl Projection {
+    /// The packed matrices, if they are.
+    #[must_use]
+    pub fn packed(&self) -> Option<&Job> {
+        match self {
+            Self::Packed(job) => Some(job),
+            Self::InFile(_) => None,
+        }
+    }
+
+    /// The matrices in the file, if they are there.
+    #[must_use]
+    pub fn in_file(&self) -> Option<&FileJob> {
+        match self {
+            Self::Packed(_) => None,
+            Self::InFile(job) => Some(job),
+        }
+    }
+
+    /// Inputs, K.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Packed(job) => job.cols(),
+            Self::InFile(job) => job.cols(),
+        }
+    }
+}
+
+impl Layer {
+    /// The projections in the order in which they are read.
+    #[must_use]
+    pub fn projections(&self) -> [&Projection; 4] {
+        [&self.qkv, &self.attn_output, &self.gate_up, &self.down]
+    }
 }
 
 /// An embedding or a head: a matrix in the blocks of the file.
@@ -191,25 +238,45 @@ impl Table {
 }
 
 impl Weights {
-    /// Finds and checks all tensors, and packs the ternary ones for the kernels selected. What is
-    /// odd but no obstacle (tensors nobody uses, a matrix of zeros) goes to `warnings`, one line
-    /// each.
+    /// Finds and checks all tensors, and packs the ternary ones for the kernels selected, if they are to
+    /// be. What is odd but no obstacle (tensors nobody uses, a matrix of zeros) goes to `warnings`, one
+    /// line each.
     ///
     /// # Errors
     /// [`Error::Model`] naming the tensor, what it is and what it should be;
     /// [`Error::Runtime`] when there is not enough memory.
     pub fn load(
+        gguf: &Arc<Gguf>,
+        config: &Config,
+        options: &LoadOptions<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        let packing = options.pack.then(|| Packing::new(gguf, config, options, warnings));
+        let (packing, used) = (packing.transpose()?, Vec::new());
+        let mut loader = Loader { gguf, options, packing, used, warnings };
+        let weights = loader.weights(config)?;
+        loader.warn_of_unused();
+        if options.lock {
+            loader.lock(&weights.head);
+        }
+        Ok(weights)
+    }
+}
+
+impl Packing {
+    /// Which kernels serve which job, and the memory for what they read.
+    fn new(
         gguf: &Gguf,
         config: &Config,
         options: &LoadOptions<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
         let mut jobs = Vec::new();
-        let (mut packed_bytes, mut lines_bytes, mut matrices) = (0, 0, 0);
+        let (mut bytes, mut lines_bytes, mut matrices) = (0, 0, 0);
         for job in config.jobs() {
             let (decode, prefill) = options.selection.ternary(job.role, &job.parts)?;
-            let bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
-            packed_bytes += job.count as usize * job.parts.iter().map(bytes).sum::<usize>();
+            let part_bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
+            bytes += job.count as usize * job.parts.iter().map(part_bytes).sum::<usize>();
             matrices += job.count as usize * job.parts.len();
             let sparse = sparse_kernel(config, options, &job);
             if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
@@ -217,7 +284,7 @@ impl Weights {
                 lines_bytes += job.count as usize * bytes;
                 matrices += job.count as usize;
             }
-            jobs.push(PlannedJob { shapes: job, decode, prefill, sparse });
+            jobs.push(PlannedJob { role: job.role, decode, prefill, sparse });
         }
         if options.sparse == sparse::Mode::On && jobs.iter().all(|job| job.sparse.is_none()) {
             warnings.push(format!(
@@ -229,32 +296,24 @@ impl Weights {
         let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
         let free = memory::available();
         let head_bytes = head.map_or(0, |head| head.bytes);
-        let with_lines = (packed_bytes + lines_bytes) as u64 + head_bytes;
+        let with_lines = (bytes + lines_bytes) as u64 + head_bytes;
         if options.sparse == sparse::Mode::Auto && free.is_some_and(|free| free < with_lines) {
             // Nobody asked for what it takes.
             jobs.iter_mut().for_each(|job| job.sparse = None);
             lines_bytes = 0;
         }
-        packed_bytes += lines_bytes;
-        let needed = packed_bytes as u64 + head_bytes;
+        bytes += lines_bytes;
+        let needed = bytes as u64 + head_bytes;
         if let Some(free) = free.filter(|&free| free < needed) {
-            let message = too_large(gguf, config, needed, packed_bytes as u64, free);
+            let message = too_large(gguf, config, needed, bytes as u64, free);
             if needed > free + memory::swap_available() {
                 return Err(Error::Runtime(message));
             }
             warnings.push(format!("{message}; the rest is swapped out, which is slow"));
         }
         let uncache = free.is_some_and(|free| free < needed.saturating_add(gguf.file_bytes()));
-        let arena = Arena::with(packed_bytes, matrices, options.pages)?;
-        let used = Vec::new();
-        let mut loader =
-            Loader { gguf, options, jobs, arena, packed_bytes, uncache, used, warnings };
-        let weights = loader.weights(config)?;
-        loader.warn_of_unused();
-        if options.lock {
-            loader.lock(&weights.head);
-        }
-        Ok(weights)
+        let arena = Arena::with(bytes, matrices, options.pages)?;
+        Ok(Self { jobs, arena, bytes, uncache })
     }
 }
 
@@ -303,7 +362,7 @@ fn sparse_kernel(
 /// A job of every layer, and what serves it.
 #[derive(Clone)]
 struct PlannedJob {
-    shapes: JobShapes,
+    role: Role,
     /// For one token and for many.
     decode: Kernel,
     prefill: Kernel,
@@ -311,16 +370,22 @@ struct PlannedJob {
     sparse: Option<(LinesKernel, f64)>,
 }
 
-struct Loader<'a> {
-    gguf: &'a Gguf,
-    options: &'a LoadOptions<'a>,
+/// What weights are packed for and into.
+struct Packing {
     /// The jobs of a layer.
     jobs: Vec<PlannedJob>,
     arena: Arena,
     /// Bytes that the arena will hold.
-    packed_bytes: usize,
+    bytes: usize,
     /// Whether memory does not hold the file too.
     uncache: bool,
+}
+
+struct Loader<'a> {
+    gguf: &'a Arc<Gguf>,
+    options: &'a LoadOptions<'a>,
+    /// None where weights stay in the file.
+    packing: Option<Packing>,
     used: Vec<&'a str>,
     warnings: &'a mut Vec<String>,
 }
@@ -356,13 +421,13 @@ impl<'a> Loader<'a> {
         let ffn_sub_norm = sub_norm("ffn_sub_norm", ffn)?;
         Ok(Layer {
             attn_norm: self.norm(&name("attn_norm"), hidden)?,
-            qkv: self.job(Role::Qkv, &["attn_q", "attn_k", "attn_v"].map(name))?,
+            qkv: self.job(config, Role::Qkv, &["attn_q", "attn_k", "attn_v"].map(name))?,
             attn_sub_norm,
-            attn_output: self.job(Role::AttnOutput, &[name("attn_output")])?,
+            attn_output: self.job(config, Role::AttnOutput, &[name("attn_output")])?,
             ffn_norm: self.norm(&name("ffn_norm"), hidden)?,
-            gate_up: self.job(Role::GateUp, &["ffn_gate", "ffn_up"].map(name))?,
+            gate_up: self.job(config, Role::GateUp, &["ffn_gate", "ffn_up"].map(name))?,
             ffn_sub_norm,
-            down: self.job(Role::Down, &[name("ffn_down")])?,
+            down: self.job(config, Role::Down, &[name("ffn_down")])?,
         })
     }
 
@@ -440,20 +505,39 @@ impl<'a> Loader<'a> {
 
     /// Keeps the packed weights and the head in memory, or says that the system does not.
     fn lock(&mut self, head: &Table) {
-        if let Err(error) = self.arena.lock().and(head.lock()) {
+        let packed = self.packing.as_ref().map_or(Ok(()), |packing| packing.arena.lock());
+        if let Err(error) = packed.and(head.lock()) {
             self.warnings.push(not_locked(&error));
         }
     }
 
-    /// Packs the matrices of a job for the kernels of its role.
-    fn job(&mut self, role: Role, names: &[String]) -> Result<Job> {
-        let job = self.jobs.iter().find(|job| job.shapes.role == role).cloned();
-        let PlannedJob { shapes, decode, prefill, sparse } =
-            job.expect("Config::jobs lists the role");
+    /// The matrices of a job: packed for the kernels of its role, or as they are.
+    fn job(&mut self, config: &Config, role: Role, names: &[String]) -> Result<Projection> {
+        let shapes = config.jobs().into_iter().find(|job| job.role == role);
+        let shapes = &shapes.expect("Config::jobs lists the role").parts;
+        match self.packing.take() {
+            Some(mut packing) => {
+                let job = self.packed_job(&mut packing, role, names, shapes);
+                self.packing = Some(packing);
+                job.map(|job| Projection::Packed(Box::new(job)))
+            }
+            None => self.file_job(names, shapes).map(Projection::InFile),
+        }
+    }
+
+    fn packed_job(
+        &mut self,
+        packing: &mut Packing,
+        role: Role,
+        names: &[String],
+        shapes: &[Shape],
+    ) -> Result<Job> {
+        let job = packing.jobs.iter().find(|job| job.role == role).cloned();
+        let PlannedJob { decode, prefill, sparse, .. } = job.expect("Config::jobs lists the role");
         let (mut parts, mut lines) = (Vec::new(), None);
-        for (i, (name, &shape)) in names.iter().zip(&shapes.parts).enumerate() {
+        for (i, (name, &shape)) in names.iter().zip(shapes).enumerate() {
             let sparse = sparse.as_ref().filter(|_| i + 1 == names.len()).map(|(kernel, _)| kernel);
-            let (part, by_line) = self.ternary(name, shape, decode.layout(), sparse)?;
+            let (part, by_line) = self.pack(packing, name, shape, decode.layout(), sparse)?;
             parts.push(part);
             lines = by_line;
         }
@@ -466,14 +550,26 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Packs a matrix, and its lines where a kernel skips some.
-    fn ternary(
-        &mut self,
-        name: &str,
-        shape: Shape,
-        layout: Layout,
-        sparse: Option<&LinesKernel>,
-    ) -> Result<(PackedMatrix, Option<PackedLines>)> {
+    /// The matrices as the file holds them, after a look at every code.
+    fn file_job(&mut self, names: &[String], shapes: &[Shape]) -> Result<FileJob> {
+        let ceiling = self.options.selection.ceiling();
+        let kernel = LinesKernel::default(Along::Rows, Some(Format::I2S), ceiling)
+            .ok_or_else(|| Error::Runtime("no kernel for rows of i2_s".into()))?;
+        let mut parts = Vec::new();
+        for (name, &shape) in names.iter().zip(shapes) {
+            let (tensor, codes, scale) = self.ternary(name, shape)?;
+            let seen = pack::look_at(codes, self.options.pool)?;
+            if seen.bad {
+                return Err(self.bad_code(name));
+            }
+            self.warn_of_zeros(name, !seen.weights);
+            parts.push(FileMatrix::new(self.gguf, tensor, shape, scale)?);
+        }
+        FileJob::new(parts, kernel)
+    }
+
+    /// A ternary tensor: its codes, and what its integer products are multiplied with.
+    fn ternary(&mut self, name: &str, shape: Shape) -> Result<(&'a TensorInfo, &'a [u8], f32)> {
         let gguf = self.gguf;
         let tensor = self.tensor(name, &[shape.cols, shape.rows])?;
         if tensor.ty != TensorType::I2_S {
@@ -493,33 +589,53 @@ impl<'a> Loader<'a> {
         if let Some(factor) = self.projection_scale(name)? {
             scale *= factor;
         }
+        Ok((tensor, codes, scale))
+    }
+
+    fn bad_code(&self, name: &str) -> Error {
+        self.gguf.tensor_error(name, "code 3", "codes 0 to 2; the file is damaged")
+    }
+
+    fn warn_of_zeros(&mut self, name: &str, zero: bool) {
+        if zero {
+            self.warnings.push(format!(
+                "{}: all weights of tensor {name} are zero; the published file may be broken",
+                self.gguf.path().display()
+            ));
+        }
+    }
+
+    /// Packs a matrix, and its lines where a kernel skips some.
+    fn pack(
+        &mut self,
+        packing: &mut Packing,
+        name: &str,
+        shape: Shape,
+        layout: Layout,
+        sparse: Option<&LinesKernel>,
+    ) -> Result<(PackedMatrix, Option<PackedLines>)> {
+        let (tensor, codes, scale) = self.ternary(name, shape)?;
         let mut room = |bytes: usize| {
-            self.arena.take(bytes).ok_or_else(|| {
+            packing.arena.take(bytes).ok_or_else(|| {
                 Error::Runtime(format!("{name}: no room was set aside for {bytes} bytes"))
             })
         };
         let buffer = room(layout.matrix_bytes(shape))?;
         let pool = self.options.pool;
-        let bad = || gguf.tensor_error(name, "code 3", "codes 0 to 2; the file is damaged");
         let packed = PackedMatrix::pack(codes, shape, scale, layout, buffer, pool)?;
-        let matrix = packed.map_err(|_| bad())?;
+        let matrix = packed.map_err(|_| self.bad_code(name))?;
         let lines = match sparse {
             Some(kernel) => {
                 let (layout, along) = (kernel.layout(), kernel.along());
                 let buffer = room(along.matrix_bytes(layout, shape))?;
                 let lines = PackedLines::pack(codes, shape, scale, (layout, along), buffer, pool)?;
-                Some(lines.map_err(|_| bad())?)
+                Some(lines.map_err(|_| self.bad_code(name))?)
             }
             None => None,
         };
-        if matrix.is_zero() {
-            self.warnings.push(format!(
-                "{}: all weights of tensor {name} are zero; the published file may be broken",
-                gguf.path().display()
-            ));
-        }
-        gguf.drop_pages(tensor, self.uncache);
-        (self.options.progress)(self.arena.used(), self.packed_bytes);
+        self.warn_of_zeros(name, matrix.is_zero());
+        self.gguf.drop_pages(tensor, packing.uncache);
+        (self.options.progress)(packing.arena.used(), packing.bytes);
         Ok((matrix, lines))
     }
 
@@ -594,8 +710,8 @@ mod tests {
                 let weights = model.weights();
                 let refused = model.warnings().iter().any(|line| line.contains("ulimit -l"));
                 for data in [
-                    weights.layers[0].qkv.parts()[0].data(),
-                    weights.layers[5].down.parts()[0].data(),
+                    weights.layers[0].qkv.packed().unwrap().parts()[0].data(),
+                    weights.layers[5].down.packed().unwrap().parts()[0].data(),
                     weights.head.rows(model.gguf(), 0..1),
                 ] {
                     let flags = flags(data.as_ptr() as usize);
