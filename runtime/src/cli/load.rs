@@ -478,7 +478,9 @@ impl Loaded {
     }
 }
 
-/// Tokens of a prompt that take less time with the weights in the file than packing these does.
+/// Tokens of a prompt up to which a text begins with the weights in the file. 46 tokens of a 2B-4T shape
+/// with an f16 head take 0.3 s there on two cores of Zen 5, 0.15 s packed, and packing takes 0.8 to 3 s, as
+/// the system has memory at hand.
 const FEW_TOKENS: usize = 64;
 /// Bytes of ternary weights in the file for which it pays to begin there: fewer are packed in no time, and
 /// more take so long that there should be a line of progress, which must not get between the text.
