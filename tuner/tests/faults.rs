@@ -17,7 +17,7 @@ use bitnet_runtime::kernels::cache::Cache;
 use bitnet_runtime::random::Random;
 use bitnet_tuner::choose::defaults;
 use bitnet_tuner::compile::{Compiler, Toolchain, Workplace};
-use bitnet_tuner::measure::{Measurements, Why};
+use bitnet_tuner::measure::{Measurements, SparseMeasurements, Why};
 use bitnet_tuner::plan::{LayoutPlan, plan};
 use bitnet_tuner::race::{Race, Speed};
 use bitnet_tuner::supervise::WorkerProgram;
@@ -755,12 +755,19 @@ fn what_skips_is_part_of_a_run_that_is_gone_on_with() {
         }
     }
     let sparse = |all: &Measurements| all.jobs.iter().map(|job| job.sparse.clone()).collect();
-    let known: Vec<_> = sparse(&first.measurements);
+    let known: Vec<Option<SparseMeasurements>> = sparse(&first.measurements);
     drop(first);
     let (second, skipped) = run(true, 4);
-    assert_eq!(skipped, 0);
     let again: Vec<_> = sparse(&second.measurements);
-    assert_eq!(known, again);
+    // The first run may have left something to be timed, by which another dense kernel wins: only beside
+    // that skipping is timed again.
+    let dense = |own: &Option<SparseMeasurements>| own.as_ref().map(|own| own.dense);
+    let (kept, changed): (Vec<_>, Vec<_>) =
+        known.iter().zip(&again).partition(|(known, again)| dense(known) == dense(again));
+    assert_eq!(skipped, usize::from(!changed.is_empty()));
+    for (known, again) in kept {
+        assert_eq!(known, again);
+    }
 }
 
 #[test]
