@@ -193,25 +193,29 @@ pub(crate) fn look_at(file: &[u8], pool: &Pool) -> Result<Seen> {
 
 /// Reads the codes of weights `first..first + codes.len()` of the flat matrix.
 pub(crate) fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
-    let (mut bad, mut weights) = (false, false);
-    let mut done = 0;
-    while done < codes.len() {
-        let weight = first + done;
-        let block = &file[weight / BLOCK * BLOCK_BYTES..][..BLOCK_BYTES];
-        let mut all = [0u8; BLOCK];
-        for (quarter, codes) in all.chunks_exact_mut(BLOCK_BYTES).enumerate() {
-            for (code, byte) in codes.iter_mut().zip(block) {
-                *code = (byte >> (6 - 2 * quarter)) & 3;
-            }
+    let blocks = first / BLOCK..(first + codes.len()).div_ceil(BLOCK);
+    let (mut from, mut rest) = (first % BLOCK, codes);
+    for block in file.as_chunks::<BLOCK_BYTES>().0[blocks.clone()].iter() {
+        let (own, behind) = rest.split_at_mut((BLOCK - from).min(rest.len()));
+        if let Ok(all) = <&mut [u8; BLOCK]>::try_from(&mut *own) {
+            spread(block, all);
+        } else {
+            let mut all = [0; BLOCK];
+            spread(block, &mut all);
+            own.copy_from_slice(&all[from..from + own.len()]);
         }
-        let seen = Seen::among(block);
-        (bad, weights) = (bad | seen.bad, weights | seen.weights);
-        let from = weight % BLOCK;
-        let take = (BLOCK - from).min(codes.len() - done);
-        codes[done..done + take].copy_from_slice(&all[from..from + take]);
-        done += take;
+        (from, rest) = (0, behind);
     }
-    Seen { bad, weights }
+    Seen::among(&file[blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES])
+}
+
+/// The codes of a block, each in its byte.
+fn spread(block: &[u8; BLOCK_BYTES], codes: &mut [u8; BLOCK]) {
+    for (quarter, codes) in codes.chunks_exact_mut(BLOCK_BYTES).enumerate() {
+        for (code, byte) in codes.iter_mut().zip(block) {
+            *code = (byte >> (6 - 2 * quarter)) & 3;
+        }
+    }
 }
 
 /// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] and its kin.
