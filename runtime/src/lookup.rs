@@ -144,15 +144,20 @@ impl Rate {
     }
 }
 
-/// Seconds that batches take, by classes of their sizes; 0: not measured yet.
+/// Seconds that batches take, by classes of their sizes; 0: not measured yet. The first of a size counts
+/// for none: it touches memory that the later ones find, which may take longer than the batch.
 #[derive(Clone, Copy, Debug, Default)]
-struct Costs([f64; SIZES.len()]);
+struct Costs {
+    seconds: [f64; SIZES.len()],
+    begun: [bool; SIZES.len()],
+}
 
 impl Costs {
     fn took(&mut self, tokens: usize, seconds: f64) {
         let class = SIZES.partition_point(|&size| size < tokens).min(SIZES.len() - 1);
-        for (other, known) in self.0.iter_mut().enumerate() {
-            if other == class {
+        let counts = std::mem::replace(&mut self.begun[class], true);
+        for (other, known) in self.seconds.iter_mut().enumerate() {
+            if other == class && counts {
                 // What takes longer than usual was disturbed, more often than not.
                 let weight = match *known {
                     0.0 => 1.0,
@@ -160,15 +165,17 @@ impl Costs {
                     _ => 0.1,
                 };
                 *known += weight * (seconds - *known);
-            } else if other > 0 {
+            } else if other != class && other > 0 {
                 *known *= FORGET;
             }
         }
         // A batch is no faster than one of its tokens, and slower than all of them one by one only if
         // something else ran.
-        let one = self.0[0];
+        let one = self.seconds[0];
         if one > 0.0 {
-            for (known, size) in self.0.iter_mut().zip(SIZES).filter(|(known, _)| **known > 0.0) {
+            for (known, size) in
+                self.seconds.iter_mut().zip(SIZES).filter(|(known, _)| **known > 0.0)
+            {
                 *known = known.clamp(one, one * size as f64);
             }
         }
@@ -176,7 +183,7 @@ impl Costs {
 
     /// The time of a batch, in times of one token, if both are known.
     fn of(self, class: usize) -> Option<f64> {
-        let (one, own) = (self.0[0], self.0[class]);
+        let (one, own) = (self.seconds[0], self.seconds[class]);
         (one > 0.0 && own > 0.0).then(|| own / one)
     }
 }
@@ -197,9 +204,15 @@ mod tests {
         draft
     }
 
+    /// A batch of so many tokens, after one that touched memory.
+    fn measured(lookup: &mut Lookup, tokens: usize, ms: u64) {
+        lookup.took(tokens, Duration::from_secs(9));
+        lookup.took(tokens, Duration::from_millis(ms));
+    }
+
     /// Batches that take as long as one token.
     fn free(mut lookup: Lookup) -> Lookup {
-        SIZES.into_iter().for_each(|size| lookup.took(size, Duration::from_millis(1)));
+        SIZES.into_iter().for_each(|size| measured(&mut lookup, size, 1));
         lookup
     }
 
@@ -234,13 +247,13 @@ mod tests {
         // Batches of more than 8 tokens take as long as their tokens.
         let mut lookup = of(&repeated);
         for (tokens, ms) in [(1, 10), (4, 13), (8, 20), (16, 160), (32, 320), (64, 640)] {
-            lookup.took(tokens, Duration::from_millis(ms));
+            measured(&mut lookup, tokens, ms);
         }
         assert_eq!(draft(&lookup, MAX_DRAFT).len(), 7);
         // No batch pays.
         let mut lookup = of(&repeated);
         for size in SIZES {
-            lookup.took(size, Duration::from_millis(10 * size as u64));
+            measured(&mut lookup, size, 10 * size as u64);
         }
         assert!(draft(&lookup, MAX_DRAFT).is_empty());
     }
@@ -251,16 +264,20 @@ mod tests {
         let repeated: Vec<u32> = (0..200).map(|i| i % 9).collect();
         let mut lookup = of(&repeated);
         assert_eq!(draft(&lookup, 16).len(), 3);
-        lookup.took(1, Duration::from_millis(10));
+        measured(&mut lookup, 1, 10);
         assert_eq!(draft(&lookup, 16).len(), 3);
-        lookup.took(4, Duration::from_millis(20));
+        measured(&mut lookup, 4, 20);
         assert_eq!(draft(&lookup, 16).len(), 7);
+        // The first of a size says nothing, however long it takes.
+        let mut first = lookup.clone();
+        first.took(8, Duration::from_secs(9));
+        assert_eq!(draft(&first, 16).len(), 7);
         let mut slow = lookup.clone();
-        slow.took(8, Duration::from_millis(90));
+        measured(&mut slow, 8, 90);
         assert_eq!(draft(&slow, 16).len(), 3);
-        lookup.took(8, Duration::from_millis(30));
+        measured(&mut lookup, 8, 30);
         assert_eq!(draft(&lookup, 16).len(), 15);
-        lookup.took(16, Duration::from_millis(50));
+        measured(&mut lookup, 16, 50);
         assert_eq!((draft(&lookup, 16).len(), draft(&lookup, 5).len()), (15, 3));
     }
 
@@ -286,8 +303,8 @@ mod tests {
     fn one_slow_batch_is_forgotten() {
         let repeated: Vec<u32> = (0..200).map(|i| i % 9).collect();
         let mut lookup = of(&repeated);
-        SIZES[1..].iter().for_each(|&size| lookup.took(size, Duration::from_secs(1)));
-        lookup.took(1, Duration::from_millis(1));
+        SIZES[1..].iter().for_each(|&size| measured(&mut lookup, size, 1000));
+        measured(&mut lookup, 1, 1);
         assert!(draft(&lookup, 16).is_empty());
         (0..1000).for_each(|_| lookup.took(1, Duration::from_millis(1)));
         assert!(!draft(&lookup, 16).is_empty());
