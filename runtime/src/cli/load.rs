@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::IsTerminal;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -483,7 +484,7 @@ impl Loaded {
 /// the system has memory at hand.
 const FEW_TOKENS: usize = 64;
 /// Bytes of ternary weights in the file for which it pays to begin there: fewer are packed in no time, and
-/// more take so long that there should be a line of progress, which must not get between the text.
+/// more take so long that there should be a line of progress, which cannot be where the text is.
 const IN_FILE_BYTES: RangeInclusive<u64> = 16 << 20..=1 << 30;
 
 /// Loads a model, once or twice: as it lies in the file, and packed.
@@ -494,7 +495,7 @@ pub struct Loader<'a> {
     placement: Placement,
     needs: &'a Needs,
     pool: &'a Arc<Pool>,
-    /// Whether a line of progress would be in the way.
+    /// Whether a line of progress would get between a text on the same terminal.
     silent: bool,
     /// What there is to tell, and how much of it was told.
     lines: Vec<String>,
@@ -537,7 +538,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// Those of [`Model::from_gguf`].
     pub fn in_file(&mut self) -> Result<Loaded> {
-        self.silent = true;
+        self.silent = std::io::stdout().is_terminal();
         let model = self.load(false, &|_, _| ())?;
         Ok(self.loaded(model))
     }
