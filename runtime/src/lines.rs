@@ -139,12 +139,12 @@ impl PackedLines {
 
     /// How many lines there are.
     pub fn lines(&self) -> usize {
-        self.along.lines(self.shape).0
+        Lines::from(self).lines()
     }
 
     /// Units of a line.
     pub fn units(&self) -> usize {
-        self.layout.units(self.along.lines(self.shape).1)
+        Lines::from(self).units()
     }
 
     /// Keeps the lines in memory.
@@ -172,7 +172,7 @@ pub struct Lines<'a> {
 impl<'a> From<&'a PackedLines> for Lines<'a> {
     fn from(packed: &'a PackedLines) -> Self {
         let &PackedLines { layout, along, shape, ref data, .. } = packed;
-        Self { layout, along, shape, line_bytes: packed.units() * LineLayout::UNIT_BYTES, data }
+        Self { layout, along, shape, line_bytes: layout.line_bytes(along.lines(shape).1), data }
     }
 }
 
