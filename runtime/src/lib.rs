@@ -1,27 +1,13 @@
 //! Runs ternary language models: GGUF in, tokens out.
 
-mod affinity;
-pub mod bench;
-pub mod cli;
-pub mod dummy;
+pub mod arch;
+pub mod cpu;
+pub mod engine;
 pub mod error;
-pub mod generate;
-pub mod gguf;
-pub mod host;
-pub mod in_file;
-pub mod kernels;
-pub mod lines;
-pub mod lookup;
-pub mod matmul;
-pub mod memory;
-pub mod model;
-pub mod pack;
-pub mod probe;
+pub mod file;
+pub mod measure;
+pub mod numerics;
 pub mod random;
-pub mod reference;
-pub mod sampler;
-pub mod sparse;
-pub mod threads;
-pub mod tokenizer;
+pub mod text;
 
 pub use error::{Error, Result};

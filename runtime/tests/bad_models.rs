@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use bitnet_runtime::gguf::{Array, Gguf, GgufWriter, TensorType, Value};
-use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::model::{LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::pack::to_file_codes;
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
+use bitnet_runtime::cpu::packing::to_file_codes;
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, TensorType, Value};
 
 const HIDDEN: u64 = 32;
 const FFN: u64 = 64;

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_profiles::Isa;
-use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::memory::Pages;
-use bitnet_runtime::model::{
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::memory::Pages;
+use bitnet_runtime::cpu::model::{
     BatchToken, HeadMode, HeadOptions, LoadOptions, Model, Needs, Session, SessionOptions,
 };
-use bitnet_runtime::sampler::{Sampler, SamplerConfig, argmax};
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig, argmax};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_profiles::{Format, Isa};
-use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::model::{KvType, LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::model::{KvType, LoadOptions, Model, Session, SessionOptions};
+use bitnet_runtime::cpu::threads::Pool;
 use serde::Deserialize;
 
 #[derive(Deserialize)]

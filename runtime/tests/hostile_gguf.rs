@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bitnet_runtime::Error;
-use bitnet_runtime::gguf::{Array, Gguf, GgufWriter, TensorType, Value};
-use bitnet_runtime::tokenizer::Tokenizer;
+use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, TensorType, Value};
+use bitnet_runtime::text::tokenizer::Tokenizer;
 
 /// Remembers the largest allocation of each thread.
 struct Watch;

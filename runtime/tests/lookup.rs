@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use bitnet_profiles::Isa;
 use bitnet_runtime::Error;
-use bitnet_runtime::generate::{FinishReason, Generation, Limits, generate};
-use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::memory::Pages;
-use bitnet_runtime::model::{HeadMode, HeadOptions, LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::sampler::{Sampler, SamplerConfig};
-use bitnet_runtime::threads::Pool;
-use bitnet_runtime::tokenizer::Tokenizer;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::memory::Pages;
+use bitnet_runtime::cpu::model::{
+    HeadMode, HeadOptions, LoadOptions, Model, Session, SessionOptions,
+};
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::engine::generate::{FinishReason, Generation, Limits, generate};
+use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig};
+use bitnet_runtime::file::gguf::Gguf;
+use bitnet_runtime::text::tokenizer::Tokenizer;
 
 const GREEDY: SamplerConfig = SamplerConfig {
     temperature: 0.0,

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_profiles::Isa;
-use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::model::{
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::model::{
     BatchToken, KvType, LoadOptions, Model, Needs, Session, SessionOptions,
 };
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::threads::Pool;
 
 fn model(selection: &Selection) -> Arc<Model> {
     let pool = Pool::new(2).unwrap();

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bitnet_runtime::gguf::{Array, Gguf, GgufWriter, Value};
-use bitnet_runtime::tokenizer::{MAX_TEXT, Tokenizer};
+use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, Value};
+use bitnet_runtime::text::tokenizer::{MAX_TEXT, Tokenizer};
 
 fn vectors(folder: &Path, name: &str) {
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(folder.join(format!("{name}.gguf"))).unwrap())

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Shape, registry};
-use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::{self, Kernel, Operand};
-use bitnet_runtime::memory::{Arena, Buffer};
-use bitnet_runtime::pack::{PackedMatrix, to_file_codes};
-use bitnet_runtime::reference;
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::kernels::{self, Kernel, Operand};
+use bitnet_runtime::cpu::memory::{Arena, Buffer};
+use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
+use bitnet_runtime::cpu::reference;
+use bitnet_runtime::cpu::threads::Pool;
 use bitnet_tests::Pattern;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 

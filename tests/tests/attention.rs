@@ -2,12 +2,12 @@
 //! several.
 
 use bitnet_profiles::Isa;
-use bitnet_runtime::kernels::VectorOps;
-use bitnet_runtime::kernels::attention::{
+use bitnet_runtime::cpu::kernels::VectorOps;
+use bitnet_runtime::cpu::kernels::attention::{
     AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
 };
-use bitnet_runtime::memory::Buffer;
-use bitnet_runtime::model::numerics::{self, CHUNK, KvElement, Softmax};
+use bitnet_runtime::cpu::memory::Buffer;
+use bitnet_runtime::numerics::{self, CHUNK, KvElement, Softmax};
 use bitnet_tests::Random;
 use half::f16;
 

@@ -1,8 +1,8 @@
 //! Every float kernel of every ISA equals its scalar definition, `to_bits`.
 
 use bitnet_profiles::Isa;
-use bitnet_runtime::kernels::{HeadKernel, PlaneKernel, VectorOps, verify};
-use bitnet_runtime::model::numerics;
+use bitnet_runtime::cpu::kernels::{HeadKernel, PlaneKernel, VectorOps, verify};
+use bitnet_runtime::numerics;
 use bitnet_tests::Random;
 use half::f16;
 

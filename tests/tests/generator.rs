@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 use bitnet_codegen::{emit_cdylib, emit_kernel, emit_library, grid};
+use bitnet_kernels as builtin;
 use bitnet_profiles::{Isa, KernelId, KernelSpec, Op, Shape, TileConfig};
-use bitnet_runtime::kernels::builtin;
 
 fn emit(id: &KernelId) -> String {
     emit_kernel(id).unwrap_or_else(|error| panic!("{error}"))

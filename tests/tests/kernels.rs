@@ -1,11 +1,11 @@
 //! Every kernel of the set, on ragged shapes and adversarial inputs, equals the reference.
 
 use bitnet_profiles::{Isa, Layout, Op, Shape};
-use bitnet_runtime::kernels::{self, Kernel, Operand};
-use bitnet_runtime::memory::Buffer;
-use bitnet_runtime::pack::{PackedMatrix, to_file_codes};
-use bitnet_runtime::reference;
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::kernels::{self, Kernel, Operand};
+use bitnet_runtime::cpu::memory::Buffer;
+use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
+use bitnet_runtime::cpu::reference;
+use bitnet_runtime::cpu::threads::Pool;
 use bitnet_tests::{Pattern, Random};
 
 /// Rows by columns: as many as the models have, and what divides nothing. I2_S in the file needs

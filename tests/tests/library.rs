@@ -10,11 +10,12 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use bitnet_codegen::candidates;
+use bitnet_kernels as builtin;
 use bitnet_profiles::{Isa, KernelId, Layout, Op, Shape};
-use bitnet_runtime::kernels::cache::Cache;
-use bitnet_runtime::kernels::verify::{self, Oracle};
-use bitnet_runtime::kernels::{Kernel, Library, Unusable, builtin};
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::kernels::cache::Cache;
+use bitnet_runtime::cpu::kernels::verify::{self, Oracle};
+use bitnet_runtime::cpu::kernels::{Kernel, Library, Unusable};
+use bitnet_runtime::cpu::threads::Pool;
 use bitnet_tuner::compile::{Toolchain, Workplace};
 
 /// Long enough for a busy machine.

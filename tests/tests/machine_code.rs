@@ -12,10 +12,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bitnet_codegen::{Phase, candidates, grid};
+use bitnet_kernels::{ATTENTION, HEADS, LINES, PLANES, TERNARY, abi};
 use bitnet_profiles::{
     Format, HeadFormat, Isa, KernelId, KernelSpec, Layout, LineLayout, Op, PlaneFormat, Shape,
 };
-use bitnet_runtime::kernels::builtin::{ATTENTION, HEADS, LINES, PLANES, TERNARY, abi};
 use bitnet_tuner::compile::{Toolchain, Workplace};
 use bitnet_tuner::machine::mix::{Class, Mix, work};
 use iced_x86::{

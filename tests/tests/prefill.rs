@@ -2,11 +2,11 @@
 //! any number of threads, in one chunk of the expanded form or several.
 
 use bitnet_profiles::{Layout, Shape};
-use bitnet_runtime::kernels::{self, Kernel};
-use bitnet_runtime::matmul::{Job, Scratch};
-use bitnet_runtime::memory::Buffer;
-use bitnet_runtime::pack::{PackedMatrix, to_file_codes};
-use bitnet_runtime::threads::{Pool, SharedSlice};
+use bitnet_runtime::cpu::kernels::{self, Kernel};
+use bitnet_runtime::cpu::matmul::{Job, Scratch};
+use bitnet_runtime::cpu::memory::Buffer;
+use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
+use bitnet_runtime::cpu::threads::{Pool, SharedSlice};
 use bitnet_tests::Pattern;
 
 const COLS: usize = 2560;

@@ -6,10 +6,10 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use bitnet_cli::dummy::DummyShape;
 use bitnet_codegen::{Phase, grid};
 use bitnet_profiles::registry::{Defaults, Shipped};
 use bitnet_profiles::{Effort, Isa, KernelId, KernelSpec, Mode, Profile, Provenance, Role, Sparse};
-use bitnet_runtime::dummy::DummyShape;
 use bitnet_tuner::machine::kinds::{CLASSES, KINDS, Kind};
 use bitnet_tuner::machine::shipped::{PUBLISHED, joined, modelled};
 use bitnet_tuner::machine::{Cpu, UNCERTAINTY, predict};

@@ -4,18 +4,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bitnet_cli::dummy::{self, DummyConfig, DummyShape, DummySparsity};
 use bitnet_profiles::{Isa, Role, Shape};
-use bitnet_runtime::dummy::{self, DummyConfig, DummyShape, DummySparsity};
-use bitnet_runtime::gguf::TensorType;
-use bitnet_runtime::kernels::{LinesKernel, Selection, VectorOps, verify};
-use bitnet_runtime::lines::{Along, PackedLines};
-use bitnet_runtime::matmul::{Job, Scratch};
-use bitnet_runtime::memory::Buffer;
-use bitnet_runtime::model::{LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::pack::{PackedMatrix, to_file_codes};
-use bitnet_runtime::reference;
-use bitnet_runtime::sparse::{Mode, Sparse};
-use bitnet_runtime::threads::{Pool, SharedSlice};
+use bitnet_runtime::cpu::gather::{Along, PackedLines};
+use bitnet_runtime::cpu::kernels::{LinesKernel, Selection, VectorOps, verify};
+use bitnet_runtime::cpu::matmul::{Job, Scratch};
+use bitnet_runtime::cpu::memory::Buffer;
+use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
+use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
+use bitnet_runtime::cpu::reference;
+use bitnet_runtime::cpu::sparse::{Mode, Sparse};
+use bitnet_runtime::cpu::threads::{Pool, SharedSlice};
+use bitnet_runtime::file::gguf::TensorType;
 use bitnet_tests::{Pattern, Random};
 
 /// Rows by columns, some of which fill whole units of any layout and some none.

@@ -23,8 +23,8 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{
     Effort, Isa, KernelId, Layout, Mode, Objective, Op, Pick, Profile, Role, Shape, Sparse,
 };
-use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::kernels::cache::Cache;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::kernels::cache::Cache;
 use serde::Serialize;
 
 use crate::choose::{Gain, SIMPLICITY, weights};

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::{KernelId, printable};
-use bitnet_runtime::kernels::cache::{Cache, Scratch};
+use bitnet_runtime::cpu::kernels::cache::{Cache, Scratch};
 
 use crate::{Error, Result};
 

@@ -3,7 +3,7 @@
 
 use bitnet_profiles::{Isa, KernelId, Op, Role, Shape};
 use bitnet_runtime::Error;
-use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::cpu::kernels::Selection;
 
 use crate::measure::{Excluded, JobMeasurements, JobTask, Limits, Measurements, Unit};
 use crate::sparse::SparseUnit;

@@ -14,7 +14,7 @@
 //! test against recorded measurements, and `bitnet-tune estimate-check` asks it of any other.
 
 use bitnet_profiles::{Isa, KernelId, Layout, Op, PlaneFormat, Shape, TileConfig, registry};
-use bitnet_runtime::host::Host;
+use bitnet_runtime::cpu::host::Host;
 
 pub mod check;
 mod estimate;

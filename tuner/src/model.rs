@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use bitnet_profiles::{HeadFormat, Role, Shape};
-use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::model::config::{Config, JobShapes};
-use bitnet_runtime::model::weights;
+use bitnet_runtime::arch::config::{Config, JobShapes};
+use bitnet_runtime::cpu::weights;
+use bitnet_runtime::file::gguf::Gguf;
 
 use crate::Result;
 
@@ -115,7 +115,7 @@ fn absolute(path: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_runtime::gguf::{GgufWriter, TensorType, Value};
+    use bitnet_runtime::file::gguf::{GgufWriter, TensorType, Value};
 
     use super::*;
 

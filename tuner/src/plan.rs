@@ -121,7 +121,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
 #[cfg(test)]
 mod tests {
     use bitnet_profiles::Format;
-    use bitnet_runtime::gguf::Gguf;
+    use bitnet_runtime::file::gguf::Gguf;
 
     use super::*;
 

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Isa, Objective, Profile, Run};
-use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::memory::Pages;
-use bitnet_runtime::model::{LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::sampler::argmax;
-use bitnet_runtime::threads::{Pool, PoolOptions};
-use bitnet_runtime::{Error, memory};
+use bitnet_runtime::Error;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::memory;
+use bitnet_runtime::cpu::memory::Pages;
+use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
+use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
+use bitnet_runtime::engine::sampler::argmax;
+use bitnet_runtime::file::gguf::Gguf;
 use serde::{Deserialize, Serialize};
 
 use crate::choose::{self, Choice, Gain};

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Op, Pinning, Run, Shape};
-use bitnet_runtime::host::Host;
-use bitnet_runtime::memory::Pages;
-use bitnet_runtime::threads::{Pool, PoolOptions};
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::memory::Pages;
+use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;

@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 
 use bitnet_profiles::{Isa, KernelId, Layout, LineLayout, Role, Shape};
 use bitnet_runtime::Error;
-use bitnet_runtime::kernels::{self, Kernel, LinesKernel, verify};
-use bitnet_runtime::lines::{Along, PackedLines};
-use bitnet_runtime::matmul::{Job, Scratch};
-use bitnet_runtime::memory::{Arena, Buffer, Pages};
-use bitnet_runtime::model::config::Activation;
-use bitnet_runtime::pack::PackedMatrix;
+use bitnet_runtime::arch::config::Activation;
+use bitnet_runtime::cpu::gather::{Along, PackedLines};
+use bitnet_runtime::cpu::kernels::{self, Kernel, LinesKernel, verify};
+use bitnet_runtime::cpu::matmul::{Job, Scratch};
+use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
+use bitnet_runtime::cpu::packing::PackedMatrix;
+use bitnet_runtime::cpu::sparse::{SMALL, Sparse};
+use bitnet_runtime::cpu::threads::{Pool, SharedSlice};
 use bitnet_runtime::random::Random;
-use bitnet_runtime::sparse::{SMALL, Sparse};
-use bitnet_runtime::threads::{Pool, SharedSlice};
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Excluded, SparseMeasurements, SparseTiming, Timing, Why, joined};
@@ -443,8 +443,8 @@ fn pack(
 
 #[cfg(test)]
 mod tests {
-    use bitnet_runtime::gguf::Gguf;
-    use bitnet_runtime::kernels::Selection;
+    use bitnet_runtime::cpu::kernels::Selection;
+    use bitnet_runtime::file::gguf::Gguf;
 
     use super::*;
 
@@ -530,7 +530,7 @@ mod tests {
             let all: std::collections::BTreeSet<&KernelId> = found.iter().collect();
             assert_eq!(all.len(), found.len(), "{role}: one stands twice");
             let mut silu = model.clone();
-            silu.config.architecture = bitnet_runtime::model::config::Architecture::Llama;
+            silu.config.architecture = bitnet_runtime::arch::config::Architecture::Llama;
             assert_eq!(ids(&silu, role, &parts), [], "{role}");
         }
     }

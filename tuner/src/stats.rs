@@ -1,6 +1,6 @@
 //! Medians, because a neighbour on the machine makes some samples long and none short.
 
-pub(crate) use bitnet_runtime::bench::median;
+pub(crate) use bitnet_runtime::measure::bench::median;
 
 /// The median absolute deviation from the median.
 pub(crate) fn mad(values: &[f64]) -> f64 {

@@ -1,6 +1,6 @@
 //! Verifies and times the candidates of a plan, in this process: what a worker does.
 //!
-//! Limits come first ([`bitnet_runtime::probe`]): what memory (or the cache that holds the model)
+//! Limits come first ([`bitnet_runtime::measure::probe`]): what memory (or the cache that holds the model)
 //! and the multipliers can do. Then every candidate is held against the oracle, and at last the
 //! tournaments. Memory: one role at a time, and of it the default's layout and one other: about 1.5
 //! times the model, or 4 times the L3 cache where that is more.
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Layout, Op, Role};
 use bitnet_runtime::Error;
-use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::verify::{self, Oracle, Wrong};
-use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Library};
-use bitnet_runtime::memory::{self, Pages};
-use bitnet_runtime::probe::{self, Stream};
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::kernels::verify::{self, Oracle, Wrong};
+use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Library};
+use bitnet_runtime::cpu::memory::{self, Pages};
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::measure::probe::{self, Stream};
 
 use crate::measure::{Excluded, JobTask, Limits, Timing, Unit, UnitKey, Why, phase_name};
 use crate::plan::LayoutPlan;

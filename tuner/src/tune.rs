@@ -11,10 +11,11 @@ use bitnet_profiles::{
     self as profiles, Effort, Isa, KernelId, Objective, Op, Pick, Profile, Provenance, Role, Run,
     Shape, Tool, stable_hash,
 };
-use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::cache::Cache;
-use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, Kernel};
-use bitnet_runtime::{Error, bench};
+use bitnet_runtime::Error;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::kernels::cache::Cache;
+use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel};
+use bitnet_runtime::measure::bench;
 
 use crate::Result;
 use crate::choose::{self, Choice, ChosenLines, choose};

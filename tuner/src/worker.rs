@@ -11,10 +11,10 @@ use std::path::PathBuf;
 
 use bitnet_profiles::{HeadFormat, Isa, KernelId};
 use bitnet_runtime::Error;
-use bitnet_runtime::kernels::Library;
-use bitnet_runtime::kernels::cache::Cache;
-use bitnet_runtime::model::config::Config;
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::cpu::kernels::Library;
+use bitnet_runtime::cpu::kernels::cache::Cache;
+use bitnet_runtime::cpu::threads::Pool;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;

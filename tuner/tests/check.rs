@@ -7,10 +7,10 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use bitnet_profiles::{Isa, KernelId, Op, Pick, Profile, Role, Shape, registry};
-use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels;
-use bitnet_runtime::kernels::cache::Cache;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::kernels;
+use bitnet_runtime::cpu::kernels::cache::Cache;
+use bitnet_runtime::file::gguf::Gguf;
 use bitnet_tuner::ModelInfo;
 use bitnet_tuner::compile::{Toolchain, Workplace};
 use serde_json::Value;

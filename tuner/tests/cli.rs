@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::{Isa, KernelId, Objective, Op, Profile, Role};
-use bitnet_runtime::kernels;
+use bitnet_runtime::cpu::kernels;
 use bitnet_tuner::choose::choose;
 use bitnet_tuner::measure::Measurements;
 

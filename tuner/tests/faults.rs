@@ -12,8 +12,8 @@ use std::sync::{Arc, LazyLock, RwLock};
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::{Effort, Isa, KernelId, Mode, Objective, Op, Profile, Role, Shape};
-use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::kernels::cache::Cache;
+use bitnet_runtime::cpu::kernels::cache::Cache;
+use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::random::Random;
 use bitnet_tuner::choose::defaults;
 use bitnet_tuner::compile::{Compiler, Toolchain, Workplace};

@@ -6,8 +6,8 @@ use std::process::{Command, Output};
 
 use bitnet_profiles::registry::{Defaults, Shipped};
 use bitnet_profiles::{Isa, Mode, Profile, Role, Shape, Sparse};
-use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::cache::Cache;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::kernels::cache::Cache;
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");

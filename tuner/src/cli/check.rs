@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bitnet_profiles::{Isa, Profile, printable};
 use bitnet_runtime::Error;
-use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::host::Host;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::file::gguf::Gguf;
 use serde::Serialize;
 
 use super::show::{find, job, read};

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bitnet_profiles::{Effort, Profile, registry};
 use bitnet_runtime::Error;
-use bitnet_runtime::kernels::Selection;
-use bitnet_runtime::model::Session;
-use bitnet_runtime::sampler::{Sampler, SamplerConfig};
-use bitnet_runtime::tokenizer::Tokenizer;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::model::Session;
+use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig};
+use bitnet_runtime::text::tokenizer::Tokenizer;
 
 use super::{Bar, answer, note};
 use crate::{ModelInfo, Result, race};

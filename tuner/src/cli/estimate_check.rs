@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bitnet_runtime::Error;
-use bitnet_runtime::host::Host;
+use bitnet_runtime::cpu::host::Host;
 
 use super::answer;
 use crate::Result;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Effort, Isa, Role};
-use bitnet_runtime::gguf::Gguf;
+use bitnet_runtime::file::gguf::Gguf;
 
 use super::answer;
 use crate::measure::phase_name;

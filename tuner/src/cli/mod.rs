@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bitnet_profiles::{Effort, Isa, Objective};
 use bitnet_runtime::Error;
-use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::cache::Cache;
-use bitnet_runtime::threads::Pool;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::kernels::cache::Cache;
+use bitnet_runtime::cpu::threads::Pool;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};

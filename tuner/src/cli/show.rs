@@ -9,11 +9,11 @@ use bitnet_profiles::{
     Choice, Isa, KernelId, Op, Profile, Provenance, Role, Shape, printable, registry,
 };
 use bitnet_runtime::Error;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::kernels::cache::Cache;
+use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, LinesKernel};
 use bitnet_runtime::error::quoted;
-use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::host::Host;
-use bitnet_runtime::kernels::cache::Cache;
-use bitnet_runtime::kernels::{self, AttentionKernel, HeadKernel, LinesKernel};
+use bitnet_runtime::file::gguf::Gguf;
 use serde::Serialize;
 
 use super::{answer, answer_json};

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bitnet_profiles::{Effort, Isa, file};
 use bitnet_runtime::Error;
-use bitnet_runtime::gguf::Gguf;
-use bitnet_runtime::kernels::Selection;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::file::gguf::Gguf;
 
 use super::{Bar, answer, note};
 use crate::choose::choose;

@@ -1,11 +1,11 @@
 //! The shipped profiles: what the model chooses for the published shapes on a kind of CPU.
 
+use bitnet_cli::dummy::DummyShape;
 use bitnet_profiles::registry::Shipped;
 use bitnet_profiles::{
     self as profiles, Choice, Effort, HeadFormat, Isa, KernelId, Objective, Op, Pinning, Profile,
     Provenance, Role, Run, Tool, shapes_hash,
 };
-use bitnet_runtime::dummy::DummyShape;
 
 use super::{Cpu, estimate, kinds::Kind};
 use crate::choose::{choose, defaults};

@@ -1,0 +1,143 @@
+//! `bitnet-run dummy`: a random model of a published shape.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::dummy::statistics::{self, PLANE_BITS, Sparsity, TRAINED_HEAD_ROWS};
+use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
+use crate::output::{human, note};
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::gguf::TensorType;
+
+/// Tokens that a model as sparse as a trained one is measured with.
+const MEASURED_TOKENS: usize = 64;
+
+/// Write a random ternary model of a published shape
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// 125M, 1B, 2b4t, 3b, large, llama8b, falcon3-1b, -3b, -7b or -10b, 100B
+    #[arg(long, value_name = "SHAPE")]
+    shape: String,
+    /// How embedding and head are stored
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    embd: Embedding,
+    /// Where to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Seed of the weights
+    #[arg(short, long, default_value_t = 1)]
+    seed: u64,
+    /// trained: close gates, and let logits stand out, about as in a trained model, and print how
+    /// far that is so; shapes with squared ReLU only
+    #[arg(long, value_name = "KIND", default_value = "random")]
+    sparsity: Kind,
+    /// Another number of layers, 1 to 1024
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    layers: Option<u32>,
+    /// A GGUF file whose tokenizer is taken over
+    #[arg(long, value_name = "FILE")]
+    vocab: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+}
+
+/// What gates and logits are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Random,
+    Trained,
+}
+
+/// The types that embeddings come in.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Embedding {
+    F16,
+    #[value(name = "q6_k")]
+    Q6K,
+    #[value(name = "q8_0")]
+    Q80,
+    #[value(name = "q4_0")]
+    Q40,
+}
+
+/// Writes the model, with progress on stderr.
+///
+/// # Errors
+/// Those of [`dummy::write`].
+pub fn run(args: &Args) -> Result<()> {
+    let mut shape = *DummyShape::find(&args.shape).ok_or_else(|| {
+        let names: Vec<&str> = SHAPES.iter().map(|s| s.name).collect();
+        let found = bitnet_runtime::error::quoted(&args.shape);
+        Error::usage("--shape", found, format_args!("one of {}", names.join(", ")))
+    })?;
+    shape.layers = args.layers.unwrap_or(shape.layers);
+    let config = DummyConfig {
+        shape,
+        embedding: match args.embd {
+            Embedding::F16 => TensorType::F16,
+            Embedding::Q6K => TensorType::Q6_K,
+            Embedding::Q80 => TensorType::Q8_0,
+            Embedding::Q40 => TensorType::Q4_0,
+        },
+        vocab: args.vocab.clone(),
+        seed: args.seed,
+        sparsity: match args.sparsity {
+            Kind::Random => DummySparsity::Random,
+            Kind::Trained => DummySparsity::Trained,
+        },
+        force: args.force,
+    };
+    let bar = ProgressBar::new(0);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}")
+    {
+        bar.set_style(style);
+    }
+    let mut written = 0;
+    dummy::write(&config, &args.output, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        written = total;
+    })?;
+    bar.finish_and_clear();
+    note(format_args!(
+        "{}: {} written ({}, {} layers)",
+        args.output.display(),
+        human(written),
+        shape.name,
+        shape.layers
+    ));
+    match args.sparsity {
+        Kind::Random => Ok(()),
+        Kind::Trained => report(&args.output),
+    }
+}
+
+/// Runs the model written and prints its shares beside those of the trained demo model.
+fn report(path: &Path) -> Result<()> {
+    let (pool, selection) =
+        (Arc::new(Pool::new(Host::detect().physical_cores)?), Selection::default());
+    let model = Arc::new(Model::load(path, &LoadOptions::new(&pool, &selection))?);
+    let text = statistics::random_text(model.config().vocab, MEASURED_TOKENS);
+    let options =
+        SessionOptions { context: Some(text.len()), batch: 1, kv_type: None, sequences: 1 };
+    let found = statistics::measure(&mut Session::new(model, pool, options)?, &[text])?;
+    let shares = Sparsity::NAMES.map(str::to_owned).into_iter();
+    let planes = PLANE_BITS.map(|bits| format!("head rows left by {bits} bits")).into_iter();
+    let found = found.all.shares().into_iter().chain(found.head_rows);
+    let trained = Sparsity::TRAINED.shares().into_iter().chain(TRAINED_HEAD_ROWS);
+    crate::output::answer(|out| {
+        writeln!(out, "{:30}{:>10}{:>10}", "", "written", "bard-11m")?;
+        for ((name, found), trained) in shares.chain(planes).zip(found).zip(trained) {
+            writeln!(out, "{name:30}{:>8.2} %{:>8.2} %", 100.0 * found, 100.0 * trained)?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,554 @@
+//! Writes random ternary models of published shapes, streamed to disk.
+//!
+//! The text such a model writes means nothing; its speed and its shapes are real. Weights are
+//! uniform in -1, 0, 1 with a scale of 0.8 / sqrt(inputs), norms are ones, the embedding is about
+//! normal with a deviation of 0.02. A seed gives the same bytes everywhere. bitnet.cpp and
+//! ik_llama.cpp load the files too. The module `trained` is about models that leave out as much work
+//! as trained ones.
+
+pub mod command;
+pub mod statistics;
+mod trained;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use half::f16;
+
+use bitnet_runtime::arch::config::{Architecture, Config};
+use bitnet_runtime::engine::sampler::Rng;
+use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::gguf::{
+    Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorType, Value,
+};
+use trained::{Part, Trained};
+
+/// A published shape.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DummyShape {
+    /// The name to ask for it by, in any case.
+    pub name: &'static str,
+    /// GGUF architecture.
+    pub arch: &'static str,
+    /// Model width.
+    pub hidden: u64,
+    /// Width of the feed-forward part.
+    pub ffn: u64,
+    /// Number of layers.
+    pub layers: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads.
+    pub kv_heads: u32,
+    /// Rope base.
+    pub rope_base: f32,
+    /// Whether the embedding is the head too.
+    pub tied: bool,
+    /// Tokens of the synthesised vocabulary.
+    pub vocab: usize,
+}
+
+const fn shape(
+    (name, arch): (&'static str, &'static str),
+    (hidden, ffn, layers): (u64, u64, u32),
+    (heads, kv_heads): (u32, u32),
+    rope_base: f32,
+    tied: bool,
+    vocab: usize,
+) -> DummyShape {
+    DummyShape { name, arch, hidden, ffn, layers, heads, kv_heads, rope_base, tied, vocab }
+}
+
+/// The rope base of all Falcon3 models.
+const FALCON3_BASE: f32 = 1_000_042.0;
+
+/// All shapes. 2b4t is microsoft/BitNet-b1.58-2B-4T, 3b and large are 1bitLLM's, llama8b is
+/// Llama3-8B-1.58, falcon3-* are tiiuae's Falcon3 in 1.58 bits; 125M, 1B and 100B are shapes of
+/// bitnet.cpp's own dummy models.
+pub const SHAPES: &[DummyShape] = &[
+    shape(("125M", "bitnet"), (768, 3072, 11), (12, 12), 1e4, true, 32_002),
+    shape(("1B", "bitnet"), (2048, 3584, 24), (32, 32), 1e4, true, 32_002),
+    shape(("2b4t", "bitnet-b1.58"), (2560, 6912, 30), (20, 5), 5e5, true, 128_256),
+    shape(("3b", "bitnet"), (3200, 8640, 26), (32, 32), 1e4, true, 32_002),
+    shape(("large", "bitnet"), (1536, 4096, 24), (16, 16), 1e4, true, 32_002),
+    shape(("llama8b", "llama"), (4096, 14_336, 32), (32, 8), 5e5, false, 128_256),
+    shape(("falcon3-1b", "llama"), (2048, 8192, 18), (8, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-3b", "llama"), (3072, 9216, 22), (12, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-7b", "llama"), (3072, 23_040, 28), (12, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-10b", "llama"), (3072, 23_040, 40), (12, 4), FALCON3_BASE, false, 131_072),
+    shape(("100B", "bitnet"), (8192, 45_568, 72), (64, 64), 1e4, true, 32_002),
+];
+
+impl DummyShape {
+    /// The shape of that name, in any case.
+    #[must_use]
+    pub fn find(name: &str) -> Option<&'static DummyShape> {
+        SHAPES.iter().find(|s| s.name.eq_ignore_ascii_case(name))
+    }
+
+    /// The hyperparameters of such a model.
+    #[must_use]
+    pub fn config(&self) -> Option<Config> {
+        let architecture = Architecture::ALL.into_iter().find(|a| a.name() == self.arch)?;
+        let (hidden, heads) = (self.hidden as usize, self.heads as usize);
+        Some(Config {
+            architecture,
+            layers: self.layers as usize,
+            hidden,
+            ffn: self.ffn as usize,
+            heads,
+            kv_heads: self.kv_heads as usize,
+            head_dim: hidden / heads,
+            rope_dim: hidden / heads,
+            rope_base: self.rope_base,
+            rope_scale: 1.0,
+            eps: EPS,
+            context: CONTEXT as usize,
+            vocab: self.vocab,
+        })
+    }
+}
+
+/// What to write.
+#[derive(Clone, Debug)]
+pub struct DummyConfig {
+    /// The model's shape; `layers` may be changed.
+    pub shape: DummyShape,
+    /// How embedding and head are stored: F16, Q6_K, Q8_0 or Q4_0.
+    pub embedding: TensorType,
+    /// A GGUF whose tokenizer is taken over; none: one is made up.
+    pub vocab: Option<PathBuf>,
+    /// Seed of all weights.
+    pub seed: u64,
+    /// How much work the weights let a program leave out.
+    pub sparsity: DummySparsity,
+    /// Whether an existing file may be replaced.
+    pub force: bool,
+}
+
+/// How gates close and how the embedding looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DummySparsity {
+    /// As plainly random weights do it: every second gate is closed, and no logit stands out.
+    #[default]
+    Random,
+    /// About as in the trained demo model. Shapes with squared ReLU only.
+    Trained,
+}
+
+const CONTEXT: u32 = 4096;
+const EPS: f32 = 1e-5;
+/// `general.file_type` of bitnet.cpp for I2_S.
+const FILE_TYPE_I2_S: u32 = 40;
+/// Bytes made at a time: a multiple of no block size, so blocks are counted, not bytes.
+const CHUNK: usize = 1 << 20;
+
+/// Writes the model to `path` by way of a temporary file beside it; `progress` is told the bytes
+/// written and the bytes in all.
+///
+/// # Errors
+/// [`Error::Usage`] when the shape does not fit the embedding's type or the file exists,
+/// [`Error::Model`] when the vocabulary file is bad, [`Error::Io`] when writing fails; no partial
+/// file is left then.
+pub fn write(config: &DummyConfig, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    if !config.force && path.exists() {
+        let found = format!("{}, which exists", path.display());
+        return Err(Error::usage("-o", found, "a new file, or --force"));
+    }
+    let trained = match config.sparsity {
+        DummySparsity::Random => None,
+        DummySparsity::Trained => Some(Trained::new(&config.shape, config.seed)?),
+    };
+    let header = plan(config)?;
+    let temporary = Temporary::new(path)?;
+    fill(config, &header, trained.as_ref(), &temporary, progress)?;
+    temporary.rename(path)
+}
+
+/// The header: metadata and the list of tensors.
+fn plan(config: &DummyConfig) -> Result<GgufWriter> {
+    let s = &config.shape;
+    let mut w = GgufWriter::new();
+    let head_dim = s.hidden / u64::from(s.heads);
+    let key = |name: &str| format!("{}.{name}", s.arch);
+    let vocabulary = match &config.vocab {
+        Some(path) => taken_vocabulary(path)?,
+        None => made_up_vocabulary(s.vocab),
+    };
+    let tokens = vocabulary.tokens as u64;
+    // The widths of all shapes are far below 2^32.
+    let kv = [
+        ("general.architecture".into(), Value::Str(s.arch.into())),
+        ("general.name".into(), Value::Str(format!("dummy-{}", s.name))),
+        (key("block_count"), Value::U32(s.layers)),
+        (key("context_length"), Value::U32(CONTEXT)),
+        (key("embedding_length"), Value::U32(s.hidden as u32)),
+        (key("feed_forward_length"), Value::U32(s.ffn as u32)),
+        (key("attention.head_count"), Value::U32(s.heads)),
+        (key("attention.head_count_kv"), Value::U32(s.kv_heads)),
+        (key("attention.layer_norm_rms_epsilon"), Value::F32(EPS)),
+        (key("rope.freq_base"), Value::F32(s.rope_base)),
+        (key("rope.dimension_count"), Value::U32(head_dim as u32)),
+        (key("vocab_size"), Value::U32(vocabulary.tokens as u32)),
+        ("general.file_type".into(), Value::U32(FILE_TYPE_I2_S)),
+    ];
+    for (key, value) in kv.iter().chain(&vocabulary.kv) {
+        w.kv(key, value);
+    }
+
+    let mut add = |name: &str, dims: &[u64], ty: TensorType| {
+        w.tensor(name, dims, ty).map_err(|expected| {
+            let found = format!("{ty} for {name} of shape {}", s.name);
+            Error::usage("--embd", found, expected)
+        })
+    };
+    add("token_embd.weight", &[s.hidden, tokens], config.embedding)?;
+    let kv_dim = u64::from(s.kv_heads) * head_dim;
+    for layer in 0..s.layers {
+        let mut norm =
+            |name: &str, n: u64| add(&format!("blk.{layer}.{name}.weight"), &[n], TensorType::F32);
+        norm("attn_norm", s.hidden)?;
+        norm("ffn_norm", s.hidden)?;
+        if s.arch != "llama" {
+            norm("attn_sub_norm", s.hidden)?;
+            norm("ffn_sub_norm", s.ffn)?;
+        }
+        let mut linear = |name: &str, outputs: u64, inputs: u64| {
+            let name = format!("blk.{layer}.{name}.weight");
+            add(&name, &[inputs, outputs], TensorType::I2_S)
+        };
+        linear("attn_q", s.hidden, s.hidden)?;
+        linear("attn_k", kv_dim, s.hidden)?;
+        linear("attn_v", kv_dim, s.hidden)?;
+        linear("attn_output", s.hidden, s.hidden)?;
+        linear("ffn_gate", s.ffn, s.hidden)?;
+        linear("ffn_up", s.ffn, s.hidden)?;
+        linear("ffn_down", s.hidden, s.ffn)?;
+    }
+    add("output_norm.weight", &[s.hidden], TensorType::F32)?;
+    if !s.tied {
+        add("output.weight", &[s.hidden, tokens], config.embedding)?;
+    }
+    Ok(w)
+}
+
+/// The tokenizer's part of the metadata.
+struct Vocabulary {
+    kv: Vec<(String, Value)>,
+    tokens: usize,
+}
+
+const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+
+fn taken_vocabulary(path: &Path) -> Result<Vocabulary> {
+    let gguf = Gguf::open(path)?;
+    let tokens = gguf.require(TOKENS, gguf.get_strings(TOKENS)?)?.len();
+    if tokens == 0 {
+        return Err(gguf.key_error(TOKENS, "no token", "at least one"));
+    }
+    let mut kv: Vec<(String, Value)> = gguf
+        .metadata()
+        .filter(|(key, _)| key.starts_with("tokenizer."))
+        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .collect();
+    if gguf.get(ADD_BOS).is_none() {
+        kv.push((ADD_BOS.into(), Value::Bool(true)));
+    }
+    Ok(Vocabulary { kv, tokens })
+}
+
+/// Merges of the made-up vocabulary, from frequent English.
+const MERGES: &[(&str, &str)] = &[
+    ("Ġ", "t"),
+    ("h", "e"),
+    ("Ġ", "a"),
+    ("i", "n"),
+    ("Ġt", "he"),
+    ("e", "r"),
+    ("o", "n"),
+    ("r", "e"),
+    ("Ġa", "n"),
+    ("Ġan", "d"),
+    ("Ġ", "o"),
+    ("Ġo", "f"),
+    ("Ġt", "o"),
+    ("in", "g"),
+    ("Ġ", "in"),
+    ("l", "l"),
+    ("he", "ll"),
+    ("hell", "o"),
+];
+
+/// Two control tokens, the 256 bytes, a few merges, and fillers up to `size`.
+fn made_up_vocabulary(size: usize) -> Vocabulary {
+    let mut tokens: Vec<String> = vec!["<|begin_of_text|>".into(), "<|end_of_text|>".into()];
+    tokens.extend(bitnet_runtime::text::tokenizer::byte_alphabet().map(String::from));
+    tokens.extend(MERGES.iter().map(|(a, b)| format!("{a}{b}")));
+    let filler = tokens.len()..size;
+    tokens.extend(filler.map(|i| format!("Ġw{i}")));
+    let mut types = vec![1; tokens.len()];
+    types[..2].fill(3);
+    let merges: StrArray = MERGES.iter().map(|(a, b)| format!("{a} {b}")).collect();
+    let string = |s: &str| Value::Str(s.into());
+    let strings = |a: StrArray| Value::Array(Array::Str(a));
+    let kv = [
+        ("tokenizer.ggml.model", string("gpt2")),
+        ("tokenizer.ggml.pre", string("gpt-2")),
+        (TOKENS, strings(tokens.iter().collect())),
+        ("tokenizer.ggml.token_type", Value::Array(Array::I32(types))),
+        ("tokenizer.ggml.merges", strings(merges)),
+        ("tokenizer.ggml.bos_token_id", Value::U32(0)),
+        ("tokenizer.ggml.eos_token_id", Value::U32(1)),
+        (ADD_BOS, Value::Bool(true)),
+    ];
+    Vocabulary { kv: kv.map(|(key, value)| (key.to_owned(), value)).into(), tokens: tokens.len() }
+}
+
+fn fill(
+    config: &DummyConfig,
+    header: &GgufWriter,
+    trained: Option<&Trained>,
+    temporary: &Temporary,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let failed = |e| Error::io(&temporary.path, "write", e);
+    let mut out = &temporary.file;
+    let head = header.header();
+    let total = head.len() as u64 + header.data_bytes();
+    let mut done = head.len() as u64;
+    out.write_all(&head).map_err(failed)?;
+    let noise = Noise::new();
+    let mut buffer = Vec::with_capacity(CHUNK + 512);
+    for (i, tensor) in header.tensors().iter().enumerate() {
+        // Each tensor has its own stream, so that a changed layer count keeps the others.
+        let mut rng = Rng::new(config.seed ^ ((i as u64) << 40));
+        let part = trained.and_then(|trained| Some((trained, trained.part(tensor)?)));
+        let scale = match part {
+            Some((_, Part::Scaled(scale))) => scale,
+            _ => 0.8 / (tensor.cols() as f32).sqrt(),
+        };
+        let mut blocks = noise.blocks(tensor);
+        while blocks > 0 {
+            buffer.clear();
+            blocks = match part {
+                None | Some((_, Part::Scaled(_))) => {
+                    noise.extend(tensor, blocks, CHUNK, &mut rng, &mut buffer)
+                }
+                Some((trained, part)) => {
+                    trained.extend(part, (tensor, blocks), &noise, &mut rng, &mut buffer)
+                }
+            };
+            if blocks == 0 {
+                finish(tensor, scale, &mut buffer);
+            }
+            out.write_all(&buffer).map_err(failed)?;
+            done += buffer.len() as u64;
+            progress(done, total);
+        }
+    }
+    Ok(())
+}
+
+/// Appends what follows the last block: the scale of I2_S, and the padding.
+fn finish(tensor: &TensorInfo, scale: f32, out: &mut Vec<u8>) {
+    if tensor.ty == TensorType::I2_S {
+        out.extend(scale.to_le_bytes());
+        out.resize(out.len() + 28, 0);
+    }
+    out.resize(out.len() + GgufWriter::padding(tensor.bytes), 0);
+}
+
+/// Tables that turn random bits into weights quickly.
+struct Noise {
+    /// The 81 bytes of four codes 0 to 2.
+    ternary: [u8; 81],
+    /// Evenly spread quantiles of a normal distribution with a deviation of 0.02.
+    normal: Vec<[u8; 2]>,
+}
+
+const NORMALS: usize = 4096;
+
+/// [`NORMALS`] numbers of a normal distribution with a deviation of 1, nearly: sums of twelve
+/// uniform ones.
+fn normals() -> impl Iterator<Item = f64> {
+    let mut rng = Rng::new(0);
+    (0..NORMALS).map(move |_| {
+        let sum: u64 = (0..12).map(|_| rng.next_u64() >> 32).sum();
+        sum as f64 / (1u64 << 32) as f64 - 6.0
+    })
+}
+
+impl Noise {
+    fn new() -> Noise {
+        let digit = |i: usize, place: usize| (i / place % 3) as u8;
+        let ternary = std::array::from_fn(|i| {
+            (digit(i, 27) << 6) | (digit(i, 9) << 4) | (digit(i, 3) << 2) | digit(i, 1)
+        });
+        let normal = normals().map(|x| f16::from_f64(0.02 * x).to_le_bytes()).collect();
+        Noise { ternary, normal }
+    }
+
+    /// Blocks of a tensor: what `extend` counts in.
+    fn blocks(&self, tensor: &TensorInfo) -> u64 {
+        tensor.elements() / Self::block(tensor.ty).0
+    }
+
+    /// Weights and bytes of a block.
+    fn block(ty: TensorType) -> (u64, usize) {
+        match ty {
+            TensorType::I2_S => (128, 32),
+            TensorType::F16 => (1, 2),
+            TensorType::Q8_0 => (32, 34),
+            TensorType::Q4_0 => (32, 18),
+            TensorType::Q6_K => (256, 210),
+            _ => (1, 4),
+        }
+    }
+
+    /// Appends at most `blocks` blocks and about `bytes` bytes; returns how many are left.
+    fn extend(
+        &self,
+        tensor: &TensorInfo,
+        blocks: u64,
+        bytes: usize,
+        rng: &mut Rng,
+        out: &mut Vec<u8>,
+    ) -> u64 {
+        let size = Self::block(tensor.ty).1;
+        let n = blocks.min((bytes / size) as u64) as usize;
+        match tensor.ty {
+            TensorType::I2_S => {
+                // Four bytes from a u64: 16 bits choose one of 81 with a bias below 1/800.
+                for _ in 0..n * size / 4 {
+                    let r = rng.next_u64();
+                    let byte =
+                        |k: u32| self.ternary[(((r >> (16 * k)) & 0xffff) * 81) as usize >> 16];
+                    out.extend([byte(0), byte(1), byte(2), byte(3)]);
+                }
+            }
+            TensorType::F16 => {
+                const BITS: u32 = NORMALS.ilog2();
+                for _ in 0..n.div_ceil(4) {
+                    let r = rng.next_u64();
+                    for k in 0..4 {
+                        out.extend(self.normal[(r >> (BITS * k)) as usize % NORMALS]);
+                    }
+                }
+                out.truncate(n * size);
+            }
+            TensorType::Q8_0 => {
+                // Uniform codes have a deviation of 73.6.
+                let scale = f16::from_f64(0.02 / 73.6).to_le_bytes();
+                for _ in 0..n {
+                    out.extend(scale);
+                    for _ in 0..4 {
+                        // -128 is no code that a quantiser writes.
+                        let r = rng.next_u64().to_le_bytes();
+                        out.extend(r.map(|b| if b == 0x80 { 0 } else { b }));
+                    }
+                }
+            }
+            TensorType::Q4_0 => {
+                let scale = f16::from_f64(0.0043).to_le_bytes();
+                for _ in 0..n {
+                    out.extend(scale);
+                    for _ in 0..2 {
+                        out.extend(rng.next_u64().to_le_bytes());
+                    }
+                }
+            }
+            TensorType::Q6_K => {
+                let scale = f16::from_f64(7e-5).to_le_bytes();
+                for _ in 0..n {
+                    for _ in 0..24 {
+                        out.extend(rng.next_u64().to_le_bytes());
+                    }
+                    for _ in 0..2 {
+                        // Block scales of 8 to 23.
+                        out.extend(rng.next_u64().to_le_bytes().map(|b| 8 + (b & 15)));
+                    }
+                    out.extend(scale);
+                }
+            }
+            _ => {
+                for _ in 0..n {
+                    out.extend(1f32.to_le_bytes());
+                }
+            }
+        }
+        blocks - n as u64
+    }
+}
+
+/// A new file beside the one wanted; removed unless renamed.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temporary {
+    fn new(target: &Path) -> Result<Temporary> {
+        let failed = |e| Error::io(target, "write", e);
+        let Some(name) = target.file_name() else {
+            return Err(failed(io::Error::other("it names no file")));
+        };
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.tmp", std::process::id()));
+        let path = target.with_file_name(hidden);
+        let file = File::create_new(&path).map_err(failed)?;
+        Ok(Temporary { path, file })
+    }
+
+    fn rename(self, target: &Path) -> Result<()> {
+        fs::rename(&self.path, target).map_err(|e| Error::io(target, "write", e))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Gone already when it was renamed.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights of the ternary tensors, by the published names.
+    #[test]
+    fn shapes_have_the_size_their_name_says() {
+        let billions = [0.104, 0.931, 2.084, 3.22, 0.68, 6.98, 1.133, 2.422, 6.65, 9.5, 100.0];
+        assert_eq!(billions.len(), SHAPES.len());
+        for (shape, expected) in SHAPES.iter().zip(billions) {
+            let config = DummyConfig {
+                shape: *shape,
+                embedding: TensorType::Q8_0,
+                vocab: None,
+                seed: 1,
+                sparsity: DummySparsity::Random,
+                force: false,
+            };
+            let header = plan(&config).unwrap();
+            let ternary = header.tensors().iter().filter(|t| t.ty.is_ternary());
+            let weights = ternary.map(TensorInfo::elements).sum::<u64>() as f64 / 1e9;
+            let error = (weights - expected).abs() / expected;
+            assert!(error < 0.01, "{}: {weights}", shape.name);
+        }
+    }
+
+    #[test]
+    fn four_codes_of_a_byte_are_all_equally_likely() {
+        let noise = Noise::new();
+        let mut sorted = noise.ternary;
+        sorted.sort_unstable();
+        assert!(sorted.windows(2).all(|w| w[0] < w[1]));
+        assert!(sorted.iter().all(|b| b & (b >> 1) & 0x55 == 0));
+        let values = noise.normal.iter().map(|&x| f16::from_le_bytes(x).to_f64());
+        let deviation = (values.map(|x| x * x).sum::<f64>() / NORMALS as f64).sqrt();
+        assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
+    }
+}

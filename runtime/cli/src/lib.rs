@@ -1,0 +1,12 @@
+//! The program `bitnet-run`: a module for each subcommand, with its arguments and a `run`.
+
+pub mod argv;
+pub mod bench;
+pub mod compare;
+pub mod dummy;
+pub mod inspect;
+mod load;
+mod output;
+pub mod run;
+pub mod tokenize;
+mod trust;

@@ -1,0 +1,75 @@
+//! What the program writes: answers to stdout, everything else to stderr.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::text::tokenizer::MAX_TEXT;
+
+/// Writes an answer to stdout, buffered; a reader that has gone is an error that
+/// [`Error::is_broken_pipe`] tells apart.
+pub fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    write(&mut out)
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::io(Path::new("stdout"), "write", e))
+}
+
+/// Writes a line to stderr; a closed stderr is no reason to stop.
+pub fn note(line: fmt::Arguments<'_>) {
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
+/// 1234567 as `1.2 MB`.
+pub fn human(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A UTF-8 text of at most [`MAX_TEXT`] bytes.
+pub fn read_text(path: &Path) -> Result<String> {
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TEXT as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io(path, "read", e))?;
+    if bytes.len() > MAX_TEXT {
+        let message = format!("it is over {MAX_TEXT} bytes; give it in parts");
+        return Err(Error::io(path, "read", io::Error::other(message)));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let message = format!("byte {at} is not UTF-8; convert the text");
+        Error::io(path, "read", io::Error::other(message))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_read_well() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_960, "1.0 MB"),
+            (5_690_976, "5.7 MB"),
+            (25_000_000_000, "25.0 GB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(super::human(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! `bitnet-run` without a subcommand: continues a prompt.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bitnet_profiles::Pinning;
+use serde::Serialize;
+
+use crate::load::{
+    self, HeadReport, KernelArgs, Loader, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs,
+    Taken,
+};
+use crate::output::{answer, human, note, read_text};
+use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::cpu::host::Host;
+use bitnet_runtime::cpu::memory::{self, Pages};
+use bitnet_runtime::cpu::model::{HeadStats, Session};
+use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
+use bitnet_runtime::engine::generate::{Generation, Limits, generate};
+use bitnet_runtime::engine::lookup::MAX_DRAFT;
+use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig};
+use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::gguf::Gguf;
+use bitnet_runtime::text::tokenizer::Tokenizer;
+
+const SAMPLING: &str = "Sampling";
+
+/// What to write, and how.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model; without it the one that --profile FILE was made for
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// The text to continue; none: from the begin-of-text token
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// A file with the text; a newline at its end is left out
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Take \n, \r, \t, \", \' and \\ in the text for the characters they stand for
+    #[arg(short, long)]
+    escape: bool,
+    /// Tokens to write; -1: until the model ends the text or the context is full
+    #[arg(
+        short = 'n',
+        long,
+        alias = "n-predict",
+        value_name = "N",
+        default_value_t = 128,
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(-2..=i64::from(i32::MAX))
+    )]
+    predict: i64,
+    /// Positions of the context; 0: the model's own, which is also the most [default: the model's
+    /// own up to 4096]
+    #[arg(
+        short,
+        long = "ctx-size",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX))
+    )]
+    context: Option<u32>,
+    /// Go on where the model would end the text
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Draft tokens that followed the same ones before, and check them together: the same text, and
+    /// sooner where it repeats itself
+    #[arg(long, help_heading = PERFORMANCE)]
+    lookup: bool,
+    /// Tokens that --lookup drafts at once, at most
+    #[arg(
+        long,
+        alias = "draft",
+        alias = "draft-n",
+        value_name = "N",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_DRAFT as u64),
+        help_heading = PERFORMANCE
+    )]
+    draft_max: u64,
+    /// Print one JSON object at the end instead of the text
+    #[arg(long)]
+    json: bool,
+
+    /// 0: always the most likely token
+    #[arg(
+        long,
+        alias = "temperature",
+        value_name = "T",
+        default_value_t = 0.8,
+        allow_negative_numbers = true,
+        value_parser = |text: &str| number(text, 0.0, 100.0),
+        help_heading = SAMPLING
+    )]
+    temp: f32,
+    /// Only the K most likely tokens; 0: all
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 40,
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(-1..=i64::from(i32::MAX)),
+        help_heading = SAMPLING
+    )]
+    top_k: i64,
+    /// Only the most likely tokens that together reach this probability; 1: all
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.95,
+        allow_negative_numbers = true,
+        value_parser = |text: &str| number(text, 0.0, 1.0),
+        help_heading = SAMPLING
+    )]
+    top_p: f32,
+    /// Only tokens this likely relative to the most likely one; 0: all
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.05,
+        allow_negative_numbers = true,
+        value_parser = |text: &str| number(text, 0.0, 1.0),
+        help_heading = SAMPLING
+    )]
+    min_p: f32,
+    /// Makes tokens written lately less likely; 1: off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        value_parser = |text: &str| number(text, 0.01, 100.0),
+        help_heading = SAMPLING
+    )]
+    repeat_penalty: f32,
+    /// How many tokens are lately; -1: all of the context
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(-1..=i64::from(i32::MAX)),
+        help_heading = SAMPLING
+    )]
+    repeat_last_n: i64,
+    /// The same seed writes the same text; -1: another each time
+    #[arg(
+        short,
+        long,
+        value_name = "SEED",
+        default_value_t = -1,
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)),
+        help_heading = SAMPLING
+    )]
+    seed: i64,
+
+    /// Threads [default: the profile's, else one for each physical core]
+    #[arg(short, long, value_name = "N", value_parser = load::threads(), help_heading = PERFORMANCE)]
+    threads: Option<u64>,
+    #[command(flatten, next_help_heading = PERFORMANCE)]
+    kernels: KernelArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
+    placement: PlacementArgs,
+    /// Read the file into memory instead of mapping it
+    #[arg(long, help_heading = PERFORMANCE)]
+    no_mmap: bool,
+}
+
+/// A number for clap, with the range in the message.
+fn number(text: &str, min: f32, max: f32) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (min..=max).contains(&value) => Ok(value),
+        Ok(_) => Err(format!("it is not in {min}..={max}")),
+        Err(_) => Err(format!("it is no number in {min}..={max}")),
+    }
+}
+
+/// Writes the text.
+///
+/// # Errors
+/// Those of loading the model, and of the session; [`Error::Usage`] for a prompt longer than the
+/// context; [`Error::Io`] when stdout refuses.
+pub fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    let choice = args.kernels.check()?;
+    let path = choice.model_path(args.model.as_deref())?;
+    let text = args.text()?;
+    let sampling = args.sampling();
+    let mut sampler = Sampler::new(sampling)?;
+
+    let gguf = if args.no_mmap { Gguf::read(&path) } else { Gguf::open(&path) }?;
+    let config = Config::from_gguf(&gguf)?;
+    let options = args.session.options(args.context(&config))?;
+    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    for warning in tokenizer.warnings() {
+        note(format_args!("warning: {warning}"));
+    }
+    let prompt = prompt_ids(&tokenizer, &text)?;
+    let host = Host::detect();
+    let profile = choice.profile(&config, &host);
+    let placement = args.placement.with(&profile);
+    let threads = load::thread_count(args.threads, &profile, &host);
+    let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
+    let masked = if args.ignore_eos { tokenizer.eos_ids() } else { &[] };
+    let needs = sampler.needs(masked, &[]);
+    let mut loader = Loader::new(Arc::new(gguf), &choice, &profile, placement, &needs, &pool)?;
+    let in_file = loader.begins_in_file(&config, prompt.len());
+    let mut loaded = if in_file { loader.in_file() } else { loader.packed() }?;
+    loader.tell();
+    let mut session = load::session(&loaded.model, &pool, options)?;
+    let load_time = start.elapsed();
+    note(format_args!(
+        "loaded: {} in {:.2} s, {} threads, context {}",
+        path.display(),
+        load_time.as_secs_f64(),
+        pool.threads(),
+        session.context()
+    ));
+    if sampling.temperature > 0.0 {
+        note(format_args!("seed: {}", sampling.seed));
+    }
+
+    let limits = Limits {
+        tokens: usize::try_from(args.predict).ok(),
+        ignore_eos: args.ignore_eos,
+        draft: if args.lookup { args.draft_max as usize } else { 0 },
+    };
+    let mut out = io::stdout().lock();
+    let mut stream = |piece: &str| {
+        if args.json {
+            return Ok(());
+        }
+        let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+        written.map_err(|e| Error::io(Path::new("stdout"), "write", e))
+    };
+    let mut pack = |session: &mut Session| {
+        if in_file {
+            loaded = loader.packed()?;
+            session.continue_with(Arc::clone(&loaded.model))?;
+        }
+        Ok(())
+    };
+    let generation =
+        generate(&mut session, &tokenizer, &mut sampler, &prompt, limits, &mut pack, &mut stream)?;
+    // The shell's prompt begins on a line of its own, but a pipe gets the text alone.
+    if !args.json && !generation.text.ends_with('\n') && io::stdout().is_terminal() {
+        stream("\n")?;
+    }
+    drop(out);
+    loader.tell();
+
+    let report = Report {
+        timings: Timings::new((load_time, in_file), prompt.len(), &generation, args.lookup),
+        memory: Memory {
+            file_bytes: loaded.model.gguf().file_bytes(),
+            packed_bytes: loaded.packed_bytes(),
+            kv_bytes: session.kv_bytes(),
+            kv_reserved_bytes: session.kv_reserved_bytes(),
+            tokenizer_bytes: tokenizer.memory_bytes(),
+            peak_rss_bytes: memory::peak_resident(),
+        },
+        prompt_ids: &prompt,
+        ids: &generation.ids,
+        text: &generation.text,
+        finish_reason: generation.finish_reason.name(),
+        seed: sampling.seed,
+        kernels: &loaded.kernels,
+        lm_head: HeadReport::between(&loaded.model, HeadStats::default(), session.head_stats()),
+        profile: &profile,
+        threads: pool.threads(),
+        pinning: pool.pinning(),
+        huge_pages: placement.pages == Pages::Huge,
+    };
+    report.summary();
+    if args.json {
+        let json = serde_json::to_string(&report)
+            .map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;
+        answer(|out| writeln!(out, "{json}"))?;
+    }
+    Ok(())
+}
+
+impl Args {
+    fn text(&self) -> Result<String> {
+        let mut text = match (&self.prompt, &self.file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) => {
+                let mut text = read_text(path)?;
+                if text.ends_with('\n') {
+                    text.pop();
+                }
+                text
+            }
+            (None, None) => String::new(),
+        };
+        if self.escape {
+            text = unescape(&text);
+        }
+        Ok(text)
+    }
+
+    /// The context of the session, never more than the model's.
+    fn context(&self, config: &Config) -> Option<usize> {
+        match self.context {
+            None => None,
+            Some(0) => Some(config.context),
+            Some(asked) if asked as usize > config.context => {
+                note(format_args!(
+                    "context: {}, the most this model was made for, not {asked}",
+                    config.context
+                ));
+                Some(config.context)
+            }
+            Some(asked) => Some(asked as usize),
+        }
+    }
+
+    fn sampling(&self) -> SamplerConfig {
+        let seed = u64::try_from(self.seed);
+        SamplerConfig {
+            temperature: self.temp,
+            top_k: usize::try_from(self.top_k).unwrap_or(0),
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: usize::try_from(self.repeat_last_n).unwrap_or(usize::MAX),
+            // 32 bits are easier to type again.
+            seed: seed.unwrap_or_else(|_| RandomState::new().hash_one(0) >> 32),
+        }
+    }
+}
+
+/// The prompt's tokens, special ones included. A begin-of-text token comes first if the model
+/// wants one and the text does not spell it.
+fn prompt_ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode(text, false, true)?;
+    let wanted = tokenizer.bos().filter(|_| tokenizer.add_bos() || ids.is_empty());
+    if let Some(bos) = wanted.filter(|bos| ids.first() != Some(bos)) {
+        ids.insert(0, bos);
+    }
+    if ids.is_empty() {
+        let expected = "-p TEXT or -f FILE: this model has no token that begins a text";
+        return Err(Error::usage("--prompt", "no text", expected));
+    }
+    Ok(ids)
+}
+
+/// Replaces \n, \r, \t, \", \' and \\ by the characters they stand for; other backslashes stay.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('n') => out.push('\n'),
+            Some('r') => out.push('\r'),
+            Some('t') => out.push('\t'),
+            Some(c @ ('"' | '\'' | '\\')) => out.push(c),
+            other => {
+                out.push('\\');
+                out.extend(other);
+            }
+        }
+    }
+    out
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    prompt_ids: &'a [u32],
+    ids: &'a [u32],
+    text: &'a str,
+    finish_reason: &'static str,
+    timings: Timings,
+    seed: u64,
+    kernels: &'a BTreeMap<&'static str, RoleKernels>,
+    lm_head: HeadReport,
+    profile: &'a Taken,
+    threads: usize,
+    pinning: Pinning,
+    huge_pages: bool,
+    memory: Memory,
+}
+
+/// The keys of llama.cpp's server, where the first token counts although it comes with the prompt;
+/// then the steps of the model alone.
+#[derive(Serialize)]
+struct Timings {
+    load_ms: f64,
+    /// Behind the first token, where that did not wait for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pack_ms: Option<f64>,
+    prompt_n: usize,
+    prompt_ms: f64,
+    prompt_per_token_ms: f64,
+    prompt_per_second: f64,
+    predicted_n: usize,
+    predicted_ms: f64,
+    predicted_per_token_ms: f64,
+    predicted_per_second: f64,
+    decode_n: usize,
+    decode_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n_accepted: Option<usize>,
+}
+
+impl Timings {
+    fn new(
+        (load, packs_later): (Duration, bool),
+        prompt_n: usize,
+        generation: &Generation,
+        lookup: bool,
+    ) -> Self {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        // JSON has no infinity: nothing took no time.
+        let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
+        let (prompt_ms, predicted_ms) =
+            (ms(generation.prompt_time), ms(generation.generation_time));
+        let predicted_n = generation.ids.len();
+        Self {
+            load_ms: ms(load),
+            pack_ms: packs_later.then(|| ms(generation.pause)),
+            prompt_n,
+            prompt_ms,
+            prompt_per_token_ms: ratio(prompt_ms, prompt_n as f64),
+            prompt_per_second: ratio(prompt_n as f64, prompt_ms / 1e3),
+            predicted_n,
+            predicted_ms,
+            predicted_per_token_ms: ratio(predicted_ms, predicted_n as f64),
+            predicted_per_second: ratio(predicted_n as f64, predicted_ms / 1e3),
+            decode_n: generation.steps,
+            decode_per_second: ratio(generation.steps as f64, predicted_ms / 1e3),
+            draft_n: lookup.then_some(generation.drafted),
+            draft_n_accepted: lookup.then_some(generation.accepted),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Memory {
+    file_bytes: u64,
+    packed_bytes: usize,
+    kv_bytes: usize,
+    kv_reserved_bytes: usize,
+    tokenizer_bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_rss_bytes: Option<u64>,
+}
+
+impl Report<'_> {
+    /// The same in a few lines on stderr.
+    fn summary(&self) {
+        let (t, m) = (&self.timings, &self.memory);
+        note(format_args!(
+            "prompt: {} tokens in {:.2} s, {:.1} tokens/s",
+            t.prompt_n,
+            t.prompt_ms / 1e3,
+            t.prompt_per_second
+        ));
+        if let Some(pack_ms) = t.pack_ms.filter(|&ms| ms > 0.0) {
+            note(format_args!("packed: behind the first token, in {:.2} s", pack_ms / 1e3));
+        }
+        note(format_args!(
+            "decode: {} tokens in {:.2} s, {:.1} tokens/s ({})",
+            t.decode_n,
+            t.predicted_ms / 1e3,
+            t.decode_per_second,
+            self.finish_reason
+        ));
+        if let (Some(drafted), Some(accepted)) = (t.draft_n, t.draft_n_accepted) {
+            note(format_args!("lookup: {drafted} tokens drafted, {accepted} accepted"));
+        }
+        note(format_args!(
+            "memory: file {}, packed {}, KV cache {} of {}, tokenizer {}, peak {}",
+            human(m.file_bytes),
+            human(m.packed_bytes as u64),
+            human(m.kv_bytes as u64),
+            human(m.kv_reserved_bytes as u64),
+            human(m.tokenizer_bytes as u64),
+            m.peak_rss_bytes.map_or("unknown".into(), human)
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes() {
+        let cases = [
+            (r"a\nb\tc\r", "a\nb\tc\r"),
+            (r#"\"\'\\n"#, "\"'\\n"),
+            (r"\x41 \", r"\x41 \"),
+            ("é\\né", "é\né"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(unescape(text), expected);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `bitnet-run tokenize`: the ids of a text.
+
+use std::path::PathBuf;
+
+use crate::output::{answer, note, read_text};
+use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::gguf::Gguf;
+use bitnet_runtime::text::tokenizer::Tokenizer;
+
+/// Print the token ids of a text as a JSON list
+///
+/// Any GGUF file with a vocabulary will do, whatever its architecture.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("text").required(true))]
+pub struct Args {
+    /// A model or a vocabulary-only GGUF file
+    #[arg(short, long, value_name = "FILE")]
+    model: PathBuf,
+    /// The text
+    #[arg(short, long, value_name = "TEXT", group = "text", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// A file with the text, taken as it is
+    #[arg(short, long, value_name = "FILE", group = "text")]
+    file: Option<PathBuf>,
+    /// Put the begin-of-text token first
+    #[arg(long)]
+    bos: bool,
+    /// Take special tokens spelled out in the text for those tokens
+    #[arg(long)]
+    special: bool,
+}
+
+/// Prints the ids.
+///
+/// # Errors
+/// A bad vocabulary, a text that is missing, too long or not UTF-8, or stdout refusing.
+pub fn run(args: &Args) -> Result<()> {
+    let text = match (&args.prompt, &args.file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => read_text(path)?,
+        // clap requires one of the two.
+        (None, None) => String::new(),
+    };
+    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
+    for warning in tokenizer.warnings() {
+        note(format_args!("warning: {warning}"));
+    }
+    if args.bos && tokenizer.bos().is_none() {
+        return Err(Error::usage(
+            "--bos",
+            "a vocabulary without a begin-of-text token",
+            "one with tokenizer.ggml.bos_token_id",
+        ));
+    }
+    let ids = tokenizer.encode(&text, args.bos, args.special)?;
+    answer(|out| {
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        writeln!(out, "[{}]", ids.join(", "))
+    })
+}

@@ -1,0 +1,69 @@
+//! Whether somebody else than the user could have written a profile. The worst that a profile can
+//! do is to be slow, or to name another model; still nobody should have to run a stranger's.
+
+use std::path::Path;
+
+use crate::output::note;
+
+/// What is doubtful about where a file lies. Nothing is on systems without such permissions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trust {
+    symlink: bool,
+    writable: bool,
+    folder_writable: bool,
+    foreign: bool,
+}
+
+impl Trust {
+    /// Looks at a file; one that is not there has nothing doubtful about it.
+    #[cfg(unix)]
+    pub fn of(path: &Path) -> Self {
+        use std::os::unix::fs::MetadataExt;
+
+        const OTHERS_WRITE: u32 = 0o002;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = std::fs::metadata(folder.unwrap_or(Path::new(".")));
+        let target = std::fs::metadata(path);
+        let writable = |meta: &std::fs::Metadata| meta.mode() & OTHERS_WRITE != 0;
+        Self {
+            symlink: path.is_symlink(),
+            writable: target.as_ref().is_ok_and(writable),
+            folder_writable: folder.as_ref().is_ok_and(writable),
+            foreign: target.is_ok_and(|meta| meta.uid() != rustix::process::geteuid().as_raw()),
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub fn of(_path: &Path) -> Self {
+        Self::default()
+    }
+
+    /// Why a file that nobody named is not used.
+    pub fn forbids(self) -> Option<&'static str> {
+        if self.writable {
+            Some("anyone may write it")
+        } else if self.folder_writable {
+            Some("anyone may write its folder")
+        } else if self.foreign {
+            Some("it is not this user's")
+        } else {
+            None
+        }
+    }
+
+    /// Warns of a file that is used all the same, in one line. Whose it is does not matter here: a
+    /// profile may be shared.
+    pub fn tell(self, path: &Path) {
+        let doubts: Vec<&str> = [
+            (self.symlink, "it is a symbolic link"),
+            (self.writable, "anyone may write it"),
+            (self.folder_writable, "anyone may write its folder"),
+        ]
+        .into_iter()
+        .filter_map(|(holds, doubt)| holds.then_some(doubt))
+        .collect();
+        if !doubts.is_empty() {
+            note(format_args!("warning: profile {}: {}", path.display(), doubts.join(", ")));
+        }
+    }
+}

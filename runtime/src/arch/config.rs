@@ -1,0 +1,380 @@
+//! Hyperparameters, read from the metadata of a GGUF file and checked.
+
+use bitnet_profiles::{Role, Shape, shapes_hash};
+use serde::{Deserialize, Serialize};
+
+use crate::cpu::gather::Lines;
+use crate::error::{Result, quoted};
+use crate::file::gguf::Gguf;
+
+/// The model families this runtime runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Architecture {
+    /// `bitnet-b1.58`: microsoft/BitNet-b1.58-2B-4T.
+    BitnetB158,
+    /// `bitnet-25`: the same model under its older name.
+    Bitnet25,
+    /// `bitnet`: 1bitLLM/bitnet_b1_58-large and -3B.
+    Bitnet,
+    /// `llama`: Llama3-8B-1.58, Falcon3-1.58bit, Falcon-E.
+    Llama,
+}
+
+impl Architecture {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::BitnetB158, Self::Bitnet25, Self::Bitnet, Self::Llama];
+
+    /// The value of `general.architecture`, which is also the prefix of the other keys.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BitnetB158 => "bitnet-b1.58",
+            Self::Bitnet25 => "bitnet-25",
+            Self::Bitnet => "bitnet",
+            Self::Llama => "llama",
+        }
+    }
+
+    /// Which elements of a head rotary embedding pairs.
+    #[must_use]
+    pub fn rope_pairs(self) -> RopePairs {
+        match self {
+            Self::Llama => RopePairs::Interleaved,
+            _ => RopePairs::RotateHalf,
+        }
+    }
+
+    /// The non-linearity of the feed-forward part.
+    #[must_use]
+    pub fn activation(self) -> Activation {
+        match self {
+            Self::BitnetB158 | Self::Bitnet25 => Activation::Relu2,
+            Self::Bitnet | Self::Llama => Activation::Silu,
+        }
+    }
+
+    /// Whether RMS norms stand before `attn_output` and `ffn_down`.
+    #[must_use]
+    pub fn has_sub_norms(self) -> bool {
+        self != Self::Llama
+    }
+}
+
+/// How rotary embedding pairs the elements of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// Element i with i + dim / 2 (NEOX).
+    RotateHalf,
+    /// Element 2i with 2i + 1 (NORM).
+    Interleaved,
+}
+
+/// The gated non-linearity of the feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// max(0, gate)^2 * up
+    Relu2,
+    /// silu(gate) * up
+    Silu,
+}
+
+/// The hyperparameters of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// The family.
+    pub architecture: Architecture,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the feed-forward part.
+    pub ffn: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Elements of a head that are rotated; even, at most `head_dim`.
+    pub rope_dim: usize,
+    /// Base of the rotary frequencies.
+    pub rope_base: f32,
+    /// Linear stretch of positions; 1: none.
+    pub rope_scale: f32,
+    /// Epsilon of every RMS norm.
+    pub eps: f32,
+    /// Positions the model was made for.
+    pub context: usize,
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+}
+
+/// More layers than any ternary model has; a file that claims more is broken.
+const MAX_LAYERS: u32 = 1024;
+/// Positions up to which the rotary tables are accurate.
+const MAX_CONTEXT: u32 = 1 << 20;
+/// Widths and vocabularies beyond this are not read, so that products of two stay small.
+const MAX_WIDTH: u32 = 1 << 24;
+
+impl Config {
+    /// Reads and checks the metadata. The vocabulary is the number of rows of `token_embd.weight`;
+    /// shapes of all other tensors are checked where they are loaded.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) naming the key, what it holds and what is allowed.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let architecture = architecture(gguf)?;
+        let key = |name: &str| format!("{}.{name}", architecture.name());
+        let bounded = |name: &str, value: u32, max: u32| {
+            if (1..=max).contains(&value) {
+                Ok(value as usize)
+            } else {
+                Err(gguf.key_error(&key(name), value, format_args!("1 to {max}")))
+            }
+        };
+        let required = |name: &str, max: u32| bounded(name, gguf.require_u32(&key(name))?, max);
+        let optional = |name: &str, max: u32| {
+            let value = gguf.get_u32(&key(name))?;
+            value.map(|value| bounded(name, value, max)).transpose()
+        };
+
+        let layers = required("block_count", MAX_LAYERS)?;
+        let hidden = required("embedding_length", MAX_WIDTH)?;
+        let ffn = required("feed_forward_length", MAX_WIDTH)?;
+        let context = required("context_length", MAX_CONTEXT)?;
+
+        let heads = required("attention.head_count", MAX_WIDTH)?;
+        let kv_heads = optional("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(gguf.key_error(
+                &key("attention.head_count_kv"),
+                kv_heads,
+                format_args!("a divisor of attention.head_count, {heads}"),
+            ));
+        }
+        let head_dim = match optional("attention.key_length", MAX_WIDTH)? {
+            Some(length) => length,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
+            None => {
+                return Err(gguf.key_error(
+                    &key("embedding_length"),
+                    hidden,
+                    format_args!(
+                        "a multiple of attention.head_count, {heads}, or the key attention.key_length"
+                    ),
+                ));
+            }
+        };
+        if let Some(length) = optional("attention.value_length", MAX_WIDTH)?
+            && length != head_dim
+        {
+            return Err(gguf.key_error(
+                &key("attention.value_length"),
+                length,
+                format_args!("the length of a key, {head_dim}"),
+            ));
+        }
+
+        let rope_dim = optional("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
+        if !rope_dim.is_multiple_of(2) || rope_dim > head_dim {
+            return Err(gguf.key_error(
+                &key("rope.dimension_count"),
+                rope_dim,
+                format_args!("an even number up to the length of a key, {head_dim}"),
+            ));
+        }
+        let rope_base = gguf.get_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+        if !(1.0..=1e12).contains(&rope_base) {
+            return Err(gguf.key_error(&key("rope.freq_base"), rope_base, "1 to 1e12"));
+        }
+
+        let eps_key = key("attention.layer_norm_rms_epsilon");
+        let eps = gguf.require_f32(&eps_key)?;
+        if !(eps > 0.0 && eps <= 1.0) {
+            return Err(gguf.key_error(&eps_key, eps, "more than 0, at most 1"));
+        }
+
+        Ok(Self {
+            architecture,
+            layers,
+            hidden,
+            ffn,
+            heads,
+            kv_heads,
+            head_dim,
+            rope_dim,
+            rope_base,
+            rope_scale: rope_scale(gguf, architecture)?,
+            eps,
+            context,
+            vocab: vocabulary(gguf, architecture)?,
+        })
+    }
+
+    /// Query heads that share a key and value head.
+    #[must_use]
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Width of all query heads together, the input of `attn_output`.
+    #[must_use]
+    pub fn q_dim(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of all key heads together.
+    #[must_use]
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// The ternary jobs of the forward pass, in its order.
+    #[must_use]
+    pub fn jobs(&self) -> Vec<JobShapes> {
+        let &Self { hidden, ffn, .. } = self;
+        let (q, kv) = (Shape::new(self.q_dim(), hidden), Shape::new(self.kv_dim(), hidden));
+        let (widen, narrow) = (Shape::new(ffn, hidden), Shape::new(hidden, ffn));
+        [
+            (Role::Qkv, vec![q, kv, kv]),
+            (Role::AttnOutput, vec![Shape::new(hidden, self.q_dim())]),
+            (Role::GateUp, vec![widen, widen]),
+            (Role::Down, vec![narrow]),
+        ]
+        .map(|(role, parts)| JobShapes { role, parts, count: self.layers as u32 })
+        .into()
+    }
+
+    /// Whether all ternary matrices can be multiplied as a file holds them: see [`Lines::in_file`].
+    #[must_use]
+    pub fn runs_in_file(&self) -> bool {
+        let mut parts = self.jobs().into_iter().flat_map(|job| job.parts);
+        parts.all(|part| part.cols.is_multiple_of(Lines::FILE_BLOCK))
+    }
+
+    /// What attention is known by in a tuning profile: the query heads and the key-value heads of a
+    /// token, and the elements of each.
+    #[must_use]
+    pub fn attention_shapes(&self) -> [Shape; 2] {
+        [self.heads, self.kv_heads].map(|heads| Shape::new(heads, self.head_dim))
+    }
+
+    /// The hash that tuning profiles know these jobs by, see [`shapes_hash`].
+    #[must_use]
+    pub fn shapes_hash(&self) -> String {
+        let jobs = self.jobs();
+        shapes_hash(jobs.iter().map(|job| (job.role, &job.parts[..], job.count)))
+    }
+}
+
+/// The matrices that are multiplied with one input, as one job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobShapes {
+    /// What the job is for.
+    pub role: Role,
+    /// Its matrices, in the order of their outputs.
+    pub parts: Vec<Shape>,
+    /// Times per token that it runs: the layers, at most 1024.
+    pub count: u32,
+}
+
+fn architecture(gguf: &Gguf) -> Result<Architecture> {
+    let key = "general.architecture";
+    let name = gguf.require_str(key)?;
+    Architecture::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| {
+        let known = Architecture::ALL.map(Architecture::name).join(", ");
+        gguf.key_error(key, quoted(name), format_args!("one of {known}"))
+    })
+}
+
+/// Linear position scaling. The llama family also knows others, which would change the text.
+fn rope_scale(gguf: &Gguf, architecture: Architecture) -> Result<f32> {
+    let key = |name: &str| format!("{}.rope.{name}", architecture.name());
+    let kind_key = key("scaling.type");
+    let factor_key = match gguf.get_str(&kind_key)? {
+        None => key("scale_linear"), // its name before scaling.type came
+        Some("none") => return Ok(1.0),
+        Some("linear") => key("scaling.factor"),
+        Some(other) => {
+            return Err(gguf.key_error(&kind_key, quoted(other), "none or linear"));
+        }
+    };
+    match gguf.get_f32(&factor_key)? {
+        None => Ok(1.0),
+        Some(factor) if (1e-3..=1e6).contains(&factor) => Ok(factor),
+        Some(factor) => Err(gguf.key_error(&factor_key, factor, "1e-3 to 1e6")),
+    }
+}
+
+/// Rows of the embedding, which the key `vocab_size` and the tokenizer have to agree with.
+fn vocabulary(gguf: &Gguf, architecture: Architecture) -> Result<usize> {
+    let name = "token_embd.weight";
+    let Some(tensor) = gguf.tensor(name) else {
+        return Err(gguf.tensor_error(
+            name,
+            "no such tensor",
+            "the embedding; a vocabulary-only file holds no model",
+        ));
+    };
+    let rows = tensor.rows();
+    if rows == 0 || rows > u64::from(MAX_WIDTH) {
+        return Err(gguf.tensor_error(
+            name,
+            format_args!("{rows} rows"),
+            format_args!("1 to {MAX_WIDTH}"),
+        ));
+    }
+    let key = format!("{}.vocab_size", architecture.name());
+    if let Some(size) = gguf.get_u32(&key)?
+        && u64::from(size) != rows
+    {
+        let expected = format!("the rows of {name}, {rows}");
+        return Err(gguf.key_error(&key, size, expected));
+    }
+    let key = "tokenizer.ggml.tokens";
+    if let Some(tokens) = gguf.get_strings(key)?
+        && tokens.len() as u64 != rows
+    {
+        let expected = format!("as many as {name} has rows, {rows}");
+        return Err(gguf.key_error(key, format_args!("{} tokens", tokens.len()), expected));
+    }
+    Ok(rows as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2B-4T: the shapes and the number of weights are published.
+    #[test]
+    fn jobs_hold_every_ternary_weight() {
+        let config = Config {
+            architecture: Architecture::BitnetB158,
+            layers: 30,
+            hidden: 2560,
+            ffn: 6912,
+            heads: 20,
+            kv_heads: 5,
+            head_dim: 128,
+            rope_dim: 128,
+            rope_base: 500_000.0,
+            rope_scale: 1.0,
+            eps: 1e-5,
+            context: 4096,
+            vocab: 128_256,
+        };
+        let jobs = config.jobs();
+        let kv = Shape::new(640, 2560);
+        assert_eq!(jobs[0].parts, [Shape::new(2560, 2560), kv, kv]);
+        assert_eq!(jobs[3].parts, [Shape::new(2560, 6912)]);
+        let weights = |job: &JobShapes| {
+            job.count as usize * job.parts.iter().map(|part| part.weights()).sum::<usize>()
+        };
+        assert_eq!(jobs.iter().map(weights).sum::<usize>(), 2_084_044_800);
+
+        let hash = config.shapes_hash();
+        assert_eq!(hash, config.shapes_hash());
+        assert_ne!(hash, Config { layers: 29, ..config.clone() }.shapes_hash());
+        assert_ne!(hash, Config { kv_heads: 4, ..config }.shapes_hash());
+    }
+}

@@ -1,0 +1,3 @@
+//! What a file says of its model: hyperparameters and the architecture.
+
+pub mod config;

@@ -1,0 +1,875 @@
+//! The forward pass, run by all workers of the pool together.
+//!
+//! One call of [`Pool::run`] takes n tokens through the model, of one sequence or of several. Its
+//! *phases* are separated by barriers; inside a phase a worker writes only what is its own:
+//!
+//! - **slots** (residual stream, quantised activations, rope tables). With n > 1, slot t is token
+//!   t, and the tokens are shared out: a worker computes the slots of its share. With n = 1, slot w
+//!   is worker w's own copy of the one token: every worker computes it for itself, which is
+//!   cheaper than a barrier. Matrix products read slots 0..n, or the worker's own.
+//! - **outputs** of matrix products, `[token][rows]`: a worker writes its share of the rows.
+//! - **rows** in attention, query heads of tokens: a worker writes the outputs of its units.
+//!
+//! No number depends on the split: each is made by one sequence of operations, whoever runs it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::attention::{self, At, Attention};
+use super::kv_cache::{KvCache, KvType, SharedKv};
+use super::observe::Observer;
+use super::rows::Rows;
+use super::stages::{Stage, StageClock, StageTimes};
+use crate::arch::config::{Activation, RopePairs};
+use crate::cpu::gather::Along;
+use crate::cpu::head::screen::{ExactHead, HeadStats, Needs, Scan};
+use crate::cpu::kernels::VectorOps;
+use crate::cpu::mapped;
+use crate::cpu::matmul;
+use crate::cpu::memory::Buffer;
+use crate::cpu::model::Model;
+use crate::cpu::sparse::Tally;
+use crate::cpu::threads::{Pool, SharedSlice, Worker};
+use crate::cpu::weights::{Layer, Projection};
+use crate::error::{Error, Result};
+use crate::numerics::{CHUNK, Softmax};
+
+/// How a [`Session`] is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Positions of the KV cache; `None`: the model's own, at most 4096.
+    pub context: Option<usize>,
+    /// Tokens of a prompt that go through the model together, at least 1.
+    pub batch: usize,
+    /// Elements of the KV cache; `None`: [`KvType::default_for`] the model.
+    pub kv_type: Option<KvType>,
+    /// Sequences, at least 1. Each has a KV cache of `context` positions.
+    pub sequences: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { context: None, batch: 512, kv_type: None, sequences: 1 }
+    }
+}
+
+/// The context of a session that asks for none, unless the model's is smaller.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// The most sequences of a session.
+pub const MAX_SEQUENCES: usize = 256;
+
+/// A token on its way through a model, behind those that its sequence holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchToken {
+    /// The number of its sequence, from 0.
+    pub sequence: usize,
+    /// The token.
+    pub id: u32,
+    /// Whether the logits after it are wanted.
+    pub logits: bool,
+}
+
+/// Sequences of tokens on their way through a model, in most sessions one: their KV caches and all
+/// buffers, which are allocated once.
+#[derive(Debug)]
+pub struct Session {
+    model: Arc<Model>,
+    pool: Arc<Pool>,
+    /// One per sequence.
+    kv: Vec<KvCache>,
+    /// Tokens that each sequence holds.
+    positions: Vec<usize>,
+    batch: usize,
+    buffers: Buffers,
+    /// What goes through the model, and where it stands.
+    tokens: Vec<BatchToken>,
+    at: Vec<At>,
+    /// Tokens that asked for logits in the last call.
+    wanted: usize,
+    exact_head: Option<ExactHead>,
+    head_stats: HeadStats,
+    /// Time per stage since it was asked for.
+    stages: Option<StageTimes>,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+/// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
+#[derive(Debug)]
+struct Buffers {
+    /// Residual stream `[S][hidden]`.
+    x: Vec<f32>,
+    /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
+    input: Vec<i8>,
+    /// What the products of many tokens need: see [`matmul::Job::prefill`].
+    workspace: Buffer,
+    /// Its scales `[S]`.
+    input_scale: Vec<f32>,
+    /// Rope tables `[S][rope_dim / 2]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// Queries, keys and values, `[B][q_dim + 2 kv_dim]`.
+    qkv: Vec<f32>,
+    /// Attention's output with n > 1, `[kv_heads][n][group * head_dim]`.
+    attention: Vec<f32>,
+    /// Attention's output per chunk with n = 1, `[chunks][heads][head_dim]` and `[chunks][heads]`.
+    partial: Vec<f32>,
+    partial_state: Vec<Softmax>,
+    /// Output of `attn_output` and of `ffn_down`, `[B][hidden]`.
+    y: Vec<f32>,
+    /// Gates and what they let through, `[B][2 ffn]`.
+    gate_up: Vec<f32>,
+    /// `[vocab]` for as many tokens as have asked for logits at once.
+    logits: Vec<f32>,
+    /// One per worker.
+    scratch: Vec<Scratch>,
+}
+
+impl Buffers {
+    fn new(model: &Model, threads: usize, batch: usize, context: usize) -> Result<Self> {
+        let config = model.config();
+        let slots = batch.max(threads);
+        let widest = config.hidden.max(config.ffn).max(config.q_dim());
+        let chunks = config.heads * context.div_ceil(CHUNK);
+        let projections = || model.weights().layers.iter().flat_map(Layer::projections);
+        let jobs = || projections().filter_map(Projection::packed);
+        let scratch = |_| -> Result<Scratch> {
+            Ok(Scratch {
+                raw: vec![0.0; widest],
+                normed: vec![0.0; widest.max(model.logits_at_once() * config.hidden)],
+                attention: attention::Scratch::new(model.attention(), config)?,
+                matmul: matmul::Scratch::new(jobs())?,
+                in_file: mapped::Scratch::new(projections().filter_map(Projection::in_file))?,
+                head_input: Buffer::zeroed(model.head_input_bytes())?,
+                row: Vec::new(),
+            })
+        };
+        let workspace = jobs().map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
+        Ok(Self {
+            x: vec![0.0; slots * config.hidden],
+            input: vec![0; slots * widest],
+            workspace: Buffer::zeroed(workspace)?,
+            input_scale: vec![0.0; slots],
+            cos: vec![0.0; slots * config.rope_dim / 2],
+            sin: vec![0.0; slots * config.rope_dim / 2],
+            qkv: vec![0.0; batch * (config.q_dim() + 2 * config.kv_dim())],
+            attention: vec![0.0; batch * config.q_dim()],
+            partial: vec![0.0; chunks * config.head_dim],
+            partial_state: vec![Softmax { max: 0.0, sum: 0.0 }; chunks],
+            y: vec![0.0; batch * config.hidden],
+            gate_up: vec![0.0; batch * 2 * config.ffn],
+            logits: vec![0.0; config.vocab],
+            scratch: (0..threads).map(scratch).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// What a worker needs for itself.
+#[derive(Debug)]
+struct Scratch {
+    /// One token's activations before and after a norm, as wide as the widest.
+    raw: Vec<f32>,
+    normed: Vec<f32>,
+    attention: attention::Scratch,
+    /// For the products, with packed weights and with those in the file.
+    matmul: matmul::Scratch,
+    in_file: mapped::Scratch,
+    /// Input of the head as its kernel reads it.
+    head_input: Buffer,
+    /// A row of the embedding, where it is in the file.
+    row: Vec<u8>,
+}
+
+impl Session {
+    /// Starts with empty sequences.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a context or batch of 0, a context beyond the model's or a number of
+    /// sequences that is not 1 to [`MAX_SEQUENCES`], [`Error::Runtime`] when the KV caches do not
+    /// fit into memory.
+    pub fn new(model: Arc<Model>, pool: Arc<Pool>, options: SessionOptions) -> Result<Self> {
+        let config = model.config();
+        let context = options.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
+        if !(1..=config.context).contains(&context) {
+            let expected = format!("1 to {}, the context of the model", config.context);
+            return Err(Error::usage("context (-c)", context, expected));
+        }
+        if options.batch == 0 {
+            return Err(Error::usage("batch (-b)", 0, "at least 1"));
+        }
+        let sequences = options.sequences;
+        if !(1..=MAX_SEQUENCES).contains(&sequences) {
+            let expected = format!("1 to {MAX_SEQUENCES}");
+            return Err(Error::usage("sequences", sequences, expected));
+        }
+        let batch = options.batch.min(context * sequences);
+        let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
+        let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
+        let kv = kv.collect::<Result<Vec<KvCache>>>()?;
+        let buffers = Buffers::new(&model, pool.threads(), batch, context)?;
+        let exact_head = model.planes().map(|planes| ExactHead::new(planes, pool.threads()));
+        Ok(Self {
+            exact_head: exact_head.transpose()?,
+            model,
+            pool,
+            kv,
+            positions: vec![0; sequences],
+            batch,
+            buffers,
+            tokens: Vec::with_capacity(batch),
+            at: Vec::with_capacity(batch),
+            wanted: 0,
+            head_stats: HeadStats::default(),
+            stages: None,
+            observer: None,
+        })
+    }
+
+    /// Goes on with another model of the same file, such as one whose weights have been packed since:
+    /// what the sequences hold stays, the logits of the last call do not.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the model has other hyperparameters, or there is not enough memory; the
+    /// session then keeps the one it has.
+    pub fn continue_with(&mut self, model: Arc<Model>) -> Result<()> {
+        if model.config() != self.model.config() {
+            let found = model.gguf().path().display();
+            return Err(Error::Runtime(format!(
+                "{found} is not the model that the session began with"
+            )));
+        }
+        let threads = self.pool.threads();
+        let buffers = Buffers::new(&model, threads, self.batch, self.context())?;
+        let exact_head = model.planes().map(|planes| ExactHead::new(planes, threads));
+        self.exact_head = exact_head.transpose()?;
+        (self.buffers, self.model, self.wanted) = (buffers, model, 0);
+        Ok(())
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Sequences.
+    #[must_use]
+    pub fn sequences(&self) -> usize {
+        self.kv.len()
+    }
+
+    /// Tokens that the first sequence holds, which is the only one of most sessions.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.positions[0]
+    }
+
+    /// Tokens that a sequence holds; 0 where there is none of that number.
+    #[must_use]
+    pub fn position_of(&self, sequence: usize) -> usize {
+        self.positions.get(sequence).copied().unwrap_or(0)
+    }
+
+    /// Tokens that the KV cache of a sequence can hold.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.kv[0].context()
+    }
+
+    /// What the elements of the KV caches are.
+    #[must_use]
+    pub fn kv_type(&self) -> KvType {
+        self.kv[0].ty()
+    }
+
+    /// Bytes of KV cache in use.
+    #[must_use]
+    pub fn kv_bytes(&self) -> usize {
+        self.kv.iter().zip(&self.positions).map(|(kv, &position)| kv.bytes(position)).sum()
+    }
+
+    /// Bytes of KV cache that full contexts take.
+    #[must_use]
+    pub fn kv_reserved_bytes(&self) -> usize {
+        self.kv.iter().map(|kv| kv.bytes(kv.context())).sum()
+    }
+
+    /// Measures from now on how long each stage takes, which costs some 50 ns a phase, and counts from
+    /// 0 what single tokens skip.
+    pub fn time_stages(&mut self) {
+        self.stages = Some(StageTimes::default());
+        self.buffers.scratch.iter_mut().for_each(|scratch| scratch.matmul.reset_tally());
+    }
+
+    /// What single tokens needed of up, by rows, or of down, by columns, since
+    /// [`Session::time_stages`] was called last.
+    #[must_use]
+    pub fn tally(&self, along: Along) -> Tally {
+        let mut sum = Tally::default();
+        self.buffers.scratch.iter().for_each(|scratch| sum.add(scratch.matmul.tally(along)));
+        sum
+    }
+
+    /// Time per stage since [`Session::time_stages`] was called last, if it was.
+    #[must_use]
+    pub fn stages(&self) -> Option<StageTimes> {
+        self.stages
+    }
+
+    /// The input of the head for the last token, `[hidden]`.
+    pub(super) fn head_input(&self) -> &[f32] {
+        let first = self.buffers.scratch.first();
+        first.map_or(&[], |scratch| &scratch.normed[..self.model.config().hidden])
+    }
+
+    /// Shows what is computed from now on to `observer`, or to nobody.
+    pub fn observe(&mut self, observer: Option<Arc<dyn Observer>>) {
+        self.observer = observer;
+    }
+
+    /// What the head has read since the session began.
+    #[must_use]
+    pub fn head_stats(&self) -> HeadStats {
+        self.head_stats
+    }
+
+    /// Forgets all tokens of the first sequence from `position` on.
+    pub fn truncate(&mut self, position: usize) {
+        self.truncate_of(0, position);
+    }
+
+    /// Forgets all tokens of a sequence from `position` on.
+    pub fn truncate_of(&mut self, sequence: usize, position: usize) {
+        if let Some(own) = self.positions.get_mut(sequence) {
+            *own = position.min(*own);
+        }
+    }
+
+    /// Appends the tokens of a prompt to the first sequence, `batch` at a time, and returns the
+    /// logits after the last one, `[vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there are no tokens, one is not in the vocabulary, or they do not fit
+    /// into the context; nothing is appended then. [`Error::Runtime`] when a worker panicked.
+    pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
+        self.prefill_for(ids, &Needs::All)
+    }
+
+    /// As [`Session::prefill`], where only some of the logits are needed: what is exact is the same,
+    /// to the bit, as there.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_for(&mut self, ids: &[u32], needs: &Needs) -> Result<&[f32]> {
+        self.tokens.clear();
+        self.tokens.extend(ids.iter().map(|&id| BatchToken { sequence: 0, id, logits: false }));
+        if let Some(last) = self.tokens.last_mut() {
+            last.logits = true;
+        }
+        self.run(needs)
+    }
+
+    /// Appends one token to the first sequence and returns the logits after it, `[vocab]`.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        self.prefill(&[id])
+    }
+
+    /// As [`Session::decode`], where only some of the logits are needed; see
+    /// [`Session::prefill_for`].
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode_for(&mut self, id: u32, needs: &Needs) -> Result<&[f32]> {
+        self.prefill_for(&[id], needs)
+    }
+
+    /// Appends tokens, each to its sequence, in this order, and returns the logits after those that
+    /// ask for them, `[vocab]` each, in the same order: of each at least those that are needed. Logits are those of the sequence alone,
+    /// whatever goes through the model beside it.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; [`Error::Usage`] for a sequence that is not there, too.
+    pub fn forward(&mut self, tokens: &[BatchToken], needs: &Needs) -> Result<&[f32]> {
+        self.tokens.clear();
+        self.tokens.extend_from_slice(tokens);
+        self.run(needs)
+    }
+
+    /// Checks `tokens` and takes them through the model, a batch at a time.
+    fn run(&mut self, needs: &Needs) -> Result<&[f32]> {
+        let vocab = self.model.config().vocab;
+        if self.tokens.is_empty() {
+            return Err(Error::usage("prompt", "no tokens", "at least one"));
+        }
+        if let Some(token) = self.tokens.iter().find(|token| token.id as usize >= vocab) {
+            return Err(Error::usage("token id", token.id, format!("0 to {}", vocab - 1)));
+        }
+        let sequences = self.sequences();
+        if let Some(token) = self.tokens.iter().find(|token| token.sequence >= sequences) {
+            let expected = format!("0 to {}", sequences - 1);
+            return Err(Error::usage("sequence", token.sequence, expected));
+        }
+        for (sequence, &position) in self.positions.iter().enumerate() {
+            let new = self.tokens.iter().filter(|token| token.sequence == sequence).count();
+            if new > self.context() - position {
+                let found = format!("{new} tokens after {position}");
+                let expected = format!("at most {} in all; a larger context (-c)", self.context());
+                return Err(Error::usage("prompt", found, expected));
+            }
+        }
+        let wanted = self.tokens.iter().filter(|token| token.logits).count();
+        self.wanted = wanted;
+        if self.buffers.logits.len() < wanted * vocab {
+            self.buffers.logits.resize(wanted * vocab, 0.0);
+        }
+        let mut logits = 0;
+        for first in (0..self.tokens.len()).step_by(self.batch) {
+            let batch = first..self.tokens.len().min(first + self.batch);
+            let new = self.tokens[batch.clone()].iter().filter(|token| token.logits).count();
+            self.step(batch, logits..logits + new, needs)?;
+            logits += new;
+        }
+        Ok(&self.buffers.logits[..wanted * vocab])
+    }
+
+    /// The logits after the token that was the `row`-th to ask for them in the last call of
+    /// [`Session::forward`], `[vocab]`; nothing where there was none.
+    #[must_use]
+    pub fn logits(&self, row: usize) -> &[f32] {
+        let vocab = self.model.config().vocab;
+        let rows = &self.buffers.logits[..self.wanted * vocab];
+        rows.chunks_exact(vocab).nth(row).unwrap_or(&[])
+    }
+
+    /// Takes at most a batch of `tokens` through the model; those rows of logits are theirs.
+    fn step(&mut self, tokens: Range<usize>, logits: Range<usize>, needs: &Needs) -> Result<()> {
+        let config = self.model.config();
+        let tokens = &self.tokens[tokens];
+        self.at.clear();
+        for &BatchToken { sequence, .. } in tokens {
+            let position = &mut self.positions[sequence];
+            self.at.push(At { sequence, position: *position });
+            *position += 1;
+        }
+        let b = &mut self.buffers;
+        let scan = match (&mut self.exact_head, self.model.scanned_head()) {
+            (Some(exact), Some(head)) => exact.share(head, needs, logits.len()),
+            _ => None,
+        };
+        let scanned = scan.as_ref().map(Scan::tokens);
+        let pass = Pass {
+            model: &self.model,
+            tokens,
+            at: &self.at,
+            scan,
+            clock: self.stages.map(|_| StageClock::start()),
+            observer: self.observer.as_deref(),
+            kv: &self.kv.iter_mut().map(KvCache::share).collect::<Vec<_>>(),
+            x: Rows::new(&mut b.x, config.hidden),
+            input: SharedSlice::new(&mut b.input),
+            input_scale: SharedSlice::new(&mut b.input_scale),
+            cos: Rows::new(&mut b.cos, config.rope_dim / 2),
+            sin: Rows::new(&mut b.sin, config.rope_dim / 2),
+            workspace: SharedSlice::new(&mut b.workspace),
+            qkv: Rows::new(&mut b.qkv, config.q_dim() + 2 * config.kv_dim()),
+            attention: Rows::new(&mut b.attention, config.group() * config.head_dim),
+            partial: Rows::new(&mut b.partial, config.head_dim),
+            partial_state: SharedSlice::new(&mut b.partial_state),
+            y: Rows::new(&mut b.y, config.hidden),
+            gate_up: Rows::new(&mut b.gate_up, 2 * config.ffn),
+            logits: Rows::new(
+                &mut b.logits[logits.start * config.vocab..logits.end * config.vocab],
+                config.vocab,
+            ),
+            scratch: SharedSlice::new(&mut b.scratch),
+        };
+        let done = self.pool.run(|worker| pass.work(worker));
+        if let (Some(stages), Some(clock)) = (&mut self.stages, pass.clock) {
+            stages.add(clock.times());
+        }
+        if done.is_err() {
+            // Nothing was appended.
+            for at in self.at.iter().rev() {
+                self.positions[at.sequence] = at.position;
+            }
+            return done;
+        }
+        self.head_stats.tokens += logits.len() as u64;
+        match (&mut self.exact_head, self.model.scanned_head(), scanned) {
+            (Some(exact), Some(head), Some(at_once)) => {
+                exact.finish(head, (logits.len(), at_once), &mut self.head_stats);
+            }
+            _ => {
+                let passes = logits.len().div_ceil(self.model.head_tokens());
+                self.head_stats.bytes += (passes * self.model.head_bytes()) as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One run of the workers: what they share. Shapes are those of [`Buffers`].
+struct Pass<'a> {
+    model: &'a Model,
+    tokens: &'a [BatchToken],
+    /// Where each token stands.
+    at: &'a [At],
+    /// Set where not all logits of the tokens that ask for them are needed.
+    scan: Option<Scan<'a>>,
+    clock: Option<StageClock>,
+    observer: Option<&'a dyn Observer>,
+    /// One per sequence.
+    kv: &'a [SharedKv<'a>],
+    x: Rows<'a, f32>,
+    input: SharedSlice<'a, i8>,
+    input_scale: SharedSlice<'a, f32>,
+    cos: Rows<'a, f32>,
+    sin: Rows<'a, f32>,
+    workspace: SharedSlice<'a, u8>,
+    qkv: Rows<'a, f32>,
+    attention: Rows<'a, f32>,
+    partial: Rows<'a, f32>,
+    partial_state: SharedSlice<'a, Softmax>,
+    y: Rows<'a, f32>,
+    gate_up: Rows<'a, f32>,
+    /// One row for each token that wants logits.
+    logits: Rows<'a, f32>,
+    scratch: SharedSlice<'a, Scratch>,
+}
+
+/// A worker's place in a [`Pass`].
+#[derive(Clone, Copy)]
+struct Place<'w> {
+    worker: &'w Worker<'w>,
+    /// Tokens of the pass.
+    n: usize,
+}
+
+impl Place<'_> {
+    /// The slots this worker computes.
+    fn own_slots(self) -> Range<usize> {
+        if self.n == 1 {
+            self.worker.index..self.worker.index + 1
+        } else {
+            self.worker.share(self.n)
+        }
+    }
+
+    /// The slots that hold all tokens, for this worker to read.
+    fn all_slots(self) -> Range<usize> {
+        if self.n == 1 { self.own_slots() } else { 0..self.n }
+    }
+
+    /// Whether this worker's copy of a slot is the one to show: with n = 1 all have one.
+    fn shows(self, slot: usize) -> bool {
+        self.n > 1 || slot == 0
+    }
+
+    /// The token in a slot.
+    fn token(self, slot: usize) -> usize {
+        if self.n == 1 { 0 } else { slot }
+    }
+}
+
+impl Pass<'_> {
+    /// What each worker does, from the embedding to the logits.
+    fn work(&self, worker: &Worker<'_>) {
+        let place = Place { worker, n: self.tokens.len() };
+        // SAFETY: each worker takes its own scratch, once per run.
+        let scratch = unsafe { &mut self.scratch.write(worker.index..worker.index + 1)[0] };
+        self.embed(place, &mut scratch.row);
+        for (index, layer) in self.model.weights().layers.iter().enumerate() {
+            self.attention_block(place, scratch, index, layer);
+            self.feed_forward_block(place, scratch, index, layer);
+        }
+        if self.tokens.iter().any(|token| token.logits) {
+            self.head(place, scratch);
+            self.lap(place, Stage::Head);
+        }
+    }
+
+    /// Ends a phase: everybody waits, and the clock, if there is one, knows what it was for.
+    fn end_phase(&self, place: Place<'_>, stage: Stage) {
+        place.worker.barrier();
+        self.lap(place, stage);
+    }
+
+    fn lap(&self, place: Place<'_>, stage: Stage) {
+        if let Some(clock) = &self.clock {
+            clock.end_of(stage, place.worker);
+        }
+    }
+
+    /// The end of a phase in which slots were written; with n = 1 nobody reads those of others.
+    fn slots_ready(&self, place: Place<'_>) {
+        if place.n > 1 {
+            place.worker.barrier();
+        }
+        self.lap(place, Stage::Elementwise);
+    }
+
+    /// x = embedding of the token; rope tables of its position.
+    fn embed(&self, place: Place<'_>, buffer: &mut Vec<u8>) {
+        for slot in place.own_slots() {
+            let token = place.token(slot);
+            let id = self.tokens[token].id as usize;
+            // SAFETY: a worker's own slot.
+            let (x, cos, sin) =
+                unsafe { (self.x.row_mut(slot), self.cos.row_mut(slot), self.sin.row_mut(slot)) };
+            let embedding = &self.model.weights().embedding;
+            embedding.dequantise(embedding.row(self.model.gguf(), id, buffer), x);
+            self.model.rope().fill(self.at[token].position, cos, sin);
+        }
+    }
+
+    /// x += attn_output(sub_norm(attention(norm(x))))
+    fn attention_block(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        index: usize,
+        layer: &Layer,
+    ) {
+        self.norm_to_input(place, scratch, &layer.attn_norm);
+        self.slots_ready(place);
+
+        self.multiply(place, scratch, &layer.qkv, &self.qkv);
+        self.end_phase(place, Stage::Ternary);
+
+        self.rotate_and_store(place, index);
+        self.end_phase(place, Stage::Elementwise);
+
+        if place.n == 1 {
+            self.attention().attend_one(place.worker, &mut scratch.attention, index);
+        } else {
+            self.attention().attend_many(place.worker, &mut scratch.attention, index);
+        }
+        self.end_phase(place, Stage::Attention);
+
+        let q_dim = self.model.config().q_dim();
+        for slot in place.own_slots() {
+            if place.n == 1 {
+                self.attention().merge_chunks(&mut scratch.raw[..q_dim]);
+            } else {
+                let groups = scratch.raw[..q_dim].chunks_exact_mut(self.attention.width);
+                for (kv_head, group) in groups.enumerate() {
+                    // SAFETY: written before the barrier, read-only in this phase.
+                    group.copy_from_slice(unsafe { self.attention.row(kv_head * place.n + slot) });
+                }
+            }
+            self.sub_norm_to_input(scratch, slot, layer.attn_sub_norm.as_deref(), q_dim);
+        }
+        self.slots_ready(place);
+
+        self.multiply(place, scratch, &layer.attn_output, &self.y);
+        self.end_phase(place, Stage::Ternary);
+        self.add_residual(place);
+    }
+
+    /// x += down(sub_norm(activation(gate(norm(x))) * up(norm(x))))
+    fn feed_forward_block(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        index: usize,
+        layer: &Layer,
+    ) {
+        self.norm_to_input(place, scratch, &layer.ffn_norm);
+        self.slots_ready(place);
+
+        self.multiply(place, scratch, &layer.gate_up, &self.gate_up);
+        self.end_phase(place, Stage::GateUp);
+
+        let config = self.model.config();
+        for slot in place.own_slots() {
+            let token = place.token(slot);
+            // SAFETY: written before the barrier, read-only in this phase.
+            let (gate, up) = unsafe { self.gate_up.row(token) }.split_at(config.ffn);
+            let product = &mut scratch.raw[..config.ffn];
+            match config.architecture.activation() {
+                Activation::Relu2 => self.vector().relu2_mul(gate, up, product),
+                Activation::Silu => self.vector().silu_mul(gate, up, product),
+            }
+            self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), config.ffn);
+            if let Some(observer) = self.observer.filter(|_| place.shows(slot)) {
+                // SAFETY: the worker's own slot, which it has just written.
+                let input = unsafe { self.input.read(slot * config.ffn..(slot + 1) * config.ffn) };
+                observer.feed_forward(index, self.at[token].position, gate, input);
+            }
+        }
+        self.slots_ready(place);
+
+        self.multiply(place, scratch, &layer.down, &self.y);
+        self.end_phase(place, Stage::Down);
+        self.add_residual(place);
+    }
+
+    /// logits = head(norm(x)) of the tokens that want them, as many at once as there is a kernel for.
+    fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
+        self.slots_ready(place);
+        let (config, weights) = (self.model.config(), self.model.weights());
+        let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
+        let mut wanted = (0..place.n).filter(|&token| self.tokens[token].logits);
+        let at_once = self.scan.as_ref().map_or(self.model.head_tokens(), Scan::tokens);
+        let (mut first, all) = (0, self.logits.rows());
+        while first < all {
+            let tokens = (all - first).min(at_once);
+            let normed = &mut scratch.normed[..tokens * config.hidden];
+            for (normed, token) in normed.chunks_exact_mut(config.hidden).zip(wanted.by_ref()) {
+                // SAFETY: nobody writes x after the residual was added.
+                let x = unsafe { self.x.row(place.all_slots().start + token) };
+                self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
+                if let Some(observer) = self.observer.filter(|_| place.worker.index == 0) {
+                    observer.head(self.at[token].position, normed);
+                }
+            }
+            let out = self.logits.part_of(first..first + tokens);
+            let head = self.model.head(if self.scan.is_some() { 1 } else { tokens });
+            let prepared = &mut scratch.head_input[..head.prepared_bytes(config.hidden)];
+            match &self.scan {
+                Some(scan) => {
+                    if first > 0 {
+                        place.worker.barrier();
+                    }
+                    scan.work(place.worker, (normed, tokens), prepared, &out);
+                }
+                None => head.run_share(place.worker, rows, (normed, tokens), prepared, &out),
+            }
+            first += tokens;
+        }
+    }
+
+    /// input = quantise(norm(x)) for the worker's slots.
+    fn norm_to_input(&self, place: Place<'_>, scratch: &mut Scratch, norm: &[f32]) {
+        let config = self.model.config();
+        for slot in place.own_slots() {
+            let normed = &mut scratch.normed[..config.hidden];
+            // SAFETY: a worker's own slot; nobody writes it in this phase.
+            self.vector().rms_norm(unsafe { self.x.row(slot) }, norm, config.eps, normed);
+            self.quantise(slot, normed);
+        }
+    }
+
+    /// input = quantise(sub_norm(scratch.raw)), without the norm where the model has none.
+    fn sub_norm_to_input(
+        &self,
+        scratch: &mut Scratch,
+        slot: usize,
+        norm: Option<&[f32]>,
+        width: usize,
+    ) {
+        let raw = &scratch.raw[..width];
+        match norm {
+            Some(norm) => {
+                let normed = &mut scratch.normed[..width];
+                self.vector().rms_norm(raw, norm, self.model.config().eps, normed);
+                self.quantise(slot, normed);
+            }
+            None => self.quantise(slot, raw),
+        }
+    }
+
+    /// Quantises one token's activations into `input`, whose rows are as wide as they are.
+    fn quantise(&self, slot: usize, x: &[f32]) {
+        // SAFETY: a worker's own slot. Between a change of the row width and the previous product
+        // that read `input` there was the barrier after that product.
+        let (input, scale) = unsafe {
+            (
+                self.input.write(slot * x.len()..(slot + 1) * x.len()),
+                self.input_scale.write(slot..slot + 1),
+            )
+        };
+        scale[0] = self.vector().quantise_activations(x, input);
+    }
+
+    /// x += y
+    fn add_residual(&self, place: Place<'_>) {
+        for slot in place.own_slots() {
+            // SAFETY: x: a worker's own slot. y: written before the barrier, read-only now.
+            unsafe { self.vector().add(self.x.row_mut(slot), self.y.row(place.token(slot))) };
+        }
+    }
+
+    /// out = job * input for the worker's share of the rows and all tokens.
+    fn multiply(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        projection: &Projection,
+        out: &Rows<'_, f32>,
+    ) {
+        let (slots, cols) = (place.all_slots(), projection.cols());
+        // SAFETY: written before `slots_ready`, or by this worker; read-only in this phase.
+        let (input, scales) = unsafe {
+            (
+                self.input.read(slots.start * cols..slots.end * cols),
+                self.input_scale.read(slots.clone()),
+            )
+        };
+        let (worker, own) = (place.worker, &mut scratch.matmul);
+        match projection {
+            Projection::Packed(job) if place.n == 1 => {
+                job.decode(worker, input, scales[0], own, &out.data);
+            }
+            Projection::Packed(job) => {
+                job.prefill(worker, (input, scales), &self.workspace, own, &out.data);
+            }
+            Projection::InFile(job) => {
+                job.multiply(worker, (input, scales), &mut scratch.in_file, &out.data);
+            }
+        }
+    }
+
+    fn vector(&self) -> &VectorOps {
+        self.model.vector()
+    }
+
+    fn attention(&self) -> Attention<'_> {
+        Attention {
+            kernel: self.model.attention(),
+            ops: self.vector(),
+            config: self.model.config(),
+            at: self.at,
+            queries: &self.qkv,
+            kv: self.kv,
+            out: &self.attention,
+            partial: &self.partial,
+            partial_state: &self.partial_state,
+        }
+    }
+
+    /// Rotates q and k and appends k and v to the cache, a head at a time.
+    fn rotate_and_store(&self, place: Place<'_>, layer: usize) {
+        let config = self.model.config();
+        let width = config.head_dim;
+        let rotate = |token: usize, head: &mut [f32]| {
+            let slot = place.all_slots().start + token;
+            // SAFETY: written before `slots_ready`, or by this worker; read-only since.
+            let (cos, sin) = unsafe { (self.cos.row(slot), self.sin.row(slot)) };
+            match config.architecture.rope_pairs() {
+                RopePairs::RotateHalf => self.vector().rope_neox(head, cos, sin),
+                RopePairs::Interleaved => self.vector().rope_norm(head, cos, sin),
+            }
+        };
+        for unit in place.worker.share(place.n * config.heads) {
+            let (token, head) = (unit / config.heads, unit % config.heads);
+            // SAFETY: each unit belongs to one worker.
+            rotate(token, unsafe { self.qkv.part_mut(token, head * width..(head + 1) * width) });
+        }
+        for unit in place.worker.share(place.n * config.kv_heads) {
+            let (token, head) = (unit / config.kv_heads, unit % config.kv_heads);
+            let k = config.q_dim() + head * width..config.q_dim() + (head + 1) * width;
+            let v = k.start + config.kv_dim()..k.end + config.kv_dim();
+            // SAFETY: each unit belongs to one worker; v is read-only in this phase.
+            unsafe {
+                let (k, v) = (self.qkv.part_mut(token, k), self.qkv.part(token, v));
+                rotate(token, k);
+                let At { sequence, position } = self.at[token];
+                self.kv[sequence].store(self.vector(), (layer, head, position), k, v);
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Packs ternary matrices by lines, rows or columns, of which decode reads those that a list names:
+//! from the file's I2_S, as in [`crate::cpu::packing`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bitnet_profiles::{LineLayout, Shape};
+
+use crate::cpu::memory::Buffer;
+use crate::cpu::packing::{BadCode, ZERO, read_codes};
+use crate::cpu::threads::{Pool, SharedSlice};
+use crate::{Error, Result};
+
+/// What the lines of a matrix are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Along {
+    /// Its rows: a line is as long as the matrix has columns.
+    Rows,
+    /// Its columns: a line is as long as the matrix has rows.
+    Columns,
+}
+
+impl Along {
+    /// Lines of a matrix, and weights of a line.
+    #[must_use]
+    pub fn lines(self, shape: Shape) -> (usize, usize) {
+        match self {
+            Self::Rows => (shape.rows, shape.cols),
+            Self::Columns => (shape.cols, shape.rows),
+        }
+    }
+
+    /// Bytes of a matrix packed by lines.
+    #[must_use]
+    pub fn matrix_bytes(self, layout: LineLayout, shape: Shape) -> usize {
+        let (lines, length) = self.lines(shape);
+        lines * layout.line_bytes(length)
+    }
+}
+
+/// A ternary matrix, line by line.
+#[derive(Debug)]
+pub struct PackedLines {
+    layout: LineLayout,
+    along: Along,
+    shape: Shape,
+    scale: f32,
+    data: Buffer,
+}
+
+impl PackedLines {
+    /// Packs `file`, the I2_S codes of a matrix of `shape` without the scale that follows them, into
+    /// `buffer`, which is [`Along::matrix_bytes`] long.
+    ///
+    /// # Errors
+    /// As [`crate::cpu::packing::PackedMatrix::pack`].
+    pub fn pack(
+        file: &[u8],
+        shape: Shape,
+        scale: f32,
+        (layout, along): (LineLayout, Along),
+        mut buffer: Buffer,
+        pool: &Pool,
+    ) -> Result<std::result::Result<Self, BadCode>> {
+        let fits = file.len() == shape.weights().div_ceil(4)
+            && shape.weights().is_multiple_of(128)
+            && buffer.len() == along.matrix_bytes(layout, shape)
+            && (1..=Shape::MAX_COLS).contains(&shape.cols);
+        if !fits {
+            return Err(Error::Runtime(format!(
+                "cannot pack the lines of a matrix of {shape} from {} bytes into {} as {layout}",
+                file.len(),
+                buffer.len()
+            )));
+        }
+        let bad = AtomicBool::new(false);
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let seen = match along {
+                Along::Rows => pack_rows(file, shape, layout, worker.share(shape.rows), &out),
+                Along::Columns => {
+                    let units = worker.share(layout.units(shape.rows));
+                    pack_columns(file, shape, layout, units, &out)
+                }
+            };
+            bad.fetch_or(seen, Ordering::Relaxed);
+        })?;
+        if bad.into_inner() {
+            return Ok(Err(BadCode));
+        }
+        Ok(Ok(Self { layout, along, shape, scale, data: buffer }))
+    }
+
+    /// Rows that were packed by [`pack_row`].
+    pub(crate) fn of_rows(layout: LineLayout, shape: Shape, data: Buffer) -> Self {
+        assert_eq!(data.len(), Along::Rows.matrix_bytes(layout, shape));
+        Self { layout, along: Along::Rows, shape, scale: 1.0, data }
+    }
+
+    /// The same lines once more, in `buffer`.
+    ///
+    /// # Errors
+    /// As [`crate::cpu::packing::PackedMatrix::copy`].
+    pub fn copy(&self, mut buffer: Buffer, pool: &Pool) -> Result<Self> {
+        if buffer.len() != self.data.len() {
+            return Err(Error::Runtime(format!(
+                "cannot copy lines of {} bytes into {}",
+                self.data.len(),
+                buffer.len()
+            )));
+        }
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let share = worker.share(self.data.len());
+            // SAFETY: workers own disjoint ranges.
+            unsafe { out.write(share.clone()) }.copy_from_slice(&self.data[share]);
+        })?;
+        Ok(Self { data: buffer, ..*self })
+    }
+
+    /// The layout of a line.
+    pub fn layout(&self) -> LineLayout {
+        self.layout
+    }
+
+    /// What the lines are.
+    pub fn along(&self) -> Along {
+        self.along
+    }
+
+    /// Rows and columns of the matrix.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// As [`crate::cpu::packing::PackedMatrix::scale`].
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// How many lines there are.
+    pub fn lines(&self) -> usize {
+        Lines::from(self).lines()
+    }
+
+    /// Units of a line.
+    pub fn units(&self) -> usize {
+        Lines::from(self).units()
+    }
+
+    /// Keeps the lines in memory.
+    pub(crate) fn lock(&self) -> std::io::Result<()> {
+        self.data.lock()
+    }
+
+    /// The lines, one after the other.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// A ternary matrix, line by line, wherever its lines lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Lines<'a> {
+    layout: LineLayout,
+    along: Along,
+    shape: Shape,
+    /// From one line to the next.
+    line_bytes: usize,
+    data: &'a [u8],
+}
+
+impl<'a> From<&'a PackedLines> for Lines<'a> {
+    fn from(packed: &'a PackedLines) -> Self {
+        let &PackedLines { layout, along, shape, ref data, .. } = packed;
+        Self { layout, along, shape, line_bytes: layout.line_bytes(along.lines(shape).1), data }
+    }
+}
+
+impl<'a> Lines<'a> {
+    /// Columns in a block of a file's I2_S: a row of whole blocks can be read as it lies there.
+    pub const FILE_BLOCK: usize = 128;
+
+    /// The rows of a matrix of `shape` as a file holds them in I2_S: `file` are its codes and the 32
+    /// bytes that follow. Two blocks are a unit of [`LineLayout::I2sL64`] but for the order of its
+    /// columns, which [`Lines::to_file_order`] gives activations, too. Where a row is not of whole units
+    /// its last one ends with bytes of the next row, or with those 32, which meet zeros.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when rows are not of whole blocks, or `file` is not as long as that.
+    pub fn in_file(file: &'a [u8], shape: Shape) -> Result<Self> {
+        let line_bytes = shape.cols / 4;
+        let fits = (1..=Shape::MAX_COLS).contains(&shape.cols)
+            && shape.cols.is_multiple_of(Self::FILE_BLOCK)
+            && file.len() == shape.rows * line_bytes + 32;
+        if !fits {
+            return Err(Error::Runtime(format!(
+                "rows of a matrix of {shape} cannot be read from {} bytes of I2_S",
+                file.len()
+            )));
+        }
+        let (layout, along) = (LineLayout::I2sL64, Along::Rows);
+        Ok(Self { layout, along, shape, line_bytes, data: file })
+    }
+
+    /// Activations of every column in the order of [`Lines::in_file`], with zeros up to a whole unit.
+    pub fn to_file_order(q: &[i8], out: &mut Vec<i8>) {
+        /// Bytes of a block, and columns of one of its four fields.
+        const RUN: usize = Lines::FILE_BLOCK / 4;
+        let unit = LineLayout::I2sL64.unit_weights();
+        out.clear();
+        out.resize(q.len().next_multiple_of(unit), 0);
+        for (i, run) in q.chunks(RUN).enumerate() {
+            let (block, field) = (i / 4, i % 4);
+            // The file's first field is the highest of a byte, a unit's first the lowest.
+            let at = block / 2 * unit + (3 - field) * LineLayout::UNIT_BYTES + block % 2 * RUN;
+            out[at..at + run.len()].copy_from_slice(run);
+        }
+    }
+
+    /// The layout of a line.
+    pub fn layout(&self) -> LineLayout {
+        self.layout
+    }
+
+    /// What the lines are.
+    pub fn along(&self) -> Along {
+        self.along
+    }
+
+    /// Rows and columns of the matrix.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// From one line to the next.
+    pub fn line_bytes(&self) -> usize {
+        self.line_bytes
+    }
+
+    /// How many lines there are.
+    pub fn lines(&self) -> usize {
+        self.along.lines(self.shape).0
+    }
+
+    /// Units of a line.
+    pub fn units(&self) -> usize {
+        self.layout.units(self.along.lines(self.shape).1)
+    }
+
+    /// The lines, one after the other, the last with whole units.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
+    }
+}
+
+/// Packs rows; says whether a code was 3.
+fn pack_rows(
+    file: &[u8],
+    shape: Shape,
+    layout: LineLayout,
+    rows: std::ops::Range<usize>,
+    out: &SharedSlice<'_, u8>,
+) -> bool {
+    let line_bytes = layout.line_bytes(shape.cols);
+    let mut codes = vec![ZERO; shape.cols.next_multiple_of(layout.unit_weights())];
+    let mut bad = false;
+    for row in rows {
+        bad |= read_codes(file, row * shape.cols, &mut codes[..shape.cols]).bad;
+        // SAFETY: workers own disjoint ranges of rows.
+        let line = unsafe { out.write(row * line_bytes..(row + 1) * line_bytes) };
+        pack_row(layout, &codes, line);
+    }
+    bad
+}
+
+/// Packs the codes of a row, 0 to 2 and whole units of them, into its line.
+pub(crate) fn pack_row(layout: LineLayout, codes: &[u8], line: &mut [u8]) {
+    let units = codes.chunks_exact(layout.unit_weights());
+    for (codes, bytes) in units.zip(line.chunks_exact_mut(LineLayout::UNIT_BYTES)) {
+        let field = |f: usize| &codes[f * LineLayout::UNIT_BYTES..][..LineLayout::UNIT_BYTES];
+        join(layout, field, bytes);
+    }
+}
+
+/// Packs some units of all columns; says whether a code was 3.
+fn pack_columns(
+    file: &[u8],
+    shape: Shape,
+    layout: LineLayout,
+    units: std::ops::Range<usize>,
+    out: &SharedSlice<'_, u8>,
+) -> bool {
+    /// Columns at once: their codes stay in the L2 cache.
+    const COLS: usize = 512;
+    const BYTES: usize = LineLayout::UNIT_BYTES;
+    let (unit_rows, line_bytes) = (layout.unit_weights(), layout.line_bytes(shape.rows));
+    let mut codes = vec![ZERO; unit_rows * COLS];
+    let mut bytes = vec![0; BYTES * COLS];
+    let mut bad = false;
+    for unit in units {
+        for first in (0..shape.cols).step_by(COLS) {
+            let cols = COLS.min(shape.cols - first);
+            for (i, codes) in codes.chunks_exact_mut(COLS).enumerate() {
+                let row = unit * unit_rows + i;
+                if row < shape.rows {
+                    let at = row * shape.cols + first;
+                    bad |= read_codes(file, at, &mut codes[..cols]).bad;
+                } else {
+                    codes.fill(ZERO);
+                }
+            }
+            // Byte i of the unit for all columns, then turned over.
+            for (i, bytes) in bytes.chunks_exact_mut(COLS).enumerate() {
+                join(layout, |f| &codes[(f * BYTES + i) * COLS..][..COLS], bytes);
+            }
+            for col in 0..cols {
+                let start = (first + col) * line_bytes + unit * BYTES;
+                // SAFETY: workers own disjoint ranges of units.
+                let unit = unsafe { out.write(start..start + BYTES) };
+                for (i, byte) in unit.iter_mut().enumerate() {
+                    *byte = bytes[i * COLS + col];
+                }
+            }
+        }
+    }
+    bad
+}
+
+/// The bytes that hold a code of each field, as the layout says.
+fn join<'a>(layout: LineLayout, field: impl Fn(usize) -> &'a [u8], out: &mut [u8]) {
+    let n = out.len();
+    let [a, b, c, d] = [0, 1, 2, 3].map(|f| &field(f)[..n]);
+    match layout {
+        LineLayout::I2sL64 => {
+            for i in 0..n {
+                out[i] = a[i] | b[i] << 2 | c[i] << 4 | d[i] << 6;
+            }
+        }
+        LineLayout::T5L64 => {
+            let e = &field(4)[..n];
+            for i in 0..n {
+                // A code 3 is refused in the end: until then it must only not panic.
+                let number =
+                    a[i].wrapping_add(b[i] * 3).wrapping_add(c[i] * 9).wrapping_add(d[i] * 27);
+                let small = number.wrapping_add(e[i] << 6);
+                let large = number.wrapping_add(128).wrapping_add(17 * e[i]);
+                out[i] = if number < 64 { small } else { large };
+            }
+        }
+    }
+}

@@ -1,0 +1,734 @@
+//! The logits that matter, without reading all of the head.
+//!
+//! A scan of a low-bit copy ([`Planes`]) estimates every logit. The rows with the best estimates are
+//! computed by the full head's own kernel; the worst of these bounds from below what a row needs to
+//! be among the best. Every other row whose estimate, plus the most that it can be wrong by, does
+//! not stay below is looked at again: first with the fine copy, then by the full head's kernel.
+//! So the best k logits, and all that equal the k-th, are those of the full head, bit for bit.
+//!
+//! Several tokens are served by one scan. It takes five phases of the pool, with four barriers between
+//! them. To look at estimates band by band, as long as they are in the L2 cache, does not pay: with
+//! either the bound of each tile or the rows that may still be among the best kept on the way, the head of
+//! 8 sequences took 0.5 to 0.8 ms more on one core of Zen 5, of 10.6 (three pairs of runs each).
+
+use std::ops::Range;
+
+use crate::cpu::head::sketch::{Planes, Query, TILE_ROWS};
+use crate::cpu::kernels::{HeadKernel, PlaneInput, VectorOps};
+use crate::cpu::threads::{SharedSlice, Worker};
+use crate::cpu::weights::Table;
+use crate::error::Result;
+use crate::file::gguf::Gguf;
+
+/// The logits that a caller of [`Session`](super::Session) needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// All of them.
+    All,
+    /// Exactly the `count` largest, and all that equal the last of these, and those of `ids`. Any
+    /// other may read minus infinity instead.
+    Best {
+        /// How many, at least 1.
+        count: usize,
+        /// Those of `ids` that are in the vocabulary; each may stand here more than once.
+        ids: Vec<u32>,
+    },
+}
+
+impl Needs {
+    /// The largest logit.
+    pub const GREEDY: Self = Self::Best { count: 1, ids: Vec::new() };
+}
+
+/// How many of the best are looked for at most; beyond that it is no longer cheap, and all of the
+/// head is read.
+pub(crate) fn most(rows: usize) -> usize {
+    1024.min(rows / 4)
+}
+
+/// Rows that are looked at again at once.
+const REFINED: usize = 256;
+/// A fine row read alone costs more than as many bytes of a scan: one core of Zen 5 takes 3.2 ms for
+/// 33 MB of them, and 4.0 for the 172 MB of a plane.
+pub(crate) const ALONE: f64 = 4.0;
+/// As [`ALONE`], for rows of a head: if the system reads them out of the file, 2 kB take 1.3
+/// microseconds.
+pub(crate) fn alone(head: &Table) -> f64 {
+    if head.stays_in_file() { 25.0 } else { ALONE }
+}
+/// Tokens of which costs are averaged, roughly.
+const MEMORY: f64 = 8.0;
+/// Tokens for which the full head serves when the scan did not pay; it doubles up to the second.
+const REST: (usize, usize) = (32, 1024);
+
+/// What the head read for the tokens of a session whose logits were asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeadStats {
+    /// Tokens.
+    pub tokens: u64,
+    /// Tokens of which the copies of the head were scanned.
+    pub scanned: u64,
+    /// Rows that were looked at again after a scan, of all tokens.
+    pub refined: u64,
+    /// Rows that the full head's kernel computed after a scan.
+    pub rescored: u64,
+    /// Bytes read, of all tokens.
+    pub bytes: u64,
+}
+
+/// A head that can be scanned.
+#[derive(Clone, Copy)]
+pub(crate) struct ScannedHead<'a> {
+    pub(crate) gguf: &'a Gguf,
+    pub(crate) table: &'a Table,
+    pub(crate) kernel: &'a HeadKernel,
+    pub(crate) vector: &'a VectorOps,
+    pub(crate) planes: &'a Planes,
+}
+
+impl ScannedHead<'_> {
+    /// Bytes of all its rows.
+    fn bytes(&self) -> usize {
+        self.table.rows(self.gguf, 0..self.table.row_count()).len()
+    }
+
+    /// The logit of one row, by the full head's kernel.
+    fn logit(&self, row: u32, cols: usize, prepared: &[u8], buffer: &mut Vec<u8>) -> f32 {
+        let mut out = [0.0];
+        let row = self.table.row(self.gguf, row as usize, buffer);
+        self.kernel.run(row, cols, prepared, &mut out, 1);
+        out[0]
+    }
+}
+
+/// What a session keeps for the head. What belongs to rows lies in parts of the workers, `[token][rows]`
+/// of each: see [`Part`].
+#[derive(Debug)]
+pub(crate) struct ExactHead {
+    estimates: Vec<f32>,
+    /// Rows that were not ruled out by the scan.
+    survivors: Vec<u32>,
+    /// How many these are, `[worker][token]`.
+    found: Vec<usize>,
+    /// The best estimates of each worker, `[worker][token][count]`.
+    best: Vec<(f32, u32)>,
+    /// Logits of the chosen rows, `[token][count and ids]`.
+    exact: Vec<f32>,
+    /// The activations of each token, and whether bounds hold; where none does all logits are computed.
+    queries: Vec<(Query, bool)>,
+    workers: Vec<Own>,
+    policy: Policy,
+}
+
+/// What one worker keeps.
+#[derive(Debug, Default)]
+struct Own {
+    input: PlaneInput,
+    /// The rows that are computed first, the same for all workers, of each token.
+    chosen: Vec<Vec<u32>>,
+    sorted: Vec<(f32, u32)>,
+    /// Products of fine rows.
+    dots: Vec<i32>,
+    /// What a logit needs to be among the best, of each token.
+    least: Vec<f32>,
+    /// A row of the full head.
+    row: Vec<u8>,
+    read: Read,
+}
+
+/// What a worker read beside what it scanned.
+#[derive(Clone, Copy, Debug, Default)]
+struct Read {
+    refined: usize,
+    rescored: usize,
+}
+
+/// A worker's part of the rows, counted with those that fill the last tile.
+struct Part {
+    padded: Range<usize>,
+    /// Those that there are.
+    rows: Range<usize>,
+    tokens: usize,
+}
+
+impl Part {
+    fn new(tiles: &Range<usize>, rows: usize, tokens: usize) -> Self {
+        let padded = tiles.start * TILE_ROWS..tiles.end * TILE_ROWS;
+        let rows = padded.start.min(rows)..padded.end.min(rows);
+        Self { padded, rows, tokens }
+    }
+
+    /// Where the part of all tokens lies.
+    fn whole(&self) -> Range<usize> {
+        self.tokens * self.padded.start..self.tokens * self.padded.end
+    }
+
+    /// Where a token's rows lie.
+    fn of(&self, token: usize) -> Range<usize> {
+        let padded = self.padded_of(token);
+        padded.start..padded.start + self.rows.len()
+    }
+
+    /// Where these and those that fill the last tile lie.
+    fn padded_of(&self, token: usize) -> Range<usize> {
+        let first = self.tokens * self.padded.start + token * self.padded.len();
+        first..first + self.padded.len()
+    }
+}
+
+/// Whether to scan, from what it cost of late.
+#[derive(Debug)]
+struct Policy {
+    /// Cost of a scan relative to the full head.
+    cost: Option<f64>,
+    resting: usize,
+    rest: usize,
+}
+
+impl Policy {
+    /// Whether the next token is to be scanned.
+    fn scans(&mut self) -> bool {
+        if self.resting == 0 {
+            return true;
+        }
+        self.resting -= 1;
+        if self.resting == 0 {
+            self.cost = None;
+        }
+        false
+    }
+
+    fn learn(&mut self, cost: f64) {
+        let mean = self.cost.map_or(cost, |mean| mean + (cost - mean) / MEMORY);
+        self.cost = Some(mean);
+        if mean > 1.0 {
+            self.resting = self.rest;
+            self.rest = (self.rest * 2).min(REST.1);
+        } else {
+            self.rest = REST.0;
+        }
+    }
+}
+
+impl ExactHead {
+    pub(crate) fn new(planes: &Planes, threads: usize) -> Result<Self> {
+        let query = |_| Ok((Query::new(planes)?, false));
+        Ok(Self {
+            estimates: Vec::new(),
+            survivors: Vec::new(),
+            found: Vec::new(),
+            best: Vec::new(),
+            exact: Vec::new(),
+            queries: (0..planes.tokens()).map(query).collect::<Result<_>>()?,
+            workers: (0..threads).map(|_| Own::default()).collect(),
+            policy: Policy { cost: None, resting: 0, rest: REST.0 },
+        })
+    }
+
+    /// What the workers share for the next `tokens` tokens, if their logits are to be found by scans.
+    pub(crate) fn share<'a>(
+        &'a mut self,
+        head: ScannedHead<'a>,
+        needs: &'a Needs,
+        tokens: usize,
+    ) -> Option<Scan<'a>> {
+        let Needs::Best { count, ids } = needs else { return None };
+        let planes = head.planes;
+        let (count, most) = ((*count).max(1), most(planes.rows()));
+        if tokens == 0 || count > most || ids.len() > most || !self.policy.scans() {
+            return None;
+        }
+        // Of one scan; those of a kernel that takes more than there are tokens have places, too.
+        let tokens = planes.kernel(tokens.min(planes.tokens())).tokens();
+        let rows = planes.tile_count() * TILE_ROWS;
+        self.estimates.resize(self.estimates.len().max(tokens * rows), 0.0);
+        self.survivors.resize(self.survivors.len().max(tokens * rows), 0);
+        self.found.resize(tokens * self.workers.len(), 0);
+        self.best.resize(tokens * count * self.workers.len(), (0.0, 0));
+        self.exact.resize(tokens * (count + ids.len()), 0.0);
+        for own in &mut self.workers {
+            own.read = Read::default();
+            own.chosen.resize_with(tokens, Vec::new);
+            own.least.resize(tokens, 0.0);
+            own.dots.resize(REFINED, 0);
+        }
+        Some(Scan {
+            head,
+            count,
+            ids,
+            tokens,
+            estimates: SharedSlice::new(&mut self.estimates),
+            survivors: SharedSlice::new(&mut self.survivors),
+            found: SharedSlice::new(&mut self.found),
+            best: SharedSlice::new(&mut self.best),
+            exact: SharedSlice::new(&mut self.exact),
+            queries: SharedSlice::new(&mut self.queries),
+            workers: SharedSlice::new(&mut self.workers),
+        })
+    }
+
+    /// After scans for `tokens` tokens, at most so many at once: learns what they cost.
+    pub(crate) fn finish(
+        &mut self,
+        head: ScannedHead<'_>,
+        (tokens, at_once): (usize, usize),
+        stats: &mut HeadStats,
+    ) {
+        let (planes, head_bytes) = (head.planes, head.bytes());
+        let refined: usize = self.workers.iter().map(|own| own.read.refined).sum();
+        let rescored: usize = self.workers.iter().map(|own| own.read.rescored).sum();
+        let scans = tokens.div_ceil(at_once);
+        let scanned = scans * planes.scan_bytes();
+        let (fine, rows) =
+            (refined * planes.fine_row_bytes(), rescored * (head_bytes / planes.rows()));
+        stats.scanned += tokens as u64;
+        stats.refined += refined as u64;
+        stats.rescored += rescored as u64;
+        stats.bytes += (scanned + fine + rows) as u64;
+        let cost = scanned as f64 + ALONE * fine as f64 + alone(head.table) * rows as f64;
+        self.policy.learn(cost / (scans * head_bytes) as f64);
+    }
+}
+
+/// Scans: what the workers share.
+pub(crate) struct Scan<'a> {
+    head: ScannedHead<'a>,
+    count: usize,
+    ids: &'a [u32],
+    tokens: usize,
+    estimates: SharedSlice<'a, f32>,
+    survivors: SharedSlice<'a, u32>,
+    found: SharedSlice<'a, usize>,
+    best: SharedSlice<'a, (f32, u32)>,
+    exact: SharedSlice<'a, f32>,
+    queries: SharedSlice<'a, (Query, bool)>,
+    workers: SharedSlice<'a, Own>,
+}
+
+impl Scan<'_> {
+    /// Tokens that a scan serves at most.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// What each worker does for at most [`Scan::tokens`] tokens: `x`, `[tokens][cols]`, is the input
+    /// of the head, the same for all workers; `prepared` is for its kernel for one token, `logits`
+    /// `[tokens][vocab]`. Before the next scan there must be a barrier.
+    pub(crate) fn work(
+        &self,
+        worker: &Worker<'_>,
+        (x, tokens): (&[f32], usize),
+        prepared: &mut [u8],
+        logits: &SharedSlice<'_, f32>,
+    ) {
+        let (head, planes) = (self.head, self.head.planes);
+        let (cols, vocab) = (x.len() / tokens, planes.rows());
+        let x = |token: usize| &x[token * cols..(token + 1) * cols];
+        // SAFETY: each worker's own.
+        let own = unsafe { &mut self.workers.write(worker.index..worker.index + 1)[0] };
+        for token in worker.share(tokens) {
+            // SAFETY: shares are disjoint.
+            let (query, bound) = unsafe { &mut self.queries.write(token..token + 1)[0] };
+            *bound = query.set(planes, head.vector, x(token), planes.is_fine(tokens));
+        }
+        worker.barrier();
+
+        // SAFETY: written before the barrier, and not again.
+        let queries = unsafe { self.queries.read(0..tokens) };
+        let bound = || (0..tokens).filter(|&token| queries[token].1);
+        let tiles = worker.share(planes.tile_count());
+        let at_once = planes.kernel(tokens).tokens();
+        let part = Part::new(&tiles, vocab, at_once);
+        planes.set(&mut own.input, queries.iter().map(|(query, _)| query));
+        // SAFETY: parts are disjoint.
+        planes.scan(tokens, tiles, &own.input, unsafe { self.estimates.write(part.whole()) });
+        for token in bound() {
+            // SAFETY: as above, and now only read.
+            let (estimates, best) = unsafe {
+                (
+                    self.estimates.read(part.of(token)),
+                    self.best.write(self.best_of(worker.index, token)),
+                )
+            };
+            find_best(estimates, part.rows.start, best);
+        }
+        worker.barrier();
+
+        let places = self.count + self.ids.len();
+        for token in bound() {
+            let best = (0..worker.threads).flat_map(|worker| {
+                // SAFETY: written before the barrier, and not again.
+                unsafe { self.best.read(self.best_of(worker, token)) }
+            });
+            own.choose(token, best, self, vocab);
+            let chosen = &own.chosen[token];
+            let share = worker.share(chosen.len());
+            if share.is_empty() {
+                continue;
+            }
+            head.kernel.prepare((x(token), 1), prepared);
+            let first = token * places;
+            // SAFETY: shares are disjoint.
+            let exact = unsafe { self.exact.write(first + share.start..first + share.end) };
+            own.read.rescored += share.len();
+            for (exact, &row) in exact.iter_mut().zip(&chosen[share]) {
+                *exact = head.logit(row, cols, prepared, &mut own.row);
+            }
+        }
+        worker.barrier();
+
+        for (token, (query, bound)) in queries.iter().enumerate() {
+            let of_token = logits.part(token * vocab..(token + 1) * vocab);
+            if !bound {
+                let rows = head.table.rows(head.gguf, 0..vocab);
+                own.read.rescored += part.rows.len();
+                head.kernel.run_share(worker, rows, (x(token), 1), prepared, &of_token);
+                continue;
+            }
+            let exact = token * places..token * places + own.chosen[token].len();
+            // SAFETY: written before the barrier, and not again.
+            let exact = unsafe { self.exact.read(exact) };
+            let least = own.kth(exact, self.count);
+            // SAFETY: parts are disjoint; estimates are only read from here on.
+            let (estimates, survivors, own_logits, found) = unsafe {
+                (
+                    self.estimates.read(part.of(token)),
+                    self.survivors.write(part.padded_of(token)),
+                    of_token.write(part.rows.clone()),
+                    &mut self.found.write(self.found_at(worker.index, token))[0],
+                )
+            };
+            let estimates = (part.rows.start, estimates);
+            *found = planes.survivors(estimates, head.vector, query, least, survivors);
+            own_logits.fill(f32::NEG_INFINITY);
+            for (&row, &exact) in own.chosen[token].iter().zip(exact) {
+                let own = (row as usize).checked_sub(part.rows.start);
+                if let Some(logit) = own.and_then(|row| own_logits.get_mut(row)) {
+                    *logit = exact;
+                }
+            }
+            own.least[token] = least;
+        }
+        worker.barrier();
+
+        for token in bound() {
+            let query = &queries[token].0;
+            self.look_again(worker, own, (token, at_once, query), x(token), prepared, logits);
+        }
+    }
+
+    /// Looks at the survivors of a token again, one of so many that were scanned at once: those of all
+    /// workers together in equal parts.
+    fn look_again(
+        &self,
+        worker: &Worker<'_>,
+        own: &mut Own,
+        (token, at_once, query): (usize, usize, &Query),
+        x: &[f32],
+        prepared: &mut [u8],
+        logits: &SharedSlice<'_, f32>,
+    ) {
+        let (head, planes) = (self.head, self.head.planes);
+        let vocab = planes.rows();
+        let found = |index: usize| {
+            // SAFETY: written before the barrier, and not again.
+            unsafe { self.found.read(self.found_at(index, token))[0] }
+        };
+        let share = worker.share((0..worker.threads).map(found).sum());
+        if share.is_empty() {
+            return;
+        }
+        head.kernel.prepare((x, 1), prepared);
+        own.read.refined += share.len();
+        let mut before = 0;
+        for index in 0..worker.threads {
+            let tiles = worker.share_of(index, planes.tile_count());
+            let part = Part::new(&tiles, vocab, at_once);
+            let places = part.of(token);
+            let count = found(index);
+            let from = share.start.clamp(before, before + count) - before;
+            let to = share.end.clamp(before, before + count) - before;
+            before += count;
+            // SAFETY: written before the barrier, read-only now.
+            let (rows, estimates) = unsafe {
+                (
+                    self.survivors.read(places.start + from..places.start + to),
+                    self.estimates.read(places),
+                )
+            };
+            for rows in rows.chunks(REFINED) {
+                planes.fine_dots(rows, query, &mut own.dots);
+                for (&id, &dot) in rows.iter().zip(&own.dots) {
+                    let row = id as usize;
+                    let estimate = estimates[row - part.rows.start];
+                    if planes.survives(row, (estimate, dot), query, own.least[token]) {
+                        let at = token * vocab + row;
+                        // SAFETY: a row is in one share only.
+                        let out = unsafe { &mut logits.write(at..at + 1)[0] };
+                        *out = head.logit(id, x.len(), prepared, &mut own.row);
+                        own.read.rescored += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where a worker's best estimates for a token lie.
+    fn best_of(&self, worker: usize, token: usize) -> Range<usize> {
+        let first = (worker * self.tokens + token) * self.count;
+        first..first + self.count
+    }
+
+    /// Where it says how many rows it found for a token.
+    fn found_at(&self, worker: usize, token: usize) -> Range<usize> {
+        let at = worker * self.tokens + token;
+        at..at + 1
+    }
+}
+/// Puts the largest estimates, in falling order, and their rows into `best`; the first of equal
+/// ones. Where there are fewer, no row follows. `first` is the row of the first estimate.
+fn find_best(estimates: &[f32], first: usize, best: &mut [(f32, u32)]) {
+    const CHUNK: usize = 16;
+    best.fill((f32::NEG_INFINITY, u32::MAX));
+    let mut found = 0;
+    for (chunk, values) in estimates.chunks(CHUNK).enumerate() {
+        let last = if found < best.len() { f32::NEG_INFINITY } else { best[found - 1].0 };
+        // Most chunks have none, which vectors see at once.
+        if found == best.len() && values.iter().fold(true, |none, &v| none & (v <= last)) {
+            continue;
+        }
+        for (i, &value) in values.iter().enumerate() {
+            if found == best.len() && value <= best[found - 1].0 {
+                continue;
+            }
+            let at = best[..found].partition_point(|kept| kept.0 >= value);
+            found = (found + 1).min(best.len());
+            best[at..found].rotate_right(1);
+            best[at] = (value, (first + chunk * CHUNK + i) as u32);
+        }
+    }
+}
+
+impl Own {
+    /// The best rows of all workers, and those asked for, each once.
+    fn choose<'a>(
+        &mut self,
+        token: usize,
+        best: impl Iterator<Item = &'a (f32, u32)>,
+        scan: &Scan<'_>,
+        rows: usize,
+    ) {
+        self.sorted.clear();
+        self.sorted.extend(best.filter(|best| best.1 != u32::MAX));
+        self.sorted.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let chosen = &mut self.chosen[token];
+        chosen.clear();
+        chosen.extend(self.sorted.iter().take(scan.count).map(|best| best.1));
+        chosen.extend(scan.ids.iter().filter(|&&id| (id as usize) < rows));
+        chosen.sort_unstable();
+        chosen.dedup();
+    }
+
+    /// The `count`-th largest of some logits; minus infinity where there are fewer numbers.
+    fn kth(&mut self, logits: &[f32], count: usize) -> f32 {
+        self.sorted.clear();
+        self.sorted.extend(logits.iter().filter(|l| !l.is_nan()).map(|&l| (l, 0)));
+        self.sorted.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        self.sorted.get(count - 1).map_or(f32::NEG_INFINITY, |kept| kept.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::PlaneFormat;
+
+    use super::*;
+    use crate::cpu::head::sketch::tests::{Case, cases, input, logits, planes};
+    use crate::cpu::memory::Buffer;
+    use crate::cpu::threads::Pool;
+    use crate::random::Random;
+
+    /// The logits that scans give for some tokens, `[token][vocab]`, if there are any.
+    fn scanned(
+        exact: &mut ExactHead,
+        head: ScannedHead<'_>,
+        pool: &Pool,
+        (x, tokens): (&[f32], usize),
+        needs: &Needs,
+    ) -> Option<(Vec<f32>, HeadStats)> {
+        let (cols, vocab) = (x.len() / tokens, head.planes.rows());
+        let mut out = vec![f32::NAN; tokens * vocab];
+        let prepared = head.kernel.prepared_bytes(cols);
+        let mut prepared: Vec<Buffer> =
+            (0..pool.threads()).map(|_| Buffer::zeroed(prepared).unwrap()).collect();
+        let at_once;
+        {
+            let scan = exact.share(head, needs, tokens)?;
+            at_once = scan.tokens();
+            let logits = SharedSlice::new(&mut out);
+            let prepared = SharedSlice::new(&mut prepared);
+            pool.run(|worker| {
+                // SAFETY: each worker's own.
+                let prepared = unsafe { prepared.write(worker.index..worker.index + 1) };
+                for (i, x) in x.chunks(at_once * cols).enumerate() {
+                    let (first, tokens) = (i * at_once * vocab, x.len() / cols);
+                    let logits = logits.part(first..first + tokens * vocab);
+                    scan.work(worker, (x, tokens), &mut prepared[0], &logits);
+                    worker.barrier();
+                }
+            })
+            .unwrap();
+        }
+        let mut stats = HeadStats::default();
+        exact.finish(head, (tokens, at_once), &mut stats);
+        Some((out, stats))
+    }
+
+    /// What was asked for is that of the full head, and all else is too, or is ruled out.
+    fn check(expected: &[f32], got: &[f32], needs: &Needs, what: &str) {
+        let Needs::Best { count, ids } = needs else { panic!("{needs:?}") };
+        let mut sorted: Vec<f32> = expected.iter().copied().filter(|l| !l.is_nan()).collect();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let least = sorted.get(count - 1).copied().unwrap_or(f32::NEG_INFINITY);
+        for (row, (&expected, &got)) in expected.iter().zip(got).enumerate() {
+            let same = expected.to_bits() == got.to_bits() || expected.is_nan() && got.is_nan();
+            let needed = expected >= least || ids.contains(&(row as u32));
+            let ruled_out = got == f32::NEG_INFINITY && !needed;
+            assert!(same || ruled_out, "{what}, row {row}: {got} for {expected} with {least}");
+        }
+    }
+
+    fn best(count: usize, ids: &[u32]) -> Needs {
+        Needs::Best { count, ids: ids.to_vec() }
+    }
+
+    /// On every kind of head and input, with every number of workers; rows that fill tiles, and that
+    /// do not.
+    #[test]
+    fn the_best_are_those_of_the_full_head() {
+        let vector = VectorOps::best(bitnet_profiles::Isa::best());
+        let pools: Vec<Pool> = (1..=4).map(|threads| Pool::new(threads).unwrap()).collect();
+        for (rows, format) in [
+            (161, PlaneFormat::P4),
+            (256, PlaneFormat::P5),
+            (17, PlaneFormat::P5),
+            (4, PlaneFormat::P4),
+        ] {
+            for case in &cases(rows) {
+                let (kernel, planes) = planes(case, format, &pools[1]);
+                let Case { gguf, table, .. } = case;
+                let (kernel, vector, planes) = (&kernel, &vector, &planes);
+                let head = ScannedHead { gguf, table, kernel, vector, planes };
+                for (i, x) in case.inputs.iter().enumerate() {
+                    let expected = logits(case, kernel, x);
+                    for needs in [
+                        Needs::GREEDY,
+                        best(rows / 4, &[]),
+                        best(1, &[0, rows as u32 - 1, 3, 3]),
+                        best(rows / 4, &[2, rows as u32, u32::MAX]),
+                    ] {
+                        let mut found = Vec::new();
+                        for pool in &pools {
+                            let what = format!(
+                                "{} {}, {rows} rows, {format}, {} workers, input {i}, {needs:?}",
+                                case.name,
+                                table.format(),
+                                pool.threads()
+                            );
+                            let mut exact = ExactHead::new(planes, pool.threads()).unwrap();
+                            let scanned = scanned(&mut exact, head, pool, (x, 1), &needs);
+                            let most = most(rows);
+                            let Some((got, stats)) = scanned else {
+                                let Needs::Best { count, ids } = needs else { unreachable!() };
+                                assert!(count > most || ids.len() > most, "{what}");
+                                break;
+                            };
+                            check(&expected, &got, &needs, &what);
+                            let bits: Vec<u32> = got.iter().map(|l| l.to_bits()).collect();
+                            found.push((bits, stats));
+                        }
+                        assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{}", case.name);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tokens together, those that no bound holds for among them, are what each is alone, whether they
+    /// fill scans or not.
+    #[test]
+    fn tokens_together_are_what_they_are_alone() {
+        let vector = VectorOps::best(bitnet_profiles::Isa::best());
+        let pools: Vec<Pool> = (1..=3).map(|threads| Pool::new(threads).unwrap()).collect();
+        for case in &cases(161) {
+            let (kernel, planes) = planes(case, PlaneFormat::P4, &pools[1]);
+            let Case { gguf, table, cols, .. } = case;
+            let (kernel, vector, planes) = (&kernel, &vector, &planes);
+            let head = ScannedHead { gguf, table, kernel, vector, planes };
+            for needs in [Needs::GREEDY, best(5, &[160, 7])] {
+                for tokens in [2, 3, 8, 9, case.inputs.len()] {
+                    let inputs = || case.inputs.iter().rev().take(tokens);
+                    let x: Vec<f32> = inputs().flatten().copied().collect();
+                    let mut found = Vec::new();
+                    for pool in &pools {
+                        let mut exact = ExactHead::new(planes, pool.threads()).unwrap();
+                        let (got, stats) =
+                            scanned(&mut exact, head, pool, (&x, tokens), &needs).unwrap();
+                        for (i, (x, got)) in inputs().zip(got.chunks(161)).enumerate() {
+                            let what = format!(
+                                "{} {}, {cols} columns, {} workers, token {i} of {tokens}, {needs:?}",
+                                case.name,
+                                table.format(),
+                                pool.threads()
+                            );
+                            check(&logits(case, kernel, x), got, &needs, &what);
+                        }
+                        assert_eq!(stats.scanned, tokens as u64);
+                        let bits: Vec<u32> = got.iter().map(|l| l.to_bits()).collect();
+                        found.push((bits, stats));
+                    }
+                    assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{}", case.name);
+                }
+            }
+        }
+    }
+
+    /// A head with a row that stands out, and 4000 that do not.
+    fn trained(random: &mut Random) -> (Case, Vec<f32>) {
+        let cols = 256;
+        let x = input(cols, random);
+        let mut weights: Vec<f32> = (0..4000).flat_map(|_| input(cols, random)).collect();
+        for (w, x) in weights[2000 * cols..2001 * cols].iter_mut().zip(&x) {
+            *w = 2.0 * x;
+        }
+        let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let (gguf, table) = Table::alone(bitnet_profiles::HeadFormat::F32, cols, &bytes);
+        (Case { name: "trained", gguf, table, cols, inputs: Vec::new() }, x)
+    }
+
+    #[test]
+    fn few_rows_are_read_where_one_stands_out_and_all_is_read_where_none_does() {
+        let random = &mut Random::new(5);
+        let (pool, vector) = (Pool::new(2).unwrap(), VectorOps::best(bitnet_profiles::Isa::best()));
+        let (case, x) = trained(random);
+        let (kernel, planes) = planes(&case, PlaneFormat::P4, &pool);
+        let Case { gguf, table, .. } = &case;
+        let head = ScannedHead { gguf, table, kernel: &kernel, vector: &vector, planes: &planes };
+        let mut exact = ExactHead::new(&planes, 2).unwrap();
+        let (_, stats) = scanned(&mut exact, head, &pool, (&x, 1), &Needs::GREEDY).unwrap();
+        assert!(stats.refined <= 4 && stats.rescored <= 4, "{stats:?}");
+        assert!(stats.bytes < table.rows(gguf, 0..4000).len() as u64 / 6, "{stats:?}");
+        // All logits are 0, and so among the best: after that the full head serves for a while.
+        let nothing = vec![0.0; x.len()];
+        let (_, stats) = scanned(&mut exact, head, &pool, (&nothing, 1), &Needs::GREEDY).unwrap();
+        assert_eq!((stats.refined, stats.rescored), (4000, 4001));
+        let mut turns = Vec::new();
+        for _ in 0..3 * REST.0 + 10 {
+            turns.push(scanned(&mut exact, head, &pool, (&nothing, 1), &Needs::GREEDY).is_some());
+        }
+        let scans: Vec<usize> = (0..turns.len()).filter(|&i| turns[i]).collect();
+        assert!(scans.len() >= 2 && scans.len() <= 9, "{scans:?}");
+        let pause = scans.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert!(pause >= Some(REST.0), "{scans:?}");
+    }
+}

@@ -1,0 +1,866 @@
+//! Low-bit copies of the lm_head, and how far an estimate from them can be from the logit.
+//!
+//! Two copies: the *plane* ([`PlaneFormat`]), which a scan reads whole, and the *fine* rows, what
+//! the plane leaves of each row as a ternary one with a scale, which are read for the rows that may
+//! still be among the best, by a kernel with a list of rows. With w a row of the head, p and b its
+//! rows in the two copies, both exact real vectors, and x the activations as the full head sees them,
+//!
+//! ```text
+//! logit = w x + e,   |e| <= gamma |w| |x|         (rounding, of the depth of the full head's sum)
+//! scan  = p x' + e', |e'| <= gamma' |p| |x'|      (x' has 8 bits in blocks, or twice as many)
+//! fine  = b x" + e", |e"| <= gamma" |b| |x"|      (x" has 8 bits)
+//!
+//! |logit - scan|        <= |w - p| |x| + |p| |x - x'| + e + e'
+//! |logit - scan - fine| <= |w - p - b| |x| + |p| |x - x'| + |b| |x - x"| + e + e' + e"
+//! ```
+//!
+//! by Cauchy and Schwarz. `|w - p|` and `|w - p - b|` are kept for each row, rounded up; all other
+//! terms are small and take the largest norm of all rows. Heads of quantised blocks take x in such
+//! blocks too, so that x' is x. For a head of floats a token alone is two rows of activations, what
+//! 8 bits leave being the second: with one, a 2B-4T f16 head of noise had 3.2 % of its rows looked at
+//! again, not 1.6. Norms are never computed smaller than they are: sums of f32 are taken for as wrong
+//! as their depth allows, and what underflow could hide is added.
+//!
+//! Fine rows of 4 bits in blocks left fewer rows to compute, 0.1 % of them, but took 185 MB of a 2B-4T
+//! head instead of 66.
+
+use std::ops::Range;
+
+use bitnet_profiles::{Isa, LineLayout, PlaneFormat, Shape};
+
+use crate::cpu::gather::{self, PackedLines};
+use crate::cpu::kernels::{LinesKernel, PlaneInput, PlaneKernel, VectorOps};
+use crate::cpu::memory::{Buffer, Pages};
+use crate::cpu::threads::{Pool, SharedSlice};
+use crate::cpu::weights::Table;
+use crate::error::Result;
+use crate::file::gguf::Gguf;
+use crate::numerics::{BLOCK, Reach, reaches};
+
+/// Rows in a tile of a plane.
+pub(crate) const TILE_ROWS: usize = PlaneFormat::TILE_ROWS;
+/// Tiles after which pages of the file are given back.
+const TILES_PER_DROP: usize = 64;
+/// Unit roundoff of f32.
+const U: f64 = 1.0 / (1 << 24) as f64;
+/// More than what underflow can take from a norm of up to 2^18 elements, or from a sum.
+const UNDERFLOW: f64 = 1.0 / (1u64 << 60) as f64;
+/// Products of norms beyond this could leave the range of f32 on the way.
+const MAX_PRODUCT: f64 = 1e30;
+
+/// The copies of a head.
+#[derive(Debug)]
+pub struct Planes {
+    rows: usize,
+    cols: usize,
+    /// Whether the full head quantises its activations in blocks of 32.
+    block_head: bool,
+    /// By the tokens they take, from one on.
+    kernels: Vec<PlaneKernel>,
+    fine_kernel: LinesKernel,
+    tiles: Buffer,
+    /// Half the scale of each row, `[tiles][16]`.
+    scales: Vec<f32>,
+    fine: PackedLines,
+    /// The scale of each fine row.
+    fine_scales: Vec<f32>,
+    /// What the plane leaves of each row and what both leave, upper bounds of the norms.
+    residuals: Vec<f32>,
+    fine_residuals: Vec<f32>,
+    /// The largest norms of |w| + |w - p| and of |w - p| + |w - p - b|.
+    norm: f64,
+    fine_norm: f64,
+}
+
+/// A row as it was coded.
+struct Coded {
+    scale: f32,
+    fine_scale: f32,
+    norm: f64,
+    residual: f64,
+    fine_residual: f64,
+}
+
+/// What a row is coded in, of one worker: all are whole blocks.
+struct Room {
+    weights: Vec<f32>,
+    /// What the plane leaves.
+    rest: Vec<f32>,
+    /// Of the fine row, whole units.
+    codes: Vec<u8>,
+}
+
+impl Room {
+    fn new(cols: usize, fine: LineLayout) -> Self {
+        let padded = cols.next_multiple_of(BLOCK);
+        let codes = vec![ZERO; padded.next_multiple_of(fine.unit_weights())];
+        Self { weights: vec![0.0; padded], rest: vec![0.0; padded], codes }
+    }
+}
+
+/// The smallest float that is not less.
+fn up(x: f64) -> f32 {
+    let nearest = x as f32;
+    if f64::from(nearest) < x { nearest.next_up() } else { nearest }
+}
+
+/// An upper bound of the norm of `n` elements, summed in f64.
+fn norm(n: usize, element: impl Fn(usize) -> f64) -> f64 {
+    let mut lanes = [0.0; 8];
+    for i in 0..n {
+        lanes[i % 8] += element(i) * element(i);
+    }
+    lanes.iter().sum::<f64>().sqrt() * (1.0 + 1e-9)
+}
+
+impl Planes {
+    /// Bytes that a scan of a head of so many rows and columns reads.
+    pub(crate) fn plane_bytes(format: PlaneFormat, rows: usize, cols: usize) -> usize {
+        rows.div_ceil(TILE_ROWS) * format.tile_bytes(cols) + rows * 2 * size_of::<f32>()
+    }
+
+    /// Bytes of a fine row, its scale and its residual.
+    pub(crate) fn fine_bytes(layout: LineLayout, cols: usize) -> usize {
+        layout.line_bytes(cols) + 2 * size_of::<f32>()
+    }
+
+    /// Makes the copies of `head`, whose rows hold `cols` weights, for the kernels that read them:
+    /// those that scan, by the tokens they take, and one that takes a list of rows. Each worker writes
+    /// what it will read, and gives back the pages of the file on the way.
+    ///
+    /// # Errors
+    /// [`crate::Error::Runtime`] when there is not enough memory or a worker panicked.
+    pub fn build(
+        gguf: &Gguf,
+        head: &Table,
+        cols: usize,
+        (format, kernels): (PlaneFormat, Vec<PlaneKernel>),
+        fine_kernel: LinesKernel,
+        pool: &Pool,
+        pages: Pages,
+    ) -> Result<Self> {
+        let isa = kernels[0].id().isa;
+        let rows = head.row_count();
+        let (tiles, tile_bytes) = (rows.div_ceil(TILE_ROWS), format.tile_bytes(cols));
+        let layout = fine_kernel.layout();
+        let fine_bytes = layout.line_bytes(cols);
+        let mut fine = Buffer::with(rows * fine_bytes, pages)?;
+        let mut planes = Self {
+            rows,
+            cols,
+            block_head: head.format().block_weights() > 1,
+            kernels,
+            fine_kernel,
+            tiles: Buffer::with(tiles * tile_bytes, pages)?,
+            scales: vec![0.0; tiles * TILE_ROWS],
+            fine: PackedLines::of_rows(layout, Shape::new(0, cols), Buffer::zeroed(0)?),
+            fine_scales: vec![0.0; tiles * TILE_ROWS],
+            residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
+            fine_residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
+            norm: 0.0,
+            fine_norm: 0.0,
+        };
+        let mut norms = vec![(0.0, 0.0); pool.threads()];
+        let code = coder(format, isa);
+        {
+            let out = SharedSlice::new(&mut planes.tiles);
+            let fine = SharedSlice::new(&mut fine);
+            let scales = SharedSlice::new(&mut planes.scales);
+            let fine_scales = SharedSlice::new(&mut planes.fine_scales);
+            let residuals = SharedSlice::new(&mut planes.residuals);
+            let fine_residuals = SharedSlice::new(&mut planes.fine_residuals);
+            let norms = SharedSlice::new(&mut norms);
+            pool.run(|worker| {
+                let mut room = Room::new(cols, layout);
+                let mut largest = (0.0f64, 0.0f64);
+                let share = worker.share(tiles);
+                for tile in share.clone() {
+                    let first = tile * TILE_ROWS;
+                    let own = first..first + TILE_ROWS;
+                    let filled = first..own.end.min(rows);
+                    // SAFETY: workers own disjoint ranges of tiles and of their rows.
+                    let (out, fine, scales, fine_scales, residuals, fine_residuals) = unsafe {
+                        (
+                            out.write(tile * tile_bytes..(tile + 1) * tile_bytes),
+                            fine.write(filled.start * fine_bytes..filled.end * fine_bytes),
+                            scales.write(own.clone()),
+                            fine_scales.write(own.clone()),
+                            residuals.write(own.clone()),
+                            fine_residuals.write(own),
+                        )
+                    };
+                    for (r, fine) in fine.chunks_exact_mut(fine_bytes).enumerate() {
+                        head.read_row(gguf, first + r, &mut room.weights[..cols]);
+                        // SAFETY: `coder` asked for what the CPU has.
+                        let coded = unsafe { code(&mut room, r, out) };
+                        let Some(coded) = coded else { continue };
+                        gather::pack_row(layout, &room.codes, fine);
+                        scales[r] = coded.scale;
+                        fine_scales[r] = coded.fine_scale;
+                        residuals[r] = up(coded.residual);
+                        fine_residuals[r] = up(coded.fine_residual);
+                        largest.0 = largest.0.max(coded.norm + coded.residual);
+                        largest.1 = largest.1.max(coded.residual + coded.fine_residual);
+                    }
+                    // Rarely, as part of a page stays at either end.
+                    let since = (tile - share.start) / TILES_PER_DROP * TILES_PER_DROP;
+                    if tile + 1 == share.end || tile - share.start + 1 == since + TILES_PER_DROP {
+                        head.drop_rows(gguf, (share.start + since) * TILE_ROWS..filled.end);
+                    }
+                }
+                // SAFETY: each worker's own.
+                unsafe { norms.write(worker.index..worker.index + 1)[0] = largest };
+            })?;
+        }
+        planes.fine = PackedLines::of_rows(layout, Shape::new(rows, cols), fine);
+        for (norm, fine_norm) in norms {
+            (planes.norm, planes.fine_norm) =
+                (planes.norm.max(norm), planes.fine_norm.max(fine_norm));
+        }
+        Ok(planes)
+    }
+
+    /// The kernel that scans for so many tokens: at most [`Planes::tokens`].
+    #[must_use]
+    pub fn kernel(&self, tokens: usize) -> &PlaneKernel {
+        let rows = if self.is_fine(tokens) { 2 } else { tokens };
+        let fits = self.kernels.iter().find(|kernel| kernel.tokens() >= rows);
+        fits.unwrap_or(&self.kernels[0])
+    }
+
+    /// Whether tokens, if they are so many, are two rows of activations each.
+    pub(crate) fn is_fine(&self, tokens: usize) -> bool {
+        tokens == 1 && !self.block_head && self.tokens() > 1
+    }
+
+    /// Tokens that a scan serves at most.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.kernels.iter().map(PlaneKernel::tokens).max().unwrap_or(1)
+    }
+
+    /// Rows of the head.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Tiles of the plane.
+    pub(crate) fn tile_count(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
+    }
+
+    /// Bytes that a scan reads: the plane, and scale and residual of every row.
+    #[must_use]
+    pub fn scan_bytes(&self) -> usize {
+        self.tiles.len() + self.rows * 2 * size_of::<f32>()
+    }
+
+    /// Bytes that the fine estimate of a row reads.
+    #[must_use]
+    pub fn fine_row_bytes(&self) -> usize {
+        Self::fine_bytes(self.fine.layout(), self.cols)
+    }
+
+    /// Keeps the copies in memory, if so asked.
+    pub(crate) fn lock_if(&self, lock: bool) -> std::io::Result<()> {
+        if lock { self.tiles.lock().and(self.fine.lock()) } else { Ok(()) }
+    }
+
+    /// Takes the activations of some tokens for [`Planes::scan`].
+    pub(crate) fn set<'a>(
+        &self,
+        input: &mut PlaneInput,
+        queries: impl ExactSizeIterator<Item = &'a Query> + Clone,
+    ) {
+        let kernel = self.kernel(queries.len());
+        let rests = queries.clone().take(usize::from(self.is_fine(queries.len())));
+        let rows = queries.map(|query| &query.rows[0]).chain(rests.map(|query| &query.rows[1]));
+        input.set(kernel, self.cols, rows.map(|row| (&row.q[..], &row.d[..])));
+    }
+
+    /// Estimates of the rows of some tiles for so many tokens, `[token][tiles][16]` with a place for all
+    /// that the kernel takes.
+    pub(crate) fn scan(
+        &self,
+        tokens: usize,
+        tiles: Range<usize>,
+        input: &PlaneInput,
+        out: &mut [f32],
+    ) {
+        self.kernel(tokens).run(&self.tiles, &self.scales, tiles, input, out);
+        if self.is_fine(tokens) {
+            let (estimates, rests) = out.split_at_mut(out.len() / 2);
+            for (estimate, rest) in estimates.iter_mut().zip(rests) {
+                *estimate += *rest;
+            }
+        }
+    }
+
+    /// The rows, of those that begin with `first`, whose logits may reach `least`: into `found`, as
+    /// long as `estimates`, rounded up to whole tiles. Gives how many.
+    pub(crate) fn survivors(
+        &self,
+        (first, estimates): (usize, &[f32]),
+        ops: &VectorOps,
+        query: &Query,
+        least: f32,
+        found: &mut [u32],
+    ) -> usize {
+        let residuals = &self.residuals[first..first + estimates.len()];
+        let reach = Reach { norm: query.norm, slack: query.slack, least };
+        ops.list_reaching((estimates, residuals), reach, first as u32, found)
+    }
+
+    /// Products of some fine rows with the activations, for [`Planes::survives`].
+    pub(crate) fn fine_dots(&self, rows: &[u32], query: &Query, dots: &mut [i32]) {
+        self.fine_kernel.run(&self.fine, 0..self.fine.units(), rows, &query.fine, dots);
+    }
+
+    /// Whether a row's logit may reach `least` by its better estimate, if the scan's and the product
+    /// of its fine row are these.
+    pub(crate) fn survives(
+        &self,
+        row: usize,
+        (estimate, dot): (f32, i32),
+        query: &Query,
+        least: f32,
+    ) -> bool {
+        let fine = dot as f32 * (self.fine_scales[row] * query.step);
+        let radius = self.fine_residuals[row] * query.norm + query.fine_slack;
+        reaches((estimate + fine) + radius, least)
+    }
+}
+
+/// Codes one row, row `r` of its tile, and its fine row. Nothing is written, and nothing given,
+/// where the weights are no numbers or too large.
+///
+/// # Safety
+/// The CPU has the features that the function was chosen for.
+type Coder = unsafe fn(&mut Room, usize, &mut [u8]) -> Option<Coded>;
+
+/// The coder for a format, of instructions up to those of `isa`. All give the same.
+fn coder(format: PlaneFormat, isa: Isa) -> Coder {
+    #[cfg(target_arch = "x86_64")]
+    if isa.includes(Isa::Avx2) && Isa::Avx2.is_supported() {
+        return match format {
+            PlaneFormat::P4 => code_row_avx2::<4>,
+            PlaneFormat::P5 => code_row_avx2::<5>,
+        };
+    }
+    let _ = isa;
+    match format {
+        PlaneFormat::P4 => code_row::<4>,
+        PlaneFormat::P5 => code_row::<5>,
+    }
+}
+
+/// [`code_row`] in vectors twice as long.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn code_row_avx2<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Option<Coded> {
+    code_row::<BITS>(room, r, out)
+}
+
+/// What the copies would leave of some rows: the norms after the plane and after both.
+pub(crate) fn residuals(
+    gguf: &Gguf,
+    head: &Table,
+    cols: usize,
+    (format, isa): (PlaneFormat, Isa),
+    rows: impl Iterator<Item = usize>,
+) -> Vec<[f32; 2]> {
+    let mut room = Room::new(cols, LineLayout::I2sL64);
+    let mut tile = vec![0; format.tile_bytes(cols)];
+    rows.map(|row| {
+        head.read_row(gguf, row, &mut room.weights[..cols]);
+        // SAFETY: `coder` asked for what the CPU has.
+        match unsafe { coder(format, isa)(&mut room, 0, &mut tile) } {
+            Some(coded) => [coded.residual, coded.fine_residual].map(up),
+            None => [f32::INFINITY; 2],
+        }
+    })
+    .collect()
+}
+
+/// int8 activations in blocks, and their scales.
+#[derive(Debug)]
+struct BlockRow {
+    q: Vec<i8>,
+    d: Vec<f32>,
+}
+
+impl BlockRow {
+    fn value(&self, i: usize) -> f64 {
+        f64::from(self.q[i]) * f64::from(self.d[i / BLOCK])
+    }
+}
+
+/// The activations of one token as the scan and the fine rows read them, and what they add to the
+/// bounds.
+#[derive(Debug)]
+pub(crate) struct Query {
+    /// As the full head sees them, padded with zeros.
+    x: Vec<f32>,
+    /// In blocks, and what that leaves.
+    rows: [BlockRow; 2],
+    rest: Vec<f32>,
+    /// With one scale, what a step of it stands for; prepared for the fine rows.
+    q8: Vec<i8>,
+    step: f32,
+    fine: Buffer,
+    /// Not below |x|.
+    norm: f32,
+    /// What is added to the residuals' part of the bounds.
+    slack: f32,
+    fine_slack: f32,
+}
+
+impl Query {
+    pub(crate) fn new(planes: &Planes) -> Result<Self> {
+        let padded = planes.cols.next_multiple_of(BLOCK);
+        Ok(Self {
+            x: vec![0.0; padded],
+            rows: [(); 2].map(|()| BlockRow { q: vec![0; padded], d: vec![0.0; padded / BLOCK] }),
+            rest: vec![0.0; padded],
+            q8: vec![0; padded],
+            step: 0.0,
+            fine: Buffer::zeroed(planes.fine_kernel.group_bytes(planes.cols))?,
+            norm: 0.0,
+            slack: 0.0,
+            fine_slack: 0.0,
+        })
+    }
+
+    /// Takes the activations, as two rows if so asked; false where no bound holds: they are not finite,
+    /// or too large.
+    pub(crate) fn set(&mut self, planes: &Planes, ops: &VectorOps, x: &[f32], fine: bool) -> bool {
+        let cols = x.len();
+        self.x[..cols].copy_from_slice(x);
+        let [row, rest] = &mut self.rows;
+        ops.quantise_blocks(&self.x, &mut row.q, &mut row.d);
+        if planes.block_head {
+            // What the full head multiplies. As floats they are rounded once, which counts below.
+            dequantise(row, &mut self.x);
+        }
+        if fine {
+            dequantise(row, &mut self.rest);
+            for (rest, x) in self.rest.iter_mut().zip(&self.x) {
+                *rest = x - *rest;
+            }
+            ops.quantise_blocks(&self.rest, &mut rest.q, &mut rest.d);
+        }
+        let [row, rest] = &self.rows;
+        let (n, x) = (self.x.len(), |i: usize| f64::from(self.x[i]));
+        let size = norm(n, x) * (1.0 + 2.0 * U) + UNDERFLOW;
+        let product = size * planes.norm.max(1.0);
+        if product.is_nan() || product > MAX_PRODUCT {
+            return false;
+        }
+        let in_blocks = |i| row.value(i) + if fine { rest.value(i) } else { 0.0 } - x(i);
+        let coarse = norm(n, in_blocks) + U * size;
+        self.step = 1.0 / ops.quantise_activations(&self.x, &mut self.q8);
+        planes.fine_kernel.prepare(&self.q8[..cols], &mut self.fine);
+        let narrow = |i| f64::from(self.q8[i]) * f64::from(self.step) - x(i);
+        let narrow = norm(n, narrow) + U * size;
+        // Depths of the three sums: 16 lanes and a tree, for blocks with a product of scales; one
+        // chain over the blocks of the plane. What is left pays for the sums of bounds themselves.
+        let lanes = n as f64 / 16.0 + 16.0;
+        let blocks = (n / BLOCK) as f64 + 16.0;
+        let rounding = (lanes + blocks + 32.0) * 1.01 * U;
+        let slack = planes.norm * (coarse + rounding * (size + coarse)) + UNDERFLOW;
+        let fine = planes.fine_norm * (narrow + rounding * (size + narrow));
+        (self.norm, self.slack, self.fine_slack) = (up(size), up(slack), up(slack + fine));
+        true
+    }
+}
+
+fn dequantise(row: &BlockRow, x: &mut [f32]) {
+    let blocks = row.q.chunks_exact(BLOCK).zip(&row.d);
+    for (x, (q, &d)) in x.chunks_exact_mut(BLOCK).zip(blocks) {
+        for (x, &q) in x.iter_mut().zip(q) {
+            *x = d * f32::from(q);
+        }
+    }
+}
+
+/// Code of a weight of 0 in a fine row.
+const ZERO: u8 = 1;
+/// The scale of a fine row in root mean squares: the best for what rounding to equal steps leaves, of
+/// which two thirds of the largest are so many.
+const FINE_STEP: f32 = 1.154_700_5;
+
+/// Lanes of the sums of squares here, so that the compiler can use vectors.
+const LANES: usize = 16;
+
+/// See [`Coder`]; written for the compiler's vectors, here and in what it calls.
+#[inline(always)]
+fn code_row<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Option<Coded> {
+    let (blocks, _) = room.weights.as_chunks::<BLOCK>();
+    let (rests, _) = room.rest.as_chunks_mut::<BLOCK>();
+    let levels = (1u32 << BITS) as f32;
+    let middle = (levels - 1.0) / 2.0;
+    let mut squares = [[0f32; LANES]; 3];
+    let mut lanes = [0.0; LANES];
+    for block in blocks {
+        add_squares(&mut squares[0], block);
+        larger(&mut lanes, block);
+    }
+    let total = squares[0].iter().sum::<f32>();
+    if !total.is_finite() {
+        return None;
+    }
+    // A step of 1 in the scale of a block; of weights that small no scale is a normal number.
+    let largest = largest(lanes);
+    let unit = if largest < 1e-30 { 0.0 } else { largest / (levels / 2.0 * 255.0) };
+    let per_unit = if unit == 0.0 { 0.0 } else { 1.0 / unit };
+    let block_bytes = TILE_ROWS * (BLOCK * BITS / 8 + 1);
+    for ((block, rest), out) in
+        blocks.iter().zip(&mut *rests).zip(out.chunks_exact_mut(block_bytes))
+    {
+        let scale = ((top(block) / (levels / 2.0)) * per_unit).ceil().min(255.0);
+        let step = unit * scale;
+        let mut codes = [0u8; BLOCK];
+        *rest = quantise(block, step, middle, levels - 1.0, &mut codes);
+        add_squares(&mut squares[1], rest);
+        // Four or eight codes at once, each in its byte.
+        for (group, codes) in codes.as_chunks::<8>().0.iter().enumerate() {
+            let low = u64::from_le_bytes(*codes) & 0x0f0f_0f0f_0f0f_0f0f;
+            let nibbles = (low | low >> 28) as u32;
+            out[64 * group + 4 * r..][..4].copy_from_slice(&nibbles.to_le_bytes());
+        }
+        if BITS == 5 {
+            let steps = codes.as_chunks::<4>().0.iter().enumerate();
+            let bits = steps.fold(0, |bits, (step, codes)| {
+                bits | (u32::from_le_bytes(*codes) >> 4 & 0x0101_0101) << step
+            });
+            out[256 + 4 * r..][..4].copy_from_slice(&bits.to_le_bytes());
+        }
+        out[block_bytes - TILE_ROWS + r] = scale as u8;
+    }
+    let mean = squares[1].iter().sum::<f32>() / room.weights.len() as f32;
+    let fine_scale = FINE_STEP * mean.sqrt();
+    let (codes, _) = room.codes.as_chunks_mut::<BLOCK>();
+    for (rest, codes) in rests.iter().zip(codes) {
+        add_squares(&mut squares[2], &quantise(rest, fine_scale, 1.0, 2.0, codes));
+    }
+    let [weights_norm, residual, fine_residual] = squares.map(|lanes| {
+        let depth = room.weights.len() as f64 / LANES as f64 + 32.0;
+        let sum: f64 = lanes.iter().map(|&v| f64::from(v)).sum();
+        sum.sqrt() * (1.0 + depth * 2.0 * U) + UNDERFLOW
+    });
+    // The step, the coded weight and the difference were rounded, and perhaps the weight itself.
+    let rounding = 16.0 * U * (weights_norm + residual);
+    Some(Coded {
+        // Scans sum twice the codes.
+        scale: unit / 2.0,
+        fine_scale,
+        norm: weights_norm,
+        residual: residual + rounding,
+        fine_residual: fine_residual + rounding,
+    })
+}
+
+#[inline(always)]
+fn add_squares(lanes: &mut [f32; LANES], block: &[f32; BLOCK]) {
+    for half in block.as_chunks::<LANES>().0 {
+        *lanes = std::array::from_fn(|i| lanes[i] + half[i] * half[i]);
+    }
+}
+
+#[inline(always)]
+fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// Takes larger magnitudes into lanes.
+#[inline(always)]
+fn larger(lanes: &mut [f32; LANES], block: &[f32; BLOCK]) {
+    for half in block.as_chunks::<LANES>().0 {
+        *lanes = std::array::from_fn(|i| max(half[i].abs(), lanes[i]));
+    }
+}
+
+/// The largest of some lanes; as a tree, since in a chain each would wait for the one before.
+#[inline(always)]
+fn largest(lanes: [f32; LANES]) -> f32 {
+    let lanes: [f32; 8] = std::array::from_fn(|i| max(lanes[i], lanes[i + 8]));
+    let lanes: [f32; 4] = std::array::from_fn(|i| max(lanes[i], lanes[i + 4]));
+    max(max(lanes[0], lanes[2]), max(lanes[1], lanes[3]))
+}
+
+/// The largest magnitude.
+#[inline(always)]
+fn top(block: &[f32; BLOCK]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    larger(&mut lanes, block);
+    largest(lanes)
+}
+
+/// Codes a block: `round(w / step + middle)`, 0 to `last`; gives what is left of it.
+#[inline(always)]
+fn quantise(
+    block: &[f32; BLOCK],
+    step: f32,
+    middle: f32,
+    last: f32,
+    codes: &mut [u8; BLOCK],
+) -> [f32; BLOCK] {
+    /// Adding this rounds 0..2^22 to an integer, which stands in the low bits.
+    const ROUND: f32 = 8_388_608.0;
+    let per_step = if step < 1e-30 { 0.0 } else { 1.0 / step };
+    let mut rest = [0.0; BLOCK];
+    for i in 0..BLOCK {
+        let place = block[i] * per_step + middle;
+        let place = if place > 0.0 { place } else { 0.0 };
+        let place = if place < last { place } else { last };
+        let rounded = place + ROUND;
+        codes[i] = rounded.to_bits() as u8;
+        rest[i] = block[i] - step * ((rounded - ROUND) - middle);
+    }
+    rest
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use bitnet_profiles::HeadFormat;
+    use half::f16;
+
+    use super::*;
+    use crate::cpu::gather::Along;
+    use crate::cpu::kernels::HeadKernel;
+    use crate::cpu::kernels::verify::head_row;
+    use crate::random::Random;
+
+    /// A head, and activations to try on it.
+    pub struct Case {
+        pub name: &'static str,
+        pub gguf: Gguf,
+        pub table: Table,
+        pub cols: usize,
+        pub inputs: Vec<Vec<f32>>,
+    }
+
+    /// About normal.
+    fn normal(random: &mut Random) -> f32 {
+        let unit = |random: &mut Random| random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5;
+        (0..6).map(|_| unit(random)).sum()
+    }
+
+    pub fn input(cols: usize, random: &mut Random) -> Vec<f32> {
+        (0..cols).map(|_| normal(random)).collect()
+    }
+
+    /// Activations of every kind that there may be: also such that no bound can hold.
+    fn inputs(cols: usize, random: &mut Random) -> Vec<Vec<f32>> {
+        let mut inputs: Vec<Vec<f32>> = (0..6).map(|_| input(cols, random)).collect();
+        inputs.push(vec![0.0; cols]);
+        for factor in [1e-38, 1e-20, 1e20, 1e37] {
+            inputs.push(input(cols, random).iter().map(|x| x * factor).collect());
+        }
+        for (at, value) in [(0, 300.0), (cols / 2, -1e6), (cols - 1, f32::NAN), (0, f32::INFINITY)]
+        {
+            let mut outlier = input(cols, random);
+            outlier[at] = value;
+            inputs.push(outlier);
+        }
+        inputs
+    }
+
+    fn encode(format: HeadFormat, weights: &[f32]) -> Vec<u8> {
+        let bytes = |w: &f32| match format {
+            HeadFormat::F16 => f16::from_f32(*w).to_le_bytes().to_vec(),
+            HeadFormat::Bf16 => half::bf16::from_f32(*w).to_le_bytes().to_vec(),
+            _ => w.to_le_bytes().to_vec(),
+        };
+        weights.iter().flat_map(bytes).collect()
+    }
+
+    type Rows = fn(usize, usize, &mut Random) -> Vec<f32>;
+
+    /// Heads of floats: rows from their number and their columns.
+    const FLOATS: &[(&str, Rows)] = &[
+        ("noise", |_, cols, random| input(cols, random)),
+        ("all rows equal", |_, cols, _| (0..cols).map(|i| (i % 13) as f32 - 6.0).collect()),
+        ("pairs of equal rows", |row, cols, _| input(cols, &mut Random::new(row as u64 / 2))),
+        ("all zero", |_, cols, _| vec![0.0; cols]),
+        ("rows of all sizes", |row, cols, random| {
+            let factor = 2f32.powi(row as i32 % 280 - 140);
+            input(cols, random).iter().map(|w| w * factor).collect()
+        }),
+        ("one large column", |_, cols, random| {
+            let mut row = input(cols, random);
+            row[cols / 3] *= 1000.0;
+            row
+        }),
+        ("no numbers among them", |row, cols, random| {
+            let mut weights = input(cols, random);
+            let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e-40, 3e38];
+            weights[row % cols] = values[row % values.len()];
+            weights
+        }),
+        ("one part in a million apart", |row, cols, _| {
+            (0..cols).map(|i| 1.0 + (row * usize::from(i == 7)) as f32 * 1e-6).collect()
+        }),
+    ];
+
+    /// Every kind of head, of `rows` rows.
+    pub fn cases(rows: usize) -> Vec<Case> {
+        let random = &mut Random::new(rows as u64);
+        let mut cases = Vec::new();
+        for format in [HeadFormat::F32, HeadFormat::F16, HeadFormat::Bf16] {
+            for (i, &(name, row)) in FLOATS.iter().enumerate() {
+                let cols = [320, 100, 33][i % 3];
+                let weights: Vec<f32> = (0..rows).flat_map(|r| row(r, cols, random)).collect();
+                let (gguf, table) = Table::alone(format, cols, &encode(format, &weights));
+                cases.push(Case { name, gguf, table, cols, inputs: inputs(cols, random) });
+            }
+        }
+        for format in [HeadFormat::Q8_0, HeadFormat::Q6K, HeadFormat::Q4_0] {
+            let cols = format.block_weights().max(64) * 2;
+            let bytes: Vec<u8> = (0..rows).flat_map(|_| head_row(format, cols, random)).collect();
+            let (gguf, table) = Table::alone(format, cols, &bytes);
+            cases.push(Case { name: "blocks", gguf, table, cols, inputs: inputs(cols, random) });
+        }
+        cases
+    }
+
+    /// The full head's kernel and the copies of a case.
+    pub fn planes(case: &Case, format: PlaneFormat, pool: &Pool) -> (HeadKernel, Planes) {
+        let best = bitnet_profiles::Isa::best();
+        let head = HeadKernel::default(case.table.format(), best).unwrap();
+        let scan = (format, PlaneKernel::defaults(format, best, &head));
+        let fine = LinesKernel::default(Along::Rows, None, best).unwrap();
+        let Case { gguf, table, cols, .. } = case;
+        (head, Planes::build(gguf, table, *cols, scan, fine, pool, Pages::Small).unwrap())
+    }
+
+    /// The estimates of all rows for one token.
+    fn estimate(planes: &Planes, query: &Query) -> Vec<f32> {
+        let mut input = PlaneInput::default();
+        planes.set(&mut input, std::iter::once(query));
+        let mut out = vec![f32::NAN; planes.kernel(1).tokens() * planes.tile_count() * TILE_ROWS];
+        planes.scan(1, 0..planes.tile_count(), &input, &mut out);
+        out
+    }
+
+    fn fine_dot(planes: &Planes, row: usize, query: &Query) -> i32 {
+        let mut dots = [0];
+        planes.fine_dots(&[row as u32], query, &mut dots);
+        dots[0]
+    }
+
+    /// [`Planes::survives`] by the fine row.
+    fn survives(planes: &Planes, row: usize, estimate: f32, query: &Query, least: f32) -> bool {
+        planes.survives(row, (estimate, fine_dot(planes, row, query)), query, least)
+    }
+
+    /// All logits, by the full head's kernel.
+    pub fn logits(case: &Case, head: &HeadKernel, x: &[f32]) -> Vec<f32> {
+        let rows = case.table.row_count();
+        let mut prepared = Buffer::zeroed(head.prepared_bytes(x.len())).unwrap();
+        head.prepare((x, 1), &mut prepared);
+        let mut out = vec![0.0; rows];
+        head.run(case.table.rows(&case.gguf, 0..rows), x.len(), &prepared, &mut out, rows);
+        out
+    }
+
+    /// No logit is further from its estimates than their bounds say; and bounds are worth something:
+    /// where a case is plain noise they are within a few hundredths of the product of the norms.
+    #[test]
+    fn bounds_hold() {
+        let (pool, ops) = (Pool::new(2).unwrap(), VectorOps::best(bitnet_profiles::Isa::best()));
+        let mut tight = 0;
+        for case in cases(161) {
+            for format in [PlaneFormat::P4, PlaneFormat::P5] {
+                let (head, planes) = planes(&case, format, &pool);
+                let mut query = Query::new(&planes).unwrap();
+                for (i, x) in case.inputs.iter().enumerate() {
+                    let what = format!("{} {} {format} {i}", case.name, case.table.format());
+                    let expected = logits(&case, &head, x);
+                    if !query.set(&planes, &ops, x, planes.is_fine(1)) {
+                        assert!(x.iter().any(|x| x.is_nan() || x.abs() > 1e15), "{what}");
+                        continue;
+                    }
+                    let estimates = estimate(&planes, &query);
+                    for (row, &logit) in expected.iter().enumerate() {
+                        let what = format!("{what}, row {row}: {logit}");
+                        let (estimate, residual) = (estimates[row], planes.residuals[row]);
+                        let radius = residual * query.norm + query.slack;
+                        if radius == f32::INFINITY {
+                            assert!(survives(&planes, row, estimate, &query, f32::MAX), "{what}");
+                            continue;
+                        }
+                        let error = (f64::from(logit) - f64::from(estimate)).abs();
+                        assert!(error <= f64::from(radius), "{what} for {estimate} {radius}");
+                        assert!(survives(&planes, row, estimate, &query, logit), "{what}");
+                        if case.name == "noise" && i == 0 {
+                            let largest = planes.norm as f32 * query.norm;
+                            let share = [0.12, 0.06][format as usize];
+                            assert!(radius < share * largest, "{what}: {radius} of {largest}");
+                            let finer = logit + 0.5 * share * largest;
+                            assert!(!survives(&planes, row, estimate, &query, finer), "{what}");
+                            tight += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(tight > 100, "{tight}");
+    }
+
+    /// Activations along what the copies leave of a row are the worst there are: bounds hold there
+    /// too, and with next to nothing to spare.
+    #[test]
+    fn bounds_hold_where_they_are_reached() {
+        let (pool, ops) = (Pool::new(1).unwrap(), VectorOps::best(Isa::best()));
+        let random = &mut Random::new(9);
+        let (rows, cols) = (16, 96);
+        let weights: Vec<f32> = (0..rows).flat_map(|_| input(cols, random)).collect();
+        let (gguf, table) = Table::alone(HeadFormat::F32, cols, &encode(HeadFormat::F32, &weights));
+        let case = Case { name: "noise", gguf, table, cols, inputs: Vec::new() };
+        for format in [PlaneFormat::P4, PlaneFormat::P5] {
+            let (head, planes) = planes(&case, format, &pool);
+            let mut query = Query::new(&planes).unwrap();
+            // One column after the other shows what the copies hold.
+            let (mut left, mut left_by_both) = (weights.clone(), weights.clone());
+            for col in 0..cols {
+                let mut x = vec![0.0; cols];
+                x[col] = 1.0;
+                assert!(query.set(&planes, &ops, &x, true));
+                let estimates = estimate(&planes, &query);
+                for row in 0..rows {
+                    let fine = fine_dot(&planes, row, &query) as f32
+                        * (planes.fine_scales[row] * query.step);
+                    left[row * cols + col] -= estimates[row];
+                    left_by_both[row * cols + col] -= estimates[row] + fine;
+                }
+            }
+            for row in 0..rows {
+                for sign in [1.0, -1.0] {
+                    let along = |left: &[f32]| -> Vec<f32> {
+                        left[row * cols..(row + 1) * cols].iter().map(|x| x * sign).collect()
+                    };
+                    let x = along(&left);
+                    assert!(query.set(&planes, &ops, &x, true));
+                    let estimates = estimate(&planes, &query);
+                    let radius = planes.residuals[row] * query.norm + query.slack;
+                    let error = (logits(&case, &head, &x)[row] - estimates[row]).abs();
+                    assert!(error <= radius && error > 0.99 * radius, "{error} {radius}");
+
+                    let x = along(&left_by_both);
+                    assert!(query.set(&planes, &ops, &x, true));
+                    let estimates = estimate(&planes, &query);
+                    let logit = logits(&case, &head, &x)[row];
+                    let radius = planes.fine_residuals[row] * query.norm + query.fine_slack;
+                    assert!(survives(&planes, row, estimates[row], &query, logit), "{logit}");
+                    if sign > 0.0 {
+                        // The logit lies a radius above its estimate.
+                        let more = logit + 0.3 * radius;
+                        assert!(!survives(&planes, row, estimates[row], &query, more), "{logit}");
+                    }
+                }
+            }
+        }
+    }
+}

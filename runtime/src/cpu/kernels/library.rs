@@ -1,0 +1,227 @@
+//! Kernels made on the host: what a loaded library holds, and why one is not used.
+
+use std::io;
+use std::path::PathBuf;
+
+use bitnet_profiles::{Isa, KernelId};
+
+use super::verify::{self, Oracle, Wrong};
+use super::{AttentionKernel, HeadKernel, Kernel, LinesKernel};
+use crate::cpu::threads::Pool;
+
+/// The kernels of a library that this process has loaded, which it never unloads.
+#[derive(Clone, Debug)]
+pub struct Library {
+    pub(super) ternary: Vec<Kernel>,
+    pub(super) heads: Vec<HeadKernel>,
+    pub(super) attention: Vec<AttentionKernel>,
+    pub(super) lines: Vec<LinesKernel>,
+}
+
+impl Library {
+    /// The ternary kernels, in the order in which they were asked for.
+    pub fn ternary(&self) -> &[Kernel] {
+        &self.ternary
+    }
+
+    /// The head kernels.
+    pub fn heads(&self) -> &[HeadKernel] {
+        &self.heads
+    }
+
+    /// The attention kernels.
+    pub fn attention(&self) -> &[AttentionKernel] {
+        &self.attention
+    }
+
+    /// The kernels that are given a list of lines.
+    pub fn lines(&self) -> &[LinesKernel] {
+        &self.lines
+    }
+
+    /// The ternary kernel of that name.
+    pub fn find(&self, id: &KernelId) -> Option<Kernel> {
+        self.ternary.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// The head kernel of that name.
+    pub fn find_head(&self, id: &KernelId) -> Option<HeadKernel> {
+        self.heads.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// The attention kernel of that name.
+    pub fn find_attention(&self, id: &KernelId) -> Option<AttentionKernel> {
+        self.attention.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// The kernel of that name that is given a list of lines.
+    pub fn find_lines(&self, id: &KernelId) -> Option<LinesKernel> {
+        self.lines.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// Holds those of `ids` that are here against their definitions, on rows of `cols` weights or
+    /// heads of `cols` elements.
+    ///
+    /// # Errors
+    /// [`Unusable::Wrong`] names the first one that errs; [`Unusable::Check`] when the system refuses
+    /// the memory.
+    ///
+    /// # Panics
+    /// When a kernel is made for other columns, or `cols` is not whole blocks of a head's format.
+    pub fn verify(&self, ids: &[KernelId], cols: usize) -> Result<(), Unusable> {
+        let mut wrong: Vec<Wrong> = Vec::new();
+        let ternary: Vec<Kernel> = ids.iter().filter_map(|id| self.find(id)).collect();
+        if let Some(tokens) = ternary.iter().map(Kernel::tokens).max() {
+            let (oracle, pool) = (Oracle::new(cols, tokens), Pool::new(1)?);
+            for kernel in ternary {
+                wrong.extend(oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| ())?);
+            }
+        }
+        for kernel in ids.iter().filter_map(|id| self.find_head(id)) {
+            wrong.extend(verify::head(&kernel, cols)?);
+        }
+        for kernel in ids.iter().filter_map(|id| self.find_attention(id)) {
+            wrong.extend(verify::attention(&kernel, cols)?);
+        }
+        for kernel in ids.iter().filter_map(|id| self.find_lines(id)) {
+            wrong.extend(verify::lines(&kernel, cols)?);
+        }
+        let first = wrong.into_iter().next();
+        first.map_or(Ok(()), |Wrong { kernel, found }| Err(Unusable::Wrong { kernel, found }))
+    }
+}
+
+/// Why kernels made on the host are not used. No reason to stop: built-in ones serve instead.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unusable {
+    /// There is no place for a cache.
+    #[error("there is no cache folder: neither XDG_CACHE_HOME nor HOME is an absolute path")]
+    NoFolder,
+    /// Libraries are loaded on Unix, from a program that can load any.
+    #[error("this program cannot load libraries: {reason}")]
+    System {
+        /// What is missing.
+        reason: &'static str,
+    },
+    /// The system refused to open, read, write or load.
+    #[error("{}: cannot {action}: {source}", .path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was attempted, as a verb.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Not what a library is named by.
+    #[error("{found} is no SHA-256")]
+    Name {
+        /// The name.
+        found: String,
+    },
+    /// Something else than a plain file or folder.
+    #[error("{}: {found}, but only a plain {expected} is trusted", .path.display())]
+    Kind {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// Another user owns it.
+    #[error("{}: belongs to user {found}, but only user {own} is trusted", .path.display())]
+    Owner {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its owner.
+        found: u32,
+        /// This process's effective user.
+        own: u32,
+    },
+    /// Others may write to it.
+    #[error(
+        "{}: mode {mode:04o} lets others write; run `chmod go-w` on it", .path.display()
+    )]
+    Writable {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// The administrator wants nothing to be executed from there.
+    #[error(
+        "{}: its file system is mounted noexec; set XDG_CACHE_HOME to a folder on another one",
+        .path.display()
+    )]
+    NoExec {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// Larger than any library the tuner makes.
+    #[error("{}: more than {} bytes, the most a library has", .path.display(), .most)]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Bytes allowed.
+        most: u64,
+    },
+    /// Not the bytes that were stored.
+    #[error("{}: its SHA-256 is {found}; the file is damaged", .path.display())]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// The hash of its content.
+        found: String,
+    },
+    /// The system's loader refused it, or what the loader found has not the form of a library.
+    #[error("{}: {problem}", .path.display())]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Made for another version of the runtime.
+    #[error("{}: made for ABI {found}, but this program has {own}", .path.display())]
+    Abi {
+        /// The file.
+        path: PathBuf,
+        /// Its ABI.
+        found: u32,
+        /// The program's.
+        own: u32,
+    },
+    /// Made from other templates.
+    #[error("{}: made by a generator {found}, but this program has {own}", .path.display())]
+    Fingerprint {
+        /// The file.
+        path: PathBuf,
+        /// Its fingerprint.
+        found: String,
+        /// The program's.
+        own: &'static str,
+    },
+    /// A kernel for another CPU, or beyond what may be used.
+    #[error("{}: {kernel} is not for this CPU, which runs up to {most}", .path.display())]
+    Isa {
+        /// The file.
+        path: PathBuf,
+        /// The kernel.
+        kernel: KernelId,
+        /// The best tier that may be used.
+        most: Isa,
+    },
+    /// A kernel failed its self-check.
+    #[error("{kernel} computed something wrong: {found}; please report it")]
+    Wrong {
+        /// The kernel.
+        kernel: KernelId,
+        /// Where it went wrong, in words.
+        found: String,
+    },
+    /// The self-check could not be made.
+    #[error("the self-check failed: {0}")]
+    Check(#[from] crate::Error),
+}

@@ -1,0 +1,329 @@
+//! Which kernels serve a model: the one dispatch.
+//!
+//! In order: what the user forces (a format, an ISA ceiling), the choice that the user's profile holds
+//! for this role and these shapes, that of the profile shipped for this CPU, the default pair beside it.
+//! A kernel that the user's profile names is built in, or in the library that was made on this host with
+//! the profile. One that is neither, or that fails its self-check, is replaced by the built-in one named
+//! beside it.
+
+use std::cell::{Cell, RefCell};
+use std::sync::OnceLock;
+
+use bitnet_profiles::{
+    Choice, Format, HeadFormat, Isa, KernelId, Op, Pick, Profile, Role, Shape, registry,
+};
+
+use super::{
+    AttentionKernel, HeadKernel, Kernel, Library, LinesKernel, Unusable, VectorOps, builtin, find,
+};
+use crate::cpu::gather::Along;
+use crate::cpu::host::Host;
+use crate::{Error, Result};
+
+/// What decides on kernels, and what it had to say.
+#[derive(Debug)]
+pub struct Selection {
+    ceiling: Isa,
+    format: Option<Format>,
+    profile: Option<Profile>,
+    /// The kernels made for the profile.
+    library: RefCell<Option<Library>>,
+    /// Whether the profile's kernels are those of another version, of which the fallbacks serve.
+    foreign: bool,
+    /// Whether it was said, once for all, why kernels of the profile are not used.
+    told: Cell<bool>,
+    notes: RefCell<Vec<String>>,
+}
+
+/// The shipped defaults for this CPU.
+pub fn shipped() -> &'static registry::Defaults {
+    static SHIPPED: OnceLock<registry::Defaults> = OnceLock::new();
+    SHIPPED.get_or_init(|| {
+        let host = Host::detect();
+        registry::Defaults::of(&host.vendor, host.family, host.model, Isa::best())
+    })
+}
+
+impl Default for Selection {
+    /// The shipped defaults for this CPU.
+    fn default() -> Self {
+        Self {
+            ceiling: Isa::best(),
+            format: None,
+            profile: None,
+            library: RefCell::default(),
+            foreign: false,
+            told: Cell::new(false),
+            notes: RefCell::default(),
+        }
+    }
+}
+
+impl Selection {
+    /// A forced `isa` ceiling or `format` overrides the profile, and says so. If the profile names a
+    /// library of kernels, it is loaded from the user's cache.
+    ///
+    /// # Errors
+    /// [`Error::Cpu`] when the CPU lacks `isa`.
+    pub fn new(isa: Option<Isa>, format: Option<Format>, profile: Option<Profile>) -> Result<Self> {
+        if let Some(isa) = isa.filter(|isa| !isa.is_supported()) {
+            return Err(Error::Cpu {
+                item: "--isa".into(),
+                found: isa.to_string(),
+                expected: format!("one that this CPU runs: {}", Isa::supported_names()),
+            });
+        }
+        let forced = isa.is_some() || format.is_some();
+        let mut selection = Self {
+            ceiling: isa.unwrap_or_else(Isa::best),
+            format,
+            profile: None,
+            ..Self::default()
+        };
+        match profile {
+            Some(_) if forced => {
+                selection.note("--isa and --format override the profile".to_string());
+            }
+            profile => selection.profile = profile,
+        }
+        selection.load_library();
+        Ok(selection)
+    }
+
+    /// Loads the library of the profile, if it has one, or says why not.
+    fn load_library(&mut self) {
+        let Some(tool) = self.profile.as_ref().map(|profile| &profile.tool) else { return };
+        let own = builtin::FINGERPRINT;
+        let found = match &tool.fingerprint {
+            Some(fingerprint) => fingerprint.as_str(),
+            None if tool.library_sha256.is_some() => "none",
+            // Shipped: made for any version.
+            None => own,
+        };
+        if found != own {
+            self.foreign = true;
+            self.tell(format!(
+                "the profile's kernels are not used: they are of another version (fingerprint \
+                 {found}, this program's is {own}); built-in ones instead; bitnet-tune makes a new \
+                 profile"
+            ));
+            return;
+        }
+        let Some(sha256) = &tool.library_sha256 else { return };
+        match open(sha256, self.ceiling) {
+            Ok(library) => *self.library.get_mut() = Some(library),
+            Err(reason) => self.give_up(&reason),
+        }
+    }
+
+    /// The profile in use, if nothing overrides it.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// The highest tier that may be used.
+    pub fn ceiling(&self) -> Isa {
+        self.ceiling
+    }
+
+    /// What there was to say, one line each; they are handed out once.
+    pub fn take_notes(&self) -> Vec<String> {
+        self.notes.take()
+    }
+
+    /// The kernels for decode and for prefill of a ternary role.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when this program lacks even the default, which a test rules out.
+    pub fn ternary(&self, role: Role, parts: &[Shape]) -> Result<(Kernel, Kernel)> {
+        if let Some(choice) = self.choice(role, parts)
+            && let Some(prefill) = &choice.prefill
+            && let Some(part) = parts.first()
+        {
+            self.verify(choice, part.cols);
+            let built_in = |id: &KernelId| find(id).copied();
+            let kernels = self
+                .present(role, ids(&choice.decode), built_in, Library::find)
+                .zip(self.present(role, ids(prefill), built_in, Library::find))
+                .filter(|(decode, prefill)| decode.layout() == prefill.layout());
+            if let Some(pair) = kernels {
+                return Ok(pair);
+            }
+        }
+        let default = shipped().pair(role, parts, self.format, self.ceiling);
+        let get = |id: &KernelId| {
+            find(id).copied().ok_or_else(|| {
+                Error::Runtime(format!("the default kernel {id} is not part of this program"))
+            })
+        };
+        Ok((get(&default.decode)?, get(&default.prefill)?))
+    }
+
+    /// The profile's choice for a role and these shapes. That it has none is told, where a profile
+    /// may be expected to have one.
+    fn choice(&self, role: Role, parts: &[Shape]) -> Option<&Choice> {
+        let profile = self.profile.as_ref()?;
+        let choice = profile.choice(role, parts);
+        let ternary = !matches!(role, Role::LmHead | Role::Attention);
+        if choice.is_none() && (ternary || profile.ops.iter().any(|choice| choice.role == role)) {
+            let parts: Vec<String> = parts.iter().map(Shape::to_string).collect();
+            let parts = parts.join(" ");
+            self.note(format!("{role}: the profile has no choice for {parts}, using the default"));
+        }
+        choice
+    }
+
+    /// The kernels of the library that serve a choice hold their self-check on these columns; if one
+    /// does not, the library serves no more.
+    fn verify(&self, choice: &Choice, cols: usize) {
+        let picks = [Some(&choice.decode), choice.prefill.as_ref()];
+        let ids = picks.into_iter().flatten().map(|pick| pick.kernel);
+        let ids: Vec<KernelId> = ids.chain(choice.sparse.iter().map(|s| s.kernel)).collect();
+        let checked = self.library.borrow().as_ref().map_or(Ok(()), |l| l.verify(&ids, cols));
+        if let Err(reason) = checked {
+            self.library.replace(None);
+            self.give_up(&reason);
+        }
+    }
+
+    /// The kernel that skips what meets a zero in the last of a role's matrices, and the share of its
+    /// lines above which it takes as long as to read it whole. Only `gate_up` and `down` have one.
+    pub fn lines(&self, role: Role, parts: &[Shape]) -> Option<(LinesKernel, f64)> {
+        let along = match role {
+            Role::GateUp => Along::Rows,
+            Role::Down => Along::Columns,
+            _ => return None,
+        };
+        let choice = self.profile.as_ref().and_then(|profile| profile.choice(role, parts));
+        if let Some(sparse) = choice.and_then(|choice| choice.sparse.as_ref()) {
+            let ids = (&sparse.kernel, &sparse.built_in);
+            let kernel = self.present(role, ids, LinesKernel::find, Library::find_lines);
+            if let Some(kernel) = kernel {
+                return Some((kernel, sparse.below));
+            }
+        }
+        let listed = shipped().lines(role, parts, self.format, self.ceiling);
+        let listed = listed.and_then(|s| Some((LinesKernel::find(&s.kernel)?, s.below)));
+        if listed.is_some() {
+            return listed;
+        }
+        let kernel = LinesKernel::default(along, self.format, self.ceiling)?;
+        Some((kernel, kernel.break_even()))
+    }
+
+    /// The first kernel, or the second, its fallback.
+    fn present<K>(
+        &self,
+        role: Role,
+        (kernel, fallback): (&KernelId, &KernelId),
+        built_in: impl Fn(&KernelId) -> Option<K>,
+        made: impl Fn(&Library, &KernelId) -> Option<K>,
+    ) -> Option<K> {
+        let own = || {
+            let library = self.library.borrow();
+            built_in(kernel).or_else(|| made(library.as_ref()?, kernel))
+        };
+        if !self.foreign
+            && let Some(kernel) = own()
+        {
+            return Some(kernel);
+        }
+        let found = built_in(fallback);
+        if found.is_none() {
+            self.note(format!(
+                "{role}: neither {kernel} nor {fallback} is present here, using the default"
+            ));
+        } else if !self.told.get() {
+            self.note(format!("{role}: {kernel} is not present here, using {fallback}"));
+        }
+        found
+    }
+
+    /// The kernel for a head of that format.
+    ///
+    /// # Errors
+    /// As [`Selection::ternary`].
+    pub fn head(&self, format: HeadFormat, shape: Shape) -> Result<HeadKernel> {
+        let pick = self.choice(Role::LmHead, &[shape]).and_then(|choice| {
+            let pick = &choice.decode;
+            if pick.kernel.op != Op::Head(format) || pick.built_in.op != Op::Head(format) {
+                let kernel = pick.kernel;
+                self.note(format!("lm_head: {kernel} is not for {format}, using the default"));
+                return None;
+            }
+            self.verify(choice, shape.cols);
+            self.present(choice.role, ids(pick), HeadKernel::find, Library::find_head)
+        });
+        pick.or_else(|| HeadKernel::find(&shipped().head(format, shape, self.ceiling)?))
+            .or_else(|| HeadKernel::default(format, self.ceiling))
+            .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
+    }
+
+    /// The kernels for a head of that format, by the tokens that they take at once: for one token
+    /// that of [`Selection::head`], for more the defaults.
+    ///
+    /// # Errors
+    /// As [`Selection::ternary`].
+    pub fn heads(&self, format: HeadFormat, shape: Shape) -> Result<Vec<HeadKernel>> {
+        let mut kernels = vec![self.head(format, shape)?];
+        kernels.extend(HeadKernel::for_batches(format, self.ceiling));
+        Ok(kernels)
+    }
+
+    /// The kernel for attention.
+    ///
+    /// # Errors
+    /// As [`Selection::ternary`].
+    pub fn attention(&self, parts: &[Shape]) -> Result<AttentionKernel> {
+        let pick = self.choice(Role::Attention, parts).and_then(|choice| {
+            self.verify(choice, parts.first()?.cols);
+            let (built_in, made) = (AttentionKernel::find, Library::find_attention);
+            self.present(choice.role, ids(&choice.decode), built_in, made)
+        });
+        pick.or_else(|| AttentionKernel::find(&shipped().attention(parts, self.ceiling)?))
+            .or_else(|| AttentionKernel::default(self.ceiling))
+            .ok_or_else(|| Error::Runtime("no kernel for attention".into()))
+    }
+
+    /// The float operations.
+    pub fn vector(&self) -> VectorOps {
+        VectorOps::best(self.ceiling)
+    }
+
+    /// Says that the library is not used, and nothing of the kernels that are missed for it.
+    fn give_up(&self, reason: &Unusable) {
+        self.tell(format!(
+            "kernels made for this profile are not used: {reason}; built-in ones instead"
+        ));
+    }
+
+    fn tell(&self, note: String) {
+        self.told.set(true);
+        self.note(note);
+    }
+
+    fn note(&self, note: String) {
+        let mut notes = self.notes.borrow_mut();
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+}
+
+/// A pick's kernel and its fallback.
+fn ids(pick: &Pick) -> (&KernelId, &KernelId) {
+    (&pick.kernel, &pick.built_in)
+}
+
+/// The library of that content in the user's cache.
+#[cfg(unix)]
+fn open(sha256: &str, ceiling: Isa) -> std::result::Result<Library, Unusable> {
+    let cache = super::cache::Cache::of_user(|name| std::env::var_os(name))?;
+    Library::load(&cache.open(sha256)?, ceiling)
+}
+
+/// Only Unix has what makes a library trusted.
+#[cfg(not(unix))]
+fn open(_: &str, _: Isa) -> std::result::Result<Library, Unusable> {
+    Err(Unusable::System { reason: "this system is not supported" })
+}

@@ -1,0 +1,510 @@
+//! Keys and values of the positions seen so far.
+
+use half::f16;
+use memmap2::MmapMut;
+
+use crate::arch::config::Config;
+use crate::cpu::kernels::VectorOps;
+use crate::cpu::kernels::attention::{KEY_BLOCK, KvChunk, key_slots, row_elements};
+use crate::cpu::threads::SharedSlice;
+use crate::error::{Error, Result};
+use crate::numerics::CHUNK;
+
+/// What the elements of a KV cache are: the user's choice, never the tuner's, because it changes
+/// numbers.
+///
+/// A rounding of keys and values flips some of the int8 activations behind the attention, and each
+/// flip moves others. On the demo model f16 moves the logits by about 0.02 (at most 0.09), and so
+/// would a finer 16-bit format: one int16 with a scale per head and position, 30 times finer, was
+/// tried and moved them as far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// 2 bytes.
+    F16,
+    /// 4 bytes, no rounding.
+    F32,
+    /// int8 codes, and for each key and each value of a head one f32 scale
+    /// ([`to_kv`](crate::numerics::to_kv)): 1.03 bytes for heads of 128. Not llama.cpp's blocks of 32
+    /// with f16 scales, 1.06 bytes: one scale for 16 positions of keys is one multiplication, and for a
+    /// value none beside its weight.
+    Q8_0,
+}
+
+impl KvType {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
+
+    /// The type for who does not choose: f16, but f32 for small models, where the bytes saved are
+    /// not worth the rounding: those with at most 16 KiB of f32 per position.
+    #[must_use]
+    pub fn default_for(config: &Config) -> Self {
+        let per_position = 2 * Self::F32.bytes() * config.layers * config.kv_dim();
+        if per_position <= 16 * 1024 { Self::F32 } else { Self::F16 }
+    }
+
+    /// Its name, as llama.cpp spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+
+    /// Bytes of an element.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 => size_of::<f16>(),
+            Self::F32 => size_of::<f32>(),
+            Self::Q8_0 => size_of::<i8>(),
+        }
+    }
+
+    /// Bytes of a key's or a value's scale.
+    fn scale_bytes(self) -> usize {
+        if self == Self::Q8_0 { size_of::<f32>() } else { 0 }
+    }
+}
+
+/// The KV cache of one sequence: `[chunk][layer][kv_head]`, and there the keys of a chunk's positions,
+/// then its values, [`row_elements`] for each. So what a layer reads of a chunk is one sequential
+/// stream; but of keys each [`KEY_BLOCK`] positions lie as attention reads them ([`key_slots`]).
+/// Scales, if any, lie behind all elements in the same order.
+///
+/// The memory is reserved for the whole context but zero pages come from the system only as they
+/// are first written, so a short text in a long context takes little. Padding is never written.
+#[derive(Debug)]
+pub struct KvCache {
+    map: MmapMut,
+    ty: KvType,
+    context: usize,
+    layout: Layout,
+}
+
+/// Where a head's history lies.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    layers: usize,
+    kv_heads: usize,
+    /// Whole blocks.
+    positions: usize,
+    head_dim: usize,
+    /// Elements of a position.
+    row: usize,
+}
+
+/// Where keys or values of a chunk of a head begin, counted in positions.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    keys: usize,
+    values: usize,
+}
+
+impl Layout {
+    /// Nothing if it does not fit memory at all.
+    fn new(config: &Config, context: usize) -> Option<Self> {
+        let &Config { layers, kv_heads, head_dim, .. } = config;
+        let positions = context.checked_next_multiple_of(KEY_BLOCK)?;
+        let row = row_elements(head_dim);
+        let all = [2, layers, kv_heads, positions, row];
+        all.into_iter().try_fold(1usize, usize::checked_mul)?;
+        Some(Self { layers, kv_heads, positions, head_dim, row })
+    }
+
+    /// Positions of all keys and values.
+    fn all(self) -> usize {
+        2 * self.layers * self.kv_heads * self.positions
+    }
+
+    /// Bytes of so many positions of all keys and values.
+    fn bytes(self, positions: usize, ty: KvType) -> Option<usize> {
+        let one = self.row.checked_mul(ty.bytes())?.checked_add(ty.scale_bytes())?;
+        (2 * self.layers * self.kv_heads * positions).checked_mul(one)
+    }
+
+    /// A chunk of a head. The last chunk may be shorter than the others.
+    fn place(self, layer: usize, kv_head: usize, chunk: usize) -> Place {
+        let first = chunk * CHUNK;
+        assert!(layer < self.layers && kv_head < self.kv_heads && first < self.positions);
+        let len = (self.positions - first).min(CHUNK);
+        let heads = self.layers * self.kv_heads;
+        let keys = 2 * (heads * first + (layer * self.kv_heads + kv_head) * len);
+        Place { keys, values: keys + len }
+    }
+}
+
+impl KvCache {
+    /// Reserves a cache for `context` positions.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the system refuses the memory.
+    pub fn new(config: &Config, context: usize, ty: KvType) -> Result<Self> {
+        let layout = Layout::new(config, context);
+        let bytes = layout.and_then(|layout| layout.bytes(layout.positions, ty));
+        let refused = |why: String| {
+            let bytes = bytes.map_or("too many".into(), |b| b.to_string());
+            Error::Runtime(format!(
+                "cannot reserve {bytes} bytes of KV cache for a context of {context}: {why}; ask for a smaller context (-c)"
+            ))
+        };
+        let (layout, len) =
+            layout.zip(bytes).ok_or_else(|| refused("beyond the address space".into()))?;
+        let map = MmapMut::map_anon(len).map_err(|e| refused(e.to_string()))?;
+        // Attention took 0.86 times as long in huge pages (Zen 5, 3500 positions of a 2B-4T shape). They
+        // come a chunk of all layers at a time, 20 MB there: not worth it for a text within the first.
+        // Whatever the pages, everything works; only the speed differs.
+        #[cfg(target_os = "linux")]
+        if let Some(first) = layout.bytes(CHUNK, ty).filter(|&first| first < len) {
+            let _ = map.advise_range(memmap2::Advice::HugePage, first, len - first);
+        }
+        Ok(Self { map, ty, context, layout })
+    }
+
+    /// Positions the cache can hold.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// What the elements are.
+    #[must_use]
+    pub fn ty(&self) -> KvType {
+        self.ty
+    }
+
+    /// Bytes that `positions` positions take, without the rest of the last block of keys.
+    #[must_use]
+    pub fn bytes(&self, positions: usize) -> usize {
+        self.layout.bytes(positions.min(self.layout.positions), self.ty).unwrap_or(usize::MAX)
+    }
+
+    /// A view that the workers of a run write and read.
+    pub(super) fn share(&mut self) -> SharedKv<'_> {
+        match self.ty {
+            KvType::F16 => SharedKv::F16(self.heads().0),
+            KvType::F32 => SharedKv::F32(self.heads().0),
+            KvType::Q8_0 => {
+                let (codes, scales) = self.heads();
+                SharedKv::Q8(codes, scales)
+            }
+        }
+    }
+
+    /// All elements, and the scales behind them.
+    fn heads<T: KvBits>(&mut self) -> (Heads<'_, T>, SharedSlice<'_, f32>) {
+        let layout = self.layout;
+        let (elements, scales) = self.map.split_at_mut(layout.all() * layout.row * size_of::<T>());
+        // SAFETY: the mapping is page-aligned, and so its first part ends aligned to 64 bytes, as there
+        // are 16 positions of 16 elements at least; both parts are exclusively borrowed for the lifetime
+        // of the slices; every bit pattern is a T (`KvBits`), and a f32.
+        let (elements, scales) = unsafe {
+            let len = elements.len() / size_of::<T>();
+            let elements = std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), len);
+            let len = scales.len() / size_of::<f32>();
+            (elements, std::slice::from_raw_parts_mut(scales.as_mut_ptr().cast(), len))
+        };
+        (Heads { elements: SharedSlice::new(elements), layout }, SharedSlice::new(scales))
+    }
+}
+
+/// Elements for which every bit pattern is a value.
+pub(super) trait KvBits: Copy + Send + Sync + 'static {}
+
+impl KvBits for f16 {}
+impl KvBits for f32 {}
+impl KvBits for i8 {}
+
+/// A [`KvCache`] during a run.
+pub(super) enum SharedKv<'a> {
+    F16(Heads<'a, f16>),
+    F32(Heads<'a, f32>),
+    /// Codes, and their scales.
+    Q8(Heads<'a, i8>, SharedSlice<'a, f32>),
+}
+
+/// Keys and values of one element type.
+pub(super) struct Heads<'a, T> {
+    elements: SharedSlice<'a, T>,
+    layout: Layout,
+}
+
+impl SharedKv<'_> {
+    /// Stores the key and the value of one position of one head, `[head_dim]` each.
+    ///
+    /// # Safety
+    /// In this phase no other worker touches this layer's `kv_head` at `position`.
+    pub(super) unsafe fn store(
+        &self,
+        ops: &VectorOps,
+        at: (usize, usize, usize),
+        key: &[f32],
+        value: &[f32],
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Self::F16(heads) => {
+                    heads.store(at, key, value, |x, out| ops.to_f16(x, out));
+                }
+                Self::F32(heads) => {
+                    heads.store(at, key, value, |x, out| out.copy_from_slice(x));
+                }
+                Self::Q8(heads, scales) => {
+                    let (layer, kv_head, position) = at;
+                    let code = |x: &[f32], out: &mut [i8]| 1.0 / ops.quantise_activations(x, out);
+                    let (of_key, of_value) = heads.store(at, key, value, code);
+                    let place = heads.layout.place(layer, kv_head, position / CHUNK);
+                    for (first, scale) in [(place.keys, of_key), (place.values, of_value)] {
+                        let at = first + position % CHUNK;
+                        scales.write(at..at + 1)[0] = scale;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The first `positions` of a chunk of a head, as attention reads them.
+    ///
+    /// # Safety
+    /// While the result lives no worker stores to this head.
+    pub(super) unsafe fn chunk(
+        &self,
+        head: (usize, usize),
+        chunk: usize,
+        positions: usize,
+    ) -> KvChunk<'_> {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Self::F16(heads) => {
+                    let (keys, values) = heads.chunk(head, chunk, positions);
+                    KvChunk::F16 { keys, values }
+                }
+                Self::F32(heads) => {
+                    let (keys, values) = heads.chunk(head, chunk, positions);
+                    KvChunk::F32 { keys, values }
+                }
+                Self::Q8(heads, scales) => {
+                    let (keys, values) = heads.chunk(head, chunk, positions);
+                    let place = heads.layout.place(head.0, head.1, chunk);
+                    let whole = positions.next_multiple_of(KEY_BLOCK);
+                    let key_scales = scales.read(place.keys..place.keys + whole);
+                    let value_scales = scales.read(place.values..place.values + whole);
+                    KvChunk::Q8 { keys, key_scales, values, value_scales }
+                }
+            }
+        }
+    }
+}
+
+impl<T: KvBits> Heads<'_, T> {
+    /// Converts and stores; gives what the conversions of key and value gave.
+    ///
+    /// # Safety
+    /// As [`SharedKv::store`].
+    unsafe fn store<S>(
+        &self,
+        (layer, kv_head, position): (usize, usize, usize),
+        key: &[f32],
+        value: &[f32],
+        convert: impl Fn(&[f32], &mut [T]) -> S,
+    ) -> (S, S) {
+        let Layout { head_dim, row, positions, .. } = self.layout;
+        assert!(key.len() == head_dim && value.len() == head_dim && position < positions);
+        let place = self.layout.place(layer, kv_head, position / CHUNK);
+        let (lane, in_chunk) = (position % KEY_BLOCK, position % CHUNK);
+        let block = (place.keys + in_chunk - lane) * row;
+        let block = self.elements.part(block..block + KEY_BLOCK * row);
+        let at = (place.values + in_chunk) * row;
+        // SAFETY: passed on to the caller.
+        let values = unsafe { self.elements.write(at..at + head_dim) };
+        // The value's place serves the key first.
+        let of_key = convert(key, values);
+        for (&element, slot) in values.iter().zip(key_slots(head_dim)) {
+            // SAFETY: slots of a block lie within it; elements of this position are the caller's.
+            unsafe { block.as_mut_ptr().add(slot + lane).write(element) };
+        }
+        (of_key, convert(value, values))
+    }
+
+    /// # Safety
+    /// As [`SharedKv::chunk`].
+    unsafe fn chunk(
+        &self,
+        (layer, kv_head): (usize, usize),
+        chunk: usize,
+        positions: usize,
+    ) -> (&[T], &[T]) {
+        let row = self.layout.row;
+        let whole = positions.next_multiple_of(KEY_BLOCK);
+        let Place { keys, values } = self.layout.place(layer, kv_head, chunk);
+        assert!(keys + whole <= values, "a chunk of {positions} positions");
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let keys = self.elements.read(keys * row..(keys + whole) * row);
+            (keys, self.elements.read(values * row..(values + positions) * row))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::Isa;
+
+    use super::*;
+    use crate::arch::config::Architecture;
+    use crate::cpu::kernels::AttentionKernel;
+    use crate::cpu::kernels::attention::AttentionInput;
+    use crate::cpu::memory::Buffer;
+    use crate::numerics::Softmax;
+
+    fn config() -> Config {
+        Config {
+            architecture: Architecture::Llama,
+            layers: 2,
+            hidden: 8,
+            ffn: 8,
+            heads: 2,
+            kv_heads: 2,
+            head_dim: 4,
+            rope_dim: 4,
+            rope_base: 1e4,
+            rope_scale: 1.0,
+            eps: 1e-5,
+            context: 16,
+            vocab: 8,
+        }
+    }
+
+    /// The outcome of one query that is `query` everywhere, in the last chunk of what it sees.
+    fn attend(shared: &SharedKv<'_>, head: (usize, usize), seen: usize, query: f32) -> Vec<f32> {
+        let kernel = AttentionKernel::default(Isa::Scalar).unwrap();
+        let chunk = (seen - 1) / CHUNK;
+        let count = seen - chunk * CHUNK;
+        // SAFETY: one thread.
+        let chunk = unsafe { shared.chunk(head, chunk, count) };
+        let (queries, counts) = (&[query; 4], &[count]);
+        let input =
+            AttentionInput { queries, stride: 4, heads: 1, head_dim: 4, counts, chunk, scale: 0.5 };
+        let (mut states, mut out) = ([Softmax { max: 0.0, sum: 0.0 }], vec![9.0; 4]);
+        let mut scratch = Buffer::zeroed(kernel.scratch_bytes(4)).unwrap();
+        kernel.run(&input, false, &mut states, &mut out, &mut scratch);
+        out.push(states[0].max);
+        out
+    }
+
+    /// Of one position attention returns the value, and the score is the largest one: so they show
+    /// which place was read.
+    #[test]
+    fn every_place_is_its_own() {
+        let ops = VectorOps::best(Isa::Scalar);
+        for ty in KvType::ALL {
+            // More than a chunk, and an end that is no block's.
+            let context = 291;
+            let mut cache = KvCache::new(&config(), context, ty).unwrap();
+            assert_eq!(cache.context(), context);
+            // Two layers, two heads, a key and a value of 16 with the padding.
+            let scale = if ty == KvType::Q8_0 { 4 } else { 0 };
+            assert_eq!(cache.bytes(3), 3 * 2 * 2 * 2 * (16 * ty.bytes() + scale));
+            let shared = cache.share();
+            let number = |l: usize, h: usize, p: usize| (1 + (l * 2 + h) * context + p) as f32;
+            let places =
+                || (0..4 * context).map(|i| (i / 2 / context, i / context % 2, i % context));
+            for l in 0..2 {
+                for h in 0..2 {
+                    for seen in [CHUNK, context] {
+                        assert_eq!(attend(&shared, (l, h), seen, 1.0), [0.0; 5], "zero at first");
+                    }
+                }
+            }
+            for (l, h, p) in places() {
+                // The newest key has by far the largest score.
+                let (key, value) = ([64.0 * (p + 1) as f32; 4], [number(l, h, p); 4]);
+                // SAFETY: one thread.
+                unsafe { shared.store(&ops, (l, h, p), &key, &value) };
+            }
+            for (l, h, p) in places() {
+                let mut expected = vec![number(l, h, p); 4];
+                expected.push(128.0 * (p + 1) as f32);
+                // A code times its scale is rounded.
+                let tolerance = if ty == KvType::Q8_0 { 1e-6 } else { 0.0 };
+                for (found, expected) in attend(&shared, (l, h), p + 1, 1.0).iter().zip(expected) {
+                    assert!((found - expected).abs() <= tolerance * expected, "{ty:?} {l} {h} {p}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn elements_keep_their_order() {
+        let ops = VectorOps::best(Isa::Scalar);
+        let mut cache =
+            KvCache::new(&Config { head_dim: 40, ..config() }, 20, KvType::F32).unwrap();
+        let shared = cache.share();
+        let key: Vec<f32> = (0..40).map(|i| i as f32).collect();
+        // SAFETY: one thread.
+        let chunk = unsafe {
+            shared.store(&ops, (0, 1, 18), &key, &key);
+            shared.chunk((0, 1), 0, 19)
+        };
+        let KvChunk::F32 { keys, values } = chunk else { panic!("{chunk:?}") };
+        assert_eq!((keys.len(), values.len()), (32 * 48, 19 * 48));
+        assert_eq!(values[18 * 48..][..40], key);
+        for (i, slot) in key_slots(40).enumerate() {
+            assert_eq!(keys[16 * 48 + slot + 2], i as f32);
+        }
+        assert_eq!(keys.iter().filter(|&&k| k != 0.0).count(), 39);
+        assert_eq!(values.iter().filter(|&&v| v != 0.0).count(), 39);
+    }
+
+    #[test]
+    fn codes_lie_where_elements_do() {
+        let ops = VectorOps::best(Isa::Scalar);
+        let config = Config { head_dim: 40, ..config() };
+        let mut cache = KvCache::new(&config, 300, KvType::Q8_0).unwrap();
+        let shared = cache.share();
+        let key: Vec<f32> = (0..40).map(|i| (i - 20) as f32).collect();
+        let value: Vec<f32> = key.iter().map(|k| -3.0 * k).collect();
+        // SAFETY: one thread.
+        let chunk = unsafe {
+            shared.store(&ops, (1, 0, 256 + 18), &key, &value);
+            shared.chunk((1, 0), 1, 19)
+        };
+        let KvChunk::Q8 { keys, key_scales, values, value_scales } = chunk else {
+            panic!("{chunk:?}")
+        };
+        let of = |x: &[f32]| {
+            let mut codes = vec![0; 40];
+            let scale = crate::numerics::to_kv::<i8>(x, &mut codes);
+            (codes, scale)
+        };
+        let ((of_key, key_scale), (of_value, value_scale)) = (of(&key), of(&value));
+        for (code, slot) in of_key.iter().zip(key_slots(40)) {
+            assert_eq!(keys[16 * 48 + slot + 2], *code);
+        }
+        assert_eq!(values[18 * 48..][..40], of_value);
+        for (scales, scale) in [(key_scales, key_scale), (value_scales, value_scale)] {
+            assert_eq!((scales.len(), scales[18]), (32, scale));
+            assert_eq!(scales.iter().filter(|&&s| s != 0.0).count(), 1);
+        }
+    }
+
+    #[test]
+    fn only_small_models_get_f32_unasked() {
+        let small = config();
+        assert_eq!(KvType::default_for(&small), KvType::F32);
+        let large = Config { layers: 30, kv_heads: 5, head_dim: 128, ..small };
+        assert_eq!(KvType::default_for(&large), KvType::F16);
+    }
+
+    #[test]
+    fn a_context_beyond_memory_is_an_error() {
+        for context in [usize::MAX, usize::MAX / 64, 1 << 52] {
+            let error = KvCache::new(&config(), context, KvType::F16).unwrap_err();
+            assert_eq!(error.exit_code(), 1);
+            assert!(error.to_string().contains(&context.to_string()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Products with matrices as the file holds them, for the few tokens of a first prompt: packing takes
+//! longer than those, and memory that a system hands out takes longer still.
+//!
+//! A row of I2_S is a line of the kernels that are given a list of lines, once activations are in the
+//! order of the file ([`Lines::in_file`]). They take one token at a time, so some rows, as many as stay
+//! in the L1 cache, meet all tokens before the next ones do.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bitnet_profiles::{LineLayout, Shape};
+
+use crate::cpu::gather::{Along, Lines};
+use crate::cpu::kernels::{LinesKernel, VectorOps};
+use crate::cpu::memory::Buffer;
+use crate::cpu::threads::{SharedSlice, Worker};
+use crate::file::gguf::{Gguf, TensorInfo};
+use crate::{Error, Result};
+
+/// Tokens whose activations are prepared together: they stay in the L2 cache.
+const TOKENS: usize = 64;
+/// Bytes of the rows that meet all of these before the next rows do.
+const BLOCK_BYTES: usize = 32 << 10;
+
+/// A ternary matrix in a file, in I2_S.
+#[derive(Debug)]
+pub struct FileMatrix {
+    gguf: Arc<Gguf>,
+    tensor: TensorInfo,
+    shape: Shape,
+    scale: f32,
+}
+
+impl FileMatrix {
+    /// The tensor, whose codes are 0 to 2, as a matrix of `shape` with that scale.
+    ///
+    /// # Errors
+    /// As [`Lines::in_file`].
+    pub fn new(gguf: &Arc<Gguf>, tensor: &TensorInfo, shape: Shape, scale: f32) -> Result<Self> {
+        Lines::in_file(gguf.tensor_bytes(tensor), shape)?;
+        Ok(Self { gguf: Arc::clone(gguf), tensor: tensor.clone(), shape, scale })
+    }
+
+    fn lines(&self) -> Lines<'_> {
+        let lines = Lines::in_file(self.gguf.tensor_bytes(&self.tensor), self.shape);
+        lines.expect("`FileMatrix::new` has seen the same")
+    }
+}
+
+/// Matrices with the same input, and the kernel that multiplies them: a [`crate::cpu::matmul::Job`] for which
+/// nothing is packed.
+#[derive(Debug)]
+pub struct FileJob {
+    parts: Vec<FileMatrix>,
+    kernel: LinesKernel,
+    ops: VectorOps,
+    cols: usize,
+    rows: usize,
+}
+
+/// What a worker needs for itself.
+#[derive(Debug)]
+pub struct Scratch {
+    /// One token in the order of the file.
+    ordered: Vec<i8>,
+    /// Prepared tokens.
+    groups: Buffer,
+    list: Vec<u32>,
+    dots: Vec<i32>,
+}
+
+impl Scratch {
+    /// Enough for any of `jobs`.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the system refuses the memory.
+    pub fn new<'a>(jobs: impl IntoIterator<Item = &'a FileJob>) -> Result<Self> {
+        let (mut group, mut rows) = (0, 0);
+        for job in jobs {
+            group = group.max(job.kernel.group_bytes(job.cols));
+            rows = rows.max(job.block_rows());
+        }
+        let groups = Buffer::zeroed(TOKENS * group)?;
+        Ok(Self { ordered: Vec::new(), groups, list: vec![0; rows], dots: vec![0; rows] })
+    }
+}
+
+impl FileJob {
+    /// Joins `parts`, which have the same columns.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when they do not, or `kernel` does not read rows of I2_S.
+    pub fn new(parts: Vec<FileMatrix>, kernel: LinesKernel) -> Result<Self> {
+        let cols = parts.first().map_or(0, |part| part.shape.cols);
+        let own = (kernel.layout(), kernel.along()) == (LineLayout::I2sL64, Along::Rows);
+        if cols == 0 || !own || parts.iter().any(|part| part.shape.cols != cols) {
+            let shapes: Vec<Shape> = parts.iter().map(|part| part.shape).collect();
+            let kernel = kernel.id();
+            return Err(Error::Runtime(format!("matrices {shapes:?} are no job of {kernel}")));
+        }
+        let rows = parts.iter().map(|part| part.shape.rows).sum();
+        let ops = VectorOps::best(kernel.id().isa);
+        Ok(Self { parts, kernel, ops, cols, rows })
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &LinesKernel {
+        &self.kernel
+    }
+
+    /// Inputs, K.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of the weights in the file.
+    pub fn bytes(&self) -> usize {
+        self.rows * self.cols / 4
+    }
+
+    /// Rows that meet all tokens before the next ones do.
+    fn block_rows(&self) -> usize {
+        (4 * BLOCK_BYTES / self.cols).max(4)
+    }
+
+    /// As [`crate::cpu::matmul::Job::prefill`], for any number of tokens: `q` is `[tokens][cols]`, token `t`
+    /// has scale `scales[t]` and output `out[t * rows .. (t + 1) * rows]`. Every worker calls it with the
+    /// same values and writes its share of the rows, between two barriers and with nothing else of the
+    /// kind there.
+    pub fn multiply(
+        &self,
+        worker: &Worker<'_>,
+        (q, scales): (&[i8], &[f32]),
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let group_bytes = self.kernel.group_bytes(self.cols);
+        for (i, tokens) in scales.chunks(TOKENS).enumerate() {
+            let first = i * TOKENS;
+            let rows = q[first * self.cols..].chunks_exact(self.cols);
+            let groups = scratch.groups.chunks_exact_mut(group_bytes);
+            for (row, group) in rows.zip(groups).take(tokens.len()) {
+                Lines::to_file_order(row, &mut scratch.ordered);
+                self.kernel.prepare(&scratch.ordered, group);
+            }
+            let mut offset = 0;
+            for part in &self.parts {
+                let share = worker.share(part.shape.rows);
+                for start in share.clone().step_by(self.block_rows()) {
+                    let rows = start..(start + self.block_rows()).min(share.end);
+                    self.multiply_block(part, (rows, offset), (first, tokens), scratch, out);
+                }
+                offset += part.shape.rows;
+            }
+        }
+    }
+
+    /// Multiplies some rows of a part, whose rows begin at `offset` of each token's, with the tokens
+    /// prepared, of which `first` is the first.
+    fn multiply_block(
+        &self,
+        part: &FileMatrix,
+        (rows, offset): (Range<usize>, usize),
+        (first, scales): (usize, &[f32]),
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let lines = part.lines();
+        let list = &mut scratch.list[..rows.len()];
+        list.iter_mut().zip(rows.clone()).for_each(|(item, row)| *item = row as u32);
+        let dots = &mut scratch.dots[..rows.len()];
+        let groups = scratch.groups.chunks_exact(self.kernel.group_bytes(self.cols));
+        for (t, (&s, group)) in scales.iter().zip(groups).enumerate() {
+            self.kernel.run(lines, 0..lines.units(), list, group, dots);
+            let token = (first + t) * self.rows + offset;
+            // SAFETY: shares are disjoint, and so are their rows; the caller keeps readers away until
+            // the barrier.
+            let out = unsafe { out.write(token + rows.start..token + rows.end) };
+            self.ops.scale_output(dots, s, part.scale, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::{Format, Isa};
+
+    use super::*;
+    use crate::cpu::packing::to_file_codes;
+    use crate::cpu::reference;
+    use crate::cpu::threads::Pool;
+    use crate::file::gguf::{GgufWriter, TensorType};
+    use crate::random::Random;
+
+    /// A file of matrices, each of random codes that it gives, too, before a tail that is no codes.
+    fn file(shapes: &[Shape], random: &mut Random) -> (Arc<Gguf>, Vec<Vec<u8>>) {
+        let mut writer = GgufWriter::new();
+        let names = (0..shapes.len()).map(|i| format!("blk.{i}.attn_q.weight"));
+        for (name, shape) in names.zip(shapes) {
+            let dims = [shape.cols as u64, shape.rows as u64];
+            writer.tensor(&name, &dims, TensorType::I2_S).unwrap();
+        }
+        let mut bytes = writer.header();
+        let codes: Vec<Vec<u8>> = (shapes.iter())
+            .map(|shape| (0..shape.weights()).map(|_| random.below(3) as u8).collect())
+            .collect();
+        for codes in &codes {
+            bytes.extend(to_file_codes(codes));
+            bytes.extend([0xff; 32]);
+        }
+        (Arc::new(Gguf::from_bytes("matrices", bytes).unwrap()), codes)
+    }
+
+    #[test]
+    fn equals_the_triple_loop() {
+        let mut random = Random::new(1);
+        let kernels = [Isa::Scalar, Isa::best()]
+            .map(|isa| LinesKernel::default(Along::Rows, Some(Format::I2S), isa).unwrap());
+        for cols in [128, 256, 384, 640, 2560] {
+            let shapes = [Shape::new(37, cols), Shape::new(3, cols), Shape::new(200, cols)];
+            let (gguf, codes) = file(&shapes, &mut random);
+            for (kernel, threads) in kernels.iter().flat_map(|k| [(k, 1), (k, 3)]) {
+                let parts = (gguf.tensors().iter().zip(&shapes))
+                    .map(|(tensor, &shape)| FileMatrix::new(&gguf, tensor, shape, 0.5).unwrap());
+                let job = FileJob::new(parts.collect(), *kernel).unwrap();
+                for tokens in [1, 2, 65] {
+                    let q: Vec<i8> = (0..tokens * cols).map(|_| random.below(256) as i8).collect();
+                    let scales: Vec<f32> = (1..=tokens).map(|t| t as f32).collect();
+                    let mut out = vec![f32::NAN; tokens * job.rows];
+                    let shared = SharedSlice::new(&mut out);
+                    let pool = Pool::new(threads).unwrap();
+                    pool.run(|worker| {
+                        let mut scratch = Scratch::new([&job]).unwrap();
+                        job.multiply(worker, (&q, &scales), &mut scratch, &shared);
+                    })
+                    .unwrap();
+                    let all: Vec<u8> = codes.concat();
+                    let dots = reference::matmul(&all, &q, cols);
+                    for (i, (found, dot)) in out.iter().zip(dots).enumerate() {
+                        let wanted = dot as f32 / scales[i / job.rows] * 0.5;
+                        assert_eq!(found.to_bits(), wanted.to_bits(), "{cols} {tokens}: {i}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut random = Random::new(1);
+        let shapes = [Shape::new(4, 256), Shape::new(4, 128)];
+        let (gguf, _) = file(&shapes, &mut random);
+        let tensors = gguf.tensors();
+        let matrix = |i: usize, shape| FileMatrix::new(&gguf, &tensors[i], shape, 1.0);
+        // Rows that begin inside a block, and a file that is too short.
+        assert!(matrix(0, Shape::new(16, 64)).is_err());
+        assert!(matrix(0, Shape::new(5, 256)).is_err());
+        let parts = || vec![matrix(0, shapes[0]).unwrap(), matrix(1, shapes[1]).unwrap()];
+        let kernel = LinesKernel::default(Along::Rows, Some(Format::I2S), Isa::Scalar).unwrap();
+        assert!(FileJob::new(parts(), kernel).is_err());
+        let one = || parts().into_iter().take(1).collect::<Vec<_>>();
+        assert!(FileJob::new(one(), kernel).is_ok());
+        assert!(FileJob::new(Vec::new(), kernel).is_err());
+        let columns = LinesKernel::default(Along::Columns, Some(Format::I2S), Isa::Scalar).unwrap();
+        assert!(FileJob::new(one(), columns).is_err());
+    }
+}

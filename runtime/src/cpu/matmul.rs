@@ -1,0 +1,672 @@
+//! The safe entry to the ternary kernels: a [`Job`] is the set of matrices that share one input
+//! (q, k and v; gate and up), the kernels chosen for them, and the split of their rows over the
+//! workers.
+
+use std::ops::Range;
+
+use bitnet_profiles::{Layout, Shape};
+
+use crate::cpu::gather::Along;
+use crate::cpu::kernels::{self, Kernel, VectorOps};
+use crate::cpu::memory::{ALIGN, Buffer};
+use crate::cpu::packing::PackedMatrix;
+use crate::cpu::sparse::{self, Sparse, Tally};
+use crate::cpu::threads::{SharedSlice, Worker};
+use crate::{Error, Result};
+
+/// Rows that a worker multiplies with all groups of activations before it goes on: their weights
+/// stay in its L2 cache meanwhile. A multiple of every kernel's step.
+const BLOCK_ROWS: usize = 4 * Layout::ROW_PADDING;
+
+/// Pieces that a worker's share of the rows is claimed in for one token: a half, a quarter and so on,
+/// the last two of a size. Who is done with its own takes others' from the end, where they are small.
+/// A 2B-4T shape on two cores of Zen 5 takes 0.94 to 1.00 times as long as with fixed shares, as memory
+/// is (20 medians of 280 tokens each in turns, half of them below 0.993); with pieces of one size it
+/// takes as long.
+const PIECES: usize = 6;
+
+/// Bytes of weights from which on one token's rows are claimed. Shares of less take microseconds, which
+/// to begin anew and to count would take too.
+const CLAIMED_BYTES: usize = 1 << 20;
+
+/// Pieces for a few tokens: products take longer than weights do, so that new beginnings hardly cost.
+const EQUAL_PIECES: usize = 16;
+
+/// Bytes of the expanded form that there are at a time: they stay in the caches. At a 2B-4T shape on two
+/// cores of Zen 5, 128 tokens took 268 to 287 ms of ternary products with 6 MiB, 271 to 306 with 16.
+const CHUNK_BYTES: usize = 6 << 20;
+
+/// From so many tokens on it pays to expand the packing before; fewer are multiplied with it as it is.
+/// At a 2B-4T shape 128 tokens take 0.89 times as long on one core of Zen 5 and as long on two, 512 take
+/// 0.9 times as long.
+const EXPAND_FROM: usize = 96;
+
+/// Tiles that a band of rows has at least: each band makes the tables of all tokens anew.
+const BAND_TILES: usize = 40;
+
+/// Parts of the work with a chunk that each member of a team should have: then it hardly matters that
+/// they cannot be shared out evenly. Fewer where they would have less than `PART_TILES` tiles.
+const PARTS: usize = 4;
+const PART_TILES: usize = 24;
+
+/// Workers that share a band of the rows: one of them alone where there are rows enough, for what one
+/// core has expanded another reads slowly (128 tokens: 335 to 352 ms shared by two).
+struct Team {
+    /// Bands, and this team's.
+    bands: usize,
+    band: usize,
+    /// Workers of a team, and this one's number among them.
+    members: usize,
+    member: usize,
+}
+
+impl Team {
+    /// This worker's part of `0..n`, as [`Worker::share`] has it.
+    fn share(&self, n: usize) -> Range<usize> {
+        n * self.member / self.members..n * (self.member + 1) / self.members
+    }
+}
+
+/// Matrices with the same input, and the kernels that multiply them.
+#[derive(Debug)]
+pub struct Job {
+    parts: Vec<PackedMatrix>,
+    decode: Kernel,
+    prefill: Kernel,
+    /// For a few tokens: the same as `prefill` unless that expands.
+    batch: Kernel,
+    /// For a last group of half as many tokens or fewer: it would be multiplied as a whole one.
+    few: Option<Kernel>,
+    ops: VectorOps,
+    cols: usize,
+    rows: usize,
+    sparse: Option<Sparse>,
+}
+
+/// What a worker needs for itself.
+#[derive(Debug)]
+pub struct Scratch {
+    group: Buffer,
+    /// Of int32: `Buffer::as_i32_mut`. Kernels add to it in whole cache lines.
+    dots: Buffer,
+    sparse: sparse::Scratch,
+}
+
+impl Scratch {
+    /// All of it, for the sparse kernels.
+    fn space<'a>(&'a mut self, ops: &'a VectorOps) -> sparse::Space<'a> {
+        sparse::Space {
+            group: &mut self.group,
+            dots: self.dots.as_i32_mut(),
+            own: &mut self.sparse,
+            ops,
+        }
+    }
+
+    /// Enough for any of `jobs`.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the system refuses the memory.
+    pub fn new<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Result<Self> {
+        let (mut group, mut dots) = (0, 0);
+        let mut sparse = sparse::Scratch::default();
+        for job in jobs {
+            let rows = job.parts.iter().map(|part| part.shape().rows).max().unwrap_or(0);
+            group = group.max(job.decode.group_bytes(job.cols));
+            group = group.max(job.batch.group_bytes(job.cols));
+            dots = dots.max(rows.next_multiple_of(Layout::ROW_PADDING));
+            dots = dots.max(job.batch.tokens() * BLOCK_ROWS);
+            if job.prefill.expands() {
+                let rows = job.chunk_tiles(1) * job.prefill.step_rows();
+                dots = dots.max(job.prefill.tokens() * rows);
+            }
+            if let Some(lines) = &job.sparse {
+                group = group.max(lines.group_bytes());
+                dots = dots.max(lines.outputs());
+                sparse.grow(lines);
+            }
+        }
+        let dots = Buffer::zeroed(dots * size_of::<i32>())?;
+        Ok(Self { group: Buffer::zeroed(group)?, dots, sparse })
+    }
+
+    /// What this worker counted of the jobs with such lines since [`Scratch::reset_tally`].
+    pub fn tally(&self, along: Along) -> Tally {
+        self.sparse.tally(along)
+    }
+
+    /// Counts from 0 again.
+    pub fn reset_tally(&mut self) {
+        self.sparse.reset();
+    }
+}
+
+impl Job {
+    /// Joins `parts`, which have the same columns and the layout that both kernels read.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when they do not fit together.
+    pub fn new(parts: Vec<PackedMatrix>, decode: Kernel, prefill: Kernel) -> Result<Self> {
+        let cols = parts.first().map_or(0, |part| part.shape().cols);
+        let fits = |part: &PackedMatrix| {
+            part.shape().cols == cols
+                && part.layout() == decode.layout()
+                && part.layout() == prefill.layout()
+        };
+        if cols == 0 || !parts.iter().all(fits) || decode.tokens() != 1 {
+            let shapes: Vec<Shape> = parts.iter().map(PackedMatrix::shape).collect();
+            return Err(Error::Runtime(format!(
+                "matrices {shapes:?} cannot be one job of {} and {}",
+                decode.id(),
+                prefill.id()
+            )));
+        }
+        let rows = parts.iter().map(|part| part.shape().rows).sum();
+        let ops = VectorOps::best(decode.id().isa.max(prefill.id().isa));
+        let direct = prefill.expands().then(|| Kernel::direct(prefill.layout(), prefill.id().isa));
+        let batch = direct.flatten().unwrap_or(prefill);
+        let few = few(&batch);
+        Ok(Self { parts, decode, prefill, batch, few, ops, cols, rows, sparse: None })
+    }
+
+    /// The kernel for a group of so many tokens that multiplies from the packing.
+    fn group_kernel(&self, tokens: usize) -> &Kernel {
+        self.few.as_ref().filter(|few| tokens <= few.tokens()).unwrap_or(&self.batch)
+    }
+
+    /// Lets one token skip what meets a zero.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the lines are not of the matrix that is skipped in.
+    pub fn with_sparse(mut self, sparse: Sparse) -> Result<Self> {
+        self.set_sparse(Some(sparse))?;
+        Ok(self)
+    }
+
+    /// Lets one token skip in another way, or not at all, and gives what it had.
+    ///
+    /// # Errors
+    /// As [`Job::with_sparse`].
+    pub fn set_sparse(&mut self, sparse: Option<Sparse>) -> Result<Option<Sparse>> {
+        if let Some(sparse) = sparse.as_ref().filter(|sparse| !sparse.fits(&self.parts)) {
+            return Err(Error::Runtime(format!(
+                "lines of {} for {} are none of this job",
+                sparse.lines().shape(),
+                sparse.kernel().id()
+            )));
+        }
+        Ok(std::mem::replace(&mut self.sparse, sparse))
+    }
+
+    /// Lets other kernels multiply the same matrices.
+    ///
+    /// # Errors
+    /// As [`Job::new`]; the job then holds no matrices.
+    pub fn set_kernels(&mut self, decode: Kernel, prefill: Kernel) -> Result<()> {
+        let sparse = self.sparse.take();
+        *self = Self { sparse, ..Self::new(std::mem::take(&mut self.parts), decode, prefill)? };
+        Ok(())
+    }
+
+    /// What one token may skip.
+    pub fn sparse(&self) -> Option<&Sparse> {
+        self.sparse.as_ref()
+    }
+
+    /// The matrices.
+    pub fn parts(&self) -> &[PackedMatrix] {
+        &self.parts
+    }
+
+    /// Inputs, K.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Outputs of all matrices, one after the other.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The kernel for one token.
+    pub fn decode_kernel(&self) -> &Kernel {
+        &self.decode
+    }
+
+    /// The kernel for many tokens.
+    pub fn prefill_kernel(&self) -> &Kernel {
+        &self.prefill
+    }
+
+    /// Bytes of packed weights.
+    pub fn packed_bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.data().len()).sum()
+    }
+
+    /// Multiplies one token: `q` is `[cols]` with scale `s`, and `out` is `[rows]`. Every worker
+    /// calls it with the same values and writes the rows it takes, between two barriers and with nothing
+    /// else of the kind there. Each prepares the activations for itself, which is cheaper than a barrier.
+    ///
+    /// To ask for the first 16 KiB of a worker's share before the barrier in front, when memory is
+    /// idle, hardly pays: on two cores of Zen 5, token by token in turns, a 2B-4T shape took 0.997
+    /// times as long, one of 1B weights 0.99.
+    pub fn decode(
+        &self,
+        worker: &Worker<'_>,
+        q: &[i8],
+        s: f32,
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let done = match &self.sparse {
+            Some(sparse) if sparse.lines().along() == Along::Columns => {
+                sparse.columns(worker, (q, s), scratch.space(&self.ops), out)
+            }
+            Some(sparse) if sparse.products_are_finite(s) => {
+                self.decode_gated(sparse, worker, (q, s), scratch, out);
+                true
+            }
+            _ => false,
+        };
+        if done {
+            return;
+        }
+        self.prepare_one(q, scratch);
+        let mut bytes = 0;
+        let step_rows = self.decode.step_rows();
+        let all = self.steps(step_rows);
+        let mut multiply = |steps| {
+            self.for_steps(steps, step_rows, |part, offset, steps, _| {
+                bytes += self.multiply_one(part, offset, steps, s, scratch, out);
+            });
+        };
+        if worker.threads > 1 && self.packed_bytes() >= CLAIMED_BYTES {
+            while let Some(steps) = claim(worker, all) {
+                multiply(steps);
+            }
+        } else {
+            multiply(worker.share(all));
+        }
+        if let Some(sparse) = &self.sparse {
+            scratch.sparse.count_bytes(sparse.lines().along(), bytes);
+        }
+    }
+
+    /// As [`Job::decode`] for a gate and what it gates: each worker the same rows of both, so that it
+    /// knows what is needed of the second without waiting for others. Shares are fixed: claimed in pieces,
+    /// as other rows are, they take as long (8 medians of 280 pairs, 0.997 to 1.010).
+    fn decode_gated(
+        &self,
+        sparse: &Sparse,
+        worker: &Worker<'_>,
+        (q, s): (&[i8], f32),
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let [gate, up] = &self.parts[..] else {
+            unreachable!("`Sparse::fits` asks for two matrices")
+        };
+        let step_rows = self.decode.step_rows();
+        let share = worker.share(gate.shape().rows.div_ceil(step_rows));
+        let (rows, offset) = (rows_of(gate, step_rows, &share), gate.shape().rows);
+        self.prepare_one(q, scratch);
+        let mut bytes = self.multiply_one(gate, 0, share.clone(), s, scratch, out);
+        // SAFETY: as in `multiply_one`, which has ended; the two ranges are of different matrices.
+        let (gates, products) =
+            unsafe { (out.write(rows.clone()), out.write(offset + rows.start..offset + rows.end)) };
+        let space = scratch.space(&self.ops);
+        if !sparse.rows((q, s), gates, rows, space, products) {
+            bytes += self.multiply_one(up, offset, share, s, scratch, out);
+        }
+        scratch.sparse.count_bytes(Along::Rows, bytes);
+    }
+
+    /// Prepares the activations of one token for the dense kernel.
+    fn prepare_one(&self, q: &[i8], scratch: &mut Scratch) {
+        let group = &mut scratch.group[..self.decode.group_bytes(self.cols)];
+        self.decode.prepare(q, self.cols, group);
+    }
+
+    /// Multiplies some steps of a matrix, whose rows begin at `offset` of `out`, with the token that
+    /// was prepared, and gives the bytes of weights that it read.
+    fn multiply_one(
+        &self,
+        part: &PackedMatrix,
+        offset: usize,
+        steps: Range<usize>,
+        s: f32,
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) -> usize {
+        let step_rows = self.decode.step_rows();
+        let rows = rows_of(part, step_rows, &steps);
+        let bytes = part.data().len() / part.shape().rows.next_multiple_of(Layout::ROW_PADDING)
+            * (steps.len() * step_rows);
+        let group = &scratch.group[..self.decode.group_bytes(self.cols)];
+        let dots = &mut scratch.dots.as_i32_mut()[..steps.len() * step_rows];
+        let stride = dots.len();
+        self.decode.run(part, steps, group, dots, stride);
+        // SAFETY: shares are disjoint, and so are their rows; the caller keeps readers away until
+        // the barrier.
+        let out = unsafe { out.write(offset + rows.start..offset + rows.end) };
+        self.ops.scale_output(&dots[..rows.len()], s, part.scale(), out);
+        bytes
+    }
+
+    /// Multiplies `scales.len()` tokens: `q` is `[tokens][cols]`, and token `t` has scale `scales[t]` and
+    /// output `out[t * rows .. (t + 1) * rows]`. Every worker calls it with the same values, between two
+    /// barriers and with nothing else of the kind there. `workspace` is at least [`Job::workspace_bytes`]
+    /// long and begins aligned to [`crate::cpu::memory::ALIGN`]. Where all tokens are one group each worker
+    /// lays it out for itself, which is cheaper than a barrier.
+    pub fn prefill(
+        &self,
+        worker: &Worker<'_>,
+        (q, scales): (&[i8], &[f32]),
+        workspace: &SharedSlice<'_, u8>,
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let tokens = scales.len();
+        if tokens <= self.batch.tokens() && !self.batch.expands() {
+            let kernel = self.group_kernel(tokens);
+            let group = &mut scratch.group[..kernel.group_bytes(self.cols)];
+            kernel.prepare(q, self.cols, group);
+            self.prefill_packed(worker, group, scales, &mut scratch.dots, out);
+            return;
+        }
+        self.prepare(worker, q, workspace);
+        worker.barrier();
+        self.prefill_prepared(worker, workspace, scales, scratch, out);
+    }
+
+    /// The kernel for so many tokens, more than one.
+    fn kernel_for(&self, tokens: usize) -> &Kernel {
+        if tokens < EXPAND_FROM { &self.batch } else { &self.prefill }
+    }
+
+    /// Bytes of workspace that [`Job::prefill`] needs for up to so many tokens, by so many threads at
+    /// most.
+    pub fn workspace_bytes(&self, tokens: usize, threads: usize) -> usize {
+        let chunks = |threads| {
+            let bands = self.bands(threads);
+            bands * self.chunk_bytes(bands)
+        };
+        let few = self.groups_bytes(tokens.min(EXPAND_FROM - 1));
+        let expands = self.kernel_for(tokens).expands();
+        let chunks = if expands { (1..=threads).map(chunks).max().unwrap_or(0) } else { 0 };
+        few.max(self.groups_bytes(tokens) + chunks)
+    }
+
+    /// Bytes of the prepared activations of so many tokens.
+    fn groups_bytes(&self, tokens: usize) -> usize {
+        let kernel = self.kernel_for(tokens);
+        tokens.div_ceil(kernel.tokens()) * kernel.group_bytes(self.cols)
+    }
+
+    /// Bands of rows for so many workers: as many as there are workers, or a divisor of that.
+    fn bands(&self, threads: usize) -> usize {
+        let most = (self.tiles() / BAND_TILES).clamp(1, threads);
+        (1..=most).rev().find(|bands| threads.is_multiple_of(*bands)).unwrap_or(1)
+    }
+
+    fn team(&self, worker: &Worker<'_>) -> Team {
+        let bands = self.bands(worker.threads);
+        let members = worker.threads / bands;
+        let (band, member) = (worker.index / members, worker.index % members);
+        Team { bands, band, members, member }
+    }
+
+    /// Tiles of a band, whole steps but for the last.
+    fn band(&self, bands: usize, band: usize) -> Range<usize> {
+        let start = |band: usize| {
+            let tile = self.tiles() * band / bands;
+            tile.next_multiple_of(self.prefill.step_tiles()).min(self.tiles())
+        };
+        start(band)..start(band + 1)
+    }
+
+    /// Tiles of a band that are expanded at a time, where there are so many bands: whole steps.
+    fn chunk_tiles(&self, bands: usize) -> usize {
+        let step = self.prefill.step_tiles();
+        let most = CHUNK_BYTES / bands / self.prefill.expanded_bytes(1, self.cols) / step * step;
+        most.clamp(step, self.tiles().div_ceil(bands).next_multiple_of(step) + step)
+    }
+
+    /// Bytes that a chunk takes in the workspace.
+    fn chunk_bytes(&self, bands: usize) -> usize {
+        self.prefill.expanded_bytes(self.chunk_tiles(bands), self.cols).next_multiple_of(ALIGN)
+    }
+
+    /// Tiles of all parts, the steps of a kernel that expands.
+    fn tiles(&self) -> usize {
+        self.steps(self.prefill.layout().tile_rows())
+    }
+
+    /// Lays out the activations `q`, `[tokens][cols]`, in `workspace`, each worker its share of groups,
+    /// and beside them the first chunk of the expanded form where the kernel wants it; a barrier must
+    /// follow before [`Job::prefill_prepared`]. `workspace` begins aligned to [`crate::cpu::memory::ALIGN`].
+    fn prepare(&self, worker: &Worker<'_>, q: &[i8], workspace: &SharedSlice<'_, u8>) {
+        let tokens = q.len() / self.cols;
+        let kernel = self.kernel_for(tokens);
+        let bytes = kernel.group_bytes(self.cols);
+        let rows: Vec<&[i8]> = q.chunks(kernel.tokens() * self.cols).collect();
+        for index in worker.share(rows.len()) {
+            // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
+            let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
+            let tokens = rows[index].len() / self.cols;
+            let kernel = if kernel.expands() { kernel } else { self.group_kernel(tokens) };
+            kernel.prepare(rows[index], self.cols, &mut group[..kernel.group_bytes(self.cols)]);
+        }
+        if kernel.expands() {
+            // SAFETY: as above.
+            unsafe { self.expand(&self.team(worker), 0, tokens, workspace) };
+        }
+    }
+
+    /// Multiplies `scales.len()` tokens that [`Job::prepare`] laid out in `workspace`. Every worker writes
+    /// the part that it takes; a barrier must follow before `out` is read or `workspace` is written.
+    fn prefill_prepared(
+        &self,
+        worker: &Worker<'_>,
+        workspace: &SharedSlice<'_, u8>,
+        scales: &[f32],
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        // SAFETY: written before the caller's barrier, and read-only until the next one.
+        let groups = unsafe { workspace.read(0..self.groups_bytes(scales.len())) };
+        if self.kernel_for(scales.len()).expands() {
+            self.prefill_expanded(worker, (groups, workspace), scales, scratch, out);
+        } else {
+            self.prefill_packed(worker, groups, scales, &mut scratch.dots, out);
+        }
+    }
+
+    /// [`Job::prefill_prepared`] from the packing: workers claim some rows at a time, for all tokens.
+    fn prefill_packed(
+        &self,
+        worker: &Worker<'_>,
+        groups: &[u8],
+        scales: &[f32],
+        dots: &mut Buffer,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let dots = dots.as_i32_mut();
+        let (step_rows, tokens) = (self.batch.step_rows(), self.batch.tokens());
+        let bytes = self.batch.group_bytes(self.cols);
+        let all = self.steps(step_rows);
+        let most = (BLOCK_ROWS / step_rows).min(all / (EQUAL_PIECES * worker.threads)).max(1);
+        while let Some(claimed) = worker.claim(all.div_ceil(most)) {
+            let first = claimed * most;
+            self.for_steps(first..(first + most).min(all), step_rows, |part, offset, steps, _| {
+                let rows = rows_of(part, step_rows, &steps);
+                for (index, scales) in scales.chunks(tokens).enumerate() {
+                    let kernel = self.group_kernel(scales.len());
+                    let group = &groups[index * bytes..][..kernel.group_bytes(self.cols)];
+                    kernel.run(part, steps.clone(), group, dots, BLOCK_ROWS);
+                    for (i, &s) in scales.iter().enumerate() {
+                        let token = (index * tokens + i) * self.rows + offset;
+                        // SAFETY: as in `decode`.
+                        let out = unsafe { out.write(token + rows.start..token + rows.end) };
+                        let dots = &dots[i * BLOCK_ROWS..][..rows.len()];
+                        self.ops.scale_output(dots, s, part.scale(), out);
+                    }
+                }
+            });
+        }
+    }
+
+    /// [`Job::prefill_prepared`] from the expanded form, chunk by chunk: every team takes a band of the
+    /// rows, and every member of it some of the tokens.
+    fn prefill_expanded(
+        &self,
+        worker: &Worker<'_>,
+        (groups, workspace): (&[u8], &SharedSlice<'_, u8>),
+        scales: &[f32],
+        scratch: &mut Scratch,
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let kernel = &self.prefill;
+        let team = self.team(worker);
+        let bytes = kernel.group_bytes(self.cols);
+        let count = scales.len().div_ceil(kernel.tokens());
+        let bands = (0..team.bands).map(|band| self.band(team.bands, band).len());
+        let chunks = bands.max().unwrap_or(0).div_ceil(self.chunk_tiles(team.bands));
+        for index in 0..chunks {
+            if index > 0 {
+                if team.members > 1 {
+                    worker.barrier();
+                }
+                // SAFETY: all members have done with the chunk before.
+                unsafe { self.expand(&team, index, scales.len(), workspace) };
+                if team.members > 1 {
+                    worker.barrier();
+                }
+            }
+            let chunk = self.chunk(&team, index);
+            let expanded = self.chunk_range(&team, chunk.len(), scales.len());
+            // SAFETY: written by this worker, or before the barrier, and read-only until the next one.
+            let expanded = (unsafe { workspace.read(expanded) }, chunk.len(), self.cols);
+            let wanted = if team.members == 1 { 1 } else { (PARTS * team.members).div_ceil(count) };
+            let parts = wanted.clamp(1, chunk.len().div_ceil(PART_TILES).max(1));
+            for unit in team.share(parts * count) {
+                let (part, index) = (unit / count, unit % count);
+                let tile = |part: usize| {
+                    (chunk.len() * part / parts).next_multiple_of(kernel.step_tiles())
+                };
+                let tiles = tile(part).min(chunk.len())..tile(part + 1).min(chunk.len());
+                let group = &groups[index * bytes..(index + 1) * bytes];
+                let stride = tiles.len() * kernel.step_rows();
+                let dots = scratch.dots.as_i32_mut();
+                kernel.run_expanded(expanded, tiles.clone(), group, dots, stride);
+                let (from, to) = (chunk.start + tiles.start, chunk.start + tiles.end);
+                let step_rows = kernel.step_rows();
+                self.for_steps(from..to, step_rows, |part, offset, own, at| {
+                    let rows = rows_of(part, step_rows, &own);
+                    let at = (at - from) * step_rows;
+                    let tokens = scales.chunks(kernel.tokens()).nth(index).unwrap_or(&[]);
+                    for (i, &s) in tokens.iter().enumerate() {
+                        let token = (index * kernel.tokens() + i) * self.rows + offset;
+                        // SAFETY: units are disjoint; the caller keeps readers away until the
+                        // barrier.
+                        let out = unsafe { out.write(token + rows.start..token + rows.end) };
+                        let dots = &dots[i * stride + at..][..rows.len()];
+                        self.ops.scale_output(dots, s, part.scale(), out);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Tiles of a team's chunk.
+    fn chunk(&self, team: &Team, index: usize) -> Range<usize> {
+        let band = self.band(team.bands, team.band);
+        let most = self.chunk_tiles(team.bands);
+        let start = (band.start + index * most).min(band.end);
+        start..(start + most).min(band.end)
+    }
+
+    /// Expands the member's share of a chunk.
+    ///
+    /// # Safety
+    /// Nobody reads that part of `workspace` meanwhile.
+    unsafe fn expand(
+        &self,
+        team: &Team,
+        index: usize,
+        tokens: usize,
+        workspace: &SharedSlice<'_, u8>,
+    ) {
+        let chunk = self.chunk(team, index);
+        let share = team.share(chunk.len());
+        let expanded = workspace.part(self.chunk_range(team, chunk.len(), tokens));
+        let (from, to) = (chunk.start + share.start, chunk.start + share.end);
+        self.for_steps(from..to, self.prefill.step_rows(), |part, _, tiles, at| {
+            let place = (at - chunk.start, chunk.len());
+            // SAFETY: shares are disjoint; the caller keeps readers away.
+            unsafe { self.prefill.expand(part, tiles, place, &expanded) };
+        });
+    }
+
+    /// Where in the workspace a team's chunk of so many tiles is.
+    fn chunk_range(&self, team: &Team, tiles: usize, tokens: usize) -> Range<usize> {
+        let start = self.groups_bytes(tokens) + team.band * self.chunk_bytes(team.bands);
+        start..start + self.prefill.expanded_bytes(tiles, self.cols)
+    }
+
+    /// Steps of so many rows of all parts.
+    fn steps(&self, step_rows: usize) -> usize {
+        self.parts.iter().map(|part| part.shape().rows.div_ceil(step_rows)).sum()
+    }
+
+    /// Calls `f(part, row offset of the part, steps of it, the first one's number)` for every part that
+    /// has some of `steps`, of so many rows, which are numbered over all parts.
+    fn for_steps(
+        &self,
+        steps: Range<usize>,
+        step_rows: usize,
+        mut f: impl FnMut(&PackedMatrix, usize, Range<usize>, usize),
+    ) {
+        let (mut first, mut offset) = (0, 0);
+        for part in &self.parts {
+            let end = first + part.shape().rows.div_ceil(step_rows);
+            let (from, to) = (steps.start.max(first), steps.end.min(end));
+            if from < to {
+                f(part, offset, from - first..to - first, from);
+            }
+            first = end;
+            offset += part.shape().rows;
+        }
+    }
+}
+
+/// The next piece that the worker takes of `all` steps with one token, until there is none.
+fn claim(worker: &Worker<'_>, all: usize) -> Option<Range<usize>> {
+    let claimed = worker.claim(worker.threads * PIECES)?;
+    let share = worker.share_of(claimed / PIECES, all);
+    // What is left of the share when so many pieces have gone.
+    let left = |pieces: usize| if pieces < PIECES { share.len() >> pieces } else { 0 };
+    let piece = claimed % PIECES;
+    Some(share.end - left(piece)..share.end - left(piece + 1))
+}
+
+/// The built-in kernel that differs from a prefill kernel in taking at most half as many tokens, the
+/// most of those that do.
+fn few(prefill: &Kernel) -> Option<Kernel> {
+    let id = prefill.id();
+    let tile = |kernel: &Kernel| {
+        let tile = kernel.id().tile;
+        (kernel.layout(), kernel.id().isa, tile.rows, tile.cols, tile.unroll)
+    };
+    let fits = |kernel: &&Kernel| {
+        tile(kernel) == tile(prefill) && (2..=id.tile.tokens / 2).contains(&kernel.tokens())
+    };
+    // What few tokens multiply comes from memory.
+    let order = |kernel: &&Kernel| (kernel.tokens(), kernel.id().tile.prefetch);
+    kernels::builtin().iter().filter(fits).max_by_key(order).copied()
+}
+
+/// The rows of a matrix that some of its steps hold, without padding.
+fn rows_of(part: &PackedMatrix, step_rows: usize, steps: &Range<usize>) -> Range<usize> {
+    steps.start * step_rows..(steps.end * step_rows).min(part.shape().rows)
+}

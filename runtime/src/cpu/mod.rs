@@ -1,0 +1,22 @@
+//! The forward pass on CPUs: threads, memory, kernels, and the model they run.
+
+pub mod attention;
+pub mod forward;
+pub mod gather;
+pub mod head;
+pub mod host;
+pub mod kernels;
+pub mod kv_cache;
+pub mod mapped;
+pub mod matmul;
+pub mod memory;
+pub mod model;
+pub mod observe;
+pub mod packing;
+pub mod reference;
+pub mod rope;
+mod rows;
+pub mod sparse;
+mod stages;
+pub mod threads;
+pub mod weights;

@@ -1,0 +1,264 @@
+//! The model: configuration, weights, KV cache and the forward pass.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bitnet_profiles::{KernelId, Layout, Role, Shape};
+
+use crate::cpu::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
+use crate::cpu::memory::Pages;
+use crate::cpu::sparse;
+use crate::cpu::threads::Pool;
+use crate::error::Result;
+use crate::file::gguf::Gguf;
+
+pub use super::forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
+pub use super::head::choose::{HeadMode, HeadOptions};
+use super::head::screen::ScannedHead;
+pub use super::head::screen::{HeadStats, Needs};
+use super::head::sketch::Planes;
+pub use super::kv_cache::KvType;
+pub use super::observe::Observer;
+use super::rope::Rope;
+pub use super::stages::{Stage, StageTimes};
+use super::weights::{Projection, Weights};
+use crate::arch::config::Config;
+
+/// How a [`Model`] is loaded.
+#[derive(Clone, Copy)]
+pub struct LoadOptions<'a> {
+    /// The workers that pack the weights: those that will read them.
+    pub pool: &'a Pool,
+    /// What decides on the kernels.
+    pub selection: &'a Selection,
+    /// The pages that weights come in.
+    pub pages: Pages,
+    /// Whether weights are kept from being swapped out.
+    pub lock: bool,
+    /// Whether the head is copied into memory. If not it is read from the file, which
+    /// [`Model::choose_head`] may change.
+    pub copy_head: bool,
+    /// Whether ternary weights are packed. If not they are multiplied as they lie in the file, which
+    /// serves until there is time to pack them, in a model that [`Config::runs_in_file`].
+    pub pack: bool,
+    /// Whether one token skips what meets a zero.
+    pub sparse: sparse::Mode,
+    /// Told after every matrix how many bytes of how many are packed.
+    pub progress: &'a dyn Fn(usize, usize),
+}
+
+impl<'a> LoadOptions<'a> {
+    /// Packed, in huge pages, not locked, with the head, without progress.
+    #[must_use]
+    pub fn new(pool: &'a Pool, selection: &'a Selection) -> Self {
+        Self {
+            pool,
+            selection,
+            pages: Pages::Huge,
+            lock: false,
+            copy_head: true,
+            pack: true,
+            sparse: sparse::Mode::Auto,
+            progress: &|_, _| (),
+        }
+    }
+}
+
+/// A model ready to run: shared by any number of [`Session`]s.
+#[derive(Debug)]
+pub struct Model {
+    pub(crate) gguf: Arc<Gguf>,
+    pub(crate) config: Config,
+    pub(crate) weights: Weights,
+    /// By the tokens that they take at once, for one token first.
+    pub(crate) heads: Vec<HeadKernel>,
+    pub(crate) planes: Option<Planes>,
+    attention: AttentionKernel,
+    vector: VectorOps,
+    rope: Rope,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The kernels that serve a role, for people and for reports.
+#[derive(Clone, Debug)]
+pub struct RoleKernels {
+    /// The role.
+    pub role: Role,
+    /// The packing, for ternary roles that are packed.
+    pub layout: Option<Layout>,
+    /// For one token.
+    pub decode: KernelId,
+    /// For many, where that is another.
+    pub prefill: Option<KernelId>,
+    /// Bytes of weights that one token reads, over all layers, if it skips nothing.
+    pub bytes: usize,
+    /// For one token that skips what meets a zero.
+    pub sparse: Option<KernelId>,
+    /// Bytes of the weights that lie in memory once more for that, over all layers.
+    pub sparse_bytes: usize,
+}
+
+impl Model {
+    /// Opens a GGUF file and loads its weights.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) when the file cannot be read,
+    /// [`Error::Model`](crate::Error::Model) when it is no model that this runtime runs.
+    pub fn load(path: impl AsRef<Path>, options: &LoadOptions<'_>) -> Result<Self> {
+        Self::from_gguf(Gguf::open(path)?, options)
+    }
+
+    /// Loads the weights of an open file.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn from_gguf(gguf: impl Into<Arc<Gguf>>, options: &LoadOptions<'_>) -> Result<Self> {
+        let gguf = gguf.into();
+        let config = Config::from_gguf(&gguf)?;
+        if options.pack {
+            // What was read of it before, if it was run from the file.
+            gguf.drop_all();
+        }
+        let mut warnings: Vec<String> = gguf.warning().map(str::to_owned).into_iter().collect();
+        let weights = Weights::load(&gguf, &config, options, &mut warnings)?;
+        let shape = Shape::new(config.vocab, config.hidden);
+        let heads = options.selection.heads(weights.head.format(), shape)?;
+        let attention = options.selection.attention(&config.attention_shapes())?;
+        let factors = weights.rope_factors.as_deref();
+        let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
+        let vector = options.selection.vector();
+        let planes = None;
+        if options.pack {
+            gguf.drop_all();
+        }
+        Ok(Self { gguf, config, weights, heads, planes, attention, vector, rope, warnings })
+    }
+
+    /// The kernels in use, by role.
+    #[must_use]
+    pub fn kernels(&self) -> Vec<RoleKernels> {
+        let Some(layer) = self.weights.layers.first() else { return Vec::new() };
+        let layers = self.weights.layers.len();
+        let role = |role, projection: &Projection| match projection {
+            Projection::Packed(job) => RoleKernels {
+                role,
+                layout: Some(job.decode_kernel().layout()),
+                decode: *job.decode_kernel().id(),
+                prefill: Some(*job.prefill_kernel().id()),
+                bytes: job.packed_bytes() * layers,
+                sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
+                sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len()) * layers,
+            },
+            Projection::InFile(job) => RoleKernels {
+                role,
+                layout: None,
+                decode: *job.kernel().id(),
+                prefill: None,
+                bytes: job.bytes() * layers,
+                sparse: None,
+                sparse_bytes: 0,
+            },
+        };
+        vec![
+            role(Role::Qkv, &layer.qkv),
+            role(Role::AttnOutput, &layer.attn_output),
+            role(Role::GateUp, &layer.gate_up),
+            role(Role::Down, &layer.down),
+            RoleKernels {
+                role: Role::Attention,
+                layout: None,
+                decode: *self.attention.id(),
+                prefill: None,
+                bytes: 0,
+                sparse: None,
+                sparse_bytes: 0,
+            },
+            RoleKernels {
+                role: Role::LmHead,
+                layout: None,
+                decode: *self.head(1).id(),
+                prefill: None,
+                bytes: self.head_bytes(),
+                sparse: None,
+                sparse_bytes: 0,
+            },
+        ]
+    }
+
+    /// The file: metadata, and the blocks of the embedding and the head.
+    #[must_use]
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// The hyperparameters.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The weights.
+    #[must_use]
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// What was odd about the file but no obstacle, one line each.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The kernel for the head of so many tokens at once: at most [`Model::head_tokens`].
+    pub(crate) fn head(&self, tokens: usize) -> &HeadKernel {
+        let fits = self.heads.iter().find(|kernel| kernel.tokens() >= tokens);
+        fits.unwrap_or(&self.heads[0])
+    }
+
+    /// Tokens that the head takes at once.
+    pub(crate) fn head_tokens(&self) -> usize {
+        self.heads.iter().map(HeadKernel::tokens).max().unwrap_or(1)
+    }
+
+    /// Tokens whose logits are computed at once, at most: by the head or by a scan.
+    pub(crate) fn logits_at_once(&self) -> usize {
+        self.head_tokens().max(self.planes.as_ref().map_or(1, Planes::tokens))
+    }
+
+    /// Bytes of what any kernel for the head prepares.
+    pub(crate) fn head_input_bytes(&self) -> usize {
+        let bytes = |kernel: &HeadKernel| kernel.prepared_bytes(self.config.hidden);
+        self.heads.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    pub(crate) fn scanned_head(&self) -> Option<ScannedHead<'_>> {
+        let planes = self.planes.as_ref()?;
+        let Self { gguf, weights, vector, .. } = self;
+        let kernel = self.head(1);
+        Some(ScannedHead { gguf, table: &weights.head, kernel, vector, planes })
+    }
+
+    /// The low-bit copies of the head, if there are any.
+    #[must_use]
+    pub fn planes(&self) -> Option<&Planes> {
+        self.planes.as_ref()
+    }
+
+    /// Bytes of the head in the file's blocks.
+    #[must_use]
+    pub fn head_bytes(&self) -> usize {
+        self.gguf.tensor_bytes(self.weights.head.tensor()).len()
+    }
+
+    pub(crate) fn attention(&self) -> &AttentionKernel {
+        &self.attention
+    }
+
+    pub(crate) fn vector(&self) -> &VectorOps {
+        &self.vector
+    }
+
+    pub(crate) fn rope(&self) -> &Rope {
+        &self.rope
+    }
+}

@@ -1,0 +1,323 @@
+//! Packs ternary matrices: from the file's I2_S, one fixed layout on every CPU, to the layout of
+//! the kernels that were chosen.
+//!
+//! The file holds 128 weights in 32 bytes, flat over the row-major matrix, so that a row may begin
+//! inside a block: weight `j` of a block sits in byte `j % 32`, weights 0 to 31 in bits 7:6, 32 to
+//! 63 in bits 5:4, and so on; codes 0, 1, 2 stand for -1, 0, +1 and 3 for nothing. A row of codes
+//! is read from there, padded with zero weights, and handed to the packer of the layout.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bitnet_profiles::{Layout, Shape};
+
+use crate::cpu::memory::Buffer;
+use crate::cpu::threads::{Pool, SharedSlice};
+use crate::{Error, Result};
+
+/// Weights in a block of the file's I2_S.
+const BLOCK: usize = 128;
+/// Bytes of a block.
+const BLOCK_BYTES: usize = 32;
+/// The code of weight 0.
+pub(crate) const ZERO: u8 = 1;
+
+/// A ternary matrix in the layout it was packed for.
+#[derive(Debug)]
+pub struct PackedMatrix {
+    layout: Layout,
+    shape: Shape,
+    scale: f32,
+    zero: bool,
+    data: Buffer,
+}
+
+/// A matrix holds code 3, which stands for no weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadCode;
+
+impl PackedMatrix {
+    /// Packs `file`, the I2_S codes of a matrix of `shape` without the scale that follows them,
+    /// into `buffer`. Every worker packs the tiles it owns.
+    ///
+    /// # Errors
+    /// `Ok(Err(BadCode))` when a code is 3; [`Error::Runtime`] when sizes do not fit or a worker
+    /// panicked.
+    pub fn pack(
+        file: &[u8],
+        shape: Shape,
+        scale: f32,
+        layout: Layout,
+        mut buffer: Buffer,
+        pool: &Pool,
+    ) -> Result<std::result::Result<Self, BadCode>> {
+        let fits = shape.weights().is_multiple_of(BLOCK)
+            && file.len() == shape.weights() / 4
+            && buffer.len() == layout.matrix_bytes(shape)
+            && (1..=Shape::MAX_COLS).contains(&shape.cols);
+        if !fits {
+            return Err(Error::Runtime(format!(
+                "cannot pack a matrix of {shape} from {} bytes into {} as {layout}",
+                file.len(),
+                buffer.len()
+            )));
+        }
+        let rows = layout.tile_rows();
+        let tile_bytes = layout.tile_bytes(shape.cols);
+        let tiles = buffer.len() / tile_bytes;
+        let stride = shape.cols.next_multiple_of(layout.unit_cols());
+        let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let mut codes = vec![ZERO; rows * stride];
+            for tile in worker.share(tiles) {
+                for (i, row) in codes.chunks_exact_mut(stride).enumerate() {
+                    let number = tile * rows + i;
+                    if number < shape.rows {
+                        let seen = read_codes(file, number * shape.cols, &mut row[..shape.cols]);
+                        bad.fetch_or(seen.bad, Ordering::Relaxed);
+                        weights.fetch_or(seen.weights, Ordering::Relaxed);
+                    } else {
+                        row.fill(ZERO);
+                    }
+                }
+                // SAFETY: workers own disjoint ranges of tiles.
+                let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
+                match layout {
+                    Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => {
+                        pack_i2_s(&codes, stride, out);
+                    }
+                    Layout::Tl1T32 => pack_tl1(&codes, stride, out),
+                    Layout::Tl2T32 => pack_tl2(&codes, stride, out),
+                    Layout::Tl2W32 => pack_tl2_words(&codes, stride, out),
+                    Layout::T5T32 => pack_t5(&codes, stride, out),
+                }
+            }
+        })?;
+        if bad.into_inner() {
+            return Ok(Err(BadCode));
+        }
+        let zero = !weights.into_inner();
+        Ok(Ok(Self { layout, shape, scale, zero, data: buffer }))
+    }
+
+    /// The same matrix once more, in `buffer`. Every worker copies the tiles it owns.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when `buffer` is not as long as [`PackedMatrix::data`] or a worker
+    /// panicked.
+    pub fn copy(&self, mut buffer: Buffer, pool: &Pool) -> Result<Self> {
+        if buffer.len() != self.data.len() {
+            return Err(Error::Runtime(format!(
+                "cannot copy a matrix of {} bytes into {}",
+                self.data.len(),
+                buffer.len()
+            )));
+        }
+        let tile_bytes = self.layout.tile_bytes(self.shape.cols);
+        let tiles = self.data.len() / tile_bytes;
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let share = worker.share(tiles);
+            let bytes = share.start * tile_bytes..share.end * tile_bytes;
+            // SAFETY: workers own disjoint ranges of tiles.
+            unsafe { out.write(bytes.clone()) }.copy_from_slice(&self.data[bytes]);
+        })?;
+        Ok(Self { data: buffer, ..*self })
+    }
+
+    /// The layout the matrix was packed for.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Rows and columns, without padding.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// What an integer dot product is multiplied with, after it is divided by the activations'
+    /// scale.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// Whether every weight is zero, which no trained model has.
+    pub fn is_zero(&self) -> bool {
+        self.zero
+    }
+
+    /// The packed tiles.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The packed tiles, to be changed by tests that show that every code counts.
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        &mut self.data
+    }
+}
+
+/// What there was among some codes: perhaps also among others of the blocks they lie in.
+pub(crate) struct Seen {
+    /// A code 3.
+    pub(crate) bad: bool,
+    /// A weight other than zero.
+    pub(crate) weights: bool,
+}
+
+impl Seen {
+    fn among(codes: &[u8]) -> Self {
+        let bad = codes.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
+        let weights = codes.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
+        Self { bad: bad != 0, weights: weights != 0 }
+    }
+}
+
+/// Looks at the codes of a whole file tensor, each worker at a share of them.
+///
+/// # Errors
+/// [`Error::Runtime`] when a worker panicked.
+pub(crate) fn look_at(file: &[u8], pool: &Pool) -> Result<Seen> {
+    /// Bytes of which each is looked at twice: they stay in the L1 cache.
+    const CHUNK: usize = 16 << 10;
+    let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
+    pool.run(|worker| {
+        for codes in file[worker.share(file.len())].chunks(CHUNK) {
+            let seen = Seen::among(codes);
+            bad.fetch_or(seen.bad, Ordering::Relaxed);
+            weights.fetch_or(seen.weights, Ordering::Relaxed);
+        }
+    })?;
+    Ok(Seen { bad: bad.into_inner(), weights: weights.into_inner() })
+}
+
+/// Reads the codes of weights `first..first + codes.len()` of the flat matrix.
+pub(crate) fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
+    let blocks = first / BLOCK..(first + codes.len()).div_ceil(BLOCK);
+    let (mut from, mut rest) = (first % BLOCK, codes);
+    for block in file.as_chunks::<BLOCK_BYTES>().0[blocks.clone()].iter() {
+        let (own, behind) = rest.split_at_mut((BLOCK - from).min(rest.len()));
+        if let Ok(all) = <&mut [u8; BLOCK]>::try_from(&mut *own) {
+            spread(block, all);
+        } else {
+            let mut all = [0; BLOCK];
+            spread(block, &mut all);
+            own.copy_from_slice(&all[from..from + own.len()]);
+        }
+        (from, rest) = (0, behind);
+    }
+    Seen::among(&file[blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES])
+}
+
+/// The codes of a block, each in its byte.
+fn spread(block: &[u8; BLOCK_BYTES], codes: &mut [u8; BLOCK]) {
+    for (quarter, codes) in codes.chunks_exact_mut(BLOCK_BYTES).enumerate() {
+        for (code, byte) in codes.iter_mut().zip(block) {
+            *code = (byte >> (6 - 2 * quarter)) & 3;
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] and its kin.
+fn pack_i2_s(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (unit, codes) in codes.chunks_exact(16).enumerate() {
+            // Field f of the row's 4 bytes: columns 4f .. 4f + 4, one in each byte.
+            let packed = codes.chunks_exact(4).enumerate().fold(0, |packed, (field, quad)| {
+                packed | u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]) << (2 * field)
+            });
+            out[(unit * rows + row) * 4..][..4].copy_from_slice(&packed.to_le_bytes());
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl1T32`].
+fn pack_tl1(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    // Codes are one more than weights, so `3a + b + 4` is this.
+    let index = |pair: &[u8]| 3 * pair[0] + pair[1];
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (unit, codes) in codes.chunks_exact(4).enumerate() {
+            out[unit * rows + row] = index(&codes[..2]) | index(&codes[2..]) << 4;
+        }
+    }
+}
+
+/// The magnitude of `9a + 3b + c`, and whether it is negative, from the codes of three weights.
+fn triple(codes: &[u8]) -> (u8, bool) {
+    let value = 9 * codes[0] + 3 * codes[1] + codes[2];
+    (value.abs_diff(13), value < 13)
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl2T32`].
+fn pack_tl2(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    let unit_bytes = 5 * rows;
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (codes, out) in codes.chunks_exact(24).zip(out.chunks_exact_mut(unit_bytes)) {
+            let mut signs = 0;
+            for (group, codes) in codes.chunks_exact(6).enumerate() {
+                let (low, high) = (triple(&codes[..3]), triple(&codes[3..]));
+                out[group * rows + row] = low.0 | high.0 << 4;
+                signs |= (u8::from(low.1) | u8::from(high.1) << 1) << (2 * group);
+            }
+            out[4 * rows + row] = signs;
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::Tl2W32`].
+fn pack_tl2_words(codes: &[u8], stride: usize, out: &mut [u8]) {
+    let rows = codes.len() / stride;
+    let unit_bytes = 5 * rows * 2;
+    let field = |codes: &[u8]| {
+        let (magnitude, negative) = triple(codes);
+        u16::from(magnitude) | u16::from(negative) << 4
+    };
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (codes, out) in codes.chunks_exact(48).zip(out.chunks_exact_mut(unit_bytes)) {
+            let (words, last) = codes.split_at(45);
+            let last = field(last);
+            for (group, codes) in words.chunks_exact(9).enumerate() {
+                let word = field(&codes[..3])
+                    | field(&codes[3..6]) << 5
+                    | field(&codes[6..]) << 10
+                    | (last >> (4 - group)) << 15;
+                out[(group * rows + row) * 2..][..2].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Packs one tile of rows of `stride` codes as [`Layout::T5T32`].
+fn pack_t5(codes: &[u8], stride: usize, out: &mut [u8]) {
+    const HIGH: u32 = 0x8080_8080;
+    let rows = codes.len() / stride;
+    for (row, codes) in codes.chunks_exact(stride).enumerate() {
+        for (unit, codes) in codes.as_chunks::<20>().0.iter().enumerate() {
+            // Four bytes at once, as no sum leaves its own: a number is at most 80.
+            let (fields, _) = codes.as_chunks::<4>();
+            let field = |i: usize| u32::from_le_bytes(fields[i]);
+            let number = field(0) + 3 * field(1) + 9 * field(2) + 27 * field(3);
+            let last = field(4);
+            // All ones in the bytes whose number is 64 or more.
+            let large = ((number + (HIGH >> 1)) & HIGH) >> 7;
+            let large = (large << 8).wrapping_sub(large);
+            let packed = number + ((64 * last) & !large) + ((HIGH + 17 * last) & large);
+            let at = (unit * rows + row) * 4;
+            out[at..at + 4].copy_from_slice(&packed.to_le_bytes());
+        }
+    }
+}
+
+/// Codes in the file's I2_S, for tests and for writing models: the inverse of what
+/// [`PackedMatrix::pack`] reads. The number of codes is a multiple of 128.
+pub fn to_file_codes(codes: &[u8]) -> Vec<u8> {
+    let block = |block: &[u8]| -> [u8; BLOCK_BYTES] {
+        std::array::from_fn(|i| {
+            (0..4).fold(0, |byte, quarter| byte << 2 | block[quarter * BLOCK_BYTES + i])
+        })
+    };
+    codes.chunks_exact(BLOCK).flat_map(block).collect()
+}

@@ -1,0 +1,725 @@
+//! The weights of a model: every tensor found by name and held to the shape that the
+//! hyperparameters ask for.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bitnet_profiles::{Format, HeadFormat, Layout, Role, Shape};
+
+use crate::arch::config::{Activation, Config, JobShapes};
+use crate::cpu::gather::{Along, PackedLines};
+use crate::cpu::kernels::{Kernel, LinesKernel};
+use crate::cpu::mapped::{FileJob, FileMatrix};
+use crate::cpu::matmul::Job;
+use crate::cpu::memory::{self, Arena, Buffer, Pages};
+use crate::cpu::model::LoadOptions;
+use crate::cpu::packing::{self, PackedMatrix};
+use crate::cpu::sparse::{self, Sparse};
+use crate::cpu::threads::{Pool, SharedSlice};
+use crate::error::{Error, Result, quoted};
+use crate::file::gguf::{Gguf, TensorInfo, TensorType};
+use crate::numerics;
+
+/// All weights. The embedding and the head keep the file's own blocks; the embedding is read from
+/// the file, all else is in memory, unless [`LoadOptions::pack`] says otherwise.
+#[derive(Debug)]
+pub struct Weights {
+    /// `[vocab][hidden]`
+    pub embedding: Table,
+    /// `[vocab][hidden]`; the embedding again when the file has no `output.weight`.
+    pub head: Table,
+    /// The norm before the head, `[hidden]`.
+    pub output_norm: Vec<f32>,
+    /// Divisors of the rotary frequencies, `[rope_dim / 2]`, if the file has them.
+    pub rope_factors: Option<Vec<f32>>,
+    /// The layers in order.
+    pub layers: Vec<Layer>,
+}
+
+/// The weights of one layer.
+#[derive(Debug)]
+pub struct Layer {
+    /// `[hidden]`
+    pub attn_norm: Vec<f32>,
+    /// q, k and v: `[q_dim][hidden]`, `[kv_dim][hidden]`, `[kv_dim][hidden]`
+    pub qkv: Projection,
+    /// `[q_dim]`, in the architectures that have it.
+    pub attn_sub_norm: Option<Vec<f32>>,
+    /// `[hidden][q_dim]`
+    pub attn_output: Projection,
+    /// `[hidden]`
+    pub ffn_norm: Vec<f32>,
+    /// gate and up: `[ffn][hidden]`, `[ffn][hidden]`
+    pub gate_up: Projection,
+    /// `[ffn]`, in the architectures that have it.
+    pub ffn_sub_norm: Option<Vec<f32>>,
+    /// `[hidden][ffn]`
+    pub down: Projection,
+}
+
+/// The matrices of a layer that have one input.
+#[derive(Debug)]
+pub enum Projection {
+    /// In memory, as kernels want them.
+    Packed(Box<Job>),
+    /// In the file, as it holds them.
+    InFile(FileJob),
+}
+
+impl Projection {
+    /// The packed matrices, if they are.
+    #[must_use]
+    pub fn packed(&self) -> Option<&Job> {
+        match self {
+            Self::Packed(job) => Some(job),
+            Self::InFile(_) => None,
+        }
+    }
+
+    /// The matrices in the file, if they are there.
+    #[must_use]
+    pub fn in_file(&self) -> Option<&FileJob> {
+        match self {
+            Self::Packed(_) => None,
+            Self::InFile(job) => Some(job),
+        }
+    }
+
+    /// Inputs, K.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Packed(job) => job.cols(),
+            Self::InFile(job) => job.cols(),
+        }
+    }
+}
+
+impl Layer {
+    /// The projections in the order in which they are read.
+    #[must_use]
+    pub fn projections(&self) -> [&Projection; 4] {
+        [&self.qkv, &self.attn_output, &self.gate_up, &self.down]
+    }
+}
+
+/// An embedding or a head: a matrix in the blocks of the file.
+#[derive(Clone, Debug)]
+pub struct Table {
+    tensor: TensorInfo,
+    format: HeadFormat,
+    rows: usize,
+    /// The blocks, where they were copied out of the file.
+    memory: Option<Arc<Buffer>>,
+}
+
+impl Table {
+    /// A table that is the only tensor of a file in memory: `bytes` are its rows in the format's
+    /// blocks.
+    #[cfg(test)]
+    pub(super) fn alone(format: HeadFormat, cols: usize, bytes: &[u8]) -> (Gguf, Self) {
+        let ty = match format {
+            HeadFormat::F32 => TensorType::F32,
+            HeadFormat::F16 => TensorType::F16,
+            HeadFormat::Bf16 => TensorType::BF16,
+            HeadFormat::Q8_0 => TensorType::Q8_0,
+            HeadFormat::Q6K => TensorType::Q6_K,
+            HeadFormat::Q4_0 => TensorType::Q4_0,
+        };
+        let rows = bytes.len() / format.row_bytes(cols);
+        let mut writer = crate::file::gguf::GgufWriter::new();
+        writer.tensor("output.weight", &[cols as u64, rows as u64], ty).unwrap();
+        let mut file = writer.header();
+        file.extend(bytes);
+        file.resize(file.len() + crate::file::gguf::GgufWriter::padding(bytes.len() as u64), 0);
+        let gguf = Gguf::from_bytes("head", file).unwrap();
+        let tensor = gguf.tensor("output.weight").unwrap().clone();
+        (gguf, Self { tensor, format, rows, memory: None })
+    }
+
+    /// How the rows are stored.
+    #[must_use]
+    pub fn format(&self) -> HeadFormat {
+        self.format
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.rows
+    }
+
+    /// Gives back the pages of the file that hold consecutive rows; they are read again when they
+    /// are needed.
+    pub(super) fn drop_rows(&self, gguf: &Gguf, rows: Range<usize>) {
+        let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
+        gguf.drop_part(&self.tensor, rows.start * width..rows.end * width, false);
+    }
+
+    /// The tensor in the file.
+    #[must_use]
+    pub fn tensor(&self) -> &TensorInfo {
+        &self.tensor
+    }
+
+    /// Consecutive rows, in the file's blocks.
+    #[must_use]
+    pub fn rows<'a>(&'a self, gguf: &'a Gguf, rows: Range<usize>) -> &'a [u8] {
+        let bytes = self.memory.as_deref().map_or(gguf.tensor_bytes(&self.tensor), |b| b);
+        let width = bytes.len() / self.rows;
+        &bytes[rows.start * width..rows.end * width]
+    }
+
+    /// Copies the table out of the file, each worker the rows it will read, and drops the file's
+    /// pages on the way. Memory comes in huge pages, which the file's do not: one core of Zen 5 takes
+    /// 8.3 ms for the q6_K head of 2B-4T instead of 9.2.
+    pub(super) fn copied(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
+        /// Rows between two drops.
+        const ROWS: usize = 1024;
+        let bytes = gguf.tensor_bytes(&self.tensor);
+        let width = bytes.len() / self.rows;
+        let mut buffer = Buffer::with(bytes.len(), pages)?;
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let share = worker.share(self.rows);
+            for first in share.clone().step_by(ROWS) {
+                let rows = first..(first + ROWS).min(share.end);
+                let part = rows.start * width..rows.end * width;
+                // SAFETY: shares are disjoint.
+                unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part]);
+                self.drop_rows(gguf, rows);
+            }
+        })?;
+        Ok(Self { memory: Some(Arc::new(buffer)), ..self })
+    }
+
+    /// Keeps the copy in memory, if there is one.
+    pub(super) fn lock(&self) -> std::io::Result<()> {
+        self.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock())
+    }
+
+    /// Whether rows that are needed alone are read out of the file, [`Gguf::read_part`]: unless all of
+    /// them may as well be in memory.
+    pub(super) fn stays_in_file(&self) -> bool {
+        const SMALL: u64 = 16 << 20;
+        self.memory.is_none() && self.tensor.bytes >= SMALL
+    }
+
+    /// A row that is needed alone, in the file's blocks.
+    pub(super) fn row<'a>(
+        &'a self,
+        gguf: &'a Gguf,
+        row: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> &'a [u8] {
+        if !self.stays_in_file() {
+            return self.rows(gguf, row..row + 1);
+        }
+        let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
+        gguf.read_part(&self.tensor, row * width..(row + 1) * width, buffer)
+    }
+
+    /// Reads a row as f32, `[hidden]`.
+    pub fn read_row(&self, gguf: &Gguf, row: usize, out: &mut [f32]) {
+        self.dequantise(self.rows(gguf, row..row + 1), out);
+    }
+
+    /// A row as f32, `[hidden]`.
+    pub(super) fn dequantise(&self, row: &[u8], out: &mut [f32]) {
+        match self.format {
+            HeadFormat::F32 => numerics::dequantise_f32_row(row, out),
+            HeadFormat::F16 => numerics::dequantise_f16_row(row, out),
+            HeadFormat::Bf16 => numerics::dequantise_bf16_row(row, out),
+            HeadFormat::Q8_0 => numerics::dequantise_q8_0_row(row, out),
+            HeadFormat::Q6K => numerics::dequantise_q6_k_row(row, out),
+            HeadFormat::Q4_0 => numerics::dequantise_q4_0_row(row, out),
+        }
+    }
+}
+
+impl Weights {
+    /// Finds and checks all tensors, and packs the ternary ones for the kernels selected, if they are to
+    /// be. What is odd but no obstacle (tensors nobody uses, a matrix of zeros) goes to `warnings`, one
+    /// line each.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the tensor, what it is and what it should be;
+    /// [`Error::Runtime`] when there is not enough memory.
+    pub fn load(
+        gguf: &Arc<Gguf>,
+        config: &Config,
+        options: &LoadOptions<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        let packing = options.pack.then(|| Packing::new(gguf, config, options, warnings));
+        let (packing, used) = (packing.transpose()?, Vec::new());
+        let mut loader = Loader { gguf, options, packing, used, warnings };
+        let weights = loader.weights(config)?;
+        loader.warn_of_unused();
+        if options.lock {
+            loader.lock(&weights.head);
+        }
+        Ok(weights)
+    }
+}
+
+impl Packing {
+    /// Which kernels serve which job, and the memory for what they read.
+    fn new(
+        gguf: &Gguf,
+        config: &Config,
+        options: &LoadOptions<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        let mut jobs = Vec::new();
+        let (mut bytes, mut lines_bytes, mut matrices) = (0, 0, 0);
+        for job in config.jobs() {
+            let (decode, prefill) = options.selection.ternary(job.role, &job.parts)?;
+            let part_bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
+            bytes += job.count as usize * job.parts.iter().map(part_bytes).sum::<usize>();
+            matrices += job.count as usize * job.parts.len();
+            let sparse = sparse_kernel(config, options, &job);
+            if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
+                let bytes = kernel.along().matrix_bytes(kernel.layout(), part);
+                lines_bytes += job.count as usize * bytes;
+                matrices += job.count as usize;
+            }
+            jobs.push(PlannedJob { role: job.role, decode, prefill, sparse });
+        }
+        if options.sparse == sparse::Mode::On && jobs.iter().all(|job| job.sparse.is_none()) {
+            warnings.push(format!(
+                "{}: nothing is skipped: the gate of {} is no squared ReLU, so it has no zeros",
+                gguf.path().display(),
+                config.architecture.name()
+            ));
+        }
+        let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
+        let free = memory::available();
+        let head_bytes = head.map_or(0, |head| head.bytes);
+        let with_lines = (bytes + lines_bytes) as u64 + head_bytes;
+        if options.sparse == sparse::Mode::Auto && free.is_some_and(|free| free < with_lines) {
+            // Nobody asked for what it takes.
+            jobs.iter_mut().for_each(|job| job.sparse = None);
+            lines_bytes = 0;
+        }
+        bytes += lines_bytes;
+        let needed = bytes as u64 + head_bytes;
+        if let Some(free) = free.filter(|&free| free < needed) {
+            let message = too_large(gguf, config, needed, bytes as u64, free);
+            if needed > free + memory::swap_available() {
+                return Err(Error::Runtime(message));
+            }
+            warnings.push(format!("{message}; the rest is swapped out, which is slow"));
+        }
+        let uncache = free.is_some_and(|free| free < needed.saturating_add(gguf.file_bytes()));
+        let arena = Arena::with(bytes, matrices, options.pages)?;
+        Ok(Self { jobs, arena, bytes, uncache })
+    }
+}
+
+/// Says how much memory the weights need, and which format needs less.
+fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) -> String {
+    let in_layout = |layout: Layout| -> u64 {
+        let bytes = |job: &JobShapes| {
+            let parts = job.parts.iter().map(|&part| layout.matrix_bytes(part) as u64);
+            parts.sum::<u64>() * u64::from(job.count)
+        };
+        config.jobs().iter().map(bytes).sum()
+    };
+    let t5 = in_layout(Layout::T5T32);
+    let less = if t5 < packed {
+        format!(" or take --format t5, which needs {} MB less", (packed - t5) / 1_000_000)
+    } else {
+        String::new()
+    };
+    format!(
+        "{}: its weights take {} MB of memory, but only {} MB are available; end other programs{less}",
+        gguf.path().display(),
+        needed.div_ceil(1_000_000),
+        free / 1_000_000
+    )
+}
+
+/// The kernel that skips what meets a zero in a job, if any is to, and the share of lines above which
+/// it does not pay.
+fn sparse_kernel(
+    config: &Config,
+    options: &LoadOptions<'_>,
+    job: &JobShapes,
+) -> Option<(LinesKernel, f64)> {
+    if config.architecture.activation() != Activation::Relu2 {
+        return None;
+    }
+    let (kernel, below) = options.selection.lines(job.role, &job.parts)?;
+    let bytes = kernel.along().matrix_bytes(kernel.layout(), *job.parts.last()?);
+    match options.sparse {
+        sparse::Mode::Off => None,
+        sparse::Mode::On => Some((kernel, f64::INFINITY)),
+        sparse::Mode::Auto => (bytes >= sparse::SMALL && below > 0.0).then_some((kernel, below)),
+    }
+}
+
+/// A job of every layer, and what serves it.
+#[derive(Clone)]
+struct PlannedJob {
+    role: Role,
+    /// For one token and for many.
+    decode: Kernel,
+    prefill: Kernel,
+    /// For one token that skips, and up to which density.
+    sparse: Option<(LinesKernel, f64)>,
+}
+
+/// What weights are packed for and into.
+struct Packing {
+    /// The jobs of a layer.
+    jobs: Vec<PlannedJob>,
+    arena: Arena,
+    /// Bytes that the arena will hold.
+    bytes: usize,
+    /// Whether memory does not hold the file too.
+    uncache: bool,
+}
+
+struct Loader<'a> {
+    gguf: &'a Arc<Gguf>,
+    options: &'a LoadOptions<'a>,
+    /// None where weights stay in the file.
+    packing: Option<Packing>,
+    used: Vec<&'a str>,
+    warnings: &'a mut Vec<String>,
+}
+
+impl<'a> Loader<'a> {
+    fn weights(&mut self, config: &Config) -> Result<Weights> {
+        let Config { hidden, vocab, .. } = *config;
+        let mut embedding = self.table("token_embd.weight", vocab, hidden)?;
+        let head = match self.gguf.tensor("output.weight") {
+            Some(_) => {
+                let head = self.table("output.weight", vocab, hidden)?;
+                self.copy(head)?
+            }
+            None => {
+                embedding = self.copy(embedding)?;
+                embedding.clone()
+            }
+        };
+        let output_norm = self.norm("output_norm.weight", hidden)?;
+        let rope_factors = self.rope_factors(config)?;
+        let layers =
+            (0..config.layers).map(|layer| self.layer(config, layer)).collect::<Result<_>>()?;
+        Ok(Weights { embedding, head, output_norm, rope_factors, layers })
+    }
+
+    fn layer(&mut self, config: &Config, layer: usize) -> Result<Layer> {
+        let &Config { hidden, ffn, .. } = config;
+        let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        let sub_norms = config.architecture.has_sub_norms();
+        let mut sub_norm =
+            |part: &str, n: usize| sub_norms.then(|| self.norm(&name(part), n)).transpose();
+        let attn_sub_norm = sub_norm("attn_sub_norm", config.q_dim())?;
+        let ffn_sub_norm = sub_norm("ffn_sub_norm", ffn)?;
+        Ok(Layer {
+            attn_norm: self.norm(&name("attn_norm"), hidden)?,
+            qkv: self.job(config, Role::Qkv, &["attn_q", "attn_k", "attn_v"].map(name))?,
+            attn_sub_norm,
+            attn_output: self.job(config, Role::AttnOutput, &[name("attn_output")])?,
+            ffn_norm: self.norm(&name("ffn_norm"), hidden)?,
+            gate_up: self.job(config, Role::GateUp, &["ffn_gate", "ffn_up"].map(name))?,
+            ffn_sub_norm,
+            down: self.job(config, Role::Down, &[name("ffn_down")])?,
+        })
+    }
+
+    /// The tensor of that name with exactly these dimensions, innermost first.
+    fn tensor(&mut self, name: &str, dims: &[usize]) -> Result<&'a TensorInfo> {
+        let wanted: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+        let Some(tensor) = self.gguf.tensor(name) else {
+            let expected = format!("a tensor of {wanted:?}; the file is incomplete");
+            return Err(self.gguf.tensor_error(name, "no such tensor", expected));
+        };
+        // Dimensions of 1 at the end say nothing.
+        let ones = tensor.dims.iter().rev().take_while(|&&d| d == 1).count();
+        let kept = (tensor.dims.len() - ones).max(wanted.len()).min(tensor.dims.len());
+        if tensor.dims[..kept] != wanted {
+            let found = format!("dimensions {:?}", tensor.dims);
+            let expected = format!("{wanted:?} by the file's hyperparameters");
+            return Err(self.gguf.tensor_error(name, found, expected));
+        }
+        self.used.push(&tensor.name);
+        Ok(tensor)
+    }
+
+    /// A vector of f32, all of them finite.
+    fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name, &[n])?;
+        if tensor.ty != TensorType::F32 {
+            return Err(self.gguf.tensor_error(name, tensor.ty.name(), "f32"));
+        }
+        let mut values = vec![0.0; n];
+        numerics::dequantise_f32_row(self.gguf.tensor_bytes(tensor), &mut values);
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(i) => {
+                let found = format!("{} at {i}", values[i]);
+                Err(self.gguf.tensor_error(name, found, "finite numbers; the file is damaged"))
+            }
+        }
+    }
+
+    fn norm(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
+        self.vector(name, n)
+    }
+
+    fn rope_factors(&mut self, config: &Config) -> Result<Option<Vec<f32>>> {
+        let name = "rope_freqs.weight";
+        if config.architecture != crate::arch::config::Architecture::Llama
+            || self.gguf.tensor(name).is_none()
+        {
+            return Ok(None);
+        }
+        let factors = self.vector(name, config.rope_dim / 2)?;
+        match factors.iter().find(|f| !(1e-3..=1e6).contains(*f)) {
+            None => Ok(Some(factors)),
+            Some(factor) => Err(self.gguf.tensor_error(name, factor, "factors of 1e-3 to 1e6")),
+        }
+    }
+
+    fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
+        let tensor = self.tensor(name, &[cols, rows])?;
+        let Some(format) = head_format(tensor.ty) else {
+            let expected =
+                "f32, f16, bf16, q8_0, q6_K or q4_0; quantise the embedding to one of them";
+            return Err(self.gguf.tensor_error(name, tensor.ty.name(), expected));
+        };
+        Ok(Table { tensor: tensor.clone(), format, rows, memory: None })
+    }
+
+    /// Copies a table out of the file, unless it is to stay there.
+    fn copy(&self, table: Table) -> Result<Table> {
+        if !self.options.copy_head {
+            return Ok(table);
+        }
+        table.copied(self.gguf, self.options.pool, self.options.pages)
+    }
+
+    /// Keeps the packed weights and the head in memory, or says that the system does not.
+    fn lock(&mut self, head: &Table) {
+        let packed = self.packing.as_ref().map_or(Ok(()), |packing| packing.arena.lock());
+        if let Err(error) = packed.and(head.lock()) {
+            self.warnings.push(not_locked(&error));
+        }
+    }
+
+    /// The matrices of a job: packed for the kernels of its role, or as they are.
+    fn job(&mut self, config: &Config, role: Role, names: &[String]) -> Result<Projection> {
+        let shapes = config.jobs().into_iter().find(|job| job.role == role);
+        let shapes = &shapes.expect("Config::jobs lists the role").parts;
+        match self.packing.take() {
+            Some(mut packing) => {
+                let job = self.packed_job(&mut packing, role, names, shapes);
+                self.packing = Some(packing);
+                job.map(|job| Projection::Packed(Box::new(job)))
+            }
+            None => self.file_job(names, shapes).map(Projection::InFile),
+        }
+    }
+
+    fn packed_job(
+        &mut self,
+        packing: &mut Packing,
+        role: Role,
+        names: &[String],
+        shapes: &[Shape],
+    ) -> Result<Job> {
+        let job = packing.jobs.iter().find(|job| job.role == role).cloned();
+        let PlannedJob { decode, prefill, sparse, .. } = job.expect("Config::jobs lists the role");
+        let (mut parts, mut lines) = (Vec::new(), None);
+        for (i, (name, &shape)) in names.iter().zip(shapes).enumerate() {
+            let sparse = sparse.as_ref().filter(|_| i + 1 == names.len()).map(|(kernel, _)| kernel);
+            let (part, by_line) = self.pack(packing, name, shape, decode.layout(), sparse)?;
+            parts.push(part);
+            lines = by_line;
+        }
+        let job = Job::new(parts, decode, prefill)?;
+        match (sparse, lines) {
+            (Some((kernel, below)), Some(lines)) => {
+                job.with_sparse(Sparse::new(lines, kernel, below)?)
+            }
+            _ => Ok(job),
+        }
+    }
+
+    /// The matrices as the file holds them, after a look at every code.
+    fn file_job(&mut self, names: &[String], shapes: &[Shape]) -> Result<FileJob> {
+        let ceiling = self.options.selection.ceiling();
+        let kernel = LinesKernel::default(Along::Rows, Some(Format::I2S), ceiling)
+            .ok_or_else(|| Error::Runtime("no kernel for rows of i2_s".into()))?;
+        let mut parts = Vec::new();
+        for (name, &shape) in names.iter().zip(shapes) {
+            let (tensor, codes, scale) = self.ternary(name, shape)?;
+            let seen = packing::look_at(codes, self.options.pool)?;
+            if seen.bad {
+                return Err(self.bad_code(name));
+            }
+            self.warn_of_zeros(name, !seen.weights);
+            parts.push(FileMatrix::new(self.gguf, tensor, shape, scale)?);
+        }
+        FileJob::new(parts, kernel)
+    }
+
+    /// A ternary tensor: its codes, and what its integer products are multiplied with.
+    fn ternary(&mut self, name: &str, shape: Shape) -> Result<(&'a TensorInfo, &'a [u8], f32)> {
+        let gguf = self.gguf;
+        let tensor = self.tensor(name, &[shape.cols, shape.rows])?;
+        if tensor.ty != TensorType::I2_S {
+            let expected = "ternary weights as i2_s; convert the model to I2_S";
+            return Err(gguf.tensor_error(name, tensor.ty.name(), expected));
+        }
+        let bytes = gguf.tensor_bytes(tensor);
+        // The reader has checked the size: rows * cols / 4 bytes of codes, then 32.
+        let (codes, tail) = bytes.split_at(shape.weights() / 4);
+        let mut scale = [0.0];
+        numerics::dequantise_f32_row(&tail[..4], &mut scale);
+        let mut scale = scale[0];
+        if !(scale.is_finite() && scale > 0.0) {
+            let expected = "a finite scale above 0; the file is damaged";
+            return Err(gguf.tensor_error(name, format_args!("scale {scale}"), expected));
+        }
+        if let Some(factor) = self.projection_scale(name)? {
+            scale *= factor;
+        }
+        Ok((tensor, codes, scale))
+    }
+
+    fn bad_code(&self, name: &str) -> Error {
+        self.gguf.tensor_error(name, "code 3", "codes 0 to 2; the file is damaged")
+    }
+
+    fn warn_of_zeros(&mut self, name: &str, zero: bool) {
+        if zero {
+            self.warnings.push(format!(
+                "{}: all weights of tensor {name} are zero; the published file may be broken",
+                self.gguf.path().display()
+            ));
+        }
+    }
+
+    /// Packs a matrix, and its lines where a kernel skips some.
+    fn pack(
+        &mut self,
+        packing: &mut Packing,
+        name: &str,
+        shape: Shape,
+        layout: Layout,
+        sparse: Option<&LinesKernel>,
+    ) -> Result<(PackedMatrix, Option<PackedLines>)> {
+        let (tensor, codes, scale) = self.ternary(name, shape)?;
+        let mut room = |bytes: usize| {
+            packing.arena.take(bytes).ok_or_else(|| {
+                Error::Runtime(format!("{name}: no room was set aside for {bytes} bytes"))
+            })
+        };
+        let buffer = room(layout.matrix_bytes(shape))?;
+        let pool = self.options.pool;
+        let packed = PackedMatrix::pack(codes, shape, scale, layout, buffer, pool)?;
+        let matrix = packed.map_err(|_| self.bad_code(name))?;
+        let lines = match sparse {
+            Some(kernel) => {
+                let (layout, along) = (kernel.layout(), kernel.along());
+                let buffer = room(along.matrix_bytes(layout, shape))?;
+                let lines = PackedLines::pack(codes, shape, scale, (layout, along), buffer, pool)?;
+                Some(lines.map_err(|_| self.bad_code(name))?)
+            }
+            None => None,
+        };
+        self.warn_of_zeros(name, matrix.is_zero());
+        self.gguf.drop_pages(tensor, packing.uncache);
+        (self.options.progress)(packing.arena.used(), packing.bytes);
+        Ok((matrix, lines))
+    }
+
+    /// The optional tensor `*.scale` of one f32 beside a `*.weight` (architecture `bitnet`).
+    fn projection_scale(&mut self, weight: &str) -> Result<Option<f32>> {
+        let Some(stem) = weight.strip_suffix("weight") else { return Ok(None) };
+        let name = format!("{stem}scale");
+        if self.gguf.tensor(&name).is_none() {
+            return Ok(None);
+        }
+        Ok(self.vector(&name, 1)?.first().copied())
+    }
+
+    fn warn_of_unused(&mut self) {
+        let used: std::collections::HashSet<&str> = self.used.iter().copied().collect();
+        let unused: Vec<&str> = (self.gguf.tensors().iter().map(|t| t.name.as_str()))
+            .filter(|name| !used.contains(name))
+            .collect();
+        if let Some(first) = unused.first() {
+            self.warnings.push(format!(
+                "{}: {} tensors are not part of this architecture and are not used, such as {}",
+                self.gguf.path().display(),
+                unused.len(),
+                quoted(first)
+            ));
+        }
+    }
+}
+
+/// What there is to say when the system does not lock memory.
+pub(super) fn not_locked(error: &std::io::Error) -> String {
+    format!(
+        "the weights may be swapped out, the system does not keep them in memory: {error}; raise \
+         its limit (ulimit -l)"
+    )
+}
+
+/// The head format of a tensor type, if it is one.
+#[must_use]
+pub fn head_format(ty: TensorType) -> Option<HeadFormat> {
+    Some(match ty {
+        TensorType::F32 => HeadFormat::F32,
+        TensorType::F16 => HeadFormat::F16,
+        TensorType::BF16 => HeadFormat::Bf16,
+        TensorType::Q8_0 => HeadFormat::Q8_0,
+        TensorType::Q6_K => HeadFormat::Q6K,
+        TensorType::Q4_0 => HeadFormat::Q4_0,
+        _ => return None,
+    })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use crate::cpu::kernels::Selection;
+    use crate::cpu::memory::Pages;
+    use crate::cpu::memory::tests::flags;
+    use crate::cpu::model::{LoadOptions, Model};
+    use crate::cpu::threads::Pool;
+
+    #[test]
+    fn packed_weights_and_the_head_are_placed_as_told() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            eprintln!("skipped: this system has no huge pages");
+            return;
+        }
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/bard-11m.i2_s.gguf");
+        let (pool, selection) = (Pool::new(2).unwrap(), Selection::default());
+        for (pages, flag, other) in [(Pages::Huge, "hg", "nh"), (Pages::Small, "nh", "hg")] {
+            for lock in [false, true] {
+                let options = LoadOptions { pages, lock, ..LoadOptions::new(&pool, &selection) };
+                let model = Model::load(demo, &options).unwrap();
+                let weights = model.weights();
+                let refused = model.warnings().iter().any(|line| line.contains("ulimit -l"));
+                for data in [
+                    weights.layers[0].qkv.packed().unwrap().parts()[0].data(),
+                    weights.layers[5].down.packed().unwrap().parts()[0].data(),
+                    weights.head.rows(model.gguf(), 0..1),
+                ] {
+                    let flags = flags(data.as_ptr() as usize);
+                    let has = |flag: &str| flags.iter().any(|own| own == flag);
+                    assert!(has(flag) && !has(other), "{pages:?}: {flags:?}");
+                    assert_eq!(has("lo"), lock && !refused, "{pages:?}: {flags:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! Chooses the next token from the logits.
+//!
+//! The steps, their order and their defaults are llama.cpp's: repeat penalty, top-k, top-p, min-p,
+//! temperature, then one draw. A temperature of 0 or below takes the most likely token instead.
+//! Of equal logits the lowest id comes first. Everything, the exponential included, is plain
+//! IEEE arithmetic in f64, so that a seed gives the same text on every CPU.
+
+use std::collections::VecDeque;
+
+use crate::cpu::model::Needs;
+use crate::error::{Error, Result};
+
+/// Up to here the best `k` are found by insertion in one pass over the logits.
+const SMALL_K: usize = 256;
+
+/// What the user can set; the defaults are llama.cpp's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplerConfig {
+    /// Divides the logits; 0 or below: always the most likely token.
+    pub temperature: f32,
+    /// Only the `top_k` most likely tokens; 0: all.
+    pub top_k: usize,
+    /// Only the most likely tokens that together reach this probability; 1: all.
+    pub top_p: f32,
+    /// Only tokens at least this likely relative to the most likely one; 0: all.
+    pub min_p: f32,
+    /// Positive logits of recent tokens are divided by this, others multiplied; 1: off.
+    pub repeat_penalty: f32,
+    /// How many tokens count as recent; 0: off.
+    pub repeat_last_n: usize,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl Default for SamplerConfig {
+    fn default() -> Self {
+        SamplerConfig {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplerConfig {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the flag, the value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        let checks = [
+            (
+                "--temp",
+                self.temperature,
+                self.temperature.is_finite() && self.temperature <= 100.0,
+                "a number up to 100; 0 takes the most likely token",
+            ),
+            ("--top-p", self.top_p, (0.0..=1.0).contains(&self.top_p), "0 to 1; 1 turns it off"),
+            ("--min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 to 1; 0 turns it off"),
+            (
+                "--repeat-penalty",
+                self.repeat_penalty,
+                self.repeat_penalty > 0.0 && self.repeat_penalty <= 100.0,
+                "above 0 and up to 100; 1 turns it off",
+            ),
+        ];
+        match checks.into_iter().find(|check| !check.2) {
+            None => Ok(()),
+            Some((flag, found, _, expected)) => Err(Error::usage(flag, found, expected)),
+        }
+    }
+}
+
+/// Deterministic random numbers: xoshiro256** (Blackman and Vigna, 2018), its state filled by
+/// SplitMix64 from the seed as its authors recommend.
+#[derive(Clone, Debug)]
+pub struct Rng {
+    state: [u64; 4],
+}
+
+impl Rng {
+    /// A stream of its own for every seed.
+    pub fn new(mut seed: u64) -> Rng {
+        let state = std::array::from_fn(|_| {
+            seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = seed;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        });
+        Rng { state }
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        let s = &mut self.state;
+        let out = s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
+        let t = s[1] << 17;
+        s[2] ^= s[0];
+        s[3] ^= s[1];
+        s[1] ^= s[2];
+        s[0] ^= s[3];
+        s[2] ^= t;
+        s[3] = s[3].rotate_left(45);
+        out
+    }
+
+    /// Uniform in [0, 1), 53 random bits.
+    fn next_f64(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// e^x for x <= 0, the same bits on every CPU (the C library's may differ in the last one).
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2; the Taylor series to r^13 is exact to about 1e-16.
+fn exp(x: f64) -> f64 {
+    if x < -700.0 {
+        return 0.0;
+    }
+    let n = (x * std::f64::consts::LOG2_E).round();
+    let r = x - n * std::f64::consts::LN_2;
+    let series = (1..=13).rev().fold(1.0, |sum, i| 1.0 + sum * r / f64::from(i));
+    // -1011 <= n <= 0: the exponent of a normal number.
+    let power = f64::from_bits(((1023 + n as i64) as u64) << 52);
+    series * power
+}
+
+/// Chooses tokens one after the other; remembers the recent ones for the penalty.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    config: SamplerConfig,
+    rng: Rng,
+    recent: VecDeque<u32>,
+    penalised: Vec<f32>,
+    candidates: Vec<(f32, u32)>,
+    weights: Vec<f64>,
+}
+
+impl Sampler {
+    /// A sampler that has seen no token yet.
+    ///
+    /// # Errors
+    /// As [`SamplerConfig::validate`].
+    pub fn new(config: SamplerConfig) -> Result<Sampler> {
+        config.validate()?;
+        Ok(Sampler {
+            config,
+            rng: Rng::new(config.seed),
+            recent: VecDeque::new(),
+            penalised: Vec::new(),
+            candidates: Vec::new(),
+            weights: Vec::new(),
+        })
+    }
+
+    /// Tells the sampler a token of the text: each of the prompt and each generated one.
+    pub fn accept(&mut self, id: u32) {
+        if self.config.repeat_last_n == 0 {
+            return;
+        }
+        if self.recent.len() >= self.config.repeat_last_n {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(id);
+    }
+
+    /// The logits that [`Sampler::sample`] needs for the next token, if those of `masked`, which are
+    /// in the vocabulary, are to be made minus infinity before: the best where there is a top-k or
+    /// the best one is taken, and those that a penalty changes. As each of the changed may have been
+    /// among the best, so many more of the best are needed. That serves for a later token as well, if
+    /// those between are the first of `drafted`.
+    #[must_use]
+    pub fn needs(&self, masked: &[u32], drafted: &[u32]) -> Needs {
+        let best = match self.config {
+            SamplerConfig { temperature, .. } if temperature <= 0.0 => 1,
+            SamplerConfig { top_k: 0, .. } => return Needs::All,
+            SamplerConfig { top_k, .. } => top_k,
+        };
+        let mut ids = masked.to_vec();
+        if self.config.repeat_penalty != 1.0 {
+            ids.extend(self.recent.iter().chain(drafted));
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Needs::Best { count: best.saturating_add(ids.len()), ids }
+    }
+
+    /// The next token. NaN counts as minus infinity; where no logit is a number the lowest id is
+    /// chosen.
+    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        let mut penalised = std::mem::take(&mut self.penalised);
+        let id = if self.config.repeat_penalty == 1.0 || self.recent.is_empty() {
+            self.choose(logits)
+        } else {
+            penalised.clear();
+            penalised.extend_from_slice(logits);
+            self.penalise(&mut penalised);
+            self.choose(&penalised)
+        };
+        self.penalised = penalised;
+        id
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        for (i, &id) in self.recent.iter().enumerate() {
+            // Once for each distinct token.
+            if self.recent.iter().take(i).any(|&seen| seen == id) {
+                continue;
+            }
+            if let Some(logit) = logits.get_mut(id as usize) {
+                if *logit > 0.0 {
+                    *logit /= self.config.repeat_penalty;
+                } else {
+                    *logit *= self.config.repeat_penalty;
+                }
+            }
+        }
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> u32 {
+        let best = argmax(logits);
+        let max = logits.get(best as usize).copied().unwrap_or(f32::NAN);
+        // An infinite best logit leaves nothing to draw: its weight would be inf - inf.
+        if self.config.temperature <= 0.0 || !max.is_finite() {
+            return best;
+        }
+        self.take_top_k(logits);
+        self.weigh(1.0);
+        self.cut_top_p();
+        self.cut_min_p();
+        self.weigh(f64::from(self.config.temperature));
+        self.draw()
+    }
+
+    /// Fills `candidates` with the best `top_k`, in falling order.
+    fn take_top_k(&mut self, logits: &[f32]) {
+        let k = match self.config.top_k {
+            0 => logits.len(),
+            k => k.min(logits.len()),
+        };
+        let best = &mut self.candidates;
+        best.clear();
+        let all = logits.iter().zip(0u32..).filter(|(l, _)| !l.is_nan());
+        if k <= SMALL_K {
+            for (&logit, id) in all {
+                if best.len() == k {
+                    if logit <= best[k - 1].0 {
+                        continue;
+                    }
+                    best.pop();
+                }
+                // After those that are equal: they have lower ids.
+                let at = best.partition_point(|c| c.0 >= logit);
+                best.insert(at, (logit, id));
+            }
+        } else {
+            let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+            // 0.0 joins -0.0: they are equal logits.
+            best.extend(all.map(|(&logit, id)| (logit + 0.0, id)));
+            if k < best.len() {
+                best.select_nth_unstable_by(k, order);
+                best.truncate(k);
+            }
+            best.sort_unstable_by(order);
+        }
+    }
+
+    /// Unnormalised probabilities of the candidates; the first one's is 1.
+    fn weigh(&mut self, temperature: f64) {
+        let max = self.candidates.first().map_or(0.0, |c| f64::from(c.0));
+        self.weights.clear();
+        self.weights
+            .extend(self.candidates.iter().map(|c| exp((f64::from(c.0) - max) / temperature)));
+    }
+
+    fn cut_top_p(&mut self) {
+        if self.config.top_p >= 1.0 {
+            return;
+        }
+        let total: f64 = self.weights.iter().sum();
+        let mut reached = 0.0;
+        let keep = self.weights.iter().position(|w| {
+            reached += w / total;
+            reached >= f64::from(self.config.top_p)
+        });
+        if let Some(last) = keep {
+            self.candidates.truncate(last + 1);
+            self.weights.truncate(last + 1);
+        }
+    }
+
+    fn cut_min_p(&mut self) {
+        // The first weight is 1, so a weight is the probability relative to the best.
+        let keep = self.weights.partition_point(|&w| w >= f64::from(self.config.min_p));
+        self.candidates.truncate(keep.max(1));
+    }
+
+    fn draw(&mut self) -> u32 {
+        let total: f64 = self.weights.iter().sum();
+        let mut left = self.rng.next_f64() * total;
+        let drawn = self.weights.iter().position(|w| {
+            left -= w;
+            left < 0.0
+        });
+        // Rounding may leave a crumb beyond the last candidate.
+        let drawn = drawn.unwrap_or(self.candidates.len().saturating_sub(1));
+        self.candidates.get(drawn).map_or(0, |c| c.1)
+    }
+}
+
+/// The id of the largest logit, the lowest of equal ones; NaN never wins.
+#[must_use]
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    let mut max = f32::NAN;
+    for (&logit, id) in logits.iter().zip(0u32..) {
+        if logit > max || (max.is_nan() && !logit.is_nan()) {
+            (best, max) = (id, logit);
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: SamplerConfig = SamplerConfig {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        repeat_last_n: 64,
+        seed: 7,
+    };
+
+    /// How often each id is drawn in 20000.
+    fn histogram(config: SamplerConfig, logits: &[f32]) -> Vec<u32> {
+        let mut sampler = Sampler::new(config).unwrap();
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..20_000 {
+            counts[sampler.sample(logits) as usize] += 1;
+        }
+        counts
+    }
+
+    /// The best, and with a penalty what it changes, now or once drafted tokens are part of the text.
+    #[test]
+    fn what_may_be_changed_is_needed() {
+        let greedy = SamplerConfig { temperature: 0.0, ..PLAIN };
+        let needs = |config, masked: &[u32], drafted: &[u32]| {
+            let mut sampler = Sampler::new(config).unwrap();
+            [8, 3, 8].into_iter().for_each(|id| sampler.accept(id));
+            sampler.needs(masked, drafted)
+        };
+        let best = |count, ids: &[u32]| Needs::Best { count, ids: ids.to_vec() };
+        assert_eq!(needs(PLAIN, &[1], &[5]), Needs::All);
+        assert_eq!(needs(greedy, &[], &[5]), Needs::GREEDY);
+        assert_eq!(needs(greedy, &[7, 1], &[5]), best(3, &[1, 7]));
+        let penalty = SamplerConfig { repeat_penalty: 1.1, ..greedy };
+        assert_eq!(needs(penalty, &[], &[]), best(3, &[3, 8]));
+        assert_eq!(needs(penalty, &[1], &[5, 3, 9]), best(6, &[1, 3, 5, 8, 9]));
+        let top_k = SamplerConfig { top_k: 40, repeat_penalty: 1.1, ..PLAIN };
+        assert_eq!(needs(top_k, &[], &[5]), best(43, &[3, 5, 8]));
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_of_equal_logits_and_survives_nan() {
+        const INF: f32 = f32::INFINITY;
+        let cases: &[(&[f32], u32)] = &[
+            (&[1.0, 3.0, 3.0, 2.0], 1),
+            (&[0.0, -0.0], 0),
+            (&[-0.0, 0.0], 0),
+            (&[f32::NAN, -5.0, f32::NAN, -4.0], 3),
+            (&[f32::NAN, f32::NAN], 0),
+            (&[-INF, -INF], 0),
+            (&[1.0, INF, INF], 1),
+            (&[], 0),
+        ];
+        for (logits, id) in cases {
+            for temperature in [0.0, -1.0] {
+                let config = SamplerConfig { temperature, ..PLAIN };
+                let got = Sampler::new(config).unwrap().sample(logits);
+                assert_eq!(got, *id, "{logits:?}");
+            }
+            // No panic at any temperature either; the id stays inside.
+            let got = Sampler::new(PLAIN).unwrap().sample(logits);
+            assert!((got as usize) < logits.len().max(1), "{logits:?}");
+        }
+    }
+
+    #[test]
+    fn filters_keep_what_they_should() {
+        // Probabilities 0.5, 0.25, 0.125, 0.125.
+        let logits: Vec<f32> = [0.25f32, 0.5, 0.125, 0.125].map(f32::ln).into();
+        let cases: &[(&str, SamplerConfig, &[u32])] = &[
+            ("all", PLAIN, &[0, 1, 2, 3]),
+            ("top-k 1", SamplerConfig { top_k: 1, ..PLAIN }, &[1]),
+            ("top-k 3, the lower id of equals", SamplerConfig { top_k: 3, ..PLAIN }, &[0, 1, 2]),
+            ("top-k over the vocabulary", SamplerConfig { top_k: 9, ..PLAIN }, &[0, 1, 2, 3]),
+            ("top-p keeps the one that reaches it", SamplerConfig { top_p: 0.6, ..PLAIN }, &[0, 1]),
+            ("top-p 0 keeps the best", SamplerConfig { top_p: 0.0, ..PLAIN }, &[1]),
+            ("min-p", SamplerConfig { min_p: 0.4, ..PLAIN }, &[0, 1]),
+            ("min-p 1", SamplerConfig { min_p: 1.0, ..PLAIN }, &[1]),
+            (
+                "top-p sees the probabilities after top-k",
+                SamplerConfig { top_k: 2, top_p: 0.66, ..PLAIN },
+                &[1],
+            ),
+        ];
+        for (name, config, kept) in cases {
+            let counts = histogram(*config, &logits);
+            let drawn: Vec<u32> = (0..4).filter(|&i| counts[i as usize] > 0).collect();
+            assert_eq!(drawn, *kept, "{name}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities_and_the_temperature() {
+        let logits: Vec<f32> = [0.2f32, 0.8].map(f32::ln).into();
+        // At temperature 2 the odds 4:1 become 2:1, at 0.5 they become 16:1.
+        for (temperature, share) in [(1.0, 0.8), (2.0, 2.0 / 3.0), (0.5, 16.0 / 17.0)] {
+            let config = SamplerConfig { temperature, ..PLAIN };
+            let got = f64::from(histogram(config, &logits)[1]) / 20_000.0;
+            // Five standard deviations of 20000 draws are below 0.017.
+            assert!((got - share).abs() < 0.017, "{temperature}: {got}");
+        }
+    }
+
+    #[test]
+    fn the_penalty_divides_positive_and_multiplies_negative_logits() {
+        let config =
+            SamplerConfig { temperature: 0.0, repeat_penalty: 2.0, repeat_last_n: 2, ..PLAIN };
+        let mut s = Sampler::new(config).unwrap();
+        let logits = [4.0, 3.0, 1.0];
+        assert_eq!(s.sample(&logits), 0);
+        s.accept(0);
+        // Twice in the window still counts once: 4 / 2 = 2 > 1.
+        s.accept(0);
+        assert_eq!(s.sample(&logits), 1);
+        s.accept(1);
+        assert_eq!(s.sample(&[4.0, 3.0, 1.9]), 0);
+        s.accept(2);
+        // 0 has left the window of two.
+        assert_eq!(s.sample(&logits), 0);
+        assert_eq!(s.sample(&[-9.0, -1.0, -1.5]), 1);
+        assert_eq!(s.sample(&[-1.8, -1.0, -1.5]), 0);
+        // An id outside the logits is ignored.
+        s.accept(u32::MAX);
+        assert_eq!(s.sample(&logits), 0);
+    }
+
+    #[test]
+    fn a_seed_gives_one_sequence() {
+        let logits: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 20.0).collect();
+        let run = |seed| {
+            let config = SamplerConfig { seed, ..SamplerConfig::default() };
+            let mut s = Sampler::new(config).unwrap();
+            (0..50).map(|_| s.sample(&logits)).collect::<Vec<_>>()
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn both_ways_to_the_top_k_agree() {
+        // Many equal logits, signed zeros and NaN.
+        let logits: Vec<f32> = (0..5000u32)
+            .map(|i| match i % 13 {
+                0 => f32::NAN,
+                1 => -0.0,
+                2 => 0.0,
+                r => ((i.wrapping_mul(2_654_435_761) >> 24) % 40) as f32 - 20.0 + r as f32,
+            })
+            .collect();
+        let top = |top_k| {
+            let config = SamplerConfig { top_k, ..PLAIN };
+            let mut s = Sampler::new(config).unwrap();
+            s.take_top_k(&logits);
+            s.candidates.iter().map(|c| c.1).collect::<Vec<_>>()
+        };
+        let all = top(0);
+        assert_eq!(all.len(), logits.iter().filter(|l| !l.is_nan()).count());
+        for k in [1, 40, SMALL_K, SMALL_K + 1, 4000] {
+            assert_eq!(top(k), all[..k], "{k}");
+        }
+    }
+
+    #[test]
+    fn exp_is_close_to_the_real_one() {
+        for i in 0..70_000 {
+            let x = -f64::from(i) / 100.0;
+            let relative = (exp(x) - x.exp()).abs() / x.exp();
+            assert!(relative < 1e-12, "{x}: {relative}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f64::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_usage_errors() {
+        let bad = [
+            SamplerConfig { temperature: f32::NAN, ..PLAIN },
+            SamplerConfig { temperature: f32::INFINITY, ..PLAIN },
+            SamplerConfig { temperature: 999_999.0, ..PLAIN },
+            SamplerConfig { top_p: -1.0, ..PLAIN },
+            SamplerConfig { min_p: 2.0, ..PLAIN },
+            SamplerConfig { repeat_penalty: 0.0, ..PLAIN },
+            SamplerConfig { repeat_penalty: f32::NAN, ..PLAIN },
+        ];
+        for config in bad {
+            let error = Sampler::new(config).expect_err("out of range");
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Files of models.
+
+pub mod gguf;

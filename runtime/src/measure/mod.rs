@@ -1,0 +1,4 @@
+//! Measurements of the machine and of models.
+
+pub mod bench;
+pub mod probe;
