@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, LineLayout, Op, stable_hash};
+use bitnet_profiles::{GatherLayout, HeadFormat, Isa, KernelId, Layout, Op, stable_hash};
 use bitnet_templates::{ABI, LINES, SHARED, Source, TEMPLATES, VECTOR, VOCABULARIES, abi};
 use proc_macro2::{Literal, TokenStream};
 use quote::{format_ident, quote};
@@ -36,7 +36,7 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 
 /// All of `ids` in one file, to be part of a program: the ABI, the vocabularies up to the best ISA
 /// among them, a module for each kernel and for the float operations of each ISA, and the tables
-/// `TERNARY`, `HEADS`, `PLANES`, `ATTENTION`, `LINES` and `VECTOR`. The file's text depends on `ids` and
+/// `TERNARY`, `HEADS`, `SKETCHES`, `ATTENTION`, `LINES` and `VECTOR`. The file's text depends on `ids` and
 /// nothing else.
 ///
 /// # Errors
@@ -48,7 +48,7 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     let of_isas = |source: &&Source| isas.iter().any(|isa| isa.name() == source.name);
     let vocabularies: Vec<Source> = VOCABULARIES.iter().filter(of_isas).copied().collect();
     let mut out = header("templates/src");
-    let Entries { ternary, heads, planes, attention, lines } =
+    let Entries { ternary, heads, sketch, attention, lines } =
         modules(&mut out, ids, &vocabularies)?;
     let mut vectors = Vec::new();
     for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
@@ -65,12 +65,12 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         pub static TERNARY: &[abi::TernaryEntry] = &[#(#ternary),*];
         /// Every head kernel of this file.
         pub static HEADS: &[abi::HeadEntry] = &[#(#heads),*];
-        /// Every kernel of this file that scans planes.
-        pub static PLANES: &[abi::PlaneEntry] = &[#(#planes),*];
+        /// Every kernel of this file that scans sketch.
+        pub static SKETCHES: &[abi::SketchEntry] = &[#(#sketch),*];
         /// Every attention kernel of this file.
         pub static ATTENTION: &[abi::AttentionEntry] = &[#(#attention),*];
         /// Every kernel of this file that is given a list of lines.
-        pub static LINES: &[abi::LinesEntry] = &[#(#lines),*];
+        pub static LINES: &[abi::GatherEntry] = &[#(#lines),*];
         /// The float operations of every ISA, by its name.
         pub static VECTOR: &[(&str, abi::VectorEntry)] = &[#(#vectors),*];
     }));
@@ -102,7 +102,7 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
     out.push_str(NO_STD);
     let Entries { ternary, heads, attention, lines, .. } = modules(&mut out, ids, &vocabularies)?;
     let floats =
-        ids.iter().filter(|id| matches!(id.op, Op::Head(_) | Op::Plane(_) | Op::Attention));
+        ids.iter().filter(|id| matches!(id.op, Op::Head(_) | Op::Sketch(_) | Op::Attention));
     let tiers: BTreeSet<Isa> = floats.map(|id| id.isa.float_tier()).collect();
     for isa in tiers {
         module(&mut out, &vector_module(isa), &specialise(&VECTOR, isa, None, &[])?);
@@ -110,12 +110,12 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
     let [header, symbol] = [abi::HEADER_SYMBOL, abi::TABLES_SYMBOL].map(|s| format_ident!("{s}"));
     let fingerprint = Literal::byte_string(fingerprint().as_bytes());
     let tables = [&ternary, &heads, &attention, &lines];
-    let [ternary_len, heads_len, attention_len, lines_len] = tables.map(Vec::len);
+    let [ternary_len, heads_len, attention_len, gather_len] = tables.map(Vec::len);
     out.push_str(&unparse(quote! {
         static TERNARY: [abi::TernaryEntry; #ternary_len] = [#(#ternary),*];
         static HEADS: [abi::HeadEntry; #heads_len] = [#(#heads),*];
         static ATTENTION: [abi::AttentionEntry; #attention_len] = [#(#attention),*];
-        static LINES: [abi::LinesEntry; #lines_len] = [#(#lines),*];
+        static LINES: [abi::GatherEntry; #gather_len] = [#(#lines),*];
         /// What this library was made for.
         #[unsafe(no_mangle)]
         pub static #header: abi::Header =
@@ -130,7 +130,7 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
             attention: ATTENTION.as_ptr(),
             attention_len: ATTENTION.len(),
             lines: LINES.as_ptr(),
-            lines_len: LINES.len(),
+            gather_len: LINES.len(),
         };
     }));
     Ok(out)
@@ -165,7 +165,7 @@ const PREPARED: &[&str] = &["scratch", "prepare", "run"];
 struct Entries {
     ternary: Vec<TokenStream>,
     heads: Vec<TokenStream>,
-    planes: Vec<TokenStream>,
+    sketch: Vec<TokenStream>,
     attention: Vec<TokenStream>,
     lines: Vec<TokenStream>,
 }
@@ -178,7 +178,7 @@ fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Resul
         module(&mut texts, source.name, &without_tests(source)?);
     }
     let templates = ids.iter().map(template).collect::<Result<Vec<&Source>, Error>>()?;
-    let unpackers: BTreeSet<(LineLayout, Isa)> =
+    let unpackers: BTreeSet<(GatherLayout, Isa)> =
         ids.iter().filter_map(|id| Some((line_layout(id)?, id.isa))).collect();
     for source in SHARED {
         let import = format!("use crate::{}", source.name);
@@ -202,9 +202,9 @@ fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Resul
         let (entry, functions, table) = match id.op {
             Op::Ternary(_) => ("TernaryEntry", PREPARED, &mut entries.ternary),
             Op::Head(_) => ("HeadEntry", PREPARED, &mut entries.heads),
-            Op::Plane(_) => ("PlaneEntry", &["run"][..], &mut entries.planes),
+            Op::Sketch(_) => ("SketchEntry", &["run"][..], &mut entries.sketch),
             Op::Attention => ("AttentionEntry", &["scratch", "run"][..], &mut entries.attention),
-            Op::Rows(_) | Op::Columns(_) => ("LinesEntry", PREPARED, &mut entries.lines),
+            Op::Rows(_) | Op::Columns(_) => ("GatherEntry", PREPARED, &mut entries.lines),
         };
         let entry = format_ident!("{entry}");
         let functions = functions.iter().map(|function| format_ident!("{function}"));
@@ -229,20 +229,20 @@ pub(crate) fn vector_module(isa: Isa) -> String {
 }
 
 /// How lines of a layout are unpacked.
-fn unpacker(layout: LineLayout) -> &'static Source {
+fn unpacker(layout: GatherLayout) -> &'static Source {
     match layout {
-        LineLayout::I2sL64 => &LINES[0],
-        LineLayout::T5L64 => &LINES[1],
+        GatherLayout::I2sL64 => &LINES[0],
+        GatherLayout::T5L64 => &LINES[1],
     }
 }
 
 /// The module with what unpacks lines of a layout on an ISA.
-pub(crate) fn line_module(layout: LineLayout, isa: Isa) -> String {
+pub(crate) fn line_module(layout: GatherLayout, isa: Isa) -> String {
     format!("{}__{isa}", unpacker(layout).name)
 }
 
 /// The lines that a kernel reads, if it is given a list of them.
-fn line_layout(id: &KernelId) -> Option<LineLayout> {
+fn line_layout(id: &KernelId) -> Option<GatherLayout> {
     match id.op {
         Op::Rows(layout) | Op::Columns(layout) => Some(layout),
         _ => None,
@@ -284,7 +284,7 @@ fn template(id: &KernelId) -> Result<&'static Source, Error> {
         },
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
         Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",
-        Op::Plane(_) => "plane",
+        Op::Sketch(_) => "sketch",
         Op::Attention => "attention",
         Op::Rows(_) => "rows",
         Op::Columns(_) => "columns",
@@ -311,7 +311,7 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
         }
         // In the order of declaration, as the templates document it.
         Op::Head(format) => constants.push(constant("FORMAT", format as usize, usize::MAX)),
-        Op::Plane(format) => constants.push(constant("BITS", format.bits(), usize::MAX)),
+        Op::Sketch(format) => constants.push(constant("BITS", format.bits(), usize::MAX)),
         Op::Attention | Op::Rows(_) | Op::Columns(_) => {}
     }
     specialise(template, id.isa, line_layout(id), &constants)

@@ -1,13 +1,13 @@
 //! The candidate tilings: a table. One row is a family of kernels, their tests, their benches and
 //! their dispatch entries.
 
+use bitnet_profiles::GatherLayout::{I2sL64, T5L64};
 use bitnet_profiles::Isa::{
     Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Neon, NeonDot, NeonI8mm, Scalar,
 };
 use bitnet_profiles::Layout::{I2sT16, I2sT32, I2sT64, T5T32, Tl1T32, Tl2T32, Tl2W32};
-use bitnet_profiles::LineLayout::{I2sL64, T5L64};
-use bitnet_profiles::Op::{self, Attention, Columns, Head, Plane, Rows, Ternary};
-use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, PlaneFormat, Shape, TileConfig};
+use bitnet_profiles::Op::{self, Attention, Columns, Head, Rows, Sketch, Ternary};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, SketchFormat, TileConfig};
 
 /// What a kernel is for: one token at a time, or many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,7 +39,7 @@ struct Row {
 
 const FLOAT_HEADS: &[Op] = &[Head(HeadFormat::F32), Head(HeadFormat::F16), Head(HeadFormat::Bf16)];
 const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head(HeadFormat::Q4_0)];
-const PLANES: &[Op] = &[Plane(PlaneFormat::P4), Plane(PlaneFormat::P5)];
+const SKETCHES: &[Op] = &[Sketch(SketchFormat::P4), Sketch(SketchFormat::P5)];
 
 /// The kernels that every build holds.
 #[rustfmt::skip]
@@ -134,14 +134,14 @@ const GRID: &[Row] = &[
     Row { ops: BLOCK_HEADS,        isas: &[Neon, NeonDot],                    rows: &[1],      cols: &[0],                 tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
     // For 8 tokens a load of activations serves one product, and loads are what takes time. Tiles of 32 rows, where it
     // would serve two, took 0.97 to 1.16 times as long from the cache: their sums do not stay in registers.
-    Row { ops: PLANES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
-    Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
-    Row { ops: PLANES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[0] },
-    Row { ops: PLANES,             isas: &[Avx2, AvxVnni, Avx512],             rows: &[16],      cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[8192] },
+    Row { ops: SKETCHES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: SKETCHES,             isas: &[Avx2, AvxVnni, Avx512, Avx512Vnni], rows: &[16],      cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 4096, 8192] },
+    Row { ops: SKETCHES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: SKETCHES,             isas: &[Avx2, AvxVnni, Avx512],             rows: &[16],      cols: &[0],                   tokens: &[2, 8],            unroll: &[1],        prefetch: &[8192] },
     // From memory 24576 bytes ahead take 0.97 times as long as 8192 for 8 tokens on one core of Zen 5, and as long for 2;
     // 16384 take 1.04 and 1.02 times as long.
-    Row { ops: PLANES,             isas: &[Avx512Vnni],                        rows: &[16],      cols: &[0],                   tokens: &[2],               unroll: &[1],        prefetch: &[8192] },
-    Row { ops: PLANES,             isas: &[Avx512Vnni],                        rows: &[16],      cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[24576] },
+    Row { ops: SKETCHES,             isas: &[Avx512Vnni],                        rows: &[16],      cols: &[0],                   tokens: &[2],               unroll: &[1],        prefetch: &[8192] },
+    Row { ops: SKETCHES,             isas: &[Avx512Vnni],                        rows: &[16],      cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[24576] },
     // Plain code has nothing to gain from several rows: its multiply-adds are calls. On AVX2 8 rows
     // would take all 16 registers for sums, on NEON all 32.
     // One token after 3500 of a 2B-4T shape, cache from memory, one core of Zen 5, took 2.0 times as long with 4 rows
@@ -225,8 +225,8 @@ pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
             })
         });
         for tile in tiles {
-            // Scans of planes are not tuned: no kernel of theirs is made for a model's columns.
-            for &op in row.ops.iter().filter(|op| shape.is_none() || !matches!(op, Plane(_))) {
+            // Scans of sketch are not tuned: no kernel of theirs is made for a model's columns.
+            for &op in row.ops.iter().filter(|op| shape.is_none() || !matches!(op, Sketch(_))) {
                 ids.extend(KernelSpec { op, isa, shape, tile }.validate().ok());
             }
         }

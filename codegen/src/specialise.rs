@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use bitnet_profiles::{Isa, LineLayout};
+use bitnet_profiles::{GatherLayout, Isa};
 use bitnet_templates::{LINES, Source, VECTOR};
 use syn::spanned::Spanned;
 
@@ -24,7 +24,7 @@ pub(crate) struct Constant {
 pub(crate) fn specialise(
     source: &Source,
     isa: Isa,
-    layout: Option<LineLayout>,
+    layout: Option<GatherLayout>,
     constants: &[Constant],
 ) -> Result<String, Error> {
     let file = parse(source)?;

@@ -124,10 +124,10 @@ impl Layout {
 }
 
 /// How a matrix lies in memory whose *lines* decode may leave out: its rows, or its columns. A line
-/// is a run of units of [`LineLayout::UNIT_BYTES`], of whole cache lines so, and lines follow each
+/// is a run of units of [`GatherLayout::UNIT_BYTES`], of whole cache lines so, and lines follow each
 /// other. One that does not fill its last unit is padded with weights of zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LineLayout {
+pub enum GatherLayout {
     /// I2_S. Unit of 256 weights: byte `i` holds weights `i, 64+i, 128+i, 192+i` in bits 1:0, 3:2,
     /// 5:4, 7:6.
     I2sL64,
@@ -136,9 +136,9 @@ pub enum LineLayout {
     T5L64,
 }
 
-named!(LineLayout, "line layout", { I2sL64 => "i2_s_l64", T5L64 => "t5_l64" });
+named!(GatherLayout, "line layout", { I2sL64 => "i2_s_l64", T5L64 => "t5_l64" });
 
-impl LineLayout {
+impl GatherLayout {
     /// Bytes of a unit: vectors of any ISA divide it.
     pub const UNIT_BYTES: usize = 64;
 
@@ -185,7 +185,7 @@ pub enum HeadFormat {
     Bf16,
     /// 32 weights: f16 scale, 32 int8.
     Q8_0,
-    /// 256 weights: 6-bit codes in two planes, 16 int8 sub-scales, f16 scale.
+    /// 256 weights: 6-bit codes in two sketch, 16 int8 sub-scales, f16 scale.
     Q6K,
     /// 32 weights: f16 scale, 32 4-bit codes.
     Q4_0,
@@ -229,23 +229,23 @@ impl HeadFormat {
 
 /// A low-bit copy of the lm_head, which is scanned for the rows that may hold the largest logits.
 ///
-/// Tiles of [`PlaneFormat::TILE_ROWS`] rows, each a run of blocks of [`PlaneFormat::BLOCK_COLS`]
+/// Tiles of [`SketchFormat::TILE_ROWS`] rows, each a run of blocks of [`SketchFormat::BLOCK_COLS`]
 /// columns, padded with any codes. A block is 4 groups of 64 bytes, where byte `4r + b` of group
 /// `g` holds row `r`, the low 4 bits of the codes of columns `8g + b` (low nibble) and `8g + 4 + b`;
 /// with 5 bits 64 bytes follow where bit `s` of byte `4r + b` is bit 4 of the code of column
 /// `4s + b`; last come 16 bytes, the scales of the rows. A code `c` of `n` bits stands for
 /// `c - (2^n - 1) / 2`, times the block's scale and a scale of the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PlaneFormat {
+pub enum SketchFormat {
     /// 4-bit codes.
     P4,
     /// 5-bit codes.
     P5,
 }
 
-named!(PlaneFormat, "plane format", { P4 => "plane_4", P5 => "plane_5" });
+named!(SketchFormat, "sketch format", { P4 => "sketch_4", P5 => "sketch_5" });
 
-impl PlaneFormat {
+impl SketchFormat {
     /// Rows in a tile.
     pub const TILE_ROWS: usize = 16;
     /// Columns in a block.

@@ -59,7 +59,7 @@ mod spec;
 mod text;
 mod tile;
 
-pub use format::{Format, HeadFormat, Layout, LineLayout, PlaneFormat};
+pub use format::{Format, GatherLayout, HeadFormat, Layout, SketchFormat};
 pub use hash::stable_hash;
 pub use isa::Isa;
 pub use profile::{

@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 
-use crate::{Format, HeadFormat, Isa, Layout, LineLayout, PlaneFormat, Shape, TileConfig};
+use crate::{Format, GatherLayout, HeadFormat, Isa, Layout, Shape, SketchFormat, TileConfig};
 
 /// What a kernel computes, and on which packing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -12,14 +12,14 @@ pub enum Op {
     /// Rows of the lm_head times activation rows: f32 logits.
     Head(HeadFormat),
     /// Rows of a low-bit copy of the lm_head times activation rows: f32 estimates of logits.
-    Plane(PlaneFormat),
+    Sketch(SketchFormat),
     /// Attention over the KV cache: f16, or f32 or int8 where the call says so.
     Attention,
     /// Listed rows of a ternary matrix times one int8 activation row: exact int32 dot products.
-    Rows(LineLayout),
+    Rows(GatherLayout),
     /// Listed columns of a ternary matrix, each times its int8 activation, added up: the exact
     /// int32 dot products where all other activations are zero.
-    Columns(LineLayout),
+    Columns(GatherLayout),
 }
 
 impl fmt::Display for Op {
@@ -27,7 +27,7 @@ impl fmt::Display for Op {
         match self {
             Self::Ternary(layout) => layout.fmt(f),
             Self::Head(format) => write!(f, "head_{format}"),
-            Self::Plane(format) => format.fmt(f),
+            Self::Sketch(format) => format.fmt(f),
             Self::Attention => f.write_str("attention_f16"),
             Self::Rows(layout) => write!(f, "rows_{layout}"),
             Self::Columns(layout) => write!(f, "columns_{layout}"),
@@ -42,8 +42,8 @@ impl FromStr for Op {
             Ok(Self::Attention)
         } else if let Some(format) = s.strip_prefix("head_") {
             format.parse().map(Self::Head)
-        } else if s.starts_with("plane_") {
-            s.parse().map(Self::Plane)
+        } else if s.starts_with("sketch_") {
+            s.parse().map(Self::Sketch)
         } else if let Some(layout) = s.strip_prefix("rows_") {
             layout.parse().map(Self::Rows)
         } else if let Some(layout) = s.strip_prefix("columns_") {
@@ -136,13 +136,13 @@ impl KernelSpec {
                         .into()
                 },
             )?,
-            Op::Plane(_) => check.that(
-                tile.rows == PlaneFormat::TILE_ROWS
+            Op::Sketch(_) => check.that(
+                tile.rows == SketchFormat::TILE_ROWS
                     && tile.cols == 0
                     && matches!(tile.tokens, 1 | 2 | 8)
                     && tile.unroll == 1,
                 || {
-                    "a scan of a plane takes a tile of 16 rows, whole rows and 1, 2 or 8 tokens"
+                    "a scan of a sketch takes a tile of 16 rows, whole rows and 1, 2 or 8 tokens"
                         .into()
                 },
             )?,
@@ -160,7 +160,7 @@ impl KernelSpec {
     }
 
     /// Kernels that are given a list of lines.
-    fn validate_lines(&self, layout: LineLayout, check: &Check) -> Result<(), SpecError> {
+    fn validate_lines(&self, layout: GatherLayout, check: &Check) -> Result<(), SpecError> {
         let Self { isa, tile, .. } = *self;
         let fields = layout.fields();
         check.that(tile.prefetch <= 256, || {
@@ -501,10 +501,10 @@ mod tests {
             Op::Ternary(Layout::Tl2W32),
             Op::Ternary(Layout::T5T32),
             Op::Head(HeadFormat::Q6K),
-            Op::Plane(PlaneFormat::P5),
+            Op::Sketch(SketchFormat::P5),
             Op::Attention,
-            Op::Rows(LineLayout::T5L64),
-            Op::Columns(LineLayout::I2sL64),
+            Op::Rows(GatherLayout::T5L64),
+            Op::Columns(GatherLayout::I2sL64),
         ];
         let mut seen = 0;
         for op in ops {
@@ -549,7 +549,7 @@ mod tests {
         let tile = |rows, cols, tokens, unroll| TileConfig::new(rows, cols, tokens, unroll);
         let ternary = |layout, isa, tile| KernelSpec { op: Op::Ternary(layout), isa, tile, ..GOOD };
         let lines = |op, isa, tile| KernelSpec { op, isa, tile, shape: None };
-        let (rows, columns) = (Op::Rows(LineLayout::I2sL64), Op::Columns(LineLayout::I2sL64));
+        let (rows, columns) = (Op::Rows(GatherLayout::I2sL64), Op::Columns(GatherLayout::I2sL64));
         let cases = [
             (KernelSpec { tile: tile(16, 0, 1, 3), ..GOOD }, "unroll"),
             (KernelSpec { tile: tile(16, 0, 0, 1), ..GOOD }, "activation rows"),
@@ -573,7 +573,7 @@ mod tests {
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 0, 12, 1)), "24 vectors of sums"),
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(64, 0, 1, 1)), "20 vectors of sums"),
             (ternary(Layout::T5T32, Isa::Avx512Vbmi, tile(32, 240, 1, 1)), "must be 0"),
-            (lines(Op::Rows(LineLayout::T5L64), Isa::Avx2, tile(2, 0, 1, 1)), "permute of 64"),
+            (lines(Op::Rows(GatherLayout::T5L64), Isa::Avx2, tile(2, 0, 1, 1)), "permute of 64"),
             (lines(rows, Isa::Avx2, tile(8, 0, 1, 1)), "2 or 4 lines"),
             (lines(rows, Isa::Avx2, tile(4, 64, 1, 1)), "whole lines"),
             (lines(rows, Isa::Avx2, tile(4, 0, 2, 1)), "one token"),

@@ -543,13 +543,13 @@ pub fn relative_scales(d: &[f32], relative: &mut [f32]) -> f32 {
 }
 
 /// Dot product of activations in blocks ([`quantise_blocks`]: `q` `[n]`; `d` `[n / 32]` and `scale` as
-/// [`relative_scales`] gives them) with a row of a plane ([`PlaneFormat`](bitnet_profiles::PlaneFormat)):
+/// [`relative_scales`] gives them) with a row of a sketch ([`SketchFormat`](bitnet_profiles::SketchFormat)):
 /// `codes` `[n]`, `scales` `[n / 32]`, the scale of the row. Block b adds
 /// `fma(int as f32, scale as f32 * d[b], acc)` to the row's only sum, from +0, where `int` is the sum of
 /// `(2 code - (2^bits - 1)) * q`, exact; the result is `(acc * row_scale) * scale`. The sum is twice
 /// what the format says, which `row_scale` undoes.
 #[must_use]
-pub fn dot_plane_row(
+pub fn dot_sketch_row(
     (q, d, scale): (&[i8], &[f32], f32),
     bits: usize,
     codes: &[u8],

@@ -65,11 +65,11 @@ fn check(expected: &[f32], got: &[f32], count: usize, ids: &[u32]) {
 
 #[test]
 fn a_head_that_stays_in_the_cache_is_read_whole_unless_asked() {
-    assert!(model(HeadMode::Auto, 1).planes().is_none());
-    assert!(model(HeadMode::Full, 1).planes().is_none());
-    assert!(model(HeadMode::Exact, 1).planes().is_some());
+    assert!(model(HeadMode::Auto, 1).sketch().is_none());
+    assert!(model(HeadMode::Full, 1).sketch().is_none());
+    assert!(model(HeadMode::Exact, 1).sketch().is_some());
     // So many are not worth looking for.
-    assert!(model(HeadMode::Exact, 2000).planes().is_none());
+    assert!(model(HeadMode::Exact, 2000).sketch().is_none());
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn sequences_share_scans() {
     let (full, exact) = (model(HeadMode::Full, 1), model(HeadMode::Exact, 1));
     let golden = golden();
     let sequences = golden.len().min(11);
-    assert!(sequences > exact.planes().unwrap().tokens());
+    assert!(sequences > exact.sketch().unwrap().tokens());
     let session = |model: &Arc<Model>, threads: usize, sequences: usize| {
         let pool = Arc::new(Pool::new(threads).unwrap());
         let options = SessionOptions { sequences, ..SessionOptions::default() };

@@ -38,9 +38,9 @@ pub struct Tables {
     /// How many.
     pub attention_len: usize,
     /// Kernels that are given a list of lines.
-    pub lines: *const LinesEntry,
+    pub lines: *const GatherEntry,
     /// How many.
-    pub lines_len: usize,
+    pub gather_len: usize,
 }
 
 // SAFETY: the tables are constants.
@@ -184,12 +184,12 @@ pub struct TernaryEntry {
 /// Lines of a matrix that a list names, rows or columns of it, times one prepared activation row. A
 /// line that is not in the list is not read.
 #[repr(C)]
-pub struct LinesCall {
+pub struct GatherCall {
     /// Line 0: its first unit, or that of a share of its units.
     pub lines: *const u8,
     /// Bytes between a line and the next.
     pub line_bytes: usize,
-    /// Units of each line to be read, `LineLayout::UNIT_BYTES` each.
+    /// Units of each line to be read, `GatherLayout::UNIT_BYTES` each.
     pub units: usize,
     /// Numbers of lines.
     pub list: *const u32,
@@ -203,7 +203,7 @@ pub struct LinesCall {
     pub out: *mut i32,
 }
 
-/// Computes one [`LinesCall`].
+/// Computes one [`GatherCall`].
 ///
 /// # Safety
 /// The CPU has the kernel's features. `list` holds `count` numbers of lines, of each of which `units`
@@ -211,12 +211,12 @@ pub struct LinesCall {
 /// same kernel's `prepare`, for the matrix's columns (`rows`) or `count` (`columns`), at most 2^18;
 /// `out` is writable as far as the kernel's dot products reach, and nothing else accesses it
 /// meanwhile.
-pub type LinesRunFn = unsafe extern "C" fn(call: &LinesCall);
+pub type GatherRunFn = unsafe extern "C" fn(call: &GatherCall);
 
 /// A kernel with a list of lines as the generated table lists it.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct LinesEntry {
+pub struct GatherEntry {
     /// The kernel's id.
     pub id: Id,
     /// Size of a prepared row.
@@ -224,7 +224,7 @@ pub struct LinesEntry {
     /// Prepares a row: that of one token.
     pub prepare: PrepareFn,
     /// Multiplies.
-    pub run: LinesRunFn,
+    pub run: GatherRunFn,
 }
 
 /// The float operations of one ISA. Each is defined, with its formula, by the function of the same
@@ -366,11 +366,11 @@ pub struct HeadEntry {
     pub run: HeadRunFn,
 }
 
-/// Consecutive tiles of a plane, a low-bit copy of the lm_head, times the activation rows of as many
+/// Consecutive tiles of a sketch, a low-bit copy of the lm_head, times the activation rows of as many
 /// tokens as the kernel takes.
 #[repr(C)]
-pub struct PlaneCall {
-    /// First tile, in the layout of `PlaneFormat`.
+pub struct SketchCall {
+    /// First tile, in the layout of `SketchFormat`.
     pub tiles: *const u8,
     /// A scale for each row of the tiles.
     pub scales: *const f32,
@@ -393,23 +393,23 @@ pub struct PlaneCall {
     pub stride: usize,
 }
 
-/// Computes the estimates of one [`PlaneCall`].
+/// Computes the estimates of one [`SketchCall`].
 ///
 /// # Safety
 /// The CPU has the kernel's features. `tiles` is readable for `count` tiles of `cols` columns,
 /// `scales` for 16 floats of each tile; `activations`, `offsets` and `factors` for whole blocks of
 /// columns, and they and `scale` for all tokens; `out` is writable for 16 floats of each tile and token
 /// and nothing else accesses these meanwhile.
-pub type PlaneRunFn = unsafe extern "C" fn(call: &PlaneCall);
+pub type SketchRunFn = unsafe extern "C" fn(call: &SketchCall);
 
-/// A kernel that scans planes as the generated table lists it.
+/// A kernel that scans sketch as the generated table lists it.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct PlaneEntry {
+pub struct SketchEntry {
     /// The kernel's id.
     pub id: Id,
     /// Scans.
-    pub run: PlaneRunFn,
+    pub run: SketchRunFn,
 }
 
 /// Elements of keys and values: half floats.

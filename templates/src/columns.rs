@@ -20,7 +20,7 @@
 //! Prepared activations, those of the listed columns only, are `sum(q): i32` padded to 64 bytes,
 //! then `q`, padded with zeros to whole quads.
 
-use crate::abi::{LinesCall, Prepare};
+use crate::abi::{GatherCall, Prepare};
 use crate::isa::scalar as isa;
 use crate::line_t5 as line;
 
@@ -73,15 +73,15 @@ pub unsafe extern "C" fn prepare(prepare: &Prepare) {
     }
 }
 
-/// Multiplies: see `LinesRunFn`.
+/// Multiplies: see `GatherRunFn`.
 ///
 /// # Safety
-/// See `LinesRunFn`.
-pub unsafe extern "C" fn run(call: &LinesCall) {
+/// See `GatherRunFn`.
+pub unsafe extern "C" fn run(call: &GatherCall) {
     let tables = line::tables();
     // SAFETY: the list holds `count` lines of the matrix, of each of which `units` units may be read,
     // there is a prepared activation for each, and the output holds as many units (the contract of
-    // LinesRunFn).
+    // GatherRunFn).
     unsafe {
         for i in 0..call.units * UNIT / isa::LANES {
             isa::i32_store(call.out.add(i * isa::LANES), isa::i32_zero());
@@ -124,7 +124,7 @@ pub unsafe extern "C" fn run(call: &LinesCall) {
 /// As [`run`]; `first < end`, which is at most the length of the list.
 #[inline]
 unsafe fn add_group<const PART: usize>(
-    call: &LinesCall,
+    call: &GatherCall,
     tables: &line::Tables,
     first: usize,
     end: usize,
@@ -204,7 +204,7 @@ unsafe fn in_order(out: *mut i32, sum: i32) {
 /// # Safety
 /// The list is not empty, and holds lines of the matrix.
 #[inline]
-unsafe fn line_at(call: &LinesCall, at: usize) -> *const u8 {
+unsafe fn line_at(call: &GatherCall, at: usize) -> *const u8 {
     // SAFETY: the caller's promise.
     unsafe {
         let line = call.list.add(at.min(call.count - 1)).read() as usize;
@@ -215,10 +215,10 @@ unsafe fn line_at(call: &LinesCall, at: usize) -> *const u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Lines;
+    use crate::testing::GatherCase;
 
     #[test]
     fn equals_triple_loop() {
-        Lines { scratch, prepare, run, add_up: true }.equal_triple_loop();
+        GatherCase { scratch, prepare, run, add_up: true }.equal_triple_loop();
     }
 }

@@ -17,9 +17,9 @@ pub mod i2_s_mm;
 pub mod isa;
 pub mod line_i2_s;
 pub mod line_t5;
-pub mod plane;
 pub mod quads;
 pub mod rows;
+pub mod sketch;
 pub mod t5;
 pub mod t5_lookup;
 #[cfg(test)]
@@ -82,7 +82,7 @@ pub const TEMPLATES: &[Source] = &[
     source!("tl2_w", "tl2_w.rs"),
     source!("head_float", "head_float.rs"),
     source!("head_block", "head_block.rs"),
-    source!("plane", "plane.rs"),
+    source!("sketch", "sketch.rs"),
     source!("attention", "attention.rs"),
     source!("rows", "rows.rs"),
     source!("columns", "columns.rs"),

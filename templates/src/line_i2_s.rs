@@ -1,4 +1,4 @@
-//! How the templates `rows` and `columns` unpack a line of I2_S: `LineLayout::I2sL64`.
+//! How the templates `rows` and `columns` unpack a line of I2_S: `GatherLayout::I2sL64`.
 
 use crate::isa::scalar as isa;
 

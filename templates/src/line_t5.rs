@@ -1,4 +1,4 @@
-//! How the templates `rows` and `columns` unpack a line of T5: `LineLayout::T5L64`.
+//! How the templates `rows` and `columns` unpack a line of T5: `GatherLayout::T5L64`.
 
 use crate::isa::scalar as isa;
 use crate::trits;

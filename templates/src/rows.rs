@@ -15,7 +15,7 @@
 //!
 //! A prepared row is `sum(q): i32` padded to 64 bytes, then `q`, padded with zeros to whole units.
 
-use crate::abi::{LinesCall, Prepare};
+use crate::abi::{GatherCall, Prepare};
 use crate::isa::scalar as isa;
 use crate::line_t5 as line;
 
@@ -69,17 +69,17 @@ pub unsafe extern "C" fn prepare(prepare: &Prepare) {
     }
 }
 
-/// Multiplies: see `LinesRunFn`.
+/// Multiplies: see `GatherRunFn`.
 ///
 /// # Safety
-/// See `LinesRunFn`.
-pub unsafe extern "C" fn run(call: &LinesCall) {
+/// See `GatherRunFn`.
+pub unsafe extern "C" fn run(call: &GatherCall) {
     let units = if COLS == 0 { call.units } else { COLS.div_ceil(UNIT) };
     let tables = line::tables();
     let mut first = 0;
     while first < call.count {
         // SAFETY: the list holds `count` lines of the matrix, the prepared row whole units of
-        // columns, and the output an element for each line of the list (the contract of LinesRunFn).
+        // columns, and the output an element for each line of the list (the contract of GatherRunFn).
         unsafe {
             // The last line stands for those beyond the list.
             let mut lines = [call.lines; ROWS];
@@ -143,7 +143,7 @@ pub unsafe extern "C" fn run(call: &LinesCall) {
 /// # Safety
 /// The list is not empty, and holds lines of the matrix.
 #[inline]
-unsafe fn line_at(call: &LinesCall, at: usize) -> *const u8 {
+unsafe fn line_at(call: &GatherCall, at: usize) -> *const u8 {
     // SAFETY: the caller's promise.
     unsafe {
         let line = call.list.add(at.min(call.count - 1)).read() as usize;
@@ -154,10 +154,10 @@ unsafe fn line_at(call: &LinesCall, at: usize) -> *const u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Lines;
+    use crate::testing::GatherCase;
 
     #[test]
     fn equals_triple_loop() {
-        Lines { scratch, prepare, run, add_up: false }.equal_triple_loop();
+        GatherCase { scratch, prepare, run, add_up: false }.equal_triple_loop();
     }
 }

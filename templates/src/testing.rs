@@ -1,7 +1,7 @@
 //! Runs ternary templates, as compiled here for the scalar vocabulary, against a triple loop.
 
 use crate::abi::{
-    Call, Expand, Expansion, LinesCall, LinesRunFn, Prepare, PrepareFn, RunFn, ScratchFn,
+    Call, Expand, Expansion, GatherCall, GatherRunFn, Prepare, PrepareFn, RunFn, ScratchFn,
 };
 
 /// A template's entries and what its packing needs.
@@ -133,15 +133,15 @@ pub(crate) fn t5_tile(weights: &[i8], cols: usize) -> Vec<u8> {
 }
 
 /// A template's entries, where it is given a list of lines: of T5, as it is compiled here.
-pub(crate) struct Lines {
+pub(crate) struct GatherCase {
     pub scratch: ScratchFn,
     pub prepare: PrepareFn,
-    pub run: LinesRunFn,
+    pub run: GatherRunFn,
     /// Whether lines are added up, each times its own activation; else each is a dot product.
     pub add_up: bool,
 }
 
-impl Lines {
+impl GatherCase {
     /// Lists of several lengths, on lines that do and do not fill units.
     pub fn equal_triple_loop(&self) {
         const UNIT: usize = 5 * 64;
@@ -202,7 +202,7 @@ impl Lines {
             cols: quantised.len(),
             scratch: group.as_mut_ptr().cast(),
         };
-        let call = LinesCall {
+        let call = GatherCall {
             lines: packed.as_ptr(),
             line_bytes: units * 64,
             units,
@@ -212,7 +212,7 @@ impl Lines {
             out: out.as_mut_ptr(),
         };
         // SAFETY: scalar templates need no features; the buffers have the sizes of the contracts
-        // of PrepareFn and LinesRunFn.
+        // of PrepareFn and GatherRunFn.
         unsafe {
             (self.prepare)(&prepare);
             (self.run)(&call);

@@ -23,7 +23,7 @@ pub mod columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0 {
     //! Prepared activations, those of the listed columns only, are `sum(q): i32` padded to 64 bytes,
     //! then `q`, padded with zeros to whole quads.
 
-    use super::abi::{LinesCall, Prepare};
+    use super::abi::{GatherCall, Prepare};
     use super::isa::scalar as isa;
     use super::line_i2_s__scalar as line;
 
@@ -76,15 +76,15 @@ pub mod columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0 {
         }
     }
 
-    /// Multiplies: see `LinesRunFn`.
+    /// Multiplies: see `GatherRunFn`.
     ///
     /// # Safety
-    /// See `LinesRunFn`.
-    pub unsafe extern "C" fn run(call: &LinesCall) {
+    /// See `GatherRunFn`.
+    pub unsafe extern "C" fn run(call: &GatherCall) {
         let tables = line::tables();
         // SAFETY: the list holds `count` lines of the matrix, of each of which `units` units may be read,
         // there is a prepared activation for each, and the output holds as many units (the contract of
-        // LinesRunFn).
+        // GatherRunFn).
         unsafe {
             for i in 0..call.units * UNIT / isa::LANES {
                 isa::i32_store(call.out.add(i * isa::LANES), isa::i32_zero());
@@ -127,7 +127,7 @@ pub mod columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0 {
     /// As [`run`]; `first < end`, which is at most the length of the list.
     #[inline(always)]
     unsafe fn add_group<const PART: usize>(
-        call: &LinesCall,
+        call: &GatherCall,
         tables: &line::Tables,
         first: usize,
         end: usize,
@@ -207,7 +207,7 @@ pub mod columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0 {
     /// # Safety
     /// The list is not empty, and holds lines of the matrix.
     #[inline(always)]
-    unsafe fn line_at(call: &LinesCall, at: usize) -> *const u8 {
+    unsafe fn line_at(call: &GatherCall, at: usize) -> *const u8 {
         // SAFETY: the caller's promise.
         unsafe {
             let line = call.list.add(at.min(call.count - 1)).read() as usize;

@@ -18,7 +18,7 @@ pub mod rows_i2_s_l64__scalar__any__r4_c0_n1_u1_p0 {
     //!
     //! A prepared row is `sum(q): i32` padded to 64 bytes, then `q`, padded with zeros to whole units.
 
-    use super::abi::{LinesCall, Prepare};
+    use super::abi::{GatherCall, Prepare};
     use super::isa::scalar as isa;
     use super::line_i2_s__scalar as line;
 
@@ -72,17 +72,17 @@ pub mod rows_i2_s_l64__scalar__any__r4_c0_n1_u1_p0 {
         }
     }
 
-    /// Multiplies: see `LinesRunFn`.
+    /// Multiplies: see `GatherRunFn`.
     ///
     /// # Safety
-    /// See `LinesRunFn`.
-    pub unsafe extern "C" fn run(call: &LinesCall) {
+    /// See `GatherRunFn`.
+    pub unsafe extern "C" fn run(call: &GatherCall) {
         let units = if COLS == 0 { call.units } else { COLS.div_ceil(UNIT) };
         let tables = line::tables();
         let mut first = 0;
         while first < call.count {
             // SAFETY: the list holds `count` lines of the matrix, the prepared row whole units of
-            // columns, and the output an element for each line of the list (the contract of LinesRunFn).
+            // columns, and the output an element for each line of the list (the contract of GatherRunFn).
             unsafe {
                 // The last line stands for those beyond the list.
                 let mut lines = [call.lines; ROWS];
@@ -146,7 +146,7 @@ pub mod rows_i2_s_l64__scalar__any__r4_c0_n1_u1_p0 {
     /// # Safety
     /// The list is not empty, and holds lines of the matrix.
     #[inline(always)]
-    unsafe fn line_at(call: &LinesCall, at: usize) -> *const u8 {
+    unsafe fn line_at(call: &GatherCall, at: usize) -> *const u8 {
         // SAFETY: the caller's promise.
         unsafe {
             let line = call.list.add(at.min(call.count - 1)).read() as usize;

@@ -18,7 +18,7 @@ pub mod rows_t5_l64__avx512vbmi__any__r2_c0_n1_u1_p16 {
     //!
     //! A prepared row is `sum(q): i32` padded to 64 bytes, then `q`, padded with zeros to whole units.
 
-    use super::abi::{LinesCall, Prepare};
+    use super::abi::{GatherCall, Prepare};
     use super::isa::avx512vbmi as isa;
     use super::line_t5__avx512vbmi as line;
 
@@ -73,18 +73,18 @@ pub mod rows_t5_l64__avx512vbmi__any__r2_c0_n1_u1_p16 {
         }
     }
 
-    /// Multiplies: see `LinesRunFn`.
+    /// Multiplies: see `GatherRunFn`.
     ///
     /// # Safety
-    /// See `LinesRunFn`.
+    /// See `GatherRunFn`.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
-    pub unsafe extern "C" fn run(call: &LinesCall) {
+    pub unsafe extern "C" fn run(call: &GatherCall) {
         let units = if COLS == 0 { call.units } else { COLS.div_ceil(UNIT) };
         let tables = line::tables();
         let mut first = 0;
         while first < call.count {
             // SAFETY: the list holds `count` lines of the matrix, the prepared row whole units of
-            // columns, and the output an element for each line of the list (the contract of LinesRunFn).
+            // columns, and the output an element for each line of the list (the contract of GatherRunFn).
             unsafe {
                 // The last line stands for those beyond the list.
                 let mut lines = [call.lines; ROWS];
@@ -149,7 +149,7 @@ pub mod rows_t5_l64__avx512vbmi__any__r2_c0_n1_u1_p16 {
     /// The list is not empty, and holds lines of the matrix.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
-    unsafe fn line_at(call: &LinesCall, at: usize) -> *const u8 {
+    unsafe fn line_at(call: &GatherCall, at: usize) -> *const u8 {
         // SAFETY: the caller's promise.
         unsafe {
             let line = call.list.add(at.min(call.count - 1)).read() as usize;

@@ -1,7 +1,7 @@
 //! Every float kernel of every ISA equals its scalar definition, `to_bits`.
 
 use bitnet_profiles::Isa;
-use bitnet_runtime::cpu::kernels::{HeadKernel, PlaneKernel, VectorOps, verify};
+use bitnet_runtime::cpu::kernels::{HeadKernel, SketchKernel, VectorOps, verify};
 use bitnet_runtime::numerics;
 use bitnet_tests::Random;
 use half::f16;
@@ -216,11 +216,11 @@ fn every_head_kernel() {
 }
 
 #[test]
-fn every_scan_of_a_plane() {
+fn every_scan_of_a_sketch() {
     let mut tested = 0;
-    for kernel in PlaneKernel::builtin() {
+    for kernel in SketchKernel::builtin() {
         for cols in [1, 31, 32, 33, 96, 384, 2560, 2568] {
-            assert_eq!(verify::plane(&kernel, cols), None);
+            assert_eq!(verify::sketch(&kernel, cols), None);
         }
         tested += 1;
     }

@@ -47,7 +47,7 @@ fn emission_is_deterministic() {
     let mut table: Vec<&str> =
         builtin::TERNARY.iter().map(|entry| entry.id.text().unwrap()).collect();
     table.extend(builtin::HEADS.iter().map(|entry| entry.id.text().unwrap()));
-    table.extend(builtin::PLANES.iter().map(|entry| entry.id.text().unwrap()));
+    table.extend(builtin::SKETCHES.iter().map(|entry| entry.id.text().unwrap()));
     table.extend(builtin::ATTENTION.iter().map(|entry| entry.id.text().unwrap()));
     table.extend(builtin::LINES.iter().map(|entry| entry.id.text().unwrap()));
     let named: BTreeSet<String> = ids.iter().map(ToString::to_string).collect();
@@ -92,7 +92,7 @@ fn kernels_open_with_their_origin_and_parse() {
         assert_eq!(module.ident, id.to_string());
         let (_, items) = module.content.as_ref().unwrap();
         let names: &[&str] = match id.op {
-            Op::Plane(_) => &["run"],
+            Op::Sketch(_) => &["run"],
             Op::Attention => &["scratch", "run"],
             _ => &["scratch", "prepare", "run"],
         };

@@ -12,9 +12,9 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bitnet_codegen::{Phase, candidates, grid};
-use bitnet_kernels::{ATTENTION, HEADS, LINES, PLANES, TERNARY, abi};
+use bitnet_kernels::{ATTENTION, HEADS, LINES, SKETCHES, TERNARY, abi};
 use bitnet_profiles::{
-    Format, HeadFormat, Isa, KernelId, KernelSpec, Layout, LineLayout, Op, PlaneFormat, Shape,
+    Format, GatherLayout, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, Shape, SketchFormat,
 };
 use bitnet_tuner::compile::{Toolchain, Workplace};
 use bitnet_tuner::machine::mix::{Class, Mix, work};
@@ -56,7 +56,7 @@ fn listed(
     ternary: &[abi::TernaryEntry],
     heads: &[abi::HeadEntry],
     attention: &[abi::AttentionEntry],
-    lines: &[abi::LinesEntry],
+    lines: &[abi::GatherEntry],
 ) -> Vec<Kernel> {
     let ternary = ternary.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
     let heads = heads.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
@@ -69,11 +69,11 @@ fn listed(
 
 /// The built-in kernels.
 fn kernels() -> Vec<Kernel> {
-    let planes = PLANES.iter().map(|entry| Kernel {
+    let sketch = SKETCHES.iter().map(|entry| Kernel {
         id: entry.id.text().unwrap().parse().unwrap(),
         run: entry.run as *const () as u64,
     });
-    listed(TERNARY, HEADS, ATTENTION, LINES).into_iter().chain(planes).collect()
+    listed(TERNARY, HEADS, ATTENTION, LINES).into_iter().chain(sketch).collect()
 }
 
 /// Matrices of 2B-4T, and a head of attention: as many columns as a model has, so that loops stay
@@ -119,7 +119,7 @@ static MADE: LazyLock<Result<Vec<Kernel>, String>> = LazyLock::new(|| {
             std::slice::from_raw_parts(tables.ternary, tables.ternary_len),
             std::slice::from_raw_parts(tables.heads, tables.heads_len),
             std::slice::from_raw_parts(tables.attention, tables.attention_len),
-            std::slice::from_raw_parts(tables.lines, tables.lines_len),
+            std::slice::from_raw_parts(tables.lines, tables.gather_len),
         ))
     }
 });
@@ -164,8 +164,8 @@ fn coded_head(id: &KernelId) -> bool {
     matches!(id.op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0))
 }
 
-fn plane(id: &KernelId) -> bool {
-    matches!(id.op, Op::Plane(_))
+fn sketch(id: &KernelId) -> bool {
+    matches!(id.op, Op::Sketch(_))
 }
 
 fn attention(id: &KernelId) -> bool {
@@ -244,10 +244,10 @@ const FAMILIES: &[Family] = &[
     // For every token the product, a broadcast where it is no operand, and what a block's sum becomes;
     // shared by them of 8 products 8 masks and 4 shifts for the codes' low bits, and for bit 4 as many
     // masks and 7 shifts.
-    Family { serves: plane, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 8, also: Some(Mnemonic::Vpmaddwd), each: 4.0, unpack: 5.5, load: [0.0, 0.0] },
-    Family { serves: plane, isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: Some(Mnemonic::Vpmovzxbd), each: 2.5, unpack: 6.0, load: [0.0, 0.0] },
-    Family { serves: plane, isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpmaddwd), each: 3.8, unpack: 4.0, load: [0.0, 0.0] },
-    Family { serves: plane, isas: VNNI, phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpmovzxbd), each: 1.75, unpack: 4.25, load: [0.0, 0.0] },
+    Family { serves: sketch, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 8, also: Some(Mnemonic::Vpmaddwd), each: 4.0, unpack: 5.5, load: [0.0, 0.0] },
+    Family { serves: sketch, isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: Some(Mnemonic::Vpmovzxbd), each: 2.5, unpack: 6.0, load: [0.0, 0.0] },
+    Family { serves: sketch, isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpmaddwd), each: 3.8, unpack: 4.0, load: [0.0, 0.0] },
+    Family { serves: sketch, isas: VNNI, phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpmovzxbd), each: 1.75, unpack: 4.25, load: [0.0, 0.0] },
 ];
 
 /// Instructions of an iteration that count, step pointers and branch, and the margin.
@@ -297,14 +297,14 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: head, isa: Isa::Avx512Vnni, rows: 1, tokens: 4, stack: 14, more: 0 },
     Crowded { serves: head, isa: Isa::Avx512Vnni, rows: 1, tokens: 8, stack: 36, more: 0 },
     // Codes of both vectors of rows, unpacked ahead.
-    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P4), isa: Isa::Avx2, rows: 16, tokens: 2, stack: 19, more: 0 },
-    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::Avx2, rows: 16, tokens: 1, stack: 26, more: 0 },
-    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::Avx2, rows: 16, tokens: 2, stack: 41, more: 24 },
-    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 28, more: 0 },
-    Crowded { serves: |id| id.op == Op::Plane(PlaneFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 2, stack: 13, more: 12 },
+    Crowded { serves: |id| id.op == Op::Sketch(SketchFormat::P4), isa: Isa::Avx2, rows: 16, tokens: 2, stack: 19, more: 0 },
+    Crowded { serves: |id| id.op == Op::Sketch(SketchFormat::P5), isa: Isa::Avx2, rows: 16, tokens: 1, stack: 26, more: 0 },
+    Crowded { serves: |id| id.op == Op::Sketch(SketchFormat::P5), isa: Isa::Avx2, rows: 16, tokens: 2, stack: 41, more: 24 },
+    Crowded { serves: |id| id.op == Op::Sketch(SketchFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 28, more: 0 },
+    Crowded { serves: |id| id.op == Op::Sketch(SketchFormat::P5), isa: Isa::AvxVnni, rows: 16, tokens: 2, stack: 13, more: 12 },
     // Sums of the rows' other vector, and of whole blocks.
-    Crowded { serves: plane, isa: Isa::Avx2, rows: 16, tokens: 8, stack: 18, more: 0 },
-    Crowded { serves: plane, isa: Isa::AvxVnni, rows: 16, tokens: 8, stack: 12, more: 0 },
+    Crowded { serves: sketch, isa: Isa::Avx2, rows: 16, tokens: 8, stack: 18, more: 0 },
+    Crowded { serves: sketch, isa: Isa::AvxVnni, rows: 16, tokens: 8, stack: 12, more: 0 },
 ];
 
 /// The accesses to the stack and the instructions over the bound that a kernel may have.
@@ -539,7 +539,7 @@ fn allowed(id: &KernelId) -> Vec<usize> {
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => vec![16 * all_rows],
         Op::Head(_) => [512, 256, 128].map(|cols| cols * id.tile.tokens).to_vec(),
         // Where registers are few, sums of one vector of rows after the other, and of half a block.
-        Op::Plane(_) => [32, 16, 8].map(|cols| all_rows * cols).to_vec(),
+        Op::Sketch(_) => [32, 16, 8].map(|cols| all_rows * cols).to_vec(),
         Op::Attention => panic!("{id}: see `attention_holds_its_sums_in_registers`"),
         Op::Rows(_) | Op::Columns(_) => panic!("{id}: see `lists_of_lines_are_walked_at_once`"),
     }
@@ -840,7 +840,7 @@ fn the_machine_model_counts_what_is_made_on_the_host() {
 fn are_counted(kernels: &[Kernel], difference: fn(f64) -> f64) {
     let mut wrong = Vec::new();
     // Nor does the tuner choose heads or scans for several tokens.
-    let several = |id: &KernelId| (head(id) || plane(id)) && id.tile.tokens > 1;
+    let several = |id: &KernelId| (head(id) || sketch(id)) && id.tile.tokens > 1;
     let left_out = |id: &KernelId| attention(id) || lines(id) || several(id);
     let modelled = |kernel: &&Kernel| kernel.id.isa != Isa::Scalar && !left_out(&kernel.id);
     for kernel in kernels.iter().filter(modelled) {
@@ -1002,7 +1002,7 @@ fn walk_lists(kernels: &[Kernel]) {
             let (calls, spills) = (calls.count(), body.iter().filter(|i| on_stack(i)).count());
             let bound = each * products + others + CONTROL;
             // Twenty sums, four vectors and twelve constants are more than the registers.
-            let stack = if id.op == Op::Columns(LineLayout::T5L64) { 7 } else { 0 };
+            let stack = if id.op == Op::Columns(GatherLayout::T5L64) { 7 } else { 0 };
             if calls > 0 || work != products || body.len() > bound || spills > stack {
                 wrong.push(format!(
                     "{id}: a loop of {}, at most {bound}; {work} products, not {products}; {calls} \
@@ -1019,7 +1019,7 @@ fn walk_lists(kernels: &[Kernel]) {
 fn unpack(id: &KernelId) -> usize {
     match id.op {
         // A comparison, three lookups, five ands.
-        Op::Rows(LineLayout::T5L64) | Op::Columns(LineLayout::T5L64) => 1 + 4 + 5,
+        Op::Rows(GatherLayout::T5L64) | Op::Columns(GatherLayout::T5L64) => 1 + 4 + 5,
         _ if id.isa.dots_are_wide() => 1 + 4,
         // Three shifts.
         _ => 1 + 3 + 4,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bitnet_cli::dummy::{self, DummyConfig, DummyShape, DummySparsity};
 use bitnet_profiles::{Isa, Role, Shape};
-use bitnet_runtime::cpu::gather::{Along, PackedLines};
-use bitnet_runtime::cpu::kernels::{LinesKernel, Selection, VectorOps, verify};
+use bitnet_runtime::cpu::gather::{Along, GatherMatrix};
+use bitnet_runtime::cpu::kernels::{GatherKernel, Selection, VectorOps, verify};
 use bitnet_runtime::cpu::matmul::{Job, Scratch};
 use bitnet_runtime::cpu::memory::Buffer;
 use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
@@ -35,15 +35,15 @@ const SHAPES: &[Shape] = &[
 /// Of 100 lines so many are in the list.
 const DENSITIES: &[u64] = &[0, 3, 20, 50, 90, 100];
 
-fn pack(codes: &[u8], shape: Shape, kernel: &LinesKernel, pool: &Pool) -> PackedLines {
+fn pack(codes: &[u8], shape: Shape, kernel: &GatherKernel, pool: &Pool) -> GatherMatrix {
     let (layout, along) = (kernel.layout(), kernel.along());
     let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape)).unwrap();
     let file = to_file_codes(codes);
-    PackedLines::pack(&file, shape, 1.0, (layout, along), buffer, pool).unwrap().unwrap()
+    GatherMatrix::pack(&file, shape, 1.0, (layout, along), buffer, pool).unwrap().unwrap()
 }
 
 /// The products of the lines of a list: one for each row of it, or one for each row of the matrix.
-fn multiply(kernel: &LinesKernel, matrix: &PackedLines, list: &[u32], q: &[i8]) -> Vec<i32> {
+fn multiply(kernel: &GatherKernel, matrix: &GatherMatrix, list: &[u32], q: &[i8]) -> Vec<i32> {
     let listed: Vec<i8> = match kernel.along() {
         Along::Rows => q.to_vec(),
         Along::Columns => list.iter().map(|&col| q[col as usize]).collect(),
@@ -88,17 +88,17 @@ fn every_kernel_with_a_list_equals_the_reference() {
     for &isa in Isa::ALL.iter().filter(|isa| !isa.is_supported()) {
         eprintln!("skipped: {isa}, which this CPU lacks");
     }
-    let kernels: Vec<LinesKernel> = LinesKernel::builtin().collect();
+    let kernels: Vec<GatherKernel> = GatherKernel::builtin().collect();
     for along in [Along::Rows, Along::Columns] {
         assert!(kernels.iter().any(|kernel| kernel.along() == along));
     }
     for &shape in SHAPES {
         for &pattern in Pattern::ALL {
             let (codes, q) = pattern.fill(shape.rows, shape.cols, 1);
-            let mut packed: Vec<PackedLines> = Vec::new();
+            let mut packed: Vec<GatherMatrix> = Vec::new();
             for kernel in &kernels {
                 let same =
-                    |p: &PackedLines| (p.layout(), p.along()) == (kernel.layout(), kernel.along());
+                    |p: &GatherMatrix| (p.layout(), p.along()) == (kernel.layout(), kernel.along());
                 if !packed.iter().any(same) {
                     packed.push(pack(&codes, shape, kernel, &pool));
                 }
@@ -126,7 +126,7 @@ fn every_kernel_with_a_list_equals_the_reference() {
 fn sums_of_the_longest_lines_do_not_wrap() {
     let pool = Pool::new(1).unwrap();
     let shape = Shape::new(1, Shape::MAX_COLS);
-    for kernel in LinesKernel::builtin() {
+    for kernel in GatherKernel::builtin() {
         for (code, activation) in [(2, 127), (2, -128), (0, -128)] {
             let (codes, q) = Pattern::Constant { code, activation }.fill(1, shape.cols, 1);
             let matrix = pack(&codes, shape, &kernel, &pool);
@@ -141,7 +141,7 @@ fn sums_of_the_longest_lines_do_not_wrap() {
 /// As before use: the kernels that a tuner or a library brings.
 #[test]
 fn built_in_kernels_hold_their_self_check() {
-    for kernel in LinesKernel::builtin() {
+    for kernel in GatherKernel::builtin() {
         for cols in [384, 250, 1] {
             assert_eq!(verify::lines(&kernel, cols).unwrap(), None, "{}", kernel.id());
         }
@@ -152,7 +152,7 @@ fn built_in_kernels_hold_their_self_check() {
 #[should_panic(expected = "line 7")]
 fn a_line_that_is_not_there_is_refused() {
     let pool = Pool::new(1).unwrap();
-    let kernel = LinesKernel::default(Along::Rows, None, Isa::best()).unwrap();
+    let kernel = GatherKernel::default(Along::Rows, None, Isa::best()).unwrap();
     let matrix = pack(&[1; 7 * 128], Shape::new(7, 128), &kernel, &pool);
     multiply(&kernel, &matrix, &[0, 7], &[1; 128]);
 }
@@ -162,13 +162,13 @@ fn code_3_is_refused() {
     let pool = Pool::new(2).unwrap();
     let shape = Shape::new(64, 96);
     let mut file = to_file_codes(&vec![1; shape.weights()]);
-    for kernel in LinesKernel::builtin() {
+    for kernel in GatherKernel::builtin() {
         let (layout, along) = (kernel.layout(), kernel.along());
         for (byte, bits) in [(0, 0xc0), (31, 0x30), (777, 0x0c), (1535, 0x03)] {
             let before = file[byte];
             file[byte] |= bits;
             let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape)).unwrap();
-            let packed = PackedLines::pack(&file, shape, 1.0, (layout, along), buffer, &pool);
+            let packed = GatherMatrix::pack(&file, shape, 1.0, (layout, along), buffer, &pool);
             assert!(packed.unwrap().is_err(), "{}: byte {byte}", kernel.id());
             file[byte] = before;
         }
@@ -191,11 +191,11 @@ fn jobs(shape: Shape, parts: &[Vec<u8>], along: Along, isa: Isa, below: f64) -> 
         };
         Job::new(parts.iter().map(pack).collect(), decode, prefill).unwrap()
     };
-    let kernel = LinesKernel::default(along, None, isa).unwrap();
+    let kernel = GatherKernel::default(along, None, isa).unwrap();
     let buffer = Buffer::zeroed(along.matrix_bytes(kernel.layout(), shape)).unwrap();
     let file = to_file_codes(&parts[parts.len() - 1]);
     let lines = (kernel.layout(), along);
-    let lines = PackedLines::pack(&file, shape, scale, lines, buffer, &pool).unwrap().unwrap();
+    let lines = GatherMatrix::pack(&file, shape, scale, lines, buffer, &pool).unwrap().unwrap();
     let sparse = Sparse::new(lines, kernel, below).unwrap();
     [dense(), dense().with_sparse(sparse).unwrap()]
 }
@@ -315,15 +315,15 @@ fn lines_of_another_matrix_are_refused() {
         (Along::Rows, Shape::new(128, 128), 2),
         (Along::Columns, Shape::new(64, 64), 1),
     ] {
-        let kernel = LinesKernel::default(along, None, Isa::Scalar).unwrap();
+        let kernel = GatherKernel::default(along, None, Isa::Scalar).unwrap();
         let lines = pack(&vec![1; shape.weights()], shape, &kernel, &pool);
         let sparse = Sparse::new(lines, kernel, 1.0).unwrap();
         let along = if parts == 2 { Along::Rows } else { Along::Columns };
         let [dense, _] = of(along, parts);
         assert!(dense.with_sparse(sparse).is_err(), "{along:?}, {shape}, {parts} parts");
     }
-    let kernel = LinesKernel::default(Along::Columns, None, Isa::Scalar).unwrap();
-    let other = LinesKernel::default(Along::Rows, None, Isa::Scalar).unwrap();
+    let kernel = GatherKernel::default(Along::Columns, None, Isa::Scalar).unwrap();
+    let other = GatherKernel::default(Along::Rows, None, Isa::Scalar).unwrap();
     let lines = pack(&vec![1; shape.weights()], shape, &kernel, &pool);
     assert!(Sparse::new(lines, other, 1.0).is_err());
 }
@@ -333,7 +333,7 @@ fn lines_of_another_matrix_are_refused() {
 fn lines_can_be_copied_and_taken_back() {
     let shape = Shape::new(64, 128);
     let pool = Pool::new(3).unwrap();
-    let kernel = LinesKernel::default(Along::Columns, None, Isa::Scalar).unwrap();
+    let kernel = GatherKernel::default(Along::Columns, None, Isa::Scalar).unwrap();
     let codes: Vec<u8> = (0..shape.weights()).map(|i| (i * i % 3) as u8).collect();
     let lines = pack(&codes, shape, &kernel, &pool);
     let copy = |bytes| lines.copy(Buffer::zeroed(bytes).unwrap(), &pool);

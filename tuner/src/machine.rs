@@ -13,7 +13,7 @@
 //! measured ([`shipped`]). It ranks kernels; a predicted time is no promise. How well it ranks is a
 //! test against recorded measurements, and `bitnet-tune estimate-check` asks it of any other.
 
-use bitnet_profiles::{Isa, KernelId, Layout, Op, PlaneFormat, Shape, TileConfig, registry};
+use bitnet_profiles::{Isa, KernelId, Layout, Op, Shape, SketchFormat, TileConfig, registry};
 use bitnet_runtime::cpu::host::Host;
 
 pub mod check;
@@ -252,8 +252,8 @@ pub fn predict(
         Op::Ternary(layout) if id.expands() => job.expanded(layout, parts, tokens.max(1)),
         Op::Ternary(layout) => job.ternary(layout, parts, tokens.max(1)),
         Op::Head(format) => job.head(parts, |cols| format.row_bytes(cols)),
-        Op::Plane(format) => {
-            job.head(parts, |cols| format.tile_bytes(cols) / PlaneFormat::TILE_ROWS)
+        Op::Sketch(format) => {
+            job.head(parts, |cols| format.tile_bytes(cols) / SketchFormat::TILE_ROWS)
         }
         Op::Attention => job.attention(parts, tokens.max(1)),
         Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
@@ -419,7 +419,7 @@ impl JobModel<'_> {
         let bytes = (own_rows * row_bytes(cols)) as f64;
         let step = self.step(cols, 0.0);
         let compute = self.us(own_rows.div_ceil(tile.rows) as f64 * step.all);
-        // Rows of a head side by side are streams of their own; those of a plane are one.
+        // Rows of a head side by side are streams of their own; those of a sketch are one.
         let apart = tile.rows > 1 && matches!(self.id.op, Op::Head(_));
         let streams = if apart { 1.4 } else { 1.0 };
         let (stream, read) = self.overlap(compute, bytes, streams, false);

@@ -101,7 +101,7 @@ impl Report<'_> {
 fn concerns(kernel: &KernelId, job: &JobMeasurements, phase: Phase) -> bool {
     let serves = match kernel.op {
         Op::Head(_) => job.role == Role::LmHead && phase == Phase::Decode,
-        Op::Plane(_) => false,
+        Op::Sketch(_) => false,
         Op::Attention => job.role == Role::Attention,
         Op::Rows(_) | Op::Columns(_) => false,
         Op::Ternary(_) => {

@@ -9,11 +9,11 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Isa, KernelId, Layout, LineLayout, Role, Shape};
+use bitnet_profiles::{GatherLayout, Isa, KernelId, Layout, Role, Shape};
 use bitnet_runtime::Error;
 use bitnet_runtime::arch::config::Activation;
-use bitnet_runtime::cpu::gather::{Along, PackedLines};
-use bitnet_runtime::cpu::kernels::{self, Kernel, LinesKernel, verify};
+use bitnet_runtime::cpu::gather::{Along, GatherMatrix};
+use bitnet_runtime::cpu::kernels::{self, GatherKernel, Kernel, verify};
 use bitnet_runtime::cpu::matmul::{Job, Scratch};
 use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::packing::PackedMatrix;
@@ -97,7 +97,7 @@ fn along(role: Role) -> Option<Along> {
 pub fn candidates(
     model: &ModelInfo,
     (role, parts): (Role, &[Shape]),
-    default: Option<&LinesKernel>,
+    default: Option<&GatherKernel>,
     ceiling: Isa,
 ) -> Vec<KernelId> {
     let relu2 = model.config.architecture.activation() == Activation::Relu2;
@@ -107,17 +107,19 @@ pub fn candidates(
     if !relu2 || along.matrix_bytes(default.layout(), part) < SMALL {
         return Vec::new();
     }
-    let fits = |kernel: &LinesKernel| kernel.along() == along && kernel.id().isa.is_within(ceiling);
-    let best = |layout: LineLayout| {
-        let own = LinesKernel::builtin().filter(|kernel| fits(kernel) && kernel.layout() == layout);
+    let fits =
+        |kernel: &GatherKernel| kernel.along() == along && kernel.id().isa.is_within(ceiling);
+    let best = |layout: GatherLayout| {
+        let own =
+            GatherKernel::builtin().filter(|kernel| fits(kernel) && kernel.layout() == layout);
         own.map(|kernel| kernel.id().isa).max()
     };
-    let worth = |kernel: &LinesKernel| {
+    let worth = |kernel: &GatherKernel| {
         fits(kernel)
             && Some(kernel.id().isa) == best(kernel.layout())
             && kernel.id() != default.id()
     };
-    let others = LinesKernel::builtin().filter(worth).map(|kernel| *kernel.id());
+    let others = GatherKernel::builtin().filter(worth).map(|kernel| *kernel.id());
     [*default.id()].into_iter().chain(others).collect()
 }
 
@@ -162,24 +164,24 @@ pub(crate) fn measure(
 }
 
 /// Of those that were timed in a sitting the first, which is the default, and who is not far behind.
-fn promising(kernels: &[LinesKernel], before: &[SparseTiming]) -> Vec<LinesKernel> {
-    let mean = |kernel: &LinesKernel| {
+fn promising(kernels: &[GatherKernel], before: &[SparseTiming]) -> Vec<GatherKernel> {
+    let mean = |kernel: &GatherKernel| {
         let own = before.iter().filter(|own| own.timing.kernel == *kernel.id());
         let ratios: Vec<f64> = own.map(|own| own.timing.ratio.min(1.0)).collect();
         (ratios.len() == DENSITIES.len()).then(|| ratios.iter().sum::<f64>())
     };
-    let timed: Vec<(LinesKernel, f64)> =
+    let timed: Vec<(GatherKernel, f64)> =
         kernels.iter().filter_map(|kernel| Some((*kernel, mean(kernel)?))).collect();
     let best = timed.iter().map(|(_, mean)| *mean).fold(f64::INFINITY, f64::min);
-    let is_left = |(i, (_, mean)): &(usize, (LinesKernel, f64))| *i == 0 || *mean <= BEHIND * best;
+    let is_left = |(i, (_, mean)): &(usize, (GatherKernel, f64))| *i == 0 || *mean <= BEHIND * best;
     timed.into_iter().enumerate().filter(is_left).map(|(_, (kernel, _))| kernel).collect()
 }
 
 /// The candidates that compute what they should; the others are reported.
-fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<LinesKernel>> {
+fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<GatherKernel>> {
     let mut kernels = Vec::new();
     for id in &job.kernels {
-        let kernel = LinesKernel::find(id)
+        let kernel = GatherKernel::find(id)
             .ok_or_else(|| Error::Runtime(format!("{id} is not present, or not for this CPU")))?;
         reporter.begin(id, VERIFY_SECONDS)?;
         let cols = job.parts.first().map_or(1, |part| part.cols);
@@ -197,7 +199,7 @@ fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<LinesKernel>> {
 /// One sitting of a job: all kernels at all densities.
 fn tournament(
     job: &SparseJob,
-    kernels: &[LinesKernel],
+    kernels: &[GatherKernel],
     sampler: &mut SparseSampler,
     budget: f64,
     (pool, reporter): (&Pool, &mut Reporter),
@@ -224,7 +226,7 @@ fn tournament(
 }
 
 /// What the sittings of a job showed.
-fn unit(job: &SparseJob, kernels: &[LinesKernel], sittings: &[Vec<SparseTiming>]) -> SparseUnit {
+fn unit(job: &SparseJob, kernels: &[GatherKernel], sittings: &[Vec<SparseTiming>]) -> SparseUnit {
     let mut timings = Vec::new();
     for kernel in kernels {
         for density in DENSITIES {
@@ -247,7 +249,7 @@ fn unit(job: &SparseJob, kernels: &[LinesKernel], sittings: &[Vec<SparseTiming>]
 struct SparseSampler {
     jobs: Vec<Job>,
     /// The matrix that is skipped in, packed by lines for every job; none while a job has them.
-    lines: Vec<(LineLayout, Vec<Option<PackedLines>>)>,
+    lines: Vec<(GatherLayout, Vec<Option<GatherMatrix>>)>,
     /// The job whose turn it is.
     next: usize,
     warm: bool,
@@ -263,7 +265,7 @@ impl SparseSampler {
         pool: &Pool,
         parts: &[Shape],
         dense: Kernel,
-        kernels: &[LinesKernel],
+        kernels: &[GatherKernel],
         rotation: Rotation,
     ) -> Result<Self> {
         let (layout, alike) = (dense.layout(), parts.windows(2).all(|pair| pair[0] == pair[1]));
@@ -272,7 +274,7 @@ impl SparseSampler {
             let message = format!("nothing can be skipped in a job of {parts:?}");
             return Err(Error::Runtime(message).into());
         };
-        let along = kernels.first().map_or(Along::Rows, LinesKernel::along);
+        let along = kernels.first().map_or(Along::Rows, GatherKernel::along);
         let prefill = kernels::builtin().iter().find(|k| k.layout() == layout && k.tokens() > 1);
         let prefill = *prefill.ok_or_else(|| {
             Error::Runtime(format!("no kernel that this CPU can run reads {layout}"))
@@ -280,7 +282,7 @@ impl SparseSampler {
         let (codes, quantised) = matrix(part, along);
         let bytes: usize = parts.iter().map(|&part| layout.matrix_bytes(part)).sum();
         let count = rotation.copies(bytes).max(2);
-        let mut layouts: Vec<LineLayout> = kernels.iter().map(LinesKernel::layout).collect();
+        let mut layouts: Vec<GatherLayout> = kernels.iter().map(GatherKernel::layout).collect();
         layouts.sort_unstable();
         layouts.dedup();
         let of_lines: usize = layouts.iter().map(|&l| along.matrix_bytes(l, part)).sum();
@@ -296,10 +298,10 @@ impl SparseSampler {
             jobs.push(Job::new(matrices?, dense, prefill)?);
             for (layout, lines) in &mut lines {
                 let buffer = take(&mut arena, along.matrix_bytes(*layout, part))?;
-                let lines: &mut Vec<Option<PackedLines>> = lines;
+                let lines: &mut Vec<Option<GatherMatrix>> = lines;
                 let packed = match lines.first() {
                     Some(Some(packed)) => packed.copy(buffer, pool)?,
-                    _ => PackedLines::pack(&codes, part, 1.0, (*layout, along), buffer, pool)?
+                    _ => GatherMatrix::pack(&codes, part, 1.0, (*layout, along), buffer, pool)?
                         .map_err(|_| refused(layout))?,
                 };
                 lines.push(Some(packed));
@@ -317,7 +319,7 @@ impl SparseSampler {
     fn sample(
         &mut self,
         pool: &Pool,
-        skipping: Option<(LinesKernel, usize)>,
+        skipping: Option<(GatherKernel, usize)>,
         count: usize,
     ) -> Result<Sample> {
         let begin = Instant::now();
@@ -464,8 +466,8 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let dense = *kernels::builtin().iter().rev().find(|k| k.tokens() == 1).unwrap();
         for along in [Along::Rows, Along::Columns] {
-            let kernels: Vec<LinesKernel> =
-                LinesKernel::builtin().filter(|kernel| kernel.along() == along).collect();
+            let kernels: Vec<GatherKernel> =
+                GatherKernel::builtin().filter(|kernel| kernel.along() == along).collect();
             let shape = Shape::new(400, 256);
             let (parts, lines) = match along {
                 Along::Rows => (vec![shape; 2], 400),
@@ -537,10 +539,10 @@ mod tests {
 
     #[test]
     fn who_is_far_behind_is_not_timed_again_but_for_the_default() {
-        let kernels: Vec<LinesKernel> = LinesKernel::builtin().take(3).collect();
+        let kernels: Vec<GatherKernel> = GatherKernel::builtin().take(3).collect();
         let [default, near, far] = kernels[..] else { return };
-        let timings = |found: &[(LinesKernel, f64)]| -> Vec<SparseTiming> {
-            let of = |&(kernel, ratio): &(LinesKernel, f64)| {
+        let timings = |found: &[(GatherKernel, f64)]| -> Vec<SparseTiming> {
+            let of = |&(kernel, ratio): &(GatherKernel, f64)| {
                 let timing = Timing {
                     kernel: *kernel.id(),
                     samples: 6,
@@ -555,10 +557,10 @@ mod tests {
             };
             found.iter().flat_map(of).collect()
         };
-        let left = |found: &[(LinesKernel, f64)]| -> Vec<KernelId> {
+        let left = |found: &[(GatherKernel, f64)]| -> Vec<KernelId> {
             promising(&kernels, &timings(found)).iter().map(|kernel| *kernel.id()).collect()
         };
-        let ids = |kernels: &[LinesKernel]| -> Vec<KernelId> {
+        let ids = |kernels: &[GatherKernel]| -> Vec<KernelId> {
             kernels.iter().map(|kernel| *kernel.id()).collect()
         };
         let all = [(default, 0.9), (near, 0.54), (far, 0.56)];

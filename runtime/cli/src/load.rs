@@ -528,7 +528,7 @@ impl<'a> Loader<'a> {
         let ternary = self.gguf.tensors().iter().filter(|tensor| tensor.ty == TensorType::I2_S);
         prompt <= FEW_TOKENS
             && self.choice.format.is_none()
-            && config.runs_in_file()
+            && config.runs_mapped()
             && IN_FILE_BYTES.contains(&ternary.map(|tensor| tensor.bytes).sum())
             && memory::available().is_none_or(|free| free >= 2 * self.gguf.file_bytes())
     }
@@ -645,7 +645,7 @@ impl HeadReport {
         let scanned = after.scanned - before.scanned;
         let rows = scanned * model.config().vocab as u64;
         Self {
-            scan: model.planes().map(|planes| *planes.kernel(1).id()),
+            scan: model.sketch().map(|sketch| *sketch.kernel(1).id()),
             scanned: ratio(scanned, tokens),
             refined: ratio(after.refined - before.refined, rows),
             rescored: ratio(after.rescored - before.rescored, rows),

@@ -3,7 +3,7 @@
 use bitnet_profiles::{Role, Shape, shapes_hash};
 use serde::{Deserialize, Serialize};
 
-use crate::cpu::gather::Lines;
+use crate::cpu::gather::GatherView;
 use crate::error::{Result, quoted};
 use crate::file::gguf::Gguf;
 
@@ -245,11 +245,11 @@ impl Config {
         .into()
     }
 
-    /// Whether all ternary matrices can be multiplied as a file holds them: see [`Lines::in_file`].
+    /// Whether all ternary matrices can be multiplied as a file holds them: see [`GatherView::mapped`].
     #[must_use]
-    pub fn runs_in_file(&self) -> bool {
+    pub fn runs_mapped(&self) -> bool {
         let mut parts = self.jobs().into_iter().flat_map(|job| job.parts);
-        parts.all(|part| part.cols.is_multiple_of(Lines::FILE_BLOCK))
+        parts.all(|part| part.cols.is_multiple_of(GatherView::FILE_BLOCK))
     }
 
     /// What attention is known by in a tuning profile: the query heads and the key-value heads of a

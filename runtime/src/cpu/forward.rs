@@ -22,7 +22,7 @@ use super::rows::Rows;
 use super::stages::{Stage, StageClock, StageTimes};
 use crate::arch::config::{Activation, RopePairs};
 use crate::cpu::gather::Along;
-use crate::cpu::head::screen::{ExactHead, HeadStats, Needs, Scan};
+use crate::cpu::head::screen::{HeadStats, Needs, Scan, Screen};
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
 use crate::cpu::matmul;
@@ -87,7 +87,7 @@ pub struct Session {
     at: Vec<At>,
     /// Tokens that asked for logits in the last call.
     wanted: usize,
-    exact_head: Option<ExactHead>,
+    exact_head: Option<Screen>,
     head_stats: HeadStats,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
@@ -139,7 +139,7 @@ impl Buffers {
                 normed: vec![0.0; widest.max(model.logits_at_once() * config.hidden)],
                 attention: attention::Scratch::new(model.attention(), config)?,
                 matmul: matmul::Scratch::new(jobs())?,
-                in_file: mapped::Scratch::new(projections().filter_map(Projection::in_file))?,
+                mapped: mapped::Scratch::new(projections().filter_map(Projection::mapped))?,
                 head_input: Buffer::zeroed(model.head_input_bytes())?,
                 row: Vec::new(),
             })
@@ -173,7 +173,7 @@ struct Scratch {
     attention: attention::Scratch,
     /// For the products, with packed weights and with those in the file.
     matmul: matmul::Scratch,
-    in_file: mapped::Scratch,
+    mapped: mapped::Scratch,
     /// Input of the head as its kernel reads it.
     head_input: Buffer,
     /// A row of the embedding, where it is in the file.
@@ -207,7 +207,7 @@ impl Session {
         let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
         let kv = kv.collect::<Result<Vec<KvCache>>>()?;
         let buffers = Buffers::new(&model, pool.threads(), batch, context)?;
-        let exact_head = model.planes().map(|planes| ExactHead::new(planes, pool.threads()));
+        let exact_head = model.sketch().map(|sketch| Screen::new(sketch, pool.threads()));
         Ok(Self {
             exact_head: exact_head.transpose()?,
             model,
@@ -240,7 +240,7 @@ impl Session {
         }
         let threads = self.pool.threads();
         let buffers = Buffers::new(&model, threads, self.batch, self.context())?;
-        let exact_head = model.planes().map(|planes| ExactHead::new(planes, threads));
+        let exact_head = model.sketch().map(|sketch| Screen::new(sketch, threads));
         self.exact_head = exact_head.transpose()?;
         (self.buffers, self.model, self.wanted) = (buffers, model, 0);
         Ok(())
@@ -817,8 +817,8 @@ impl Pass<'_> {
             Projection::Packed(job) => {
                 job.prefill(worker, (input, scales), &self.workspace, own, &out.data);
             }
-            Projection::InFile(job) => {
-                job.multiply(worker, (input, scales), &mut scratch.in_file, &out.data);
+            Projection::Mapped(job) => {
+                job.multiply(worker, (input, scales), &mut scratch.mapped, &out.data);
             }
         }
     }

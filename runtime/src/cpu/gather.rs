@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bitnet_profiles::{LineLayout, Shape};
+use bitnet_profiles::{GatherLayout, Shape};
 
 use crate::cpu::memory::Buffer;
 use crate::cpu::packing::{BadCode, ZERO, read_codes};
@@ -31,7 +31,7 @@ impl Along {
 
     /// Bytes of a matrix packed by lines.
     #[must_use]
-    pub fn matrix_bytes(self, layout: LineLayout, shape: Shape) -> usize {
+    pub fn matrix_bytes(self, layout: GatherLayout, shape: Shape) -> usize {
         let (lines, length) = self.lines(shape);
         lines * layout.line_bytes(length)
     }
@@ -39,15 +39,15 @@ impl Along {
 
 /// A ternary matrix, line by line.
 #[derive(Debug)]
-pub struct PackedLines {
-    layout: LineLayout,
+pub struct GatherMatrix {
+    layout: GatherLayout,
     along: Along,
     shape: Shape,
     scale: f32,
     data: Buffer,
 }
 
-impl PackedLines {
+impl GatherMatrix {
     /// Packs `file`, the I2_S codes of a matrix of `shape` without the scale that follows them, into
     /// `buffer`, which is [`Along::matrix_bytes`] long.
     ///
@@ -57,7 +57,7 @@ impl PackedLines {
         file: &[u8],
         shape: Shape,
         scale: f32,
-        (layout, along): (LineLayout, Along),
+        (layout, along): (GatherLayout, Along),
         mut buffer: Buffer,
         pool: &Pool,
     ) -> Result<std::result::Result<Self, BadCode>> {
@@ -91,7 +91,7 @@ impl PackedLines {
     }
 
     /// Rows that were packed by [`pack_row`].
-    pub(crate) fn of_rows(layout: LineLayout, shape: Shape, data: Buffer) -> Self {
+    pub(crate) fn of_rows(layout: GatherLayout, shape: Shape, data: Buffer) -> Self {
         assert_eq!(data.len(), Along::Rows.matrix_bytes(layout, shape));
         Self { layout, along: Along::Rows, shape, scale: 1.0, data }
     }
@@ -118,7 +118,7 @@ impl PackedLines {
     }
 
     /// The layout of a line.
-    pub fn layout(&self) -> LineLayout {
+    pub fn layout(&self) -> GatherLayout {
         self.layout
     }
 
@@ -139,12 +139,12 @@ impl PackedLines {
 
     /// How many lines there are.
     pub fn lines(&self) -> usize {
-        Lines::from(self).lines()
+        GatherView::from(self).lines()
     }
 
     /// Units of a line.
     pub fn units(&self) -> usize {
-        Lines::from(self).units()
+        GatherView::from(self).units()
     }
 
     /// Keeps the lines in memory.
@@ -160,8 +160,8 @@ impl PackedLines {
 
 /// A ternary matrix, line by line, wherever its lines lie.
 #[derive(Debug, Clone, Copy)]
-pub struct Lines<'a> {
-    layout: LineLayout,
+pub struct GatherView<'a> {
+    layout: GatherLayout,
     along: Along,
     shape: Shape,
     /// From one line to the next.
@@ -169,25 +169,25 @@ pub struct Lines<'a> {
     data: &'a [u8],
 }
 
-impl<'a> From<&'a PackedLines> for Lines<'a> {
-    fn from(packed: &'a PackedLines) -> Self {
-        let &PackedLines { layout, along, shape, ref data, .. } = packed;
+impl<'a> From<&'a GatherMatrix> for GatherView<'a> {
+    fn from(packed: &'a GatherMatrix) -> Self {
+        let &GatherMatrix { layout, along, shape, ref data, .. } = packed;
         Self { layout, along, shape, line_bytes: layout.line_bytes(along.lines(shape).1), data }
     }
 }
 
-impl<'a> Lines<'a> {
+impl<'a> GatherView<'a> {
     /// Columns in a block of a file's I2_S: a row of whole blocks can be read as it lies there.
     pub const FILE_BLOCK: usize = 128;
 
     /// The rows of a matrix of `shape` as a file holds them in I2_S: `file` are its codes and the 32
-    /// bytes that follow. Two blocks are a unit of [`LineLayout::I2sL64`] but for the order of its
-    /// columns, which [`Lines::to_file_order`] gives activations, too. Where a row is not of whole units
+    /// bytes that follow. Two blocks are a unit of [`GatherLayout::I2sL64`] but for the order of its
+    /// columns, which [`GatherView::to_file_order`] gives activations, too. Where a row is not of whole units
     /// its last one ends with bytes of the next row, or with those 32, which meet zeros.
     ///
     /// # Errors
     /// [`Error::Runtime`] when rows are not of whole blocks, or `file` is not as long as that.
-    pub fn in_file(file: &'a [u8], shape: Shape) -> Result<Self> {
+    pub fn mapped(file: &'a [u8], shape: Shape) -> Result<Self> {
         let line_bytes = shape.cols / 4;
         let fits = (1..=Shape::MAX_COLS).contains(&shape.cols)
             && shape.cols.is_multiple_of(Self::FILE_BLOCK)
@@ -198,27 +198,27 @@ impl<'a> Lines<'a> {
                 file.len()
             )));
         }
-        let (layout, along) = (LineLayout::I2sL64, Along::Rows);
+        let (layout, along) = (GatherLayout::I2sL64, Along::Rows);
         Ok(Self { layout, along, shape, line_bytes, data: file })
     }
 
-    /// Activations of every column in the order of [`Lines::in_file`], with zeros up to a whole unit.
+    /// Activations of every column in the order of [`GatherView::mapped`], with zeros up to a whole unit.
     pub fn to_file_order(q: &[i8], out: &mut Vec<i8>) {
         /// Bytes of a block, and columns of one of its four fields.
-        const RUN: usize = Lines::FILE_BLOCK / 4;
-        let unit = LineLayout::I2sL64.unit_weights();
+        const RUN: usize = GatherView::FILE_BLOCK / 4;
+        let unit = GatherLayout::I2sL64.unit_weights();
         out.clear();
         out.resize(q.len().next_multiple_of(unit), 0);
         for (i, run) in q.chunks(RUN).enumerate() {
             let (block, field) = (i / 4, i % 4);
             // The file's first field is the highest of a byte, a unit's first the lowest.
-            let at = block / 2 * unit + (3 - field) * LineLayout::UNIT_BYTES + block % 2 * RUN;
+            let at = block / 2 * unit + (3 - field) * GatherLayout::UNIT_BYTES + block % 2 * RUN;
             out[at..at + run.len()].copy_from_slice(run);
         }
     }
 
     /// The layout of a line.
-    pub fn layout(&self) -> LineLayout {
+    pub fn layout(&self) -> GatherLayout {
         self.layout
     }
 
@@ -257,7 +257,7 @@ impl<'a> Lines<'a> {
 fn pack_rows(
     file: &[u8],
     shape: Shape,
-    layout: LineLayout,
+    layout: GatherLayout,
     rows: std::ops::Range<usize>,
     out: &SharedSlice<'_, u8>,
 ) -> bool {
@@ -274,10 +274,10 @@ fn pack_rows(
 }
 
 /// Packs the codes of a row, 0 to 2 and whole units of them, into its line.
-pub(crate) fn pack_row(layout: LineLayout, codes: &[u8], line: &mut [u8]) {
+pub(crate) fn pack_row(layout: GatherLayout, codes: &[u8], line: &mut [u8]) {
     let units = codes.chunks_exact(layout.unit_weights());
-    for (codes, bytes) in units.zip(line.chunks_exact_mut(LineLayout::UNIT_BYTES)) {
-        let field = |f: usize| &codes[f * LineLayout::UNIT_BYTES..][..LineLayout::UNIT_BYTES];
+    for (codes, bytes) in units.zip(line.chunks_exact_mut(GatherLayout::UNIT_BYTES)) {
+        let field = |f: usize| &codes[f * GatherLayout::UNIT_BYTES..][..GatherLayout::UNIT_BYTES];
         join(layout, field, bytes);
     }
 }
@@ -286,13 +286,13 @@ pub(crate) fn pack_row(layout: LineLayout, codes: &[u8], line: &mut [u8]) {
 fn pack_columns(
     file: &[u8],
     shape: Shape,
-    layout: LineLayout,
+    layout: GatherLayout,
     units: std::ops::Range<usize>,
     out: &SharedSlice<'_, u8>,
 ) -> bool {
     /// Columns at once: their codes stay in the L2 cache.
     const COLS: usize = 512;
-    const BYTES: usize = LineLayout::UNIT_BYTES;
+    const BYTES: usize = GatherLayout::UNIT_BYTES;
     let (unit_rows, line_bytes) = (layout.unit_weights(), layout.line_bytes(shape.rows));
     let mut codes = vec![ZERO; unit_rows * COLS];
     let mut bytes = vec![0; BYTES * COLS];
@@ -327,16 +327,16 @@ fn pack_columns(
 }
 
 /// The bytes that hold a code of each field, as the layout says.
-fn join<'a>(layout: LineLayout, field: impl Fn(usize) -> &'a [u8], out: &mut [u8]) {
+fn join<'a>(layout: GatherLayout, field: impl Fn(usize) -> &'a [u8], out: &mut [u8]) {
     let n = out.len();
     let [a, b, c, d] = [0, 1, 2, 3].map(|f| &field(f)[..n]);
     match layout {
-        LineLayout::I2sL64 => {
+        GatherLayout::I2sL64 => {
             for i in 0..n {
                 out[i] = a[i] | b[i] << 2 | c[i] << 4 | d[i] << 6;
             }
         }
-        LineLayout::T5L64 => {
+        GatherLayout::T5L64 => {
             let e = &field(4)[..n];
             for i in 0..n {
                 // A code 3 is refused in the end: until then it must only not panic.

@@ -2,16 +2,16 @@
 //! longer than those, and memory that a system hands out takes longer still.
 //!
 //! A row of I2_S is a line of the kernels that are given a list of lines, once activations are in the
-//! order of the file ([`Lines::in_file`]). They take one token at a time, so some rows, as many as stay
+//! order of the file ([`GatherView::mapped`]). They take one token at a time, so some rows, as many as stay
 //! in the L1 cache, meet all tokens before the next ones do.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_profiles::{LineLayout, Shape};
+use bitnet_profiles::{GatherLayout, Shape};
 
-use crate::cpu::gather::{Along, Lines};
-use crate::cpu::kernels::{LinesKernel, VectorOps};
+use crate::cpu::gather::{Along, GatherView};
+use crate::cpu::kernels::{GatherKernel, VectorOps};
 use crate::cpu::memory::Buffer;
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::file::gguf::{Gguf, TensorInfo};
@@ -35,14 +35,14 @@ impl FileMatrix {
     /// The tensor, whose codes are 0 to 2, as a matrix of `shape` with that scale.
     ///
     /// # Errors
-    /// As [`Lines::in_file`].
+    /// As [`GatherView::mapped`].
     pub fn new(gguf: &Arc<Gguf>, tensor: &TensorInfo, shape: Shape, scale: f32) -> Result<Self> {
-        Lines::in_file(gguf.tensor_bytes(tensor), shape)?;
+        GatherView::mapped(gguf.tensor_bytes(tensor), shape)?;
         Ok(Self { gguf: Arc::clone(gguf), tensor: tensor.clone(), shape, scale })
     }
 
-    fn lines(&self) -> Lines<'_> {
-        let lines = Lines::in_file(self.gguf.tensor_bytes(&self.tensor), self.shape);
+    fn lines(&self) -> GatherView<'_> {
+        let lines = GatherView::mapped(self.gguf.tensor_bytes(&self.tensor), self.shape);
         lines.expect("`FileMatrix::new` has seen the same")
     }
 }
@@ -50,9 +50,9 @@ impl FileMatrix {
 /// Matrices with the same input, and the kernel that multiplies them: a [`crate::cpu::matmul::Job`] for which
 /// nothing is packed.
 #[derive(Debug)]
-pub struct FileJob {
+pub struct MappedJob {
     parts: Vec<FileMatrix>,
-    kernel: LinesKernel,
+    kernel: GatherKernel,
     ops: VectorOps,
     cols: usize,
     rows: usize,
@@ -74,7 +74,7 @@ impl Scratch {
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory.
-    pub fn new<'a>(jobs: impl IntoIterator<Item = &'a FileJob>) -> Result<Self> {
+    pub fn new<'a>(jobs: impl IntoIterator<Item = &'a MappedJob>) -> Result<Self> {
         let (mut group, mut rows) = (0, 0);
         for job in jobs {
             group = group.max(job.kernel.group_bytes(job.cols));
@@ -85,14 +85,14 @@ impl Scratch {
     }
 }
 
-impl FileJob {
+impl MappedJob {
     /// Joins `parts`, which have the same columns.
     ///
     /// # Errors
     /// [`Error::Runtime`] when they do not, or `kernel` does not read rows of I2_S.
-    pub fn new(parts: Vec<FileMatrix>, kernel: LinesKernel) -> Result<Self> {
+    pub fn new(parts: Vec<FileMatrix>, kernel: GatherKernel) -> Result<Self> {
         let cols = parts.first().map_or(0, |part| part.shape.cols);
-        let own = (kernel.layout(), kernel.along()) == (LineLayout::I2sL64, Along::Rows);
+        let own = (kernel.layout(), kernel.along()) == (GatherLayout::I2sL64, Along::Rows);
         if cols == 0 || !own || parts.iter().any(|part| part.shape.cols != cols) {
             let shapes: Vec<Shape> = parts.iter().map(|part| part.shape).collect();
             let kernel = kernel.id();
@@ -104,7 +104,7 @@ impl FileJob {
     }
 
     /// The kernel.
-    pub fn kernel(&self) -> &LinesKernel {
+    pub fn kernel(&self) -> &GatherKernel {
         &self.kernel
     }
 
@@ -140,7 +140,7 @@ impl FileJob {
             let rows = q[first * self.cols..].chunks_exact(self.cols);
             let groups = scratch.groups.chunks_exact_mut(group_bytes);
             for (row, group) in rows.zip(groups).take(tokens.len()) {
-                Lines::to_file_order(row, &mut scratch.ordered);
+                GatherView::to_file_order(row, &mut scratch.ordered);
                 self.kernel.prepare(&scratch.ordered, group);
             }
             let mut offset = 0;
@@ -215,14 +215,14 @@ mod tests {
     fn equals_the_triple_loop() {
         let mut random = Random::new(1);
         let kernels = [Isa::Scalar, Isa::best()]
-            .map(|isa| LinesKernel::default(Along::Rows, Some(Format::I2S), isa).unwrap());
+            .map(|isa| GatherKernel::default(Along::Rows, Some(Format::I2S), isa).unwrap());
         for cols in [128, 256, 384, 640, 2560] {
             let shapes = [Shape::new(37, cols), Shape::new(3, cols), Shape::new(200, cols)];
             let (gguf, codes) = file(&shapes, &mut random);
             for (kernel, threads) in kernels.iter().flat_map(|k| [(k, 1), (k, 3)]) {
                 let parts = (gguf.tensors().iter().zip(&shapes))
                     .map(|(tensor, &shape)| FileMatrix::new(&gguf, tensor, shape, 0.5).unwrap());
-                let job = FileJob::new(parts.collect(), *kernel).unwrap();
+                let job = MappedJob::new(parts.collect(), *kernel).unwrap();
                 for tokens in [1, 2, 65] {
                     let q: Vec<i8> = (0..tokens * cols).map(|_| random.below(256) as i8).collect();
                     let scales: Vec<f32> = (1..=tokens).map(|t| t as f32).collect();
@@ -256,12 +256,13 @@ mod tests {
         assert!(matrix(0, Shape::new(16, 64)).is_err());
         assert!(matrix(0, Shape::new(5, 256)).is_err());
         let parts = || vec![matrix(0, shapes[0]).unwrap(), matrix(1, shapes[1]).unwrap()];
-        let kernel = LinesKernel::default(Along::Rows, Some(Format::I2S), Isa::Scalar).unwrap();
-        assert!(FileJob::new(parts(), kernel).is_err());
+        let kernel = GatherKernel::default(Along::Rows, Some(Format::I2S), Isa::Scalar).unwrap();
+        assert!(MappedJob::new(parts(), kernel).is_err());
         let one = || parts().into_iter().take(1).collect::<Vec<_>>();
-        assert!(FileJob::new(one(), kernel).is_ok());
-        assert!(FileJob::new(Vec::new(), kernel).is_err());
-        let columns = LinesKernel::default(Along::Columns, Some(Format::I2S), Isa::Scalar).unwrap();
-        assert!(FileJob::new(one(), columns).is_err());
+        assert!(MappedJob::new(one(), kernel).is_ok());
+        assert!(MappedJob::new(Vec::new(), kernel).is_err());
+        let columns =
+            GatherKernel::default(Along::Columns, Some(Format::I2S), Isa::Scalar).unwrap();
+        assert!(MappedJob::new(one(), columns).is_err());
     }
 }

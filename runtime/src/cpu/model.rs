@@ -14,9 +14,9 @@ use crate::file::gguf::Gguf;
 
 pub use super::forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use super::head::choose::{HeadMode, HeadOptions};
-use super::head::screen::ScannedHead;
+use super::head::screen::ScreenedHead;
 pub use super::head::screen::{HeadStats, Needs};
-use super::head::sketch::Planes;
+use super::head::sketch::HeadSketch;
 pub use super::kv_cache::KvType;
 pub use super::observe::Observer;
 use super::rope::Rope;
@@ -39,7 +39,7 @@ pub struct LoadOptions<'a> {
     /// [`Model::choose_head`] may change.
     pub copy_head: bool,
     /// Whether ternary weights are packed. If not they are multiplied as they lie in the file, which
-    /// serves until there is time to pack them, in a model that [`Config::runs_in_file`].
+    /// serves until there is time to pack them, in a model that [`Config::runs_mapped`].
     pub pack: bool,
     /// Whether one token skips what meets a zero.
     pub sparse: sparse::Mode,
@@ -72,7 +72,7 @@ pub struct Model {
     pub(crate) weights: Weights,
     /// By the tokens that they take at once, for one token first.
     pub(crate) heads: Vec<HeadKernel>,
-    pub(crate) planes: Option<Planes>,
+    pub(crate) sketch: Option<HeadSketch>,
     attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
@@ -127,11 +127,11 @@ impl Model {
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
         let vector = options.selection.vector();
-        let planes = None;
+        let sketch = None;
         if options.pack {
             gguf.drop_all();
         }
-        Ok(Self { gguf, config, weights, heads, planes, attention, vector, rope, warnings })
+        Ok(Self { gguf, config, weights, heads, sketch, attention, vector, rope, warnings })
     }
 
     /// The kernels in use, by role.
@@ -149,7 +149,7 @@ impl Model {
                 sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
                 sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len()) * layers,
             },
-            Projection::InFile(job) => RoleKernels {
+            Projection::Mapped(job) => RoleKernels {
                 role,
                 layout: None,
                 decode: *job.kernel().id(),
@@ -222,7 +222,7 @@ impl Model {
 
     /// Tokens whose logits are computed at once, at most: by the head or by a scan.
     pub(crate) fn logits_at_once(&self) -> usize {
-        self.head_tokens().max(self.planes.as_ref().map_or(1, Planes::tokens))
+        self.head_tokens().max(self.sketch.as_ref().map_or(1, HeadSketch::tokens))
     }
 
     /// Bytes of what any kernel for the head prepares.
@@ -231,17 +231,17 @@ impl Model {
         self.heads.iter().map(bytes).max().unwrap_or(0)
     }
 
-    pub(crate) fn scanned_head(&self) -> Option<ScannedHead<'_>> {
-        let planes = self.planes.as_ref()?;
+    pub(crate) fn scanned_head(&self) -> Option<ScreenedHead<'_>> {
+        let sketch = self.sketch.as_ref()?;
         let Self { gguf, weights, vector, .. } = self;
         let kernel = self.head(1);
-        Some(ScannedHead { gguf, table: &weights.head, kernel, vector, planes })
+        Some(ScreenedHead { gguf, table: &weights.head, kernel, vector, sketch })
     }
 
     /// The low-bit copies of the head, if there are any.
     #[must_use]
-    pub fn planes(&self) -> Option<&Planes> {
-        self.planes.as_ref()
+    pub fn sketch(&self) -> Option<&HeadSketch> {
+        self.sketch.as_ref()
     }
 
     /// Bytes of the head in the file's blocks.

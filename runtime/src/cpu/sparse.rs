@@ -4,17 +4,17 @@
 //! are not read. And many inputs of down are 0 once they are int8: these *columns* of down are not
 //! read. The integers that count are the same, so is the text.
 //!
-//! The matrix lies in memory a second time for that, by lines ([`PackedLines`]): rows of up, columns
+//! The matrix lies in memory a second time for that, by lines ([`GatherMatrix`]): rows of up, columns
 //! of down. What is skipped is known before the first weight is read, exactly, so each worker
 //! chooses between the two packings token by token, by the share of lines that it needs; no
 //! prediction from earlier tokens could be better.
 
 use std::ops::Range;
 
-use bitnet_profiles::{LineLayout, Shape};
+use bitnet_profiles::{GatherLayout, Shape};
 
-use crate::cpu::gather::{Along, PackedLines};
-use crate::cpu::kernels::{LinesKernel, VectorOps};
+use crate::cpu::gather::{Along, GatherMatrix};
+use crate::cpu::kernels::{GatherKernel, VectorOps};
 use crate::cpu::packing::PackedMatrix;
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::{Error, Result};
@@ -39,8 +39,8 @@ pub enum Mode {
 /// A matrix of a job by lines, beside the packing in which it is read whole.
 #[derive(Debug)]
 pub struct Sparse {
-    lines: PackedLines,
-    kernel: LinesKernel,
+    lines: GatherMatrix,
+    kernel: GatherKernel,
     below: f64,
 }
 
@@ -120,7 +120,7 @@ impl Sparse {
     ///
     /// # Errors
     /// [`Error::Runtime`] when they do not fit together.
-    pub fn new(lines: PackedLines, kernel: LinesKernel, below: f64) -> Result<Self> {
+    pub fn new(lines: GatherMatrix, kernel: GatherKernel, below: f64) -> Result<Self> {
         if (lines.layout(), lines.along()) != (kernel.layout(), kernel.along()) {
             return Err(Error::Runtime(format!(
                 "lines of {} packed as {} are not for {}",
@@ -134,13 +134,13 @@ impl Sparse {
 
     /// The kernel.
     #[must_use]
-    pub fn kernel(&self) -> &LinesKernel {
+    pub fn kernel(&self) -> &GatherKernel {
         &self.kernel
     }
 
     /// The matrix.
     #[must_use]
-    pub fn lines(&self) -> &PackedLines {
+    pub fn lines(&self) -> &GatherMatrix {
         &self.lines
     }
 
@@ -152,7 +152,7 @@ impl Sparse {
 
     /// The matrix, for another kernel.
     #[must_use]
-    pub fn into_lines(self) -> PackedLines {
+    pub fn into_lines(self) -> GatherMatrix {
         self.lines
     }
 
@@ -206,7 +206,7 @@ impl Sparse {
             return false;
         }
         let units = self.lines.units();
-        tally.bytes += (open * units * LineLayout::UNIT_BYTES) as u64;
+        tally.bytes += (open * units * GatherLayout::UNIT_BYTES) as u64;
         up.fill(0.0);
         let list = &mut own.list[..open];
         list.iter_mut().for_each(|row| *row += rows.start as u32);
@@ -245,7 +245,7 @@ impl Sparse {
             return false;
         }
         let share = worker.share(units);
-        tally.bytes += (nonzero * share.len() * LineLayout::UNIT_BYTES) as u64;
+        tally.bytes += (nonzero * share.len() * GatherLayout::UNIT_BYTES) as u64;
         let Shape { rows, .. } = self.lines.shape();
         let unit_rows = self.lines.layout().unit_weights();
         let rows = (share.start * unit_rows).min(rows)..(share.end * unit_rows).min(rows);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use bitnet_profiles::{Format, HeadFormat, Layout, Role, Shape};
 
 use crate::arch::config::{Activation, Config, JobShapes};
-use crate::cpu::gather::{Along, PackedLines};
-use crate::cpu::kernels::{Kernel, LinesKernel};
-use crate::cpu::mapped::{FileJob, FileMatrix};
+use crate::cpu::gather::{Along, GatherMatrix};
+use crate::cpu::kernels::{GatherKernel, Kernel};
+use crate::cpu::mapped::{FileMatrix, MappedJob};
 use crate::cpu::matmul::Job;
 use crate::cpu::memory::{self, Arena, Buffer, Pages};
 use crate::cpu::model::LoadOptions;
@@ -63,7 +63,7 @@ pub enum Projection {
     /// In memory, as kernels want them.
     Packed(Box<Job>),
     /// In the file, as it holds them.
-    InFile(FileJob),
+    Mapped(MappedJob),
 }
 
 impl Projection {
@@ -72,16 +72,16 @@ impl Projection {
     pub fn packed(&self) -> Option<&Job> {
         match self {
             Self::Packed(job) => Some(job),
-            Self::InFile(_) => None,
+            Self::Mapped(_) => None,
         }
     }
 
     /// The matrices in the file, if they are there.
     #[must_use]
-    pub fn in_file(&self) -> Option<&FileJob> {
+    pub fn mapped(&self) -> Option<&MappedJob> {
         match self {
             Self::Packed(_) => None,
-            Self::InFile(job) => Some(job),
+            Self::Mapped(job) => Some(job),
         }
     }
 
@@ -90,7 +90,7 @@ impl Projection {
     pub fn cols(&self) -> usize {
         match self {
             Self::Packed(job) => job.cols(),
-            Self::InFile(job) => job.cols(),
+            Self::Mapped(job) => job.cols(),
         }
     }
 }
@@ -346,7 +346,7 @@ fn sparse_kernel(
     config: &Config,
     options: &LoadOptions<'_>,
     job: &JobShapes,
-) -> Option<(LinesKernel, f64)> {
+) -> Option<(GatherKernel, f64)> {
     if config.architecture.activation() != Activation::Relu2 {
         return None;
     }
@@ -367,7 +367,7 @@ struct PlannedJob {
     decode: Kernel,
     prefill: Kernel,
     /// For one token that skips, and up to which density.
-    sparse: Option<(LinesKernel, f64)>,
+    sparse: Option<(GatherKernel, f64)>,
 }
 
 /// What weights are packed for and into.
@@ -521,7 +521,7 @@ impl<'a> Loader<'a> {
                 self.packing = Some(packing);
                 job.map(|job| Projection::Packed(Box::new(job)))
             }
-            None => self.file_job(names, shapes).map(Projection::InFile),
+            None => self.file_job(names, shapes).map(Projection::Mapped),
         }
     }
 
@@ -551,9 +551,9 @@ impl<'a> Loader<'a> {
     }
 
     /// The matrices as the file holds them, after a look at every code.
-    fn file_job(&mut self, names: &[String], shapes: &[Shape]) -> Result<FileJob> {
+    fn file_job(&mut self, names: &[String], shapes: &[Shape]) -> Result<MappedJob> {
         let ceiling = self.options.selection.ceiling();
-        let kernel = LinesKernel::default(Along::Rows, Some(Format::I2S), ceiling)
+        let kernel = GatherKernel::default(Along::Rows, Some(Format::I2S), ceiling)
             .ok_or_else(|| Error::Runtime("no kernel for rows of i2_s".into()))?;
         let mut parts = Vec::new();
         for (name, &shape) in names.iter().zip(shapes) {
@@ -565,7 +565,7 @@ impl<'a> Loader<'a> {
             self.warn_of_zeros(name, !seen.weights);
             parts.push(FileMatrix::new(self.gguf, tensor, shape, scale)?);
         }
-        FileJob::new(parts, kernel)
+        MappedJob::new(parts, kernel)
     }
 
     /// A ternary tensor: its codes, and what its integer products are multiplied with.
@@ -612,8 +612,8 @@ impl<'a> Loader<'a> {
         name: &str,
         shape: Shape,
         layout: Layout,
-        sparse: Option<&LinesKernel>,
-    ) -> Result<(PackedMatrix, Option<PackedLines>)> {
+        sparse: Option<&GatherKernel>,
+    ) -> Result<(PackedMatrix, Option<GatherMatrix>)> {
         let (tensor, codes, scale) = self.ternary(name, shape)?;
         let mut room = |bytes: usize| {
             packing.arena.take(bytes).ok_or_else(|| {
@@ -628,7 +628,7 @@ impl<'a> Loader<'a> {
             Some(kernel) => {
                 let (layout, along) = (kernel.layout(), kernel.along());
                 let buffer = room(along.matrix_bytes(layout, shape))?;
-                let lines = PackedLines::pack(codes, shape, scale, (layout, along), buffer, pool)?;
+                let lines = GatherMatrix::pack(codes, shape, scale, (layout, along), buffer, pool)?;
                 Some(lines.map_err(|_| self.bad_code(name))?)
             }
             None => None,

@@ -11,7 +11,7 @@ use bitnet_profiles::{
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels::cache::Cache;
-use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, LinesKernel};
+use bitnet_runtime::cpu::kernels::{self, AttentionKernel, GatherKernel, HeadKernel};
 use bitnet_runtime::error::quoted;
 use bitnet_runtime::file::gguf::Gguf;
 use serde::Serialize;
@@ -299,9 +299,9 @@ fn is_built_in(id: &KernelId) -> bool {
         Op::Ternary(_) => kernels::find(id).is_some(),
         Op::Head(_) => HeadKernel::find(id).is_some(),
         // No choice names one.
-        Op::Plane(_) => false,
+        Op::Sketch(_) => false,
         Op::Attention => AttentionKernel::find(id).is_some(),
-        Op::Rows(_) | Op::Columns(_) => LinesKernel::find(id).is_some(),
+        Op::Rows(_) | Op::Columns(_) => GatherKernel::find(id).is_some(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Predicted times in the place of measured ones.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{HeadFormat, KernelId, Op, PlaneFormat, Role};
+use bitnet_profiles::{HeadFormat, KernelId, Op, Role, SketchFormat};
 
 use super::{Cpu, POSITIONS, multiply_limit, predict, read_limit};
 use crate::measure::{JobMeasurements, JobTask, LayoutMeasurements, Limits, Measurements, Timing};
@@ -71,8 +71,8 @@ fn job_bytes(plan: &JobPlan, op: Op) -> u64 {
     let bytes: usize = match op {
         Op::Ternary(layout) => plan.parts.iter().map(|&part| layout.matrix_bytes(part)).sum(),
         Op::Head(format) => head(format),
-        Op::Plane(format) => {
-            let tiles = |rows: usize| rows.div_ceil(PlaneFormat::TILE_ROWS);
+        Op::Sketch(format) => {
+            let tiles = |rows: usize| rows.div_ceil(SketchFormat::TILE_ROWS);
             plan.parts.iter().map(|part| tiles(part.rows) * format.tile_bytes(part.cols)).sum()
         }
         // Keys and values of 16 bits.

@@ -9,7 +9,7 @@ use self::Class::{
     Add, Broadcast, Control, Convert, Dot, Extend, Float, Fma, Load, Logic, Matrix, Multiply,
     Permute, Prefetch, Shift, Shuffle, Store,
 };
-use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op, PlaneFormat};
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Layout, Op, SketchFormat};
 
 /// Kinds of operation that CPUs treat alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,7 +152,7 @@ pub fn work(id: &KernelId) -> Work {
     match id.op {
         Op::Ternary(layout) => ternary(id, layout),
         Op::Head(format) => head(id, format),
-        Op::Plane(format) => plane(id, format),
+        Op::Sketch(format) => sketch(id, format),
         Op::Attention => attention(id, id.tile.rows),
         Op::Rows(_) | Op::Columns(_) => unreachable!("no plan holds kernels with a list of lines"),
     }
@@ -420,8 +420,8 @@ fn head(id: &KernelId, format: HeadFormat) -> Work {
     }
 }
 
-/// 16 rows of a plane times one activation row; an iteration covers 32 columns.
-fn plane(id: &KernelId, format: PlaneFormat) -> Work {
+/// 16 rows of a sketch times one activation row; an iteration covers 32 columns.
+fn sketch(id: &KernelId, format: SketchFormat) -> Work {
     let vectors = 16.0 / id.isa.lanes() as f64;
     let products = 8.0 * vectors;
     let bit = if format.bits() == 5 { 1.0 } else { 0.0 };
@@ -453,13 +453,13 @@ fn plane(id: &KernelId, format: PlaneFormat) -> Work {
     let lines = if id.tile.prefetch > 0 { format.block_bytes().div_ceil(64) } else { 0 };
     // What goes to the stack, and is masked before it does, where there are 16 registers.
     let spilled = match (id.isa, format) {
-        (Isa::Avx2, PlaneFormat::P5) => Mix::of(&[(Load, 14.0), (Store, 7.0), (Logic, 17.0)]),
-        (Isa::AvxVnni, PlaneFormat::P5) => Mix::of(&[(Load, 8.0), (Store, 7.0), (Logic, 17.0)]),
+        (Isa::Avx2, SketchFormat::P5) => Mix::of(&[(Load, 14.0), (Store, 7.0), (Logic, 17.0)]),
+        (Isa::AvxVnni, SketchFormat::P5) => Mix::of(&[(Load, 8.0), (Store, 7.0), (Logic, 17.0)]),
         _ => Mix::default(),
     };
     Work {
         hot: hot.and(widened).and(more).and(spilled).and(Mix::of(&[(Prefetch, lines as f64)])),
-        cols: PlaneFormat::BLOCK_COLS,
+        cols: SketchFormat::BLOCK_COLS,
         chain: (Fma, 1.0),
         block_cols: usize::MAX,
         block: Mix::default(),

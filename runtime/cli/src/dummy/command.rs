@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::dummy::statistics::{self, PLANE_BITS, Sparsity, TRAINED_HEAD_ROWS};
+use crate::dummy::statistics::{self, SKETCH_BITS, Sparsity, TRAINED_HEAD_ROWS};
 use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
 use crate::output::{human, note};
 use bitnet_runtime::cpu::host::Host;
@@ -130,12 +130,12 @@ fn report(path: &Path) -> Result<()> {
         SessionOptions { context: Some(text.len()), batch: 1, kv_type: None, sequences: 1 };
     let found = statistics::measure(&mut Session::new(model, pool, options)?, &[text])?;
     let shares = Sparsity::NAMES.map(str::to_owned).into_iter();
-    let planes = PLANE_BITS.map(|bits| format!("head rows left by {bits} bits")).into_iter();
+    let sketch = SKETCH_BITS.map(|bits| format!("head rows left by {bits} bits")).into_iter();
     let found = found.all.shares().into_iter().chain(found.head_rows);
     let trained = Sparsity::TRAINED.shares().into_iter().chain(TRAINED_HEAD_ROWS);
     crate::output::answer(|out| {
         writeln!(out, "{:30}{:>10}{:>10}", "", "written", "bard-11m")?;
-        for ((name, found), trained) in shares.chain(planes).zip(found).zip(trained) {
+        for ((name, found), trained) in shares.chain(sketch).zip(found).zip(trained) {
             writeln!(out, "{name:30}{:>8.2} %{:>8.2} %", 100.0 * found, 100.0 * trained)?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! With squared ReLU, a gate at or below 0 makes its product with `up` exactly 0, so that row of
 //! `up` need not be read; an int8 input of `ffn_down` that is 0 makes its column of `down` count
-//! for nothing. And where one logit stands out, a low-bit plane of the head is enough to rule out
+//! for nothing. And where one logit stands out, a low-bit sketch of the head is enough to rule out
 //! most of the head's rows.
 
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ use bitnet_runtime::random::Random;
 
 /// Rows of a group that a kernel could skip together.
 const GROUP: usize = 16;
-/// Weights that share a scale in a plane of the head.
-const PLANE_BLOCK: usize = 32;
-/// Bits of the planes that are looked at.
-pub const PLANE_BITS: [u32; 3] = [4, 5, 6];
+/// Weights that share a scale in a sketch of the head.
+const SKETCH_BLOCK: usize = 32;
+/// Bits of the sketch that are looked at.
+pub const SKETCH_BITS: [u32; 3] = [4, 5, 6];
 /// Rows of the head that are looked at, unless it has fewer.
 const HEAD_ROWS: usize = 8192;
 
@@ -69,9 +69,9 @@ impl Sparsity {
     }
 }
 
-/// The shares of the head's rows that a plane of 4, 5 and 6 bits does not rule out for the trained
+/// The shares of the head's rows that a sketch of 4, 5 and 6 bits does not rule out for the trained
 /// demo model, measured as [`Sparsity::TRAINED`]; see [`Measurement::head_rows`].
-pub const TRAINED_HEAD_ROWS: [f64; PLANE_BITS.len()] = [0.0584, 0.0044, 0.0010];
+pub const TRAINED_HEAD_ROWS: [f64; SKETCH_BITS.len()] = [0.0584, 0.0044, 0.0010];
 
 /// What was measured of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,12 +80,12 @@ pub struct Measurement {
     pub all: Sparsity,
     /// Layer by layer.
     pub layers: Vec<Sparsity>,
-    /// For each of [`PLANE_BITS`], the share of the head's rows that a plane of so many bits leaves
-    /// in the race for the largest logit, the mean over all tokens: rows whose logit by the plane,
-    /// plus what the rest of the row can add at most (`|row - plane row| |x|`), reaches the largest
-    /// logit that is certain. The plane has signed codes and for each 32 weights a scale, by the
+    /// For each of [`SKETCH_BITS`], the share of the head's rows that a sketch of so many bits leaves
+    /// in the race for the largest logit, the mean over all tokens: rows whose logit by the sketch,
+    /// plus what the rest of the row can add at most (`|row - sketch row| |x|`), reaches the largest
+    /// logit that is certain. The sketch has signed codes and for each 32 weights a scale, by the
     /// largest of them. Of large heads some random rows are looked at.
-    pub head_rows: [f64; PLANE_BITS.len()],
+    pub head_rows: [f64; SKETCH_BITS.len()],
 }
 
 /// Random tokens, the same for a vocabulary every time.
@@ -228,7 +228,7 @@ impl Observer for Meter {
 }
 
 /// [`Measurement::head_rows`] for inputs of the head, and the row with the largest logit of each.
-fn head_rows(model: &Model, inputs: &[(Vec<f32>, usize)]) -> [f64; PLANE_BITS.len()] {
+fn head_rows(model: &Model, inputs: &[(Vec<f32>, usize)]) -> [f64; SKETCH_BITS.len()] {
     let (head, vocab) = (&model.weights().head, model.config().vocab);
     let lengths: Vec<f32> = inputs.iter().map(|(x, _)| dot(x, x).sqrt()).collect();
     let mut random = Random::new(1);
@@ -237,12 +237,12 @@ fn head_rows(model: &Model, inputs: &[(Vec<f32>, usize)]) -> [f64; PLANE_BITS.le
     } else {
         (0..HEAD_ROWS).map(|_| random.below(vocab as u64) as usize).collect()
     };
-    PLANE_BITS.map(|bits| {
+    SKETCH_BITS.map(|bits| {
         let mut row = vec![0.0; model.config().hidden];
-        // The least and the largest logit that the plane allows, for each input.
+        // The least and the largest logit that the sketch allows, for each input.
         let mut bounds = |index: usize| -> Vec<(f32, f32)> {
             head.read_row(model.gguf(), index, &mut row);
-            let rest = to_plane(&mut row, bits);
+            let rest = to_sketch(&mut row, bits);
             let bound = |((x, _), length): (&(Vec<f32>, usize), &f32)| {
                 let logit = dot(x, &row);
                 (logit - rest * length, logit + rest * length)
@@ -259,11 +259,11 @@ fn head_rows(model: &Model, inputs: &[(Vec<f32>, usize)]) -> [f64; PLANE_BITS.le
     })
 }
 
-/// Rounds a row of the head to a plane and returns the length of what is lost.
-fn to_plane(row: &mut [f32], bits: u32) -> f32 {
+/// Rounds a row of the head to a sketch and returns the length of what is lost.
+fn to_sketch(row: &mut [f32], bits: u32) -> f32 {
     let most = ((1u32 << (bits - 1)) - 1) as f32;
     let mut lost = 0.0f32;
-    for block in row.chunks_mut(PLANE_BLOCK) {
+    for block in row.chunks_mut(SKETCH_BLOCK) {
         let scale = block.iter().fold(0.0f32, |m, v| m.max(v.abs())) / most;
         if scale > 0.0 {
             for v in block {

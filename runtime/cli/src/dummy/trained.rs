@@ -18,7 +18,7 @@
 //! - The embedding's rows form groups in groups in groups ([`GROUPS`]), each with a direction of its
 //!   own, and the weights of `output_norm` are 1 and -1 in turns. That takes the common direction
 //!   out of the logits, and as every group has a twin with every second sign turned, the rows of the
-//!   twin of the last token's group stand out: they are what a low-bit plane of the head cannot
+//!   twin of the last token's group stand out: they are what a low-bit sketch of the head cannot
 //!   tell apart. Text so hops between twins instead of repeating a token.
 //!
 //! [`Sparsity::TRAINED`]: crate::dummy::statistics::Sparsity::TRAINED

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use bitnet_profiles::{Isa, PlaneFormat};
+use bitnet_profiles::{Isa, SketchFormat};
 
 use super::screen;
 use crate::cpu::gather::Along;
-use crate::cpu::head::sketch::{self, Planes};
-use crate::cpu::kernels::{LinesKernel, PlaneKernel};
+use crate::cpu::head::sketch::{self, HeadSketch};
+use crate::cpu::kernels::{GatherKernel, SketchKernel};
 use crate::cpu::memory::Pages;
 use crate::cpu::model::{Model, Session, SessionOptions};
 use crate::cpu::threads::Pool;
@@ -77,13 +77,21 @@ impl Model {
             Some(format) => {
                 let (head, cols) = (&self.weights.head, self.config.hidden);
                 let missing = || Error::Runtime(format!("no kernels for {format}"));
-                let kernels = PlaneKernel::defaults(format, options.ceiling, self.head(1));
-                let fine =
-                    fine_kernel(options).filter(|_| !kernels.is_empty()).ok_or_else(missing)?;
+                let kernels = SketchKernel::defaults(format, options.ceiling, self.head(1));
+                let refinement = refinement_kernel(options)
+                    .filter(|_| !kernels.is_empty())
+                    .ok_or_else(missing)?;
                 let scan = (format, kernels);
-                let planes =
-                    Planes::build(&self.gguf, head, cols, scan, fine, pool, options.pages)?;
-                self.planes.insert(planes).lock_if(options.lock)
+                let sketch = HeadSketch::build(
+                    &self.gguf,
+                    head,
+                    cols,
+                    scan,
+                    refinement,
+                    pool,
+                    options.pages,
+                )?;
+                self.sketch.insert(sketch).lock_if(options.lock)
             }
             None => {
                 let tied = self.weights.head.tensor().name == self.weights.embedding.tensor().name;
@@ -103,7 +111,7 @@ impl Model {
     /// Whether a scan that left over no row would be worthwhile.
     fn scan_could_pay(&self) -> bool {
         let (rows, cols) = (self.config.vocab, self.config.hidden);
-        let scan = Planes::plane_bytes(PlaneFormat::P4, rows, cols);
+        let scan = HeadSketch::sketch_bytes(SketchFormat::P4, rows, cols);
         let full = self.head_bytes();
         full >= WORTHWHILE_BYTES && (scan as f64) < WORTHWHILE * full as f64
     }
@@ -113,7 +121,7 @@ impl Model {
         self,
         pool: &Arc<Pool>,
         options: &HeadOptions,
-    ) -> Result<(Self, (PlaneFormat, f64))> {
+    ) -> Result<(Self, (SketchFormat, f64))> {
         let context = self.config.context.min(TOKENS.0 + TOKENS.1);
         let model = Arc::new(self);
         let session =
@@ -123,14 +131,15 @@ impl Model {
         let mut random = Random::new(1);
         let mut token = || random.below(rows as u64) as u32;
         let prompt: Vec<u32> = (0..TOKENS.0.min(context)).map(|_| token()).collect();
-        let fine_bytes = fine_kernel(options).map_or(0, |k| Planes::fine_bytes(k.layout(), cols));
+        let refinement_bytes = refinement_kernel(options)
+            .map_or(0, |k| HeadSketch::refinement_bytes(k.layout(), cols));
         let sample = || (0..rows).step_by(rows.div_ceil(SAMPLE));
-        let formats = [PlaneFormat::P4, PlaneFormat::P5];
+        let formats = [SketchFormat::P4, SketchFormat::P5];
         let residuals = formats.map(|format| {
             let coder = (format, options.ceiling);
             sketch::residuals(&model.gguf, &model.weights.head, cols, coder, sample())
         });
-        // Of each format the rows that the scan, and then the fine copy, do not rule out.
+        // Of each format the rows that the scan, and then the refinement copy, do not rule out.
         let (mut left, mut seen) = ([[0usize; 2]; 2], 0);
         for i in 0..=context - prompt.len() {
             let logits = if i == 0 { session.prefill(&prompt)? } else { session.decode(token())? };
@@ -155,20 +164,20 @@ impl Model {
         drop(session);
         let costs = formats.iter().zip(left).map(|(&format, left)| {
             let [refined, rescored] = left.map(|left| left as f64 / seen as f64);
-            let scan = Planes::plane_bytes(format, rows, cols) as f64;
-            let fine = refined * (rows * fine_bytes) as f64;
+            let scan = HeadSketch::sketch_bytes(format, rows, cols) as f64;
+            let refinement = refined * (rows * refinement_bytes) as f64;
             let full = model.head_bytes() as f64;
             let rest = screen::alone(&model.weights.head) * rescored;
-            (format, (scan + screen::ALONE * fine) / full + rest)
+            (format, (scan + screen::ALONE * refinement) / full + rest)
         });
-        let cheapest = costs.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((PlaneFormat::P4, 1.0));
+        let cheapest = costs.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((SketchFormat::P4, 1.0));
         let model = Arc::into_inner(model)
             .ok_or_else(|| Error::Runtime("the model is still in use".into()))?;
         Ok((model, cheapest))
     }
 }
 
-/// The kernel that reads fine rows.
-fn fine_kernel(options: &HeadOptions) -> Option<LinesKernel> {
-    LinesKernel::default(Along::Rows, None, options.ceiling)
+/// The kernel that reads refinement rows.
+fn refinement_kernel(options: &HeadOptions) -> Option<GatherKernel> {
+    GatherKernel::default(Along::Rows, None, options.ceiling)
 }

@@ -1,9 +1,9 @@
 //! The logits that matter, without reading all of the head.
 //!
-//! A scan of a low-bit copy ([`Planes`]) estimates every logit. The rows with the best estimates are
+//! A scan of a low-bit copy ([`HeadSketch`]) estimates every logit. The rows with the best estimates are
 //! computed by the full head's own kernel; the worst of these bounds from below what a row needs to
 //! be among the best. Every other row whose estimate, plus the most that it can be wrong by, does
-//! not stay below is looked at again: first with the fine copy, then by the full head's kernel.
+//! not stay below is looked at again: first with the refinement copy, then by the full head's kernel.
 //! So the best k logits, and all that equal the k-th, are those of the full head, bit for bit.
 //!
 //! Several tokens are served by one scan. It takes five phases of the pool, with four barriers between
@@ -13,8 +13,8 @@
 
 use std::ops::Range;
 
-use crate::cpu::head::sketch::{Planes, Query, TILE_ROWS};
-use crate::cpu::kernels::{HeadKernel, PlaneInput, VectorOps};
+use crate::cpu::head::sketch::{HeadSketch, Query, TILE_ROWS};
+use crate::cpu::kernels::{HeadKernel, SketchInput, VectorOps};
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::cpu::weights::Table;
 use crate::error::Result;
@@ -48,8 +48,8 @@ pub(crate) fn most(rows: usize) -> usize {
 
 /// Rows that are looked at again at once.
 const REFINED: usize = 256;
-/// A fine row read alone costs more than as many bytes of a scan: one core of Zen 5 takes 3.2 ms for
-/// 33 MB of them, and 4.0 for the 172 MB of a plane.
+/// A refinement row read alone costs more than as many bytes of a scan: one core of Zen 5 takes 3.2 ms for
+/// 33 MB of them, and 4.0 for the 172 MB of a sketch.
 pub(crate) const ALONE: f64 = 4.0;
 /// As [`ALONE`], for rows of a head: if the system reads them out of the file, 2 kB take 1.3
 /// microseconds.
@@ -78,15 +78,15 @@ pub struct HeadStats {
 
 /// A head that can be scanned.
 #[derive(Clone, Copy)]
-pub(crate) struct ScannedHead<'a> {
+pub(crate) struct ScreenedHead<'a> {
     pub(crate) gguf: &'a Gguf,
     pub(crate) table: &'a Table,
     pub(crate) kernel: &'a HeadKernel,
     pub(crate) vector: &'a VectorOps,
-    pub(crate) planes: &'a Planes,
+    pub(crate) sketch: &'a HeadSketch,
 }
 
-impl ScannedHead<'_> {
+impl ScreenedHead<'_> {
     /// Bytes of all its rows.
     fn bytes(&self) -> usize {
         self.table.rows(self.gguf, 0..self.table.row_count()).len()
@@ -104,7 +104,7 @@ impl ScannedHead<'_> {
 /// What a session keeps for the head. What belongs to rows lies in parts of the workers, `[token][rows]`
 /// of each: see [`Part`].
 #[derive(Debug)]
-pub(crate) struct ExactHead {
+pub(crate) struct Screen {
     estimates: Vec<f32>,
     /// Rows that were not ruled out by the scan.
     survivors: Vec<u32>,
@@ -123,11 +123,11 @@ pub(crate) struct ExactHead {
 /// What one worker keeps.
 #[derive(Debug, Default)]
 struct Own {
-    input: PlaneInput,
+    input: SketchInput,
     /// The rows that are computed first, the same for all workers, of each token.
     chosen: Vec<Vec<u32>>,
     sorted: Vec<(f32, u32)>,
-    /// Products of fine rows.
+    /// Products of refinement rows.
     dots: Vec<i32>,
     /// What a logit needs to be among the best, of each token.
     least: Vec<f32>,
@@ -210,16 +210,16 @@ impl Policy {
     }
 }
 
-impl ExactHead {
-    pub(crate) fn new(planes: &Planes, threads: usize) -> Result<Self> {
-        let query = |_| Ok((Query::new(planes)?, false));
+impl Screen {
+    pub(crate) fn new(sketch: &HeadSketch, threads: usize) -> Result<Self> {
+        let query = |_| Ok((Query::new(sketch)?, false));
         Ok(Self {
             estimates: Vec::new(),
             survivors: Vec::new(),
             found: Vec::new(),
             best: Vec::new(),
             exact: Vec::new(),
-            queries: (0..planes.tokens()).map(query).collect::<Result<_>>()?,
+            queries: (0..sketch.tokens()).map(query).collect::<Result<_>>()?,
             workers: (0..threads).map(|_| Own::default()).collect(),
             policy: Policy { cost: None, resting: 0, rest: REST.0 },
         })
@@ -228,19 +228,19 @@ impl ExactHead {
     /// What the workers share for the next `tokens` tokens, if their logits are to be found by scans.
     pub(crate) fn share<'a>(
         &'a mut self,
-        head: ScannedHead<'a>,
+        head: ScreenedHead<'a>,
         needs: &'a Needs,
         tokens: usize,
     ) -> Option<Scan<'a>> {
         let Needs::Best { count, ids } = needs else { return None };
-        let planes = head.planes;
-        let (count, most) = ((*count).max(1), most(planes.rows()));
+        let sketch = head.sketch;
+        let (count, most) = ((*count).max(1), most(sketch.rows()));
         if tokens == 0 || count > most || ids.len() > most || !self.policy.scans() {
             return None;
         }
         // Of one scan; those of a kernel that takes more than there are tokens have places, too.
-        let tokens = planes.kernel(tokens.min(planes.tokens())).tokens();
-        let rows = planes.tile_count() * TILE_ROWS;
+        let tokens = sketch.kernel(tokens.min(sketch.tokens())).tokens();
+        let rows = sketch.tile_count() * TILE_ROWS;
         self.estimates.resize(self.estimates.len().max(tokens * rows), 0.0);
         self.survivors.resize(self.survivors.len().max(tokens * rows), 0);
         self.found.resize(tokens * self.workers.len(), 0);
@@ -270,29 +270,29 @@ impl ExactHead {
     /// After scans for `tokens` tokens, at most so many at once: learns what they cost.
     pub(crate) fn finish(
         &mut self,
-        head: ScannedHead<'_>,
+        head: ScreenedHead<'_>,
         (tokens, at_once): (usize, usize),
         stats: &mut HeadStats,
     ) {
-        let (planes, head_bytes) = (head.planes, head.bytes());
+        let (sketch, head_bytes) = (head.sketch, head.bytes());
         let refined: usize = self.workers.iter().map(|own| own.read.refined).sum();
         let rescored: usize = self.workers.iter().map(|own| own.read.rescored).sum();
         let scans = tokens.div_ceil(at_once);
-        let scanned = scans * planes.scan_bytes();
-        let (fine, rows) =
-            (refined * planes.fine_row_bytes(), rescored * (head_bytes / planes.rows()));
+        let scanned = scans * sketch.scan_bytes();
+        let (refinement, rows) =
+            (refined * sketch.refinement_row_bytes(), rescored * (head_bytes / sketch.rows()));
         stats.scanned += tokens as u64;
         stats.refined += refined as u64;
         stats.rescored += rescored as u64;
-        stats.bytes += (scanned + fine + rows) as u64;
-        let cost = scanned as f64 + ALONE * fine as f64 + alone(head.table) * rows as f64;
+        stats.bytes += (scanned + refinement + rows) as u64;
+        let cost = scanned as f64 + ALONE * refinement as f64 + alone(head.table) * rows as f64;
         self.policy.learn(cost / (scans * head_bytes) as f64);
     }
 }
 
 /// Scans: what the workers share.
 pub(crate) struct Scan<'a> {
-    head: ScannedHead<'a>,
+    head: ScreenedHead<'a>,
     count: usize,
     ids: &'a [u32],
     tokens: usize,
@@ -321,27 +321,27 @@ impl Scan<'_> {
         prepared: &mut [u8],
         logits: &SharedSlice<'_, f32>,
     ) {
-        let (head, planes) = (self.head, self.head.planes);
-        let (cols, vocab) = (x.len() / tokens, planes.rows());
+        let (head, sketch) = (self.head, self.head.sketch);
+        let (cols, vocab) = (x.len() / tokens, sketch.rows());
         let x = |token: usize| &x[token * cols..(token + 1) * cols];
         // SAFETY: each worker's own.
         let own = unsafe { &mut self.workers.write(worker.index..worker.index + 1)[0] };
         for token in worker.share(tokens) {
             // SAFETY: shares are disjoint.
             let (query, bound) = unsafe { &mut self.queries.write(token..token + 1)[0] };
-            *bound = query.set(planes, head.vector, x(token), planes.is_fine(tokens));
+            *bound = query.set(sketch, head.vector, x(token), sketch.has_residual_row(tokens));
         }
         worker.barrier();
 
         // SAFETY: written before the barrier, and not again.
         let queries = unsafe { self.queries.read(0..tokens) };
         let bound = || (0..tokens).filter(|&token| queries[token].1);
-        let tiles = worker.share(planes.tile_count());
-        let at_once = planes.kernel(tokens).tokens();
+        let tiles = worker.share(sketch.tile_count());
+        let at_once = sketch.kernel(tokens).tokens();
         let part = Part::new(&tiles, vocab, at_once);
-        planes.set(&mut own.input, queries.iter().map(|(query, _)| query));
+        sketch.set(&mut own.input, queries.iter().map(|(query, _)| query));
         // SAFETY: parts are disjoint.
-        planes.scan(tokens, tiles, &own.input, unsafe { self.estimates.write(part.whole()) });
+        sketch.scan(tokens, tiles, &own.input, unsafe { self.estimates.write(part.whole()) });
         for token in bound() {
             // SAFETY: as above, and now only read.
             let (estimates, best) = unsafe {
@@ -399,7 +399,7 @@ impl Scan<'_> {
                 )
             };
             let estimates = (part.rows.start, estimates);
-            *found = planes.survivors(estimates, head.vector, query, least, survivors);
+            *found = sketch.survivors(estimates, head.vector, query, least, survivors);
             own_logits.fill(f32::NEG_INFINITY);
             for (&row, &exact) in own.chosen[token].iter().zip(exact) {
                 let own = (row as usize).checked_sub(part.rows.start);
@@ -428,8 +428,8 @@ impl Scan<'_> {
         prepared: &mut [u8],
         logits: &SharedSlice<'_, f32>,
     ) {
-        let (head, planes) = (self.head, self.head.planes);
-        let vocab = planes.rows();
+        let (head, sketch) = (self.head, self.head.sketch);
+        let vocab = sketch.rows();
         let found = |index: usize| {
             // SAFETY: written before the barrier, and not again.
             unsafe { self.found.read(self.found_at(index, token))[0] }
@@ -442,7 +442,7 @@ impl Scan<'_> {
         own.read.refined += share.len();
         let mut before = 0;
         for index in 0..worker.threads {
-            let tiles = worker.share_of(index, planes.tile_count());
+            let tiles = worker.share_of(index, sketch.tile_count());
             let part = Part::new(&tiles, vocab, at_once);
             let places = part.of(token);
             let count = found(index);
@@ -457,11 +457,11 @@ impl Scan<'_> {
                 )
             };
             for rows in rows.chunks(REFINED) {
-                planes.fine_dots(rows, query, &mut own.dots);
+                sketch.refinement_dots(rows, query, &mut own.dots);
                 for (&id, &dot) in rows.iter().zip(&own.dots) {
                     let row = id as usize;
                     let estimate = estimates[row - part.rows.start];
-                    if planes.survives(row, (estimate, dot), query, own.least[token]) {
+                    if sketch.survives(row, (estimate, dot), query, own.least[token]) {
                         let at = token * vocab + row;
                         // SAFETY: a row is in one share only.
                         let out = unsafe { &mut logits.write(at..at + 1)[0] };
@@ -540,23 +540,23 @@ impl Own {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_profiles::PlaneFormat;
+    use bitnet_profiles::SketchFormat;
 
     use super::*;
-    use crate::cpu::head::sketch::tests::{Case, cases, input, logits, planes};
+    use crate::cpu::head::sketch::tests::{Case, cases, input, logits, sketch};
     use crate::cpu::memory::Buffer;
     use crate::cpu::threads::Pool;
     use crate::random::Random;
 
     /// The logits that scans give for some tokens, `[token][vocab]`, if there are any.
     fn scanned(
-        exact: &mut ExactHead,
-        head: ScannedHead<'_>,
+        exact: &mut Screen,
+        head: ScreenedHead<'_>,
         pool: &Pool,
         (x, tokens): (&[f32], usize),
         needs: &Needs,
     ) -> Option<(Vec<f32>, HeadStats)> {
-        let (cols, vocab) = (x.len() / tokens, head.planes.rows());
+        let (cols, vocab) = (x.len() / tokens, head.sketch.rows());
         let mut out = vec![f32::NAN; tokens * vocab];
         let prepared = head.kernel.prepared_bytes(cols);
         let mut prepared: Vec<Buffer> =
@@ -609,16 +609,16 @@ mod tests {
         let vector = VectorOps::best(bitnet_profiles::Isa::best());
         let pools: Vec<Pool> = (1..=4).map(|threads| Pool::new(threads).unwrap()).collect();
         for (rows, format) in [
-            (161, PlaneFormat::P4),
-            (256, PlaneFormat::P5),
-            (17, PlaneFormat::P5),
-            (4, PlaneFormat::P4),
+            (161, SketchFormat::P4),
+            (256, SketchFormat::P5),
+            (17, SketchFormat::P5),
+            (4, SketchFormat::P4),
         ] {
             for case in &cases(rows) {
-                let (kernel, planes) = planes(case, format, &pools[1]);
+                let (kernel, sketch) = sketch(case, format, &pools[1]);
                 let Case { gguf, table, .. } = case;
-                let (kernel, vector, planes) = (&kernel, &vector, &planes);
-                let head = ScannedHead { gguf, table, kernel, vector, planes };
+                let (kernel, vector, sketch) = (&kernel, &vector, &sketch);
+                let head = ScreenedHead { gguf, table, kernel, vector, sketch };
                 for (i, x) in case.inputs.iter().enumerate() {
                     let expected = logits(case, kernel, x);
                     for needs in [
@@ -635,7 +635,7 @@ mod tests {
                                 table.format(),
                                 pool.threads()
                             );
-                            let mut exact = ExactHead::new(planes, pool.threads()).unwrap();
+                            let mut exact = Screen::new(sketch, pool.threads()).unwrap();
                             let scanned = scanned(&mut exact, head, pool, (x, 1), &needs);
                             let most = most(rows);
                             let Some((got, stats)) = scanned else {
@@ -661,17 +661,17 @@ mod tests {
         let vector = VectorOps::best(bitnet_profiles::Isa::best());
         let pools: Vec<Pool> = (1..=3).map(|threads| Pool::new(threads).unwrap()).collect();
         for case in &cases(161) {
-            let (kernel, planes) = planes(case, PlaneFormat::P4, &pools[1]);
+            let (kernel, sketch) = sketch(case, SketchFormat::P4, &pools[1]);
             let Case { gguf, table, cols, .. } = case;
-            let (kernel, vector, planes) = (&kernel, &vector, &planes);
-            let head = ScannedHead { gguf, table, kernel, vector, planes };
+            let (kernel, vector, sketch) = (&kernel, &vector, &sketch);
+            let head = ScreenedHead { gguf, table, kernel, vector, sketch };
             for needs in [Needs::GREEDY, best(5, &[160, 7])] {
                 for tokens in [2, 3, 8, 9, case.inputs.len()] {
                     let inputs = || case.inputs.iter().rev().take(tokens);
                     let x: Vec<f32> = inputs().flatten().copied().collect();
                     let mut found = Vec::new();
                     for pool in &pools {
-                        let mut exact = ExactHead::new(planes, pool.threads()).unwrap();
+                        let mut exact = Screen::new(sketch, pool.threads()).unwrap();
                         let (got, stats) =
                             scanned(&mut exact, head, pool, (&x, tokens), &needs).unwrap();
                         for (i, (x, got)) in inputs().zip(got.chunks(161)).enumerate() {
@@ -711,10 +711,10 @@ mod tests {
         let random = &mut Random::new(5);
         let (pool, vector) = (Pool::new(2).unwrap(), VectorOps::best(bitnet_profiles::Isa::best()));
         let (case, x) = trained(random);
-        let (kernel, planes) = planes(&case, PlaneFormat::P4, &pool);
+        let (kernel, sketch) = sketch(&case, SketchFormat::P4, &pool);
         let Case { gguf, table, .. } = &case;
-        let head = ScannedHead { gguf, table, kernel: &kernel, vector: &vector, planes: &planes };
-        let mut exact = ExactHead::new(&planes, 2).unwrap();
+        let head = ScreenedHead { gguf, table, kernel: &kernel, vector: &vector, sketch: &sketch };
+        let mut exact = Screen::new(&sketch, 2).unwrap();
         let (_, stats) = scanned(&mut exact, head, &pool, (&x, 1), &Needs::GREEDY).unwrap();
         assert!(stats.refined <= 4 && stats.rescored <= 4, "{stats:?}");
         assert!(stats.bytes < table.rows(gguf, 0..4000).len() as u64 / 6, "{stats:?}");

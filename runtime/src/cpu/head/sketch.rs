@@ -1,17 +1,17 @@
 //! Low-bit copies of the lm_head, and how far an estimate from them can be from the logit.
 //!
-//! Two copies: the *plane* ([`PlaneFormat`]), which a scan reads whole, and the *fine* rows, what
-//! the plane leaves of each row as a ternary one with a scale, which are read for the rows that may
+//! Two copies: the *sketch* ([`SketchFormat`]), which a scan reads whole, and the *refinement* rows, what
+//! the sketch leaves of each row as a ternary one with a scale, which are read for the rows that may
 //! still be among the best, by a kernel with a list of rows. With w a row of the head, p and b its
 //! rows in the two copies, both exact real vectors, and x the activations as the full head sees them,
 //!
 //! ```text
 //! logit = w x + e,   |e| <= gamma |w| |x|         (rounding, of the depth of the full head's sum)
 //! scan  = p x' + e', |e'| <= gamma' |p| |x'|      (x' has 8 bits in blocks, or twice as many)
-//! fine  = b x" + e", |e"| <= gamma" |b| |x"|      (x" has 8 bits)
+//! refinement  = b x" + e", |e"| <= gamma" |b| |x"|      (x" has 8 bits)
 //!
 //! |logit - scan|        <= |w - p| |x| + |p| |x - x'| + e + e'
-//! |logit - scan - fine| <= |w - p - b| |x| + |p| |x - x'| + |b| |x - x"| + e + e' + e"
+//! |logit - scan - refinement| <= |w - p - b| |x| + |p| |x - x'| + |b| |x - x"| + e + e' + e"
 //! ```
 //!
 //! by Cauchy and Schwarz. `|w - p|` and `|w - p - b|` are kept for each row, rounded up; all other
@@ -26,10 +26,10 @@
 
 use std::ops::Range;
 
-use bitnet_profiles::{Isa, LineLayout, PlaneFormat, Shape};
+use bitnet_profiles::{GatherLayout, Isa, Shape, SketchFormat};
 
-use crate::cpu::gather::{self, PackedLines};
-use crate::cpu::kernels::{LinesKernel, PlaneInput, PlaneKernel, VectorOps};
+use crate::cpu::gather::{self, GatherMatrix};
+use crate::cpu::kernels::{GatherKernel, SketchInput, SketchKernel, VectorOps};
 use crate::cpu::memory::{Buffer, Pages};
 use crate::cpu::threads::{Pool, SharedSlice};
 use crate::cpu::weights::Table;
@@ -37,8 +37,8 @@ use crate::error::Result;
 use crate::file::gguf::Gguf;
 use crate::numerics::{BLOCK, Reach, reaches};
 
-/// Rows in a tile of a plane.
-pub(crate) const TILE_ROWS: usize = PlaneFormat::TILE_ROWS;
+/// Rows in a tile of a sketch.
+pub(crate) const TILE_ROWS: usize = SketchFormat::TILE_ROWS;
 /// Tiles after which pages of the file are given back.
 const TILES_PER_DROP: usize = 64;
 /// Unit roundoff of f32.
@@ -50,50 +50,50 @@ const MAX_PRODUCT: f64 = 1e30;
 
 /// The copies of a head.
 #[derive(Debug)]
-pub struct Planes {
+pub struct HeadSketch {
     rows: usize,
     cols: usize,
     /// Whether the full head quantises its activations in blocks of 32.
     block_head: bool,
     /// By the tokens they take, from one on.
-    kernels: Vec<PlaneKernel>,
-    fine_kernel: LinesKernel,
+    kernels: Vec<SketchKernel>,
+    refinement_kernel: GatherKernel,
     tiles: Buffer,
     /// Half the scale of each row, `[tiles][16]`.
     scales: Vec<f32>,
-    fine: PackedLines,
-    /// The scale of each fine row.
-    fine_scales: Vec<f32>,
-    /// What the plane leaves of each row and what both leave, upper bounds of the norms.
+    refinement: GatherMatrix,
+    /// The scale of each refinement row.
+    refinement_scales: Vec<f32>,
+    /// What the sketch leaves of each row and what both leave, upper bounds of the norms.
     residuals: Vec<f32>,
-    fine_residuals: Vec<f32>,
+    refinement_residuals: Vec<f32>,
     /// The largest norms of |w| + |w - p| and of |w - p| + |w - p - b|.
     norm: f64,
-    fine_norm: f64,
+    refinement_norm: f64,
 }
 
 /// A row as it was coded.
 struct Coded {
     scale: f32,
-    fine_scale: f32,
+    refinement_scale: f32,
     norm: f64,
     residual: f64,
-    fine_residual: f64,
+    refinement_residual: f64,
 }
 
 /// What a row is coded in, of one worker: all are whole blocks.
 struct Room {
     weights: Vec<f32>,
-    /// What the plane leaves.
+    /// What the sketch leaves.
     rest: Vec<f32>,
-    /// Of the fine row, whole units.
+    /// Of the refinement row, whole units.
     codes: Vec<u8>,
 }
 
 impl Room {
-    fn new(cols: usize, fine: LineLayout) -> Self {
+    fn new(cols: usize, refinement: GatherLayout) -> Self {
         let padded = cols.next_multiple_of(BLOCK);
-        let codes = vec![ZERO; padded.next_multiple_of(fine.unit_weights())];
+        let codes = vec![ZERO; padded.next_multiple_of(refinement.unit_weights())];
         Self { weights: vec![0.0; padded], rest: vec![0.0; padded], codes }
     }
 }
@@ -113,14 +113,14 @@ fn norm(n: usize, element: impl Fn(usize) -> f64) -> f64 {
     lanes.iter().sum::<f64>().sqrt() * (1.0 + 1e-9)
 }
 
-impl Planes {
+impl HeadSketch {
     /// Bytes that a scan of a head of so many rows and columns reads.
-    pub(crate) fn plane_bytes(format: PlaneFormat, rows: usize, cols: usize) -> usize {
+    pub(crate) fn sketch_bytes(format: SketchFormat, rows: usize, cols: usize) -> usize {
         rows.div_ceil(TILE_ROWS) * format.tile_bytes(cols) + rows * 2 * size_of::<f32>()
     }
 
-    /// Bytes of a fine row, its scale and its residual.
-    pub(crate) fn fine_bytes(layout: LineLayout, cols: usize) -> usize {
+    /// Bytes of a refinement row, its scale and its residual.
+    pub(crate) fn refinement_bytes(layout: GatherLayout, cols: usize) -> usize {
         layout.line_bytes(cols) + 2 * size_of::<f32>()
     }
 
@@ -134,41 +134,41 @@ impl Planes {
         gguf: &Gguf,
         head: &Table,
         cols: usize,
-        (format, kernels): (PlaneFormat, Vec<PlaneKernel>),
-        fine_kernel: LinesKernel,
+        (format, kernels): (SketchFormat, Vec<SketchKernel>),
+        refinement_kernel: GatherKernel,
         pool: &Pool,
         pages: Pages,
     ) -> Result<Self> {
         let isa = kernels[0].id().isa;
         let rows = head.row_count();
         let (tiles, tile_bytes) = (rows.div_ceil(TILE_ROWS), format.tile_bytes(cols));
-        let layout = fine_kernel.layout();
-        let fine_bytes = layout.line_bytes(cols);
-        let mut fine = Buffer::with(rows * fine_bytes, pages)?;
-        let mut planes = Self {
+        let layout = refinement_kernel.layout();
+        let refinement_bytes = layout.line_bytes(cols);
+        let mut refinement = Buffer::with(rows * refinement_bytes, pages)?;
+        let mut sketch = Self {
             rows,
             cols,
             block_head: head.format().block_weights() > 1,
             kernels,
-            fine_kernel,
+            refinement_kernel,
             tiles: Buffer::with(tiles * tile_bytes, pages)?,
             scales: vec![0.0; tiles * TILE_ROWS],
-            fine: PackedLines::of_rows(layout, Shape::new(0, cols), Buffer::zeroed(0)?),
-            fine_scales: vec![0.0; tiles * TILE_ROWS],
+            refinement: GatherMatrix::of_rows(layout, Shape::new(0, cols), Buffer::zeroed(0)?),
+            refinement_scales: vec![0.0; tiles * TILE_ROWS],
             residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
-            fine_residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
+            refinement_residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
             norm: 0.0,
-            fine_norm: 0.0,
+            refinement_norm: 0.0,
         };
         let mut norms = vec![(0.0, 0.0); pool.threads()];
         let code = coder(format, isa);
         {
-            let out = SharedSlice::new(&mut planes.tiles);
-            let fine = SharedSlice::new(&mut fine);
-            let scales = SharedSlice::new(&mut planes.scales);
-            let fine_scales = SharedSlice::new(&mut planes.fine_scales);
-            let residuals = SharedSlice::new(&mut planes.residuals);
-            let fine_residuals = SharedSlice::new(&mut planes.fine_residuals);
+            let out = SharedSlice::new(&mut sketch.tiles);
+            let refinement = SharedSlice::new(&mut refinement);
+            let scales = SharedSlice::new(&mut sketch.scales);
+            let refinement_scales = SharedSlice::new(&mut sketch.refinement_scales);
+            let residuals = SharedSlice::new(&mut sketch.residuals);
+            let refinement_residuals = SharedSlice::new(&mut sketch.refinement_residuals);
             let norms = SharedSlice::new(&mut norms);
             pool.run(|worker| {
                 let mut room = Room::new(cols, layout);
@@ -179,28 +179,38 @@ impl Planes {
                     let own = first..first + TILE_ROWS;
                     let filled = first..own.end.min(rows);
                     // SAFETY: workers own disjoint ranges of tiles and of their rows.
-                    let (out, fine, scales, fine_scales, residuals, fine_residuals) = unsafe {
+                    let (
+                        out,
+                        refinement,
+                        scales,
+                        refinement_scales,
+                        residuals,
+                        refinement_residuals,
+                    ) = unsafe {
                         (
                             out.write(tile * tile_bytes..(tile + 1) * tile_bytes),
-                            fine.write(filled.start * fine_bytes..filled.end * fine_bytes),
+                            refinement.write(
+                                filled.start * refinement_bytes..filled.end * refinement_bytes,
+                            ),
                             scales.write(own.clone()),
-                            fine_scales.write(own.clone()),
+                            refinement_scales.write(own.clone()),
                             residuals.write(own.clone()),
-                            fine_residuals.write(own),
+                            refinement_residuals.write(own),
                         )
                     };
-                    for (r, fine) in fine.chunks_exact_mut(fine_bytes).enumerate() {
+                    for (r, refinement) in refinement.chunks_exact_mut(refinement_bytes).enumerate()
+                    {
                         head.read_row(gguf, first + r, &mut room.weights[..cols]);
                         // SAFETY: `coder` asked for what the CPU has.
                         let coded = unsafe { code(&mut room, r, out) };
                         let Some(coded) = coded else { continue };
-                        gather::pack_row(layout, &room.codes, fine);
+                        gather::pack_row(layout, &room.codes, refinement);
                         scales[r] = coded.scale;
-                        fine_scales[r] = coded.fine_scale;
+                        refinement_scales[r] = coded.refinement_scale;
                         residuals[r] = up(coded.residual);
-                        fine_residuals[r] = up(coded.fine_residual);
+                        refinement_residuals[r] = up(coded.refinement_residual);
                         largest.0 = largest.0.max(coded.norm + coded.residual);
-                        largest.1 = largest.1.max(coded.residual + coded.fine_residual);
+                        largest.1 = largest.1.max(coded.residual + coded.refinement_residual);
                     }
                     // Rarely, as part of a page stays at either end.
                     let since = (tile - share.start) / TILES_PER_DROP * TILES_PER_DROP;
@@ -212,31 +222,31 @@ impl Planes {
                 unsafe { norms.write(worker.index..worker.index + 1)[0] = largest };
             })?;
         }
-        planes.fine = PackedLines::of_rows(layout, Shape::new(rows, cols), fine);
-        for (norm, fine_norm) in norms {
-            (planes.norm, planes.fine_norm) =
-                (planes.norm.max(norm), planes.fine_norm.max(fine_norm));
+        sketch.refinement = GatherMatrix::of_rows(layout, Shape::new(rows, cols), refinement);
+        for (norm, refinement_norm) in norms {
+            (sketch.norm, sketch.refinement_norm) =
+                (sketch.norm.max(norm), sketch.refinement_norm.max(refinement_norm));
         }
-        Ok(planes)
+        Ok(sketch)
     }
 
-    /// The kernel that scans for so many tokens: at most [`Planes::tokens`].
+    /// The kernel that scans for so many tokens: at most [`HeadSketch::tokens`].
     #[must_use]
-    pub fn kernel(&self, tokens: usize) -> &PlaneKernel {
-        let rows = if self.is_fine(tokens) { 2 } else { tokens };
+    pub fn kernel(&self, tokens: usize) -> &SketchKernel {
+        let rows = if self.has_residual_row(tokens) { 2 } else { tokens };
         let fits = self.kernels.iter().find(|kernel| kernel.tokens() >= rows);
         fits.unwrap_or(&self.kernels[0])
     }
 
     /// Whether tokens, if they are so many, are two rows of activations each.
-    pub(crate) fn is_fine(&self, tokens: usize) -> bool {
+    pub(crate) fn has_residual_row(&self, tokens: usize) -> bool {
         tokens == 1 && !self.block_head && self.tokens() > 1
     }
 
     /// Tokens that a scan serves at most.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.kernels.iter().map(PlaneKernel::tokens).max().unwrap_or(1)
+        self.kernels.iter().map(SketchKernel::tokens).max().unwrap_or(1)
     }
 
     /// Rows of the head.
@@ -245,36 +255,36 @@ impl Planes {
         self.rows
     }
 
-    /// Tiles of the plane.
+    /// Tiles of the sketch.
     pub(crate) fn tile_count(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
     }
 
-    /// Bytes that a scan reads: the plane, and scale and residual of every row.
+    /// Bytes that a scan reads: the sketch, and scale and residual of every row.
     #[must_use]
     pub fn scan_bytes(&self) -> usize {
         self.tiles.len() + self.rows * 2 * size_of::<f32>()
     }
 
-    /// Bytes that the fine estimate of a row reads.
+    /// Bytes that the refinement estimate of a row reads.
     #[must_use]
-    pub fn fine_row_bytes(&self) -> usize {
-        Self::fine_bytes(self.fine.layout(), self.cols)
+    pub fn refinement_row_bytes(&self) -> usize {
+        Self::refinement_bytes(self.refinement.layout(), self.cols)
     }
 
     /// Keeps the copies in memory, if so asked.
     pub(crate) fn lock_if(&self, lock: bool) -> std::io::Result<()> {
-        if lock { self.tiles.lock().and(self.fine.lock()) } else { Ok(()) }
+        if lock { self.tiles.lock().and(self.refinement.lock()) } else { Ok(()) }
     }
 
-    /// Takes the activations of some tokens for [`Planes::scan`].
+    /// Takes the activations of some tokens for [`HeadSketch::scan`].
     pub(crate) fn set<'a>(
         &self,
-        input: &mut PlaneInput,
+        input: &mut SketchInput,
         queries: impl ExactSizeIterator<Item = &'a Query> + Clone,
     ) {
         let kernel = self.kernel(queries.len());
-        let rests = queries.clone().take(usize::from(self.is_fine(queries.len())));
+        let rests = queries.clone().take(usize::from(self.has_residual_row(queries.len())));
         let rows = queries.map(|query| &query.rows[0]).chain(rests.map(|query| &query.rows[1]));
         input.set(kernel, self.cols, rows.map(|row| (&row.q[..], &row.d[..])));
     }
@@ -285,11 +295,11 @@ impl Planes {
         &self,
         tokens: usize,
         tiles: Range<usize>,
-        input: &PlaneInput,
+        input: &SketchInput,
         out: &mut [f32],
     ) {
         self.kernel(tokens).run(&self.tiles, &self.scales, tiles, input, out);
-        if self.is_fine(tokens) {
+        if self.has_residual_row(tokens) {
             let (estimates, rests) = out.split_at_mut(out.len() / 2);
             for (estimate, rest) in estimates.iter_mut().zip(rests) {
                 *estimate += *rest;
@@ -312,13 +322,19 @@ impl Planes {
         ops.list_reaching((estimates, residuals), reach, first as u32, found)
     }
 
-    /// Products of some fine rows with the activations, for [`Planes::survives`].
-    pub(crate) fn fine_dots(&self, rows: &[u32], query: &Query, dots: &mut [i32]) {
-        self.fine_kernel.run(&self.fine, 0..self.fine.units(), rows, &query.fine, dots);
+    /// Products of some refinement rows with the activations, for [`HeadSketch::survives`].
+    pub(crate) fn refinement_dots(&self, rows: &[u32], query: &Query, dots: &mut [i32]) {
+        self.refinement_kernel.run(
+            &self.refinement,
+            0..self.refinement.units(),
+            rows,
+            &query.refinement,
+            dots,
+        );
     }
 
     /// Whether a row's logit may reach `least` by its better estimate, if the scan's and the product
-    /// of its fine row are these.
+    /// of its refinement row are these.
     pub(crate) fn survives(
         &self,
         row: usize,
@@ -326,13 +342,13 @@ impl Planes {
         query: &Query,
         least: f32,
     ) -> bool {
-        let fine = dot as f32 * (self.fine_scales[row] * query.step);
-        let radius = self.fine_residuals[row] * query.norm + query.fine_slack;
-        reaches((estimate + fine) + radius, least)
+        let refinement = dot as f32 * (self.refinement_scales[row] * query.step);
+        let radius = self.refinement_residuals[row] * query.norm + query.refinement_slack;
+        reaches((estimate + refinement) + radius, least)
     }
 }
 
-/// Codes one row, row `r` of its tile, and its fine row. Nothing is written, and nothing given,
+/// Codes one row, row `r` of its tile, and its refinement row. Nothing is written, and nothing given,
 /// where the weights are no numbers or too large.
 ///
 /// # Safety
@@ -340,18 +356,18 @@ impl Planes {
 type Coder = unsafe fn(&mut Room, usize, &mut [u8]) -> Option<Coded>;
 
 /// The coder for a format, of instructions up to those of `isa`. All give the same.
-fn coder(format: PlaneFormat, isa: Isa) -> Coder {
+fn coder(format: SketchFormat, isa: Isa) -> Coder {
     #[cfg(target_arch = "x86_64")]
     if isa.includes(Isa::Avx2) && Isa::Avx2.is_supported() {
         return match format {
-            PlaneFormat::P4 => code_row_avx2::<4>,
-            PlaneFormat::P5 => code_row_avx2::<5>,
+            SketchFormat::P4 => code_row_avx2::<4>,
+            SketchFormat::P5 => code_row_avx2::<5>,
         };
     }
     let _ = isa;
     match format {
-        PlaneFormat::P4 => code_row::<4>,
-        PlaneFormat::P5 => code_row::<5>,
+        SketchFormat::P4 => code_row::<4>,
+        SketchFormat::P5 => code_row::<5>,
     }
 }
 
@@ -362,21 +378,21 @@ fn code_row_avx2<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -
     code_row::<BITS>(room, r, out)
 }
 
-/// What the copies would leave of some rows: the norms after the plane and after both.
+/// What the copies would leave of some rows: the norms after the sketch and after both.
 pub(crate) fn residuals(
     gguf: &Gguf,
     head: &Table,
     cols: usize,
-    (format, isa): (PlaneFormat, Isa),
+    (format, isa): (SketchFormat, Isa),
     rows: impl Iterator<Item = usize>,
 ) -> Vec<[f32; 2]> {
-    let mut room = Room::new(cols, LineLayout::I2sL64);
+    let mut room = Room::new(cols, GatherLayout::I2sL64);
     let mut tile = vec![0; format.tile_bytes(cols)];
     rows.map(|row| {
         head.read_row(gguf, row, &mut room.weights[..cols]);
         // SAFETY: `coder` asked for what the CPU has.
         match unsafe { coder(format, isa)(&mut room, 0, &mut tile) } {
-            Some(coded) => [coded.residual, coded.fine_residual].map(up),
+            Some(coded) => [coded.residual, coded.refinement_residual].map(up),
             None => [f32::INFINITY; 2],
         }
     })
@@ -396,7 +412,7 @@ impl BlockRow {
     }
 }
 
-/// The activations of one token as the scan and the fine rows read them, and what they add to the
+/// The activations of one token as the scan and the refinement rows read them, and what they add to the
 /// bounds.
 #[derive(Debug)]
 pub(crate) struct Query {
@@ -405,45 +421,51 @@ pub(crate) struct Query {
     /// In blocks, and what that leaves.
     rows: [BlockRow; 2],
     rest: Vec<f32>,
-    /// With one scale, what a step of it stands for; prepared for the fine rows.
+    /// With one scale, what a step of it stands for; prepared for the refinement rows.
     q8: Vec<i8>,
     step: f32,
-    fine: Buffer,
+    refinement: Buffer,
     /// Not below |x|.
     norm: f32,
     /// What is added to the residuals' part of the bounds.
     slack: f32,
-    fine_slack: f32,
+    refinement_slack: f32,
 }
 
 impl Query {
-    pub(crate) fn new(planes: &Planes) -> Result<Self> {
-        let padded = planes.cols.next_multiple_of(BLOCK);
+    pub(crate) fn new(sketch: &HeadSketch) -> Result<Self> {
+        let padded = sketch.cols.next_multiple_of(BLOCK);
         Ok(Self {
             x: vec![0.0; padded],
             rows: [(); 2].map(|()| BlockRow { q: vec![0; padded], d: vec![0.0; padded / BLOCK] }),
             rest: vec![0.0; padded],
             q8: vec![0; padded],
             step: 0.0,
-            fine: Buffer::zeroed(planes.fine_kernel.group_bytes(planes.cols))?,
+            refinement: Buffer::zeroed(sketch.refinement_kernel.group_bytes(sketch.cols))?,
             norm: 0.0,
             slack: 0.0,
-            fine_slack: 0.0,
+            refinement_slack: 0.0,
         })
     }
 
     /// Takes the activations, as two rows if so asked; false where no bound holds: they are not finite,
     /// or too large.
-    pub(crate) fn set(&mut self, planes: &Planes, ops: &VectorOps, x: &[f32], fine: bool) -> bool {
+    pub(crate) fn set(
+        &mut self,
+        sketch: &HeadSketch,
+        ops: &VectorOps,
+        x: &[f32],
+        refinement: bool,
+    ) -> bool {
         let cols = x.len();
         self.x[..cols].copy_from_slice(x);
         let [row, rest] = &mut self.rows;
         ops.quantise_blocks(&self.x, &mut row.q, &mut row.d);
-        if planes.block_head {
+        if sketch.block_head {
             // What the full head multiplies. As floats they are rounded once, which counts below.
             dequantise(row, &mut self.x);
         }
-        if fine {
+        if refinement {
             dequantise(row, &mut self.rest);
             for (rest, x) in self.rest.iter_mut().zip(&self.x) {
                 *rest = x - *rest;
@@ -453,24 +475,25 @@ impl Query {
         let [row, rest] = &self.rows;
         let (n, x) = (self.x.len(), |i: usize| f64::from(self.x[i]));
         let size = norm(n, x) * (1.0 + 2.0 * U) + UNDERFLOW;
-        let product = size * planes.norm.max(1.0);
+        let product = size * sketch.norm.max(1.0);
         if product.is_nan() || product > MAX_PRODUCT {
             return false;
         }
-        let in_blocks = |i| row.value(i) + if fine { rest.value(i) } else { 0.0 } - x(i);
+        let in_blocks = |i| row.value(i) + if refinement { rest.value(i) } else { 0.0 } - x(i);
         let coarse = norm(n, in_blocks) + U * size;
         self.step = 1.0 / ops.quantise_activations(&self.x, &mut self.q8);
-        planes.fine_kernel.prepare(&self.q8[..cols], &mut self.fine);
+        sketch.refinement_kernel.prepare(&self.q8[..cols], &mut self.refinement);
         let narrow = |i| f64::from(self.q8[i]) * f64::from(self.step) - x(i);
         let narrow = norm(n, narrow) + U * size;
         // Depths of the three sums: 16 lanes and a tree, for blocks with a product of scales; one
-        // chain over the blocks of the plane. What is left pays for the sums of bounds themselves.
+        // chain over the blocks of the sketch. What is left pays for the sums of bounds themselves.
         let lanes = n as f64 / 16.0 + 16.0;
         let blocks = (n / BLOCK) as f64 + 16.0;
         let rounding = (lanes + blocks + 32.0) * 1.01 * U;
-        let slack = planes.norm * (coarse + rounding * (size + coarse)) + UNDERFLOW;
-        let fine = planes.fine_norm * (narrow + rounding * (size + narrow));
-        (self.norm, self.slack, self.fine_slack) = (up(size), up(slack), up(slack + fine));
+        let slack = sketch.norm * (coarse + rounding * (size + coarse)) + UNDERFLOW;
+        let refinement = sketch.refinement_norm * (narrow + rounding * (size + narrow));
+        (self.norm, self.slack, self.refinement_slack) =
+            (up(size), up(slack), up(slack + refinement));
         true
     }
 }
@@ -484,9 +507,9 @@ fn dequantise(row: &BlockRow, x: &mut [f32]) {
     }
 }
 
-/// Code of a weight of 0 in a fine row.
+/// Code of a weight of 0 in a refinement row.
 const ZERO: u8 = 1;
-/// The scale of a fine row in root mean squares: the best for what rounding to equal steps leaves, of
+/// The scale of a refinement row in root mean squares: the best for what rounding to equal steps leaves, of
 /// which two thirds of the largest are so many.
 const FINE_STEP: f32 = 1.154_700_5;
 
@@ -539,12 +562,12 @@ fn code_row<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Opt
         out[block_bytes - TILE_ROWS + r] = scale as u8;
     }
     let mean = squares[1].iter().sum::<f32>() / room.weights.len() as f32;
-    let fine_scale = FINE_STEP * mean.sqrt();
+    let refinement_scale = FINE_STEP * mean.sqrt();
     let (codes, _) = room.codes.as_chunks_mut::<BLOCK>();
     for (rest, codes) in rests.iter().zip(codes) {
-        add_squares(&mut squares[2], &quantise(rest, fine_scale, 1.0, 2.0, codes));
+        add_squares(&mut squares[2], &quantise(rest, refinement_scale, 1.0, 2.0, codes));
     }
-    let [weights_norm, residual, fine_residual] = squares.map(|lanes| {
+    let [weights_norm, residual, refinement_residual] = squares.map(|lanes| {
         let depth = room.weights.len() as f64 / LANES as f64 + 32.0;
         let sum: f64 = lanes.iter().map(|&v| f64::from(v)).sum();
         sum.sqrt() * (1.0 + depth * 2.0 * U) + UNDERFLOW
@@ -554,10 +577,10 @@ fn code_row<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Opt
     Some(Coded {
         // Scans sum twice the codes.
         scale: unit / 2.0,
-        fine_scale,
+        refinement_scale,
         norm: weights_norm,
         residual: residual + rounding,
-        fine_residual: fine_residual + rounding,
+        refinement_residual: refinement_residual + rounding,
     })
 }
 
@@ -726,33 +749,33 @@ pub(crate) mod tests {
     }
 
     /// The full head's kernel and the copies of a case.
-    pub fn planes(case: &Case, format: PlaneFormat, pool: &Pool) -> (HeadKernel, Planes) {
+    pub fn sketch(case: &Case, format: SketchFormat, pool: &Pool) -> (HeadKernel, HeadSketch) {
         let best = bitnet_profiles::Isa::best();
         let head = HeadKernel::default(case.table.format(), best).unwrap();
-        let scan = (format, PlaneKernel::defaults(format, best, &head));
-        let fine = LinesKernel::default(Along::Rows, None, best).unwrap();
+        let scan = (format, SketchKernel::defaults(format, best, &head));
+        let refinement = GatherKernel::default(Along::Rows, None, best).unwrap();
         let Case { gguf, table, cols, .. } = case;
-        (head, Planes::build(gguf, table, *cols, scan, fine, pool, Pages::Small).unwrap())
+        (head, HeadSketch::build(gguf, table, *cols, scan, refinement, pool, Pages::Small).unwrap())
     }
 
     /// The estimates of all rows for one token.
-    fn estimate(planes: &Planes, query: &Query) -> Vec<f32> {
-        let mut input = PlaneInput::default();
-        planes.set(&mut input, std::iter::once(query));
-        let mut out = vec![f32::NAN; planes.kernel(1).tokens() * planes.tile_count() * TILE_ROWS];
-        planes.scan(1, 0..planes.tile_count(), &input, &mut out);
+    fn estimate(sketch: &HeadSketch, query: &Query) -> Vec<f32> {
+        let mut input = SketchInput::default();
+        sketch.set(&mut input, std::iter::once(query));
+        let mut out = vec![f32::NAN; sketch.kernel(1).tokens() * sketch.tile_count() * TILE_ROWS];
+        sketch.scan(1, 0..sketch.tile_count(), &input, &mut out);
         out
     }
 
-    fn fine_dot(planes: &Planes, row: usize, query: &Query) -> i32 {
+    fn refinement_dot(sketch: &HeadSketch, row: usize, query: &Query) -> i32 {
         let mut dots = [0];
-        planes.fine_dots(&[row as u32], query, &mut dots);
+        sketch.refinement_dots(&[row as u32], query, &mut dots);
         dots[0]
     }
 
-    /// [`Planes::survives`] by the fine row.
-    fn survives(planes: &Planes, row: usize, estimate: f32, query: &Query, least: f32) -> bool {
-        planes.survives(row, (estimate, fine_dot(planes, row, query)), query, least)
+    /// [`HeadSketch::survives`] by the refinement row.
+    fn survives(sketch: &HeadSketch, row: usize, estimate: f32, query: &Query, least: f32) -> bool {
+        sketch.survives(row, (estimate, refinement_dot(sketch, row, query)), query, least)
     }
 
     /// All logits, by the full head's kernel.
@@ -772,34 +795,34 @@ pub(crate) mod tests {
         let (pool, ops) = (Pool::new(2).unwrap(), VectorOps::best(bitnet_profiles::Isa::best()));
         let mut tight = 0;
         for case in cases(161) {
-            for format in [PlaneFormat::P4, PlaneFormat::P5] {
-                let (head, planes) = planes(&case, format, &pool);
-                let mut query = Query::new(&planes).unwrap();
+            for format in [SketchFormat::P4, SketchFormat::P5] {
+                let (head, sketch) = sketch(&case, format, &pool);
+                let mut query = Query::new(&sketch).unwrap();
                 for (i, x) in case.inputs.iter().enumerate() {
                     let what = format!("{} {} {format} {i}", case.name, case.table.format());
                     let expected = logits(&case, &head, x);
-                    if !query.set(&planes, &ops, x, planes.is_fine(1)) {
+                    if !query.set(&sketch, &ops, x, sketch.has_residual_row(1)) {
                         assert!(x.iter().any(|x| x.is_nan() || x.abs() > 1e15), "{what}");
                         continue;
                     }
-                    let estimates = estimate(&planes, &query);
+                    let estimates = estimate(&sketch, &query);
                     for (row, &logit) in expected.iter().enumerate() {
                         let what = format!("{what}, row {row}: {logit}");
-                        let (estimate, residual) = (estimates[row], planes.residuals[row]);
+                        let (estimate, residual) = (estimates[row], sketch.residuals[row]);
                         let radius = residual * query.norm + query.slack;
                         if radius == f32::INFINITY {
-                            assert!(survives(&planes, row, estimate, &query, f32::MAX), "{what}");
+                            assert!(survives(&sketch, row, estimate, &query, f32::MAX), "{what}");
                             continue;
                         }
                         let error = (f64::from(logit) - f64::from(estimate)).abs();
                         assert!(error <= f64::from(radius), "{what} for {estimate} {radius}");
-                        assert!(survives(&planes, row, estimate, &query, logit), "{what}");
+                        assert!(survives(&sketch, row, estimate, &query, logit), "{what}");
                         if case.name == "noise" && i == 0 {
-                            let largest = planes.norm as f32 * query.norm;
+                            let largest = sketch.norm as f32 * query.norm;
                             let share = [0.12, 0.06][format as usize];
                             assert!(radius < share * largest, "{what}: {radius} of {largest}");
                             let finer = logit + 0.5 * share * largest;
-                            assert!(!survives(&planes, row, estimate, &query, finer), "{what}");
+                            assert!(!survives(&sketch, row, estimate, &query, finer), "{what}");
                             tight += 1;
                         }
                     }
@@ -819,21 +842,21 @@ pub(crate) mod tests {
         let weights: Vec<f32> = (0..rows).flat_map(|_| input(cols, random)).collect();
         let (gguf, table) = Table::alone(HeadFormat::F32, cols, &encode(HeadFormat::F32, &weights));
         let case = Case { name: "noise", gguf, table, cols, inputs: Vec::new() };
-        for format in [PlaneFormat::P4, PlaneFormat::P5] {
-            let (head, planes) = planes(&case, format, &pool);
-            let mut query = Query::new(&planes).unwrap();
+        for format in [SketchFormat::P4, SketchFormat::P5] {
+            let (head, sketch) = sketch(&case, format, &pool);
+            let mut query = Query::new(&sketch).unwrap();
             // One column after the other shows what the copies hold.
             let (mut left, mut left_by_both) = (weights.clone(), weights.clone());
             for col in 0..cols {
                 let mut x = vec![0.0; cols];
                 x[col] = 1.0;
-                assert!(query.set(&planes, &ops, &x, true));
-                let estimates = estimate(&planes, &query);
+                assert!(query.set(&sketch, &ops, &x, true));
+                let estimates = estimate(&sketch, &query);
                 for row in 0..rows {
-                    let fine = fine_dot(&planes, row, &query) as f32
-                        * (planes.fine_scales[row] * query.step);
+                    let refinement = refinement_dot(&sketch, row, &query) as f32
+                        * (sketch.refinement_scales[row] * query.step);
                     left[row * cols + col] -= estimates[row];
-                    left_by_both[row * cols + col] -= estimates[row] + fine;
+                    left_by_both[row * cols + col] -= estimates[row] + refinement;
                 }
             }
             for row in 0..rows {
@@ -842,22 +865,23 @@ pub(crate) mod tests {
                         left[row * cols..(row + 1) * cols].iter().map(|x| x * sign).collect()
                     };
                     let x = along(&left);
-                    assert!(query.set(&planes, &ops, &x, true));
-                    let estimates = estimate(&planes, &query);
-                    let radius = planes.residuals[row] * query.norm + query.slack;
+                    assert!(query.set(&sketch, &ops, &x, true));
+                    let estimates = estimate(&sketch, &query);
+                    let radius = sketch.residuals[row] * query.norm + query.slack;
                     let error = (logits(&case, &head, &x)[row] - estimates[row]).abs();
                     assert!(error <= radius && error > 0.99 * radius, "{error} {radius}");
 
                     let x = along(&left_by_both);
-                    assert!(query.set(&planes, &ops, &x, true));
-                    let estimates = estimate(&planes, &query);
+                    assert!(query.set(&sketch, &ops, &x, true));
+                    let estimates = estimate(&sketch, &query);
                     let logit = logits(&case, &head, &x)[row];
-                    let radius = planes.fine_residuals[row] * query.norm + query.fine_slack;
-                    assert!(survives(&planes, row, estimates[row], &query, logit), "{logit}");
+                    let radius =
+                        sketch.refinement_residuals[row] * query.norm + query.refinement_slack;
+                    assert!(survives(&sketch, row, estimates[row], &query, logit), "{logit}");
                     if sign > 0.0 {
                         // The logit lies a radius above its estimate.
                         let more = logit + 0.3 * radius;
-                        assert!(!survives(&planes, row, estimates[row], &query, more), "{logit}");
+                        assert!(!survives(&sketch, row, estimates[row], &query, more), "{logit}");
                     }
                 }
             }

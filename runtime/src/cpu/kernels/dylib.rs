@@ -13,7 +13,7 @@ use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 
 use super::cache::Checked;
 use super::library::{Library, Unusable};
-use super::{AttentionKernel, HeadKernel, Kernel, LinesKernel};
+use super::{AttentionKernel, GatherKernel, HeadKernel, Kernel};
 use bitnet_kernels::{self as builtin, abi};
 
 /// The most entries of a table.
@@ -54,7 +54,7 @@ impl Library {
                 table(tables.ternary, tables.ternary_len),
                 table(tables.heads, tables.heads_len),
                 table(tables.attention, tables.attention_len),
-                table(tables.lines, tables.lines_len),
+                table(tables.lines, tables.gather_len),
             )
         };
         let (Some(ternary), Some(heads), Some(attention), Some(lines)) =
@@ -77,7 +77,7 @@ impl Library {
             ternary: ternary.iter().filter_map(Kernel::new).collect(),
             heads: heads.iter().filter_map(HeadKernel::new).collect(),
             attention: attention.iter().filter_map(AttentionKernel::new).collect(),
-            lines: lines.iter().filter_map(LinesKernel::new).collect(),
+            lines: lines.iter().filter_map(GatherKernel::new).collect(),
         };
         let all =
             [found.ternary.len(), found.heads.len(), found.attention.len(), found.lines.len()];

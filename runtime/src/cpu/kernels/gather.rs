@@ -2,30 +2,30 @@
 
 use std::ops::Range;
 
-use bitnet_profiles::{Format, Isa, KernelId, LineLayout, Op, Shape};
+use bitnet_profiles::{Format, GatherLayout, Isa, KernelId, Op, Shape};
 
-use crate::cpu::gather::{Along, Lines};
+use crate::cpu::gather::{Along, GatherView};
 use crate::cpu::memory::ALIGN;
 use bitnet_kernels::{self as builtin, abi};
 
 /// A kernel with a list of lines that this CPU can run.
 #[derive(Clone, Copy)]
-pub struct LinesKernel {
+pub struct GatherKernel {
     id: KernelId,
-    layout: LineLayout,
+    layout: GatherLayout,
     along: Along,
-    entry: &'static abi::LinesEntry,
+    entry: &'static abi::GatherEntry,
 }
 
-impl std::fmt::Debug for LinesKernel {
+impl std::fmt::Debug for GatherKernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LinesKernel({})", self.id)
+        write!(f, "GatherKernel({})", self.id)
     }
 }
 
-impl LinesKernel {
+impl GatherKernel {
     /// Wraps a table entry, unless the CPU lacks the ISA or the entry is no such kernel.
-    pub(super) fn new(entry: &'static abi::LinesEntry) -> Option<Self> {
+    pub(super) fn new(entry: &'static abi::GatherEntry) -> Option<Self> {
         let id: KernelId = entry.id.text()?.parse().ok()?;
         let (layout, along) = match id.op {
             Op::Rows(layout) => (layout, Along::Rows),
@@ -73,7 +73,7 @@ impl LinesKernel {
     }
 
     /// The packing it reads.
-    pub fn layout(&self) -> LineLayout {
+    pub fn layout(&self) -> GatherLayout {
         self.layout
     }
 
@@ -87,7 +87,7 @@ impl LinesKernel {
         (self.entry.scratch)(activations).next_multiple_of(ALIGN)
     }
 
-    /// Dot products that [`LinesKernel::run`] writes for so many lines and units.
+    /// Dot products that [`GatherKernel::run`] writes for so many lines and units.
     pub fn outputs(&self, lines: usize, units: usize) -> usize {
         match self.along {
             Along::Rows => lines,
@@ -96,7 +96,7 @@ impl LinesKernel {
     }
 
     /// Prepares the activations of one token: of every column, or of the columns listed. `group` is
-    /// [`LinesKernel::group_bytes`] long and aligned to [`ALIGN`].
+    /// [`GatherKernel::group_bytes`] long and aligned to [`ALIGN`].
     ///
     /// # Panics
     /// When a size or the alignment does not fit.
@@ -131,13 +131,13 @@ impl LinesKernel {
     /// size does not fit.
     pub fn run<'a>(
         &self,
-        matrix: impl Into<Lines<'a>>,
+        matrix: impl Into<GatherView<'a>>,
         units: Range<usize>,
         list: &[u32],
         group: &[u8],
         out: &mut [i32],
     ) {
-        let matrix: Lines<'a> = matrix.into();
+        let matrix: GatherView<'a> = matrix.into();
         let Shape { cols, .. } = matrix.shape();
         assert!(
             matrix.layout() == self.layout && matrix.along() == self.along,
@@ -159,12 +159,12 @@ impl LinesKernel {
         let highest = list.iter().fold(0, |highest, &line| highest.max(line));
         assert!(list.is_empty() || (highest as usize) < matrix.lines(), "line {highest}");
         let last = matrix.lines().saturating_sub(1) * matrix.line_bytes();
-        assert!(last + units.end * LineLayout::UNIT_BYTES <= matrix.data().len());
+        assert!(last + units.end * GatherLayout::UNIT_BYTES <= matrix.data().len());
         assert_eq!(group.len(), self.group_bytes(activations));
         assert_eq!(group.as_ptr() as usize % ALIGN, 0);
         assert!(out.len() >= self.outputs(list.len(), units.len()));
-        let call = abi::LinesCall {
-            lines: matrix.data()[units.start * LineLayout::UNIT_BYTES..].as_ptr(),
+        let call = abi::GatherCall {
+            lines: matrix.data()[units.start * GatherLayout::UNIT_BYTES..].as_ptr(),
             line_bytes: matrix.line_bytes(),
             units: units.len(),
             list: list.as_ptr(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bitnet_profiles::{Isa, KernelId};
 
 use super::verify::{self, Oracle, Wrong};
-use super::{AttentionKernel, HeadKernel, Kernel, LinesKernel};
+use super::{AttentionKernel, GatherKernel, HeadKernel, Kernel};
 use crate::cpu::threads::Pool;
 
 /// The kernels of a library that this process has loaded, which it never unloads.
@@ -15,7 +15,7 @@ pub struct Library {
     pub(super) ternary: Vec<Kernel>,
     pub(super) heads: Vec<HeadKernel>,
     pub(super) attention: Vec<AttentionKernel>,
-    pub(super) lines: Vec<LinesKernel>,
+    pub(super) lines: Vec<GatherKernel>,
 }
 
 impl Library {
@@ -35,7 +35,7 @@ impl Library {
     }
 
     /// The kernels that are given a list of lines.
-    pub fn lines(&self) -> &[LinesKernel] {
+    pub fn lines(&self) -> &[GatherKernel] {
         &self.lines
     }
 
@@ -55,7 +55,7 @@ impl Library {
     }
 
     /// The kernel of that name that is given a list of lines.
-    pub fn find_lines(&self, id: &KernelId) -> Option<LinesKernel> {
+    pub fn find_gather(&self, id: &KernelId) -> Option<GatherKernel> {
         self.lines.iter().find(|kernel| kernel.id() == id).copied()
     }
 
@@ -83,7 +83,7 @@ impl Library {
         for kernel in ids.iter().filter_map(|id| self.find_attention(id)) {
             wrong.extend(verify::attention(&kernel, cols)?);
         }
-        for kernel in ids.iter().filter_map(|id| self.find_lines(id)) {
+        for kernel in ids.iter().filter_map(|id| self.find_gather(id)) {
             wrong.extend(verify::lines(&kernel, cols)?);
         }
         let first = wrong.into_iter().next();

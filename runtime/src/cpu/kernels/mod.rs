@@ -29,11 +29,11 @@ mod vector;
 pub mod verify;
 
 pub use attention::AttentionKernel;
-pub use gather::LinesKernel;
+pub use gather::GatherKernel;
 pub use head::HeadKernel;
 pub use library::{Library, Unusable};
 pub use selection::{Selection, shipped};
-pub use sketch::{PlaneInput, PlaneKernel};
+pub use sketch::{SketchInput, SketchKernel};
 pub use vector::VectorOps;
 
 use bitnet_kernels::{self as builtin, abi};

@@ -14,7 +14,7 @@ use bitnet_profiles::{
 };
 
 use super::{
-    AttentionKernel, HeadKernel, Kernel, Library, LinesKernel, Unusable, VectorOps, builtin, find,
+    AttentionKernel, GatherKernel, HeadKernel, Kernel, Library, Unusable, VectorOps, builtin, find,
 };
 use crate::cpu::gather::Along;
 use crate::cpu::host::Host;
@@ -188,7 +188,7 @@ impl Selection {
 
     /// The kernel that skips what meets a zero in the last of a role's matrices, and the share of its
     /// lines above which it takes as long as to read it whole. Only `gate_up` and `down` have one.
-    pub fn lines(&self, role: Role, parts: &[Shape]) -> Option<(LinesKernel, f64)> {
+    pub fn lines(&self, role: Role, parts: &[Shape]) -> Option<(GatherKernel, f64)> {
         let along = match role {
             Role::GateUp => Along::Rows,
             Role::Down => Along::Columns,
@@ -197,17 +197,17 @@ impl Selection {
         let choice = self.profile.as_ref().and_then(|profile| profile.choice(role, parts));
         if let Some(sparse) = choice.and_then(|choice| choice.sparse.as_ref()) {
             let ids = (&sparse.kernel, &sparse.built_in);
-            let kernel = self.present(role, ids, LinesKernel::find, Library::find_lines);
+            let kernel = self.present(role, ids, GatherKernel::find, Library::find_gather);
             if let Some(kernel) = kernel {
                 return Some((kernel, sparse.below));
             }
         }
         let listed = shipped().lines(role, parts, self.format, self.ceiling);
-        let listed = listed.and_then(|s| Some((LinesKernel::find(&s.kernel)?, s.below)));
+        let listed = listed.and_then(|s| Some((GatherKernel::find(&s.kernel)?, s.below)));
         if listed.is_some() {
             return listed;
         }
-        let kernel = LinesKernel::default(along, self.format, self.ceiling)?;
+        let kernel = GatherKernel::default(along, self.format, self.ceiling)?;
         Some((kernel, kernel.break_even()))
     }
 

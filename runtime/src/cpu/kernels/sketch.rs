@@ -1,31 +1,31 @@
-//! The kernels that scan a plane, a low-bit copy of the lm_head.
+//! The kernels that scan a sketch, a low-bit copy of the lm_head.
 
 use std::ops::Range;
 
-use bitnet_profiles::{Isa, KernelId, Op, PlaneFormat};
+use bitnet_profiles::{Isa, KernelId, Op, SketchFormat};
 
 use super::HeadKernel;
 use crate::numerics;
 use bitnet_kernels::{self as builtin, abi};
 
-/// A kernel that scans planes, and that this CPU can run.
+/// A kernel that scans sketch, and that this CPU can run.
 #[derive(Clone, Copy)]
-pub struct PlaneKernel {
+pub struct SketchKernel {
     id: KernelId,
-    format: PlaneFormat,
-    entry: &'static abi::PlaneEntry,
+    format: SketchFormat,
+    entry: &'static abi::SketchEntry,
 }
 
-impl std::fmt::Debug for PlaneKernel {
+impl std::fmt::Debug for SketchKernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PlaneKernel({})", self.id)
+        write!(f, "SketchKernel({})", self.id)
     }
 }
 
 /// The activations of the tokens of a scan, padded with zeros to whole blocks and to the tokens that
 /// a kernel takes.
 #[derive(Clone, Debug, Default)]
-pub struct PlaneInput {
+pub struct SketchInput {
     cols: usize,
     tokens: usize,
     /// `[block][quad][token][4]`
@@ -39,7 +39,7 @@ pub struct PlaneInput {
     relative: Vec<f32>,
 }
 
-impl PlaneInput {
+impl SketchInput {
     /// Takes what [`numerics::quantise_blocks`](crate::numerics::quantise_blocks) gave for each
     /// of some tokens, `cols` activations padded with zeros to whole blocks and as many scales, for
     /// `kernel`.
@@ -48,15 +48,15 @@ impl PlaneInput {
     /// When there are more tokens than the kernel takes, or more or fewer blocks.
     pub fn set<'a>(
         &mut self,
-        kernel: &PlaneKernel,
+        kernel: &SketchKernel,
         cols: usize,
         rows: impl Iterator<Item = (&'a [i8], &'a [f32])>,
     ) {
-        const QUADS: usize = PlaneFormat::BLOCK_COLS / 4;
-        let (tokens, blocks) = (kernel.tokens(), cols.div_ceil(PlaneFormat::BLOCK_COLS));
+        const QUADS: usize = SketchFormat::BLOCK_COLS / 4;
+        let (tokens, blocks) = (kernel.tokens(), cols.div_ceil(SketchFormat::BLOCK_COLS));
         (self.cols, self.tokens) = (cols, tokens);
         self.activations.clear();
-        self.activations.resize(blocks * PlaneFormat::BLOCK_COLS * tokens, 0);
+        self.activations.resize(blocks * SketchFormat::BLOCK_COLS * tokens, 0);
         self.offsets.clear();
         self.offsets.resize(blocks * tokens, 0);
         self.factors.clear();
@@ -67,7 +67,7 @@ impl PlaneInput {
         let offset = 1 - (1 << kernel.format().bits());
         for (token, (q, d)) in rows.enumerate() {
             assert!(token < tokens, "{}: too many tokens", kernel.id());
-            assert!(q.len() == blocks * PlaneFormat::BLOCK_COLS, "{} activations", q.len());
+            assert!(q.len() == blocks * SketchFormat::BLOCK_COLS, "{} activations", q.len());
             self.scales[token] = numerics::relative_scales(d, &mut self.relative);
             let (quads, _) = q.as_chunks::<4>();
             let (out, _) = self.activations.as_chunks_mut::<4>();
@@ -83,25 +83,25 @@ impl PlaneInput {
     }
 }
 
-impl PlaneKernel {
+impl SketchKernel {
     /// Wraps a table entry, unless the CPU lacks the ISA or the entry is no such kernel.
-    fn new(entry: &'static abi::PlaneEntry) -> Option<Self> {
+    fn new(entry: &'static abi::SketchEntry) -> Option<Self> {
         let id: KernelId = entry.id.text()?.parse().ok()?;
         match id.op {
-            Op::Plane(format) if id.isa.is_supported() => Some(Self { id, format, entry }),
+            Op::Sketch(format) if id.isa.is_supported() => Some(Self { id, format, entry }),
             _ => None,
         }
     }
 
     /// The built-in kernels that this CPU can run, in the order of the generator's table.
     pub fn builtin() -> impl Iterator<Item = Self> {
-        builtin::PLANES.iter().filter_map(Self::new)
+        builtin::SKETCHES.iter().filter_map(Self::new)
     }
 
     /// The defaults for a format, by the tokens they take: of the best ISA up to `ceiling`, those that
     /// prefetch about as far ahead as the kernel of the head, which was chosen for this CPU. From
-    /// memory one core of Zen 5 reads 44 GB/s of planes with 8192 bytes, 40 with 4096 and 37 with none.
-    pub fn defaults(format: PlaneFormat, ceiling: Isa, head: &HeadKernel) -> Vec<Self> {
+    /// memory one core of Zen 5 reads 44 GB/s of sketch with 8192 bytes, 40 with 4096 and 37 with none.
+    pub fn defaults(format: SketchFormat, ceiling: Isa, head: &HeadKernel) -> Vec<Self> {
         let prefetch = head.id().tile.prefetch;
         let mut kernels: Vec<Self> = Self::builtin()
             .filter(|kernel| kernel.format == format && kernel.id.isa <= ceiling)
@@ -118,8 +118,8 @@ impl PlaneKernel {
         &self.id
     }
 
-    /// The planes it scans.
-    pub fn format(&self) -> PlaneFormat {
+    /// The sketch it scans.
+    pub fn format(&self) -> SketchFormat {
         self.format
     }
 
@@ -129,8 +129,8 @@ impl PlaneKernel {
     }
 
     /// The estimates of the rows of some tiles, `out`, `[token][tiles][16]`: see
-    /// [`numerics::dot_plane_row`](crate::numerics::dot_plane_row). `data` are the tiles of a
-    /// plane, `scales` those of its rows, `[tiles][16]`.
+    /// [`numerics::dot_sketch_row`](crate::numerics::dot_sketch_row). `data` are the tiles of a
+    /// sketch, `scales` those of its rows, `[tiles][16]`.
     ///
     /// # Panics
     /// When a size does not fit.
@@ -139,17 +139,17 @@ impl PlaneKernel {
         data: &[u8],
         scales: &[f32],
         tiles: Range<usize>,
-        input: &PlaneInput,
+        input: &SketchInput,
         out: &mut [f32],
     ) {
-        const ROWS: usize = PlaneFormat::TILE_ROWS;
+        const ROWS: usize = SketchFormat::TILE_ROWS;
         let cols = input.cols;
         assert!(self.id.shape.is_none_or(|shape| shape.cols == cols), "{}: {cols}", self.id);
         assert_eq!(input.tokens, self.tokens(), "{}", self.id);
         let bytes = self.format.tile_bytes(cols);
         let scales = &scales[tiles.start * ROWS..tiles.end * ROWS];
         assert_eq!(out.len(), self.tokens() * scales.len());
-        let call = abi::PlaneCall {
+        let call = abi::SketchCall {
             tiles: data[tiles.start * bytes..tiles.end * bytes].as_ptr(),
             scales: scales.as_ptr(),
             count: tiles.len(),
@@ -161,8 +161,8 @@ impl PlaneKernel {
             out: out.as_mut_ptr(),
             stride: scales.len(),
         };
-        // SAFETY: `new` checked the CPU, the lines above and `PlaneInput::set` the sizes; what stands
-        // in the plane and the input decides numbers only, never addresses.
+        // SAFETY: `new` checked the CPU, the lines above and `SketchInput::set` the sizes; what stands
+        // in the sketch and the input decides numbers only, never addresses.
         unsafe { (self.entry.run)(&call) }
     }
 }

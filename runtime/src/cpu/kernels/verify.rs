@@ -2,14 +2,14 @@
 //! those made on the host that a model is about to run. A kernel that is wrong is a bug to report,
 //! and never serves.
 
-use bitnet_profiles::{HeadFormat, KernelId, Layout, PlaneFormat, Shape};
+use bitnet_profiles::{HeadFormat, KernelId, Layout, Shape, SketchFormat};
 use half::f16;
 
 use super::attention::{
     AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
 };
-use super::{HeadKernel, Kernel, LinesKernel, Operand, PlaneInput, PlaneKernel};
-use crate::cpu::gather::{Along, PackedLines};
+use super::{GatherKernel, HeadKernel, Kernel, Operand, SketchInput, SketchKernel};
+use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::memory::Buffer;
 use crate::cpu::packing::{PackedMatrix, to_file_codes};
 use crate::cpu::reference;
@@ -160,14 +160,14 @@ impl Oracle {
 ///
 /// # Panics
 /// When the kernel is made for other columns.
-pub fn lines(kernel: &LinesKernel, cols: usize) -> Result<Option<Wrong>> {
+pub fn lines(kernel: &GatherKernel, cols: usize) -> Result<Option<Wrong>> {
     let oracle = Oracle::new(cols, 1);
     let (shape, layout, along) = (oracle.shape, kernel.layout(), kernel.along());
     let pool = Pool::new(1)?;
     for case in &oracle.cases {
         let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape))?;
         let file = to_file_codes(&case.codes);
-        let matrix = PackedLines::pack(&file, shape, 1.0, (layout, along), buffer, &pool)?
+        let matrix = GatherMatrix::pack(&file, shape, 1.0, (layout, along), buffer, &pool)?
             .map_err(|_| Error::Runtime(format!("packing {layout} refused its own codes")))?;
         // All lines, none, and some.
         for every in [1, usize::MAX, 3, 7] {
@@ -190,8 +190,8 @@ pub fn lines(kernel: &LinesKernel, cols: usize) -> Result<Option<Wrong>> {
 
 /// Where a kernel with a list of lines goes wrong on the first activations of a case.
 fn lines_difference(
-    kernel: &LinesKernel,
-    matrix: &PackedLines,
+    kernel: &GatherKernel,
+    matrix: &GatherMatrix,
     case: &Case,
     list: &[u32],
 ) -> Result<Option<String>> {
@@ -255,14 +255,14 @@ pub fn head(kernel: &HeadKernel, cols: usize) -> Result<Option<Wrong>> {
     Ok(None)
 }
 
-/// Where a kernel that scans planes goes wrong on rows of `cols` weights, if it does: on the largest
+/// Where a kernel that scans sketch goes wrong on rows of `cols` weights, if it does: on the largest
 /// sums there are and on noise.
-pub fn plane(kernel: &PlaneKernel, cols: usize) -> Option<Wrong> {
+pub fn sketch(kernel: &SketchKernel, cols: usize) -> Option<Wrong> {
     const TILES: usize = 3;
-    const ROWS: usize = PlaneFormat::TILE_ROWS;
+    const ROWS: usize = SketchFormat::TILE_ROWS;
     let format = kernel.format();
-    let (blocks, most) = (cols.div_ceil(PlaneFormat::BLOCK_COLS), (1u64 << format.bits()) - 1);
-    let padded = blocks * PlaneFormat::BLOCK_COLS;
+    let (blocks, most) = (cols.div_ceil(SketchFormat::BLOCK_COLS), (1u64 << format.bits()) - 1);
+    let padded = blocks * SketchFormat::BLOCK_COLS;
     let mut random = Random::new(cols as u64);
     let cases: [(&str, [u64; 2]); 3] =
         [("noise", [0, most]), ("all codes 0", [0, 0]), ("all codes the largest", [most, most])];
@@ -281,7 +281,7 @@ pub fn plane(kernel: &PlaneKernel, cols: usize) -> Option<Wrong> {
                 (q, d)
             })
             .collect();
-        let mut input = PlaneInput::default();
+        let mut input = SketchInput::default();
         input.set(kernel, cols, quantised.iter().map(|(q, d)| (&q[..], &d[..])));
         let codes: Vec<u8> = (0..TILES * ROWS * padded).map(|_| below(least, most) as u8).collect();
         let scales: Vec<u8> = (0..TILES * ROWS * blocks).map(|_| below(0, 255) as u8).collect();
@@ -290,9 +290,9 @@ pub fn plane(kernel: &PlaneKernel, cols: usize) -> Option<Wrong> {
         for tile in 0..TILES {
             for block in 0..blocks {
                 let code = |row: usize, col: usize| {
-                    codes[(tile * ROWS + row) * padded + block * PlaneFormat::BLOCK_COLS + col]
+                    codes[(tile * ROWS + row) * padded + block * SketchFormat::BLOCK_COLS + col]
                 };
-                // As `PlaneFormat` says: byte 4r + b.
+                // As `SketchFormat` says: byte 4r + b.
                 for (group, byte) in (0..4).flat_map(|g| (0..4 * ROWS).map(move |byte| (g, byte))) {
                     let (row, col) = (byte / 4, 8 * group + byte % 4);
                     data.push(code(row, col) & 15 | code(row, col + 4) << 4);
@@ -317,7 +317,8 @@ pub fn plane(kernel: &PlaneKernel, cols: usize) -> Option<Wrong> {
                     let codes = &codes[row * padded..(row + 1) * padded];
                     let scales = &scales[row * blocks..(row + 1) * blocks];
                     let (x, bits) = ((&q[..], &factors[..], scale), format.bits());
-                    let expected = numerics::dot_plane_row(x, bits, codes, scales, row_scales[row]);
+                    let expected =
+                        numerics::dot_sketch_row(x, bits, codes, scales, row_scales[row]);
                     if got.to_bits() != expected.to_bits() {
                         let found = format!(
                             "{cols} columns, {name}, token {token}, row {row}: {got} for {expected}"

@@ -1,7 +1,7 @@
-// @generated from templates/src/plane.rs by bitnet-codegen; do not edit
+// @generated from templates/src/sketch.rs by bitnet-codegen; do not edit
 
-pub mod plane_5__neondot__any__r16_c0_n8_u1_p0 {
-    //! A scan of a plane: estimates of logits from a low-bit copy of the lm_head (`PlaneFormat`).
+pub mod sketch_5__avx512vnni__any__r16_c0_n8_u1_p24576 {
+    //! A scan of a sketch: estimates of logits from a low-bit copy of the lm_head (`SketchFormat`).
     //!
     //! Rows lie in the lanes, as in I2_S: one vector of codes meets broadcast quads of activations, of
     //! one or more tokens, and no sum crosses lanes. Activations are int8 with a scale for each block of 32
@@ -12,7 +12,7 @@ pub mod plane_5__neondot__any__r16_c0_n8_u1_p0 {
     //! ```
     //!
     //! whose float is multiplied with the block's two scales and added, fused, to the row's only sum
-    //! (`numerics::dot_plane_row`).
+    //! (`numerics::dot_sketch_row`).
     //!
     //! Two tiles at once, so that a quad of activations is loaded for both, do not pay: 8 tokens' sums of
     //! floats lie in memory then. One core of Zen 5 takes 1.0 to 1.1 times as long from its caches and, with
@@ -20,8 +20,8 @@ pub mod plane_5__neondot__any__r16_c0_n8_u1_p0 {
     //! 1.04. Tokens in two halves, each with two tiles, take 0.985 times as long from the caches and as long
     //! from memory.
 
-    use super::abi::PlaneCall;
-    use super::isa::neondot as isa;
+    use super::abi::SketchCall;
+    use super::isa::avx512vnni as isa;
 
     /// Bits of a code: 4 or 5.
     const BITS: usize = 5;
@@ -32,7 +32,7 @@ pub mod plane_5__neondot__any__r16_c0_n8_u1_p0 {
     /// Activation rows per call.
     const TOKENS: usize = 8;
     /// Bytes ahead to prefetch; 0: none.
-    const PREFETCH: usize = 0;
+    const PREFETCH: usize = 24576;
 
     /// Columns in a block.
     const WIDTH: usize = 32;
@@ -57,12 +57,12 @@ pub mod plane_5__neondot__any__r16_c0_n8_u1_p0 {
     /// they are without the codes' offset.
     type Dots = [[isa::I32; VECTORS]; TOKENS];
 
-    /// Computes estimates: see `PlaneRunFn`.
+    /// Computes estimates: see `SketchRunFn`.
     ///
     /// # Safety
-    /// See `PlaneRunFn`.
-    #[target_feature(enable = "neon,dotprod")]
-    pub unsafe extern "C" fn run(call: &PlaneCall) {
+    /// See `SketchRunFn`.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub unsafe extern "C" fn run(call: &SketchCall) {
         let cols = if COLS == 0 { call.cols } else { COLS };
         let blocks = cols.div_ceil(WIDTH);
         for tile in 0..call.count {
@@ -119,7 +119,7 @@ pub mod plane_5__neondot__any__r16_c0_n8_u1_p0 {
     /// # Safety
     /// The block is readable, and so are its activations.
     #[inline]
-    #[target_feature(enable = "neon,dotprod")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn add_part<const N: usize>(dots: &mut Dots, block: *const u8, activations: *const u8) {
         let mut activations = activations;
         for v in 0..VECTORS {

@@ -1,4 +1,4 @@
-//! A scan of a plane: estimates of logits from a low-bit copy of the lm_head (`PlaneFormat`).
+//! A scan of a sketch: estimates of logits from a low-bit copy of the lm_head (`SketchFormat`).
 //!
 //! Rows lie in the lanes, as in I2_S: one vector of codes meets broadcast quads of activations, of
 //! one or more tokens, and no sum crosses lanes. Activations are int8 with a scale for each block of 32
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! whose float is multiplied with the block's two scales and added, fused, to the row's only sum
-//! (`numerics::dot_plane_row`).
+//! (`numerics::dot_sketch_row`).
 //!
 //! Two tiles at once, so that a quad of activations is loaded for both, do not pay: 8 tokens' sums of
 //! floats lie in memory then. One core of Zen 5 takes 1.0 to 1.1 times as long from its caches and, with
@@ -17,7 +17,7 @@
 //! 1.04. Tokens in two halves, each with two tiles, take 0.985 times as long from the caches and as long
 //! from memory.
 
-use crate::abi::PlaneCall;
+use crate::abi::SketchCall;
 use crate::isa::scalar as isa;
 
 /// Bits of a code: 4 or 5.
@@ -54,11 +54,11 @@ const DOUBLED: bool = isa::WIDE && TOKENS > 2;
 /// they are without the codes' offset.
 type Dots = [[isa::I32; VECTORS]; TOKENS];
 
-/// Computes estimates: see `PlaneRunFn`.
+/// Computes estimates: see `SketchRunFn`.
 ///
 /// # Safety
-/// See `PlaneRunFn`.
-pub unsafe extern "C" fn run(call: &PlaneCall) {
+/// See `SketchRunFn`.
+pub unsafe extern "C" fn run(call: &SketchCall) {
     let cols = if COLS == 0 { call.cols } else { COLS };
     let blocks = cols.div_ceil(WIDTH);
     for tile in 0..call.count {
