@@ -6,7 +6,7 @@ use bitnet_runtime::Error;
 use bitnet_runtime::cpu::kernels::Selection;
 
 use crate::measure::{Excluded, JobMeasurements, JobTask, Limits, Measurements, Unit};
-use crate::sparse::SparseUnit;
+use crate::timing::sparse::SparseUnit;
 use crate::worker::{Event, MeasureTask};
 use crate::{ModelInfo, Result};
 

@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::measure::{Excluded, JobTask, Limits, Unit};
-use crate::race::{self, Race, RaceTask};
-use crate::settings::{self, SettingTiming, SettingsTask};
-use crate::sparse::{self, SparseTask, SparseUnit};
-use crate::timing::{self, Present};
+use crate::timing::comparison::{self, Race, RaceTask};
+use crate::timing::jobs::{self, Present};
+use crate::timing::placement::{self, SettingTiming, SettingsTask};
+use crate::timing::sparse::{self, SparseTask, SparseUnit};
 
 /// What a worker is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -228,10 +228,10 @@ fn work(task: &Task, reporter: &mut Reporter) -> Result<()> {
     let present = Present(library);
     match &task.work {
         Work::Measure(measure) => {
-            timing::measure(measure, (&Pool::new(task.threads)?, &present), reporter)
+            jobs::measure(measure, (&Pool::new(task.threads)?, &present), reporter)
         }
         Work::Settings(task) => {
-            let timings = settings::measure(task, &present, reporter)?;
+            let timings = placement::measure(task, &present, reporter)?;
             reporter.send(&Event::Settings(timings))
         }
         Work::Sparse(sparse) => {
@@ -240,7 +240,7 @@ fn work(task: &Task, reporter: &mut Reporter) -> Result<()> {
             reporter.send(&Event::Sparse(units))
         }
         Work::Race(task) => {
-            let race = race::race(task, reporter)?;
+            let race = comparison::race(task, reporter)?;
             reporter.send(&Event::Race(race))
         }
     }

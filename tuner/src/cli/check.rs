@@ -18,7 +18,8 @@ use crate::check::{
 };
 use crate::measure::Excluded;
 use crate::supervise::WorkerProgram;
-use crate::{ModelInfo, Result, race};
+use crate::timing::comparison;
+use crate::{ModelInfo, Result};
 
 /// Time a profile's picks again, against the runner-up and the untuned default; the exit code is 1
 /// where one lags by more than the noise
@@ -94,7 +95,7 @@ fn model(flag: Option<&Path>, file: &Path, profile: &Profile) -> Result<ModelInf
         }
         (None, None) => {
             // That of `bitnet-tune demo` is in no file.
-            let demo = ModelInfo::from_gguf(&race::open(None)?)?;
+            let demo = ModelInfo::from_gguf(&comparison::open(None)?)?;
             if demo.shapes != profile.model.shapes {
                 let found = format!("none, and {} names none either", file.display());
                 return Err(Error::usage("--model", found, "--model MODEL").into());

@@ -14,7 +14,8 @@ use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig};
 use bitnet_runtime::text::tokenizer::Tokenizer;
 
 use super::{Bar, answer, note};
-use crate::{ModelInfo, Result, race};
+use crate::timing::comparison;
+use crate::{ModelInfo, Result};
 
 /// What its training text has thousands of.
 const PROMPT: &str = "KING RICHARD:\n";
@@ -40,7 +41,7 @@ pub struct Args {
 /// A flag does not fit this host, a file cannot be written, a worker panicked.
 pub fn run(args: &Args) -> Result<()> {
     // The model is in no file that the profile could name.
-    let info = ModelInfo { path: None, ..ModelInfo::from_gguf(&race::open(None)?)? };
+    let info = ModelInfo { path: None, ..ModelInfo::from_gguf(&comparison::open(None)?)? };
     if let Some(path) = &args.output {
         super::tune::writable(path)?;
     }
@@ -68,8 +69,8 @@ pub fn run(args: &Args) -> Result<()> {
 
     let run = profile.run.clone();
     let tuned_kernels = Selection::new(None, None, Some(profile))?;
-    let tokenizer = Tokenizer::from_gguf(&race::open(None)?)?;
-    stream(&mut race::load(None, &tuned_kernels, &run)?, &tokenizer, &options.stop)?;
+    let tokenizer = Tokenizer::from_gguf(&comparison::open(None)?)?;
+    stream(&mut comparison::load(None, &tuned_kernels, &run)?, &tokenizer, &options.stop)?;
     answer(|out| writeln!(out, "\n\n{tuned}next       bitnet-tune --model MODEL.gguf -o host.toml"))
 }
 

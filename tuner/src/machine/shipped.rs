@@ -11,7 +11,8 @@ use super::{Cpu, estimate, kinds::Kind};
 use crate::choose::{choose, defaults};
 use crate::measure::JobTask;
 use crate::plan::{JobPlan, plan};
-use crate::{ModelInfo, settings, tune};
+use crate::timing::placement;
+use crate::{ModelInfo, tune};
 
 /// The shapes that shipped profiles list, by the names of [`DummyShape`].
 pub const PUBLISHED: [&str; 9] = [
@@ -173,7 +174,7 @@ pub fn joined(measured: &[Profile]) -> Option<Profile> {
     all.tool.fingerprint = None;
     all.tool.library_sha256 = None;
     // How to run is every machine's own affair.
-    all.run = settings::untuned(all.run.threads as usize);
+    all.run = placement::untuned(all.run.threads as usize);
     all.model = profiles::Model {
         name: "published shapes".into(),
         architecture: "any".into(),

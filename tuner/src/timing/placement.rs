@@ -13,9 +13,9 @@ use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::sampler::{Candidate, Sampler, TernarySampler};
-use crate::timing::{Present, rotation};
-use crate::tournament::{self, Entrant, Sample};
+use crate::timing::jobs::{Present, rotation};
+use crate::timing::tournament::{self, Entrant, Sample};
+use crate::timing::workload::{Candidate, Sampler, TernarySampler};
 use crate::worker::Reporter;
 
 /// Activation rows of a timed prefill: enough that what is expanded is multiplied as in a prompt.

@@ -27,7 +27,7 @@ use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::threads::{Pool, SharedSlice, Worker};
 
 use crate::Result;
-use crate::tournament::Sample;
+use crate::timing::tournament::Sample;
 use bitnet_runtime::random::Random;
 
 /// The share of a sample that a worker may have waited for its CPU.

@@ -6,9 +6,9 @@ use bitnet_codegen::Phase;
 
 use crate::choose::{self, Choice, Demand, Gain, Prediction, choose};
 use crate::measure::{Excluded, Limits, Timing, phase_name};
-use crate::race;
 use crate::report::figure;
-use crate::settings::PhaseTiming;
+use crate::timing::comparison;
+use crate::timing::placement::PhaseTiming;
 use crate::tune::{Made, Tuned};
 
 const PHASES: [Phase; 2] = [Phase::Decode, Phase::Prefill];
@@ -94,7 +94,7 @@ impl Tuned {
         label(f, "predicted", "the kernels alone")?;
         match &self.race {
             Ok(race) => {
-                let (prompt, tokens) = (race::PROMPT, race::TOKENS);
+                let (prompt, tokens) = (comparison::PROMPT, comparison::TOKENS);
                 let times = match race.loads {
                     1 => "once".to_string(),
                     n => format!("{n} times"),
@@ -246,13 +246,13 @@ mod tests {
 
     use super::*;
     use crate::measure::{Measurements, SparseMeasurements, SparseTiming};
-    use crate::race::{Race, Speed};
+    use crate::timing::comparison::{Race, Speed};
 
     /// A run on the demo model, by one thread.
     fn tuned(race: Result<Race, String>, made: Made, kept_default: bool) -> Tuned {
-        let record = include_str!("../tests/data/bard-11m-one-thread.json");
+        let record = include_str!("../../tests/data/bard-11m-one-thread.json");
         let measurements: Measurements = serde_json::from_str(record).unwrap();
-        let mut profile = Profile::parse(include_str!("../tests/data/profile.toml")).unwrap();
+        let mut profile = Profile::parse(include_str!("../../tests/data/profile.toml")).unwrap();
         profile.run = Run { threads: 1, pinning: Pinning::None, huge_pages: true };
         profile.host.isa = vec![Isa::Scalar];
         Tuned::for_tests(measurements, Objective::Balanced, profile, race, made, kept_default)

@@ -19,8 +19,10 @@ use bitnet_runtime::measure::probe::{self, Stream};
 
 use crate::measure::{Excluded, JobTask, Limits, Timing, Unit, UnitKey, Why, phase_name};
 use crate::plan::LayoutPlan;
-use crate::sampler::{AttentionSampler, Candidate, HeadSampler, Rotation, Sampler, TernarySampler};
-use crate::tournament::{self, Entrant, Entry, Outcome};
+use crate::timing::tournament::{self, Entrant, Entry, Outcome};
+use crate::timing::workload::{
+    AttentionSampler, Candidate, HeadSampler, Rotation, Sampler, TernarySampler,
+};
 use crate::worker::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 

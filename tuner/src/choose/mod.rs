@@ -34,8 +34,8 @@ use crate::measure::{
     JobMeasurements, LayoutMeasurements, Limits, Measurements, SparseMeasurements, SparseTiming,
     Timing,
 };
-use crate::settings::SettingTiming;
-use crate::{race, sampler};
+use crate::timing::placement::SettingTiming;
+use crate::timing::{comparison, workload};
 
 /// What was chosen for one job.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -457,7 +457,7 @@ impl Choice<'_> {
     }
 }
 
-/// What a phase takes in all, of the jobs that it has: those of one token of a [`mod@race`].
+/// What a phase takes in all, of the jobs that it has: those of one token of a [`mod@comparison`].
 fn of_phase<'a>(
     choices: &'a [Choice<'_>],
     phase: Phase,
@@ -468,18 +468,18 @@ fn of_phase<'a>(
     })
 }
 
-/// The time of a job in a [`mod@race`] over that in its tournament: attention takes as long as there
+/// The time of a job in a [`mod@comparison`] over that in its tournament: attention takes as long as there
 /// are positions to attend to, of which the model itself has fewer.
 fn context(job: &JobMeasurements, phase: Phase) -> f64 {
     let tokens = if phase == Phase::Decode { 1 } else { job.tokens };
     match job.role {
-        Role::Attention => race::positions(phase) / sampler::positions(tokens),
+        Role::Attention => comparison::positions(phase) / workload::positions(tokens),
         _ => 1.0,
     }
 }
 
 /// Time of all jobs for one token of a phase in microseconds: chosen, and by default. Without what
-/// lies between the jobs, and with as many positions before it as in a [`mod@race`].
+/// lies between the jobs, and with as many positions before it as in a [`mod@comparison`].
 pub fn per_token_us(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
     of_phase(choices, phase).fold((0.0, 0.0), |(chosen, default), (all, timing)| {
         (chosen + all * timing.ratio, default + all)
@@ -498,7 +498,7 @@ pub struct Demand {
 
 impl Demand {
     /// Of decode: the packed weights of the layouts chosen, the head, and the keys and values as
-    /// far as a [`mod@race`] goes, against the read bandwidth. Of prefill: the weights, against the
+    /// far as a [`mod@comparison`] goes, against the read bandwidth. Of prefill: the weights, against the
     /// rate of multiply-adds, where that is known; the rest is little.
     pub fn of(choices: &[Choice<'_>], limits: &Limits, phase: Phase) -> Option<Self> {
         let sum = |value: &dyn Fn(&Choice<'_>) -> f64| -> f64 {
@@ -955,7 +955,7 @@ mod tests {
 
     #[test]
     fn the_untuned_setting_stays_unless_another_is_better() {
-        use crate::settings::PhaseTiming;
+        use crate::timing::placement::PhaseTiming;
         let timing = |threads, decode: f64, prefill: f64| {
             let phase = |ratio| PhaseTiming { median_us: 100.0 * ratio, ratio, half_width: 0.02 };
             let run = Run { threads, pinning: Pinning::None, huge_pages: true };

@@ -6,6 +6,7 @@
 
 mod heat;
 mod roofline;
+mod summary;
 
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::choose::{self, Choice, Chosen, Demand, Gain, Prediction};
 use crate::measure::{JobMeasurements, Measurements, phase_name};
-use crate::race::Race;
-use crate::settings::{PhaseTiming, SettingTiming};
+use crate::timing::comparison::Race;
+use crate::timing::placement::{PhaseTiming, SettingTiming};
 
 /// What a report says beside the measurements, the choices and the profile.
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,7 +53,7 @@ pub fn html(
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { (title) ": tuning report" }
-                style { (PreEscaped(include_str!("report/style.css"))) }
+                style { (PreEscaped(include_str!("style.css"))) }
             }
             body {
                 (symbols())

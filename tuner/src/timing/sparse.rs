@@ -23,9 +23,9 @@ use bitnet_runtime::random::Random;
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Excluded, SparseMeasurements, SparseTiming, Timing, Why, joined};
-use crate::sampler::{Candidate, Rotation, random_codes, sample_of, take, timed};
-use crate::timing::{self, Present};
-use crate::tournament::{self, Entrant, Entry, Sample};
+use crate::timing::jobs::{self, Present};
+use crate::timing::tournament::{self, Entrant, Entry, Sample};
+use crate::timing::workload::{Candidate, Rotation, random_codes, sample_of, take, timed};
 use crate::worker::{Event, Reporter};
 use crate::{ModelInfo, Result};
 
@@ -131,7 +131,7 @@ pub(crate) fn measure(
 ) -> Result<Vec<SparseUnit>> {
     let start = Instant::now();
     reporter.progress(1.0, "what meets a zero".into())?;
-    let mut rotation = timing::rotation(task.model_bytes, reporter)?;
+    let mut rotation = jobs::rotation(task.model_bytes, reporter)?;
     // All jobs are in memory at once.
     rotation.bytes /= task.jobs.len().max(1) as u64;
     let mut jobs = Vec::new();
@@ -205,10 +205,10 @@ fn tournament(
     (pool, reporter): (&Pool, &mut Reporter),
 ) -> Result<Vec<SparseTiming>> {
     let candidates = kernels.len() * DENSITIES.len();
-    reporter.begin(&job.dense, timing::UNKNOWN)?;
+    reporter.begin(&job.dense, jobs::UNKNOWN)?;
     let one = sampler.sample(pool, None, 1)?;
-    let count = (timing::SAMPLE.as_secs_f64() * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5);
-    let allowed = VERIFY_SECONDS + timing::HUNG * (one.cost + one.us * 1e-6 * count);
+    let count = (jobs::SAMPLE.as_secs_f64() * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5);
+    let allowed = VERIFY_SECONDS + jobs::HUNG * (one.cost + one.us * 1e-6 * count);
     let outcome = tournament::run_uncut(candidates, budget, |entrant| {
         let skipping = match entrant {
             Entrant::Sentinel => None,
@@ -219,7 +219,7 @@ fn tournament(
     })?;
     let timing = |(c, entry): (usize, &Entry)| {
         let kernel = *kernels[c / DENSITIES.len()].id();
-        let timing = timing::timing(kernel, entry)?;
+        let timing = jobs::timing(kernel, entry)?;
         Some(SparseTiming { density: DENSITIES[c % DENSITIES.len()], timing })
     };
     Ok(outcome.entries.iter().enumerate().filter_map(timing).collect())
@@ -307,7 +307,7 @@ impl SparseSampler {
                 lines.push(Some(packed));
             }
         }
-        let flushed = if rotation.warm { 0 } else { (2 * timing::l3()).min(MOST_FLUSHED) };
+        let flushed = if rotation.warm { 0 } else { (2 * jobs::l3()).min(MOST_FLUSHED) };
         let mut flush = Buffer::zeroed(flushed as usize)?;
         pool.fill(&mut flush, 1)?;
         let out = vec![0.0; jobs[0].rows()];

@@ -26,11 +26,11 @@ use crate::machine;
 use crate::measure::{JobTask, Measurements};
 use crate::model::ModelInfo;
 use crate::plan::{JobPlan, LayoutPlan, plan};
-use crate::race::{Race, RaceTask};
-use crate::settings::{self, ChosenJob, SettingTiming, SettingsTask};
-use crate::sparse::{self, SparseJob, SparseTask};
 use crate::supervise::{self, Client, WorkerProgram};
-use crate::timing;
+use crate::timing::comparison::{Race, RaceTask};
+use crate::timing::jobs;
+use crate::timing::placement::{self, ChosenJob, SettingTiming, SettingsTask};
+use crate::timing::sparse::{self, SparseJob, SparseTask};
 use crate::worker::{Event, LibraryFile, MeasureTask, Work};
 
 /// How to tune.
@@ -244,7 +244,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
     let measurements = run.known.measurements()?;
     let choices = choose(&measurements, options.objective);
     let settings = run.settings.take().unwrap_or_default();
-    let untuned = settings::untuned(options.threads);
+    let untuned = placement::untuned(options.threads);
     let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
     let mut profile = profile(model, &host, options, &measurements, &choices, setting);
     let winners = made_in(&profile);
@@ -259,7 +259,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         profile.use_built_in();
     }
     let seconds = left(options, start, 1.0);
-    let least = crate::race::least_seconds(&choices, run.known.model_bytes(model));
+    let least = crate::timing::comparison::least_seconds(&choices, run.known.model_bytes(model));
     let race = if seconds == 0.0 {
         Err("no time was left".into())
     } else if least > seconds + OVERTIME * options.budget.as_secs_f64() {
@@ -297,7 +297,7 @@ fn estimated(model: &ModelInfo, options: &Options) -> Result<Tuned> {
     let jobs = jobs(model, options, &cpu, &[])?;
     let measurements = machine::estimate(&jobs, &cpu, options.threads);
     let choices = choose(&measurements, options.objective);
-    let run = settings::untuned(options.threads);
+    let run = placement::untuned(options.threads);
     let profile = profile(model, &host, options, &measurements, &choices, &run);
     Ok(Tuned {
         measurements,
@@ -403,7 +403,7 @@ impl Tuning<'_> {
         let options = self.options;
         SettingsTask {
             jobs,
-            settings: settings::candidates(self.host, options.threads, options.threads_fixed),
+            settings: placement::candidates(self.host, options.threads, options.threads_fixed),
             model_bytes: self.known.model_bytes(self.model),
             seconds: left(options, self.start, SETTINGS_UNTIL),
         }
@@ -608,7 +608,7 @@ fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, mod
     for (phase, default) in
         [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)]
     {
-        let tokens = if phase == Phase::Decode { 1 } else { timing::TOKENS };
+        let tokens = if phase == Phase::Decode { 1 } else { jobs::TOKENS };
         let us = |id: &KernelId| {
             machine::predict(cpu, id, &parts, tokens, options.threads, model_bytes).us
         };
@@ -661,7 +661,7 @@ fn header(
     (jobs, sparse): (&[JobTask], &[SparseJob]),
 ) -> Result<Header> {
     // With all that says what a figure in the journal means.
-    let plan = (jobs, sparse, sparse::DENSITIES, timing::TOKENS, options.ceiling);
+    let plan = (jobs, sparse, sparse::DENSITIES, jobs::TOKENS, options.ceiling);
     let plan = serde_json::to_string(&plan)
         .map_err(|e| Error::Runtime(format!("a plan has no JSON form: {e}")))?;
     Ok(Header {

@@ -33,9 +33,9 @@ use crate::measure::{
     Excluded, JobMeasurements, JobTask, Limits, Measurements, SparseTiming, Timing, phase_name,
 };
 use crate::plan::{JobPlan, LayoutPlan, plan};
-use crate::sparse::{self, SparseJob, SparseTask};
 use crate::supervise::{self, Client, WorkerProgram};
-use crate::timing::Present;
+use crate::timing::jobs::Present;
+use crate::timing::sparse::{self, SparseJob, SparseTask};
 use crate::worker::{Event, LibraryFile, Work};
 use crate::{ModelInfo, Notice, Result};
 
@@ -754,7 +754,8 @@ mod tests {
         }
 
         fn judged(&self, serves: &str) -> RoleCheck {
-            let mut profile = Profile::parse(include_str!("../tests/data/profile.toml")).unwrap();
+            let mut profile =
+                Profile::parse(include_str!("../../tests/data/profile.toml")).unwrap();
             let parts = vec![Shape::new(256, 256)];
             profile.tool.objective = self.objective;
             profile.ops = vec![Choice {

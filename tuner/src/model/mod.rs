@@ -1,5 +1,7 @@
 //! What the tuner needs to know of a model: its jobs, and how it is called.
 
+pub(crate) mod demo;
+
 use std::path::{Path, PathBuf};
 
 use bitnet_profiles::{HeadFormat, Role, Shape};

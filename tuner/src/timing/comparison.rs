@@ -20,8 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::choose::{self, Choice, Gain};
 use crate::measure::Limits;
+use crate::model::demo;
+use crate::timing::{jobs, placement};
 use crate::worker::Reporter;
-use crate::{Result, demo_model, findings, settings, stats, timing};
+use crate::{Result, findings, stats};
 
 /// Tokens of a round's prompt, and tokens written after it.
 pub(crate) const PROMPT: usize = 128;
@@ -154,7 +156,7 @@ pub(crate) fn least_seconds(choices: &[Choice<'_>], model_bytes: u64) -> f64 {
 pub(crate) fn open(model: Option<&PathBuf>) -> Result<Gguf> {
     Ok(match model {
         Some(path) => Gguf::open(path)?,
-        None => Gguf::from_bytes(demo_model::NAME, demo_model::BYTES)?,
+        None => Gguf::from_bytes(demo::NAME, demo::BYTES)?,
     })
 }
 
@@ -185,12 +187,12 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
         .into());
     }
     drop(gguf);
-    let untuned = settings::untuned(task.threads);
+    let untuned = placement::untuned(task.threads);
     let pool = Pool::new(task.threads)?;
-    let stream = timing::stream(&pool, task.model_bytes)?;
+    let stream = jobs::stream(&pool, task.model_bytes)?;
     let mut limits = Vec::new();
     let mut probe = || -> Result<()> {
-        limits.push(stream.read_bandwidth(&pool, timing::PASSES)? / 1e9);
+        limits.push(stream.read_bandwidth(&pool, jobs::PASSES)? / 1e9);
         Ok(())
     };
     // Seconds of every load: untuned and tuned, decode and prefill.
