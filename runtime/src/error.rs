@@ -20,10 +20,10 @@ pub enum Error {
     #[error("{0}")]
     Runtime(String),
 
-    /// The command line or a call asks for something that is not offered.
+    /// A call asks for something that is not offered.
     #[error("{item}: found {found}, expected {expected}")]
     Usage {
-        /// The flag or argument.
+        /// The parameter.
         item: String,
         /// The value given.
         found: String,
@@ -179,7 +179,7 @@ mod tests {
         let io = || io::Error::from(io::ErrorKind::NotFound);
         let cases = [
             (Error::Runtime("worker 1 panicked".into()), 1),
-            (Error::usage("--isa", "'foo'", "scalar, avx2"), 2),
+            (Error::usage("isa", "'foo'", "scalar, avx2"), 2),
             (Error::model(path, "magic", "'PK'", "'GGUF'"), 3),
             (
                 Error::Profile {
@@ -189,14 +189,7 @@ mod tests {
                 },
                 4,
             ),
-            (
-                Error::Cpu {
-                    item: "--isa".into(),
-                    found: "avx2".into(),
-                    expected: "avx512".into(),
-                },
-                5,
-            ),
+            (Error::Cpu { item: "isa".into(), found: "avx2".into(), expected: "avx512".into() }, 5),
             (Error::io(path, "open", io()), 6),
         ];
         for (error, code) in cases {

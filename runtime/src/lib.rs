@@ -1,13 +1,77 @@
-//! Runs ternary language models: GGUF in, tokens out.
+//! Runs ternary language models (BitNet b1.58: weights -1, 0, +1; int8 activations) on CPUs.
+//!
+//! An [`Engine`] is a model ready to run: [`Engine::open`] reads a GGUF file, takes the tuning profile
+//! made for this CPU or the one that ships for it, and packs the weights for the kernels that it names.
+//! [`Engine::generate`] is one call from a prompt to its text. Below it, a [`Session`] holds KV caches
+//! and takes tokens through the model, and a [`Sequence`] is one text, which says which tokens it wants
+//! next and takes logits: a program that serves many texts loops over many sequences. A text depends on
+//! the model, the prompt and the [`Sampling`] only, not on the CPU, the threads or the texts beside it.
+//!
+//! ```
+//! use bitnet_runtime::{Engine, GenerateOptions, Options, Sampling, SequenceOptions};
+//!
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/bard-11m.i2_s.gguf");
+//! let engine = Engine::open(path, Options::default())?;
+//! let options = GenerateOptions {
+//!     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+//!     sequence: SequenceOptions { tokens: Some(16), ..SequenceOptions::default() },
+//!     ..GenerateOptions::default()
+//! };
+//! let written = engine.generate("ROMEO:", &options, |piece| print!("{piece}"))?;
+//! assert_eq!(written.ids.len(), 16);
+//! # Ok::<(), bitnet_runtime::Error>(())
+//! ```
+//!
+//! # What runs
+//!
+//! | | |
+//! |---|---|
+//! | files | GGUF |
+//! | architectures | `bitnet-b1.58`, `bitnet-25`, `bitnet`, `llama` |
+//! | ternary weights | I2_S; TQ2_0 whose scales are all equal in a tensor |
+//! | embedding and head | F32, F16, BF16, Q8_0, Q6_K, Q4_0 |
+//! | KV cache | f16, f32, q8_0 |
+//! | x86-64 | scalar, AVX2, AVX-VNNI, AVX-512, AVX-512 VNNI, AVX-512 VBMI |
+//! | ARM | scalar, NEON, dot products, int8 matrix products |
+//! | systems | Linux; others without huge pages, pinned threads and the cache of tuned kernels |
+//!
+//! Modules that are not documented here serve the tuner and the tests of this project and may change in
+//! any version.
 
+#[doc(hidden)]
 pub mod arch;
+#[doc(hidden)]
 pub mod cpu;
+#[doc(hidden)]
 pub mod engine;
+#[doc(hidden)]
 pub mod error;
+#[doc(hidden)]
 pub mod file;
+#[doc(hidden)]
 pub mod measure;
+#[doc(hidden)]
 pub mod numerics;
+#[doc(hidden)]
 pub mod random;
+#[doc(hidden)]
 pub mod text;
 
-pub use error::{Error, Result};
+#[doc(inline)]
+pub use crate::{
+    cpu::{
+        forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions},
+        head::{choose::HeadMode, screen::Needs},
+        kv_cache::KvType,
+        model::Model,
+        sparse::Mode as ActivationSparsity,
+    },
+    engine::{
+        Engine, GenerateOptions, Generation, NamedProfile, Note, Options, ProfileChoice,
+        ProfileInUse, ProfileSource, Progress, Start,
+        sampler::Sampling,
+        sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats, Wants},
+    },
+    error::{Error, Result},
+    text::tokenizer::{StreamDecoder, Tokenizer},
+};

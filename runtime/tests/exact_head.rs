@@ -11,7 +11,7 @@ use bitnet_runtime::cpu::model::{
     BatchToken, HeadMode, HeadOptions, LoadOptions, Model, Needs, Session, SessionOptions,
 };
 use bitnet_runtime::cpu::threads::Pool;
-use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig, argmax};
+use bitnet_runtime::engine::sampler::{Sampler, Sampling, argmax};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -91,7 +91,7 @@ fn golden_texts_and_their_best_40_are_those_of_the_full_head() {
             check(expected, top.prefill_for(&step, &needs).unwrap(), 43, &ids);
             let mut found = Vec::new();
             for session in &mut sessions {
-                let got = session.prefill_for(&step, &Needs::GREEDY).unwrap();
+                let got = session.prefill_for(&step, Needs::GREEDY).unwrap();
                 check(expected, got, 1, &[]);
                 found.push(bits(got));
             }
@@ -124,7 +124,7 @@ fn all_logits_are_there_when_they_are_needed() {
     let expected = bits(reference.prefill(ids).unwrap());
     assert_eq!(bits(session.prefill(ids).unwrap()), expected);
     session.truncate(0);
-    session.prefill_for(ids, &Needs::GREEDY).unwrap();
+    session.prefill_for(ids, Needs::GREEDY).unwrap();
     session.truncate(ids.len() - 1);
     assert_eq!(bits(session.decode(*ids.last().unwrap()).unwrap()), expected);
     assert_eq!((session.head_stats().tokens, session.head_stats().scanned), (3, 1));
@@ -147,17 +147,16 @@ fn sequences_share_scans() {
         (1..=3).map(|threads| session(&exact, threads, sequences)).collect();
     let needs = Needs::Best { count: 3, ids: vec![5, 4095] };
     for step in 0..8 {
-        let batch: Vec<BatchToken> = (0..sequences)
-            .map(|sequence| {
-                let id = golden[sequence].greedy_48[step];
-                BatchToken { sequence, id, logits: true }
-            })
-            .collect();
-        let expected = reference.forward(&batch, &Needs::All).unwrap();
+        let batch = |needs| -> Vec<BatchToken<'_>> {
+            let id = |sequence: usize| golden[sequence].greedy_48[step];
+            let token = |sequence| BatchToken { sequence, id: id(sequence), needs: Some(needs) };
+            (0..sequences).map(token).collect()
+        };
+        reference.forward(&batch(Needs::ALL)).unwrap();
         for session in &mut scanned {
-            let got = session.forward(&batch, &needs).unwrap();
-            for (expected, got) in expected.chunks(4096).zip(got.chunks(4096)) {
-                check(expected, got, 3, &[5, 4095]);
+            session.forward(&batch(&needs)).unwrap();
+            for row in 0..sequences {
+                check(reference.logits(row), session.logits(row), 3, &[5, 4095]);
             }
         }
     }
@@ -168,22 +167,55 @@ fn sequences_share_scans() {
     }
 }
 
+/// A sequence that needs all its logits leaves the others their scan.
+#[test]
+fn every_sequence_gets_what_it_needs() {
+    let (full, exact) = (model(HeadMode::Full, 1), model(HeadMode::Exact, 1));
+    let golden = golden();
+    let session = |model: &Arc<Model>, threads: usize| {
+        let pool = Arc::new(Pool::new(threads).unwrap());
+        let options = SessionOptions { sequences: 4, ..SessionOptions::default() };
+        Session::new(Arc::clone(model), pool, options).unwrap()
+    };
+    let mut reference = session(&full, 2);
+    let best = Needs::Best { count: 40, ids: vec![17] };
+    let needs = [Some(Needs::GREEDY), Some(Needs::ALL), None, Some(&best)];
+    for threads in 1..=3 {
+        let mut mixed = session(&exact, threads);
+        (0..4).for_each(|sequence| reference.truncate_of(sequence, 0));
+        for step in 0..6 {
+            let id = |sequence: usize| golden[sequence].greedy_48[step];
+            let token = |sequence, needs| BatchToken { sequence, id: id(sequence), needs };
+            let all: Vec<_> = (0..4).map(|s| token(s, Some(Needs::ALL))).collect();
+            reference.forward(&all).unwrap();
+            let some: Vec<_> = (0..4).map(|s| token(s, needs[s])).collect();
+            mixed.forward(&some).unwrap();
+            check(reference.logits(0), mixed.logits(0), 1, &[]);
+            assert_eq!(bits(reference.logits(1)), bits(mixed.logits(1)));
+            check(reference.logits(3), mixed.logits(2), 40, &[17]);
+            assert!(mixed.logits(3).is_empty());
+        }
+        let stats = mixed.head_stats();
+        assert_eq!((stats.tokens, stats.scanned), (18, 12));
+    }
+}
+
 /// Every setting of the sampler draws the same tokens from the logits that it asked for.
 #[test]
 fn samplers_draw_the_same_tokens() {
     let (full, exact) = (model(HeadMode::Full, 1), model(HeadMode::Exact, 1));
     let (mut reference, mut session) = (session(&full, 2), session(&exact, 2));
-    let default = SamplerConfig { seed: 11, ..SamplerConfig::default() };
+    let default = Sampling { seed: 11, ..Sampling::default() };
     let configs = [
         default,
-        SamplerConfig { temperature: 0.0, ..default },
-        SamplerConfig { temperature: 0.0, repeat_penalty: 1.3, ..default },
-        SamplerConfig { temperature: 0.0, repeat_penalty: 0.7, repeat_last_n: 20, ..default },
-        SamplerConfig { repeat_penalty: 1.1, ..default },
-        SamplerConfig { temperature: 3.0, top_k: 100, top_p: 1.0, min_p: 0.0, ..default },
-        SamplerConfig { temperature: 1.5, top_k: 1, ..default },
-        SamplerConfig { top_k: 0, ..default },
-        SamplerConfig { top_k: 5000, ..default },
+        Sampling { temperature: 0.0, ..default },
+        Sampling { temperature: 0.0, repeat_penalty: 1.3, ..default },
+        Sampling { temperature: 0.0, repeat_penalty: 0.7, repeat_last_n: 20, ..default },
+        Sampling { repeat_penalty: 1.1, ..default },
+        Sampling { temperature: 3.0, top_k: 100, top_p: 1.0, min_p: 0.0, ..default },
+        Sampling { temperature: 1.5, top_k: 1, ..default },
+        Sampling { top_k: 0, ..default },
+        Sampling { top_k: 5000, ..default },
     ];
     let golden = golden();
     for (config, case) in configs.into_iter().zip(golden.iter().cycle()) {

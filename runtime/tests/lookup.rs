@@ -4,19 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_profiles::Isa;
-use bitnet_runtime::Error;
 use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::memory::Pages;
 use bitnet_runtime::cpu::model::{
     HeadMode, HeadOptions, LoadOptions, Model, Session, SessionOptions,
 };
 use bitnet_runtime::cpu::threads::Pool;
-use bitnet_runtime::engine::generate::{FinishReason, Generation, Limits, generate};
-use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig};
+use bitnet_runtime::engine::sampler::Sampling;
+use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions};
 use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::text::tokenizer::Tokenizer;
 
-const GREEDY: SamplerConfig = SamplerConfig {
+const GREEDY: Sampling = Sampling {
     temperature: 0.0,
     top_k: 40,
     top_p: 0.95,
@@ -30,7 +29,7 @@ const GREEDY: SamplerConfig = SamplerConfig {
 struct Writer {
     model: Arc<Model>,
     scanned: Arc<Model>,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     pools: [Arc<Pool>; 2],
 }
 
@@ -44,7 +43,7 @@ impl Writer {
         let pools = [1, 2].map(|threads| Arc::new(Pool::new(threads).unwrap()));
         let selection = Selection::default();
         let gguf = Gguf::open(path).unwrap();
-        let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
         let load = LoadOptions::new(&pools[1], &selection);
         let model = Arc::new(Model::from_gguf(gguf, &load).unwrap());
         let scanned = Model::load(path, &LoadOptions { copy_head: false, ..load }).unwrap();
@@ -63,32 +62,35 @@ impl Writer {
         self.tokenizer.encode(text, true, true).unwrap()
     }
 
-    fn write(
-        &self,
-        (prompt, sampling): (&[u32], SamplerConfig),
-        limits: Limits,
-        (context, threads): (usize, usize),
-    ) -> (Generation, String, Session) {
+    fn session(&self, draft: usize, context: usize, threads: usize) -> Session {
         let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
         let pool = Arc::clone(&self.pools[threads - 1]);
-        let model = if limits.draft > 0 { &self.scanned } else { &self.model };
-        let mut session = Session::new(Arc::clone(model), pool, options).unwrap();
-        let mut sampler = Sampler::new(sampling).unwrap();
-        let mut streamed = String::new();
-        let mut stream = |piece: &str| {
-            streamed += piece;
-            Ok(())
-        };
-        let written = generate(
-            &mut session,
-            &self.tokenizer,
-            &mut sampler,
-            prompt,
-            limits,
-            &mut |_| Ok(()),
-            &mut stream,
-        );
-        (written.unwrap(), streamed, session)
+        let model = if draft > 0 { &self.scanned } else { &self.model };
+        Session::new(Arc::clone(model), pool, options).unwrap()
+    }
+
+    fn sequence(&self, prompt: &[u32], sampling: Sampling, limits: SequenceOptions) -> Sequence {
+        Sequence::new(Arc::clone(&self.tokenizer), prompt, sampling, limits).unwrap()
+    }
+
+    /// The sequence at its end, and its text. Whatever was drafted, the session holds what was written
+    /// after every step.
+    fn write(
+        &self,
+        (prompt, sampling): (&[u32], Sampling),
+        limits: SequenceOptions,
+        (context, threads): (usize, usize),
+    ) -> (Sequence, String, Session) {
+        let mut session = self.session(limits.draft, context, threads);
+        let mut sequence = self.sequence(prompt, sampling, limits);
+        let mut text = String::new();
+        while sequence.step(&mut session).unwrap() {
+            text += &sequence.take_text();
+            let through = prompt.len() + sequence.stats().steps;
+            assert_eq!(session.position(), through);
+        }
+        text += &sequence.take_text();
+        (sequence, text, session)
     }
 
     /// Writes without drafts and with drafts of several lengths, which must not differ in anything
@@ -96,33 +98,39 @@ impl Writer {
     fn compare(
         &self,
         prompt: &[u32],
-        sampling: SamplerConfig,
-        limits: Limits,
+        sampling: Sampling,
+        limits: SequenceOptions,
         context: usize,
-    ) -> (Generation, [usize; 2]) {
+    ) -> (Sequence, [usize; 2]) {
         let expected = self.write((prompt, sampling), limits, (context, 1));
-        assert_eq!([expected.0.drafted, expected.0.accepted], [0, 0]);
+        let stats = |sequence: &Sequence| {
+            let stats = sequence.stats();
+            (stats.steps, [stats.drafted, stats.accepted])
+        };
+        let (steps, drafts) = stats(&expected.0);
+        assert_eq!(drafts, [0, 0]);
         let mut tokens = [0, 0];
         for (draft, threads) in [(1, 2), (3, 1), (16, 2), (63, 1)] {
-            let limits = Limits { draft, ..limits };
+            let limits = SequenceOptions { draft, ..limits };
             let found = self.write((prompt, sampling), limits, (context, threads));
             let what = format!("{limits:?}, {sampling:?}, prompt {prompt:?}");
-            assert_eq!(found.0.ids, expected.0.ids, "{what}");
-            assert_eq!((&found.0.text, &found.1), (&expected.0.text, &expected.1), "{what}");
-            assert_eq!(found.0.finish_reason, expected.0.finish_reason, "{what}");
-            assert_eq!(found.0.steps, expected.0.steps, "{what}");
+            assert_eq!(found.0.ids(), expected.0.ids(), "{what}");
+            assert_eq!(found.1, expected.1, "{what}");
+            assert_eq!(found.0.finish_reason(), expected.0.finish_reason(), "{what}");
+            let (found_steps, [drafted, accepted]) = stats(&found.0);
+            assert_eq!(found_steps, steps, "{what}");
             // Nothing of what was rejected is left.
             assert_eq!(found.2.position(), expected.2.position(), "{what}");
-            assert!(found.0.accepted <= found.0.drafted && found.0.accepted <= found.0.steps);
-            tokens[0] += found.0.drafted;
-            tokens[1] += found.0.accepted;
+            assert!(accepted <= drafted && accepted <= steps);
+            tokens[0] += drafted;
+            tokens[1] += accepted;
         }
         (expected.0, tokens)
     }
 }
 
-fn limits(tokens: Option<usize>) -> Limits {
-    Limits { tokens, ..Limits::default() }
+fn limits(tokens: Option<usize>) -> SequenceOptions {
+    SequenceOptions { tokens, ..SequenceOptions::default() }
 }
 
 /// Texts that repeat: a list, a refrain, an edited copy, one token.
@@ -165,17 +173,12 @@ fn sampled_texts_are_the_same() {
         let ids = writer.ids(text);
         for seed in 0..3 {
             for (temperature, repeat_penalty) in [(0.8, 1.0), (0.4, 1.0), (1.5, 1.0), (0.7, 1.3)] {
-                let sampling = SamplerConfig {
-                    temperature,
-                    repeat_penalty,
-                    seed,
-                    repeat_last_n: 12,
-                    ..GREEDY
-                };
+                let sampling =
+                    Sampling { temperature, repeat_penalty, seed, repeat_last_n: 12, ..GREEDY };
                 accepted += writer.compare(&ids, sampling, limits(Some(60)), 1024).1[1];
             }
         }
-        let sampling = SamplerConfig { repeat_penalty: 1.2, ..GREEDY };
+        let sampling = Sampling { repeat_penalty: 1.2, ..GREEDY };
         accepted += writer.compare(&ids, sampling, limits(Some(60)), 1024).1[1];
     }
     assert!(accepted > 0);
@@ -188,11 +191,14 @@ fn texts_end_where_they_would() {
         let ids = writer.ids(text);
         for n in 0..12 {
             let (text, _) = writer.compare(&ids, GREEDY, limits(Some(n)), 1024);
-            assert_eq!((text.ids.len(), text.finish_reason), (n, FinishReason::Length));
+            assert_eq!((text.ids().len(), text.finish_reason()), (n, Some(FinishReason::Length)));
         }
         for room in [0, 1, 2, 3, 5, 9, 40] {
             let (text, _) = writer.compare(&ids, GREEDY, limits(None), ids.len() + room);
-            assert_eq!((text.ids.len(), text.finish_reason), (room + 1, FinishReason::Context));
+            assert_eq!(
+                (text.ids().len(), text.finish_reason()),
+                (room + 1, Some(FinishReason::Context))
+            );
         }
     }
 }
@@ -202,46 +208,76 @@ fn texts_end_where_they_would() {
 #[test]
 fn one_token_again_and_again() {
     let writer = Writer::new();
-    for sampling in [GREEDY, SamplerConfig { repeat_penalty: 100.0, ..GREEDY }] {
+    for sampling in [GREEDY, Sampling { repeat_penalty: 100.0, ..GREEDY }] {
         for id in [1, 200, 4095] {
-            let limits = Limits { ignore_eos: true, ..limits(Some(100)) };
+            let limits = SequenceOptions { ignore_eos: true, ..limits(Some(100)) };
             let (_, [drafted, _]) = writer.compare(&[id; 64], sampling, limits, 1024);
             assert!(drafted > 0);
         }
     }
 }
 
-/// Nothing that was drafted is left in the session where the reader leaves.
+/// Many texts in one session, each with its own prompt, sampling, drafts and length, prompts in pieces:
+/// each is the text that it is alone.
 #[test]
-fn a_reader_who_leaves_finds_no_drafts() {
+fn texts_together_are_those_alone() {
     let writer = Writer::new();
-    let prompt = writer.ids(REPETITIVE[0]);
-    for n in 1..20 {
-        let positions = [0, 16].map(|draft| {
-            let pool = Arc::clone(&writer.pools[0]);
-            let model = Arc::clone(&writer.model);
-            let mut session = Session::new(model, pool, SessionOptions::default()).unwrap();
-            let mut sampler = Sampler::new(GREEDY).unwrap();
-            let mut pieces = 0;
-            let mut leave = |_: &str| {
-                pieces += 1;
-                if pieces < n { Ok(()) } else { Err(Error::Runtime("enough".into())) }
-            };
-            let limits = Limits { draft, ..limits(Some(100)) };
-            let (tokenizer, sampler) = (&writer.tokenizer, &mut sampler);
-            generate(
-                &mut session,
-                tokenizer,
-                sampler,
-                &prompt,
-                limits,
-                &mut |_| Ok(()),
-                &mut leave,
+    let cases: Vec<(Vec<u32>, Sampling, SequenceOptions)> = (0..7)
+        .map(|i| {
+            let text = REPETITIVE[i % 3];
+            let temperature = [0.0, 0.8, 1.5][i % 3];
+            let repeat_penalty = if i == 4 { 1.2 } else { 1.0 };
+            // One needs all logits.
+            let top_k = if i == 5 { 0 } else { 40 };
+            let sampling =
+                Sampling { seed: i as u64, temperature, repeat_penalty, top_k, ..GREEDY };
+            let draft = [0, 5, 16][i / 3];
+            (
+                writer.ids(&text[i..]),
+                sampling,
+                SequenceOptions { draft, ..limits(Some(20 + 7 * i)) },
             )
-            .unwrap_err();
-            session.position()
-        });
-        assert_eq!(positions[0], positions[1], "after {n} pieces");
+        })
+        .collect();
+    let alone: Vec<(Vec<u32>, String)> = (cases.iter())
+        .map(|(prompt, sampling, limits)| {
+            let (sequence, text, _) = writer.write((prompt, *sampling), *limits, (512, 1));
+            (sequence.ids().to_vec(), text)
+        })
+        .collect();
+    for (threads, piece) in [(1, 3), (2, 1000)] {
+        let options =
+            SessionOptions { context: Some(512), sequences: cases.len(), ..Default::default() };
+        let pool = Arc::clone(&writer.pools[threads - 1]);
+        let mut session = Session::new(Arc::clone(&writer.scanned), pool, options).unwrap();
+        let mut sequences: Vec<Sequence> =
+            (cases.iter()).map(|(prompt, s, l)| writer.sequence(prompt, *s, *l)).collect();
+        loop {
+            let mut batch = Vec::new();
+            let mut rows = vec![None; sequences.len()];
+            let mut row = 0;
+            for (slot, sequence) in sequences.iter_mut().enumerate() {
+                let room = session.context() - session.position_of(slot);
+                if let Some(wants) = sequence.wants(piece, room).unwrap() {
+                    rows[slot] = Some(row);
+                    row += wants.rows;
+                    batch.extend(wants.tokens(slot));
+                }
+            }
+            if batch.is_empty() {
+                break;
+            }
+            session.forward(&batch).unwrap();
+            for (slot, (sequence, first)) in sequences.iter_mut().zip(rows).enumerate() {
+                let Some(first) = first else { continue };
+                let surplus = sequence.accept(|row| session.logits(first + row)).unwrap();
+                session.truncate_of(slot, session.position_of(slot) - surplus);
+            }
+        }
+        for (sequence, (ids, text)) in sequences.iter_mut().zip(&alone) {
+            assert_eq!(sequence.ids(), ids);
+            assert_eq!(&sequence.take_text(), text);
+        }
     }
 }
 
@@ -258,20 +294,20 @@ fn an_end_within_a_draft_ends_the_text() {
     let ids = written.ids(REPETITIVE[1]);
     let (text, _) = written.compare(&ids, GREEDY, limits(Some(12)), 1024);
     let mut stops = 0;
-    for (i, &end) in text.ids.iter().enumerate() {
+    for (i, &end) in text.ids().iter().enumerate() {
         bytes[at..at + 4].copy_from_slice(&end.to_le_bytes());
         let path = folder.path().join(format!("{i}.gguf"));
         std::fs::write(&path, &bytes).unwrap();
         let writer = Writer::open(&path);
         assert!(writer.tokenizer.eos_ids().contains(&end));
         let (stopped, _) = writer.compare(&ids, GREEDY, limits(Some(40)), 1024);
-        let first = text.ids.iter().position(|&id| id == end).unwrap();
-        assert_eq!(stopped.ids, text.ids[..first]);
-        assert_eq!(stopped.finish_reason, FinishReason::Stop);
+        let first = text.ids().iter().position(|&id| id == end).unwrap();
+        assert_eq!(stopped.ids(), &text.ids()[..first]);
+        assert_eq!(stopped.finish_reason(), Some(FinishReason::Stop));
         stops += 1;
-        let on = Limits { ignore_eos: true, ..limits(Some(40)) };
+        let on = SequenceOptions { ignore_eos: true, ..limits(Some(40)) };
         let (text, _) = writer.compare(&ids, GREEDY, on, 1024);
-        assert!(text.ids.len() == 40 && !text.ids.contains(&end));
+        assert!(text.ids().len() == 40 && !text.ids().contains(&end));
     }
     assert_eq!(stops, 12);
 }

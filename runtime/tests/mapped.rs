@@ -90,7 +90,7 @@ fn a_session_goes_on_with_packed_weights() {
                     assert!(Arc::ptr_eq(session.model(), &packed));
                 }
                 let new = if i == 0 { ids.clone() } else { ids[ids.len() - 1..].to_vec() };
-                let logits = session.prefill_for(&new, &Needs::GREEDY).unwrap();
+                let logits = session.prefill_for(&new, Needs::GREEDY).unwrap();
                 let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
                 ids.push(best.unwrap() as u32);
             }

@@ -29,8 +29,8 @@ fn id(sequence: usize, i: usize) -> u32 {
     (((i * 31 + sequence * 977 + i * i * 7) % 4093) + 1) as u32
 }
 
-fn token(sequence: usize, i: usize, logits: bool) -> BatchToken {
-    BatchToken { sequence, id: id(sequence, i), logits }
+fn token(sequence: usize, i: usize, logits: bool) -> BatchToken<'static> {
+    BatchToken { sequence, id: id(sequence, i), needs: logits.then_some(Needs::ALL) }
 }
 
 /// How many tokens a sequence holds before the batches begin: uneven, up to more than two chunks of
@@ -73,13 +73,14 @@ fn sequences_do_not_know_of_each_other() {
                 let prompts: Vec<BatchToken> = (0..sequences)
                     .flat_map(|s| (0..depth(s)).map(move |i| token(s, i, false)))
                     .collect();
-                assert!(session.forward(&prompts, &Needs::All).unwrap().is_empty());
+                session.forward(&prompts).unwrap();
+                assert!(session.logits(0).is_empty());
                 for (step, _) in expected[0].iter().enumerate() {
                     let batch: Vec<BatchToken> =
                         (0..sequences).map(|s| token(s, depth(s) + step, true)).collect();
-                    let logits = session.forward(&batch, &Needs::All).unwrap();
-                    for (s, logits) in logits.chunks(4096).enumerate() {
-                        let same = bits(logits) == expected[s][step];
+                    session.forward(&batch).unwrap();
+                    for (s, expected) in expected.iter().enumerate().take(sequences) {
+                        let same = bits(session.logits(s)) == expected[step];
                         assert!(same, "{kv_type:?}, {s} of {sequences}, {threads} threads, {step}");
                     }
                 }
@@ -121,12 +122,10 @@ fn any_order_and_any_logits() {
             }
         }
         assert_eq!(next, [20; 3]);
-        let logits: Vec<Vec<u32>> =
-            session.forward(&tokens, &Needs::All).unwrap().chunks(4096).map(bits).collect();
-        assert_eq!(logits.len(), wanted.len());
-        for (row, (logits, &(s, i))) in logits.iter().zip(&wanted).enumerate() {
-            assert!(*logits == expected[s][i], "batch {batch}: token {i} of sequence {s}");
-            assert_eq!(bits(session.logits(row)), *logits);
+        session.forward(&tokens).unwrap();
+        for (row, &(s, i)) in wanted.iter().enumerate() {
+            let same = bits(session.logits(row)) == expected[s][i];
+            assert!(same, "batch {batch}: token {i} of sequence {s}");
         }
         assert!(session.logits(wanted.len()).is_empty());
     }
@@ -139,14 +138,16 @@ fn a_sequence_is_cut_back_alone() {
     let options = SessionOptions { sequences: 2, ..SessionOptions::default() };
     let mut session = session(&model, 2, options);
     let both = |i| [token(0, i, true), token(1, i, true)];
-    let first: Vec<Vec<u32>> =
-        (0..6).map(|i| bits(session.forward(&both(i), &Needs::All).unwrap())).collect();
+    let step = |session: &mut Session, tokens: &[BatchToken<'_>]| -> Vec<Vec<u32>> {
+        session.forward(tokens).unwrap();
+        (0..tokens.len()).map(|row| bits(session.logits(row))).collect()
+    };
+    let first: Vec<Vec<Vec<u32>>> = (0..6).map(|i| step(&mut session, &both(i))).collect();
     session.truncate_of(1, 3);
     session.truncate_of(7, 0);
     assert_eq!((session.position(), session.position_of(1)), (6, 3));
     for (i, first) in first.iter().enumerate().skip(3) {
-        let again = bits(session.forward(&[token(1, i, true)], &Needs::All).unwrap());
-        assert!(again == first[4096..], "token {i}");
+        assert!(step(&mut session, &[token(1, i, true)])[0] == first[1], "token {i}");
     }
     assert_eq!(session.kv_bytes(), 12 * (2 * 4 * 6 * 128));
 }
@@ -164,10 +165,11 @@ fn every_tier_has_the_same_logits() {
         for size in [1, 2, 3, 4, 5, 7, 8, 9, 16, 23] {
             session.truncate(24 - size);
             let last: Vec<BatchToken> = (24 - size..24)
-                .map(|i| BatchToken { sequence: 0, id: ids[i], logits: true })
+                .map(|i| BatchToken { sequence: 0, id: ids[i], needs: Some(Needs::ALL) })
                 .collect();
-            let logits = bits(session.forward(&last, &Needs::All).unwrap());
-            assert!(logits == alone[24 - size..].concat(), "{isa}: the last {size}");
+            session.forward(&last).unwrap();
+            let rows = (0..size).map(|row| bits(session.logits(row)));
+            assert!(rows.eq(alone[24 - size..].iter().cloned()), "{isa}: the last {size}");
         }
         assert_eq!(*expected.get_or_insert_with(|| alone.clone()), alone, "{isa}");
     }
@@ -179,10 +181,8 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     let options =
         SessionOptions { context: Some(4), batch: 3, sequences: 2, ..SessionOptions::default() };
     let mut session = session(&model, 2, options);
-    session
-        .forward(&[token(0, 0, true), token(1, 0, false), token(1, 1, true)], &Needs::All)
-        .unwrap();
-    let beyond = BatchToken { sequence: 0, id: 4096, logits: true };
+    session.forward(&[token(0, 0, true), token(1, 0, false), token(1, 1, true)]).unwrap();
+    let beyond = BatchToken { sequence: 0, id: 4096, needs: Some(Needs::ALL) };
     let cases: [(&[BatchToken], &[&str]); 4] = [
         (&[], &["no tokens"]),
         (&[token(0, 0, true), beyond], &["token id", "4096", "0 to 4095"]),
@@ -190,13 +190,13 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         (&[0, 1, 2].map(|i| token(1, i, true)), &["3 tokens after 2", "at most 4"]),
     ];
     for (tokens, words) in cases {
-        let error = session.forward(tokens, &Needs::All).unwrap_err();
+        let error = session.forward(tokens).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
         let text = error.to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
         assert_eq!([session.position_of(0), session.position_of(1)], [1, 2]);
     }
-    session.forward(&[2, 3].map(|i| token(1, i, true)), &Needs::All).unwrap();
+    session.forward(&[2, 3].map(|i| token(1, i, true))).unwrap();
     for sequences in [0, 257] {
         let options = SessionOptions { sequences, ..SessionOptions::default() };
         let pool = Arc::new(Pool::new(1).unwrap());

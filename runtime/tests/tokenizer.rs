@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, Value};
-use bitnet_runtime::text::tokenizer::{MAX_TEXT, Tokenizer};
+use bitnet_runtime::text::tokenizer::{MAX_TEXT, StreamDecoder, Tokenizer};
 
 fn vectors(folder: &Path, name: &str) {
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(folder.join(format!("{name}.gguf"))).unwrap())
@@ -174,16 +174,17 @@ fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
 fn streaming_never_splits_a_character() {
     let t = build(&sentencepiece()).unwrap();
     let byte = |b: u8| 3 + u32::from(b);
-    let mut stream = t.stream();
-    let parts: Vec<String> = "\u{1f600}!".bytes().map(|b| stream.push(byte(b))).collect();
+    let mut stream = StreamDecoder::default();
+    let mut push = |id| stream.push(&t, id);
+    let parts: Vec<String> = "\u{1f600}!".bytes().map(|b| push(byte(b))).collect();
     assert_eq!(parts, ["", "", "", "\u{1f600}", "!"]);
     // A broken-off character is replaced as soon as it is known to be broken.
-    assert_eq!(stream.push(byte(0xf0)), "");
-    assert_eq!(stream.push(byte(b'x')), "\u{fffd}x");
-    assert_eq!(stream.push(byte(0xff)), "\u{fffd}");
-    assert_eq!(stream.push(byte(0xc3)), "");
+    assert_eq!(push(byte(0xf0)), "");
+    assert_eq!(push(byte(b'x')), "\u{fffd}x");
+    assert_eq!(push(byte(0xff)), "\u{fffd}");
+    assert_eq!(push(byte(0xc3)), "");
     assert_eq!(stream.finish(), "\u{fffd}");
-    assert_eq!(stream.push(u32::MAX), "");
+    assert_eq!(stream.push(&t, u32::MAX), "");
 }
 
 #[test]

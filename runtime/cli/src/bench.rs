@@ -7,23 +7,21 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bitnet_profiles::{Isa, KernelId, Op, Pinning, Role};
-use serde::Serialize;
-
-use crate::load::{
-    self, HeadReport, KernelArgs, Loaded, Loader, PERFORMANCE, Placement, PlacementArgs,
-    RoleKernels, SessionArgs, Taken,
-};
-use crate::output::note;
 use bitnet_runtime::arch::config::{Config, JobShapes};
 use bitnet_runtime::cpu::gather::Along;
-use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::memory::{self, Pages};
 use bitnet_runtime::cpu::model::{MAX_SEQUENCES, Needs, Session, SessionOptions, Stage};
 use bitnet_runtime::cpu::threads::{MAX_THREADS, Pool, PoolOptions};
+use bitnet_runtime::engine::report::{HeadReport, KernelReport, RoleReport};
+use bitnet_runtime::engine::{Engine, Options, ProfileInUse, Start};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::{Gguf, TensorInfo};
 use bitnet_runtime::measure::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use bitnet_runtime::measure::probe;
+use serde::Serialize;
+
+use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
+use crate::output::note;
 
 /// Bytes that the bandwidth probe streams: several times any L3 cache.
 const PROBE_BYTES: usize = 1 << 30;
@@ -182,16 +180,14 @@ impl Args {
 /// Those of loading the model, and of the session; [`Error::Usage`] for a test that does not fit
 /// into the model's context; [`Error::Runtime`] when a logit is no number.
 pub fn run(args: &Args) -> Result<()> {
-    let choice = args.kernels.check()?;
     let tests = args.tests();
-    let host = Host::detect();
     let mut models: Vec<Option<&Path>> = args.model.iter().map(|path| Some(&**path)).collect();
     if models.is_empty() {
         models.push(None);
     }
     let mut rows = Vec::new();
     for path in models {
-        let path = choice.model_path(path)?;
+        let (path, options) = args.kernels.open(path, args.placement)?;
         let gguf = if args.mmap { Gguf::open(path) } else { Gguf::read(path) }?;
         let config = Config::from_gguf(&gguf)?;
         if let Some(test) = tests.iter().find(|test| test.context() > config.context) {
@@ -199,40 +195,40 @@ pub fn run(args: &Args) -> Result<()> {
             let found = format!("{} positions", test.context());
             return Err(Error::usage(format!("test {test}"), found, expected));
         }
-        let profile = choice.profile(&config, &host);
+        // Whoever has most threads packs, so that every thread touches what it will read.
+        let options = Options {
+            threads: values(&args.threads).max(),
+            needs: Needs::GREEDY.clone(),
+            tokenizer: false,
+            start: Start::Packed,
+            progress: Some(load::progress(Arc::default())),
+            ..options
+        };
+        let engine = Engine::from_gguf(gguf, options)?;
+        load::tell(&engine);
+        let model = engine.model()?;
+        let most = engine.pool().threads();
         let mut threads: Vec<usize> = values(&args.threads).collect();
         if threads.is_empty() {
-            threads.push(load::thread_count(None, &profile, &host));
+            threads.push(most);
         }
-        // Whoever has most threads packs, so that every thread touches what it will read.
-        let most = threads.iter().copied().max().unwrap_or(1);
-        let placement = args.placement.with(&profile);
-        let pool_of = |threads| {
-            Ok::<_, Error>(Arc::new(Pool::with(PoolOptions {
-                threads,
-                pinning: placement.pinning,
-            })?))
-        };
-        let pool = pool_of(most)?;
-        let needs = Needs::GREEDY;
-        let mut loader = Loader::new(Arc::new(gguf), &choice, &profile, placement, &needs, &pool)?;
-        let loaded = loader.packed()?;
-        loader.tell();
         let context = tests.iter().map(Test::context).max();
         let sequences = values(&args.parallel).max().unwrap_or(1);
         let options = SessionOptions { sequences, ..args.session.options(context)? };
         for threads in threads {
-            let pool = if threads == most { Arc::clone(&pool) } else { pool_of(threads)? };
-            let mut session = load::session(&loaded.model, &pool, options)?;
+            let mut session = if threads == most {
+                engine.session(options)?
+            } else {
+                let pinning = engine.placement().pinning;
+                let pool = Arc::new(Pool::with(PoolOptions { threads, pinning })?);
+                Session::new(Arc::clone(&model), pool, options)?
+            };
+            load::tell(&engine);
             for &test in &tests {
                 let mut bench = Bench {
                     args,
-                    loaded: &loaded,
-                    profile: &profile,
-                    placement,
-                    host: &host,
-                    ceiling: choice.ceiling(),
-                    pool: &pool,
+                    engine: &engine,
+                    kernels: KernelReport::of(&model),
                     session: &mut session,
                 };
                 let row = bench.row(test)?;
@@ -265,12 +261,8 @@ fn print(line: &str) -> Result<()> {
 /// What a row needs.
 struct Bench<'a> {
     args: &'a Args,
-    loaded: &'a Loaded,
-    profile: &'a Taken,
-    placement: Placement,
-    host: &'a Host,
-    ceiling: Isa,
-    pool: &'a Pool,
+    engine: &'a Engine,
+    kernels: KernelReport,
     session: &'a mut Session,
 }
 
@@ -278,11 +270,12 @@ impl Bench<'_> {
     /// Times the test beside the limit that bounds it. What memory gives changes within seconds, so it is
     /// probed around every repetition, but of models that caches may keep once before.
     fn row(&mut self, test: Test) -> Result<Row> {
+        let pool = Arc::clone(self.session.pool());
         let decodes = test.n_prompt == 0;
         let stream = if decodes { self.stream() } else { None };
         let multiply = match test {
             Test { n_gen: 0, .. } => {
-                probe::multiply_add_rate(self.pool, self.ceiling, PROBE_ROUNDS)?
+                probe::multiply_add_rate(&pool, self.engine.ceiling(), PROBE_ROUNDS)?
             }
             _ => None,
         };
@@ -291,11 +284,11 @@ impl Bench<'_> {
         let mut limits = Vec::with_capacity(repetitions + 1);
         let mut probe = || -> Result<()> {
             if let Some(stream) = &stream {
-                limits.push(stream.read_bandwidth(self.pool, 1)?);
+                limits.push(stream.read_bandwidth(&pool, 1)?);
             }
             Ok(())
         };
-        let packed: usize = self.loaded.kernels.values().map(|kernels| kernels.packed_bytes).sum();
+        let packed: usize = self.kernels.0.values().map(|kernels| kernels.packed_bytes).sum();
         let cached = packed < CACHED_BYTES;
         if cached {
             probe()?;
@@ -309,7 +302,7 @@ impl Bench<'_> {
         let samples = bench::time(self.session, test, repetitions, &mut tokens, &mut probe)?;
         probe()?;
         let after = self.session.head_stats();
-        let head = HeadReport::between(&self.loaded.model, before, after);
+        let head = HeadReport::between(self.session.model(), before, after);
         // Only what was skipped in the test says how many bytes it read.
         let bytes = decodes.then(|| self.decode_bytes(test, &head));
         let read = bytes.map(|bytes| {
@@ -323,7 +316,7 @@ impl Bench<'_> {
             let products = Stage::PRODUCTS.map(|stage| samples.stages.of(stage).as_secs_f64());
             let per_second = (repetitions * test.tokens()) as f64 / products.iter().sum::<f64>();
             let limits: Vec<f64> = multiply.into_iter().collect();
-            Reached::of(multiply_adds(self.loaded.model.config()), &[per_second], &limits)
+            Reached::of(multiply_adds(self.session.model().config()), &[per_second], &limits)
         });
         Ok(self.report(test, &samples, test_time, head, (bytes, read), multiply))
     }
@@ -337,7 +330,7 @@ impl Bench<'_> {
             note(format_args!("warning: no read bandwidth: too little memory is free for a probe"));
             return None;
         }
-        let stream = probe::Stream::new(self.pool, bytes);
+        let stream = probe::Stream::new(self.session.pool(), bytes);
         stream.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
@@ -357,10 +350,10 @@ impl Bench<'_> {
     /// What a token of a generation reads on average: its share of the weights, but for those that were
     /// skipped in the test.
     fn decode_bytes(&self, test: Test, head: &HeadReport) -> DecodeBytes {
-        let model = &self.loaded.model;
+        let model = &self.session.model();
         let (config, weights) = (model.config(), model.weights());
         let skipped = self.skipped(test);
-        let ternary: f64 = (self.loaded.kernels.iter())
+        let ternary: f64 = (self.kernels.0.iter())
             .filter(|(role, _)| **role != Role::LmHead.name())
             .map(|(role, kernels)| {
                 skipped.get(role).map_or(kernels.packed_bytes as f64, |s| s.read_per_token)
@@ -400,8 +393,8 @@ impl Bench<'_> {
         (bytes_per_token, read): (Option<DecodeBytes>, Option<Reached>),
         multiply_add: Option<Reached>,
     ) -> Row {
-        let gguf = self.loaded.model.gguf();
-        let architecture = self.loaded.model.config().architecture.name();
+        let gguf = self.session.model().gguf();
+        let architecture = self.session.model().config().architecture.name();
         let params = gguf.tensors().iter().map(TensorInfo::elements).sum();
         let kv_type = self.session.kv_type().name();
         let samples_ts = samples.per_second();
@@ -410,7 +403,7 @@ impl Bench<'_> {
         Row {
             build_commit: env!("CARGO_PKG_VERSION"),
             build_number: 0,
-            cpu_info: self.host.cpu.clone(),
+            cpu_info: self.engine.host().cpu.clone(),
             gpu_info: "",
             backends: "CPU",
             model_filename: gguf.path().display().to_string(),
@@ -419,13 +412,13 @@ impl Bench<'_> {
             model_n_params: params,
             n_batch: self.args.session.batch(),
             n_ubatch: self.args.session.batch(),
-            n_threads: self.pool.threads(),
+            n_threads: self.session.pool().threads(),
             type_k: kv_type,
             type_v: kv_type,
             n_gpu_layers: 0,
-            cpu_strict: self.pool.pinning() == Pinning::Cores,
-            use_mmap: self.loaded.model.gguf().is_mapped(),
-            huge_pages: self.placement.pages == Pages::Huge,
+            cpu_strict: self.session.pool().pinning() == Pinning::Cores,
+            use_mmap: self.session.model().gguf().is_mapped(),
+            huge_pages: self.engine.placement().pages == Pages::Huge,
             embeddings: false,
             n_prompt: test.n_prompt,
             n_gen: test.n_gen,
@@ -437,9 +430,9 @@ impl Bench<'_> {
             avg_ts: mean(&samples_ts),
             sequence_ts: mean(&samples_ts) / test.n_parallel as f64,
             stddev_ts: standard_deviation(&samples_ts),
-            isa: self.ceiling,
-            profile: self.profile.clone(),
-            kernels: self.loaded.kernels.clone(),
+            isa: self.engine.ceiling(),
+            profile: self.engine.profile().clone(),
+            kernels: self.kernels.0.clone(),
             lm_head,
             stage_ns: Stage::ALL.map(|s| (s.name(), per_repetition(s) * 1e9)).into(),
             sparse: self.skipped(test),
@@ -570,8 +563,8 @@ struct Row {
     sequence_ts: f64,
     isa: Isa,
     huge_pages: bool,
-    profile: Taken,
-    kernels: BTreeMap<&'static str, RoleKernels>,
+    profile: ProfileInUse,
+    kernels: BTreeMap<&'static str, RoleReport>,
     lm_head: HeadReport,
     /// Of a repetition, on average.
     stage_ns: BTreeMap<&'static str, f64>,

@@ -6,7 +6,6 @@ pub mod compare;
 pub mod dummy;
 pub mod inspect;
 mod load;
-mod output;
+pub mod output;
 pub mod run;
 pub mod tokenize;
-mod trust;

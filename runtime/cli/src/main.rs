@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use bitnet_cli::output::with_flags;
 use bitnet_runtime::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -47,7 +48,8 @@ fn main() -> ExitCode {
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             // Not eprintln!, which panics when stderr is closed.
-            drop(writeln!(io::stderr(), "error: {error}"));
+            let line = with_flags(&error.to_string());
+            drop(writeln!(io::stderr(), "error: {line}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -22,6 +22,33 @@ pub fn note(line: fmt::Arguments<'_>) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
+/// The flags for parameters of the library that an error or a note may name.
+const FLAGS: [(&str, &str); 10] = [
+    ("isa", "--isa"),
+    ("temperature", "--temp"),
+    ("top_p", "--top-p"),
+    ("min_p", "--min-p"),
+    ("repeat_penalty", "--repeat-penalty"),
+    ("context", "context (-c)"),
+    ("batch", "batch (-b)"),
+    ("threads", "--threads"),
+    ("model", "--model"),
+    ("seed", "--seed"),
+];
+
+/// An error or a note of the library as a user of the program reads it: with flags where it names
+/// parameters.
+pub fn with_flags(line: &str) -> String {
+    let named = FLAGS.into_iter().find_map(|(parameter, flag)| {
+        let rest = line.strip_prefix(parameter).filter(|rest| rest.starts_with(": "))?;
+        Some(format!("{flag}{rest}"))
+    });
+    let line = named.unwrap_or_else(|| line.to_owned());
+    ["a smaller context", "a larger context"]
+        .into_iter()
+        .fold(line, |line, advice| line.replace(advice, &format!("{advice} (-c)")))
+}
+
 /// 1234567 as `1.2 MB`.
 pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
@@ -57,6 +84,22 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn parameters_read_as_flags() {
+        let cases = [
+            ("isa: found avx512, expected avx2", "--isa: found avx512, expected avx2"),
+            ("context: found 0, expected 1 to 9", "context (-c): found 0, expected 1 to 9"),
+            (
+                "prompt: found 9, expected a larger context",
+                "prompt: found 9, expected a larger context (-c)",
+            ),
+            ("m.gguf: isa: found 1", "m.gguf: isa: found 1"),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(super::with_flags(line), expected);
+        }
+    }
+
     #[test]
     fn sizes_read_well() {
         let cases = [

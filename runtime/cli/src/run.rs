@@ -1,31 +1,26 @@
 //! `bitnet-run` without a subcommand: continues a prompt.
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::Pinning;
+use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::cpu::memory::{self, Pages};
+use bitnet_runtime::cpu::model::HeadStats;
+use bitnet_runtime::engine::lookup::MAX_DRAFT;
+use bitnet_runtime::engine::report::{HeadReport, KernelReport};
+use bitnet_runtime::engine::sampler::{Sampler, Sampling};
+use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions};
+use bitnet_runtime::engine::{Engine, Options, ProfileInUse};
+use bitnet_runtime::error::{Error, Result};
 use serde::Serialize;
 
-use crate::load::{
-    self, HeadReport, KernelArgs, Loader, PERFORMANCE, PlacementArgs, RoleKernels, SessionArgs,
-    Taken,
-};
+use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
 use crate::output::{answer, human, note, read_text};
-use bitnet_runtime::arch::config::Config;
-use bitnet_runtime::cpu::host::Host;
-use bitnet_runtime::cpu::memory::{self, Pages};
-use bitnet_runtime::cpu::model::{HeadStats, Session};
-use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
-use bitnet_runtime::engine::generate::{Generation, Limits, generate};
-use bitnet_runtime::engine::lookup::MAX_DRAFT;
-use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig};
-use bitnet_runtime::error::{Error, Result};
-use bitnet_runtime::file::gguf::Gguf;
-use bitnet_runtime::text::tokenizer::Tokenizer;
 
 const SAMPLING: &str = "Sampling";
 
@@ -189,94 +184,93 @@ fn number(text: &str, min: f32, max: f32) -> std::result::Result<f32, String> {
 /// context; [`Error::Io`] when stdout refuses.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    let choice = args.kernels.check()?;
-    let path = choice.model_path(args.model.as_deref())?;
+    let (path, options) = args.kernels.open(args.model.as_deref(), args.placement)?;
     let text = args.text()?;
     let sampling = args.sampling();
-    let mut sampler = Sampler::new(sampling)?;
-
-    let gguf = if args.no_mmap { Gguf::read(&path) } else { Gguf::open(&path) }?;
-    let config = Config::from_gguf(&gguf)?;
-    let options = args.session.options(args.context(&config))?;
-    let tokenizer = Tokenizer::from_gguf(&gguf)?;
-    for warning in tokenizer.warnings() {
-        note(format_args!("warning: {warning}"));
-    }
-    let prompt = prompt_ids(&tokenizer, &text)?;
-    let host = Host::detect();
-    let profile = choice.profile(&config, &host);
-    let placement = args.placement.with(&profile);
-    let threads = load::thread_count(args.threads, &profile, &host);
-    let pool = Arc::new(Pool::with(PoolOptions { threads, pinning: placement.pinning })?);
-    let masked = if args.ignore_eos { tokenizer.eos_ids() } else { &[] };
-    let needs = sampler.needs(masked, &[]);
-    let mut loader = Loader::new(Arc::new(gguf), &choice, &profile, placement, &needs, &pool)?;
-    let in_file = loader.begins_in_file(&config, prompt.len());
-    let mut loaded = if in_file { loader.in_file() } else { loader.packed() }?;
-    loader.tell();
-    let mut session = load::session(&loaded.model, &pool, options)?;
+    let limits = SequenceOptions {
+        tokens: usize::try_from(args.predict).ok(),
+        ignore_eos: args.ignore_eos,
+        draft: if args.lookup { args.draft_max as usize } else { 0 },
+    };
+    let silenced = Arc::new(AtomicBool::new(false));
+    let options = Options {
+        needs: Sampler::new(sampling)?.needs(&[], &[]),
+        threads: args.threads.map(|threads| threads as usize),
+        mmap: !args.no_mmap,
+        progress: Some(load::progress(Arc::clone(&silenced))),
+        ..options
+    };
+    let engine = Engine::open(&path, options)?;
+    let tokenizer = engine.tokenizer()?;
+    let prompt = tokenizer.prompt(&text)?;
+    let mut sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling, limits)?;
+    let session = args.session.options(args.context(engine.config()))?;
+    let mut session = engine.session_for(prompt.len(), session)?;
+    load::tell(&engine);
     let load_time = start.elapsed();
     note(format_args!(
         "loaded: {} in {:.2} s, {} threads, context {}",
         path.display(),
         load_time.as_secs_f64(),
-        pool.threads(),
+        engine.pool().threads(),
         session.context()
     ));
     if sampling.temperature > 0.0 {
         note(format_args!("seed: {}", sampling.seed));
     }
 
-    let limits = Limits {
-        tokens: usize::try_from(args.predict).ok(),
-        ignore_eos: args.ignore_eos,
-        draft: if args.lookup { args.draft_max as usize } else { 0 },
-    };
+    let begins_mapped = !session.model().is_packed();
+    // Behind the first token a line of progress would get between the text.
+    silenced.store(begins_mapped && io::stdout().is_terminal(), Ordering::Relaxed);
     let mut out = io::stdout().lock();
-    let mut stream = |piece: &str| {
-        if args.json {
-            return Ok(());
+    let mut text = String::new();
+    loop {
+        let goes_on = engine.step(&mut session, &mut sequence)?;
+        let piece = sequence.take_text();
+        if !args.json && !piece.is_empty() {
+            write(&mut out, &piece)?;
         }
-        let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
-        written.map_err(|e| Error::io(Path::new("stdout"), "write", e))
-    };
-    let mut pack = |session: &mut Session| {
-        if in_file {
-            loaded = loader.packed()?;
-            session.continue_with(Arc::clone(&loaded.model))?;
+        text += &piece;
+        if !goes_on {
+            break;
         }
-        Ok(())
-    };
-    let generation =
-        generate(&mut session, &tokenizer, &mut sampler, &prompt, limits, &mut pack, &mut stream)?;
+    }
     // The shell's prompt begins on a line of its own, but a pipe gets the text alone.
-    if !args.json && !generation.text.ends_with('\n') && io::stdout().is_terminal() {
-        stream("\n")?;
+    if !args.json && !text.ends_with('\n') && io::stdout().is_terminal() {
+        write(&mut out, "\n")?;
     }
     drop(out);
-    loader.tell();
+    load::tell(&engine);
 
+    let model = session.model();
+    let kernels = KernelReport::of(model);
+    let pack_time = engine.pack_time().unwrap_or_default();
     let report = Report {
-        timings: Timings::new((load_time, in_file), prompt.len(), &generation, args.lookup),
+        timings: Timings::new(
+            (load_time, begins_mapped.then_some(pack_time)),
+            prompt.len(),
+            &sequence,
+            args.lookup,
+        ),
         memory: Memory {
-            file_bytes: loaded.model.gguf().file_bytes(),
-            packed_bytes: loaded.packed_bytes(),
+            file_bytes: model.gguf().file_bytes(),
+            packed_bytes: kernels.packed_bytes(),
             kv_bytes: session.kv_bytes(),
             kv_reserved_bytes: session.kv_reserved_bytes(),
             tokenizer_bytes: tokenizer.memory_bytes(),
             peak_rss_bytes: memory::peak_resident(),
         },
         prompt_ids: &prompt,
-        ids: &generation.ids,
-        text: &generation.text,
-        finish_reason: generation.finish_reason.name(),
+        ids: sequence.ids(),
+        text: &text,
+        finish_reason: sequence.finish_reason().map_or("", FinishReason::name),
         seed: sampling.seed,
-        kernels: &loaded.kernels,
-        lm_head: HeadReport::between(&loaded.model, HeadStats::default(), session.head_stats()),
-        profile: &profile,
-        threads: pool.threads(),
-        pinning: pool.pinning(),
-        huge_pages: placement.pages == Pages::Huge,
+        kernels: &kernels,
+        lm_head: HeadReport::between(model, HeadStats::default(), session.head_stats()),
+        profile: engine.profile(),
+        threads: engine.pool().threads(),
+        pinning: engine.pool().pinning(),
+        huge_pages: engine.placement().pages == Pages::Huge,
     };
     report.summary();
     if args.json {
@@ -285,6 +279,12 @@ pub fn run(args: &Args) -> Result<()> {
         answer(|out| writeln!(out, "{json}"))?;
     }
     Ok(())
+}
+
+/// Writes a piece of the text at once.
+fn write(out: &mut impl Write, piece: &str) -> Result<()> {
+    let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|e| Error::io(Path::new("stdout"), "write", e))
 }
 
 impl Args {
@@ -322,9 +322,9 @@ impl Args {
         }
     }
 
-    fn sampling(&self) -> SamplerConfig {
+    fn sampling(&self) -> Sampling {
         let seed = u64::try_from(self.seed);
-        SamplerConfig {
+        Sampling {
             temperature: self.temp,
             top_k: usize::try_from(self.top_k).unwrap_or(0),
             top_p: self.top_p,
@@ -335,21 +335,6 @@ impl Args {
             seed: seed.unwrap_or_else(|_| RandomState::new().hash_one(0) >> 32),
         }
     }
-}
-
-/// The prompt's tokens, special ones included. A begin-of-text token comes first if the model
-/// wants one and the text does not spell it.
-fn prompt_ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode(text, false, true)?;
-    let wanted = tokenizer.bos().filter(|_| tokenizer.add_bos() || ids.is_empty());
-    if let Some(bos) = wanted.filter(|bos| ids.first() != Some(bos)) {
-        ids.insert(0, bos);
-    }
-    if ids.is_empty() {
-        let expected = "-p TEXT or -f FILE: this model has no token that begins a text";
-        return Err(Error::usage("--prompt", "no text", expected));
-    }
-    Ok(ids)
 }
 
 /// Replaces \n, \r, \t, \", \' and \\ by the characters they stand for; other backslashes stay.
@@ -384,9 +369,9 @@ struct Report<'a> {
     finish_reason: &'static str,
     timings: Timings,
     seed: u64,
-    kernels: &'a BTreeMap<&'static str, RoleKernels>,
+    kernels: &'a KernelReport,
     lm_head: HeadReport,
-    profile: &'a Taken,
+    profile: &'a ProfileInUse,
     threads: usize,
     pinning: Pinning,
     huge_pages: bool,
@@ -419,20 +404,20 @@ struct Timings {
 
 impl Timings {
     fn new(
-        (load, packs_later): (Duration, bool),
+        (load, pack): (Duration, Option<Duration>),
         prompt_n: usize,
-        generation: &Generation,
+        sequence: &Sequence,
         lookup: bool,
     ) -> Self {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         // JSON has no infinity: nothing took no time.
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
-        let (prompt_ms, predicted_ms) =
-            (ms(generation.prompt_time), ms(generation.generation_time));
-        let predicted_n = generation.ids.len();
+        let stats = sequence.stats();
+        let (prompt_ms, predicted_ms) = (ms(stats.prompt_time), ms(stats.generation_time));
+        let predicted_n = sequence.ids().len();
         Self {
             load_ms: ms(load),
-            pack_ms: packs_later.then(|| ms(generation.pause)),
+            pack_ms: pack.map(ms),
             prompt_n,
             prompt_ms,
             prompt_per_token_ms: ratio(prompt_ms, prompt_n as f64),
@@ -441,10 +426,10 @@ impl Timings {
             predicted_ms,
             predicted_per_token_ms: ratio(predicted_ms, predicted_n as f64),
             predicted_per_second: ratio(predicted_n as f64, predicted_ms / 1e3),
-            decode_n: generation.steps,
-            decode_per_second: ratio(generation.steps as f64, predicted_ms / 1e3),
-            draft_n: lookup.then_some(generation.drafted),
-            draft_n_accepted: lookup.then_some(generation.accepted),
+            decode_n: stats.steps,
+            decode_per_second: ratio(stats.steps as f64, predicted_ms / 1e3),
+            draft_n: lookup.then_some(stats.drafted),
+            draft_n_accepted: lookup.then_some(stats.accepted),
         }
     }
 }

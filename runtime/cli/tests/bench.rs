@@ -198,7 +198,7 @@ fn several_models_and_the_profile_are_named() {
 #[test]
 fn mistakes_are_told() {
     let model = demo_model();
-    let vocabulary = package("tests/data/tokenizers/gpt-2.gguf");
+    let vocabulary = package("../tests/data/tokenizers/gpt-2.gguf");
     let cases: &[(&[&str], i32, &[&str])] = &[
         (&["-p", "2000", "-n", "0"], 2, &["test pp2000", "2000 positions", "at most 1024"]),
         (&["-p", "0", "-n", "512", "-d", "600"], 2, &["tg512 @ d600", "1112", "1024"]),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use bitnet_profiles::{Format, Isa, KernelId};
-use bitnet_runtime::engine::sampler::SamplerConfig;
+use bitnet_runtime::engine::sampler::Sampling;
 use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::text::tokenizer::Tokenizer;
 use program::{answer, both, command, demo_model, layout_of, profile, refusal};
@@ -339,7 +339,7 @@ fn flags_reach_the_sampler() {
     for flag in [["--top-k", "1"], ["--top-p", "0"], ["--min-p", "1"]] {
         assert_eq!(text(&[&flag[..], &["--temp", "2"]].concat()), greedy, "{flag:?}");
     }
-    let defaults = SamplerConfig::default();
+    let defaults = Sampling::default();
     let spelled: Vec<String> = [
         ("--temp", defaults.temperature.to_string()),
         ("--top-k", defaults.top_k.to_string()),

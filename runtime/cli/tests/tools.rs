@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use program::{answer, command, demo_model, package, refusal};
 
 fn gpt_2() -> String {
-    package("tests/data/tokenizers/gpt-2.gguf")
+    package("../tests/data/tokenizers/gpt-2.gguf")
 }
 
 #[test]

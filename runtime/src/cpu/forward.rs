@@ -22,7 +22,7 @@ use super::rows::Rows;
 use super::stages::{Stage, StageClock, StageTimes};
 use crate::arch::config::{Activation, RopePairs};
 use crate::cpu::gather::Along;
-use crate::cpu::head::screen::{HeadStats, Needs, Scan, Screen};
+use crate::cpu::head::screen::{self, HeadStats, Needs, Scan, Screen};
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
 use crate::cpu::matmul;
@@ -61,13 +61,14 @@ pub const MAX_SEQUENCES: usize = 256;
 
 /// A token on its way through a model, behind those that its sequence holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchToken {
+pub struct BatchToken<'a> {
     /// The number of its sequence, from 0.
     pub sequence: usize,
     /// The token.
     pub id: u32,
-    /// Whether the logits after it are wanted.
-    pub logits: bool,
+    /// The logits after it that are needed; `None`: none. Tokens of one pass may need different ones: a
+    /// text that needs all logits leaves the others their scans.
+    pub needs: Option<&'a Needs>,
 }
 
 /// Sequences of tokens on their way through a model, in most sessions one: their KV caches and all
@@ -82,12 +83,13 @@ pub struct Session {
     positions: Vec<usize>,
     batch: usize,
     buffers: Buffers,
-    /// What goes through the model, and where it stands.
-    tokens: Vec<BatchToken>,
+    /// Where the tokens of a pass stand.
     at: Vec<At>,
-    /// Tokens that asked for logits in the last call.
-    wanted: usize,
-    exact_head: Option<Screen>,
+    /// Where the logits of the last call lie: the row of `Buffers::logits` for each token that asked.
+    rows: Vec<usize>,
+    /// The tokens of a pass that need logits, in the order of their rows.
+    order: Vec<usize>,
+    screen: Option<Screen>,
     head_stats: HeadStats,
     /// Time per stage since it was asked for.
     stages: Option<StageTimes>,
@@ -192,10 +194,10 @@ impl Session {
         let context = options.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
         if !(1..=config.context).contains(&context) {
             let expected = format!("1 to {}, the context of the model", config.context);
-            return Err(Error::usage("context (-c)", context, expected));
+            return Err(Error::usage("context", context, expected));
         }
         if options.batch == 0 {
-            return Err(Error::usage("batch (-b)", 0, "at least 1"));
+            return Err(Error::usage("batch", 0, "at least 1"));
         }
         let sequences = options.sequences;
         if !(1..=MAX_SEQUENCES).contains(&sequences) {
@@ -207,18 +209,18 @@ impl Session {
         let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
         let kv = kv.collect::<Result<Vec<KvCache>>>()?;
         let buffers = Buffers::new(&model, pool.threads(), batch, context)?;
-        let exact_head = model.sketch().map(|sketch| Screen::new(sketch, pool.threads()));
+        let screen = model.sketch().map(|sketch| Screen::new(sketch, pool.threads()));
         Ok(Self {
-            exact_head: exact_head.transpose()?,
+            screen: screen.transpose()?,
             model,
             pool,
             kv,
             positions: vec![0; sequences],
             batch,
             buffers,
-            tokens: Vec::with_capacity(batch),
             at: Vec::with_capacity(batch),
-            wanted: 0,
+            rows: Vec::new(),
+            order: Vec::new(),
             head_stats: HeadStats::default(),
             stages: None,
             observer: None,
@@ -240,9 +242,10 @@ impl Session {
         }
         let threads = self.pool.threads();
         let buffers = Buffers::new(&model, threads, self.batch, self.context())?;
-        let exact_head = model.sketch().map(|sketch| Screen::new(sketch, threads));
-        self.exact_head = exact_head.transpose()?;
-        (self.buffers, self.model, self.wanted) = (buffers, model, 0);
+        let screen = model.sketch().map(|sketch| Screen::new(sketch, threads));
+        self.screen = screen.transpose()?;
+        (self.buffers, self.model) = (buffers, model);
+        self.rows.clear();
         Ok(())
     }
 
@@ -250,6 +253,12 @@ impl Session {
     #[must_use]
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// Sequences.
@@ -352,7 +361,7 @@ impl Session {
     /// [`Error::Usage`] when there are no tokens, one is not in the vocabulary, or they do not fit
     /// into the context; nothing is appended then. [`Error::Runtime`] when a worker panicked.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
-        self.prefill_for(ids, &Needs::All)
+        self.prefill_for(ids, Needs::ALL)
     }
 
     /// As [`Session::prefill`], where only some of the logits are needed: what is exact is the same,
@@ -361,12 +370,14 @@ impl Session {
     /// # Errors
     /// As [`Session::prefill`].
     pub fn prefill_for(&mut self, ids: &[u32], needs: &Needs) -> Result<&[f32]> {
-        self.tokens.clear();
-        self.tokens.extend(ids.iter().map(|&id| BatchToken { sequence: 0, id, logits: false }));
-        if let Some(last) = self.tokens.last_mut() {
-            last.logits = true;
+        let last = ids.len().saturating_sub(1);
+        let token = |(i, &id)| BatchToken { sequence: 0, id, needs: (i == last).then_some(needs) };
+        match *ids {
+            // Decode: nothing is allocated.
+            [id] => self.forward(&[token((0, &id))])?,
+            _ => self.forward(&ids.iter().enumerate().map(token).collect::<Vec<_>>())?,
         }
-        self.run(needs)
+        Ok(self.logits(0))
     }
 
     /// Appends one token to the first sequence and returns the logits after it, `[vocab]`.
@@ -386,84 +397,79 @@ impl Session {
         self.prefill_for(&[id], needs)
     }
 
-    /// Appends tokens, each to its sequence, in this order, and returns the logits after those that
-    /// ask for them, `[vocab]` each, in the same order: of each at least those that are needed. Logits are those of the sequence alone,
-    /// whatever goes through the model beside it.
+    /// Appends tokens, each to its sequence, in this order, a batch at a time. [`Session::logits`] then
+    /// has the logits after those that need any. Logits are those of the sequence alone, whatever goes
+    /// through the model beside it.
     ///
     /// # Errors
     /// As [`Session::prefill`]; [`Error::Usage`] for a sequence that is not there, too.
-    pub fn forward(&mut self, tokens: &[BatchToken], needs: &Needs) -> Result<&[f32]> {
-        self.tokens.clear();
-        self.tokens.extend_from_slice(tokens);
-        self.run(needs)
-    }
-
-    /// Checks `tokens` and takes them through the model, a batch at a time.
-    fn run(&mut self, needs: &Needs) -> Result<&[f32]> {
+    pub fn forward(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         let vocab = self.model.config().vocab;
-        if self.tokens.is_empty() {
+        if tokens.is_empty() {
             return Err(Error::usage("prompt", "no tokens", "at least one"));
         }
-        if let Some(token) = self.tokens.iter().find(|token| token.id as usize >= vocab) {
+        if let Some(token) = tokens.iter().find(|token| token.id as usize >= vocab) {
             return Err(Error::usage("token id", token.id, format!("0 to {}", vocab - 1)));
         }
         let sequences = self.sequences();
-        if let Some(token) = self.tokens.iter().find(|token| token.sequence >= sequences) {
+        if let Some(token) = tokens.iter().find(|token| token.sequence >= sequences) {
             let expected = format!("0 to {}", sequences - 1);
             return Err(Error::usage("sequence", token.sequence, expected));
         }
         for (sequence, &position) in self.positions.iter().enumerate() {
-            let new = self.tokens.iter().filter(|token| token.sequence == sequence).count();
+            let new = tokens.iter().filter(|token| token.sequence == sequence).count();
             if new > self.context() - position {
                 let found = format!("{new} tokens after {position}");
-                let expected = format!("at most {} in all; a larger context (-c)", self.context());
+                let expected = format!("at most {} in all; a larger context", self.context());
                 return Err(Error::usage("prompt", found, expected));
             }
         }
-        let wanted = self.tokens.iter().filter(|token| token.logits).count();
-        self.wanted = wanted;
+        self.rows.clear();
+        let wanted = tokens.iter().filter(|token| token.needs.is_some()).count();
         if self.buffers.logits.len() < wanted * vocab {
             self.buffers.logits.resize(wanted * vocab, 0.0);
         }
-        let mut logits = 0;
-        for first in (0..self.tokens.len()).step_by(self.batch) {
-            let batch = first..self.tokens.len().min(first + self.batch);
-            let new = self.tokens[batch.clone()].iter().filter(|token| token.logits).count();
-            self.step(batch, logits..logits + new, needs)?;
-            logits += new;
+        for batch in tokens.chunks(self.batch) {
+            self.step(batch)?;
         }
-        Ok(&self.buffers.logits[..wanted * vocab])
+        Ok(())
     }
 
-    /// The logits after the token that was the `row`-th to ask for them in the last call of
-    /// [`Session::forward`], `[vocab]`; nothing where there was none.
+    /// The logits after the token that was the `row`-th to need any in the last call of
+    /// [`Session::forward`], `[vocab]`: at least those that it needed; nothing where there was none.
     #[must_use]
     pub fn logits(&self, row: usize) -> &[f32] {
         let vocab = self.model.config().vocab;
-        let rows = &self.buffers.logits[..self.wanted * vocab];
-        rows.chunks_exact(vocab).nth(row).unwrap_or(&[])
+        self.rows.get(row).map_or(&[], |row| &self.buffers.logits[row * vocab..(row + 1) * vocab])
     }
 
-    /// Takes at most a batch of `tokens` through the model; those rows of logits are theirs.
-    fn step(&mut self, tokens: Range<usize>, logits: Range<usize>, needs: &Needs) -> Result<()> {
-        let config = self.model.config();
-        let tokens = &self.tokens[tokens];
+    /// Takes at most a batch of tokens through the model; the rows of their logits follow those that
+    /// are there.
+    fn step(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.at.clear();
         for &BatchToken { sequence, .. } in tokens {
             let position = &mut self.positions[sequence];
             self.at.push(At { sequence, position: *position });
             *position += 1;
         }
-        let b = &mut self.buffers;
-        let scan = match (&mut self.exact_head, self.model.scanned_head()) {
-            (Some(exact), Some(head)) => exact.share(head, needs, logits.len()),
+        let first = self.rows.len();
+        let scanned = self.order_rows(tokens);
+        let logits = first..self.rows.len();
+        let config = self.model.config();
+        let scan = match (&mut self.screen, self.model.screened_head()) {
+            (Some(screen), Some(head)) if scanned > 0 => {
+                Some(screen.share(head, tokens, &self.order[..scanned]))
+            }
             _ => None,
         };
-        let scanned = scan.as_ref().map(Scan::tokens);
+        let b = &mut self.buffers;
+        let at_once = scan.as_ref().map(Scan::tokens);
         let pass = Pass {
             model: &self.model,
             tokens,
             at: &self.at,
+            order: &self.order,
+            scanned,
             scan,
             clock: self.stages.map(|_| StageClock::start()),
             observer: self.observer.as_deref(),
@@ -492,32 +498,60 @@ impl Session {
         }
         if done.is_err() {
             // Nothing was appended.
+            self.rows.clear();
             for at in self.at.iter().rev() {
                 self.positions[at.sequence] = at.position;
             }
             return done;
         }
         self.head_stats.tokens += logits.len() as u64;
-        match (&mut self.exact_head, self.model.scanned_head(), scanned) {
-            (Some(exact), Some(head), Some(at_once)) => {
-                exact.finish(head, (logits.len(), at_once), &mut self.head_stats);
-            }
-            _ => {
-                let passes = logits.len().div_ceil(self.model.head_tokens());
-                self.head_stats.bytes += (passes * self.model.head_bytes()) as u64;
-            }
+        if let (Some(screen), Some(head), Some(at_once)) =
+            (&mut self.screen, self.model.screened_head(), at_once)
+        {
+            screen.finish(head, (scanned, at_once), &mut self.head_stats);
         }
+        let passes = (logits.len() - scanned).div_ceil(self.model.head_tokens());
+        self.head_stats.bytes += (passes * self.model.head_bytes()) as u64;
         Ok(())
+    }
+
+    /// Gives a row of logits to each token of a pass that needs any, behind those that are there: first
+    /// to tokens whose logits a scan finds, whose number is returned, then to those for which all of the
+    /// head is read.
+    fn order_rows(&mut self, tokens: &[BatchToken<'_>]) -> usize {
+        let vocab = self.model.config().vocab;
+        let scannable = |token: &BatchToken<'_>| {
+            token.needs.is_some_and(|needs| screen::scannable(needs, vocab))
+        };
+        let scans = tokens.iter().any(scannable) && self.screen.as_mut().is_some_and(Screen::scans);
+        let is_scanned = |token: &BatchToken<'_>| scans && scannable(token);
+        let wanting = || tokens.iter().enumerate().filter(|(_, token)| token.needs.is_some());
+        self.order.clear();
+        self.order.extend(wanting().filter(|(_, token)| is_scanned(token)).map(|(i, _)| i));
+        let scanned = self.order.len();
+        self.order.extend(wanting().filter(|(_, token)| !is_scanned(token)).map(|(i, _)| i));
+        let first = self.rows.len();
+        let mut next = [first + scanned, first];
+        self.rows.extend(wanting().map(|(_, token)| {
+            let row = &mut next[usize::from(is_scanned(token))];
+            *row += 1;
+            *row - 1
+        }));
+        scanned
     }
 }
 
 /// One run of the workers: what they share. Shapes are those of [`Buffers`].
 struct Pass<'a> {
     model: &'a Model,
-    tokens: &'a [BatchToken],
+    tokens: &'a [BatchToken<'a>],
     /// Where each token stands.
     at: &'a [At],
-    /// Set where not all logits of the tokens that ask for them are needed.
+    /// Tokens that need logits, in the order of the rows of `logits`.
+    order: &'a [usize],
+    /// How many of them a scan serves, the first ones.
+    scanned: usize,
+    /// Set where it serves any.
     scan: Option<Scan<'a>>,
     clock: Option<StageClock>,
     observer: Option<&'a dyn Observer>,
@@ -535,7 +569,7 @@ struct Pass<'a> {
     partial_state: SharedSlice<'a, Softmax>,
     y: Rows<'a, f32>,
     gate_up: Rows<'a, f32>,
-    /// One row for each token that wants logits.
+    /// A row for each token of `order`.
     logits: Rows<'a, f32>,
     scratch: SharedSlice<'a, Scratch>,
 }
@@ -585,7 +619,7 @@ impl Pass<'_> {
             self.attention_block(place, scratch, index, layer);
             self.feed_forward_block(place, scratch, index, layer);
         }
-        if self.tokens.iter().any(|token| token.logits) {
+        if !self.order.is_empty() {
             self.head(place, scratch);
             self.lap(place, Stage::Head);
         }
@@ -707,18 +741,22 @@ impl Pass<'_> {
         self.add_residual(place);
     }
 
-    /// logits = head(norm(x)) of the tokens that want them, as many at once as there is a kernel for.
+    /// logits = head(norm(x)) of the tokens that need them, as many at once as there is a kernel for.
     fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
         self.slots_ready(place);
         let (config, weights) = (self.model.config(), self.model.weights());
         let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
-        let mut wanted = (0..place.n).filter(|&token| self.tokens[token].logits);
-        let at_once = self.scan.as_ref().map_or(self.model.head_tokens(), Scan::tokens);
-        let (mut first, all) = (0, self.logits.rows());
+        let (mut first, all) = (0, self.order.len());
         while first < all {
-            let tokens = (all - first).min(at_once);
+            let scan = self.scan.as_ref().filter(|_| first < self.scanned);
+            let (at_once, end) = match scan {
+                Some(scan) => (scan.tokens(), self.scanned),
+                None => (self.model.head_tokens(), all),
+            };
+            let tokens = (end - first).min(at_once);
             let normed = &mut scratch.normed[..tokens * config.hidden];
-            for (normed, token) in normed.chunks_exact_mut(config.hidden).zip(wanted.by_ref()) {
+            let wanting = &self.order[first..first + tokens];
+            for (normed, &token) in normed.chunks_exact_mut(config.hidden).zip(wanting) {
                 // SAFETY: nobody writes x after the residual was added.
                 let x = unsafe { self.x.row(place.all_slots().start + token) };
                 self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
@@ -727,14 +765,14 @@ impl Pass<'_> {
                 }
             }
             let out = self.logits.part_of(first..first + tokens);
-            let head = self.model.head(if self.scan.is_some() { 1 } else { tokens });
+            let head = self.model.head(if scan.is_some() { 1 } else { tokens });
             let prepared = &mut scratch.head_input[..head.prepared_bytes(config.hidden)];
-            match &self.scan {
+            match scan {
                 Some(scan) => {
                     if first > 0 {
                         place.worker.barrier();
                     }
-                    scan.work(place.worker, (normed, tokens), prepared, &out);
+                    scan.work(place.worker, first, (normed, tokens), prepared, &out);
                 }
                 None => head.run_share(place.worker, rows, (normed, tokens), prepared, &out),
             }

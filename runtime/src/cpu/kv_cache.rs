@@ -146,7 +146,7 @@ impl KvCache {
         let refused = |why: String| {
             let bytes = bytes.map_or("too many".into(), |b| b.to_string());
             Error::Runtime(format!(
-                "cannot reserve {bytes} bytes of KV cache for a context of {context}: {why}; ask for a smaller context (-c)"
+                "cannot reserve {bytes} bytes of KV cache for a context of {context}: {why}; ask for a smaller context"
             ))
         };
         let (layout, len) =

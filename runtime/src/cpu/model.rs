@@ -185,6 +185,12 @@ impl Model {
         ]
     }
 
+    /// Whether its weights are packed. If not they are multiplied as they lie in the file.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.weights.layers.first().is_none_or(|layer| layer.qkv.packed().is_some())
+    }
+
     /// The file: metadata, and the blocks of the embedding and the head.
     #[must_use]
     pub fn gguf(&self) -> &Gguf {
@@ -231,7 +237,7 @@ impl Model {
         self.heads.iter().map(bytes).max().unwrap_or(0)
     }
 
-    pub(crate) fn scanned_head(&self) -> Option<ScreenedHead<'_>> {
+    pub(crate) fn screened_head(&self) -> Option<ScreenedHead<'_>> {
         let sketch = self.sketch.as_ref()?;
         let Self { gguf, weights, vector, .. } = self;
         let kernel = self.head(1);

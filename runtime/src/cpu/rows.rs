@@ -16,11 +16,6 @@ impl<'a, T> Rows<'a, T> {
         Self { data: SharedSlice::new(data), width }
     }
 
-    /// Rows.
-    pub(super) fn rows(&self) -> usize {
-        self.data.len() / self.width
-    }
-
     /// Some rows, shared by the same rules.
     pub(super) fn part_of(&self, rows: Range<usize>) -> SharedSlice<'_, T> {
         self.data.part(rows.start * self.width..rows.end * self.width)

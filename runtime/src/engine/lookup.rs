@@ -74,9 +74,8 @@ impl Lookup {
         self.source = next.or(found);
     }
 
-    /// Drafts up to `most` tokens, as many as promise to be worth their time.
+    /// Appends a draft of up to `most` tokens, as many as promise to be worth their time.
     pub fn draft(&self, most: usize, draft: &mut Vec<u32>) {
-        draft.clear();
         if let Some(source) = self.source {
             // A text that repeats itself at once is drafted beyond its end.
             let repeated = self.text[source.next..].iter().cycle();
@@ -199,7 +198,7 @@ mod tests {
     }
 
     fn draft(lookup: &Lookup, most: usize) -> Vec<u32> {
-        let mut draft = vec![7; 3];
+        let mut draft = Vec::new();
         lookup.draft(most, &mut draft);
         draft
     }

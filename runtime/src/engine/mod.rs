@@ -1,5 +1,18 @@
-//! From a prompt to a text.
+//! From a model's file to a text.
 
-pub mod generate;
+mod generate;
 pub mod lookup;
+mod note;
+mod open;
+mod options;
+mod profile;
+pub mod report;
 pub mod sampler;
+pub mod sequence;
+mod trust;
+
+pub use generate::{GenerateOptions, Generation};
+pub use note::Note;
+pub use open::{Engine, Placement};
+pub use options::{Options, ProfileChoice, Progress, Start};
+pub use profile::{NamedProfile, ProfileInUse, ProfileSource};

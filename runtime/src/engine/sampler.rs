@@ -15,7 +15,7 @@ const SMALL_K: usize = 256;
 
 /// What the user can set; the defaults are llama.cpp's.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SamplerConfig {
+pub struct Sampling {
     /// Divides the logits; 0 or below: always the most likely token.
     pub temperature: f32,
     /// Only the `top_k` most likely tokens; 0: all.
@@ -32,9 +32,9 @@ pub struct SamplerConfig {
     pub seed: u64,
 }
 
-impl Default for SamplerConfig {
+impl Default for Sampling {
     fn default() -> Self {
-        SamplerConfig {
+        Sampling {
             temperature: 0.8,
             top_k: 40,
             top_p: 0.95,
@@ -46,7 +46,7 @@ impl Default for SamplerConfig {
     }
 }
 
-impl SamplerConfig {
+impl Sampling {
     /// Checks every number.
     ///
     /// # Errors
@@ -54,15 +54,15 @@ impl SamplerConfig {
     pub fn validate(&self) -> Result<()> {
         let checks = [
             (
-                "--temp",
+                "temperature",
                 self.temperature,
                 self.temperature.is_finite() && self.temperature <= 100.0,
                 "a number up to 100; 0 takes the most likely token",
             ),
-            ("--top-p", self.top_p, (0.0..=1.0).contains(&self.top_p), "0 to 1; 1 turns it off"),
-            ("--min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 to 1; 0 turns it off"),
+            ("top_p", self.top_p, (0.0..=1.0).contains(&self.top_p), "0 to 1; 1 turns it off"),
+            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 to 1; 0 turns it off"),
             (
-                "--repeat-penalty",
+                "repeat_penalty",
                 self.repeat_penalty,
                 self.repeat_penalty > 0.0 && self.repeat_penalty <= 100.0,
                 "above 0 and up to 100; 1 turns it off",
@@ -133,7 +133,7 @@ fn exp(x: f64) -> f64 {
 /// Chooses tokens one after the other; remembers the recent ones for the penalty.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    config: SamplerConfig,
+    config: Sampling,
     rng: Rng,
     recent: VecDeque<u32>,
     penalised: Vec<f32>,
@@ -145,8 +145,8 @@ impl Sampler {
     /// A sampler that has seen no token yet.
     ///
     /// # Errors
-    /// As [`SamplerConfig::validate`].
-    pub fn new(config: SamplerConfig) -> Result<Sampler> {
+    /// As [`Sampling::validate`].
+    pub fn new(config: Sampling) -> Result<Sampler> {
         config.validate()?;
         Ok(Sampler {
             config,
@@ -177,9 +177,9 @@ impl Sampler {
     #[must_use]
     pub fn needs(&self, masked: &[u32], drafted: &[u32]) -> Needs {
         let best = match self.config {
-            SamplerConfig { temperature, .. } if temperature <= 0.0 => 1,
-            SamplerConfig { top_k: 0, .. } => return Needs::All,
-            SamplerConfig { top_k, .. } => top_k,
+            Sampling { temperature, .. } if temperature <= 0.0 => 1,
+            Sampling { top_k: 0, .. } => return Needs::All,
+            Sampling { top_k, .. } => top_k,
         };
         let mut ids = masked.to_vec();
         if self.config.repeat_penalty != 1.0 {
@@ -330,7 +330,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
 mod tests {
     use super::*;
 
-    const PLAIN: SamplerConfig = SamplerConfig {
+    const PLAIN: Sampling = Sampling {
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
@@ -341,7 +341,7 @@ mod tests {
     };
 
     /// How often each id is drawn in 20000.
-    fn histogram(config: SamplerConfig, logits: &[f32]) -> Vec<u32> {
+    fn histogram(config: Sampling, logits: &[f32]) -> Vec<u32> {
         let mut sampler = Sampler::new(config).unwrap();
         let mut counts = vec![0; logits.len()];
         for _ in 0..20_000 {
@@ -353,7 +353,7 @@ mod tests {
     /// The best, and with a penalty what it changes, now or once drafted tokens are part of the text.
     #[test]
     fn what_may_be_changed_is_needed() {
-        let greedy = SamplerConfig { temperature: 0.0, ..PLAIN };
+        let greedy = Sampling { temperature: 0.0, ..PLAIN };
         let needs = |config, masked: &[u32], drafted: &[u32]| {
             let mut sampler = Sampler::new(config).unwrap();
             [8, 3, 8].into_iter().for_each(|id| sampler.accept(id));
@@ -361,12 +361,12 @@ mod tests {
         };
         let best = |count, ids: &[u32]| Needs::Best { count, ids: ids.to_vec() };
         assert_eq!(needs(PLAIN, &[1], &[5]), Needs::All);
-        assert_eq!(needs(greedy, &[], &[5]), Needs::GREEDY);
+        assert_eq!(&needs(greedy, &[], &[5]), Needs::GREEDY);
         assert_eq!(needs(greedy, &[7, 1], &[5]), best(3, &[1, 7]));
-        let penalty = SamplerConfig { repeat_penalty: 1.1, ..greedy };
+        let penalty = Sampling { repeat_penalty: 1.1, ..greedy };
         assert_eq!(needs(penalty, &[], &[]), best(3, &[3, 8]));
         assert_eq!(needs(penalty, &[1], &[5, 3, 9]), best(6, &[1, 3, 5, 8, 9]));
-        let top_k = SamplerConfig { top_k: 40, repeat_penalty: 1.1, ..PLAIN };
+        let top_k = Sampling { top_k: 40, repeat_penalty: 1.1, ..PLAIN };
         assert_eq!(needs(top_k, &[], &[5]), best(43, &[3, 5, 8]));
     }
 
@@ -385,7 +385,7 @@ mod tests {
         ];
         for (logits, id) in cases {
             for temperature in [0.0, -1.0] {
-                let config = SamplerConfig { temperature, ..PLAIN };
+                let config = Sampling { temperature, ..PLAIN };
                 let got = Sampler::new(config).unwrap().sample(logits);
                 assert_eq!(got, *id, "{logits:?}");
             }
@@ -399,18 +399,18 @@ mod tests {
     fn filters_keep_what_they_should() {
         // Probabilities 0.5, 0.25, 0.125, 0.125.
         let logits: Vec<f32> = [0.25f32, 0.5, 0.125, 0.125].map(f32::ln).into();
-        let cases: &[(&str, SamplerConfig, &[u32])] = &[
+        let cases: &[(&str, Sampling, &[u32])] = &[
             ("all", PLAIN, &[0, 1, 2, 3]),
-            ("top-k 1", SamplerConfig { top_k: 1, ..PLAIN }, &[1]),
-            ("top-k 3, the lower id of equals", SamplerConfig { top_k: 3, ..PLAIN }, &[0, 1, 2]),
-            ("top-k over the vocabulary", SamplerConfig { top_k: 9, ..PLAIN }, &[0, 1, 2, 3]),
-            ("top-p keeps the one that reaches it", SamplerConfig { top_p: 0.6, ..PLAIN }, &[0, 1]),
-            ("top-p 0 keeps the best", SamplerConfig { top_p: 0.0, ..PLAIN }, &[1]),
-            ("min-p", SamplerConfig { min_p: 0.4, ..PLAIN }, &[0, 1]),
-            ("min-p 1", SamplerConfig { min_p: 1.0, ..PLAIN }, &[1]),
+            ("top-k 1", Sampling { top_k: 1, ..PLAIN }, &[1]),
+            ("top-k 3, the lower id of equals", Sampling { top_k: 3, ..PLAIN }, &[0, 1, 2]),
+            ("top-k over the vocabulary", Sampling { top_k: 9, ..PLAIN }, &[0, 1, 2, 3]),
+            ("top-p keeps the one that reaches it", Sampling { top_p: 0.6, ..PLAIN }, &[0, 1]),
+            ("top-p 0 keeps the best", Sampling { top_p: 0.0, ..PLAIN }, &[1]),
+            ("min-p", Sampling { min_p: 0.4, ..PLAIN }, &[0, 1]),
+            ("min-p 1", Sampling { min_p: 1.0, ..PLAIN }, &[1]),
             (
                 "top-p sees the probabilities after top-k",
-                SamplerConfig { top_k: 2, top_p: 0.66, ..PLAIN },
+                Sampling { top_k: 2, top_p: 0.66, ..PLAIN },
                 &[1],
             ),
         ];
@@ -426,7 +426,7 @@ mod tests {
         let logits: Vec<f32> = [0.2f32, 0.8].map(f32::ln).into();
         // At temperature 2 the odds 4:1 become 2:1, at 0.5 they become 16:1.
         for (temperature, share) in [(1.0, 0.8), (2.0, 2.0 / 3.0), (0.5, 16.0 / 17.0)] {
-            let config = SamplerConfig { temperature, ..PLAIN };
+            let config = Sampling { temperature, ..PLAIN };
             let got = f64::from(histogram(config, &logits)[1]) / 20_000.0;
             // Five standard deviations of 20000 draws are below 0.017.
             assert!((got - share).abs() < 0.017, "{temperature}: {got}");
@@ -435,8 +435,7 @@ mod tests {
 
     #[test]
     fn the_penalty_divides_positive_and_multiplies_negative_logits() {
-        let config =
-            SamplerConfig { temperature: 0.0, repeat_penalty: 2.0, repeat_last_n: 2, ..PLAIN };
+        let config = Sampling { temperature: 0.0, repeat_penalty: 2.0, repeat_last_n: 2, ..PLAIN };
         let mut s = Sampler::new(config).unwrap();
         let logits = [4.0, 3.0, 1.0];
         assert_eq!(s.sample(&logits), 0);
@@ -460,7 +459,7 @@ mod tests {
     fn a_seed_gives_one_sequence() {
         let logits: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 20.0).collect();
         let run = |seed| {
-            let config = SamplerConfig { seed, ..SamplerConfig::default() };
+            let config = Sampling { seed, ..Sampling::default() };
             let mut s = Sampler::new(config).unwrap();
             (0..50).map(|_| s.sample(&logits)).collect::<Vec<_>>()
         };
@@ -480,7 +479,7 @@ mod tests {
             })
             .collect();
         let top = |top_k| {
-            let config = SamplerConfig { top_k, ..PLAIN };
+            let config = Sampling { top_k, ..PLAIN };
             let mut s = Sampler::new(config).unwrap();
             s.take_top_k(&logits);
             s.candidates.iter().map(|c| c.1).collect::<Vec<_>>()
@@ -506,13 +505,13 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_usage_errors() {
         let bad = [
-            SamplerConfig { temperature: f32::NAN, ..PLAIN },
-            SamplerConfig { temperature: f32::INFINITY, ..PLAIN },
-            SamplerConfig { temperature: 999_999.0, ..PLAIN },
-            SamplerConfig { top_p: -1.0, ..PLAIN },
-            SamplerConfig { min_p: 2.0, ..PLAIN },
-            SamplerConfig { repeat_penalty: 0.0, ..PLAIN },
-            SamplerConfig { repeat_penalty: f32::NAN, ..PLAIN },
+            Sampling { temperature: f32::NAN, ..PLAIN },
+            Sampling { temperature: f32::INFINITY, ..PLAIN },
+            Sampling { temperature: 999_999.0, ..PLAIN },
+            Sampling { top_p: -1.0, ..PLAIN },
+            Sampling { min_p: 2.0, ..PLAIN },
+            Sampling { repeat_penalty: 0.0, ..PLAIN },
+            Sampling { repeat_penalty: f32::NAN, ..PLAIN },
         ];
         for config in bad {
             let error = Sampler::new(config).expect_err("out of range");

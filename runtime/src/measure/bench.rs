@@ -127,14 +127,15 @@ impl Tokens {
         (self.0.next_u64() % vocab as u64) as u32
     }
 
-    /// Fills `batch` with `n` tokens of each sequence, the last of which asks for logits if `logits`.
-    fn fill(&mut self, batch: &mut Vec<BatchToken>, n: usize, of: (Test, usize), logits: bool) {
+    /// Fills `batch` with `n` tokens of each sequence, the last of which needs the best logit if `logits`.
+    fn fill(&mut self, batch: &mut Vec<BatchToken<'_>>, n: usize, of: (Test, usize), logits: bool) {
         let (test, vocab) = of;
         batch.clear();
         for sequence in 0..test.n_parallel {
             for i in 0..n {
-                let logits = logits && i + 1 == n;
-                batch.push(BatchToken { sequence, id: self.next(vocab), logits });
+                // As a greedy run would.
+                let needs = if logits && i + 1 == n { Some(Needs::GREEDY) } else { None };
+                batch.push(BatchToken { sequence, id: self.next(vocab), needs });
             }
         }
     }
@@ -184,7 +185,7 @@ pub fn time(
     truncate(session, 0);
     if test.n_depth > 0 {
         tokens.fill(&mut batch, test.n_depth, of, false);
-        session.forward(&batch, &Needs::GREEDY)?;
+        session.forward(&batch)?;
     }
     session.time_stages();
     let mut ns = Vec::with_capacity(repetitions);
@@ -192,28 +193,26 @@ pub fn time(
         truncate(session, test.n_depth);
         before()?;
         let start = Instant::now();
-        // As a greedy run would.
-        let needs = &Needs::GREEDY;
-        let mut logits = &[][..];
         if test.n_prompt > 0 {
             tokens.fill(&mut batch, test.n_prompt, of, true);
-            logits = session.forward(&batch, needs)?;
+            session.forward(&batch)?;
         }
         for _ in 0..test.n_gen {
             tokens.fill(&mut batch, 1, of, true);
-            logits = session.forward(&batch, needs)?;
+            session.forward(&batch)?;
         }
         ns.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
         // Those that were not needed read minus infinity, but the best is a number.
         let wrong = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
-        let wrong = logits.iter().position(wrong);
-        let best = logits.chunks(vocab).enumerate().find_map(|(row, logits)| {
+        for row in 0..test.n_parallel {
+            let logits = session.logits(row);
             let best = sampler::argmax(logits) as usize;
-            (!logits.get(best).is_some_and(|logit| logit.is_finite())).then_some(row * vocab + best)
-        });
-        if let Some(at) = wrong.or(best) {
-            let message = format!("test {test}: logit {} is {}, no number", at % vocab, logits[at]);
-            return Err(Error::Runtime(message));
+            let no_best = !logits.get(best).is_some_and(|logit| logit.is_finite());
+            let wrong = logits.iter().position(wrong).or(no_best.then_some(best));
+            if let Some(logit) = wrong.and_then(|at| Some((at, logits.get(at)?))) {
+                let message = format!("test {test}: logit {} is {}, no number", logit.0, logit.1);
+                return Err(Error::Runtime(message));
+            }
         }
     }
     Ok(Samples { tokens: test.tokens(), ns, stages: session.stages().unwrap_or_default() })

@@ -475,6 +475,24 @@ impl Tokenizer {
             + n * size_of::<(u32, Kind)>()
     }
 
+    /// The tokens of a prompt, special ones that the text spells included. A begin-of-text token comes
+    /// first if the model wants one, or there is nothing else, and the text does not spell it.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`]; [`Error::Usage`] for no text where no token begins one.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, false, true)?;
+        let wanted = self.bos().filter(|_| self.add_bos() || ids.is_empty());
+        if let Some(bos) = wanted.filter(|bos| ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        if ids.is_empty() {
+            let expected = "a text: this model has no token that begins one";
+            return Err(Error::usage("prompt", "no text", expected));
+        }
+        Ok(ids)
+    }
+
     /// The ids of `text`. BOS comes first when `add_bos` is set and the vocabulary has one.
     /// Control tokens spelled out in the text count as ordinary text unless `parse_special`.
     ///
@@ -623,32 +641,25 @@ impl Tokenizer {
     /// The text of a whole sequence; bytes that are not UTF-8 become U+FFFD.
     #[must_use]
     pub fn decode(&self, ids: &[u32]) -> String {
-        let mut decoder = self.stream();
-        let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
+        let mut decoder = StreamDecoder::default();
+        let mut text: String = ids.iter().map(|&id| decoder.push(self, id)).collect();
         text += &decoder.finish();
         text
-    }
-
-    /// A decoder for tokens that arrive one by one.
-    #[must_use]
-    pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder { tokenizer: self, pending: Vec::new() }
     }
 }
 
 /// Turns tokens into text as they arrive and never splits a UTF-8 character: the bytes of an
 /// unfinished one wait for the next token.
-#[derive(Debug)]
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
+#[derive(Clone, Debug, Default)]
+pub struct StreamDecoder {
     /// At most 3 bytes between calls.
     pending: Vec<u8>,
 }
 
-impl StreamDecoder<'_> {
+impl StreamDecoder {
     /// The text that `id` completes, perhaps none. Bytes that can never become UTF-8 are U+FFFD.
-    pub fn push(&mut self, id: u32) -> String {
-        self.tokenizer.decode_into(id, &mut self.pending);
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        tokenizer.decode_into(id, &mut self.pending);
         let mut out = String::new();
         let mut waiting = 0;
         for chunk in self.pending.utf8_chunks() {

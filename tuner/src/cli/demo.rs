@@ -3,15 +3,17 @@
 use std::fs::DirBuilder;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bitnet_profiles::{Effort, Profile, registry};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::kernels::Selection;
-use bitnet_runtime::cpu::model::Session;
-use bitnet_runtime::engine::sampler::{Sampler, SamplerConfig};
-use bitnet_runtime::text::tokenizer::Tokenizer;
+use bitnet_runtime::cpu::model::SessionOptions;
+use bitnet_runtime::engine::Engine;
+use bitnet_runtime::engine::sampler::Sampling;
+use bitnet_runtime::engine::sequence::{Sequence, SequenceOptions};
 
 use super::{Bar, answer, note};
 use crate::timing::comparison;
@@ -67,10 +69,8 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
 
-    let run = profile.run.clone();
-    let tuned_kernels = Selection::new(None, None, Some(profile))?;
-    let tokenizer = Tokenizer::from_gguf(&comparison::open(None)?)?;
-    stream(&mut comparison::load(None, &tuned_kernels, &run)?, &tokenizer, &options.stop)?;
+    let engine = comparison::engine(None, comparison::tuned(profile))?;
+    stream(&engine, &options.stop)?;
     answer(|out| writeln!(out, "\n\n{tuned}next       bitnet-tune --model MODEL.gguf -o host.toml"))
 }
 
@@ -95,28 +95,24 @@ fn save(profile: &Profile, path: Option<&Path>) -> Result<Option<PathBuf>> {
 }
 
 /// Streams text to stdout.
-fn stream(session: &mut Session, tokenizer: &Tokenizer, stop: &AtomicBool) -> Result<()> {
-    let mut sampler = Sampler::new(SamplerConfig { seed: 1, ..SamplerConfig::default() })?;
+fn stream(engine: &Engine, stop: &AtomicBool) -> Result<()> {
     let mut out = io::stdout().lock();
     let mut show = |text: &str| -> Result<()> {
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         Ok(written.map_err(|e| Error::io(Path::new("stdout"), "write", e))?)
     };
-    let ids = tokenizer.encode(PROMPT, tokenizer.add_bos(), false)?;
-    ids.iter().for_each(|&id| sampler.accept(id));
+    let tokenizer = engine.tokenizer()?;
+    let prompt = tokenizer.prompt(PROMPT)?;
+    let sampling = Sampling { seed: 1, ..Sampling::default() };
+    let options = SequenceOptions { tokens: Some(TOKENS), ..SequenceOptions::default() };
+    let mut sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling, options)?;
+    let mut session = engine.session_for(prompt.len(), SessionOptions::default())?;
     show(PROMPT)?;
-    let mut decoder = tokenizer.stream();
-    let mut next = sampler.sample(session.prefill(&ids)?);
-    for _ in 0..TOKENS {
-        if tokenizer.eos_ids().contains(&next) {
-            break;
-        }
+    while engine.step(&mut session, &mut sequence)? {
         if stop.load(Ordering::Relaxed) {
             return Err(crate::Error::stopped());
         }
-        sampler.accept(next);
-        show(&decoder.push(next))?;
-        next = sampler.sample(session.decode(next)?);
+        show(&sequence.take_text())?;
     }
-    show(&decoder.finish())
+    show(&sequence.take_text())
 }

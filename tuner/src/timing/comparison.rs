@@ -1,20 +1,18 @@
 //! The untuned default against the tuned profile on the real model: what a user gains.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Isa, Objective, Profile, Run};
+use bitnet_profiles::{Isa, Objective, Profile};
 use bitnet_runtime::Error;
-use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::memory;
-use bitnet_runtime::cpu::memory::Pages;
-use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
+use bitnet_runtime::cpu::model::{Session, SessionOptions};
+use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::engine::sampler::argmax;
+use bitnet_runtime::engine::{Engine, NamedProfile, Options, ProfileChoice, Start};
 use bitnet_runtime::file::gguf::Gguf;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +21,7 @@ use crate::measure::Limits;
 use crate::model::demo;
 use crate::timing::{jobs, placement};
 use crate::worker::Reporter;
-use crate::{Result, findings, stats};
+use crate::{Result, stats};
 
 /// Tokens of a round's prompt, and tokens written after it.
 pub(crate) const PROMPT: usize = 128;
@@ -160,16 +158,41 @@ pub(crate) fn open(model: Option<&PathBuf>) -> Result<Gguf> {
     })
 }
 
-/// Loads a model with the kernels selected, to be run in that way.
-pub(crate) fn load(model: Option<&PathBuf>, selection: &Selection, run: &Run) -> Result<Session> {
-    let options = PoolOptions { threads: run.threads as usize, pinning: run.pinning };
-    let pool = Arc::new(Pool::with(options)?);
-    let pages = if run.huge_pages { Pages::Huge } else { Pages::Small };
-    let options = LoadOptions { pages, ..LoadOptions::new(&pool, selection) };
-    let model = Model::from_gguf(open(model)?, &options)?;
-    let context = model.config().context.min(2 * (PROMPT + TOKENS));
+/// Opens a model, or the one that is part of this program, as `bitnet-run` does.
+pub(crate) fn engine(model: Option<&PathBuf>, options: Options) -> Result<Engine> {
+    Ok(Engine::from_gguf(open(model)?, options)?)
+}
+
+/// Starts a text of as many positions as a round takes.
+fn session(model: Option<&PathBuf>, options: Options) -> Result<Session> {
+    let engine = engine(model, Options { tokenizer: false, ..options })?;
+    let context = engine.config().context.min(2 * (PROMPT + TOKENS));
     let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
-    Ok(Session::new(Arc::new(model), pool, options)?)
+    Ok(engine.session(options)?)
+}
+
+/// With a profile in memory.
+pub(crate) fn tuned(profile: Profile) -> Options {
+    let named = NamedProfile { path: PathBuf::from("the tuned profile"), profile };
+    Options {
+        profile: ProfileChoice::Named(Box::new(named)),
+        start: Start::Packed,
+        ..Options::default()
+    }
+}
+
+/// With the defaults for this CPU up to a tier, and so many threads.
+fn untuned(threads: usize, ceiling: Isa) -> Options {
+    let run = placement::untuned(threads);
+    Options {
+        profile: ProfileChoice::Shipped,
+        isa: (ceiling != Isa::best()).then_some(ceiling),
+        threads: Some(threads),
+        pinning: Some(run.pinning),
+        huge_pages: Some(run.huge_pages),
+        start: Start::Packed,
+        ..Options::default()
+    }
 }
 
 /// Runs a session with the defaults and one with the profile in turns, a prompt and some tokens
@@ -187,7 +210,6 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
         .into());
     }
     drop(gguf);
-    let untuned = placement::untuned(task.threads);
     let pool = Pool::new(task.threads)?;
     let stream = jobs::stream(&pool, task.model_bytes)?;
     let mut limits = Vec::new();
@@ -202,11 +224,9 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
         reporter.progress(1.0, "comparing on the model".into())?;
         let (model, begin) = (task.model.as_ref(), Instant::now());
         let load = std::thread::scope(|scope| {
-            let default = || findings::untuned(task.ceiling);
-            let tuned = || Ok(Selection::new(None, None, Some(task.profile.clone()))?);
             let runners = [
-                Runner::start(scope, model, default, &untuned),
-                Runner::start(scope, model, tuned, &task.profile.run),
+                Runner::start(scope, model, untuned(task.threads, task.ceiling)),
+                Runner::start(scope, model, tuned(task.profile.clone())),
             ];
             runners
                 .iter()
@@ -243,15 +263,12 @@ impl Runner {
     fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         model: Option<&'scope PathBuf>,
-        select: impl FnOnce() -> Result<Selection> + Send + 'scope,
-        run: &Run,
+        options: Options,
     ) -> Self {
         let (start, starts) = mpsc::channel();
         let (sender, rounds) = mpsc::channel();
-        let run = run.clone();
         scope.spawn(move || {
-            let session = select().and_then(|selection| load(model, &selection, &run));
-            let mut session = match session {
+            let mut session = match session(model, options) {
                 Ok(session) => session,
                 Err(error) => return drop(sender.send(Err(error))),
             };
@@ -304,14 +321,16 @@ fn round(session: &mut Session, [prompt, tokens]: [usize; 2]) -> Result<Round> {
     let length = prompt.min(session.context() / 2).max(1);
     // Any tokens will do: the speed does not depend on them.
     let ids: Vec<u32> = (0..length as u32).map(|i| i.wrapping_mul(7919) % vocab).collect();
+    // As `bitnet-run` asks for by default.
+    let needs = &Options::default().needs;
     let start = Instant::now();
-    let mut next = argmax(session.prefill(&ids)?);
+    let mut next = argmax(session.prefill_for(&ids, needs)?);
     let prefill = start.elapsed().as_secs_f64() * prompt as f64 / length as f64;
     let mut written = vec![next];
     let count = tokens.min(session.context() - length);
     let start = Instant::now();
     for _ in 0..count {
-        next = argmax(session.decode(next)?);
+        next = argmax(session.decode_for(next, needs)?);
         written.push(next);
     }
     let decode = start.elapsed().as_secs_f64() * tokens as f64 / count.max(1) as f64;

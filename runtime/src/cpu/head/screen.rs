@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use crate::cpu::forward::BatchToken;
 use crate::cpu::head::sketch::{HeadSketch, Query, TILE_ROWS};
 use crate::cpu::kernels::{HeadKernel, SketchInput, VectorOps};
 use crate::cpu::threads::{SharedSlice, Worker};
@@ -20,7 +21,7 @@ use crate::cpu::weights::Table;
 use crate::error::Result;
 use crate::file::gguf::Gguf;
 
-/// The logits that a caller of [`Session`](super::Session) needs.
+/// The logits that a caller of [`Session`](crate::Session) needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Needs {
     /// All of them.
@@ -36,14 +37,24 @@ pub enum Needs {
 }
 
 impl Needs {
+    /// All of them.
+    pub const ALL: &'static Self = &Self::All;
     /// The largest logit.
-    pub const GREEDY: Self = Self::Best { count: 1, ids: Vec::new() };
+    pub const GREEDY: &'static Self = &Self::Best { count: 1, ids: Vec::new() };
 }
 
-/// How many of the best are looked for at most; beyond that it is no longer cheap, and all of the
-/// head is read.
+/// The most best logits that a scan looks for; beyond that it is no longer cheap, and all of the head
+/// is read.
 pub(crate) fn most(rows: usize) -> usize {
     1024.min(rows / 4)
+}
+
+/// Whether a scan of a head of so many rows can find what is needed.
+pub(crate) fn scannable(needs: &Needs, rows: usize) -> bool {
+    match needs {
+        Needs::All => false,
+        Needs::Best { count, ids } => *count <= most(rows) && ids.len() <= most(rows),
+    }
 }
 
 /// Rows that are looked at again at once.
@@ -225,37 +236,43 @@ impl Screen {
         })
     }
 
-    /// What the workers share for the next `tokens` tokens, if their logits are to be found by scans.
+    /// Whether scans pay at present, which is to be asked once for each pass that could use them.
+    pub(crate) fn scans(&mut self) -> bool {
+        self.policy.scans()
+    }
+
+    /// What the workers share for scans for the tokens of a batch that `order` names, at least one. The
+    /// needs of each are [`scannable`].
     pub(crate) fn share<'a>(
         &'a mut self,
         head: ScreenedHead<'a>,
-        needs: &'a Needs,
-        tokens: usize,
-    ) -> Option<Scan<'a>> {
-        let Needs::Best { count, ids } = needs else { return None };
+        batch: &'a [BatchToken<'a>],
+        order: &'a [usize],
+    ) -> Scan<'a> {
+        let wanted = Wanted { batch, order };
         let sketch = head.sketch;
-        let (count, most) = ((*count).max(1), most(sketch.rows()));
-        if tokens == 0 || count > most || ids.len() > most || !self.policy.scans() {
-            return None;
-        }
+        let needs = || (0..order.len()).map(|row| wanted.of(row));
+        let count = needs().map(|(count, _)| count).max().unwrap_or(1);
+        let places = needs().map(|(count, ids)| count + ids.len()).max().unwrap_or(1);
         // Of one scan; those of a kernel that takes more than there are tokens have places, too.
-        let tokens = sketch.kernel(tokens.min(sketch.tokens())).tokens();
+        let tokens = sketch.kernel(order.len().min(sketch.tokens())).tokens();
         let rows = sketch.tile_count() * TILE_ROWS;
         self.estimates.resize(self.estimates.len().max(tokens * rows), 0.0);
         self.survivors.resize(self.survivors.len().max(tokens * rows), 0);
         self.found.resize(tokens * self.workers.len(), 0);
         self.best.resize(tokens * count * self.workers.len(), (0.0, 0));
-        self.exact.resize(tokens * (count + ids.len()), 0.0);
+        self.exact.resize(tokens * places, 0.0);
         for own in &mut self.workers {
             own.read = Read::default();
             own.chosen.resize_with(tokens, Vec::new);
             own.least.resize(tokens, 0.0);
             own.dots.resize(REFINED, 0);
         }
-        Some(Scan {
+        Scan {
             head,
+            wanted,
             count,
-            ids,
+            places,
             tokens,
             estimates: SharedSlice::new(&mut self.estimates),
             survivors: SharedSlice::new(&mut self.survivors),
@@ -264,7 +281,7 @@ impl Screen {
             exact: SharedSlice::new(&mut self.exact),
             queries: SharedSlice::new(&mut self.queries),
             workers: SharedSlice::new(&mut self.workers),
-        })
+        }
     }
 
     /// After scans for `tokens` tokens, at most so many at once: learns what they cost.
@@ -290,11 +307,30 @@ impl Screen {
     }
 }
 
+/// The tokens that scans serve.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    batch: &'a [BatchToken<'a>],
+    order: &'a [usize],
+}
+
+impl<'a> Wanted<'a> {
+    /// How many of the best logits a row needs, and the ids of others. A row beyond the last needs none.
+    fn of(self, row: usize) -> (usize, &'a [u32]) {
+        match self.order.get(row).and_then(|&token| self.batch[token].needs) {
+            Some(Needs::Best { count, ids }) => ((*count).max(1), ids),
+            _ => (1, &[]),
+        }
+    }
+}
+
 /// Scans: what the workers share.
 pub(crate) struct Scan<'a> {
     head: ScreenedHead<'a>,
+    wanted: Wanted<'a>,
+    /// The most that any row needs: of the best, and with other ids.
     count: usize,
-    ids: &'a [u32],
+    places: usize,
     tokens: usize,
     estimates: SharedSlice<'a, f32>,
     survivors: SharedSlice<'a, u32>,
@@ -311,16 +347,18 @@ impl Scan<'_> {
         self.tokens
     }
 
-    /// What each worker does for at most [`Scan::tokens`] tokens: `x`, `[tokens][cols]`, is the input
+    /// What each worker does for the next [`Scan::tokens`] rows at most, from `first` on: `x`, `[tokens][cols]`, is the input
     /// of the head, the same for all workers; `prepared` is for its kernel for one token, `logits`
     /// `[tokens][vocab]`. Before the next scan there must be a barrier.
     pub(crate) fn work(
         &self,
         worker: &Worker<'_>,
+        first: usize,
         (x, tokens): (&[f32], usize),
         prepared: &mut [u8],
         logits: &SharedSlice<'_, f32>,
     ) {
+        let needs = |token: usize| self.wanted.of(first + token);
         let (head, sketch) = (self.head, self.head.sketch);
         let (cols, vocab) = (x.len() / tokens, sketch.rows());
         let x = |token: usize| &x[token * cols..(token + 1) * cols];
@@ -347,20 +385,21 @@ impl Scan<'_> {
             let (estimates, best) = unsafe {
                 (
                     self.estimates.read(part.of(token)),
-                    self.best.write(self.best_of(worker.index, token)),
+                    self.best.write(self.best_of(worker.index, token, needs(token).0)),
                 )
             };
             find_best(estimates, part.rows.start, best);
         }
         worker.barrier();
 
-        let places = self.count + self.ids.len();
+        let places = self.places;
         for token in bound() {
+            let needs = needs(token);
             let best = (0..worker.threads).flat_map(|worker| {
                 // SAFETY: written before the barrier, and not again.
-                unsafe { self.best.read(self.best_of(worker, token)) }
+                unsafe { self.best.read(self.best_of(worker, token, needs.0)) }
             });
-            own.choose(token, best, self, vocab);
+            own.choose(token, best, needs, vocab);
             let chosen = &own.chosen[token];
             let share = worker.share(chosen.len());
             if share.is_empty() {
@@ -388,7 +427,7 @@ impl Scan<'_> {
             let exact = token * places..token * places + own.chosen[token].len();
             // SAFETY: written before the barrier, and not again.
             let exact = unsafe { self.exact.read(exact) };
-            let least = own.kth(exact, self.count);
+            let least = own.kth(exact, needs(token).0);
             // SAFETY: parts are disjoint; estimates are only read from here on.
             let (estimates, survivors, own_logits, found) = unsafe {
                 (
@@ -473,10 +512,10 @@ impl Scan<'_> {
         }
     }
 
-    /// Where a worker's best estimates for a token lie.
-    fn best_of(&self, worker: usize, token: usize) -> Range<usize> {
+    /// Where a worker's best estimates for a token lie, so many.
+    fn best_of(&self, worker: usize, token: usize, count: usize) -> Range<usize> {
         let first = (worker * self.tokens + token) * self.count;
-        first..first + self.count
+        first..first + count
     }
 
     /// Where it says how many rows it found for a token.
@@ -515,7 +554,7 @@ impl Own {
         &mut self,
         token: usize,
         best: impl Iterator<Item = &'a (f32, u32)>,
-        scan: &Scan<'_>,
+        (count, ids): (usize, &[u32]),
         rows: usize,
     ) {
         self.sorted.clear();
@@ -523,8 +562,8 @@ impl Own {
         self.sorted.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let chosen = &mut self.chosen[token];
         chosen.clear();
-        chosen.extend(self.sorted.iter().take(scan.count).map(|best| best.1));
-        chosen.extend(scan.ids.iter().filter(|&&id| (id as usize) < rows));
+        chosen.extend(self.sorted.iter().take(count).map(|best| best.1));
+        chosen.extend(ids.iter().filter(|&&id| (id as usize) < rows));
         chosen.sort_unstable();
         chosen.dedup();
     }
@@ -548,13 +587,14 @@ mod tests {
     use crate::cpu::threads::Pool;
     use crate::random::Random;
 
-    /// The logits that scans give for some tokens, `[token][vocab]`, if there are any.
+    /// The logits that scans give for some tokens, `[token][vocab]`, if there are any. Tokens take their
+    /// needs from the list in turns.
     fn scanned(
         exact: &mut Screen,
         head: ScreenedHead<'_>,
         pool: &Pool,
         (x, tokens): (&[f32], usize),
-        needs: &Needs,
+        needs: &[Needs],
     ) -> Option<(Vec<f32>, HeadStats)> {
         let (cols, vocab) = (x.len() / tokens, head.sketch.rows());
         let mut out = vec![f32::NAN; tokens * vocab];
@@ -563,7 +603,14 @@ mod tests {
             (0..pool.threads()).map(|_| Buffer::zeroed(prepared).unwrap()).collect();
         let at_once;
         {
-            let scan = exact.share(head, needs, tokens)?;
+            if !needs.iter().all(|needs| scannable(needs, vocab)) || !exact.scans() {
+                return None;
+            }
+            let needs = needs.iter().cycle().take(tokens);
+            let batch: Vec<BatchToken<'_>> =
+                needs.map(|needs| BatchToken { sequence: 0, id: 0, needs: Some(needs) }).collect();
+            let order: Vec<usize> = (0..tokens).collect();
+            let scan = exact.share(head, &batch, &order);
             at_once = scan.tokens();
             let logits = SharedSlice::new(&mut out);
             let prepared = SharedSlice::new(&mut prepared);
@@ -573,7 +620,7 @@ mod tests {
                 for (i, x) in x.chunks(at_once * cols).enumerate() {
                     let (first, tokens) = (i * at_once * vocab, x.len() / cols);
                     let logits = logits.part(first..first + tokens * vocab);
-                    scan.work(worker, (x, tokens), &mut prepared[0], &logits);
+                    scan.work(worker, i * at_once, (x, tokens), &mut prepared[0], &logits);
                     worker.barrier();
                 }
             })
@@ -622,7 +669,7 @@ mod tests {
                 for (i, x) in case.inputs.iter().enumerate() {
                     let expected = logits(case, kernel, x);
                     for needs in [
-                        Needs::GREEDY,
+                        Needs::GREEDY.clone(),
                         best(rows / 4, &[]),
                         best(1, &[0, rows as u32 - 1, 3, 3]),
                         best(rows / 4, &[2, rows as u32, u32::MAX]),
@@ -636,7 +683,13 @@ mod tests {
                                 pool.threads()
                             );
                             let mut exact = Screen::new(sketch, pool.threads()).unwrap();
-                            let scanned = scanned(&mut exact, head, pool, (x, 1), &needs);
+                            let scanned = scanned(
+                                &mut exact,
+                                head,
+                                pool,
+                                (x, 1),
+                                std::slice::from_ref(&needs),
+                            );
                             let most = most(rows);
                             let Some((got, stats)) = scanned else {
                                 let Needs::Best { count, ids } = needs else { unreachable!() };
@@ -665,7 +718,10 @@ mod tests {
             let Case { gguf, table, cols, .. } = case;
             let (kernel, vector, sketch) = (&kernel, &vector, &sketch);
             let head = ScreenedHead { gguf, table, kernel, vector, sketch };
-            for needs in [Needs::GREEDY, best(5, &[160, 7])] {
+            let (greedy, more) = (Needs::GREEDY.clone(), best(5, &[160, 7]));
+            for needs in
+                [vec![greedy.clone()], vec![more.clone()], vec![greedy, more, best(40, &[])]]
+            {
                 for tokens in [2, 3, 8, 9, case.inputs.len()] {
                     let inputs = || case.inputs.iter().rev().take(tokens);
                     let x: Vec<f32> = inputs().flatten().copied().collect();
@@ -681,7 +737,7 @@ mod tests {
                                 table.format(),
                                 pool.threads()
                             );
-                            check(&logits(case, kernel, x), got, &needs, &what);
+                            check(&logits(case, kernel, x), got, &needs[i % needs.len()], &what);
                         }
                         assert_eq!(stats.scanned, tokens as u64);
                         let bits: Vec<u32> = got.iter().map(|l| l.to_bits()).collect();
@@ -715,16 +771,28 @@ mod tests {
         let Case { gguf, table, .. } = &case;
         let head = ScreenedHead { gguf, table, kernel: &kernel, vector: &vector, sketch: &sketch };
         let mut exact = Screen::new(&sketch, 2).unwrap();
-        let (_, stats) = scanned(&mut exact, head, &pool, (&x, 1), &Needs::GREEDY).unwrap();
+        let (_, stats) =
+            scanned(&mut exact, head, &pool, (&x, 1), std::slice::from_ref(Needs::GREEDY)).unwrap();
         assert!(stats.refined <= 4 && stats.rescored <= 4, "{stats:?}");
         assert!(stats.bytes < table.rows(gguf, 0..4000).len() as u64 / 6, "{stats:?}");
         // All logits are 0, and so among the best: after that the full head serves for a while.
         let nothing = vec![0.0; x.len()];
-        let (_, stats) = scanned(&mut exact, head, &pool, (&nothing, 1), &Needs::GREEDY).unwrap();
+        let (_, stats) =
+            scanned(&mut exact, head, &pool, (&nothing, 1), std::slice::from_ref(Needs::GREEDY))
+                .unwrap();
         assert_eq!((stats.refined, stats.rescored), (4000, 4001));
         let mut turns = Vec::new();
         for _ in 0..3 * REST.0 + 10 {
-            turns.push(scanned(&mut exact, head, &pool, (&nothing, 1), &Needs::GREEDY).is_some());
+            turns.push(
+                scanned(
+                    &mut exact,
+                    head,
+                    &pool,
+                    (&nothing, 1),
+                    std::slice::from_ref(Needs::GREEDY),
+                )
+                .is_some(),
+            );
         }
         let scans: Vec<usize> = (0..turns.len()).filter(|&i| turns[i]).collect();
         assert!(scans.len() >= 2 && scans.len() <= 9, "{scans:?}");

@@ -68,7 +68,7 @@ impl Selection {
     pub fn new(isa: Option<Isa>, format: Option<Format>, profile: Option<Profile>) -> Result<Self> {
         if let Some(isa) = isa.filter(|isa| !isa.is_supported()) {
             return Err(Error::Cpu {
-                item: "--isa".into(),
+                item: "isa".into(),
                 found: isa.to_string(),
                 expected: format!("one that this CPU runs: {}", Isa::supported_names()),
             });
@@ -82,7 +82,7 @@ impl Selection {
         };
         match profile {
             Some(_) if forced => {
-                selection.note("--isa and --format override the profile".to_string());
+                selection.note("isa and format override the profile".to_string());
             }
             profile => selection.profile = profile,
         }

@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use crate::output::note;
+use super::note::Note;
 
 /// What is doubtful about where a file lies. Nothing is on systems without such permissions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Trust {
+pub(super) struct Trust {
     symlink: bool,
     writable: bool,
     folder_writable: bool,
@@ -51,9 +51,9 @@ impl Trust {
         }
     }
 
-    /// Warns of a file that is used all the same, in one line. Whose it is does not matter here: a
-    /// profile may be shared.
-    pub fn tell(self, path: &Path) {
+    /// A warning of a file that is used all the same. Whose it is does not matter here: a profile may be
+    /// shared.
+    pub fn warning(self, path: &Path) -> Option<Note> {
         let doubts: Vec<&str> = [
             (self.symlink, "it is a symbolic link"),
             (self.writable, "anyone may write it"),
@@ -62,8 +62,8 @@ impl Trust {
         .into_iter()
         .filter_map(|(holds, doubt)| holds.then_some(doubt))
         .collect();
-        if !doubts.is_empty() {
-            note(format_args!("warning: profile {}: {}", path.display(), doubts.join(", ")));
-        }
+        let warning =
+            || Note::warning(format!("profile {}: {}", path.display(), doubts.join(", ")));
+        (!doubts.is_empty()).then(warning)
     }
 }

@@ -1,0 +1,389 @@
+//! A model as `bitnet-run` runs it: opened, its kernels chosen, its weights packed.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use bitnet_profiles::{Isa, Pinning};
+
+use super::note::Note;
+use super::options::{Options, Start};
+use super::profile::{self, ProfileInUse};
+use super::sequence::Sequence;
+use crate::arch::config::Config;
+use crate::cpu::forward::{Session, SessionOptions};
+use crate::cpu::head::choose::{HeadMode, HeadOptions};
+use crate::cpu::head::screen::Needs;
+use crate::cpu::host::Host;
+use crate::cpu::kernels::Selection;
+use crate::cpu::kv_cache::KvType;
+use crate::cpu::memory::{self, Pages};
+use crate::cpu::model::{LoadOptions, Model};
+use crate::cpu::threads::{MAX_THREADS, Pool, PoolOptions};
+use crate::error::Result;
+use crate::file::gguf::{Gguf, TensorType};
+use crate::text::tokenizer::Tokenizer;
+
+/// Tokens of a prompt up to which a text begins with the weights in the file. 46 tokens of a 2B-4T shape
+/// with an f16 head take 0.3 s there on two cores of Zen 5, 0.15 s packed, and packing takes 0.8 to 3 s, as
+/// the system has memory at hand.
+const FEW_TOKENS: usize = 64;
+/// Bytes of ternary weights in the file for which it pays to begin there: fewer are packed in no time, and
+/// more take so long that there should be a line of progress, which cannot be where the text is.
+const MAPPED_BYTES: RangeInclusive<u64> = 16 << 20..=1 << 30;
+
+/// A model ready to run, shared by any number of [`Session`]s and threads.
+pub struct Engine {
+    gguf: Arc<Gguf>,
+    config: Config,
+    tokenizer: OnceLock<Arc<Tokenizer>>,
+    host: Host,
+    options: Options,
+    profile: ProfileInUse,
+    placement: Placement,
+    pool: Arc<Pool>,
+    state: Mutex<State>,
+}
+
+/// Where threads and weights go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// How workers are bound.
+    pub pinning: Pinning,
+    /// The pages of the weights.
+    pub pages: Pages,
+}
+
+/// What comes to be while the engine runs.
+struct State {
+    selection: Selection,
+    /// With the weights as they lie in the file, until they are packed.
+    mapped: Option<Arc<Model>>,
+    packed: Option<Arc<Model>>,
+    pack_time: Option<Duration>,
+    notes: Vec<Note>,
+    /// Notes that were handed out.
+    told: usize,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = self.gguf.path();
+        f.debug_struct("Engine").field("path", &path).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens a GGUF file.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) when a file cannot be read, [`Error::Model`](crate::Error::Model) when it is no model that this library
+    /// runs, [`Error::Profile`](crate::Error::Profile) for a named profile that is refused, [`Error::Cpu`](crate::Error::Cpu) when the CPU lacks the
+    /// ISA asked for, [`Error::Usage`](crate::Error::Usage) for options out of range, [`Error::Runtime`](crate::Error::Runtime)
+    /// when there is not enough memory.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self> {
+        Selection::new(options.isa, options.format, None)?;
+        let gguf = if options.mmap { Gguf::open(path) } else { Gguf::read(path) }?;
+        Self::from_gguf(gguf, options)
+    }
+
+    /// Opens a model whose file is open.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn from_gguf(gguf: Gguf, options: Options) -> Result<Self> {
+        let config = Config::from_gguf(&gguf)?;
+        let tokenizer = OnceLock::new();
+        let mut notes = Vec::new();
+        if options.tokenizer {
+            let read = Tokenizer::from_gguf(&gguf)?;
+            notes.extend(read.warnings().iter().map(Note::warning));
+            drop(tokenizer.set(Arc::new(read)));
+        }
+        let host = Host::detect();
+        let forced = (options.isa, options.format);
+        let profile = profile::choose(&options.profile, forced, &config, &host, &mut notes)?;
+        let run = profile.profile.as_ref().map(|profile| &profile.run);
+        let pinning = options.pinning.or(run.map(|run| run.pinning)).unwrap_or(Pinning::None);
+        let huge = options.huge_pages.or(run.map(|run| run.huge_pages)).unwrap_or(true);
+        let pages = if huge { Pages::Huge } else { Pages::Small };
+        let threads = thread_count(options.threads, &profile, &host, &mut notes);
+        let pool = Arc::new(Pool::with(PoolOptions { threads, pinning })?);
+        notes.push(Note::info(format!("profile: {} ({})", profile.name, profile.reason)));
+        let selection = Selection::new(options.isa, options.format, profile.profile.clone())?;
+        let engine = Self {
+            gguf: Arc::new(gguf),
+            config,
+            tokenizer,
+            host,
+            options,
+            profile,
+            placement: Placement { pinning, pages },
+            pool,
+            state: Mutex::new(State {
+                selection,
+                mapped: None,
+                packed: None,
+                pack_time: None,
+                notes,
+                told: 0,
+            }),
+        };
+        if !engine.may_start_mapped() {
+            engine.model()?;
+        }
+        Ok(engine)
+    }
+
+    /// Whether weights may be multiplied as they lie in the file at first. Not if a format was asked for,
+    /// nor where memory is scarce, which is to be told before anything is written.
+    fn may_start_mapped(&self) -> bool {
+        let ternary = self.gguf.tensors().iter().filter(|tensor| tensor.ty == TensorType::I2_S);
+        self.options.start == Start::Auto
+            && self.options.format.is_none()
+            && self.config.runs_mapped()
+            && MAPPED_BYTES.contains(&ternary.map(|tensor| tensor.bytes).sum())
+            && memory::available().is_none_or(|free| free >= 2 * self.gguf.file_bytes())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The model with its weights packed, which are packed now if they are not yet.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) for weights that this library does not run,
+    /// [`Error::Runtime`](crate::Error::Runtime) when there is not
+    /// enough memory.
+    pub fn model(&self) -> Result<Arc<Model>> {
+        let mut state = self.state();
+        if let Some(model) = &state.packed {
+            return Ok(Arc::clone(model));
+        }
+        let start = Instant::now();
+        let (mode, count) = match &self.options.needs {
+            Needs::All => (HeadMode::Full, 0),
+            Needs::Best { count, .. } => (self.options.lm_head, *count),
+        };
+        let head = HeadOptions {
+            mode,
+            count,
+            ceiling: self.ceiling(),
+            pages: self.placement.pages,
+            lock: self.options.mlock,
+        };
+        let model = self.load(&state, true)?.choose_head(&self.pool, &head)?;
+        let model = self.loaded(&mut state, model);
+        state.mapped = None;
+        state.packed = Some(Arc::clone(&model));
+        state.pack_time = Some(start.elapsed());
+        Ok(model)
+    }
+
+    /// The model with its weights in the file.
+    fn mapped(&self) -> Result<Arc<Model>> {
+        let mut state = self.state();
+        if let Some(model) = &state.mapped {
+            return Ok(Arc::clone(model));
+        }
+        let model = self.load(&state, false)?;
+        let model = self.loaded(&mut state, model);
+        state.mapped = Some(Arc::clone(&model));
+        Ok(model)
+    }
+
+    fn load(&self, state: &State, pack: bool) -> Result<Model> {
+        let silent = |_: usize, _: usize| ();
+        let progress: &dyn Fn(usize, usize) = match &self.options.progress {
+            Some(progress) if pack => &**progress,
+            _ => &silent,
+        };
+        Model::from_gguf(
+            Arc::clone(&self.gguf),
+            &LoadOptions {
+                pool: &self.pool,
+                selection: &state.selection,
+                pages: self.placement.pages,
+                lock: self.options.mlock && pack,
+                copy_head: false,
+                pack,
+                sparse: self.options.sparse,
+                progress,
+            },
+        )
+    }
+
+    /// Notes what loading a model had to say, once.
+    fn loaded(&self, state: &mut State, model: Model) -> Arc<Model> {
+        let warnings = model.warnings().iter().cloned().chain(self.pool.warning());
+        let notes = state.selection.take_notes().into_iter().map(Note::info);
+        for note in notes.chain(warnings.map(Note::warning)) {
+            state.note(note);
+        }
+        Arc::new(model)
+    }
+
+    /// Starts texts with empty KV caches on the packed model.
+    ///
+    /// # Errors
+    /// Those of [`Engine::model`] and [`Session::new`].
+    pub fn session(&self, options: SessionOptions) -> Result<Session> {
+        self.start(self.model()?, options)
+    }
+
+    /// Starts a text whose prompt has so many tokens: a short one on the weights in the file, where these
+    /// are not packed yet. [`Engine::step`] then packs them behind the first token.
+    ///
+    /// # Errors
+    /// As [`Engine::session`].
+    pub fn session_for(&self, prompt: usize, options: SessionOptions) -> Result<Session> {
+        let waits = prompt > FEW_TOKENS || self.state().packed.is_some();
+        self.start(if waits { self.model() } else { self.mapped() }?, options)
+    }
+
+    fn start(&self, model: Arc<Model>, options: SessionOptions) -> Result<Session> {
+        let free = memory::available();
+        let session = Session::new(model, Arc::clone(&self.pool), options)?;
+        let mut state = self.state();
+        if options.kv_type == Some(KvType::Q8_0) {
+            state.note(Note::info(
+                "note: the KV cache is q8_0, which changes numbers, and so may change the text",
+            ));
+        }
+        let full = session.kv_reserved_bytes() as u64;
+        if let Some(free) = free.filter(|&free| free < full) {
+            state.note(Note::warning(format!(
+                "the KV cache of all {} positions takes {} MB, but only {} MB of memory are available; \
+                 ask for a smaller context",
+                session.context(),
+                full / 1_000_000,
+                free / 1_000_000
+            )));
+        }
+        Ok(session)
+    }
+
+    /// As [`Sequence::step`]. Where the session began on the weights in the file, they are packed before
+    /// the second token.
+    ///
+    /// # Errors
+    /// Those of [`Sequence::step`] and [`Engine::model`].
+    pub fn step(&self, session: &mut Session, sequence: &mut Sequence) -> Result<bool> {
+        let goes_on = sequence.finish_reason().is_none() && session.position() < session.context();
+        if goes_on && !sequence.ids().is_empty() && !session.model().is_packed() {
+            session.continue_with(self.model()?)?;
+        }
+        sequence.step(session)
+    }
+
+    /// The notes that were not handed out yet, in the order in which they arose.
+    pub fn take_notes(&self) -> Vec<Note> {
+        let mut state = self.state();
+        let new = state.notes[state.told..].to_vec();
+        state.told = state.notes.len();
+        new
+    }
+
+    /// How long packing took; none while the weights are in the file.
+    #[must_use]
+    pub fn pack_time(&self) -> Option<Duration> {
+        self.state().pack_time
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) when the file has none that this library runs, which
+    /// [`Engine::open`] found out before unless [`Options::tokenizer`] is off.
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&self.gguf)?);
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// The hyperparameters.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// The profile that chose the kernels.
+    #[must_use]
+    pub fn profile(&self) -> &ProfileInUse {
+        &self.profile
+    }
+
+    /// Where threads and weights are.
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// The worker threads.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// This machine.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The best instructions that may be used.
+    #[must_use]
+    pub fn ceiling(&self) -> Isa {
+        self.options.isa.unwrap_or_else(Isa::best)
+    }
+}
+
+impl State {
+    /// Keeps a note that was not made yet.
+    fn note(&mut self, note: Note) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+}
+
+/// The number of threads: as asked for, the profile's as far as this process may use so many, which is
+/// noted, or one for each physical core.
+fn thread_count(
+    asked: Option<usize>,
+    profile: &ProfileInUse,
+    host: &Host,
+    notes: &mut Vec<Note>,
+) -> usize {
+    match (asked, profile.threads()) {
+        (Some(threads), _) => threads,
+        (None, Some(threads)) if threads > host.threads => {
+            notes.push(Note::info(format!(
+                "threads: {}, all the CPUs that this process may use, not the profile's {threads}",
+                host.threads
+            )));
+            host.threads
+        }
+        (None, Some(threads)) => threads,
+        (None, None) => host.physical_cores.min(MAX_THREADS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_engine_serves_threads() {
+        fn is_shared<T: Send + Sync>() {}
+        is_shared::<super::Engine>();
+    }
+}

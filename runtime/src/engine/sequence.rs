@@ -1,0 +1,337 @@
+//! One text on its way through a model: its prompt, drafts, sampler, and what ends it.
+//!
+//! A sequence runs nothing itself. It says which tokens it wants to go through the model next
+//! ([`Sequence::wants`]) and takes the logits after them ([`Sequence::accept`]); [`Sequence::step`] does
+//! both for one text alone, and a scheduler does them for many in one pass.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::lookup::Lookup;
+use super::sampler::{Sampler, Sampling};
+use crate::cpu::forward::{BatchToken, Session};
+use crate::cpu::head::screen::Needs;
+use crate::error::{Error, Result};
+use crate::text::tokenizer::{StreamDecoder, Tokenizer};
+
+/// What ends a text, and how far to look ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SequenceOptions {
+    /// Tokens to write; `None`: until the model ends the text or the context is full.
+    pub tokens: Option<usize>,
+    /// Never choose a token that ends the text.
+    pub ignore_eos: bool,
+    /// Tokens to draft at once by prompt lookup, at most; 0: none. The text is the same.
+    pub draft: usize,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it.
+    Stop,
+    /// As many tokens as were asked for.
+    Length,
+    /// The context is full.
+    Context,
+}
+
+impl FinishReason {
+    /// `stop`, `length` or `context`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Context => "context",
+        }
+    }
+}
+
+/// Counts and times of a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SequenceStats {
+    /// Taking the prompt through the model, by [`Sequence::step`].
+    pub prompt_time: Duration,
+    /// All later steps: sampling, and `steps` tokens through the model.
+    pub generation_time: Duration,
+    /// Written tokens that went through the model. The last one does not, because nothing follows it.
+    pub steps: usize,
+    /// Tokens that were drafted.
+    pub drafted: usize,
+    /// Drafted tokens that the sampler chose.
+    pub accepted: usize,
+}
+
+/// Tokens that a sequence wants to go through the model, behind those that its place in the session
+/// holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Wants<'a> {
+    /// The tokens, at least one.
+    pub ids: &'a [u32],
+    /// How many of the last ones need logits; 0 inside of a prompt.
+    pub rows: usize,
+    /// The logits that each of these needs.
+    pub needs: &'a Needs,
+}
+
+impl<'a> Wants<'a> {
+    /// The tokens for [`Session::forward`], in that sequence of the session.
+    pub fn tokens(self, sequence: usize) -> impl Iterator<Item = BatchToken<'a>> {
+        let first = self.ids.len() - self.rows;
+        self.ids.iter().enumerate().map(move |(i, &id)| BatchToken {
+            sequence,
+            id,
+            needs: (i >= first).then_some(self.needs),
+        })
+    }
+}
+
+/// One text.
+#[derive(Debug)]
+pub struct Sequence {
+    tokenizer: Arc<Tokenizer>,
+    sampler: Sampler,
+    options: SequenceOptions,
+    /// None where nothing is to be drafted.
+    lookup: Option<Lookup>,
+    /// What goes through the model next: the rest of the prompt, or the token chosen last and a draft of
+    /// those that follow it.
+    pending: Vec<u32>,
+    /// How many of `pending` go through in the present step, and how many tokens of the prompt are left.
+    taken: usize,
+    prompt_left: usize,
+    needs: Needs,
+    /// The logits with end tokens ruled out, where they are.
+    masked: Vec<f32>,
+    ids: Vec<u32>,
+    decoder: StreamDecoder,
+    text: String,
+    finish: Option<FinishReason>,
+    stats: SequenceStats,
+}
+
+impl Sequence {
+    /// A text that begins with the tokens of `prompt`, at least one. [`Tokenizer::prompt`] makes them.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an empty prompt or sampling that is out of range.
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        prompt: &[u32],
+        sampling: Sampling,
+        options: SequenceOptions,
+    ) -> Result<Self> {
+        if prompt.is_empty() {
+            return Err(Error::usage("prompt", "no tokens", "at least one"));
+        }
+        let mut sampler = Sampler::new(sampling)?;
+        let mut lookup = (options.draft > 0).then(Lookup::default);
+        for &id in prompt {
+            sampler.accept(id);
+            lookup.iter_mut().for_each(|lookup| lookup.push(id));
+        }
+        Ok(Self {
+            tokenizer,
+            sampler,
+            options,
+            lookup,
+            pending: prompt.to_vec(),
+            taken: 0,
+            prompt_left: prompt.len(),
+            needs: Needs::All,
+            masked: Vec::new(),
+            ids: Vec::new(),
+            decoder: StreamDecoder::default(),
+            text: String::new(),
+            finish: None,
+            stats: SequenceStats::default(),
+        })
+    }
+
+    /// The tokens that are to go through the model next, `most` of a prompt at most, where its sequence
+    /// of the session has `room` for so many; `None` when the text has ended.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the prompt does not fit into the context.
+    pub fn wants(&mut self, most: usize, room: usize) -> Result<Option<Wants<'_>>> {
+        if self.finish.is_some() {
+            return Ok(None);
+        }
+        if self.prompt_left > room {
+            return Err(Error::usage(
+                "prompt",
+                format_args!("{} tokens", self.prompt_left),
+                format_args!("at most {room}, the context; shorten it or ask for a larger context"),
+            ));
+        }
+        if self.prompt_left > 0 {
+            self.taken = self.prompt_left.min(most.max(1));
+        } else if room == 0 {
+            self.end(FinishReason::Context);
+            return Ok(None);
+        } else {
+            self.draft(room - 1);
+            self.taken = self.pending.len();
+        }
+        let rows = match self.prompt_left {
+            0 => self.taken,
+            left => usize::from(self.taken == left),
+        };
+        if rows > 0 {
+            let draft = if self.prompt_left > 0 { &[] } else { &self.pending[1..] };
+            self.needs = self.sampler.needs(self.ruled_out(), draft);
+        }
+        Ok(Some(Wants { ids: &self.pending[..self.taken], rows, needs: &self.needs }))
+    }
+
+    /// Drafts what may follow the token chosen last, up to so many tokens.
+    fn draft(&mut self, room: usize) {
+        self.pending.truncate(1);
+        let Some(lookup) = &self.lookup else { return };
+        // The last token of a text need not go through the model.
+        let more = self.options.tokens.map_or(usize::MAX, |most| most - self.ids.len() - 1);
+        lookup.draft(self.options.draft.min(more).min(room), &mut self.pending);
+        self.stats.drafted += self.pending.len() - 1;
+    }
+
+    /// Takes the logits after the tokens that were wanted last: those of the `row`-th that needs any from
+    /// `logits(row)`. Returns how many of the tokens, drafted ones that were not chosen, are to be cut off
+    /// the end of the sequence in the session again.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the model gives no numbers any more.
+    pub fn accept<'l>(&mut self, logits: impl Fn(usize) -> &'l [f32]) -> Result<usize> {
+        if self.prompt_left > 0 {
+            self.pending.drain(..self.taken);
+            self.prompt_left -= self.taken;
+            if self.prompt_left > 0 {
+                return Ok(0);
+            }
+            if self.options.tokens == Some(0) {
+                self.end(FinishReason::Length);
+            } else if let Some(id) = self.choose(logits(0))? {
+                self.pending.push(id);
+            }
+            return Ok(0);
+        }
+        self.stats.steps += 1;
+        let mut row = 0;
+        self.learn(self.pending[0]);
+        while let Some(id) = self.choose(logits(row))? {
+            // What was drafted rightly has been through the model, and the next row follows it.
+            if self.pending.get(row + 1) != Some(&id) {
+                self.pending.clear();
+                self.pending.push(id);
+                return Ok(self.taken - row - 1);
+            }
+            self.learn(id);
+            self.stats.steps += 1;
+            self.stats.accepted += 1;
+            row += 1;
+        }
+        Ok(self.taken - row - 1)
+    }
+
+    /// The next token of the text; none where it ends, before or with it.
+    fn choose(&mut self, logits: &[f32]) -> Result<Option<u32>> {
+        let id = if self.options.ignore_eos {
+            self.masked.clear();
+            self.masked.extend_from_slice(logits);
+            for &end in self.tokenizer.eos_ids() {
+                if let Some(logit) = self.masked.get_mut(end as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+            self.sampler.sample(&self.masked)
+        } else {
+            self.sampler.sample(logits)
+        };
+        if !logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
+            // Any text from here on would be made up.
+            return Err(Error::Runtime(format!(
+                "after {} tokens of text the model gives no numbers any more; the file may be damaged",
+                self.ids.len()
+            )));
+        }
+        if self.tokenizer.eos_ids().contains(&id) && !self.options.ignore_eos {
+            self.end(FinishReason::Stop);
+            return Ok(None);
+        }
+        self.sampler.accept(id);
+        self.ids.push(id);
+        self.text += &self.decoder.push(&self.tokenizer, id);
+        if self.options.tokens.is_some_and(|most| self.ids.len() >= most) {
+            self.end(FinishReason::Length);
+            return Ok(None);
+        }
+        Ok(Some(id))
+    }
+
+    fn end(&mut self, reason: FinishReason) {
+        self.text += &self.decoder.finish();
+        self.finish = Some(reason);
+    }
+
+    fn learn(&mut self, id: u32) {
+        if let Some(lookup) = &mut self.lookup {
+            lookup.push(id);
+        }
+    }
+
+    /// The tokens that must not be chosen.
+    fn ruled_out(&self) -> &[u32] {
+        if self.options.ignore_eos { self.tokenizer.eos_ids() } else { &[] }
+    }
+
+    /// Takes what is wanted next through the model, in the first sequence of a session: the whole
+    /// prompt, or a token and its draft. False when the text has ended. After an error the session holds
+    /// what it held before.
+    ///
+    /// # Errors
+    /// Those of [`Sequence::wants`], [`Session::forward`] and [`Sequence::accept`].
+    pub fn step(&mut self, session: &mut Session) -> Result<bool> {
+        let room = session.context() - session.position();
+        let is_prompt = self.prompt_left > 0;
+        let start = Instant::now();
+        let Some(wants) = self.wants(usize::MAX, room)? else { return Ok(false) };
+        match *wants.ids {
+            [id] => drop(session.decode_for(id, wants.needs)?),
+            _ => session.forward(&wants.tokens(0).collect::<Vec<_>>())?,
+        }
+        let through = Instant::now();
+        if let Some(lookup) = self.lookup.as_mut().filter(|_| !is_prompt) {
+            lookup.took(self.taken, through - start);
+        }
+        let accepted = self.accept(|row| session.logits(row));
+        session.truncate(session.position() - *accepted.as_ref().unwrap_or(&self.taken));
+        let stats = &mut self.stats;
+        let model = if is_prompt { &mut stats.prompt_time } else { &mut stats.generation_time };
+        *model += through - start;
+        stats.generation_time += through.elapsed();
+        accepted.map(|_| true)
+    }
+
+    /// The text that was written since this was called last: it never splits a character.
+    pub fn take_text(&mut self) -> String {
+        std::mem::take(&mut self.text)
+    }
+
+    /// The tokens written so far, without the one that ended the text.
+    #[must_use]
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Why the text ended, if it has.
+    #[must_use]
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// Counts and times so far.
+    #[must_use]
+    pub fn stats(&self) -> SequenceStats {
+        self.stats
+    }
+}
