@@ -1,13 +1,12 @@
 //! What the workers of a run have found about its candidates so far: what tuning and checking have
 //! in common.
 
-use bitnet_profiles::{Isa, KernelId, Op, Role, Shape};
+use bitnet_profiles::{Isa, KernelId, Op};
 use bitnet_runtime::Error;
-use bitnet_runtime::cpu::kernels::Selection;
 
-use crate::measure::{Excluded, JobMeasurements, JobTask, Limits, Measurements, Unit};
-use crate::timing::sparse::SparseUnit;
-use crate::worker::{Event, MeasureTask};
+use crate::measure::{Excluded, JobMeasurements, Limits, Measurements, SparseUnit, Unit};
+use crate::plan::JobTask;
+use crate::protocol::{Event, MeasureTask};
 use crate::{ModelInfo, Result};
 
 /// The jobs, and what is known of them.
@@ -104,32 +103,4 @@ impl Findings {
         }
         Ok(all)
     }
-}
-
-/// What decides on kernels where nothing was tuned, with `ceiling` as the best tier.
-///
-/// # Errors
-/// [`Error::Cpu`] when the CPU lacks it.
-pub(crate) fn untuned(ceiling: Isa) -> Result<Selection> {
-    let isa = (ceiling != Isa::best()).then_some(ceiling);
-    Ok(Selection::new(isa, None, None)?)
-}
-
-/// The kernels that serve a role of a model: for one token, and for many where it has such.
-pub(crate) fn serving(
-    selection: &Selection,
-    model: &ModelInfo,
-    (role, parts): (Role, &[Shape]),
-) -> Result<(KernelId, Option<KernelId>)> {
-    Ok(match role {
-        Role::LmHead => (*selection.head(model.head, model.head_shape())?.id(), None),
-        Role::Attention => {
-            let id = *selection.attention(parts)?.id();
-            (id, Some(id))
-        }
-        role => {
-            let (decode, prefill) = selection.ternary(role, parts)?;
-            (*decode.id(), Some(*prefill.id()))
-        }
-    })
 }

@@ -10,7 +10,7 @@ use bitnet_runtime::Error;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::worker::Event;
+use crate::protocol::Event;
 
 /// What a journal belongs to: nothing of it counts for another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 use bitnet_profiles::{Objective, Role};
 use bitnet_tuner::choose::{choose, setting};
 use bitnet_tuner::measure::Measurements;
-use bitnet_tuner::timing::placement::SettingTiming;
+use bitnet_tuner::measure::SettingTiming;
 
 fn record() -> Measurements {
     serde_json::from_str(include_str!("data/bard-11m-one-thread.json")).unwrap()

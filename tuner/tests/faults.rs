@@ -18,9 +18,9 @@ use bitnet_runtime::random::Random;
 use bitnet_tuner::choose::defaults;
 use bitnet_tuner::compile::{Compiler, Toolchain, Workplace};
 use bitnet_tuner::measure::{Measurements, SparseMeasurements, Why};
+use bitnet_tuner::measure::{Race, Speed};
 use bitnet_tuner::plan::{LayoutPlan, plan};
 use bitnet_tuner::supervise::WorkerProgram;
-use bitnet_tuner::timing::comparison::{Race, Speed};
 use bitnet_tuner::{ModelInfo, Notice, Options, tune};
 use rustix::process::{Pid, Signal};
 

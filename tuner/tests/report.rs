@@ -6,9 +6,9 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{Objective, Pinning, Profile, Run};
 use bitnet_tuner::choose::choose;
 use bitnet_tuner::measure::{Excluded, Measurements, Why};
+use bitnet_tuner::measure::{PhaseTiming, SettingTiming};
+use bitnet_tuner::measure::{Race, Speed};
 use bitnet_tuner::report::{Extras, html};
-use bitnet_tuner::timing::comparison::{Race, Speed};
-use bitnet_tuner::timing::placement::{PhaseTiming, SettingTiming};
 use html5gum::{Token, Tokenizer};
 
 const HOSTILE: &str = "</style></title><script>alert('1')</script>\" onload=\"x\" & <img src=x>";

@@ -27,17 +27,18 @@ use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::kernels::cache::Cache;
 use serde::Serialize;
 
-use crate::choose::{Gain, SIMPLICITY, weights};
-use crate::findings::{Findings, serving};
+use crate::choose::SIMPLICITY;
+use crate::findings::Findings;
 use crate::measure::{
-    Excluded, JobMeasurements, JobTask, Limits, Measurements, SparseTiming, Timing, phase_name,
+    Excluded, JobMeasurements, Limits, Measurements, SparseTiming, Timing, phase_name, weights,
 };
-use crate::plan::{JobPlan, LayoutPlan, plan};
-use crate::supervise::{self, Client, WorkerProgram};
-use crate::timing::jobs::Present;
-use crate::timing::sparse::{self, SparseJob, SparseTask};
-use crate::worker::{Event, LibraryFile, Work};
-use crate::{ModelInfo, Notice, Result};
+use crate::plan::defaults::serving;
+use crate::plan::{JobPlan, JobTask, LayoutPlan, plan, sparse};
+use crate::protocol::{Event, LibraryFile, SparseJob, SparseTask, Work};
+use crate::stats::Gain;
+use crate::supervise::{self, Client, Notice, WorkerProgram};
+use crate::timing::present::Present;
+use crate::{ModelInfo, Result};
 
 /// How much slower than a rival a pick may be.
 const TOLERANCE: f64 = 2.0 * SIMPLICITY;

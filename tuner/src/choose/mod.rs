@@ -30,12 +30,12 @@ use bitnet_profiles::{
     KernelId, KernelSpec, Mode, Objective, Op, Pinning, Role, Run, Sparse, TileConfig,
 };
 
+use crate::measure::lengths::{job_positions, model_positions};
 use crate::measure::{
-    JobMeasurements, LayoutMeasurements, Limits, Measurements, SparseMeasurements, SparseTiming,
-    Timing,
+    JobMeasurements, LayoutMeasurements, Limits, Measurements, SettingTiming, SparseMeasurements,
+    SparseTiming, Timing, weights,
 };
-use crate::timing::placement::SettingTiming;
-use crate::timing::{comparison, workload};
+use crate::stats::{Gain, rounded};
 
 /// What was chosen for one job.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,60 +75,11 @@ pub struct Chosen<'a> {
 impl ChosenLines {
     /// As a profile holds it. All candidates are built in.
     pub(crate) fn to_profile(self) -> Sparse {
-        let rounded = crate::tune::rounded;
         Sparse {
             kernel: self.kernel,
             built_in: self.kernel,
             below: rounded(self.below),
             ratio_at_quarter: self.gain.map(|gain| rounded(1.0 / gain.times)),
-        }
-    }
-}
-
-/// How many times as fast as something else, with its 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Gain {
-    /// The best guess; 1 is no difference.
-    pub times: f64,
-    /// The lower end.
-    pub low: f64,
-    /// The upper end.
-    pub high: f64,
-}
-
-impl Gain {
-    /// An interval that reaches as far says nothing.
-    const MOST: f64 = 100.0;
-
-    /// From a ratio of times and half its interval.
-    pub fn of(ratio: f64, half_width: f64) -> Self {
-        let inverse = |ratio: f64| 1.0 / ratio.max(1e-6);
-        Self {
-            times: inverse(ratio),
-            low: inverse(ratio + half_width),
-            high: inverse(ratio - half_width),
-        }
-    }
-
-    /// Whether the interval is too wide to say anything.
-    pub fn is_unknown(&self) -> bool {
-        self.high > Self::MOST
-    }
-
-    /// Whether the interval leaves 1 out.
-    pub fn is_difference(&self) -> bool {
-        self.low > 1.0 || self.high < 1.0
-    }
-}
-
-impl std::fmt::Display for Gain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.is_unknown() {
-            f.write_str("too noisy to say")
-        } else if self.is_difference() {
-            write!(f, "{:.2}x [{:.2}, {:.2}]", self.times, self.low, self.high)
-        } else {
-            write!(f, "no difference [{:.2}, {:.2}]", self.low, self.high)
         }
     }
 }
@@ -178,15 +129,6 @@ fn default_of(job: &JobMeasurements) -> Option<Choice<'_>> {
         };
         Some(Choice { job, layout, decode, prefill, lines: None })
     })
-}
-
-/// What a token of decode and a token of prefill weigh.
-pub(crate) const fn weights(objective: Objective) -> (f64, f64) {
-    match objective {
-        Objective::Decode => (1.0, 0.0),
-        Objective::Prefill => (0.0, 1.0),
-        Objective::Balanced => (1.0, 4.0),
-    }
 }
 
 /// The most that being simpler is worth, where the noise would allow more.
@@ -457,7 +399,7 @@ impl Choice<'_> {
     }
 }
 
-/// What a phase takes in all, of the jobs that it has: those of one token of a [`mod@comparison`].
+/// What a phase takes in all, of the jobs that it has: those of one token of a [`Race`](crate::measure::Race).
 fn of_phase<'a>(
     choices: &'a [Choice<'_>],
     phase: Phase,
@@ -468,18 +410,18 @@ fn of_phase<'a>(
     })
 }
 
-/// The time of a job in a [`mod@comparison`] over that in its tournament: attention takes as long as there
+/// The time of a job in a [`Race`](crate::measure::Race) over that in its tournament: attention takes as long as there
 /// are positions to attend to, of which the model itself has fewer.
 fn context(job: &JobMeasurements, phase: Phase) -> f64 {
     let tokens = if phase == Phase::Decode { 1 } else { job.tokens };
     match job.role {
-        Role::Attention => comparison::positions(phase) / workload::positions(tokens),
+        Role::Attention => model_positions(phase) / job_positions(tokens),
         _ => 1.0,
     }
 }
 
 /// Time of all jobs for one token of a phase in microseconds: chosen, and by default. Without what
-/// lies between the jobs, and with as many positions before it as in a [`mod@comparison`].
+/// lies between the jobs, and with as many positions before it as in a [`Race`](crate::measure::Race).
 pub fn per_token_us(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
     of_phase(choices, phase).fold((0.0, 0.0), |(chosen, default), (all, timing)| {
         (chosen + all * timing.ratio, default + all)
@@ -498,7 +440,7 @@ pub struct Demand {
 
 impl Demand {
     /// Of decode: the packed weights of the layouts chosen, the head, and the keys and values as
-    /// far as a [`mod@comparison`] goes, against the read bandwidth. Of prefill: the weights, against the
+    /// far as a [`Race`](crate::measure::Race) goes, against the read bandwidth. Of prefill: the weights, against the
     /// rate of multiply-adds, where that is known; the rest is little.
     pub fn of(choices: &[Choice<'_>], limits: &Limits, phase: Phase) -> Option<Self> {
         let sum = |value: &dyn Fn(&Choice<'_>) -> f64| -> f64 {
@@ -955,7 +897,7 @@ mod tests {
 
     #[test]
     fn the_untuned_setting_stays_unless_another_is_better() {
-        use crate::timing::placement::PhaseTiming;
+        use crate::measure::PhaseTiming;
         let timing = |threads, decode: f64, prefill: f64| {
             let phase = |ratio| PhaseTiming { median_us: 100.0 * ratio, ratio, half_width: 0.02 };
             let run = Run { threads, pinning: Pinning::None, huge_pages: true };

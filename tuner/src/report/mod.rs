@@ -14,10 +14,9 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Objective, Op, Profile, Provenance, Role};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::choose::{self, Choice, Chosen, Demand, Gain, Prediction};
-use crate::measure::{JobMeasurements, Measurements, phase_name};
-use crate::timing::comparison::Race;
-use crate::timing::placement::{PhaseTiming, SettingTiming};
+use crate::choose::{self, Choice, Chosen, Demand, Prediction};
+use crate::measure::{JobMeasurements, Measurements, PhaseTiming, Race, SettingTiming, phase_name};
+use crate::stats::Gain;
 
 /// What a report says beside the measurements, the choices and the profile.
 #[derive(Debug, Clone, Copy, Default)]

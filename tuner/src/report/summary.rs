@@ -4,11 +4,11 @@ use std::fmt;
 
 use bitnet_codegen::Phase;
 
-use crate::choose::{self, Choice, Demand, Gain, Prediction, choose};
-use crate::measure::{Excluded, Limits, Timing, phase_name};
+use crate::choose::{self, Choice, Demand, Prediction, choose};
+use crate::measure::lengths::{PROMPT, WRITTEN};
+use crate::measure::{Excluded, Limits, PhaseTiming, Timing, phase_name};
 use crate::report::figure;
-use crate::timing::comparison;
-use crate::timing::placement::PhaseTiming;
+use crate::stats::Gain;
 use crate::tune::{Made, Tuned};
 
 const PHASES: [Phase; 2] = [Phase::Decode, Phase::Prefill];
@@ -94,7 +94,7 @@ impl Tuned {
         label(f, "predicted", "the kernels alone")?;
         match &self.race {
             Ok(race) => {
-                let (prompt, tokens) = (comparison::PROMPT, comparison::TOKENS);
+                let (prompt, tokens) = (PROMPT, WRITTEN);
                 let times = match race.loads {
                     1 => "once".to_string(),
                     n => format!("{n} times"),
@@ -245,8 +245,7 @@ mod tests {
     use bitnet_profiles::{Isa, Objective, Pinning, Profile, Role, Run};
 
     use super::*;
-    use crate::measure::{Measurements, SparseMeasurements, SparseTiming};
-    use crate::timing::comparison::{Race, Speed};
+    use crate::measure::{Measurements, Race, SparseMeasurements, SparseTiming, Speed};
 
     /// A run on the demo model, by one thread.
     fn tuned(race: Result<Race, String>, made: Made, kept_default: bool) -> Tuned {

@@ -6,104 +6,22 @@
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Op, Pinning, Run, Shape};
-use bitnet_runtime::cpu::host::Host;
+use bitnet_profiles::{Op, Run};
 use bitnet_runtime::cpu::memory::Pages;
 use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
-use serde::{Deserialize, Serialize};
 
+use super::limits::rotation;
+use super::present::{Candidate, Present};
+use super::tournament::{self, Entrant, Sample};
+use super::workload::{Sampler, TernarySampler};
 use crate::Result;
-use crate::timing::jobs::{Present, rotation};
-use crate::timing::tournament::{self, Entrant, Sample};
-use crate::timing::workload::{Candidate, Sampler, TernarySampler};
-use crate::worker::Reporter;
+use crate::measure::{PhaseTiming, SettingTiming};
+use crate::protocol::{ChosenJob, Reporter, SettingsTask};
 
 /// Activation rows of a timed prefill: enough that what is expanded is multiplied as in a prompt.
 const TOKENS: usize = 128;
 /// Seconds that a sample may take.
 const ALLOWED: f64 = 60.0;
-
-/// Settings to time.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SettingsTask {
-    /// The ternary jobs, as they were chosen.
-    pub jobs: Vec<ChosenJob>,
-    /// The settings; the first is the untuned one.
-    pub settings: Vec<Run>,
-    /// Bytes of weights that one token of the model reads.
-    pub model_bytes: u64,
-    /// Seconds for all of it.
-    pub seconds: f64,
-}
-
-/// A ternary job with its kernels.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChosenJob {
-    /// Its matrices.
-    pub parts: Vec<Shape>,
-    /// Times per token that it runs.
-    pub count: u32,
-    /// The kernel for one token.
-    pub decode: KernelId,
-    /// The kernel for many; reads the same layout.
-    pub prefill: KernelId,
-}
-
-/// What a setting showed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SettingTiming {
-    /// The setting.
-    pub run: Run,
-    /// Of one token.
-    pub decode: PhaseTiming,
-    /// Of many, per token.
-    pub prefill: PhaseTiming,
-}
-
-/// What a setting showed in one phase.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PhaseTiming {
-    /// Median microseconds of the ternary jobs of one token.
-    pub median_us: f64,
-    /// Median of its times over those of the untuned setting just before and after.
-    pub ratio: f64,
-    /// Half the 95 % interval of that ratio.
-    pub half_width: f64,
-}
-
-/// How a model runs untuned.
-pub fn untuned(threads: usize) -> Run {
-    Run { threads: threads as u32, pinning: Pinning::None, huge_pages: true }
-}
-
-/// The settings worth timing on a host, `threads` being those asked for; `fixed` where the user
-/// named them.
-pub fn candidates(host: &Host, threads: usize, fixed: bool) -> Vec<Run> {
-    let run =
-        |threads: usize, pinning, huge_pages| Run { threads: threads as u32, pinning, huge_pages };
-    let mut all = vec![untuned(threads)];
-    let mut add = |new: Run| {
-        if !all.contains(&new) {
-            all.push(new);
-        }
-    };
-    add(run(threads, Pinning::Cores, true));
-    add(run(threads, Pinning::None, false));
-    if !fixed {
-        // Memory may be exhausted by fewer threads than there are cores, and a core that waits for
-        // memory can serve a second thread meanwhile.
-        let cores = host.physical_cores;
-        for threads in [host.threads, cores.div_ceil(2), (3 * cores).div_ceil(4)] {
-            add(run(threads, Pinning::None, true));
-        }
-        add(run(host.threads, Pinning::Cores, true));
-    }
-    all
-}
 
 /// Times the settings.
 pub(crate) fn measure(
@@ -203,26 +121,4 @@ fn token(
     }
     sum.cost = begin.elapsed().as_secs_f64();
     Ok(sum)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn host(physical_cores: usize, threads: usize) -> Host {
-        Host { physical_cores, threads, ..Host::detect() }
-    }
-
-    #[test]
-    fn the_untuned_setting_comes_first_and_none_twice() {
-        let all = candidates(&host(8, 16), 8, false);
-        assert_eq!(all[0], Run { threads: 8, pinning: Pinning::None, huge_pages: true });
-        let threads: Vec<u32> = all.iter().map(|run| run.threads).collect();
-        assert_eq!(threads, [8, 8, 8, 16, 4, 6, 16]);
-        for (i, run) in all.iter().enumerate() {
-            assert!(!all[..i].contains(run), "{run:?}");
-        }
-        assert!(candidates(&host(8, 16), 3, true).iter().all(|run| run.threads == 3));
-        assert!(candidates(&host(1, 1), 1, false).iter().all(|run| run.threads == 1));
-    }
 }

@@ -9,28 +9,26 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{GatherLayout, Isa, KernelId, Layout, Role, Shape};
+use bitnet_profiles::{GatherLayout, Layout, Shape};
 use bitnet_runtime::Error;
-use bitnet_runtime::arch::config::Activation;
 use bitnet_runtime::cpu::gather::{Along, GatherMatrix};
 use bitnet_runtime::cpu::kernels::{self, GatherKernel, Kernel, verify};
 use bitnet_runtime::cpu::matmul::{Job, Scratch};
 use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::packing::PackedMatrix;
-use bitnet_runtime::cpu::sparse::{SMALL, Sparse};
+use bitnet_runtime::cpu::sparse::Sparse;
 use bitnet_runtime::cpu::threads::{Pool, SharedSlice};
 use bitnet_runtime::random::Random;
-use serde::{Deserialize, Serialize};
 
-use crate::measure::{Excluded, SparseMeasurements, SparseTiming, Timing, Why, joined};
-use crate::timing::jobs::{self, Present};
-use crate::timing::tournament::{self, Entrant, Entry, Sample};
-use crate::timing::workload::{Candidate, Rotation, random_codes, sample_of, take, timed};
-use crate::worker::{Event, Reporter};
-use crate::{ModelInfo, Result};
-
-/// The shares of lines needed that are timed: from few to more than it pays for here.
-pub const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
+use super::jobs;
+use super::limits;
+use super::present::{Candidate, Present};
+use super::tournament::{self, Entrant, Entry, Sample};
+use super::workload::{Rotation, random_codes, sample_of, take, timed};
+use crate::Result;
+use crate::measure::{Excluded, SparseMeasurements, SparseTiming, SparseUnit, Timing, Why, joined};
+use crate::plan::sparse::DENSITIES;
+use crate::protocol::{Event, Reporter, SparseJob, SparseTask};
 
 /// How often each job is timed, the others in between.
 const SITTINGS: usize = 3;
@@ -44,85 +42,6 @@ const MOST_FLUSHED: u64 = 256 << 20;
 /// Seconds that a kernel may take to be verified.
 const VERIFY_SECONDS: f64 = 10.0;
 
-/// Jobs in which to skip.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SparseTask {
-    /// The jobs.
-    pub jobs: Vec<SparseJob>,
-    /// Bytes of weights that one token of the model reads.
-    pub model_bytes: u64,
-    /// Seconds for all of it.
-    pub seconds: f64,
-}
-
-/// A job in which to skip.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SparseJob {
-    /// What the job is for: `gate_up` or `down`.
-    pub role: Role,
-    /// Its matrices.
-    pub parts: Vec<Shape>,
-    /// The dense kernel for one token.
-    pub dense: KernelId,
-    /// The candidates; the untuned default first.
-    pub kernels: Vec<KernelId>,
-}
-
-/// What was measured in a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SparseUnit {
-    /// What the job is for.
-    pub role: Role,
-    /// Its matrices.
-    pub parts: Vec<Shape>,
-    /// The measurements.
-    pub measured: SparseMeasurements,
-}
-
-/// The lines of a job that may be skipped.
-fn along(role: Role) -> Option<Along> {
-    match role {
-        Role::GateUp => Some(Along::Rows),
-        Role::Down => Some(Along::Columns),
-        _ => None,
-    }
-}
-
-/// The kernels that could skip in a role's job: of every packing the built-in ones of the best tier up to
-/// `ceiling`, the `default` first. None where the model has no squared ReLU, or one so small that nothing
-/// is skipped.
-pub fn candidates(
-    model: &ModelInfo,
-    (role, parts): (Role, &[Shape]),
-    default: Option<&GatherKernel>,
-    ceiling: Isa,
-) -> Vec<KernelId> {
-    let relu2 = model.config.architecture.activation() == Activation::Relu2;
-    let (Some(along), Some(default), Some(&part)) = (along(role), default, parts.last()) else {
-        return Vec::new();
-    };
-    if !relu2 || along.matrix_bytes(default.layout(), part) < SMALL {
-        return Vec::new();
-    }
-    let fits =
-        |kernel: &GatherKernel| kernel.along() == along && kernel.id().isa.is_within(ceiling);
-    let best = |layout: GatherLayout| {
-        let own =
-            GatherKernel::builtin().filter(|kernel| fits(kernel) && kernel.layout() == layout);
-        own.map(|kernel| kernel.id().isa).max()
-    };
-    let worth = |kernel: &GatherKernel| {
-        fits(kernel)
-            && Some(kernel.id().isa) == best(kernel.layout())
-            && kernel.id() != default.id()
-    };
-    let others = GatherKernel::builtin().filter(worth).map(|kernel| *kernel.id());
-    [*default.id()].into_iter().chain(others).collect()
-}
-
 /// Times the candidates.
 pub(crate) fn measure(
     task: &SparseTask,
@@ -131,7 +50,7 @@ pub(crate) fn measure(
 ) -> Result<Vec<SparseUnit>> {
     let start = Instant::now();
     reporter.progress(1.0, "what meets a zero".into())?;
-    let mut rotation = jobs::rotation(task.model_bytes, reporter)?;
+    let mut rotation = limits::rotation(task.model_bytes, reporter)?;
     // All jobs are in memory at once.
     rotation.bytes /= task.jobs.len().max(1) as u64;
     let mut jobs = Vec::new();
@@ -219,7 +138,7 @@ fn tournament(
     })?;
     let timing = |(c, entry): (usize, &Entry)| {
         let kernel = *kernels[c / DENSITIES.len()].id();
-        let timing = jobs::timing(kernel, entry)?;
+        let timing = tournament::timing(kernel, entry)?;
         Some(SparseTiming { density: DENSITIES[c % DENSITIES.len()], timing })
     };
     Ok(outcome.entries.iter().enumerate().filter_map(timing).collect())
@@ -307,7 +226,7 @@ impl SparseSampler {
                 lines.push(Some(packed));
             }
         }
-        let flushed = if rotation.warm { 0 } else { (2 * jobs::l3()).min(MOST_FLUSHED) };
+        let flushed = if rotation.warm { 0 } else { (2 * limits::l3()).min(MOST_FLUSHED) };
         let mut flush = Buffer::zeroed(flushed as usize)?;
         pool.fill(&mut flush, 1)?;
         let out = vec![0.0; jobs[0].rows()];
@@ -445,8 +364,8 @@ fn pack(
 
 #[cfg(test)]
 mod tests {
-    use bitnet_runtime::cpu::kernels::Selection;
-    use bitnet_runtime::file::gguf::Gguf;
+
+    use bitnet_profiles::KernelId;
 
     use super::*;
 
@@ -506,34 +425,6 @@ mod tests {
                 let mut all = sampler.lines.iter().flat_map(|(_, lines)| lines);
                 assert!(all.all(Option::is_some));
             }
-        }
-    }
-
-    #[test]
-    fn nothing_is_skipped_without_zeros_or_in_small_matrices() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
-        let model = ModelInfo::from_gguf(&Gguf::open(path).unwrap()).unwrap();
-        let selection = Selection::default();
-        let ids = |model: &ModelInfo, role, parts: &[Shape]| {
-            let default = selection.lines(role, parts).map(|(kernel, _)| kernel);
-            let ids = candidates(model, (role, parts), default.as_ref(), Isa::best());
-            assert_eq!(ids.first().copied(), default.filter(|_| !ids.is_empty()).map(|k| *k.id()));
-            ids
-        };
-        let (up, down) = (Shape::new(6912, 2560), Shape::new(2560, 6912));
-        for (role, parts, some) in [
-            (Role::GateUp, vec![up; 2], true),
-            (Role::Down, vec![down], true),
-            (Role::Qkv, vec![up; 3], false),
-            (Role::Down, vec![Shape::new(384, 1024)], false),
-        ] {
-            let found = ids(&model, role, &parts);
-            assert_eq!(!found.is_empty(), some, "{role} {parts:?}");
-            let all: std::collections::BTreeSet<&KernelId> = found.iter().collect();
-            assert_eq!(all.len(), found.len(), "{role}: one stands twice");
-            let mut silu = model.clone();
-            silu.config.architecture = bitnet_runtime::arch::config::Architecture::Llama;
-            assert_eq!(ids(&silu, role, &parts), [], "{role}");
         }
     }
 

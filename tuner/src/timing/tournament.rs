@@ -4,6 +4,9 @@
 //! sentinel itself moved is thrown away and repeated, and so is a sample in which the system gave
 //! the CPU of a worker to somebody else.
 
+use bitnet_profiles::KernelId;
+
+use crate::measure::Timing;
 use crate::stats::{mad, median};
 use crate::{Result, stats};
 
@@ -102,6 +105,21 @@ impl Entry {
             (true, true) => f64::max(1.0, self.ratio()),
         }
     }
+}
+
+/// What a kernel showed; nothing where there was no time for it.
+pub(crate) fn timing(kernel: KernelId, entry: &Entry) -> Option<Timing> {
+    let us = entry.us();
+    (!us.is_empty()).then(|| Timing {
+        kernel,
+        samples: us.len() as u32,
+        min_us: us.iter().copied().fold(f64::INFINITY, f64::min),
+        median_us: stats::median(&us),
+        mad_us: stats::mad(&us),
+        ratio: entry.ratio(),
+        half_width: entry.half_width(),
+        finalist: entry.finalist,
+    })
 }
 
 /// The end of a tournament.

@@ -15,19 +15,21 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Shape};
+use bitnet_profiles::{HeadFormat, Isa, Layout, Shape};
 use bitnet_runtime::Error;
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::attention::Rehearsal;
-use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel, VectorOps};
+use bitnet_runtime::cpu::kernels::{self, Kernel, VectorOps};
 use bitnet_runtime::cpu::matmul::{Job, Scratch};
 use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::model::KvType;
 use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::threads::{Pool, SharedSlice, Worker};
 
+use super::present::Candidate;
+use super::tournament::Sample;
 use crate::Result;
-use crate::timing::tournament::Sample;
+use crate::measure::lengths::DEPTH;
 use bitnet_runtime::random::Random;
 
 /// The share of a sample that a worker may have waited for its CPU.
@@ -38,15 +40,6 @@ const MOST_COPIES: u64 = 4096;
 
 /// Most layers of a warm cache of keys and values that are read before the clock starts.
 const MOST_WARMED: usize = 64;
-
-/// Positions before the tokens of a timed attention: two chunks of its arithmetic.
-pub(crate) const DEPTH: usize = 512;
-
-/// Positions that one of so many tokens of a timed attention attends to, itself included, on
-/// average.
-pub(crate) fn positions(tokens: u32) -> f64 {
-    DEPTH as f64 + (f64::from(tokens) + 1.0) / 2.0
-}
 
 /// The weights that are read between a matrix and its next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,24 +63,6 @@ impl Rotation {
     /// How often matrices of so many bytes in all are to be there.
     pub(crate) fn copies(&self, bytes: usize) -> usize {
         self.bytes.div_ceil(bytes.max(1) as u64).clamp(1, MOST_COPIES) as usize
-    }
-}
-
-/// A kernel that can be timed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Candidate {
-    Ternary(Kernel),
-    Head(HeadKernel),
-    Attention(AttentionKernel),
-}
-
-impl Candidate {
-    pub(crate) fn id(&self) -> &KernelId {
-        match self {
-            Self::Ternary(kernel) => kernel.id(),
-            Self::Head(kernel) => kernel.id(),
-            Self::Attention(kernel) => kernel.id(),
-        }
     }
 }
 

@@ -20,18 +20,20 @@ use bitnet_runtime::measure::bench;
 use crate::Result;
 use crate::choose::{self, Choice, ChosenLines, choose};
 use crate::compile::{Compiler, WorkFolder};
-use crate::findings::{Findings, serving, untuned};
+use crate::findings::Findings;
 use crate::journal::{Header, Journal};
 use crate::machine;
-use crate::measure::{JobTask, Measurements};
+use crate::measure::lengths::PREFILL_TOKENS;
+use crate::measure::{Measurements, Race, SettingTiming};
 use crate::model::ModelInfo;
-use crate::plan::{JobPlan, LayoutPlan, plan};
-use crate::supervise::{self, Client, WorkerProgram};
-use crate::timing::comparison::{Race, RaceTask};
-use crate::timing::jobs;
-use crate::timing::placement::{self, ChosenJob, SettingTiming, SettingsTask};
-use crate::timing::sparse::{self, SparseJob, SparseTask};
-use crate::worker::{Event, LibraryFile, MeasureTask, Work};
+use crate::plan::defaults::{serving, untuned};
+use crate::plan::{JobPlan, JobTask, LayoutPlan, placement, plan, sparse};
+use crate::protocol::{
+    ChosenJob, Event, LibraryFile, MeasureTask, RaceTask, SettingsTask, SparseJob, SparseTask, Work,
+};
+use crate::stats::rounded;
+use crate::supervise::{self, Client, Notice, WorkerProgram};
+use crate::timing::comparison;
 
 /// How to tune.
 #[derive(Debug, Clone)]
@@ -66,15 +68,6 @@ impl Options {
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
-}
-
-/// What there is to say meanwhile.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Notice {
-    /// How far it is: share of the work, 0 to 1, and what is done now.
-    Progress(f64, String),
-    /// A line that stays.
-    Line(String),
 }
 
 /// What came of it.
@@ -259,7 +252,11 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         profile.use_built_in();
     }
     let seconds = left(options, start, 1.0);
-    let least = crate::timing::comparison::least_seconds(&choices, run.known.model_bytes(model));
+    let per_token_us = |phase| {
+        let (chosen, default) = choose::per_token_us(&choices, phase);
+        chosen + default
+    };
+    let least = comparison::least_seconds(per_token_us, run.known.model_bytes(model));
     let race = if seconds == 0.0 {
         Err("no time was left".into())
     } else if least > seconds + OVERTIME * options.budget.as_secs_f64() {
@@ -608,7 +605,7 @@ fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, mod
     for (phase, default) in
         [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)]
     {
-        let tokens = if phase == Phase::Decode { 1 } else { jobs::TOKENS };
+        let tokens = if phase == Phase::Decode { 1 } else { PREFILL_TOKENS };
         let us = |id: &KernelId| {
             machine::predict(cpu, id, &parts, tokens, options.threads, model_bytes).us
         };
@@ -661,7 +658,7 @@ fn header(
     (jobs, sparse): (&[JobTask], &[SparseJob]),
 ) -> Result<Header> {
     // With all that says what a figure in the journal means.
-    let plan = (jobs, sparse, sparse::DENSITIES, jobs::TOKENS, options.ceiling);
+    let plan = (jobs, sparse, sparse::DENSITIES, PREFILL_TOKENS, options.ceiling);
     let plan = serde_json::to_string(&plan)
         .map_err(|e| Error::Runtime(format!("a plan has no JSON form: {e}")))?;
     Ok(Header {
@@ -754,11 +751,6 @@ pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -
     }
 }
 
-/// To five significant digits: more would pretend.
-pub(crate) fn rounded(value: f64) -> f64 {
-    format!("{value:.4e}").parse().unwrap_or(value)
-}
-
 /// The day by UTC, `YYYY-MM-DD`; a clock that was never set shows the first it can.
 fn date_of(time: SystemTime) -> String {
     const YEAR_9999: u64 = 2_932_896;
@@ -784,19 +776,6 @@ mod tests {
             (UNIX_EPOCH + 100_000_000 * day, "9999-12-31"),
         ] {
             assert_eq!(date_of(time), text, "{time:?}");
-        }
-    }
-
-    #[test]
-    fn numbers_keep_their_digits_however_small() {
-        for (value, expected) in [
-            (0.0, 0.0),
-            (123.456_78, 123.46),
-            (1e-7 / 3.0, 3.3333e-8),
-            (-2.0 / 3.0, -0.66667),
-            (1_234_567.0, 1_234_600.0),
-        ] {
-            assert_eq!(rounded(value), expected);
         }
     }
 
