@@ -34,7 +34,7 @@ impl Findings {
             model_bytes: self.model_bytes(model),
             ceiling,
             seconds,
-            sittings: 1,
+            repeats: 1,
             whole: true,
             limits: self.limits,
             done: self.units.clone(),

@@ -16,7 +16,7 @@ use bitnet_runtime::cpu::kernels::cache::Cache;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::measure::{Excluded, Limits, Race, SettingTiming, SparseUnit, Unit};
+use crate::measure::{Comparison, Excluded, Limits, PlacementTiming, SparseUnit, Unit};
 use crate::plan::JobTask;
 
 /// What a worker is to do.
@@ -62,11 +62,11 @@ pub enum Work {
     /// Verify and time candidates.
     Measure(MeasureTask),
     /// Time threads, pinning and pages.
-    Settings(SettingsTask),
+    Placement(PlacementTask),
     /// Time kernels that skip what meets a zero.
     Sparse(SparseTask),
     /// Compare the untuned default and a profile on the model.
-    Race(RaceTask),
+    Comparison(ComparisonTask),
 }
 
 /// Candidates to verify and to time.
@@ -86,7 +86,7 @@ pub struct MeasureTask {
     /// Seconds for all of it.
     pub seconds: f64,
     /// How often each tournament is held, some time apart.
-    pub sittings: u8,
+    pub repeats: u8,
     /// Whether all is timed once at least, however long it takes; else, when time is up, the
     /// defaults and what shares their layouts.
     pub whole: bool,
@@ -101,11 +101,11 @@ pub struct MeasureTask {
 /// Settings to time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SettingsTask {
+pub struct PlacementTask {
     /// The ternary jobs, as they were chosen.
     pub jobs: Vec<ChosenJob>,
     /// The settings; the first is the untuned one.
-    pub settings: Vec<Run>,
+    pub placements: Vec<Run>,
     /// Bytes of weights that one token of the model reads.
     pub model_bytes: u64,
     /// Seconds for all of it.
@@ -155,7 +155,7 @@ pub struct SparseJob {
 /// What to race.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RaceTask {
+pub struct ComparisonTask {
     /// The model's file; none for the demo model that is part of this program.
     pub model: Option<PathBuf>,
     /// The profile.
@@ -190,11 +190,13 @@ pub enum Event {
     /// A tournament is over.
     Unit(Unit),
     /// The settings are timed.
-    Settings(Vec<SettingTiming>),
+    #[serde(rename = "settings")]
+    Placements(Vec<PlacementTiming>),
     /// Kernels that skip are timed.
     Sparse(Vec<SparseUnit>),
-    /// The race is over.
-    Race(Race),
+    /// The comparison on the model is over.
+    #[serde(rename = "race")]
+    Comparison(Comparison),
     /// It cannot go on: an error's message and its exit code.
     Failed {
         /// One line.

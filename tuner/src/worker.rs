@@ -53,18 +53,18 @@ fn work(task: &Task, reporter: &mut Reporter) -> Result<()> {
         Work::Measure(measure) => {
             jobs::measure(measure, (&Pool::new(task.threads)?, &present), reporter)
         }
-        Work::Settings(task) => {
+        Work::Placement(task) => {
             let timings = placement::measure(task, &present, reporter)?;
-            reporter.send(&Event::Settings(timings))
+            reporter.send(&Event::Placements(timings))
         }
         Work::Sparse(sparse) => {
             let pool = Pool::new(task.threads)?;
             let units = sparse::measure(sparse, (&pool, &present), reporter)?;
             reporter.send(&Event::Sparse(units))
         }
-        Work::Race(task) => {
-            let race = comparison::race(task, reporter)?;
-            reporter.send(&Event::Race(race))
+        Work::Comparison(task) => {
+            let comparison = comparison::measure(task, reporter)?;
+            reporter.send(&Event::Comparison(comparison))
         }
     }
 }

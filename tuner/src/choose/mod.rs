@@ -32,29 +32,29 @@ use bitnet_profiles::{
 
 use crate::measure::lengths::{job_positions, model_positions};
 use crate::measure::{
-    JobMeasurements, LayoutMeasurements, Limits, Measurements, SettingTiming, SparseMeasurements,
+    JobMeasurements, LayoutMeasurements, Limits, Measurements, PlacementTiming, SparseMeasurements,
     SparseTiming, Timing, weights,
 };
 use crate::stats::{Gain, rounded};
 
 /// What was chosen for one job.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Choice<'a> {
+pub struct JobChoice<'a> {
     /// The job.
     pub job: &'a JobMeasurements,
     /// The layout.
     pub layout: &'a LayoutMeasurements,
     /// For one token.
-    pub decode: Chosen<'a>,
+    pub decode: ChosenKernel<'a>,
     /// For many; none for the head. Of attention the same kernel as for one.
-    pub prefill: Option<Chosen<'a>>,
+    pub prefill: Option<ChosenKernel<'a>>,
     /// For one token that skips what meets a zero, where that was timed beside this decode kernel.
-    pub lines: Option<ChosenLines>,
+    pub gather: Option<ChosenGather>,
 }
 
 /// A kernel that is given a list of lines, and when it pays.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ChosenLines {
+pub struct ChosenGather {
     /// The kernel.
     pub kernel: KernelId,
     /// The share of lines needed up to which it is faster than to read all: 0 where it never is.
@@ -65,14 +65,14 @@ pub struct ChosenLines {
 
 /// A kernel that was chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Chosen<'a> {
+pub struct ChosenKernel<'a> {
     /// What was measured for it.
     pub timing: &'a Timing,
     /// The second best of the same layout, if there is one.
     pub runner_up: Option<&'a Timing>,
 }
 
-impl ChosenLines {
+impl ChosenGather {
     /// As a profile holds it. All candidates are built in.
     pub(crate) fn to_profile(self) -> Sparse {
         Sparse {
@@ -85,20 +85,20 @@ impl ChosenLines {
 }
 
 /// Chooses for every job that has a layout left. The same measurements give the same choices.
-pub fn choose(measurements: &Measurements, objective: Objective) -> Vec<Choice<'_>> {
+pub fn choose(measurements: &Measurements, objective: Objective) -> Vec<JobChoice<'_>> {
     let cold = measurements.limits.cold;
     measurements.jobs.iter().filter_map(|job| choose_job(job, objective, cold)).collect()
 }
 
 /// The way to run: the untuned one, which is the first, unless another is better beyond the noise.
-pub fn setting(timings: &[SettingTiming], objective: Objective) -> Option<&Run> {
+pub fn placement(timings: &[PlacementTiming], objective: Objective) -> Option<&Run> {
     let untuned = timings.first()?;
     let (of_decode, of_prefill) = weights(objective);
     let (decode_us, prefill_us) =
         (of_decode * untuned.decode.median_us, of_prefill * untuned.prefill.median_us);
     let rated: Vec<Rated<&Run>> = timings
         .iter()
-        .map(|SettingTiming { run, decode, prefill }| Rated {
+        .map(|PlacementTiming { run, decode, prefill }| Rated {
             item: run,
             cost: decode_us * decode.ratio + prefill_us * prefill.ratio,
             half_width: (decode_us * decode.half_width).hypot(prefill_us * prefill.half_width),
@@ -112,22 +112,22 @@ pub fn setting(timings: &[SettingTiming], objective: Objective) -> Option<&Run> 
 }
 
 /// The untuned defaults as choices, of every job for which they were timed.
-pub fn defaults(measurements: &Measurements) -> Vec<Choice<'_>> {
+pub fn defaults(measurements: &Measurements) -> Vec<JobChoice<'_>> {
     measurements.jobs.iter().filter_map(default_of).collect()
 }
 
-fn default_of(job: &JobMeasurements) -> Option<Choice<'_>> {
+fn default_of(job: &JobMeasurements) -> Option<JobChoice<'_>> {
     job.layouts.iter().find_map(|layout| {
         let chosen = |phase, id: KernelId| {
             let timing = layout.timings(phase).iter().find(|timing| timing.kernel == id)?;
-            Some(Chosen { timing, runner_up: None })
+            Some(ChosenKernel { timing, runner_up: None })
         };
         let decode = chosen(Phase::Decode, job.default_decode)?;
         let prefill = match job.default_prefill {
             Some(id) => Some(chosen(Phase::Prefill, id)?),
             None => None,
         };
-        Some(Choice { job, layout, decode, prefill, lines: None })
+        Some(JobChoice { job, layout, decode, prefill, gather: None })
     })
 }
 
@@ -191,7 +191,7 @@ fn settle<T, K: Ord>(rated: &[Rated<T>], tried: usize, order: impl Fn(&T) -> K) 
         .map(|rated| &rated.item)
 }
 
-fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option<Choice<'_>> {
+fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option<JobChoice<'_>> {
     let (of_decode, of_prefill) = weights(objective);
     let decode_us = of_decode * job.default_us(Phase::Decode);
     let prefill_us = of_prefill * job.default_us(Phase::Prefill);
@@ -223,15 +223,15 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
             settle(&both, layout.decode.len(), |(decode, _)| simplicity(&decode.kernel))?;
         let others = || both.iter().filter(|rated| rated.item.0.kernel != decode.kernel);
         let second = others().min_by(|a, b| a.cost.total_cmp(&b.cost)).map(|rated| rated.item);
-        return Some(Choice {
+        return Some(JobChoice {
             job,
             layout,
-            decode: Chosen { timing: decode, runner_up: second.map(|(decode, _)| decode) },
-            prefill: Some(Chosen {
+            decode: ChosenKernel { timing: decode, runner_up: second.map(|(decode, _)| decode) },
+            prefill: Some(ChosenKernel {
                 timing: prefill,
                 runner_up: second.map(|(_, prefill)| prefill),
             }),
-            lines: None,
+            gather: None,
         });
     }
     let layout_of = |kernel: &KernelId| match kernel.op {
@@ -247,7 +247,7 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
         };
         let (cost, half_width) = rate(decode.timing, prefill.map(|prefill| prefill.timing));
         Some(Rated {
-            item: Choice { job, layout, decode, prefill, lines: None },
+            item: JobChoice { job, layout, decode, prefill, gather: None },
             cost,
             half_width,
             is_default: layout.layout == layout_of(&job.default_decode),
@@ -255,15 +255,15 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
         })
     };
     let tried = job.layouts.iter().map(|l| l.decode.len() + l.prefill.len()).sum();
-    let rated: Vec<Rated<Choice<'_>>> = job.layouts.iter().filter_map(rated).collect();
+    let rated: Vec<Rated<JobChoice<'_>>> = job.layouts.iter().filter_map(rated).collect();
     let choice = *settle(&rated, tried, |choice| choice.layout.layout)?;
     let dense = choice.decode.timing.kernel;
     let sparse = job.sparse.as_ref().filter(|sparse| sparse.dense == dense);
-    Some(Choice { lines: sparse.and_then(|sparse| choose_lines(sparse, cold)), ..choice })
+    Some(JobChoice { gather: sparse.and_then(|sparse| choose_gather(sparse, cold)), ..choice })
 }
 
 /// The kernel that skips, and up to where.
-fn choose_lines(measured: &SparseMeasurements, cold: bool) -> Option<ChosenLines> {
+fn choose_gather(measured: &SparseMeasurements, cold: bool) -> Option<ChosenGather> {
     let of = |kernel: KernelId| {
         measured
             .timings
@@ -295,7 +295,7 @@ fn choose_lines(measured: &SparseMeasurements, cold: bool) -> Option<ChosenLines
     let upper = own.iter().map(|own| (own.density, own.timing.ratio + own.timing.half_width));
     let quarter = own.iter().find(|own| own.density == 0.25).map(|own| &own.timing);
     let gain = quarter.map(|timing| Gain::of(timing.ratio, timing.half_width));
-    Some(ChosenLines { kernel, below: break_even(&upper.collect::<Vec<_>>()), gain })
+    Some(ChosenGather { kernel, below: break_even(&upper.collect::<Vec<_>>()), gain })
 }
 
 /// The density up to which a ratio of times is at most 1, 0 to 1: by straight lines between the points,
@@ -338,7 +338,11 @@ fn simplicity(kernel: &KernelId) -> impl Ord + use<> {
     (tile.prefetch, tile.unroll, tile.tokens, tile.rows, tile.cols, kernel.shape, *kernel)
 }
 
-fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> Option<Chosen<'a>> {
+fn choose_kernel<'a>(
+    timings: &'a [Timing],
+    default: &KernelId,
+    cold: bool,
+) -> Option<ChosenKernel<'a>> {
     let finalists: Vec<Rated<&'a Timing>> = timings
         .iter()
         .filter(|timing| timing.finalist)
@@ -353,13 +357,13 @@ fn choose_kernel<'a>(timings: &'a [Timing], default: &KernelId, cold: bool) -> O
     let timing = *settle(&finalists, timings.len(), |timing| simplicity(&timing.kernel))?;
     let others = finalists.iter().map(|rated| rated.item).filter(|t| t.kernel != timing.kernel);
     let runner_up = others.min_by(|a, b| a.ratio.total_cmp(&b.ratio));
-    Some(Chosen { timing, runner_up })
+    Some(ChosenKernel { timing, runner_up })
 }
 
-impl Choice<'_> {
+impl JobChoice<'_> {
     /// What is skipped, and how.
     pub fn mode(&self) -> Mode {
-        match self.lines.map(|lines| lines.kernel.op) {
+        match self.gather.map(|gather| gather.kernel.op) {
             Some(Op::Rows(_)) => Mode::SkipRows,
             Some(Op::Columns(_)) => Mode::Axpy,
             _ => Mode::Dense,
@@ -367,7 +371,7 @@ impl Choice<'_> {
     }
 
     /// What was chosen for a phase.
-    pub fn chosen(&self, phase: Phase) -> Option<Chosen<'_>> {
+    pub fn chosen(&self, phase: Phase) -> Option<ChosenKernel<'_>> {
         match phase {
             Phase::Decode => Some(self.decode),
             Phase::Prefill => self.prefill,
@@ -399,9 +403,9 @@ impl Choice<'_> {
     }
 }
 
-/// What a phase takes in all, of the jobs that it has: those of one token of a [`Race`](crate::measure::Race).
+/// What a phase takes in all, of the jobs that it has: those of one token of a [`Comparison`](crate::measure::Comparison).
 fn of_phase<'a>(
-    choices: &'a [Choice<'_>],
+    choices: &'a [JobChoice<'_>],
     phase: Phase,
 ) -> impl Iterator<Item = (f64, &'a Timing)> {
     choices.iter().filter_map(move |choice| {
@@ -410,7 +414,7 @@ fn of_phase<'a>(
     })
 }
 
-/// The time of a job in a [`Race`](crate::measure::Race) over that in its tournament: attention takes as long as there
+/// The time of a job in a [`Comparison`](crate::measure::Comparison) over that in its tournament: attention takes as long as there
 /// are positions to attend to, of which the model itself has fewer.
 fn context(job: &JobMeasurements, phase: Phase) -> f64 {
     let tokens = if phase == Phase::Decode { 1 } else { job.tokens };
@@ -421,8 +425,8 @@ fn context(job: &JobMeasurements, phase: Phase) -> f64 {
 }
 
 /// Time of all jobs for one token of a phase in microseconds: chosen, and by default. Without what
-/// lies between the jobs, and with as many positions before it as in a [`Race`](crate::measure::Race).
-pub fn per_token_us(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
+/// lies between the jobs, and with as many positions before it as in a [`Comparison`](crate::measure::Comparison).
+pub fn per_token_us(choices: &[JobChoice<'_>], phase: Phase) -> (f64, f64) {
     of_phase(choices, phase).fold((0.0, 0.0), |(chosen, default), (all, timing)| {
         (chosen + all * timing.ratio, default + all)
     })
@@ -440,20 +444,21 @@ pub struct Demand {
 
 impl Demand {
     /// Of decode: the packed weights of the layouts chosen, the head, and the keys and values as
-    /// far as a [`Race`](crate::measure::Race) goes, against the read bandwidth. Of prefill: the weights, against the
+    /// far as a [`Comparison`](crate::measure::Comparison) goes, against the read bandwidth. Of prefill: the weights, against the
     /// rate of multiply-adds, where that is known; the rest is little.
-    pub fn of(choices: &[Choice<'_>], limits: &Limits, phase: Phase) -> Option<Self> {
-        let sum = |value: &dyn Fn(&Choice<'_>) -> f64| -> f64 {
+    pub fn of(choices: &[JobChoice<'_>], limits: &Limits, phase: Phase) -> Option<Self> {
+        let sum = |value: &dyn Fn(&JobChoice<'_>) -> f64| -> f64 {
             choices.iter().map(|choice| f64::from(choice.job.count) * value(choice)).sum()
         };
         let (all, limit) = match phase {
             Phase::Decode => {
-                let bytes =
-                    |choice: &Choice<'_>| choice.layout.bytes as f64 * context(choice.job, phase);
+                let bytes = |choice: &JobChoice<'_>| {
+                    choice.layout.bytes as f64 * context(choice.job, phase)
+                };
                 (sum(&bytes), limits.limit_gb_per_s)
             }
             Phase::Prefill => {
-                let weights = |choice: &Choice<'_>| match choice.layout.layout {
+                let weights = |choice: &JobChoice<'_>| match choice.layout.layout {
                     Some(_) => choice.job.parts.iter().map(|part| part.weights() as f64).sum(),
                     None => 0.0,
                 };
@@ -483,16 +488,16 @@ pub struct Prediction {
 impl Prediction {
     /// From the jobs of one token, and what the setting of `run` showed.
     pub fn of(
-        choices: &[Choice<'_>],
-        settings: &[SettingTiming],
+        choices: &[JobChoice<'_>],
+        placements: &[PlacementTiming],
         run: &Run,
         phase: Phase,
     ) -> Option<Self> {
         let (chosen, default) = per_token_us(choices, phase);
-        let setting = settings.iter().find(|setting| setting.run == *run);
-        let (times, half_width) = setting.map_or((1.0, 0.0), |setting| match phase {
-            Phase::Decode => (setting.decode.ratio, setting.decode.half_width),
-            Phase::Prefill => (setting.prefill.ratio, setting.prefill.half_width),
+        let placement = placements.iter().find(|placement| placement.run == *run);
+        let (times, half_width) = placement.map_or((1.0, 0.0), |placement| match phase {
+            Phase::Decode => (placement.decode.ratio, placement.decode.half_width),
+            Phase::Prefill => (placement.prefill.ratio, placement.prefill.half_width),
         });
         let (ratio, own) = total_ratio(choices, phase);
         (chosen > 0.0).then(|| Self {
@@ -504,8 +509,12 @@ impl Prediction {
 }
 
 /// The share of the machine's limit that the jobs of a phase reach together, of those that have
-/// one: see [`Choice::share_of_limit`].
-pub fn total_share_of_limit(choices: &[Choice<'_>], limits: &Limits, phase: Phase) -> Option<f64> {
+/// one: see [`JobChoice::share_of_limit`].
+pub fn total_share_of_limit(
+    choices: &[JobChoice<'_>],
+    limits: &Limits,
+    phase: Phase,
+) -> Option<f64> {
     let shares = choices.iter().filter_map(|choice| {
         let count = f64::from(choice.job.count) * context(choice.job, phase);
         let us = count * choice.chosen(phase)?.timing.median_us;
@@ -516,7 +525,7 @@ pub fn total_share_of_limit(choices: &[Choice<'_>], limits: &Limits, phase: Phas
 }
 
 /// Time of all jobs of a phase over the default's, and half its interval.
-fn total_ratio(choices: &[Choice<'_>], phase: Phase) -> (f64, f64) {
+fn total_ratio(choices: &[JobChoice<'_>], phase: Phase) -> (f64, f64) {
     let (chosen, default) = per_token_us(choices, phase);
     let half_width =
         of_phase(choices, phase).fold(0.0, |sum: f64, (all, t)| sum.hypot(all * t.half_width));
@@ -535,7 +544,7 @@ pub(crate) fn built_in<'a>(timings: &'a [Timing], chosen: &'a Timing) -> &'a Tim
 
 /// How many times as fast all jobs of a phase are as with the best built-in kernels of the same
 /// layouts.
-pub fn gain_of_made(choices: &[Choice<'_>], phase: Phase) -> Gain {
+pub fn gain_of_made(choices: &[JobChoice<'_>], phase: Phase) -> Gain {
     let (mut own, mut other, mut width) = (0.0, 0.0, 0.0f64);
     for choice in choices {
         let Some(chosen) = choice.chosen(phase).map(|chosen| chosen.timing) else { continue };
@@ -749,7 +758,7 @@ mod tests {
     const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
 
     /// What was chosen where kernels showed these ratios, all with as wide an interval.
-    fn lines(found: &[(&str, [f64; 4])], half_width: f64) -> Option<ChosenLines> {
+    fn gather(found: &[(&str, [f64; 4])], half_width: f64) -> Option<ChosenGather> {
         let timings = found.iter().flat_map(|(kernel, ratios)| {
             let timing = move |ratio| timing(kernel, ratio, half_width);
             DENSITIES
@@ -762,7 +771,7 @@ mod tests {
             default: ROWS.parse().unwrap(),
             timings: timings.collect(),
         };
-        choose_lines(&measured, true)
+        choose_gather(&measured, true)
     }
 
     #[test]
@@ -785,13 +794,13 @@ mod tests {
             ([0.9, 1.2, 1.5, 2.0], 0.2, 0.0),
             ([f64::NAN, 0.5, 0.6, 0.7], 0.0, 0.0),
         ] {
-            let found = lines(&[(ROWS, ratios)], half_width).unwrap();
+            let found = gather(&[(ROWS, ratios)], half_width).unwrap();
             assert_eq!(found.kernel.to_string(), ROWS);
             assert!((found.below - below).abs() < 1e-9, "{ratios:?} {half_width}: {found:?}");
             let quarter = found.gain.unwrap().times;
             assert!((quarter - 1.0 / ratios[1]).abs() < 1e-9, "{quarter}");
         }
-        assert_eq!(lines(&[], 0.01), None);
+        assert_eq!(gather(&[], 0.01), None);
     }
 
     #[test]
@@ -799,7 +808,7 @@ mod tests {
         let default = (ROWS, [0.5, 0.6, 0.8, 1.1]);
         let kernel = |others: &[(&str, [f64; 4])], half_width| {
             let all: Vec<_> = [default].into_iter().chain(others.iter().copied()).collect();
-            lines(&all, half_width).unwrap().kernel.to_string()
+            gather(&all, half_width).unwrap().kernel.to_string()
         };
         let better = [0.4, 0.5, 0.65, 0.9];
         assert_eq!(kernel(&[(ROWS_R2, better)], 0.005), ROWS_R2);
@@ -819,9 +828,9 @@ mod tests {
             let timing = timing(ROWS, ratio, 0.001);
             measured.timings.push(SparseTiming { density, timing });
         }
-        assert_eq!(choose_lines(&measured, true).unwrap().kernel.to_string(), ROWS);
+        assert_eq!(choose_gather(&measured, true).unwrap().kernel.to_string(), ROWS);
         measured.timings.iter_mut().for_each(|own| own.timing.finalist = false);
-        assert_eq!(choose_lines(&measured, true), None);
+        assert_eq!(choose_gather(&measured, true), None);
     }
 
     #[test]
@@ -837,8 +846,8 @@ mod tests {
             all.jobs[0].sparse = Some(of(dense));
             let choice = choose(&all, Objective::Balanced)[0];
             assert_eq!(choice.mode(), mode);
-            assert_eq!(choice.lines.is_some(), mode == Mode::SkipRows);
-            assert_eq!(defaults(&all)[0].lines, None);
+            assert_eq!(choice.gather.is_some(), mode == Mode::SkipRows);
+            assert_eq!(defaults(&all)[0].gather, None);
         }
     }
 
@@ -873,11 +882,11 @@ mod tests {
         assert_eq!(kernels(Objective::Balanced), A4);
         // Timed after 512 positions, run after 128 and none.
         let choices = choose(&attention, Objective::Decode);
-        for (phase, us, race, timed) in
+        for (phase, us, comparison, timed) in
             [(Phase::Decode, 1000.0, 144.5, 513.0), (Phase::Prefill, 125.0, 64.5, 512.0 + 16.5)]
         {
             let (_, default) = per_token_us(&choices, phase);
-            assert!((default - us * race / timed).abs() < 1e-9, "{phase:?} {default}");
+            assert!((default - us * comparison / timed).abs() < 1e-9, "{phase:?} {default}");
         }
 
         let head = |rows| format!("head_q6_k__avx512vnni__any__r{rows}_c0_n1_u1_p0");
@@ -901,10 +910,10 @@ mod tests {
         let timing = |threads, decode: f64, prefill: f64| {
             let phase = |ratio| PhaseTiming { median_us: 100.0 * ratio, ratio, half_width: 0.02 };
             let run = Run { threads, pinning: Pinning::None, huge_pages: true };
-            SettingTiming { run, decode: phase(decode), prefill: phase(prefill) }
+            PlacementTiming { run, decode: phase(decode), prefill: phase(prefill) }
         };
-        let threads = |timings: &[SettingTiming], objective| {
-            setting(timings, objective).map(|run| run.threads)
+        let threads = |timings: &[PlacementTiming], objective| {
+            placement(timings, objective).map(|run| run.threads)
         };
         let all = [timing(8, 1.0, 1.0), timing(4, 0.9, 1.9), timing(16, 0.99, 0.9)];
         assert_eq!(threads(&all, Objective::Decode), Some(4));

@@ -43,7 +43,7 @@ impl Speed {
 /// The outcome of a race.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Race {
+pub struct Comparison {
     /// One token after another.
     pub decode: Speed,
     /// A prompt.
@@ -55,7 +55,7 @@ pub struct Race {
     pub limit_gb_per_s: f64,
 }
 
-impl Race {
+impl Comparison {
     /// Whether the profile lost, beyond the noise, what it was to win.
     pub fn is_slower(&self, objective: Objective) -> bool {
         let (of_decode, of_prefill) = weights(objective);

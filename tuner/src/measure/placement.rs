@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// What a setting showed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SettingTiming {
+pub struct PlacementTiming {
     /// The setting.
     pub run: Run,
     /// Of one token.

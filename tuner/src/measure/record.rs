@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Measurements {
     /// What the machine can do.
     pub limits: Limits,
-    /// Median absolute deviation of the sentinels' times over their median: the median of all
+    /// Median absolute deviation of the baselines' times over their median: the median of all
     /// tournaments.
     pub noise: f64,
     /// Whether the machine was too restless to repeat all that was spoilt; intervals are wider where
@@ -86,9 +86,9 @@ pub struct JobMeasurements {
     pub parts: Vec<Shape>,
     /// Times per token that it runs.
     pub count: u32,
-    /// The untuned default for one token, the sentinel of all decode ratios.
+    /// The untuned default for one token, the baseline of all decode ratios.
     pub default_decode: KernelId,
-    /// The untuned default for many tokens, the sentinel of all prefill ratios; none for the head.
+    /// The untuned default for many tokens, the baseline of all prefill ratios; none for the head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_prefill: Option<KernelId>,
     /// Median time of the default for one token, in microseconds.
@@ -164,10 +164,10 @@ pub struct Timing {
     pub median_us: f64,
     /// The median absolute deviation from it.
     pub mad_us: f64,
-    /// Median of its times over those of the default just before and after; of several sittings the
+    /// Median of its times over those of the default just before and after; of several repeats the
     /// mean, weighted by their intervals.
     pub ratio: f64,
-    /// Half the 95 % interval of that ratio. What it differs by between sittings counts in full.
+    /// Half the 95 % interval of that ratio. What it differs by between repeats counts in full.
     pub half_width: f64,
     /// Whether it was still in the race at the end. Only finalists can be chosen: what was cut has
     /// few samples and a wide interval, and would tie with everything.

@@ -22,7 +22,8 @@ pub struct UnitKey {
     pub prefill: bool,
     /// Which of several, some time apart: what a machine is like for seconds at a stretch decides no
     /// choice.
-    pub sitting: u8,
+    #[serde(rename = "sitting")]
+    pub repeat: u8,
 }
 
 impl UnitKey {
@@ -47,8 +48,9 @@ pub struct Unit {
     pub limit_gb_per_s: f64,
     /// The candidates that were timed.
     pub timings: Vec<Timing>,
-    /// Median time of the sentinel in microseconds.
-    pub sentinel_us: f64,
+    /// Median time of the baseline in microseconds.
+    #[serde(rename = "sentinel_us")]
+    pub baseline_us: f64,
     /// Its median absolute deviation over that.
     pub noise: f64,
     /// Whether anything that counts rests on spoilt samples.
@@ -84,13 +86,13 @@ impl Measurements {
         };
         let default_us = |job: usize, prefill: bool| {
             let own = || units.iter().filter(|u| u.key.job == job && u.key.prefill == prefill);
-            let calm: Vec<f64> = own().filter(|u| !u.disturbed).map(|u| u.sentinel_us).collect();
-            let all: Vec<f64> = own().map(|unit| unit.sentinel_us).collect();
+            let calm: Vec<f64> = own().filter(|u| !u.disturbed).map(|u| u.baseline_us).collect();
+            let all: Vec<f64> = own().map(|unit| unit.baseline_us).collect();
             stats::median(if calm.is_empty() { &all } else { &calm })
         };
-        let good = |sittings: &[&Unit]| -> Vec<Timing> {
+        let good = |repeats: &[&Unit]| -> Vec<Timing> {
             let bad = |timing: &Timing| excluded.iter().any(|e| e.kernel == timing.kernel);
-            together(sittings).into_iter().filter(|timing| !bad(timing)).collect()
+            together(repeats).into_iter().filter(|timing| !bad(timing)).collect()
         };
         let job = |(number, task): (usize, &JobTask)| {
             let layout = |(index, plan): (usize, &LayoutPlan)| {
@@ -144,23 +146,23 @@ impl Measurements {
     }
 }
 
-/// What the sittings of a tournament showed, each kernel once: finalists are those of all sittings.
-fn together(sittings: &[&Unit]) -> Vec<Timing> {
-    let Some(first) = sittings.first() else { return Vec::new() };
+/// What the repeats of a tournament showed, each kernel once: finalists are those of all repeats.
+fn together(repeats: &[&Unit]) -> Vec<Timing> {
+    let Some(first) = repeats.first() else { return Vec::new() };
     let timing = |kernel: &KernelId| {
-        let all = sittings
+        let all = repeats
             .iter()
             .filter_map(|unit| unit.timings.iter().find(|timing| timing.kernel == *kernel));
-        joined(&all.collect::<Vec<_>>(), sittings.len())
+        joined(&all.collect::<Vec<_>>(), repeats.len())
     };
     first.timings.iter().filter_map(|own| timing(&own.kernel)).collect()
 }
 
-/// What so many sittings showed of one kernel, of which not each had it.
-pub(crate) fn joined(all: &[&Timing], sittings: usize) -> Option<Timing> {
+/// What so many repeats showed of one kernel, of which not each had it.
+pub(crate) fn joined(all: &[&Timing], repeats: usize) -> Option<Timing> {
     let &[first, ..] = all else { return None };
     if all.len() == 1 {
-        return Some(Timing { finalist: first.finalist && sittings == 1, ..Timing::clone(first) });
+        return Some(Timing { finalist: first.finalist && repeats == 1, ..Timing::clone(first) });
     }
     let of = |value: &dyn Fn(&Timing) -> f64| -> Vec<f64> {
         all.iter().map(|timing| value(timing)).collect()
@@ -183,7 +185,7 @@ pub(crate) fn joined(all: &[&Timing], sittings: usize) -> Option<Timing> {
         mad_us: stats::median(&of(&|timing| timing.mad_us)),
         ratio,
         half_width: if is_default { 0.0 } else { weight.powf(-0.5).hypot(mean(&squares).sqrt()) },
-        finalist: all.len() == sittings && all.iter().all(|timing| timing.finalist),
+        finalist: all.len() == repeats && all.iter().all(|timing| timing.finalist),
     })
 }
 
@@ -197,8 +199,8 @@ mod tests {
         "i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0",
     ];
 
-    /// A sitting that found these kernels' ratios, half widths and finalists.
-    fn unit(sitting: u8, found: &[(usize, f64, f64, bool)]) -> Unit {
+    /// A repeat that found these kernels' ratios, half widths and finalists.
+    fn unit(repeat: u8, found: &[(usize, f64, f64, bool)]) -> Unit {
         let timing = |&(id, ratio, half_width, finalist): &(usize, f64, f64, bool)| Timing {
             kernel: IDS[id].parse().unwrap(),
             samples: 10,
@@ -210,19 +212,19 @@ mod tests {
             finalist,
         };
         Unit {
-            key: UnitKey { job: 0, layout: 0, prefill: false, sitting },
+            key: UnitKey { job: 0, layout: 0, prefill: false, repeat },
             tokens: 1,
             bytes: 1,
             limit_gb_per_s: 40.0,
             timings: found.iter().map(timing).collect(),
-            sentinel_us: 100.0,
+            baseline_us: 100.0,
             noise: 0.01,
             disturbed: false,
         }
     }
 
     #[test]
-    fn sittings_that_differ_say_less() {
+    fn repeats_that_differ_say_less() {
         let first = unit(0, &[(0, 1.0, 0.0, true), (1, 0.9, 0.01, true), (2, 1.2, 0.01, false)]);
         let alike = unit(1, &[(0, 1.0, 0.0, true), (1, 0.9, 0.01, true)]);
         let unlike = unit(1, &[(0, 1.0, 0.0, true), (1, 1.1, 0.01, true)]);
@@ -242,10 +244,10 @@ mod tests {
             assert!((own.ratio - ratio).abs() < 1e-9, "{own:?}");
             assert!((own.half_width - half_width).abs() < 1e-9, "{own:?}");
             assert_eq!((own.samples, own.finalist), (20, finalist));
-            // What had no second sitting keeps what it showed, and cannot be chosen.
+            // What had no second repeat keeps what it showed, and cannot be chosen.
             assert_eq!((left.ratio, left.samples, left.finalist), (1.2, 10, false));
         }
-        // A sitting that knows little counts for little.
+        // A repeat that knows little counts for little.
         let own = &together(&[&first, &vague])[1];
         assert!((0.9..0.905).contains(&own.ratio), "{own:?}");
     }

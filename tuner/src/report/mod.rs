@@ -14,17 +14,19 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Objective, Op, Profile, Provenance, Role};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::choose::{self, Choice, Chosen, Demand, Prediction};
-use crate::measure::{JobMeasurements, Measurements, PhaseTiming, Race, SettingTiming, phase_name};
+use crate::choose::{self, ChosenKernel, Demand, JobChoice, Prediction};
+use crate::measure::{
+    Comparison, JobMeasurements, Measurements, PhaseTiming, PlacementTiming, phase_name,
+};
 use crate::stats::Gain;
 
 /// What a report says beside the measurements, the choices and the profile.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Extras<'a> {
     /// What the ways to run showed, the untuned one first.
-    pub settings: &'a [SettingTiming],
+    pub placements: &'a [PlacementTiming],
     /// The choices against the default on the model itself, where that was run.
-    pub race: Option<&'a Race>,
+    pub comparison: Option<&'a Comparison>,
     /// Whether the choices lost there, so that the profile holds the defaults.
     pub kept_default: bool,
     /// How long all was to take, where there was a limit.
@@ -36,7 +38,7 @@ const PHASES: [Phase; 2] = [Phase::Decode, Phase::Prefill];
 /// The report as one HTML file.
 pub fn html(
     measurements: &Measurements,
-    choices: &[Choice<'_>],
+    choices: &[JobChoice<'_>],
     profile: &Profile,
     extras: &Extras<'_>,
 ) -> String {
@@ -59,7 +61,7 @@ pub fn html(
                 main {
                     (report.headline())
                     (report.choices())
-                    (report.settings())
+                    (report.placements())
                     (report.roofline())
                     (report.landscape())
                     (report.excluded())
@@ -84,14 +86,14 @@ fn symbols() -> Markup {
 
 struct Report<'a> {
     measurements: &'a Measurements,
-    choices: &'a [Choice<'a>],
+    choices: &'a [JobChoice<'a>],
     profile: &'a Profile,
     extras: &'a Extras<'a>,
 }
 
 impl Report<'_> {
     /// What was chosen for a phase of a job.
-    fn chosen_for(&self, job: &JobMeasurements, phase: Phase) -> Option<Chosen<'_>> {
+    fn chosen_for(&self, job: &JobMeasurements, phase: Phase) -> Option<ChosenKernel<'_>> {
         let same = |other: &JobMeasurements| other.role == job.role && other.parts == job.parts;
         self.choices.iter().find(|choice| same(choice.job))?.chosen(phase)
     }
@@ -159,10 +161,11 @@ impl Report<'_> {
     /// The speed of a phase.
     fn card(&self, phase: Phase) -> Markup {
         let predicted =
-            Prediction::of(self.choices, self.extras.settings, &self.profile.run, phase);
-        let measured = self.extras.race.map(|race| race.speed(phase));
+            Prediction::of(self.choices, self.extras.placements, &self.profile.run, phase);
+        let measured = self.extras.comparison.map(|comparison| comparison.speed(phase));
         let limits = &self.measurements.limits;
-        let limits = &self.extras.race.map_or(*limits, |race| race.limits(limits));
+        let limits =
+            &self.extras.comparison.map_or(*limits, |comparison| comparison.limits(limits));
         // Of the whole model where it was run, else of the kernels.
         let share = match measured {
             Some(speed) => Demand::of(self.choices, limits, phase).map(|d| d.share(speed.after)),
@@ -249,11 +252,11 @@ impl Report<'_> {
                                     (self.choice_row(choice, phase, chosen, median, mad))
                                 }
                             }
-                            @if let Some(lines) = choice.lines {
+                            @if let Some(gather) = choice.gather {
                                 tr.decode {
                                     td.phase { "sparse" }
-                                    td.kernel { code { (kernel(&lines.kernel)) } }
-                                    td colspan="7" { (choice.mode()) " " (lines.to_profile()) }
+                                    td.kernel { code { (kernel(&gather.kernel)) } }
+                                    td colspan="7" { (choice.mode()) " " (gather.to_profile()) }
                                 }
                             }
                         }
@@ -264,8 +267,8 @@ impl Report<'_> {
     }
 
     /// The ways to run that were tried.
-    fn settings(&self) -> Markup {
-        let is_chosen = |timing: &SettingTiming| timing.run == self.profile.run;
+    fn placements(&self) -> Markup {
+        let is_chosen = |timing: &PlacementTiming| timing.run == self.profile.run;
         let cell = |phase: &'static str, untuned: bool, timing: &PhaseTiming| {
             html! {
                 td data-label=(phase) {
@@ -275,14 +278,14 @@ impl Report<'_> {
             }
         };
         html! {
-            @if self.extras.settings.len() > 1 {
+            @if self.extras.placements.len() > 1 {
                 section {
                     h2 { "Threads, pinning and pages" }
                     p.lead { "The chosen kernels, run in other ways; speed against the first." }
                     table.settings {
                         thead { tr { th { "run with" } th { "decode" } th { "prefill" } } }
                         tbody {
-                            @for (i, timing) in self.extras.settings.iter().enumerate() {
+                            @for (i, timing) in self.extras.placements.iter().enumerate() {
                                 tr.chosen[is_chosen(timing)] {
                                     td {
                                         (timing.run)
@@ -301,9 +304,9 @@ impl Report<'_> {
 
     fn choice_row(
         &self,
-        choice: &Choice<'_>,
+        choice: &JobChoice<'_>,
         phase: Phase,
-        chosen: Chosen<'_>,
+        chosen: ChosenKernel<'_>,
         median: usize,
         mad: usize,
     ) -> Markup {

@@ -19,10 +19,10 @@ use bitnet_runtime::file::gguf::Gguf;
 
 use super::limits::{self, PASSES};
 use crate::measure::lengths::{PROMPT, WRITTEN};
-use crate::measure::{Race, Speed};
+use crate::measure::{Comparison, Speed};
 use crate::model::demo;
 use crate::plan::{defaults, placement};
-use crate::protocol::{RaceTask, Reporter};
+use crate::protocol::{ComparisonTask, Reporter};
 use crate::{Result, stats};
 
 /// Prompt and tokens that warm a session up.
@@ -68,7 +68,7 @@ pub(crate) fn load(model: Option<&PathBuf>, selection: &Selection, run: &Run) ->
 
 /// Runs a session with the defaults and one with the profile in turns, a prompt and some tokens
 /// each.
-pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
+pub(crate) fn measure(task: &ComparisonTask, reporter: &mut Reporter) -> Result<Comparison> {
     let deadline = Instant::now() + Duration::from_secs_f64(task.seconds);
     let gguf = open(task.model.as_ref())?;
     let bytes: u64 = gguf.tensors().iter().map(|tensor| tensor.bytes).sum();
@@ -114,7 +114,7 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
     let pairs = |phase: usize| -> Vec<[f64; 2]> {
         loads.iter().map(|sides| sides.map(|seconds| seconds[phase])).collect()
     };
-    Ok(Race {
+    Ok(Comparison {
         decode: Speed::of(&pairs(0), WRITTEN),
         prefill: Speed::of(&pairs(1), PROMPT),
         loads: loads.len(),

@@ -18,7 +18,7 @@ use super::limits::{self, PASSES};
 use super::present::{Candidate, Present};
 use super::tournament::{self, Entrant, Entry, Outcome, timing};
 use super::verify::{allowed, verify};
-use super::workload::{AttentionSampler, HeadSampler, Rotation, Sampler, TernarySampler};
+use super::workload::{AttentionWorkload, HeadWorkload, Rotation, TernaryWorkload, Workload};
 use crate::measure::lengths::PREFILL_TOKENS;
 use crate::measure::{Timing, Unit, UnitKey, phase_name};
 use crate::plan::JobTask;
@@ -30,10 +30,10 @@ const LEAST_TOKENS: usize = 32;
 /// What a sample should last: many times the clock's grain and a barrier, and less than the system
 /// lets another process run.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(1);
-/// The share of the time that the first of several sittings takes: all candidates are in it.
+/// The share of the time that the first of several repeats takes: all candidates are in it.
 const FIRST: f64 = 0.5;
 /// How many times as long as the job's best, in both phases, the best of a layout takes that has no
-/// second sitting.
+/// second repeat.
 const BEHIND: f64 = 1.1;
 /// How many times as long as the default a candidate may take to be timed before it counts as hung,
 /// on top of what it may take to be verified.
@@ -102,25 +102,25 @@ pub(crate) fn measure(
         remaining: 0,
         reporter,
     };
-    for sitting in 0..task.sittings {
-        timer.until = start + Duration::from_secs_f64(task.seconds * end(sitting, task.sittings));
+    for repeat in 0..task.repeats {
+        timer.until = start + Duration::from_secs_f64(task.seconds * end(repeat, task.repeats));
         let open = |(number, job)| -> usize {
-            let layouts = timer.open(number, job, sitting).into_iter();
+            let layouts = timer.open(number, job, repeat).into_iter();
             layouts.flatten().flatten().map(|(_, kernels)| kernels.len()).sum()
         };
         timer.remaining = jobs.iter().enumerate().map(open).sum();
         for (number, job) in jobs.iter().enumerate() {
-            timer.job(number, job, sitting)?;
+            timer.job(number, job, repeat)?;
         }
     }
     Ok(())
 }
 
-/// The share of the time that is spent when a sitting ends.
-fn end(sitting: u8, sittings: u8) -> f64 {
-    match sittings {
+/// The share of the time that is spent when a repeat ends.
+fn end(repeat: u8, repeats: u8) -> f64 {
+    match repeats {
         0 | 1 => 1.0,
-        _ => FIRST + (1.0 - FIRST) * f64::from(sitting) / f64::from(sittings - 1),
+        _ => FIRST + (1.0 - FIRST) * f64::from(repeat) / f64::from(repeats - 1),
     }
 }
 
@@ -139,7 +139,7 @@ struct Timer<'a> {
     deadline: Instant,
     /// The units that are done.
     done: Vec<Unit>,
-    /// When this sitting is to end.
+    /// When this repeat is to end.
     until: Instant,
     /// Kernels still to be timed in it.
     remaining: usize,
@@ -147,19 +147,19 @@ struct Timer<'a> {
 }
 
 impl<'a> Timer<'a> {
-    /// The units of a job that are to be done in a sitting, by layout, decode and prefill, with their
+    /// The units of a job that are to be done in a repeat, by layout, decode and prefill, with their
     /// candidates.
-    fn open(&self, job: usize, task: &JobTask, sitting: u8) -> Vec<[Option<Open>; 2]> {
+    fn open(&self, job: usize, task: &JobTask, repeat: u8) -> Vec<[Option<Open>; 2]> {
         let layouts = 0..task.plan.layouts.len();
         let open = |layout: usize, prefill: bool| {
-            let key = UnitKey { job, layout, prefill, sitting };
+            let key = UnitKey { job, layout, prefill, repeat };
             if self.done.iter().any(|unit| unit.key == key) {
                 return None;
             }
             let plan = &task.plan.layouts[layout];
             let mut kernels = plan.kernels(key.phase()).to_vec();
             let before = self.before(key);
-            if sitting > 0 {
+            if repeat > 0 {
                 if before.is_empty() || self.is_behind(key) {
                     return None;
                 }
@@ -176,10 +176,10 @@ impl<'a> Timer<'a> {
         layouts.map(|layout| [open(layout, false), open(layout, true)]).collect()
     }
 
-    /// The earlier sittings of a tournament.
+    /// The earlier repeats of a tournament.
     fn before(&self, key: UnitKey) -> Vec<&Unit> {
         let is_before = |unit: &&Unit| {
-            UnitKey { sitting: key.sitting, ..unit.key } == key && unit.key.sitting < key.sitting
+            UnitKey { repeat: key.repeat, ..unit.key } == key && unit.key.repeat < key.repeat
         };
         self.done.iter().filter(is_before).collect()
     }
@@ -196,21 +196,21 @@ impl<'a> Timer<'a> {
         })
     }
 
-    fn job(&mut self, number: usize, job: &JobTask, sitting: u8) -> Result<()> {
-        let mut open = self.open(number, job, sitting);
-        if open.iter().flatten().all(Option::is_none) || sitting > 0 && self.is_late() {
+    fn job(&mut self, number: usize, job: &JobTask, repeat: u8) -> Result<()> {
+        let mut open = self.open(number, job, repeat);
+        if open.iter().flatten().all(Option::is_none) || repeat > 0 && self.is_late() {
             return Ok(());
         }
         let default_layout = match job.default_decode.op {
             Op::Ternary(layout) => Some(layout),
             _ => None,
         };
-        let sentinels = [
+        let baselines = [
             Some(self.present.find(&job.default_decode)?),
             job.default_prefill.as_ref().map(|id| self.present.find(id)).transpose()?,
         ];
-        let mut default = self.sampler(job, default_layout, PREFILL_TOKENS)?;
-        let tokens = self.set_tokens(number, &mut *default, &sentinels)?;
+        let mut default = self.workload(job, default_layout, PREFILL_TOKENS)?;
+        let tokens = self.set_tokens(number, &mut *default, &baselines)?;
         // The default's layout first: what is reached there is what the others have to beat.
         let mut order: Vec<usize> = (0..open.len()).collect();
         order.sort_by_key(|&l| (job.plan.layouts[l].layout != default_layout, l));
@@ -218,17 +218,17 @@ impl<'a> Timer<'a> {
         for index in order {
             let plan = &job.plan.layouts[index];
             let units = std::mem::take(&mut open[index]);
-            let is_needed = sitting == 0 && plan.layout == default_layout;
+            let is_needed = repeat == 0 && plan.layout == default_layout;
             if units.iter().all(Option::is_none) || self.is_late() && !is_needed {
                 continue;
             }
             let mut other = if plan.layout == default_layout {
                 None
             } else {
-                Some(self.sampler(job, plan.layout, tokens)?)
+                Some(self.workload(job, plan.layout, tokens)?)
             };
             for (phase, unit) in units.into_iter().enumerate() {
-                let (Some((key, ids)), Some(sentinel)) = (unit, sentinels[phase]) else { continue };
+                let (Some((key, ids)), Some(baseline)) = (unit, baselines[phase]) else { continue };
                 let doing = match plan.layout {
                     Some(layout) => {
                         format!("{} {layout} {}", job.plan.role, phase_name(key.phase()))
@@ -242,8 +242,8 @@ impl<'a> Timer<'a> {
                 let bytes = other.as_ref().map_or(default.bytes(), |other| other.bytes());
                 let before = self.stream.read_bandwidth(self.pool, PASSES)?;
                 let outcome = self.tournament(
-                    (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Sampler)),
-                    sentinel,
+                    (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Workload)),
+                    baseline,
                     &kernels,
                     key.phase(),
                     best[phase],
@@ -251,14 +251,14 @@ impl<'a> Timer<'a> {
                 let after = self.stream.read_bandwidth(self.pool, PASSES)?;
                 let known = [Some(1.0), best[phase], outcome.best()].into_iter().flatten();
                 best[phase] = known.min_by(f64::total_cmp);
-                let times = outcome.sentinel.us();
+                let times = outcome.baseline.us();
                 let unit = Unit {
                     key,
                     tokens: if key.prefill { tokens as u32 } else { 1 },
                     bytes,
                     limit_gb_per_s: before.max(after) / 1e9,
-                    timings: timings(sentinel.id(), &kernels, &outcome),
-                    sentinel_us: stats::median(&times),
+                    timings: timings(baseline.id(), &kernels, &outcome),
+                    baseline_us: stats::median(&times),
                     noise: stats::mad(&times) / stats::median(&times),
                     disturbed: outcome.is_disturbed(),
                 };
@@ -281,22 +281,26 @@ impl<'a> Timer<'a> {
         finalists.map(|timing| timing.ratio).min_by(f64::total_cmp)
     }
 
-    fn sampler(
+    fn workload(
         &self,
         job: &JobTask,
         layout: Option<Layout>,
         tokens: usize,
-    ) -> Result<Box<dyn Sampler>> {
+    ) -> Result<Box<dyn Workload>> {
         let (pool, parts, rotation) = (self.pool, &job.plan.parts, self.rotation);
         Ok(match (job.plan.role, layout) {
             (Role::Attention, _) => {
                 let isa = self.task.ceiling;
-                Box::new(AttentionSampler::new(&self.task.config, isa, rotation, tokens)?)
+                Box::new(AttentionWorkload::new(&self.task.config, isa, rotation, tokens)?)
             }
-            (_, Some(layout)) => {
-                Box::new(TernarySampler::new(pool, parts, layout, (rotation, Pages::Huge), tokens)?)
-            }
-            (_, None) => Box::new(HeadSampler::new(pool, parts[0], self.task.head, rotation)?),
+            (_, Some(layout)) => Box::new(TernaryWorkload::new(
+                pool,
+                parts,
+                layout,
+                (rotation, Pages::Huge),
+                tokens,
+            )?),
+            (_, None) => Box::new(HeadWorkload::new(pool, parts[0], self.task.head, rotation)?),
         })
     }
 
@@ -305,10 +309,10 @@ impl<'a> Timer<'a> {
     fn set_tokens(
         &mut self,
         job: usize,
-        default: &mut dyn Sampler,
-        sentinels: &[Option<Candidate>; 2],
+        default: &mut dyn Workload,
+        baselines: &[Option<Candidate>; 2],
     ) -> Result<usize> {
-        let [_, Some(prefill)] = sentinels else { return Ok(1) };
+        let [_, Some(prefill)] = baselines else { return Ok(1) };
         if let Some(unit) = self.done.iter().find(|u| u.key.job == job && u.key.prefill) {
             default.set_tokens(unit.tokens as usize);
             return Ok(unit.tokens as usize);
@@ -325,11 +329,11 @@ impl<'a> Timer<'a> {
         Ok(tokens)
     }
 
-    /// Times `kernels`, on the other sampler where they do not read the default's layout.
+    /// Times `kernels`, on the other workload where they do not read the default's layout.
     fn tournament(
         &mut self,
-        (default, mut other): (&mut dyn Sampler, Option<&mut dyn Sampler>),
-        sentinel: Candidate,
+        (default, mut other): (&mut dyn Workload, Option<&mut dyn Workload>),
+        baseline: Candidate,
         kernels: &[Candidate],
         phase: Phase,
         to_beat: Option<f64>,
@@ -339,18 +343,18 @@ impl<'a> Timer<'a> {
         self.remaining = self.remaining.saturating_sub(kernels.len());
         // Long enough for the clock, short enough for a few rounds.
         let length = SAMPLE.as_secs_f64().min(share / (4 * (kernels.len() + 2)) as f64);
-        self.reporter.begin(sentinel.id(), UNKNOWN)?;
-        let one = default.sample(self.pool, &sentinel, phase, 1)?;
+        self.reporter.begin(baseline.id(), UNKNOWN)?;
+        let one = default.sample(self.pool, &baseline, phase, 1)?;
         let count = (length * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5) as usize;
         let allowed = allowed(self.task) + HUNG * (one.cost + one.us * 1e-6 * count as f64);
         let number = match other {
-            None => kernels.iter().position(|kernel| kernel.id() == sentinel.id()),
+            None => kernels.iter().position(|kernel| kernel.id() == baseline.id()),
             Some(_) => None,
         };
         let (pool, reporter) = (self.pool, &mut *self.reporter);
         tournament::run(kernels.len(), number, share, to_beat, |entrant| {
             let kernel = match entrant {
-                Entrant::Sentinel => &sentinel,
+                Entrant::Baseline => &baseline,
                 Entrant::Candidate(c) => &kernels[c],
             };
             reporter.begin(kernel.id(), allowed)?;
@@ -362,11 +366,11 @@ impl<'a> Timer<'a> {
     }
 }
 
-fn timings(sentinel: &KernelId, kernels: &[Candidate], outcome: &Outcome) -> Vec<Timing> {
+fn timings(baseline: &KernelId, kernels: &[Candidate], outcome: &Outcome) -> Vec<Timing> {
     let timing = |(kernel, entry): (&Candidate, &Entry)| {
         let id = *kernel.id();
-        match id == *sentinel {
-            true => Some(Timing { half_width: 0.0, ..timing(id, &outcome.sentinel)? }),
+        match id == *baseline {
+            true => Some(Timing { half_width: 0.0, ..timing(id, &outcome.baseline)? }),
             false => timing(id, entry),
         }
     };

@@ -13,10 +13,10 @@ use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
 use super::limits::rotation;
 use super::present::{Candidate, Present};
 use super::tournament::{self, Entrant, Sample};
-use super::workload::{Sampler, TernarySampler};
+use super::workload::{TernaryWorkload, Workload};
 use crate::Result;
-use crate::measure::{PhaseTiming, SettingTiming};
-use crate::protocol::{ChosenJob, Reporter, SettingsTask};
+use crate::measure::{PhaseTiming, PlacementTiming};
+use crate::protocol::{ChosenJob, PlacementTask, Reporter};
 
 /// Activation rows of a timed prefill: enough that what is expanded is multiplied as in a prompt.
 const TOKENS: usize = 128;
@@ -25,28 +25,28 @@ const ALLOWED: f64 = 60.0;
 
 /// Times the settings.
 pub(crate) fn measure(
-    task: &SettingsTask,
+    task: &PlacementTask,
     present: &Present,
     reporter: &mut Reporter,
-) -> Result<Vec<SettingTiming>> {
+) -> Result<Vec<PlacementTiming>> {
     let deadline = Instant::now() + Duration::from_secs_f64(task.seconds);
-    let Some(untuned) = task.settings.first() else { return Ok(Vec::new()) };
+    let Some(untuned) = task.placements.first() else { return Ok(Vec::new()) };
     reporter.progress(1.0, "threads, pinning and pages".into())?;
     // The jobs take turns, so each needs its part of the rotation only.
     let mut rotation = rotation(task.model_bytes, reporter)?;
     rotation.bytes /= task.jobs.len().max(1) as u64;
     let pool = pool(untuned)?;
     let mut kernels = Vec::new();
-    let mut weights: Vec<(bool, Vec<TernarySampler>)> = Vec::new();
+    let mut weights: Vec<(bool, Vec<TernaryWorkload>)> = Vec::new();
     for job in &task.jobs {
         kernels.push([present.find(&job.decode)?, present.find(&job.prefill)?]);
     }
     for huge in [true, false] {
-        if task.settings.iter().any(|run| run.huge_pages == huge) {
+        if task.placements.iter().any(|run| run.huge_pages == huge) {
             let pages = if huge { Pages::Huge } else { Pages::Small };
-            let sampler = |job: &ChosenJob| match job.decode.op {
+            let workload = |job: &ChosenJob| match job.decode.op {
                 Op::Ternary(layout) => {
-                    TernarySampler::new(&pool, &job.parts, layout, (rotation, pages), TOKENS)
+                    TernaryWorkload::new(&pool, &job.parts, layout, (rotation, pages), TOKENS)
                 }
                 _ => Err(bitnet_runtime::Error::Runtime(format!(
                     "{} is no ternary kernel",
@@ -54,7 +54,7 @@ pub(crate) fn measure(
                 ))
                 .into()),
             };
-            weights.push((huge, task.jobs.iter().map(sampler).collect::<Result<_>>()?));
+            weights.push((huge, task.jobs.iter().map(workload).collect::<Result<_>>()?));
         }
     }
     drop(pool);
@@ -63,19 +63,19 @@ pub(crate) fn measure(
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         let share = if phase == Phase::Decode { left / 2.0 } else { left };
         let mut sample = |run: &Run| token(task, run, phase, &kernels, &mut weights, reporter);
-        let others = &task.settings[1..];
+        let others = &task.placements[1..];
         let outcome = tournament::run(others.len(), None, share, None, |entrant| match entrant {
-            Entrant::Sentinel => sample(untuned),
+            Entrant::Baseline => sample(untuned),
             Entrant::Candidate(c) => sample(&others[c]),
         })?;
         phases.push(outcome);
     }
     let tokens = [1.0, TOKENS as f64];
-    let timing = |number: usize| -> Option<SettingTiming> {
+    let timing = |number: usize| -> Option<PlacementTiming> {
         let phase = |phase: usize| -> Option<PhaseTiming> {
             let outcome = &phases[phase];
             let entry = match number {
-                0 => &outcome.sentinel,
+                0 => &outcome.baseline,
                 n => &outcome.entries[n - 1],
             };
             let us = entry.us();
@@ -85,10 +85,10 @@ pub(crate) fn measure(
                 half_width: if number == 0 { 0.0 } else { entry.half_width() },
             })
         };
-        let run = task.settings[number].clone();
-        Some(SettingTiming { run, decode: phase(0)?, prefill: phase(1)? })
+        let run = task.placements[number].clone();
+        Some(PlacementTiming { run, decode: phase(0)?, prefill: phase(1)? })
     };
-    Ok((0..task.settings.len()).filter_map(timing).collect())
+    Ok((0..task.placements.len()).filter_map(timing).collect())
 }
 
 fn pool(run: &Run) -> Result<Pool> {
@@ -98,24 +98,24 @@ fn pool(run: &Run) -> Result<Pool> {
 
 /// One sample: the jobs of one token, or of a prefill, one after the other.
 fn token(
-    task: &SettingsTask,
+    task: &PlacementTask,
     run: &Run,
     phase: Phase,
     kernels: &[[Candidate; 2]],
-    weights: &mut [(bool, Vec<TernarySampler>)],
+    weights: &mut [(bool, Vec<TernaryWorkload>)],
     reporter: &mut Reporter,
 ) -> Result<Sample> {
     let begin = Instant::now();
     // A pool of its own: a pinned one binds the thread that made it for as long as it lives.
     let pool = pool(run)?;
-    let samplers = weights.iter_mut().find(|(huge, _)| *huge == run.huge_pages);
-    let samplers = samplers.map_or(&mut [][..], |(_, samplers)| samplers);
+    let workloads = weights.iter_mut().find(|(huge, _)| *huge == run.huge_pages);
+    let workloads = workloads.map_or(&mut [][..], |(_, workloads)| workloads);
     let mut sum = Sample { us: 0.0, cost: 0.0, disturbed: false };
-    for ((job, kernels), sampler) in task.jobs.iter().zip(kernels).zip(samplers) {
+    for ((job, kernels), workload) in task.jobs.iter().zip(kernels).zip(workloads) {
         let kernel = &kernels[usize::from(phase == Phase::Prefill)];
         reporter.begin(kernel.id(), ALLOWED)?;
         let count = if phase == Phase::Decode { 8 } else { 1 };
-        let sample = sampler.sample(&pool, kernel, phase, count)?;
+        let sample = workload.sample(&pool, kernel, phase, count)?;
         sum.us += sample.us * f64::from(job.count);
         sum.disturbed |= sample.disturbed;
     }

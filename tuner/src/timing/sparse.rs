@@ -31,7 +31,7 @@ use crate::plan::sparse::DENSITIES;
 use crate::protocol::{Event, Reporter, SparseJob, SparseTask};
 
 /// How often each job is timed, the others in between.
-const SITTINGS: usize = 3;
+const REPEATS: usize = 3;
 
 /// How many times as long as the best a kernel may take on average to be timed again.
 const BEHIND: f64 = 1.1;
@@ -61,28 +61,28 @@ pub(crate) fn measure(
         };
         let kernels = sound(job, reporter)?;
         if !kernels.is_empty() {
-            let sampler = SparseSampler::new(pool, &job.parts, dense, &kernels, rotation)?;
-            jobs.push((job, kernels, sampler, Vec::new()));
+            let workload = SparseWorkload::new(pool, &job.parts, dense, &kernels, rotation)?;
+            jobs.push((job, kernels, workload, Vec::new()));
         }
     }
-    for sitting in 0..SITTINGS {
+    for repeat in 0..REPEATS {
         for number in 0..jobs.len() {
-            let left = jobs.len() * (SITTINGS - sitting) - number;
+            let left = jobs.len() * (REPEATS - repeat) - number;
             let spent = start.elapsed().as_secs_f64();
             let budget = (task.seconds - spent).max(0.0) / left as f64;
-            let (job, kernels, sampler, found) = &mut jobs[number];
+            let (job, kernels, workload, found) = &mut jobs[number];
             let found: &mut Vec<Vec<SparseTiming>> = found;
             let left = match found.last() {
                 None => kernels.clone(),
                 Some(before) => promising(kernels, before),
             };
-            found.push(tournament(job, &left, sampler, budget, (pool, reporter))?);
+            found.push(tournament(job, &left, workload, budget, (pool, reporter))?);
         }
     }
     Ok(jobs.into_iter().map(|(job, kernels, _, found)| unit(job, &kernels, &found)).collect())
 }
 
-/// Of those that were timed in a sitting the first, which is the default, and who is not far behind.
+/// Of those that were timed in a repeat the first, which is the default, and who is not far behind.
 fn promising(kernels: &[GatherKernel], before: &[SparseTiming]) -> Vec<GatherKernel> {
     let mean = |kernel: &GatherKernel| {
         let own = before.iter().filter(|own| own.timing.kernel == *kernel.id());
@@ -115,26 +115,26 @@ fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<GatherKernel>> 
     Ok(kernels)
 }
 
-/// One sitting of a job: all kernels at all densities.
+/// One repeat of a job: all kernels at all densities.
 fn tournament(
     job: &SparseJob,
     kernels: &[GatherKernel],
-    sampler: &mut SparseSampler,
+    workload: &mut SparseWorkload,
     budget: f64,
     (pool, reporter): (&Pool, &mut Reporter),
 ) -> Result<Vec<SparseTiming>> {
     let candidates = kernels.len() * DENSITIES.len();
     reporter.begin(&job.dense, jobs::UNKNOWN)?;
-    let one = sampler.sample(pool, None, 1)?;
+    let one = workload.sample(pool, None, 1)?;
     let count = (jobs::SAMPLE.as_secs_f64() * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5);
     let allowed = VERIFY_SECONDS + jobs::HUNG * (one.cost + one.us * 1e-6 * count);
     let outcome = tournament::run_uncut(candidates, budget, |entrant| {
         let skipping = match entrant {
-            Entrant::Sentinel => None,
+            Entrant::Baseline => None,
             Entrant::Candidate(c) => Some((kernels[c / DENSITIES.len()], c % DENSITIES.len())),
         };
         reporter.begin(skipping.as_ref().map_or(&job.dense, |(kernel, _)| kernel.id()), allowed)?;
-        sampler.sample(pool, skipping, count as usize)
+        workload.sample(pool, skipping, count as usize)
     })?;
     let timing = |(c, entry): (usize, &Entry)| {
         let kernel = *kernels[c / DENSITIES.len()].id();
@@ -144,16 +144,16 @@ fn tournament(
     Ok(outcome.entries.iter().enumerate().filter_map(timing).collect())
 }
 
-/// What the sittings of a job showed.
-fn unit(job: &SparseJob, kernels: &[GatherKernel], sittings: &[Vec<SparseTiming>]) -> SparseUnit {
+/// What the repeats of a job showed.
+fn unit(job: &SparseJob, kernels: &[GatherKernel], repeats: &[Vec<SparseTiming>]) -> SparseUnit {
     let mut timings = Vec::new();
     for kernel in kernels {
         for density in DENSITIES {
             let own = |t: &&SparseTiming| t.timing.kernel == *kernel.id() && t.density == density;
-            let of = |sitting: &'_ Vec<SparseTiming>| sitting.iter().find(own).cloned();
-            let all: Vec<SparseTiming> = sittings.iter().filter_map(of).collect();
+            let of = |repeat: &'_ Vec<SparseTiming>| repeat.iter().find(own).cloned();
+            let all: Vec<SparseTiming> = repeats.iter().filter_map(of).collect();
             let all: Vec<&Timing> = all.iter().map(|t| &t.timing).collect();
-            let timing = joined(&all, sittings.len());
+            let timing = joined(&all, repeats.len());
             timings.extend(timing.map(|timing| SparseTiming { density, timing }));
         }
     }
@@ -165,7 +165,7 @@ fn unit(job: &SparseJob, kernels: &[GatherKernel], sittings: &[Vec<SparseTiming>
 }
 
 /// Samples a job with lines to skip.
-struct SparseSampler {
+struct SparseWorkload {
     jobs: Vec<Job>,
     /// The matrix that is skipped in, packed by lines for every job; none while a job has them.
     lines: Vec<(GatherLayout, Vec<Option<GatherMatrix>>)>,
@@ -179,7 +179,7 @@ struct SparseSampler {
     out: Vec<f32>,
 }
 
-impl SparseSampler {
+impl SparseWorkload {
     fn new(
         pool: &Pool,
         parts: &[Shape],
@@ -394,35 +394,35 @@ mod tests {
             };
             for warm in [false, true] {
                 let rotation = Rotation { bytes: 1, warm };
-                let mut sampler =
-                    SparseSampler::new(&pool, &parts, dense, &kernels, rotation).unwrap();
-                assert_eq!(sampler.jobs.len(), 2);
+                let mut workload =
+                    SparseWorkload::new(&pool, &parts, dense, &kernels, rotation).unwrap();
+                assert_eq!(workload.jobs.len(), 2);
                 for kernel in &kernels {
                     for (number, density) in DENSITIES.into_iter().enumerate() {
-                        sampler.out.fill(f32::NAN);
-                        let sample = sampler.sample(&pool, Some((*kernel, number)), 3).unwrap();
-                        assert!(sample.us > 0.0 && sampler.out.iter().all(|y| y.is_finite()));
+                        workload.out.fill(f32::NAN);
+                        let sample = workload.sample(&pool, Some((*kernel, number)), 3).unwrap();
+                        assert!(sample.us > 0.0 && workload.out.iter().all(|y| y.is_finite()));
                         let needed = (density * f64::from(lines)).round() as usize;
                         let found = match along {
-                            Along::Rows => sampler.out[..400].iter().filter(|y| **y > 0.0).count(),
+                            Along::Rows => workload.out[..400].iter().filter(|y| **y > 0.0).count(),
                             Along::Columns => {
-                                sampler.quantised[number].iter().filter(|q| **q != 0).count()
+                                workload.quantised[number].iter().filter(|q| **q != 0).count()
                             }
                         };
                         assert_eq!(found, needed, "{} {density}", kernel.id());
                         // Up is 0 where the gate is closed, and only then: its column is not.
                         if along == Along::Rows {
                             let open = |y: &&f32| **y != 0.0;
-                            assert_eq!(sampler.out[400..].iter().filter(open).count(), needed);
+                            assert_eq!(workload.out[400..].iter().filter(open).count(), needed);
                         }
                     }
                 }
-                let before = sampler.next;
-                sampler.sample(&pool, None, 1).unwrap();
+                let before = workload.next;
+                workload.sample(&pool, None, 1).unwrap();
                 let untimed = 2;
-                assert_eq!(sampler.next, (before + untimed + 1) % 2);
+                assert_eq!(workload.next, (before + untimed + 1) % 2);
                 // All lines are back.
-                let mut all = sampler.lines.iter().flat_map(|(_, lines)| lines);
+                let mut all = workload.lines.iter().flat_map(|(_, lines)| lines);
                 assert!(all.all(Option::is_some));
             }
         }

@@ -18,18 +18,19 @@ use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel};
 use bitnet_runtime::measure::bench;
 
 use crate::Result;
-use crate::choose::{self, Choice, ChosenLines, choose};
+use crate::choose::{self, ChosenGather, JobChoice, choose};
 use crate::compile::{Compiler, WorkFolder};
 use crate::findings::Findings;
-use crate::journal::{Header, Journal};
+use crate::journal::{Journal, JournalHeader};
 use crate::machine;
 use crate::measure::lengths::PREFILL_TOKENS;
-use crate::measure::{Measurements, Race, SettingTiming};
+use crate::measure::{Comparison, Measurements, PlacementTiming};
 use crate::model::ModelInfo;
 use crate::plan::defaults::{serving, untuned};
 use crate::plan::{JobPlan, JobTask, LayoutPlan, placement, plan, sparse};
 use crate::protocol::{
-    ChosenJob, Event, LibraryFile, MeasureTask, RaceTask, SettingsTask, SparseJob, SparseTask, Work,
+    ChosenJob, ComparisonTask, Event, LibraryFile, MeasureTask, PlacementTask, SparseJob,
+    SparseTask, Work,
 };
 use crate::stats::rounded;
 use crate::supervise::{self, Client, Notice, WorkerProgram};
@@ -76,13 +77,13 @@ pub struct Tuned {
     /// What was measured.
     pub measurements: Measurements,
     /// What the ways to run showed; the first is the untuned one.
-    pub settings: Vec<SettingTiming>,
+    pub placements: Vec<PlacementTiming>,
     /// What was weighed.
     pub objective: Objective,
     /// The profile.
     pub profile: Profile,
     /// The default and the profile on the model itself, or why they were not compared.
-    pub race: std::result::Result<Race, String>,
+    pub comparison: std::result::Result<Comparison, String>,
     /// Whether the profile holds the untuned defaults, because the choices were slower on the model.
     pub kept_default: bool,
     /// What became of kernels for the model's own shapes.
@@ -129,12 +130,21 @@ impl Tuned {
         measurements: Measurements,
         objective: Objective,
         profile: Profile,
-        race: std::result::Result<Race, String>,
+        comparison: std::result::Result<Comparison, String>,
         made: Made,
         kept_default: bool,
     ) -> Self {
-        let (settings, journal) = (Vec::new(), None);
-        Self { measurements, settings, objective, profile, race, kept_default, made, journal }
+        let (placements, journal) = (Vec::new(), None);
+        Self {
+            measurements,
+            placements,
+            objective,
+            profile,
+            comparison,
+            kept_default,
+            made,
+            journal,
+        }
     }
 }
 
@@ -144,12 +154,12 @@ impl Tuned {
 const COMPILED_UNTIL: f64 = 0.3;
 const KERNELS_UNTIL: f64 = 0.55;
 const SPARSE_UNTIL: f64 = 0.65;
-const SETTINGS_UNTIL: f64 = 0.75;
+const PLACEMENT_UNTIL: f64 = 0.75;
 
 /// How often each tournament is held: on a virtual machine the bandwidth of memory may be another one
 /// for seconds at a stretch (47 and 79 GB/s on two cores of Zen 5), and with it the best distance to
 /// prefetch.
-const SITTINGS: u8 = 3;
+const REPEATS: u8 = 3;
 
 /// The share of the budget that the comparison may take on top of it.
 const OVERTIME: f64 = 0.05;
@@ -209,8 +219,8 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         journal_is_whole: true,
         library: compiled.as_ref().map(|compiled| compiled.file.clone()),
         stage: Stage::Kernels,
-        settings: None,
-        race: None,
+        placements: None,
+        comparison: None,
         notify,
     };
     if let Some(mut journal) = journal {
@@ -230,16 +240,16 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         run.stage = Stage::Sparse;
         run.done_in_workers()?;
     }
-    if run.settings.is_none() && left(options, start, SETTINGS_UNTIL) > 0.0 {
-        run.stage = Stage::Settings;
+    if run.placements.is_none() && left(options, start, PLACEMENT_UNTIL) > 0.0 {
+        run.stage = Stage::Placement;
         run.done_in_workers()?;
     }
     let measurements = run.known.measurements()?;
     let choices = choose(&measurements, options.objective);
-    let settings = run.settings.take().unwrap_or_default();
+    let placements = run.placements.take().unwrap_or_default();
     let untuned = placement::untuned(options.threads);
-    let setting = choose::setting(&settings, options.objective).unwrap_or(&untuned);
-    let mut profile = profile(model, &host, options, &measurements, &choices, setting);
+    let placement = choose::placement(&placements, options.objective).unwrap_or(&untuned);
+    let mut profile = profile(model, &host, options, &measurements, &choices, placement);
     let winners = made_in(&profile);
     let kept = keep(&winners, &mut profile, options, start);
     if options.is_stopped() {
@@ -257,13 +267,13 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         chosen + default
     };
     let least = comparison::least_seconds(per_token_us, run.known.model_bytes(model));
-    let race = if seconds == 0.0 {
+    let comparison = if seconds == 0.0 {
         Err("no time was left".into())
     } else if least > seconds + OVERTIME * options.budget.as_secs_f64() {
-        let enough = (1.1 * least / (1.0 - SETTINGS_UNTIL)).ceil();
+        let enough = (1.1 * least / (1.0 - PLACEMENT_UNTIL)).ceil();
         Err(format!("it takes about {least:.0} s; with --budget {enough}s there is time"))
     } else {
-        run.stage = Stage::Race(Box::new(RaceTask {
+        run.stage = Stage::Comparison(Box::new(ComparisonTask {
             model: model.path.clone(),
             profile: profile.clone(),
             threads: options.threads,
@@ -273,18 +283,28 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         }));
         // What cannot be compared is no reason to lose what was measured.
         match run.done_in_workers() {
-            Ok(()) => run.race.ok_or_else(|| "the worker said nothing".into()),
+            Ok(()) => run.comparison.ok_or_else(|| "the worker said nothing".into()),
             Err(stopped @ crate::Error::Stopped { .. }) => return Err(stopped),
             Err(error) => Err(error.to_string()),
         }
     };
-    let kept_default = race.as_ref().is_ok_and(|race| race.is_slower(options.objective));
+    let kept_default =
+        comparison.as_ref().is_ok_and(|comparison| comparison.is_slower(options.objective));
     if kept_default {
         let defaults = choose::defaults(&measurements);
         profile = self::profile(model, &host, options, &measurements, &defaults, &untuned);
     }
     let (objective, journal) = (options.objective, run.journal.take());
-    Ok(Tuned { measurements, settings, objective, profile, race, kept_default, made, journal })
+    Ok(Tuned {
+        measurements,
+        placements,
+        objective,
+        profile,
+        comparison,
+        kept_default,
+        made,
+        journal,
+    })
 }
 
 /// Chooses among the built-in kernels by the machine model; nothing is timed or called.
@@ -298,10 +318,10 @@ fn estimated(model: &ModelInfo, options: &Options) -> Result<Tuned> {
     let profile = profile(model, &host, options, &measurements, &choices, &run);
     Ok(Tuned {
         measurements,
-        settings: Vec::new(),
+        placements: Vec::new(),
         objective: options.objective,
         profile,
-        race: Err("an estimate times nothing; --effort measure does".into()),
+        comparison: Err("an estimate times nothing; --effort measure does".into()),
         kept_default: false,
         made: Made::Nothing,
         journal: None,
@@ -335,7 +355,7 @@ fn keep(
     Ok(())
 }
 
-fn chosen_job(choice: &Choice<'_>) -> Option<ChosenJob> {
+fn chosen_job(choice: &JobChoice<'_>) -> Option<ChosenJob> {
     choice.layout.layout?;
     Some(ChosenJob {
         parts: choice.job.parts.clone(),
@@ -364,8 +384,8 @@ struct Tuning<'a> {
     journal_is_whole: bool,
     library: Option<LibraryFile>,
     stage: Stage,
-    settings: Option<Vec<SettingTiming>>,
-    race: Option<Race>,
+    placements: Option<Vec<PlacementTiming>>,
+    comparison: Option<Comparison>,
     notify: &'a mut dyn FnMut(Notice),
 }
 
@@ -373,8 +393,8 @@ struct Tuning<'a> {
 enum Stage {
     Kernels,
     Sparse,
-    Settings,
-    Race(Box<RaceTask>),
+    Placement,
+    Comparison(Box<ComparisonTask>),
 }
 
 impl Tuning<'_> {
@@ -391,18 +411,18 @@ impl Tuning<'_> {
         crate::Error::Stopped { journal }
     }
 
-    fn settings_task(&self) -> SettingsTask {
+    fn placement_task(&self) -> PlacementTask {
         // Without measurements there is nothing to do.
         let jobs = self.known.measurements().map_or(Vec::new(), |measurements| {
             let choices = choose(&measurements, self.options.objective);
             choices.iter().filter_map(chosen_job).collect()
         });
         let options = self.options;
-        SettingsTask {
+        PlacementTask {
             jobs,
-            settings: placement::candidates(self.host, options.threads, options.threads_fixed),
+            placements: placement::candidates(self.host, options.threads, options.threads_fixed),
             model_bytes: self.known.model_bytes(self.model),
-            seconds: left(options, self.start, SETTINGS_UNTIL),
+            seconds: left(options, self.start, PLACEMENT_UNTIL),
         }
     }
 
@@ -411,8 +431,9 @@ impl Tuning<'_> {
         let measurements = self.known.measurements().ok();
         let choices = measurements.as_ref().map(|all| choose(all, self.options.objective));
         let job = |job: &SparseJob| {
-            let same =
-                |choice: &&Choice<'_>| choice.job.role == job.role && choice.job.parts == job.parts;
+            let same = |choice: &&JobChoice<'_>| {
+                choice.job.role == job.role && choice.job.parts == job.parts
+            };
             let choice = choices.iter().flatten().find(same)?;
             let dense = choice.decode.timing.kernel;
             let known = choice.job.sparse.as_ref().is_some_and(|sparse| sparse.dense == dense);
@@ -439,8 +460,8 @@ impl Tuning<'_> {
 
     fn learn(&mut self, event: Event) {
         match event {
-            Event::Settings(settings) => self.settings = Some(settings),
-            Event::Race(race) => self.race = Some(race),
+            Event::Placements(placements) => self.placements = Some(placements),
+            Event::Comparison(comparison) => self.comparison = Some(comparison),
             event => self.known.learn(event),
         }
     }
@@ -465,12 +486,12 @@ impl Client for Tuning<'_> {
         match &self.stage {
             Stage::Kernels => {}
             Stage::Sparse => return Work::Sparse(self.sparse_task()),
-            Stage::Settings => return Work::Settings(self.settings_task()),
-            Stage::Race(task) => return Work::Race(RaceTask::clone(task)),
+            Stage::Placement => return Work::Placement(self.placement_task()),
+            Stage::Comparison(task) => return Work::Comparison(ComparisonTask::clone(task)),
         }
         let seconds = left(self.options, self.start, self.kernels_until());
         let task = self.known.task(self.model, self.options.ceiling, seconds);
-        Work::Measure(MeasureTask { sittings: SITTINGS, whole: false, ..task })
+        Work::Measure(MeasureTask { repeats: REPEATS, whole: false, ..task })
     }
 
     fn is_stopped(&self) -> bool {
@@ -482,8 +503,8 @@ impl Client for Tuning<'_> {
             let share = match self.stage {
                 Stage::Kernels => done * self.kernels_until(),
                 Stage::Sparse => self.kernels_until(),
-                Stage::Settings => SPARSE_UNTIL,
-                Stage::Race(_) => SETTINGS_UNTIL,
+                Stage::Placement => SPARSE_UNTIL,
+                Stage::Comparison(_) => PLACEMENT_UNTIL,
             };
             (self.notify)(Notice::Progress(share, doing));
             return Ok(());
@@ -656,12 +677,12 @@ fn header(
     options: &Options,
     host: &Host,
     (jobs, sparse): (&[JobTask], &[SparseJob]),
-) -> Result<Header> {
+) -> Result<JournalHeader> {
     // With all that says what a figure in the journal means.
     let plan = (jobs, sparse, sparse::DENSITIES, PREFILL_TOKENS, options.ceiling);
     let plan = serde_json::to_string(&plan)
         .map_err(|e| Error::Runtime(format!("a plan has no JSON form: {e}")))?;
-    Ok(Header {
+    Ok(JournalHeader {
         version: env!("CARGO_PKG_VERSION").into(),
         fingerprint: bitnet_codegen::fingerprint(),
         cpu: format!("{} {} {} {}", host.vendor, host.family, host.model, host.stepping),
@@ -676,7 +697,7 @@ fn profile(
     host: &Host,
     options: &Options,
     measurements: &Measurements,
-    choices: &[Choice<'_>],
+    choices: &[JobChoice<'_>],
     run: &Run,
 ) -> Profile {
     let text = |text: &str| text.chars().filter(|c| !c.is_control()).take(64).collect();
@@ -719,7 +740,10 @@ fn profile(
     }
 }
 
-pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -> profiles::Choice {
+pub(crate) fn profile_choice(
+    measurements: &Measurements,
+    choice: &JobChoice<'_>,
+) -> profiles::Choice {
     let pick = |phase| {
         let chosen = choice.chosen(phase)?;
         let timing = chosen.timing;
@@ -747,7 +771,7 @@ pub(crate) fn profile_choice(measurements: &Measurements, choice: &Choice<'_>) -
         mode: choice.mode(),
         decode: decode.expect("every choice has a kernel for one token"),
         prefill: (choice.job.role != Role::Attention).then(|| pick(Phase::Prefill)).flatten(),
-        sparse: choice.lines.map(ChosenLines::to_profile),
+        sparse: choice.gather.map(ChosenGather::to_profile),
     }
 }
 
