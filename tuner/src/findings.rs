@@ -1,11 +1,11 @@
 //! What the workers of a run have found about its candidates so far: what tuning and checking have
 //! in common.
 
-use bitnet_profiles::{Isa, KernelId, Op};
+use bitnet_profiles::{Isa, KernelId};
 use bitnet_runtime::Error;
 
 use crate::measure::{Excluded, JobMeasurements, Limits, Measurements, SparseUnit, Unit};
-use crate::plan::JobTask;
+use crate::plan::{JobTask, layout_of};
 use crate::protocol::{Event, MeasureTask};
 use crate::{ModelInfo, Result};
 
@@ -44,12 +44,11 @@ impl Findings {
 
     /// Bytes of weights that a token reads with the defaults.
     pub(crate) fn model_bytes(&self, model: &ModelInfo) -> u64 {
-        let ternary = |job: &JobTask| match job.default_decode.op {
-            Op::Ternary(layout) => {
+        let ternary = |job: &JobTask| {
+            layout_of(&job.default_decode).map_or(0, |layout| {
                 let bytes: usize = job.plan.parts.iter().map(|&p| layout.matrix_bytes(p)).sum();
                 bytes as u64 * u64::from(job.plan.count)
-            }
-            _ => 0,
+            })
         };
         self.jobs.iter().map(ternary).sum::<u64>() + model.head_bytes()
     }

@@ -17,6 +17,6 @@ pub use record::{
     Excluded, JobMeasurements, LayoutMeasurements, Limits, Measurements, SparseMeasurements,
     SparseTiming, Timing, Why,
 };
-pub(crate) use record::{phase_name, weights};
+pub(crate) use record::{PHASES, phase_name, weights};
 pub(crate) use unit::joined;
 pub use unit::{SparseUnit, Unit, UnitKey};

@@ -196,7 +196,10 @@ pub struct SparseTiming {
     pub timing: Timing,
 }
 
-/// As people say it.
+/// Both phases.
+pub(crate) const PHASES: [Phase; 2] = [Phase::Decode, Phase::Prefill];
+
+/// The name of a phase.
 pub(crate) fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Decode => "decode",

@@ -78,6 +78,14 @@ impl JobTask {
     }
 }
 
+/// The layout that a ternary kernel reads; none for other kernels.
+pub(crate) fn layout_of(kernel: &KernelId) -> Option<Layout> {
+    match kernel.op {
+        Op::Ternary(layout) => Some(layout),
+        _ => None,
+    }
+}
+
 /// Groups those of `kernels` that are worth timing on a CPU with `ceiling` as its best tier.
 ///
 /// `Effort::Patient` takes all it can run. Otherwise an operation is tried with the widest vectors

@@ -4,14 +4,12 @@ use std::fmt;
 
 use bitnet_codegen::Phase;
 
+use super::figures::figure;
 use crate::choose::{self, Demand, JobChoice, Prediction, choose};
 use crate::measure::lengths::{PROMPT, WRITTEN};
-use crate::measure::{Excluded, Limits, PhaseTiming, Timing, phase_name};
-use crate::report::figure;
+use crate::measure::{Excluded, Limits, PHASES, PhaseTiming, Timing, phase_name};
 use crate::stats::Gain;
 use crate::tune::{Made, Tuned};
-
-const PHASES: [Phase; 2] = [Phase::Decode, Phase::Prefill];
 
 impl fmt::Display for Tuned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

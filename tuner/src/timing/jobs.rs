@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Layout, Op, Role};
+use bitnet_profiles::{KernelId, Layout, Role};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::memory::{self, Pages};
 use bitnet_runtime::cpu::threads::Pool;
@@ -21,7 +21,7 @@ use super::verify::{allowed, verify};
 use super::workload::{AttentionWorkload, HeadWorkload, Rotation, TernaryWorkload, Workload};
 use crate::measure::lengths::PREFILL_TOKENS;
 use crate::measure::{Timing, Unit, UnitKey, phase_name};
-use crate::plan::JobTask;
+use crate::plan::{JobTask, layout_of};
 use crate::protocol::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 
@@ -201,10 +201,7 @@ impl<'a> Timer<'a> {
         if open.iter().flatten().all(Option::is_none) || repeat > 0 && self.is_late() {
             return Ok(());
         }
-        let default_layout = match job.default_decode.op {
-            Op::Ternary(layout) => Some(layout),
-            _ => None,
-        };
+        let default_layout = layout_of(&job.default_decode);
         let baselines = [
             Some(self.present.find(&job.default_decode)?),
             job.default_prefill.as_ref().map(|id| self.present.find(id)).transpose()?,

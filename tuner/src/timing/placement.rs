@@ -15,7 +15,7 @@ use super::present::{Candidate, Present};
 use super::tournament::{self, Entrant, Sample};
 use super::workload::{TernaryWorkload, Workload};
 use crate::Result;
-use crate::measure::{PhaseTiming, PlacementTiming};
+use crate::measure::{PHASES, PhaseTiming, PlacementTiming};
 use crate::protocol::{ChosenJob, PlacementTask, Reporter};
 
 /// Activation rows of a timed prefill: enough that what is expanded is multiplied as in a prompt.
@@ -59,7 +59,7 @@ pub(crate) fn measure(
     }
     drop(pool);
     let mut phases = Vec::new();
-    for phase in [Phase::Decode, Phase::Prefill] {
+    for phase in PHASES {
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         let share = if phase == Phase::Decode { left / 2.0 } else { left };
         let mut sample = |run: &Run| token(task, run, phase, &kernels, &mut weights, reporter);
