@@ -1,13 +1,12 @@
 //! What the workers of a run have found about its candidates so far: what tuning and checking have
 //! in common.
 
-use bitnet_profiles::{Isa, KernelId, Op, Role, Shape};
+use bitnet_profiles::{Isa, KernelId};
 use bitnet_runtime::Error;
-use bitnet_runtime::cpu::kernels::Selection;
 
-use crate::measure::{Excluded, JobMeasurements, JobTask, Limits, Measurements, Unit};
-use crate::timing::sparse::SparseUnit;
-use crate::worker::{Event, MeasureTask};
+use crate::measure::{Excluded, JobMeasurements, Limits, Measurements, SparseUnit, Unit};
+use crate::plan::{JobTask, layout_of};
+use crate::protocol::{Event, MeasureTask};
 use crate::{ModelInfo, Result};
 
 /// The jobs, and what is known of them.
@@ -35,7 +34,7 @@ impl Findings {
             model_bytes: self.model_bytes(model),
             ceiling,
             seconds,
-            sittings: 1,
+            repeats: 1,
             whole: true,
             limits: self.limits,
             done: self.units.clone(),
@@ -45,12 +44,11 @@ impl Findings {
 
     /// Bytes of weights that a token reads with the defaults.
     pub(crate) fn model_bytes(&self, model: &ModelInfo) -> u64 {
-        let ternary = |job: &JobTask| match job.default_decode.op {
-            Op::Ternary(layout) => {
+        let ternary = |job: &JobTask| {
+            layout_of(&job.default_decode).map_or(0, |layout| {
                 let bytes: usize = job.plan.parts.iter().map(|&p| layout.matrix_bytes(p)).sum();
                 bytes as u64 * u64::from(job.plan.count)
-            }
-            _ => 0,
+            })
         };
         self.jobs.iter().map(ternary).sum::<u64>() + model.head_bytes()
     }
@@ -104,32 +102,4 @@ impl Findings {
         }
         Ok(all)
     }
-}
-
-/// What decides on kernels where nothing was tuned, with `ceiling` as the best tier.
-///
-/// # Errors
-/// [`Error::Cpu`] when the CPU lacks it.
-pub(crate) fn untuned(ceiling: Isa) -> Result<Selection> {
-    let isa = (ceiling != Isa::best()).then_some(ceiling);
-    Ok(Selection::new(isa, None, None)?)
-}
-
-/// The kernels that serve a role of a model: for one token, and for many where it has such.
-pub(crate) fn serving(
-    selection: &Selection,
-    model: &ModelInfo,
-    (role, parts): (Role, &[Shape]),
-) -> Result<(KernelId, Option<KernelId>)> {
-    Ok(match role {
-        Role::LmHead => (*selection.head(model.head, model.head_shape())?.id(), None),
-        Role::Attention => {
-            let id = *selection.attention(parts)?.id();
-            (id, Some(id))
-        }
-        role => {
-            let (decode, prefill) = selection.ternary(role, parts)?;
-            (*decode.id(), Some(*prefill.id()))
-        }
-    })
 }

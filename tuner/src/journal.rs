@@ -10,12 +10,12 @@ use bitnet_runtime::Error;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::worker::Event;
+use crate::protocol::Event;
 
 /// What a journal belongs to: nothing of it counts for another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Header {
+pub struct JournalHeader {
     /// Version of the tuner.
     pub version: String,
     /// Fingerprint of the generator.
@@ -30,7 +30,7 @@ pub struct Header {
     pub plan: String,
 }
 
-impl Header {
+impl JournalHeader {
     /// The first thing that `other` has and this has not, in words.
     fn difference(&self, other: &Self) -> Option<String> {
         let Self { version, fingerprint, cpu, shapes, threads, plan } = other;
@@ -99,7 +99,11 @@ impl Journal {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read or written.
-    pub fn begin(&mut self, header: &Header, resume: bool) -> Result<(Vec<Event>, Option<String>)> {
+    pub fn begin(
+        &mut self,
+        header: &JournalHeader,
+        resume: bool,
+    ) -> Result<(Vec<Event>, Option<String>)> {
         let (kept, events, why) = if resume {
             self.read(header).map_err(|e| Error::io(&self.path, "read", e))?
         } else {
@@ -124,7 +128,7 @@ impl Journal {
     }
 
     /// The bytes that hold whole lines for `header`, their events, and why there are none.
-    fn read(&mut self, header: &Header) -> io::Result<(u64, Vec<Event>, Option<String>)> {
+    fn read(&mut self, header: &JournalHeader) -> io::Result<(u64, Vec<Event>, Option<String>)> {
         let nothing = |why: &str| Ok((0, Vec::new(), Some(why.to_string())));
         self.file.rewind()?;
         let mut reader = BufReader::new(&self.file);
@@ -134,7 +138,8 @@ impl Journal {
             return nothing("there is no journal");
         }
         let whole = line.last() == Some(&b'\n');
-        let Some(found) = serde_json::from_slice::<Header>(&line).ok().filter(|_| whole) else {
+        let Some(found) = serde_json::from_slice::<JournalHeader>(&line).ok().filter(|_| whole)
+        else {
             return nothing("the journal has no header that this version reads");
         };
         if let Some(difference) = header.difference(&found) {
@@ -189,8 +194,8 @@ fn write_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn header() -> Header {
-        Header {
+    fn header() -> JournalHeader {
+        JournalHeader {
             version: "1".into(),
             fingerprint: "f".into(),
             cpu: "c".into(),
@@ -201,7 +206,11 @@ mod tests {
     }
 
     /// Opens and begins.
-    fn start(path: &Path, header: &Header, resume: bool) -> (Journal, Vec<Event>, Option<String>) {
+    fn start(
+        path: &Path,
+        header: &JournalHeader,
+        resume: bool,
+    ) -> (Journal, Vec<Event>, Option<String>) {
         let mut journal = Journal::open(path).unwrap();
         let (events, why) = journal.begin(header, resume).unwrap();
         (journal, events, why)
@@ -248,7 +257,7 @@ mod tests {
             let (mut journal, ..) = start(&path, &header(), false);
             journal.add(&event(1)).unwrap();
         };
-        type Change = fn(&mut Header);
+        type Change = fn(&mut JournalHeader);
         let changes: [(Change, &str); 4] = [
             (|h| h.cpu = "d".into(), "CPU"),
             (|h| h.threads = 3, "threads"),

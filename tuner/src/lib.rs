@@ -14,13 +14,15 @@ pub mod machine;
 pub mod measure;
 mod model;
 pub mod plan;
+pub mod protocol;
 pub mod report;
-mod stats;
+pub mod stats;
 pub mod supervise;
-pub mod timing;
+mod timing;
 mod tune;
 pub mod worker;
 
 pub use error::{Error, Result};
 pub use model::ModelInfo;
-pub use tune::{Made, Notice, Options, Tuned, tune};
+pub use supervise::Notice;
+pub use tune::{Made, Options, Tuned, tune};

@@ -25,6 +25,59 @@ pub(crate) fn half_width(values: &[f64], floor: f64) -> f64 {
     error.max(least)
 }
 
+/// To five significant digits: more would pretend.
+pub(crate) fn rounded(value: f64) -> f64 {
+    format!("{value:.4e}").parse().unwrap_or(value)
+}
+
+/// How many times as fast as something else, with its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gain {
+    /// The best guess; 1 is no difference.
+    pub times: f64,
+    /// The lower end.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+}
+
+impl Gain {
+    /// An interval that reaches as far says nothing.
+    const MOST: f64 = 100.0;
+
+    /// From a ratio of times and half its interval.
+    pub fn of(ratio: f64, half_width: f64) -> Self {
+        let inverse = |ratio: f64| 1.0 / ratio.max(1e-6);
+        Self {
+            times: inverse(ratio),
+            low: inverse(ratio + half_width),
+            high: inverse(ratio - half_width),
+        }
+    }
+
+    /// Whether the interval is too wide to say anything.
+    pub fn is_unknown(&self) -> bool {
+        self.high > Self::MOST
+    }
+
+    /// Whether the interval leaves 1 out.
+    pub fn is_difference(&self) -> bool {
+        self.low > 1.0 || self.high < 1.0
+    }
+}
+
+impl std::fmt::Display for Gain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_unknown() {
+            f.write_str("too noisy to say")
+        } else if self.is_difference() {
+            write!(f, "{:.2}x [{:.2}, {:.2}]", self.times, self.low, self.high)
+        } else {
+            write!(f, "no difference [{:.2}, {:.2}]", self.low, self.high)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +98,18 @@ mod tests {
         assert!(few > 3.0 * many && many > 0.0, "{few} {many}");
         assert_eq!(half_width(&[1.0; 50], 0.004), 0.004);
         assert_eq!(half_width(&[1.0; 2], 0.004), 0.05);
+    }
+
+    #[test]
+    fn numbers_keep_their_digits_however_small() {
+        for (value, expected) in [
+            (0.0, 0.0),
+            (123.456_78, 123.46),
+            (1e-7 / 3.0, 3.3333e-8),
+            (-2.0 / 3.0, -0.66667),
+            (1_234_567.0, 1_234_600.0),
+        ] {
+            assert_eq!(rounded(value), expected);
+        }
     }
 }

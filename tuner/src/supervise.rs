@@ -14,7 +14,7 @@ use bitnet_runtime::Error;
 
 use crate::Result;
 use crate::measure::{Excluded, Why};
-use crate::worker::{Event, LibraryFile, Status, Task, Work};
+use crate::protocol::{Event, LibraryFile, Status, Task, Work};
 
 /// How often a worker's status is looked at; rarely, because looking takes a CPU.
 const LOOK: Duration = Duration::from_millis(200);
@@ -53,6 +53,15 @@ enum End {
     Done,
     /// By a kernel, unless it had not called any.
     Died(Option<KernelId>, Why, String),
+}
+
+/// What there is to say meanwhile.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// How far it is: share of the work, 0 to 1, and what is done now.
+    Progress(f64, String),
+    /// A line that stays.
+    Line(String),
 }
 
 /// Who wants work done.

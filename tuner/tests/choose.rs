@@ -4,9 +4,8 @@
 //! a journal.
 
 use bitnet_profiles::{Objective, Role};
-use bitnet_tuner::choose::{choose, setting};
-use bitnet_tuner::measure::Measurements;
-use bitnet_tuner::timing::placement::SettingTiming;
+use bitnet_tuner::choose::{choose, placement};
+use bitnet_tuner::measure::{Measurements, PlacementTiming};
 
 fn record() -> Measurements {
     serde_json::from_str(include_str!("data/bard-11m-one-thread.json")).unwrap()
@@ -25,7 +24,7 @@ fn chosen(
 ) -> Vec<(Role, String, String, String)> {
     let tile = |id: &bitnet_profiles::KernelId| format!("{}__{}", id.isa, id.tile);
     let choices = choose(measurements, objective);
-    let row = |choice: &bitnet_tuner::choose::Choice<'_>| {
+    let row = |choice: &bitnet_tuner::choose::JobChoice<'_>| {
         (
             choice.job.role,
             choice.layout.layout.unwrap().to_string(),
@@ -99,22 +98,22 @@ fn t16_the_head_and_attention_have_their_choices_too() {
 
 #[test]
 fn t16_the_way_to_run_is_chosen_from_a_record() {
-    let mut timings: Vec<SettingTiming> =
+    let mut timings: Vec<PlacementTiming> =
         serde_json::from_str(include_str!("data/bard-11m-settings.json")).unwrap();
     for &objective in Objective::ALL {
         for _ in 1..timings.len() {
             // Nothing is better than the first, which is the untuned one.
-            assert_eq!(setting(&timings, objective), Some(&timings[0].run), "{objective}");
+            assert_eq!(placement(&timings, objective), Some(&timings[0].run), "{objective}");
             timings[1..].rotate_left(1);
         }
     }
     // A quarter faster in both, with 1 % of noise.
     let better = timings.len() - 1;
-    let SettingTiming { decode, prefill, .. } = &mut timings[better];
+    let PlacementTiming { decode, prefill, .. } = &mut timings[better];
     for phase in [decode, prefill] {
         (phase.ratio, phase.half_width) = (0.8, 0.01);
     }
     for &objective in Objective::ALL {
-        assert_eq!(setting(&timings, objective), Some(&timings[better].run), "{objective}");
+        assert_eq!(placement(&timings, objective), Some(&timings[better].run), "{objective}");
     }
 }

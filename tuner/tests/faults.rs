@@ -17,10 +17,9 @@ use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::random::Random;
 use bitnet_tuner::choose::defaults;
 use bitnet_tuner::compile::{Compiler, Toolchain, Workplace};
-use bitnet_tuner::measure::{Measurements, SparseMeasurements, Why};
+use bitnet_tuner::measure::{Comparison, Measurements, SparseMeasurements, Speed, Why};
 use bitnet_tuner::plan::{LayoutPlan, plan};
 use bitnet_tuner::supervise::WorkerProgram;
-use bitnet_tuner::timing::comparison::{Race, Speed};
 use bitnet_tuner::{ModelInfo, Notice, Options, tune};
 use rustix::process::{Pid, Signal};
 
@@ -930,10 +929,10 @@ fn t14_a_truncated_model_is_refused_before_measuring() {
     }
 }
 
-/// A race in which the profile takes so many times as long.
-fn race(decode: f64, prefill: f64, half_width: f64) -> Race {
+/// A comparison in which the profile takes so many times as long.
+fn comparison(decode: f64, prefill: f64, half_width: f64) -> Comparison {
     let speed = |ratio| Speed { before: 100.0, after: 100.0 / ratio, ratio, half_width };
-    Race { decode: speed(decode), prefill: speed(prefill), loads: 5, limit_gb_per_s: 50.0 }
+    Comparison { decode: speed(decode), prefill: speed(prefill), loads: 5, limit_gb_per_s: 50.0 }
 }
 
 #[test]
@@ -950,8 +949,8 @@ fn t15_a_profile_that_loses_is_told_from_noise() {
         (1.00, 1.00, 0.005, Balanced, false),
         (0.90, 0.90, 0.005, Balanced, false),
     ] {
-        let race = race(decode, prefill, half_width);
-        assert_eq!(race.is_slower(objective), is_slower, "{decode} {prefill} {objective}");
+        let comparison = comparison(decode, prefill, half_width);
+        assert_eq!(comparison.is_slower(objective), is_slower, "{decode} {prefill} {objective}");
     }
 }
 
@@ -966,14 +965,15 @@ fn t15_what_is_slower_on_the_model_does_not_stay() {
         path: "/bin/sh".into(),
         arguments: ["-c", script, TUNE].map(Into::into).into(),
     };
-    // On a busy machine no time may be left for the race.
-    let raced = [4, 16, 64].into_iter().find_map(|seconds| {
+    // On a busy machine no time may be left for the comparison.
+    let compared = [4, 16, 64].into_iter().find_map(|seconds| {
         options.budget = Duration::from_secs(seconds);
-        Some(tune(&model(), &options, &mut |_| {}).unwrap()).filter(|tuned| tuned.race.is_ok())
+        Some(tune(&model(), &options, &mut |_| {}).unwrap())
+            .filter(|tuned| tuned.comparison.is_ok())
     });
-    let tuned = raced.unwrap();
-    let race = tuned.race.as_ref().unwrap();
-    assert_eq!((race.decode.ratio, race.prefill.ratio), (2.0, 2.0));
+    let tuned = compared.unwrap();
+    let comparison = tuned.comparison.as_ref().unwrap();
+    assert_eq!((comparison.decode.ratio, comparison.prefill.ratio), (2.0, 2.0));
     assert!(tuned.kept_default);
     assert!(tuned.to_string().contains("the untuned defaults: the choices were slower"), "{tuned}");
     let defaults = defaults(&tuned.measurements);

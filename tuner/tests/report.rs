@@ -5,10 +5,10 @@ use std::time::Duration;
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Objective, Pinning, Profile, Run};
 use bitnet_tuner::choose::choose;
-use bitnet_tuner::measure::{Excluded, Measurements, Why};
+use bitnet_tuner::measure::{
+    Comparison, Excluded, Measurements, PhaseTiming, PlacementTiming, Speed, Why,
+};
 use bitnet_tuner::report::{Extras, html};
-use bitnet_tuner::timing::comparison::{Race, Speed};
-use bitnet_tuner::timing::placement::{PhaseTiming, SettingTiming};
 use html5gum::{Token, Tokenizer};
 
 const HOSTILE: &str = "</style></title><script>alert('1')</script>\" onload=\"x\" & <img src=x>";
@@ -21,9 +21,9 @@ fn profile() -> Profile {
     Profile::parse(include_str!("data/profile.toml")).unwrap()
 }
 
-fn race() -> Race {
+fn comparison() -> Comparison {
     let speed = |before, ratio| Speed { before, after: before / ratio, ratio, half_width: 0.01 };
-    Race {
+    Comparison {
         decode: speed(5000.0, 0.8),
         prefill: speed(20_000.0, 1.0),
         loads: 15,
@@ -165,14 +165,18 @@ fn what_was_run_and_left_out_is_told() {
     }];
     let profile = profile();
     let timing = |ratio| PhaseTiming { median_us: 100.0 * ratio, ratio, half_width: 0.01 };
-    let setting = |threads, ratio| SettingTiming {
+    let placement = |threads, ratio| PlacementTiming {
         run: Run { threads, pinning: Pinning::None, huge_pages: true },
         decode: timing(ratio),
         prefill: timing(ratio),
     };
-    let (race, settings) = (race(), [setting(4, 1.0), setting(2, 0.5)]);
-    let extras =
-        Extras { race: Some(&race), settings: &settings, kept_default: true, budget: None };
+    let (comparison, placements) = (comparison(), [placement(4, 1.0), placement(2, 0.5)]);
+    let extras = Extras {
+        comparison: Some(&comparison),
+        placements: &placements,
+        kept_default: true,
+        budget: None,
+    };
     let page = Page::read(&page(&measurements, &profile, &extras));
     page.assert_alone();
     for part in [

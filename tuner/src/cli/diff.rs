@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use bitnet_profiles::{Choice, KernelId, Pick, Profile, Role, Shape, printable};
 use serde::Serialize;
 
-use super::show::{bytes, job, named};
+use super::show::{job, named};
 use super::{answer, answer_json};
 use crate::Result;
+use crate::report::bytes;
 
 /// Print what differs between two profiles; the exit code is 1 where the choices do
 #[derive(Debug, clap::Args)]

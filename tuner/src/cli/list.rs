@@ -7,7 +7,7 @@ use bitnet_profiles::{Effort, Isa, Role};
 use bitnet_runtime::file::gguf::Gguf;
 
 use super::answer;
-use crate::measure::phase_name;
+use crate::measure::{PHASES, phase_name};
 use crate::plan::plan;
 use crate::{ModelInfo, Result};
 
@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
     answer(|out| {
         for job in &plan {
             let parts: Vec<String> = job.parts.iter().map(ToString::to_string).collect();
-            for phase in [Phase::Decode, Phase::Prefill] {
+            for phase in PHASES {
                 // One kernel of attention serves both phases.
                 if job.role == Role::Attention && phase == Phase::Prefill {
                     continue;

@@ -17,6 +17,7 @@ use bitnet_runtime::file::gguf::Gguf;
 use serde::Serialize;
 
 use super::{answer, answer_json};
+use crate::report::bytes;
 use crate::{ModelInfo, Result};
 
 /// Print a profile for people, and what bitnet-run would do with it on this CPU; without a name, list
@@ -309,15 +310,6 @@ fn is_built_in(id: &KernelId) -> bool {
 pub(super) fn job(role: Role, parts: &[Shape]) -> String {
     let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
     format!("{role} {}", parts.join(" "))
-}
-
-/// Bytes of a cache.
-pub(super) fn bytes(bytes: u64) -> String {
-    match bytes {
-        0 => "unknown".into(),
-        b if b < 1 << 20 => format!("{} KiB", b >> 10),
-        b => format!("{} MiB", b >> 20),
-    }
 }
 
 /// A profile for people. All text that a file may hold goes through [`printable`].

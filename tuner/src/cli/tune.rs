@@ -89,8 +89,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let Some(path) = &args.report {
         let extras = Extras {
-            settings: &tuned.settings,
-            race: tuned.race.as_ref().ok(),
+            placements: &tuned.placements,
+            comparison: tuned.comparison.as_ref().ok(),
             kept_default: tuned.kept_default,
             budget: Some(budget),
         };

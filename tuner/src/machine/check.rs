@@ -7,8 +7,8 @@ use bitnet_profiles::{KernelId, Role, Shape};
 
 use super::estimate::uncertainty;
 use super::{Cpu, UNCERTAINTY, estimate};
-use crate::measure::{JobMeasurements, JobTask, Measurements, Timing, phase_name};
-use crate::plan::{JobPlan, LayoutPlan};
+use crate::measure::{JobMeasurements, Measurements, Timing, phase_name};
+use crate::plan::{JobPlan, JobTask, LayoutPlan};
 use crate::stats;
 
 /// How much slower than the best a pick may be, as a share.

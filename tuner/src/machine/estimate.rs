@@ -4,8 +4,8 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{HeadFormat, KernelId, Op, Role, SketchFormat};
 
 use super::{Cpu, POSITIONS, multiply_limit, predict, read_limit};
-use crate::measure::{JobMeasurements, JobTask, LayoutMeasurements, Limits, Measurements, Timing};
-use crate::plan::{JobPlan, LayoutPlan};
+use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
+use crate::plan::{JobPlan, JobTask, LayoutPlan};
 
 /// Activation rows of a prefill: the shipped profiles hold what so many take.
 const TOKENS: usize = 128;

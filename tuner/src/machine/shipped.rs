@@ -9,9 +9,7 @@ use bitnet_profiles::{
 
 use super::{Cpu, estimate, kinds::Kind};
 use crate::choose::{choose, defaults};
-use crate::measure::JobTask;
-use crate::plan::{JobPlan, plan};
-use crate::timing::placement;
+use crate::plan::{JobPlan, JobTask, placement, plan};
 use crate::{ModelInfo, tune};
 
 /// The shapes that shipped profiles list, by the names of [`DummyShape`].

@@ -3,6 +3,10 @@
 //! one packed copy of the weights in memory. The head and attention have no packing of their own:
 //! one entry without a layout holds their kernels.
 
+pub(crate) mod defaults;
+pub(crate) mod placement;
+pub(crate) mod sparse;
+
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Effort, Isa, KernelId, Layout, Op, Role, Shape};
 use serde::{Deserialize, Serialize};
@@ -49,6 +53,36 @@ impl LayoutPlan {
     pub fn all(&self) -> impl Iterator<Item = &KernelId> {
         let more = self.prefill.iter().filter(|id| !self.decode.contains(id));
         self.decode.iter().chain(more)
+    }
+}
+
+/// A job to measure: its candidates, and what it runs with untuned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobTask {
+    /// The candidates.
+    pub plan: JobPlan,
+    /// The untuned default for one token.
+    pub default_decode: KernelId,
+    /// The untuned default for many; none for the head.
+    pub default_prefill: Option<KernelId>,
+}
+
+impl JobTask {
+    /// The untuned default of a phase.
+    pub fn default_of(&self, phase: Phase) -> Option<KernelId> {
+        match phase {
+            Phase::Decode => Some(self.default_decode),
+            Phase::Prefill => self.default_prefill,
+        }
+    }
+}
+
+/// The layout that a ternary kernel reads; none for other kernels.
+pub(crate) fn layout_of(kernel: &KernelId) -> Option<Layout> {
+    match kernel.op {
+        Op::Ternary(layout) => Some(layout),
+        _ => None,
     }
 }
 

@@ -7,8 +7,9 @@ use bitnet_codegen::Phase;
 use bitnet_profiles::{Isa, KernelId, Op, Shape, TileConfig};
 use maud::{Markup, html};
 
-use super::{PHASES, Report, concerns, figure, parts};
-use crate::measure::{Excluded, JobMeasurements, Timing, Why, phase_name};
+use super::data::{Report, concerns};
+use super::figures::{figure, parts};
+use crate::measure::{Excluded, JobMeasurements, PHASES, Timing, Why, phase_name};
 
 /// Where one colour ends and the next, paler one begins.
 const STEPS: [f64; 7] = [1.01, 1.02, 1.05, 1.10, 1.20, 1.50, 2.00];

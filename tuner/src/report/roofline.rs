@@ -4,8 +4,9 @@
 use bitnet_codegen::Phase;
 use maud::{Markup, html};
 
-use super::{PHASES, Report, figure, multiply_adds};
-use crate::measure::phase_name;
+use super::data::{Report, multiply_adds};
+use super::figures::figure;
+use crate::measure::{PHASES, phase_name};
 
 /// A kernel that was timed, or one that was chosen.
 struct Point {

@@ -4,14 +4,12 @@ use std::fmt;
 
 use bitnet_codegen::Phase;
 
-use crate::choose::{self, Choice, Demand, Gain, Prediction, choose};
-use crate::measure::{Excluded, Limits, Timing, phase_name};
-use crate::report::figure;
-use crate::timing::comparison;
-use crate::timing::placement::PhaseTiming;
+use super::figures::figure;
+use crate::choose::{self, Demand, JobChoice, Prediction, choose};
+use crate::measure::lengths::{PROMPT, WRITTEN};
+use crate::measure::{Excluded, Limits, PHASES, PhaseTiming, Timing, phase_name};
+use crate::stats::Gain;
 use crate::tune::{Made, Tuned};
-
-const PHASES: [Phase; 2] = [Phase::Decode, Phase::Prefill];
 
 impl fmt::Display for Tuned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,7 +20,7 @@ impl fmt::Display for Tuned {
         }
         self.machine(f)?;
         jobs(f, &choices, &m.limits)?;
-        self.settings(f)?;
+        self.placements(f)?;
         writeln!(f)?;
         self.closing(f, &choices)
     }
@@ -45,13 +43,15 @@ impl Tuned {
         Ok(())
     }
 
-    fn settings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let untuned = self.settings.first();
-        for setting in self.settings.iter().filter(|setting| setting.run == self.profile.run) {
-            write!(f, "run with {}", setting.run)?;
-            if untuned.is_some_and(|untuned| untuned.run != setting.run) {
+    fn placements(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let untuned = self.placements.first();
+        for placement in
+            self.placements.iter().filter(|placement| placement.run == self.profile.run)
+        {
+            write!(f, "run with {}", placement.run)?;
+            if untuned.is_some_and(|untuned| untuned.run != placement.run) {
                 let gain = |t: &PhaseTiming| Gain::of(t.ratio, t.half_width);
-                let (decode, prefill) = (gain(&setting.decode), gain(&setting.prefill));
+                let (decode, prefill) = (gain(&placement.decode), gain(&placement.prefill));
                 write!(f, ": decode {decode}, prefill {prefill}")?;
             }
             writeln!(f)?;
@@ -61,21 +61,21 @@ impl Tuned {
 
     /// In the user's terms, in lines of at most 80 characters: how fast, how much faster, and how
     /// near the limit.
-    fn closing(&self, f: &mut fmt::Formatter<'_>, choices: &[Choice<'_>]) -> fmt::Result {
-        let race = self.race.as_ref().ok();
-        let predicted = |phase| Prediction::of(choices, &self.settings, &self.profile.run, phase);
+    fn closing(&self, f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>]) -> fmt::Result {
+        let comparison = self.comparison.as_ref().ok();
+        let predicted = |phase| Prediction::of(choices, &self.placements, &self.profile.run, phase);
         let column = |value: Option<f64>| value.map_or(String::new(), figure);
         writeln!(
             f,
             "{:<19} {:>9} {:>9} {:>9}  speed against untuned",
             "tokens/s",
             "predicted",
-            race.map_or("", |_| "measured"),
+            comparison.map_or("", |_| "measured"),
             "untuned"
         )?;
         for phase in PHASES {
             let predicted = predicted(phase);
-            let speed = race.map(|race| race.speed(phase));
+            let speed = comparison.map(|comparison| comparison.speed(phase));
             let name = match phase {
                 Phase::Decode => "writing (decode)",
                 Phase::Prefill => "reading (prefill)",
@@ -92,10 +92,10 @@ impl Tuned {
             )?;
         }
         label(f, "predicted", "the kernels alone")?;
-        match &self.race {
-            Ok(race) => {
-                let (prompt, tokens) = (comparison::PROMPT, comparison::TOKENS);
-                let times = match race.loads {
+        match &self.comparison {
+            Ok(comparison) => {
+                let (prompt, tokens) = (PROMPT, WRITTEN);
+                let times = match comparison.loads {
                     1 => "once".to_string(),
                     n => format!("{n} times"),
                 };
@@ -118,17 +118,17 @@ impl Tuned {
     }
 
     /// The share of the machine's limit, of what the profile holds.
-    fn limits(&self, f: &mut fmt::Formatter<'_>, choices: &[Choice<'_>]) -> fmt::Result {
-        let race = self.race.as_ref().ok();
+    fn limits(&self, f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>]) -> fmt::Result {
+        let comparison = self.comparison.as_ref().ok();
         let limits = &self.measurements.limits;
-        let limits = &race.map_or(*limits, |race| race.limits(limits));
+        let limits = &comparison.map_or(*limits, |comparison| comparison.limits(limits));
         let defaults = choose::defaults(&self.measurements);
         let choices = if self.kept_default { &defaults } else { choices };
         for phase in PHASES {
             let Some(demand) = Demand::of(choices, limits, phase) else { continue };
-            let speed = race.map(|race| race.speed(phase));
+            let speed = comparison.map(|comparison| comparison.speed(phase));
             let measured = speed.map(|s| if self.kept_default { s.before } else { s.after });
-            let predicted = Prediction::of(choices, &self.settings, &self.profile.run, phase);
+            let predicted = Prediction::of(choices, &self.placements, &self.profile.run, phase);
             let Some(speed) = measured.or(predicted.map(|p| p.after)) else { continue };
             let (rate, share) = (demand.per_token * speed, 100.0 * demand.share(speed));
             // Of 10^9, or of 10^6 where that is a small number.
@@ -137,7 +137,7 @@ impl Tuned {
                 false => (false, demand.per_token),
             };
             let (per_token, rate, limit) = (figure(per_token), figure(rate), figure(demand.limit));
-            let name = if race.is_some() { "limits" } else { "expected" };
+            let name = if comparison.is_some() { "limits" } else { "expected" };
             match phase {
                 Phase::Decode => {
                     let unit = if small { "MB" } else { "GB" };
@@ -162,7 +162,7 @@ impl Tuned {
     }
 
     /// What the kernels gained that were made on this host.
-    fn made(&self, f: &mut fmt::Formatter<'_>, choices: &[Choice<'_>]) -> fmt::Result {
+    fn made(&self, f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>]) -> fmt::Result {
         let kernels = || {
             let choices = self.profile.ops.iter();
             choices.flat_map(|op| [Some(op.decode.kernel), op.prefill.as_ref().map(|p| p.kernel)])
@@ -207,7 +207,7 @@ fn label(f: &mut impl fmt::Write, name: &str, text: impl fmt::Display) -> fmt::R
 }
 
 /// For every job its kernels, their share of the limit and their gain over the default.
-fn jobs(f: &mut fmt::Formatter<'_>, choices: &[Choice<'_>], limits: &Limits) -> fmt::Result {
+fn jobs(f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>], limits: &Limits) -> fmt::Result {
     writeln!(
         f,
         "\n{:<55} {:>11}  {:>8}  speed against the default",
@@ -232,8 +232,8 @@ fn jobs(f: &mut fmt::Formatter<'_>, choices: &[Choice<'_>], limits: &Limits) -> 
             let phase = phase_name(phase);
             writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
         }
-        if let Some(lines) = choice.lines {
-            let (mode, kernel, when) = (choice.mode(), lines.kernel, lines.to_profile());
+        if let Some(gather) = choice.gather {
+            let (mode, kernel, when) = (choice.mode(), gather.kernel, gather.to_profile());
             writeln!(f, "  {:<8} {kernel:<44} {mode} {when}", "sparse")?;
         }
     }
@@ -245,23 +245,22 @@ mod tests {
     use bitnet_profiles::{Isa, Objective, Pinning, Profile, Role, Run};
 
     use super::*;
-    use crate::measure::{Measurements, SparseMeasurements, SparseTiming};
-    use crate::timing::comparison::{Race, Speed};
+    use crate::measure::{Comparison, Measurements, SparseMeasurements, SparseTiming, Speed};
 
     /// A run on the demo model, by one thread.
-    fn tuned(race: Result<Race, String>, made: Made, kept_default: bool) -> Tuned {
+    fn tuned(comparison: Result<Comparison, String>, made: Made, kept_default: bool) -> Tuned {
         let record = include_str!("../../tests/data/bard-11m-one-thread.json");
         let measurements: Measurements = serde_json::from_str(record).unwrap();
         let mut profile = Profile::parse(include_str!("../../tests/data/profile.toml")).unwrap();
         profile.run = Run { threads: 1, pinning: Pinning::None, huge_pages: true };
         profile.host.isa = vec![Isa::Scalar];
-        Tuned::for_tests(measurements, Objective::Balanced, profile, race, made, kept_default)
+        Tuned::for_tests(measurements, Objective::Balanced, profile, comparison, made, kept_default)
     }
 
-    fn race() -> Race {
+    fn comparison() -> Comparison {
         let speed =
             |before, ratio| Speed { before, after: before / ratio, ratio, half_width: 0.01 };
-        Race {
+        Comparison {
             decode: speed(8000.0, 0.8),
             prefill: speed(20_000.0, 1.0),
             loads: 15,
@@ -278,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_closing_lines_say_what_the_user_gains() {
-        let lines = closing(&tuned(Ok(race()), Made::Tried(120), false));
+        let lines = closing(&tuned(Ok(comparison()), Made::Tried(120), false));
         assert!(lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
         let text = lines.join("\n");
         for part in [
@@ -297,7 +296,7 @@ mod tests {
     fn what_skips_has_a_line_in_the_summary_and_in_the_report() {
         let mut tuned = tuned(Err("no time".into()), Made::Nothing, false);
         let choices = choose(&tuned.measurements, tuned.objective);
-        let down = |choice: &&Choice<'_>| choice.job.role == Role::Down;
+        let down = |choice: &&JobChoice<'_>| choice.job.role == Role::Down;
         let dense = choices.iter().find(down).unwrap().decode.timing.clone();
         let kernel = "columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0".parse().unwrap();
         let timing = |ratio| Timing { kernel, ratio, half_width: 0.0, ..dense.clone() };
@@ -323,7 +322,7 @@ mod tests {
     #[test]
     fn shares_are_of_what_the_profile_runs() {
         let figures = |kept_default| -> Vec<f64> {
-            let lines = closing(&tuned(Ok(race()), Made::Nothing, kept_default));
+            let lines = closing(&tuned(Ok(comparison()), Made::Nothing, kept_default));
             let line = lines.iter().find(|line| line.starts_with("limits ")).unwrap();
             line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
         };
@@ -348,7 +347,7 @@ mod tests {
             assert!(text.contains(part), "{part}\n{text}");
         }
         let lost = Made::NotKept { count: 3, why: "no space".into() };
-        let text = closing(&tuned(Ok(race()), lost, true)).join("\n");
+        let text = closing(&tuned(Ok(comparison()), lost, true)).join("\n");
         for part in [
             "profile    the untuned defaults: the choices were slower on the model itself",
             "made here  3 kernels won, but are not kept: no space",

@@ -6,7 +6,7 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Isa, Objective, Profile};
+use bitnet_profiles::{Isa, Profile};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::memory;
 use bitnet_runtime::cpu::model::{Session, SessionOptions};
@@ -14,18 +14,15 @@ use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::engine::sampler::argmax;
 use bitnet_runtime::engine::{Engine, NamedProfile, Options, ProfileChoice, Start};
 use bitnet_runtime::file::gguf::Gguf;
-use serde::{Deserialize, Serialize};
 
-use crate::choose::{self, Choice, Gain};
-use crate::measure::Limits;
+use super::limits::{self, PASSES};
+use crate::measure::lengths::{PROMPT, WRITTEN};
+use crate::measure::{Comparison, Speed};
 use crate::model::demo;
-use crate::timing::{jobs, placement};
-use crate::worker::Reporter;
+use crate::plan::placement;
+use crate::protocol::{ComparisonTask, Reporter};
 use crate::{Result, stats};
 
-/// Tokens of a round's prompt, and tokens written after it.
-pub(crate) const PROMPT: usize = 128;
-pub(crate) const TOKENS: usize = 32;
 /// Prompt and tokens that warm a session up.
 const WARM_PROMPT: usize = 16;
 const WARM_TOKENS: usize = 2;
@@ -37,116 +34,13 @@ const SHORT: Duration = Duration::from_millis(50);
 const LEAST_LOADS: usize = 2;
 const MOST_LOADS: usize = 45;
 
-/// Positions that a token of a phase attends to, itself included, on average.
-pub(crate) fn positions(phase: Phase) -> f64 {
-    match phase {
-        Phase::Decode => PROMPT as f64 + (TOKENS + 1) as f64 / 2.0,
-        Phase::Prefill => (PROMPT + 1) as f64 / 2.0,
-    }
-}
-
-/// What to race.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RaceTask {
-    /// The model's file; none for the demo model that is part of this program.
-    pub model: Option<PathBuf>,
-    /// The profile.
-    pub profile: Profile,
-    /// Threads of the untuned default.
-    pub threads: usize,
-    /// The best tier that both may use.
-    pub ceiling: Isa,
-    /// Bytes of weights that one token of the model reads.
-    pub model_bytes: u64,
-    /// Seconds for all of it; both are loaded once at least.
-    pub seconds: f64,
-}
-
-/// Tokens per second of one phase, and the tuned time over the default's.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Speed {
-    /// Tokens per second by default.
-    pub before: f64,
-    /// Tokens per second tuned.
-    pub after: f64,
-    /// Median of the tuned time over the default's just before or after.
-    pub ratio: f64,
-    /// Half the 95 % interval of that ratio.
-    pub half_width: f64,
-}
-
-impl Speed {
-    /// Of the seconds of pairs of runs, default and tuned, that took so many tokens each.
-    fn of(pairs: &[[f64; 2]], tokens: usize) -> Self {
-        let side = |i: usize| -> Vec<f64> { pairs.iter().map(|pair| pair[i]).collect() };
-        let ratios: Vec<f64> = pairs.iter().map(|[before, after]| after / before).collect();
-        Self {
-            before: tokens as f64 / stats::median(&side(0)).max(1e-9),
-            after: tokens as f64 / stats::median(&side(1)).max(1e-9),
-            ratio: stats::median(&ratios),
-            half_width: stats::half_width(&ratios, 0.005),
-        }
-    }
-
-    /// How many times as fast.
-    pub fn gain(&self) -> Gain {
-        Gain::of(self.ratio, self.half_width)
-    }
-}
-
-/// The outcome of a race.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Race {
-    /// One token after another.
-    pub decode: Speed,
-    /// A prompt.
-    pub prefill: Speed,
-    /// Times that both were loaded.
-    pub loads: usize,
-    /// Read bandwidth of what holds the model, in 10^9 bytes per second, probed before each comparison:
-    /// the median.
-    pub limit_gb_per_s: f64,
-}
-
-impl Race {
-    /// Whether the profile lost, beyond the noise, what it was to win.
-    pub fn is_slower(&self, objective: Objective) -> bool {
-        let (of_decode, of_prefill) = choose::weights(objective);
-        let part = |speed: &Speed, weight: f64| {
-            let default = weight / speed.before.max(1e-9);
-            (default * (speed.ratio - 1.0), default * speed.half_width)
-        };
-        let (decode, prefill) = (part(&self.decode, of_decode), part(&self.prefill, of_prefill));
-        decode.0 + prefill.0 > decode.1.hypot(prefill.1)
-    }
-
-    /// The limits as they were meanwhile.
-    pub fn limits(&self, limits: &Limits) -> Limits {
-        Limits { limit_gb_per_s: self.limit_gb_per_s, ..*limits }
-    }
-
-    /// That of a phase.
-    pub fn speed(&self, phase: Phase) -> &Speed {
-        match phase {
-            Phase::Decode => &self.decode,
-            Phase::Prefill => &self.prefill,
-        }
-    }
-}
-
 /// Seconds that the shortest race takes, with as many loads of both as say anything. An estimate,
 /// from what the jobs took and memory that is read and written once.
-pub(crate) fn least_seconds(choices: &[Choice<'_>], model_bytes: u64) -> f64 {
+pub(crate) fn least_seconds(per_token_us: impl Fn(Phase) -> f64, model_bytes: u64) -> f64 {
     // What packing does with one core, where large models do worst; bytes are read, packed, touched.
     const BYTES_PER_SECOND: f64 = 0.7e9;
-    let of = |phase, tokens: usize| {
-        let (chosen, default) = choose::per_token_us(choices, phase);
-        (chosen + default) * tokens as f64 * 1e-6
-    };
-    let round = of(Phase::Decode, WARM_TOKENS + TOKENS) + of(Phase::Prefill, WARM_PROMPT + PROMPT);
+    let of = |phase, tokens: usize| per_token_us(phase) * tokens as f64 * 1e-6;
+    let round = of(Phase::Decode, WARM_TOKENS + WRITTEN) + of(Phase::Prefill, WARM_PROMPT + PROMPT);
     LEAST_LOADS as f64 * (2.0 * model_bytes as f64 / BYTES_PER_SECOND + round)
 }
 
@@ -166,7 +60,7 @@ pub(crate) fn engine(model: Option<&PathBuf>, options: Options) -> Result<Engine
 /// Starts a text of as many positions as a round takes.
 fn session(model: Option<&PathBuf>, options: Options) -> Result<Session> {
     let engine = engine(model, Options { tokenizer: false, ..options })?;
-    let context = engine.config().context.min(2 * (PROMPT + TOKENS));
+    let context = engine.config().context.min(2 * (PROMPT + WRITTEN));
     let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
     Ok(engine.session(options)?)
 }
@@ -197,7 +91,7 @@ fn untuned(threads: usize, ceiling: Isa) -> Options {
 
 /// Runs a session with the defaults and one with the profile in turns, a prompt and some tokens
 /// each.
-pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
+pub(crate) fn measure(task: &ComparisonTask, reporter: &mut Reporter) -> Result<Comparison> {
     let deadline = Instant::now() + Duration::from_secs_f64(task.seconds);
     let gguf = open(task.model.as_ref())?;
     let bytes: u64 = gguf.tensors().iter().map(|tensor| tensor.bytes).sum();
@@ -211,10 +105,10 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
     }
     drop(gguf);
     let pool = Pool::new(task.threads)?;
-    let stream = jobs::stream(&pool, task.model_bytes)?;
+    let stream = limits::stream(&pool, task.model_bytes)?;
     let mut limits = Vec::new();
     let mut probe = || -> Result<()> {
-        limits.push(stream.read_bandwidth(&pool, jobs::PASSES)? / 1e9);
+        limits.push(stream.read_bandwidth(&pool, PASSES)? / 1e9);
         Ok(())
     };
     // Seconds of every load: untuned and tuned, decode and prefill.
@@ -240,8 +134,8 @@ pub(crate) fn race(task: &RaceTask, reporter: &mut Reporter) -> Result<Race> {
     let pairs = |phase: usize| -> Vec<[f64; 2]> {
         loads.iter().map(|sides| sides.map(|seconds| seconds[phase])).collect()
     };
-    Ok(Race {
-        decode: Speed::of(&pairs(0), TOKENS),
+    Ok(Comparison {
+        decode: Speed::of(&pairs(0), WRITTEN),
         prefill: Speed::of(&pairs(1), PROMPT),
         loads: loads.len(),
         limit_gb_per_s: stats::median(&limits),
@@ -302,7 +196,7 @@ fn compare(runners: &[Runner; 2], first: usize) -> Result<[[f64; 2]; 2]> {
         let mut written = [Vec::new(), Vec::new()];
         let first = (first + number) % 2;
         for turn in [first, 1 - first] {
-            let (times, ids) = runners[turn].round([PROMPT, TOKENS])?;
+            let (times, ids) = runners[turn].round([PROMPT, WRITTEN])?;
             seconds[turn].iter_mut().zip(times).for_each(|(all, own)| all.push(own));
             written[turn] = ids;
         }

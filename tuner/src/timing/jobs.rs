@@ -8,57 +8,38 @@
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Layout, Op, Role};
+use bitnet_profiles::{KernelId, Layout, Role};
 use bitnet_runtime::Error;
-use bitnet_runtime::cpu::host::Host;
-use bitnet_runtime::cpu::kernels::verify::{self, Oracle, Wrong};
-use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Library};
 use bitnet_runtime::cpu::memory::{self, Pages};
 use bitnet_runtime::cpu::threads::Pool;
-use bitnet_runtime::measure::probe::{self, Stream};
+use bitnet_runtime::measure::probe::Stream;
 
-use crate::measure::{Excluded, JobTask, Limits, Timing, Unit, UnitKey, Why, phase_name};
-use crate::plan::LayoutPlan;
-use crate::timing::tournament::{self, Entrant, Entry, Outcome};
-use crate::timing::workload::{
-    AttentionSampler, Candidate, HeadSampler, Rotation, Sampler, TernarySampler,
-};
-use crate::worker::{Event, MeasureTask, Reporter};
+use super::limits::{self, PASSES};
+use super::present::{Candidate, Present};
+use super::tournament::{self, Entrant, Entry, Outcome, timing};
+use super::verify::{allowed, verify};
+use super::workload::{AttentionWorkload, HeadWorkload, Rotation, TernaryWorkload, Workload};
+use crate::measure::lengths::PREFILL_TOKENS;
+use crate::measure::{Timing, Unit, UnitKey, phase_name};
+use crate::plan::{JobTask, layout_of};
+use crate::protocol::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 
-/// Activation rows of a timed prefill: where lookups, which pay more the more tokens share a table,
-/// are apart from multiplying. 128 on two cores of Zen 5 are a tie and 512 take 0.9 times as long; but
-/// a sample of 512 costs four of 128, and to time both five.
-pub(crate) const TOKENS: usize = 256;
 /// Fewest, where 128 take too long for the budget.
 const LEAST_TOKENS: usize = 32;
 /// What a sample should last: many times the clock's grain and a barrier, and less than the system
 /// lets another process run.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(1);
-/// The L3 cache that is assumed where the system does not say.
-const USUAL_L3: u64 = 64 << 20;
-/// The share of the time that the first of several sittings takes: all candidates are in it.
+/// The share of the time that the first of several repeats takes: all candidates are in it.
 const FIRST: f64 = 0.5;
 /// How many times as long as the job's best, in both phases, the best of a layout takes that has no
-/// second sitting.
+/// second repeat.
 const BEHIND: f64 = 1.1;
-/// Passes of a probe, of which the best counts.
-const PROBES: usize = 5;
-/// Of one around a tournament, where there is less time.
-pub(crate) const PASSES: usize = 3;
-/// Seconds in which a candidate must be verified, at least and at most; between them a tenth of the
-/// time for all. Verifying takes milliseconds, and one that hangs should not cost the others theirs.
-const VERIFY_SECONDS: (f64, f64) = (4.0, 20.0);
 /// How many times as long as the default a candidate may take to be timed before it counts as hung,
 /// on top of what it may take to be verified.
 pub(crate) const HUNG: f64 = 200.0;
 /// Seconds that the default may take when nothing is known of it.
 pub(crate) const UNKNOWN: f64 = 200.0;
-
-/// Seconds that a candidate may take to be verified.
-fn allowed(task: &MeasureTask) -> f64 {
-    (task.seconds / 10.0).clamp(VERIFY_SECONDS.0, VERIFY_SECONDS.1)
-}
 
 /// The least memory that the tournaments take: of the default's layout and of another a job's
 /// matrices, twice.
@@ -71,22 +52,6 @@ fn least_memory(jobs: &[JobTask]) -> u64 {
     jobs.iter().map(bytes).max().unwrap_or(0)
 }
 
-/// The rotation for a model, as far as memory is free; what that means for the times is told.
-pub(crate) fn rotation(model_bytes: u64, reporter: &mut Reporter) -> Result<Rotation> {
-    let wanted = Rotation::of(model_bytes, l3());
-    // There are two at a time, and a job more of each.
-    let most = memory::available().map_or(u64::MAX, |free| free / 4);
-    if most < wanted.bytes {
-        reporter.send(&Event::Note(format!(
-            "warning: {} MB of memory would make weights as cold as they will be, and {} MB serve: \
-             times may be those of the cache",
-            wanted.bytes >> 20,
-            most >> 20
-        )))?;
-    }
-    Ok(Rotation { bytes: wanted.bytes.min(most), ..wanted })
-}
-
 /// Does `task` with the threads of `pool` and reports as it goes.
 pub(crate) fn measure(
     task: &MeasureTask,
@@ -94,8 +59,6 @@ pub(crate) fn measure(
     reporter: &mut Reporter,
 ) -> Result<()> {
     let start = Instant::now();
-    let l3 = l3();
-    let cold = task.model_bytes > l3;
     let (free, least) = (memory::available(), least_memory(&task.jobs));
     if let Some(free) = free.filter(|&free| free < least) {
         return Err(Error::Runtime(format!(
@@ -105,23 +68,10 @@ pub(crate) fn measure(
         ))
         .into());
     }
-    let stream = stream(pool, task.model_bytes)?;
+    let stream = limits::stream(pool, task.model_bytes)?;
     if task.limits.is_none() {
         reporter.progress(0.0, "probing memory and multipliers".into())?;
-        let limit = stream.read_bandwidth(pool, PROBES)?;
-        let read = if cold {
-            limit
-        } else {
-            Stream::new(pool, far_bytes(l3))?.read_bandwidth(pool, PROBES)?
-        };
-        let multiply_adds = probe::multiply_add_rate(pool, task.ceiling, 10 * PROBES)?;
-        reporter.send(&Event::Limits(Limits {
-            threads: pool.threads() as u32,
-            read_gb_per_s: read / 1e9,
-            limit_gb_per_s: limit / 1e9,
-            limit_gmac_per_s: multiply_adds.map(|rate| rate / 1e9),
-            cold,
-        }))?;
+        reporter.send(&Event::Limits(limits::probe(task, pool, &stream)?))?;
     }
     let mut excluded = task.excluded.clone();
     verify(task, (pool, present), &mut excluded, reporter)?;
@@ -144,7 +94,7 @@ pub(crate) fn measure(
         pool,
         stream,
         present,
-        rotation: rotation(task.model_bytes, reporter)?,
+        rotation: limits::rotation(task.model_bytes, reporter)?,
         start,
         deadline,
         done: task.done.clone(),
@@ -152,129 +102,26 @@ pub(crate) fn measure(
         remaining: 0,
         reporter,
     };
-    for sitting in 0..task.sittings {
-        timer.until = start + Duration::from_secs_f64(task.seconds * end(sitting, task.sittings));
+    for repeat in 0..task.repeats {
+        timer.until = start + Duration::from_secs_f64(task.seconds * end(repeat, task.repeats));
         let open = |(number, job)| -> usize {
-            let layouts = timer.open(number, job, sitting).into_iter();
+            let layouts = timer.open(number, job, repeat).into_iter();
             layouts.flatten().flatten().map(|(_, kernels)| kernels.len()).sum()
         };
         timer.remaining = jobs.iter().enumerate().map(open).sum();
         for (number, job) in jobs.iter().enumerate() {
-            timer.job(number, job, sitting)?;
+            timer.job(number, job, repeat)?;
         }
     }
     Ok(())
 }
 
-/// Bytes to read for the speed of memory: little of them can be in the cache.
-fn far_bytes(l3: u64) -> usize {
-    let free = memory::available().map_or(u64::MAX, |free| free / 4);
-    (4 * l3).clamp(64 << 20, 1 << 30).min(free) as usize
-}
-
-/// What probes the bandwidth that holds back decode of such a model: memory's, or that of the cache
-/// which holds it.
-pub(crate) fn stream(pool: &Pool, model_bytes: u64) -> Result<Stream> {
-    let l3 = l3();
-    let bytes = if model_bytes > l3 { far_bytes(l3) } else { model_bytes as usize };
-    Ok(Stream::new(pool, bytes)?)
-}
-
-/// Bytes of the L3 cache.
-pub(crate) fn l3() -> u64 {
-    match Host::detect().l3 {
-        0 => USUAL_L3,
-        l3 => l3,
-    }
-}
-
-/// The share of the time that is spent when a sitting ends.
-fn end(sitting: u8, sittings: u8) -> f64 {
-    match sittings {
+/// The share of the time that is spent when a repeat ends.
+fn end(repeat: u8, repeats: u8) -> f64 {
+    match repeats {
         0 | 1 => 1.0,
-        _ => FIRST + (1.0 - FIRST) * f64::from(sitting) / f64::from(sittings - 1),
+        _ => FIRST + (1.0 - FIRST) * f64::from(repeat) / f64::from(repeats - 1),
     }
-}
-
-/// The kernels that a worker can call: those built in, and those of a library.
-pub(crate) struct Present(pub Option<Library>);
-
-impl Present {
-    /// The kernel of a name.
-    pub(crate) fn find(&self, id: &KernelId) -> Result<Candidate> {
-        let made = self.0.as_ref();
-        let found = match id.op {
-            Op::Ternary(_) => {
-                let made = || made?.ternary().iter().find(|kernel| kernel.id() == id);
-                kernels::find(id).or_else(made).copied().map(Candidate::Ternary)
-            }
-            Op::Head(_) => {
-                let made = || made?.heads().iter().find(|kernel| kernel.id() == id).copied();
-                HeadKernel::find(id).or_else(made).map(Candidate::Head)
-            }
-            // They are no candidates.
-            Op::Sketch(_) => None,
-            Op::Attention => {
-                let made = || made?.attention().iter().find(|kernel| kernel.id() == id).copied();
-                AttentionKernel::find(id).or_else(made).map(Candidate::Attention)
-            }
-            Op::Rows(_) | Op::Columns(_) => None,
-        };
-        Ok(found
-            .ok_or_else(|| Error::Runtime(format!("{id} is not present, or not for this CPU")))?)
-    }
-}
-
-/// Holds every candidate against the oracle; those that err join `excluded`.
-fn verify(
-    task: &MeasureTask,
-    (pool, present): (&Pool, &Present),
-    excluded: &mut Vec<Excluded>,
-    reporter: &mut Reporter,
-) -> Result<()> {
-    // By columns and layout: jobs with the same columns have the same candidates.
-    let mut checked: Vec<(usize, Option<Layout>, Role)> = Vec::new();
-    for JobTask { plan, .. } in &task.jobs {
-        let cols = plan.parts.first().map_or(1, |part| part.cols);
-        let mut oracle = None;
-        for layout in &plan.layouts {
-            let role = if layout.layout.is_some() { Role::Qkv } else { plan.role };
-            if checked.contains(&(cols, layout.layout, role)) {
-                continue;
-            }
-            checked.push((cols, layout.layout, role));
-            reporter.progress(0.0, format!("verifying kernels of {}", plan.role))?;
-            let tokens = plan.layouts.iter().flat_map(LayoutPlan::all).map(|id| id.tile.tokens);
-            let tokens = tokens.max().unwrap_or(1);
-            let mut ternary = Vec::new();
-            let mut wrong: Vec<Wrong> = Vec::new();
-            for id in layout.all().filter(|id| excluded.iter().all(|e| e.kernel != **id)) {
-                match present.find(id)? {
-                    Candidate::Ternary(kernel) => ternary.push(kernel),
-                    Candidate::Head(kernel) => {
-                        reporter.begin(id, allowed(task))?;
-                        wrong.extend(verify::head(&kernel, cols)?);
-                    }
-                    Candidate::Attention(kernel) => {
-                        reporter.begin(id, allowed(task))?;
-                        wrong.extend(verify::attention(&kernel, cols)?);
-                    }
-                }
-            }
-            if let Some(packing) = layout.layout {
-                let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
-                // Who cannot say which kernel it calls verifies all the same.
-                let begin = &mut |id: &KernelId| drop(reporter.begin(id, allowed(task)));
-                wrong.extend(oracle.check(packing, &ternary, pool, begin)?);
-            }
-            for Wrong { kernel, found } in wrong {
-                let new = Excluded { kernel, why: Why::Wrong, found };
-                reporter.send(&Event::Excluded(new.clone()))?;
-                excluded.push(new);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// A unit that is to be done, and its candidates.
@@ -292,7 +139,7 @@ struct Timer<'a> {
     deadline: Instant,
     /// The units that are done.
     done: Vec<Unit>,
-    /// When this sitting is to end.
+    /// When this repeat is to end.
     until: Instant,
     /// Kernels still to be timed in it.
     remaining: usize,
@@ -300,19 +147,19 @@ struct Timer<'a> {
 }
 
 impl<'a> Timer<'a> {
-    /// The units of a job that are to be done in a sitting, by layout, decode and prefill, with their
+    /// The units of a job that are to be done in a repeat, by layout, decode and prefill, with their
     /// candidates.
-    fn open(&self, job: usize, task: &JobTask, sitting: u8) -> Vec<[Option<Open>; 2]> {
+    fn open(&self, job: usize, task: &JobTask, repeat: u8) -> Vec<[Option<Open>; 2]> {
         let layouts = 0..task.plan.layouts.len();
         let open = |layout: usize, prefill: bool| {
-            let key = UnitKey { job, layout, prefill, sitting };
+            let key = UnitKey { job, layout, prefill, repeat };
             if self.done.iter().any(|unit| unit.key == key) {
                 return None;
             }
             let plan = &task.plan.layouts[layout];
             let mut kernels = plan.kernels(key.phase()).to_vec();
             let before = self.before(key);
-            if sitting > 0 {
+            if repeat > 0 {
                 if before.is_empty() || self.is_behind(key) {
                     return None;
                 }
@@ -329,10 +176,10 @@ impl<'a> Timer<'a> {
         layouts.map(|layout| [open(layout, false), open(layout, true)]).collect()
     }
 
-    /// The earlier sittings of a tournament.
+    /// The earlier repeats of a tournament.
     fn before(&self, key: UnitKey) -> Vec<&Unit> {
         let is_before = |unit: &&Unit| {
-            UnitKey { sitting: key.sitting, ..unit.key } == key && unit.key.sitting < key.sitting
+            UnitKey { repeat: key.repeat, ..unit.key } == key && unit.key.repeat < key.repeat
         };
         self.done.iter().filter(is_before).collect()
     }
@@ -349,21 +196,18 @@ impl<'a> Timer<'a> {
         })
     }
 
-    fn job(&mut self, number: usize, job: &JobTask, sitting: u8) -> Result<()> {
-        let mut open = self.open(number, job, sitting);
-        if open.iter().flatten().all(Option::is_none) || sitting > 0 && self.is_late() {
+    fn job(&mut self, number: usize, job: &JobTask, repeat: u8) -> Result<()> {
+        let mut open = self.open(number, job, repeat);
+        if open.iter().flatten().all(Option::is_none) || repeat > 0 && self.is_late() {
             return Ok(());
         }
-        let default_layout = match job.default_decode.op {
-            Op::Ternary(layout) => Some(layout),
-            _ => None,
-        };
-        let sentinels = [
+        let default_layout = layout_of(&job.default_decode);
+        let baselines = [
             Some(self.present.find(&job.default_decode)?),
             job.default_prefill.as_ref().map(|id| self.present.find(id)).transpose()?,
         ];
-        let mut default = self.sampler(job, default_layout, TOKENS)?;
-        let tokens = self.set_tokens(number, &mut *default, &sentinels)?;
+        let mut default = self.workload(job, default_layout, PREFILL_TOKENS)?;
+        let tokens = self.set_tokens(number, &mut *default, &baselines)?;
         // The default's layout first: what is reached there is what the others have to beat.
         let mut order: Vec<usize> = (0..open.len()).collect();
         order.sort_by_key(|&l| (job.plan.layouts[l].layout != default_layout, l));
@@ -371,17 +215,17 @@ impl<'a> Timer<'a> {
         for index in order {
             let plan = &job.plan.layouts[index];
             let units = std::mem::take(&mut open[index]);
-            let is_needed = sitting == 0 && plan.layout == default_layout;
+            let is_needed = repeat == 0 && plan.layout == default_layout;
             if units.iter().all(Option::is_none) || self.is_late() && !is_needed {
                 continue;
             }
             let mut other = if plan.layout == default_layout {
                 None
             } else {
-                Some(self.sampler(job, plan.layout, tokens)?)
+                Some(self.workload(job, plan.layout, tokens)?)
             };
             for (phase, unit) in units.into_iter().enumerate() {
-                let (Some((key, ids)), Some(sentinel)) = (unit, sentinels[phase]) else { continue };
+                let (Some((key, ids)), Some(baseline)) = (unit, baselines[phase]) else { continue };
                 let doing = match plan.layout {
                     Some(layout) => {
                         format!("{} {layout} {}", job.plan.role, phase_name(key.phase()))
@@ -395,8 +239,8 @@ impl<'a> Timer<'a> {
                 let bytes = other.as_ref().map_or(default.bytes(), |other| other.bytes());
                 let before = self.stream.read_bandwidth(self.pool, PASSES)?;
                 let outcome = self.tournament(
-                    (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Sampler)),
-                    sentinel,
+                    (&mut *default, other.as_mut().map(|other| &mut **other as &mut dyn Workload)),
+                    baseline,
                     &kernels,
                     key.phase(),
                     best[phase],
@@ -404,14 +248,14 @@ impl<'a> Timer<'a> {
                 let after = self.stream.read_bandwidth(self.pool, PASSES)?;
                 let known = [Some(1.0), best[phase], outcome.best()].into_iter().flatten();
                 best[phase] = known.min_by(f64::total_cmp);
-                let times = outcome.sentinel.us();
+                let times = outcome.baseline.us();
                 let unit = Unit {
                     key,
                     tokens: if key.prefill { tokens as u32 } else { 1 },
                     bytes,
                     limit_gb_per_s: before.max(after) / 1e9,
-                    timings: timings(sentinel.id(), &kernels, &outcome),
-                    sentinel_us: stats::median(&times),
+                    timings: timings(baseline.id(), &kernels, &outcome),
+                    baseline_us: stats::median(&times),
                     noise: stats::mad(&times) / stats::median(&times),
                     disturbed: outcome.is_disturbed(),
                 };
@@ -434,22 +278,26 @@ impl<'a> Timer<'a> {
         finalists.map(|timing| timing.ratio).min_by(f64::total_cmp)
     }
 
-    fn sampler(
+    fn workload(
         &self,
         job: &JobTask,
         layout: Option<Layout>,
         tokens: usize,
-    ) -> Result<Box<dyn Sampler>> {
+    ) -> Result<Box<dyn Workload>> {
         let (pool, parts, rotation) = (self.pool, &job.plan.parts, self.rotation);
         Ok(match (job.plan.role, layout) {
             (Role::Attention, _) => {
                 let isa = self.task.ceiling;
-                Box::new(AttentionSampler::new(&self.task.config, isa, rotation, tokens)?)
+                Box::new(AttentionWorkload::new(&self.task.config, isa, rotation, tokens)?)
             }
-            (_, Some(layout)) => {
-                Box::new(TernarySampler::new(pool, parts, layout, (rotation, Pages::Huge), tokens)?)
-            }
-            (_, None) => Box::new(HeadSampler::new(pool, parts[0], self.task.head, rotation)?),
+            (_, Some(layout)) => Box::new(TernaryWorkload::new(
+                pool,
+                parts,
+                layout,
+                (rotation, Pages::Huge),
+                tokens,
+            )?),
+            (_, None) => Box::new(HeadWorkload::new(pool, parts[0], self.task.head, rotation)?),
         })
     }
 
@@ -458,15 +306,15 @@ impl<'a> Timer<'a> {
     fn set_tokens(
         &mut self,
         job: usize,
-        default: &mut dyn Sampler,
-        sentinels: &[Option<Candidate>; 2],
+        default: &mut dyn Workload,
+        baselines: &[Option<Candidate>; 2],
     ) -> Result<usize> {
-        let [_, Some(prefill)] = sentinels else { return Ok(1) };
+        let [_, Some(prefill)] = baselines else { return Ok(1) };
         if let Some(unit) = self.done.iter().find(|u| u.key.job == job && u.key.prefill) {
             default.set_tokens(unit.tokens as usize);
             return Ok(unit.tokens as usize);
         }
-        let mut tokens = TOKENS;
+        let mut tokens = PREFILL_TOKENS;
         default.set_tokens(LEAST_TOKENS);
         self.reporter.begin(prefill.id(), UNKNOWN)?;
         let one =
@@ -478,11 +326,11 @@ impl<'a> Timer<'a> {
         Ok(tokens)
     }
 
-    /// Times `kernels`, on the other sampler where they do not read the default's layout.
+    /// Times `kernels`, on the other workload where they do not read the default's layout.
     fn tournament(
         &mut self,
-        (default, mut other): (&mut dyn Sampler, Option<&mut dyn Sampler>),
-        sentinel: Candidate,
+        (default, mut other): (&mut dyn Workload, Option<&mut dyn Workload>),
+        baseline: Candidate,
         kernels: &[Candidate],
         phase: Phase,
         to_beat: Option<f64>,
@@ -492,18 +340,18 @@ impl<'a> Timer<'a> {
         self.remaining = self.remaining.saturating_sub(kernels.len());
         // Long enough for the clock, short enough for a few rounds.
         let length = SAMPLE.as_secs_f64().min(share / (4 * (kernels.len() + 2)) as f64);
-        self.reporter.begin(sentinel.id(), UNKNOWN)?;
-        let one = default.sample(self.pool, &sentinel, phase, 1)?;
+        self.reporter.begin(baseline.id(), UNKNOWN)?;
+        let one = default.sample(self.pool, &baseline, phase, 1)?;
         let count = (length * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5) as usize;
         let allowed = allowed(self.task) + HUNG * (one.cost + one.us * 1e-6 * count as f64);
         let number = match other {
-            None => kernels.iter().position(|kernel| kernel.id() == sentinel.id()),
+            None => kernels.iter().position(|kernel| kernel.id() == baseline.id()),
             Some(_) => None,
         };
         let (pool, reporter) = (self.pool, &mut *self.reporter);
         tournament::run(kernels.len(), number, share, to_beat, |entrant| {
             let kernel = match entrant {
-                Entrant::Sentinel => &sentinel,
+                Entrant::Baseline => &baseline,
                 Entrant::Candidate(c) => &kernels[c],
             };
             reporter.begin(kernel.id(), allowed)?;
@@ -515,28 +363,13 @@ impl<'a> Timer<'a> {
     }
 }
 
-fn timings(sentinel: &KernelId, kernels: &[Candidate], outcome: &Outcome) -> Vec<Timing> {
+fn timings(baseline: &KernelId, kernels: &[Candidate], outcome: &Outcome) -> Vec<Timing> {
     let timing = |(kernel, entry): (&Candidate, &Entry)| {
         let id = *kernel.id();
-        match id == *sentinel {
-            true => Some(Timing { half_width: 0.0, ..timing(id, &outcome.sentinel)? }),
+        match id == *baseline {
+            true => Some(Timing { half_width: 0.0, ..timing(id, &outcome.baseline)? }),
             false => timing(id, entry),
         }
     };
     kernels.iter().zip(&outcome.entries).filter_map(timing).collect()
-}
-
-/// What a kernel showed; nothing where there was no time for it.
-pub(crate) fn timing(kernel: KernelId, entry: &Entry) -> Option<Timing> {
-    let us = entry.us();
-    (!us.is_empty()).then(|| Timing {
-        kernel,
-        samples: us.len() as u32,
-        min_us: us.iter().copied().fold(f64::INFINITY, f64::min),
-        median_us: stats::median(&us),
-        mad_us: stats::mad(&us),
-        ratio: entry.ratio(),
-        half_width: entry.half_width(),
-        finalist: entry.finalist,
-    })
 }

@@ -1,8 +1,11 @@
 //! Times kernels, and the ways to run them, in this process: the work of a worker.
 
-pub mod comparison;
+pub(crate) mod comparison;
 pub(crate) mod jobs;
-pub mod placement;
-pub mod sparse;
+mod limits;
+pub(crate) mod placement;
+pub(crate) mod present;
+pub(crate) mod sparse;
 mod tournament;
-pub(crate) mod workload;
+mod verify;
+mod workload;

@@ -9,31 +9,29 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{GatherLayout, Isa, KernelId, Layout, Role, Shape};
+use bitnet_profiles::{GatherLayout, Layout, Shape};
 use bitnet_runtime::Error;
-use bitnet_runtime::arch::config::Activation;
 use bitnet_runtime::cpu::gather::{Along, GatherMatrix};
 use bitnet_runtime::cpu::kernels::{self, GatherKernel, Kernel, verify};
 use bitnet_runtime::cpu::matmul::{Job, Scratch};
 use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::packing::PackedMatrix;
-use bitnet_runtime::cpu::sparse::{SMALL, Sparse};
+use bitnet_runtime::cpu::sparse::Sparse;
 use bitnet_runtime::cpu::threads::{Pool, SharedSlice};
 use bitnet_runtime::random::Random;
-use serde::{Deserialize, Serialize};
 
-use crate::measure::{Excluded, SparseMeasurements, SparseTiming, Timing, Why, joined};
-use crate::timing::jobs::{self, Present};
-use crate::timing::tournament::{self, Entrant, Entry, Sample};
-use crate::timing::workload::{Candidate, Rotation, random_codes, sample_of, take, timed};
-use crate::worker::{Event, Reporter};
-use crate::{ModelInfo, Result};
-
-/// The shares of lines needed that are timed: from few to more than it pays for here.
-pub const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
+use super::jobs;
+use super::limits;
+use super::present::{Candidate, Present};
+use super::tournament::{self, Entrant, Entry, Sample};
+use super::workload::{Rotation, random_codes, sample_of, take, timed};
+use crate::Result;
+use crate::measure::{Excluded, SparseMeasurements, SparseTiming, SparseUnit, Timing, Why, joined};
+use crate::plan::sparse::DENSITIES;
+use crate::protocol::{Event, Reporter, SparseJob, SparseTask};
 
 /// How often each job is timed, the others in between.
-const SITTINGS: usize = 3;
+const REPEATS: usize = 3;
 
 /// How many times as long as the best a kernel may take on average to be timed again.
 const BEHIND: f64 = 1.1;
@@ -44,85 +42,6 @@ const MOST_FLUSHED: u64 = 256 << 20;
 /// Seconds that a kernel may take to be verified.
 const VERIFY_SECONDS: f64 = 10.0;
 
-/// Jobs in which to skip.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SparseTask {
-    /// The jobs.
-    pub jobs: Vec<SparseJob>,
-    /// Bytes of weights that one token of the model reads.
-    pub model_bytes: u64,
-    /// Seconds for all of it.
-    pub seconds: f64,
-}
-
-/// A job in which to skip.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SparseJob {
-    /// What the job is for: `gate_up` or `down`.
-    pub role: Role,
-    /// Its matrices.
-    pub parts: Vec<Shape>,
-    /// The dense kernel for one token.
-    pub dense: KernelId,
-    /// The candidates; the untuned default first.
-    pub kernels: Vec<KernelId>,
-}
-
-/// What was measured in a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SparseUnit {
-    /// What the job is for.
-    pub role: Role,
-    /// Its matrices.
-    pub parts: Vec<Shape>,
-    /// The measurements.
-    pub measured: SparseMeasurements,
-}
-
-/// The lines of a job that may be skipped.
-fn along(role: Role) -> Option<Along> {
-    match role {
-        Role::GateUp => Some(Along::Rows),
-        Role::Down => Some(Along::Columns),
-        _ => None,
-    }
-}
-
-/// The kernels that could skip in a role's job: of every packing the built-in ones of the best tier up to
-/// `ceiling`, the `default` first. None where the model has no squared ReLU, or one so small that nothing
-/// is skipped.
-pub fn candidates(
-    model: &ModelInfo,
-    (role, parts): (Role, &[Shape]),
-    default: Option<&GatherKernel>,
-    ceiling: Isa,
-) -> Vec<KernelId> {
-    let relu2 = model.config.architecture.activation() == Activation::Relu2;
-    let (Some(along), Some(default), Some(&part)) = (along(role), default, parts.last()) else {
-        return Vec::new();
-    };
-    if !relu2 || along.matrix_bytes(default.layout(), part) < SMALL {
-        return Vec::new();
-    }
-    let fits =
-        |kernel: &GatherKernel| kernel.along() == along && kernel.id().isa.is_within(ceiling);
-    let best = |layout: GatherLayout| {
-        let own =
-            GatherKernel::builtin().filter(|kernel| fits(kernel) && kernel.layout() == layout);
-        own.map(|kernel| kernel.id().isa).max()
-    };
-    let worth = |kernel: &GatherKernel| {
-        fits(kernel)
-            && Some(kernel.id().isa) == best(kernel.layout())
-            && kernel.id() != default.id()
-    };
-    let others = GatherKernel::builtin().filter(worth).map(|kernel| *kernel.id());
-    [*default.id()].into_iter().chain(others).collect()
-}
-
 /// Times the candidates.
 pub(crate) fn measure(
     task: &SparseTask,
@@ -131,7 +50,7 @@ pub(crate) fn measure(
 ) -> Result<Vec<SparseUnit>> {
     let start = Instant::now();
     reporter.progress(1.0, "what meets a zero".into())?;
-    let mut rotation = jobs::rotation(task.model_bytes, reporter)?;
+    let mut rotation = limits::rotation(task.model_bytes, reporter)?;
     // All jobs are in memory at once.
     rotation.bytes /= task.jobs.len().max(1) as u64;
     let mut jobs = Vec::new();
@@ -142,28 +61,28 @@ pub(crate) fn measure(
         };
         let kernels = sound(job, reporter)?;
         if !kernels.is_empty() {
-            let sampler = SparseSampler::new(pool, &job.parts, dense, &kernels, rotation)?;
-            jobs.push((job, kernels, sampler, Vec::new()));
+            let workload = SparseWorkload::new(pool, &job.parts, dense, &kernels, rotation)?;
+            jobs.push((job, kernels, workload, Vec::new()));
         }
     }
-    for sitting in 0..SITTINGS {
+    for repeat in 0..REPEATS {
         for number in 0..jobs.len() {
-            let left = jobs.len() * (SITTINGS - sitting) - number;
+            let left = jobs.len() * (REPEATS - repeat) - number;
             let spent = start.elapsed().as_secs_f64();
             let budget = (task.seconds - spent).max(0.0) / left as f64;
-            let (job, kernels, sampler, found) = &mut jobs[number];
+            let (job, kernels, workload, found) = &mut jobs[number];
             let found: &mut Vec<Vec<SparseTiming>> = found;
             let left = match found.last() {
                 None => kernels.clone(),
                 Some(before) => promising(kernels, before),
             };
-            found.push(tournament(job, &left, sampler, budget, (pool, reporter))?);
+            found.push(tournament(job, &left, workload, budget, (pool, reporter))?);
         }
     }
     Ok(jobs.into_iter().map(|(job, kernels, _, found)| unit(job, &kernels, &found)).collect())
 }
 
-/// Of those that were timed in a sitting the first, which is the default, and who is not far behind.
+/// Of those that were timed in a repeat the first, which is the default, and who is not far behind.
 fn promising(kernels: &[GatherKernel], before: &[SparseTiming]) -> Vec<GatherKernel> {
     let mean = |kernel: &GatherKernel| {
         let own = before.iter().filter(|own| own.timing.kernel == *kernel.id());
@@ -196,45 +115,45 @@ fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<GatherKernel>> 
     Ok(kernels)
 }
 
-/// One sitting of a job: all kernels at all densities.
+/// One repeat of a job: all kernels at all densities.
 fn tournament(
     job: &SparseJob,
     kernels: &[GatherKernel],
-    sampler: &mut SparseSampler,
+    workload: &mut SparseWorkload,
     budget: f64,
     (pool, reporter): (&Pool, &mut Reporter),
 ) -> Result<Vec<SparseTiming>> {
     let candidates = kernels.len() * DENSITIES.len();
     reporter.begin(&job.dense, jobs::UNKNOWN)?;
-    let one = sampler.sample(pool, None, 1)?;
+    let one = workload.sample(pool, None, 1)?;
     let count = (jobs::SAMPLE.as_secs_f64() * 1e6 / one.us.max(1e-3)).ceil().clamp(1.0, 1e5);
     let allowed = VERIFY_SECONDS + jobs::HUNG * (one.cost + one.us * 1e-6 * count);
     let outcome = tournament::run_uncut(candidates, budget, |entrant| {
         let skipping = match entrant {
-            Entrant::Sentinel => None,
+            Entrant::Baseline => None,
             Entrant::Candidate(c) => Some((kernels[c / DENSITIES.len()], c % DENSITIES.len())),
         };
         reporter.begin(skipping.as_ref().map_or(&job.dense, |(kernel, _)| kernel.id()), allowed)?;
-        sampler.sample(pool, skipping, count as usize)
+        workload.sample(pool, skipping, count as usize)
     })?;
     let timing = |(c, entry): (usize, &Entry)| {
         let kernel = *kernels[c / DENSITIES.len()].id();
-        let timing = jobs::timing(kernel, entry)?;
+        let timing = tournament::timing(kernel, entry)?;
         Some(SparseTiming { density: DENSITIES[c % DENSITIES.len()], timing })
     };
     Ok(outcome.entries.iter().enumerate().filter_map(timing).collect())
 }
 
-/// What the sittings of a job showed.
-fn unit(job: &SparseJob, kernels: &[GatherKernel], sittings: &[Vec<SparseTiming>]) -> SparseUnit {
+/// What the repeats of a job showed.
+fn unit(job: &SparseJob, kernels: &[GatherKernel], repeats: &[Vec<SparseTiming>]) -> SparseUnit {
     let mut timings = Vec::new();
     for kernel in kernels {
         for density in DENSITIES {
             let own = |t: &&SparseTiming| t.timing.kernel == *kernel.id() && t.density == density;
-            let of = |sitting: &'_ Vec<SparseTiming>| sitting.iter().find(own).cloned();
-            let all: Vec<SparseTiming> = sittings.iter().filter_map(of).collect();
+            let of = |repeat: &'_ Vec<SparseTiming>| repeat.iter().find(own).cloned();
+            let all: Vec<SparseTiming> = repeats.iter().filter_map(of).collect();
             let all: Vec<&Timing> = all.iter().map(|t| &t.timing).collect();
-            let timing = joined(&all, sittings.len());
+            let timing = joined(&all, repeats.len());
             timings.extend(timing.map(|timing| SparseTiming { density, timing }));
         }
     }
@@ -246,7 +165,7 @@ fn unit(job: &SparseJob, kernels: &[GatherKernel], sittings: &[Vec<SparseTiming>
 }
 
 /// Samples a job with lines to skip.
-struct SparseSampler {
+struct SparseWorkload {
     jobs: Vec<Job>,
     /// The matrix that is skipped in, packed by lines for every job; none while a job has them.
     lines: Vec<(GatherLayout, Vec<Option<GatherMatrix>>)>,
@@ -260,7 +179,7 @@ struct SparseSampler {
     out: Vec<f32>,
 }
 
-impl SparseSampler {
+impl SparseWorkload {
     fn new(
         pool: &Pool,
         parts: &[Shape],
@@ -307,7 +226,7 @@ impl SparseSampler {
                 lines.push(Some(packed));
             }
         }
-        let flushed = if rotation.warm { 0 } else { (2 * jobs::l3()).min(MOST_FLUSHED) };
+        let flushed = if rotation.warm { 0 } else { (2 * limits::l3()).min(MOST_FLUSHED) };
         let mut flush = Buffer::zeroed(flushed as usize)?;
         pool.fill(&mut flush, 1)?;
         let out = vec![0.0; jobs[0].rows()];
@@ -445,8 +364,8 @@ fn pack(
 
 #[cfg(test)]
 mod tests {
-    use bitnet_runtime::cpu::kernels::Selection;
-    use bitnet_runtime::file::gguf::Gguf;
+
+    use bitnet_profiles::KernelId;
 
     use super::*;
 
@@ -475,65 +394,37 @@ mod tests {
             };
             for warm in [false, true] {
                 let rotation = Rotation { bytes: 1, warm };
-                let mut sampler =
-                    SparseSampler::new(&pool, &parts, dense, &kernels, rotation).unwrap();
-                assert_eq!(sampler.jobs.len(), 2);
+                let mut workload =
+                    SparseWorkload::new(&pool, &parts, dense, &kernels, rotation).unwrap();
+                assert_eq!(workload.jobs.len(), 2);
                 for kernel in &kernels {
                     for (number, density) in DENSITIES.into_iter().enumerate() {
-                        sampler.out.fill(f32::NAN);
-                        let sample = sampler.sample(&pool, Some((*kernel, number)), 3).unwrap();
-                        assert!(sample.us > 0.0 && sampler.out.iter().all(|y| y.is_finite()));
+                        workload.out.fill(f32::NAN);
+                        let sample = workload.sample(&pool, Some((*kernel, number)), 3).unwrap();
+                        assert!(sample.us > 0.0 && workload.out.iter().all(|y| y.is_finite()));
                         let needed = (density * f64::from(lines)).round() as usize;
                         let found = match along {
-                            Along::Rows => sampler.out[..400].iter().filter(|y| **y > 0.0).count(),
+                            Along::Rows => workload.out[..400].iter().filter(|y| **y > 0.0).count(),
                             Along::Columns => {
-                                sampler.quantised[number].iter().filter(|q| **q != 0).count()
+                                workload.quantised[number].iter().filter(|q| **q != 0).count()
                             }
                         };
                         assert_eq!(found, needed, "{} {density}", kernel.id());
                         // Up is 0 where the gate is closed, and only then: its column is not.
                         if along == Along::Rows {
                             let open = |y: &&f32| **y != 0.0;
-                            assert_eq!(sampler.out[400..].iter().filter(open).count(), needed);
+                            assert_eq!(workload.out[400..].iter().filter(open).count(), needed);
                         }
                     }
                 }
-                let before = sampler.next;
-                sampler.sample(&pool, None, 1).unwrap();
+                let before = workload.next;
+                workload.sample(&pool, None, 1).unwrap();
                 let untimed = 2;
-                assert_eq!(sampler.next, (before + untimed + 1) % 2);
+                assert_eq!(workload.next, (before + untimed + 1) % 2);
                 // All lines are back.
-                let mut all = sampler.lines.iter().flat_map(|(_, lines)| lines);
+                let mut all = workload.lines.iter().flat_map(|(_, lines)| lines);
                 assert!(all.all(Option::is_some));
             }
-        }
-    }
-
-    #[test]
-    fn nothing_is_skipped_without_zeros_or_in_small_matrices() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
-        let model = ModelInfo::from_gguf(&Gguf::open(path).unwrap()).unwrap();
-        let selection = Selection::default();
-        let ids = |model: &ModelInfo, role, parts: &[Shape]| {
-            let default = selection.lines(role, parts).map(|(kernel, _)| kernel);
-            let ids = candidates(model, (role, parts), default.as_ref(), Isa::best());
-            assert_eq!(ids.first().copied(), default.filter(|_| !ids.is_empty()).map(|k| *k.id()));
-            ids
-        };
-        let (up, down) = (Shape::new(6912, 2560), Shape::new(2560, 6912));
-        for (role, parts, some) in [
-            (Role::GateUp, vec![up; 2], true),
-            (Role::Down, vec![down], true),
-            (Role::Qkv, vec![up; 3], false),
-            (Role::Down, vec![Shape::new(384, 1024)], false),
-        ] {
-            let found = ids(&model, role, &parts);
-            assert_eq!(!found.is_empty(), some, "{role} {parts:?}");
-            let all: std::collections::BTreeSet<&KernelId> = found.iter().collect();
-            assert_eq!(all.len(), found.len(), "{role}: one stands twice");
-            let mut silu = model.clone();
-            silu.config.architecture = bitnet_runtime::arch::config::Architecture::Llama;
-            assert_eq!(ids(&silu, role, &parts), [], "{role}");
         }
     }
 

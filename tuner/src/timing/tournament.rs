@@ -1,9 +1,12 @@
-//! Successive halving against a sentinel. A round times every candidate that is left, in blocks
-//! that begin and end with the sentinel; a candidate's sample counts as its ratio to the two
-//! sentinel samples around it, so that a machine that slows down slows both. A block in which the
-//! sentinel itself moved is thrown away and repeated, and so is a sample in which the system gave
+//! Successive halving against a baseline. A round times every candidate that is left, in blocks
+//! that begin and end with the baseline; a candidate's sample counts as its ratio to the two
+//! baseline samples around it, so that a machine that slows down slows both. A block in which the
+//! baseline itself moved is thrown away and repeated, and so is a sample in which the system gave
 //! the CPU of a worker to somebody else.
 
+use bitnet_profiles::KernelId;
+
+use crate::measure::Timing;
 use crate::stats::{mad, median};
 use crate::{Result, stats};
 
@@ -13,9 +16,9 @@ const ROUNDS: usize = 3;
 const FINALISTS: usize = 4;
 /// Rounds after which more say nothing new.
 const MOST_ROUNDS: usize = 30;
-/// Candidates between two sentinel samples.
+/// Candidates between two baseline samples.
 const BLOCK: usize = 6;
-/// The least movement of the sentinel that spoils a block.
+/// The least movement of the baseline that spoils a block.
 const DRIFT: f64 = 0.03;
 /// A set of candidates whose best is this much slower than what there is already is given up after
 /// the first cut.
@@ -24,7 +27,7 @@ const HOPELESS: f64 = 1.25;
 /// Who is to be timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entrant {
-    Sentinel,
+    Baseline,
     Candidate(usize),
 }
 
@@ -44,7 +47,7 @@ pub(crate) struct Sample {
 pub(crate) struct Reading {
     /// Microseconds per job.
     pub us: f64,
-    /// That over the mean of the sentinel's samples before and after.
+    /// That over the mean of the baseline's samples before and after.
     pub ratio: f64,
     /// How much larger the ratio would be, had only the faster of the two been right.
     slack: f64,
@@ -66,7 +69,7 @@ impl Entry {
         self.readings.iter().map(|reading| reading.us).collect()
     }
 
-    /// Their ratios to the sentinel.
+    /// Their ratios to the baseline.
     pub(crate) fn ratios(&self) -> Vec<f64> {
         self.readings.iter().map(|reading| reading.ratio).collect()
     }
@@ -97,24 +100,39 @@ impl Entry {
         match (self.readings.len() < stats::FEW, self.is_disturbed()) {
             (false, false) => width,
             (false, true) => 2.0 * width,
-            // Too few to show that they scatter; but the sentinel may have shown it.
+            // Too few to show that they scatter; but the baseline may have shown it.
             (true, false) => self.readings.iter().map(|r| r.slack).fold(width, f64::max),
             (true, true) => f64::max(1.0, self.ratio()),
         }
     }
 }
 
+/// What a kernel showed; nothing where there was no time for it.
+pub(crate) fn timing(kernel: KernelId, entry: &Entry) -> Option<Timing> {
+    let us = entry.us();
+    (!us.is_empty()).then(|| Timing {
+        kernel,
+        samples: us.len() as u32,
+        min_us: us.iter().copied().fold(f64::INFINITY, f64::min),
+        median_us: stats::median(&us),
+        mad_us: stats::mad(&us),
+        ratio: entry.ratio(),
+        half_width: entry.half_width(),
+        finalist: entry.finalist,
+    })
+}
+
 /// The end of a tournament.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// One for each candidate; the sentinel's own, where it is one, is empty.
+    /// One for each candidate; the baseline's own, where it is one, is empty.
     pub entries: Vec<Entry>,
-    /// The sentinel's times; its ratios are 1.
-    pub sentinel: Entry,
+    /// The baseline's times; its ratios are 1.
+    pub baseline: Entry,
 }
 
 impl Outcome {
-    /// The best median ratio of a finalist, at most the sentinel's.
+    /// The best median ratio of a finalist, at most the baseline's.
     pub(crate) fn best(&self) -> Option<f64> {
         let finalists = self.entries.iter().filter(|e| e.finalist && !e.readings.is_empty());
         finalists.map(Entry::ratio).min_by(f64::total_cmp)
@@ -123,22 +141,22 @@ impl Outcome {
     /// Whether anything that counts rests on spoilt readings.
     pub(crate) fn is_disturbed(&self) -> bool {
         let finalists = self.entries.iter().filter(|entry| entry.finalist);
-        finalists.chain([&self.sentinel]).any(Entry::is_disturbed)
+        finalists.chain([&self.baseline]).any(Entry::is_disturbed)
     }
 }
 
 /// Times `candidates` candidates for about `budget` seconds, in their order: where that is not
 /// enough for all, the last are not timed at all. Where the
-/// sentinel is itself a candidate, `sentinel` is its number: its ratio is 1 by definition.
+/// baseline is itself a candidate, `baseline` is its number: its ratio is 1 by definition.
 /// `to_beat` is the best ratio that is known.
 pub(crate) fn run(
     candidates: usize,
-    sentinel: Option<usize>,
+    baseline: Option<usize>,
     budget: f64,
     to_beat: Option<f64>,
     sample: impl FnMut(Entrant) -> Result<Sample>,
 ) -> Result<Outcome> {
-    hold(candidates, FINALISTS, sentinel, budget, to_beat, sample)
+    hold(candidates, FINALISTS, baseline, budget, to_beat, sample)
 }
 
 /// Times `candidates` candidates as [`run`] does, but cuts none: they do not compete.
@@ -153,7 +171,7 @@ pub(crate) fn run_uncut(
 fn hold(
     candidates: usize,
     finalists: usize,
-    sentinel: Option<usize>,
+    baseline: Option<usize>,
     budget: f64,
     to_beat: Option<f64>,
     sample: impl FnMut(Entrant) -> Result<Sample>,
@@ -164,9 +182,9 @@ fn hold(
         spent: 0.0,
         wasted: 0.0,
         entries: vec![Entry::default(); candidates],
-        sentinel: Entry::default(),
+        baseline: Entry::default(),
     };
-    let mut left: Vec<usize> = (0..candidates).filter(|&c| Some(c) != sentinel).collect();
+    let mut left: Vec<usize> = (0..candidates).filter(|&c| Some(c) != baseline).collect();
     for round in 1..=MOST_ROUNDS {
         tournament.round(&left, round)?;
         if tournament.spent >= budget {
@@ -183,13 +201,13 @@ fn hold(
             }
         }
     }
-    let Tournament { mut entries, sentinel: mut of_sentinel, .. } = tournament;
-    of_sentinel.finalist = true;
+    let Tournament { mut entries, baseline: mut of_baseline, .. } = tournament;
+    of_baseline.finalist = true;
     for c in left {
         entries[c].finalist = true;
     }
-    entries.iter_mut().chain([&mut of_sentinel]).for_each(Entry::settle);
-    Ok(Outcome { entries, sentinel: of_sentinel })
+    entries.iter_mut().chain([&mut of_baseline]).for_each(Entry::settle);
+    Ok(Outcome { entries, baseline: of_baseline })
 }
 
 struct Tournament<F> {
@@ -198,16 +216,16 @@ struct Tournament<F> {
     spent: f64,
     wasted: f64,
     entries: Vec<Entry>,
-    sentinel: Entry,
+    baseline: Entry,
 }
 
 impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
-    /// Times every candidate of `left` once; with none left, the sentinel alone.
+    /// Times every candidate of `left` once; with none left, the baseline alone.
     fn round(&mut self, left: &[usize], round: usize) -> Result<()> {
         if left.is_empty() {
             return self.block(&[]);
         }
-        // Nobody always follows the sentinel.
+        // Nobody always follows the baseline.
         let start = (round - 1) % left.len();
         let order: Vec<usize> = left[start..].iter().chain(&left[..start]).copied().collect();
         for block in order.chunks(BLOCK) {
@@ -223,11 +241,11 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
     fn block(&mut self, block: &[usize]) -> Result<()> {
         loop {
             let spent = self.spent;
-            let before = self.time(Entrant::Sentinel)?;
+            let before = self.time(Entrant::Baseline)?;
             let times = block.iter().map(|&c| self.time(Entrant::Candidate(c)));
             let times = times.collect::<Result<Vec<Sample>>>()?;
-            let after = self.time(Entrant::Sentinel)?;
-            let good = self.sentinel.readings.iter().filter(|reading| !reading.spoilt);
+            let after = self.time(Entrant::Baseline)?;
+            let good = self.baseline.readings.iter().filter(|reading| !reading.spoilt);
             let seen: Vec<f64> = good.map(|reading| reading.us).collect();
             let usual = if seen.is_empty() { 0.0 } else { 3.0 * mad(&seen) / median(&seen) };
             let moved = (after.us / before.us - 1.0).abs() > usual.max(DRIFT);
@@ -241,7 +259,7 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
                 Reading { us, ratio, slack: us / least - ratio, spoilt }
             };
             for sample in [before, after] {
-                self.sentinel.readings.push(Reading { ratio: 1.0, ..reading(sample.us, spoilt) });
+                self.baseline.readings.push(Reading { ratio: 1.0, ..reading(sample.us, spoilt) });
             }
             for (&c, sample) in block.iter().zip(times) {
                 let reading = reading(sample.us, spoilt || sample.disturbed);
@@ -278,7 +296,7 @@ mod tests {
     use super::*;
     use bitnet_runtime::random::Random;
 
-    /// A machine on which candidate `c` takes `times[c]` and the sentinel 100 microseconds, all
+    /// A machine on which candidate `c` takes `times[c]` and the baseline 100 microseconds, all
     /// times `weather(sample number)`.
     fn machine<'a>(
         times: &'a [f64],
@@ -287,7 +305,7 @@ mod tests {
     ) -> impl FnMut(Entrant) -> Result<Sample> + 'a {
         move |entrant| {
             let us = match entrant {
-                Entrant::Sentinel => 100.0,
+                Entrant::Baseline => 100.0,
                 Entrant::Candidate(c) => times[c],
             };
             let us = us * weather(log.len());
@@ -386,7 +404,7 @@ mod tests {
         let outcome = run(1, None, 1.0, None, |entrant| {
             n += 1;
             let disturbed = n % 4 == 0;
-            let us = if entrant == Entrant::Sentinel { 100.0 } else { 95.0 };
+            let us = if entrant == Entrant::Baseline { 100.0 } else { 95.0 };
             Ok(Sample { us: if disturbed { 10.0 * us } else { us }, cost: 0.001, disturbed })
         })
         .unwrap();
@@ -405,18 +423,18 @@ mod tests {
         let mut log = Vec::new();
         let outcome = run(9, Some(4), 0.0, None, machine(&times, |_| 1.0, &mut log)).unwrap();
         let timed: Vec<usize> = (0..9).filter(|&c| !outcome.entries[c].us().is_empty()).collect();
-        // The sentinel is not timed twice.
+        // The baseline is not timed twice.
         assert_eq!(timed, [0, 1, 2, 3, 5, 6]);
         assert_eq!(log.iter().filter(|&&l| l == Entrant::Candidate(4)).count(), 0);
-        assert_eq!(outcome.sentinel.us(), [100.0; 2]);
+        assert_eq!(outcome.baseline.us(), [100.0; 2]);
         assert_eq!(outcome.best(), Some(outcome.entries[0].ratio()));
     }
 
     #[test]
-    fn the_sentinel_may_be_alone_and_the_hopeless_are_given_up() {
+    fn the_baseline_may_be_alone_and_the_hopeless_are_given_up() {
         let mut log = Vec::new();
         let outcome = run(1, Some(0), 1.0, None, machine(&[], |_| 1.0, &mut log)).unwrap();
-        assert_eq!((outcome.best(), outcome.sentinel.ratio()), (None, 1.0));
+        assert_eq!((outcome.best(), outcome.baseline.ratio()), (None, 1.0));
         let mut log = Vec::new();
         let times = [300.0; 8];
         run(8, None, 10.0, Some(1.0), machine(&times, |_| 1.0, &mut log)).unwrap();
@@ -449,7 +467,7 @@ mod tests {
             half_width,
             finalist: entry.finalist,
         };
-        let mut decode = vec![timing(0, &outcome.sentinel, 0.0)];
+        let mut decode = vec![timing(0, &outcome.baseline, 0.0)];
         let entries = outcome.entries.iter().enumerate();
         decode.extend(entries.map(|(c, entry)| timing(c + 1, entry, entry.half_width())));
         let measurements = Measurements {

@@ -15,19 +15,21 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Shape};
+use bitnet_profiles::{HeadFormat, Isa, Layout, Shape};
 use bitnet_runtime::Error;
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::attention::Rehearsal;
-use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel, VectorOps};
+use bitnet_runtime::cpu::kernels::{self, Kernel, VectorOps};
 use bitnet_runtime::cpu::matmul::{Job, Scratch};
 use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::model::KvType;
 use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::threads::{Pool, SharedSlice, Worker};
 
+use super::present::Candidate;
+use super::tournament::Sample;
 use crate::Result;
-use crate::timing::tournament::Sample;
+use crate::measure::lengths::DEPTH;
 use bitnet_runtime::random::Random;
 
 /// The share of a sample that a worker may have waited for its CPU.
@@ -38,15 +40,6 @@ const MOST_COPIES: u64 = 4096;
 
 /// Most layers of a warm cache of keys and values that are read before the clock starts.
 const MOST_WARMED: usize = 64;
-
-/// Positions before the tokens of a timed attention: two chunks of its arithmetic.
-pub(crate) const DEPTH: usize = 512;
-
-/// Positions that one of so many tokens of a timed attention attends to, itself included, on
-/// average.
-pub(crate) fn positions(tokens: u32) -> f64 {
-    DEPTH as f64 + (f64::from(tokens) + 1.0) / 2.0
-}
 
 /// The weights that are read between a matrix and its next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,26 +66,8 @@ impl Rotation {
     }
 }
 
-/// A kernel that can be timed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Candidate {
-    Ternary(Kernel),
-    Head(HeadKernel),
-    Attention(AttentionKernel),
-}
-
-impl Candidate {
-    pub(crate) fn id(&self) -> &KernelId {
-        match self {
-            Self::Ternary(kernel) => kernel.id(),
-            Self::Head(kernel) => kernel.id(),
-            Self::Attention(kernel) => kernel.id(),
-        }
-    }
-}
-
 /// The matrices of one job, as often as it takes, and what they are multiplied with.
-pub(crate) trait Sampler {
+pub(crate) trait Workload {
     /// Times `count` jobs with `kernel`, by the workers of `pool`.
     fn sample(
         &mut self,
@@ -102,7 +77,7 @@ pub(crate) trait Sampler {
         count: usize,
     ) -> Result<Sample>;
 
-    /// Takes prefills of so many rows from now on, at most as many as the sampler was made for.
+    /// Takes prefills of so many rows from now on, at most as many as the workload was made for.
     fn set_tokens(&mut self, tokens: usize);
 
     /// Bytes that one token reads.
@@ -159,7 +134,7 @@ fn wrong_kind(kernel: &Candidate) -> crate::Error {
 }
 
 /// Samples the jobs of a ternary role in one layout.
-pub(crate) struct TernarySampler {
+pub(crate) struct TernaryWorkload {
     jobs: Vec<Job>,
     /// The job whose turn it is.
     next: usize,
@@ -171,7 +146,7 @@ pub(crate) struct TernarySampler {
     out: Vec<f32>,
 }
 
-impl TernarySampler {
+impl TernaryWorkload {
     /// Packs matrices of random codes with the shapes `parts`, for prefills of `tokens` rows.
     pub(crate) fn new(
         pool: &Pool,
@@ -225,7 +200,7 @@ impl TernarySampler {
     }
 }
 
-impl Sampler for TernarySampler {
+impl Workload for TernaryWorkload {
     fn set_tokens(&mut self, tokens: usize) {
         self.tokens = tokens.min(self.scales.len());
     }
@@ -280,7 +255,7 @@ impl Sampler for TernarySampler {
 }
 
 /// Samples the head: the logits of one token.
-pub(crate) struct HeadSampler {
+pub(crate) struct HeadWorkload {
     /// Copies of the rows, in blocks of the format.
     copies: Vec<Buffer>,
     next: usize,
@@ -289,7 +264,7 @@ pub(crate) struct HeadSampler {
     out: Vec<f32>,
 }
 
-impl HeadSampler {
+impl HeadWorkload {
     /// For a head of `shape`, `[vocab, hidden]`, stored as `format`.
     pub(crate) fn new(
         pool: &Pool,
@@ -314,7 +289,7 @@ impl HeadSampler {
     }
 }
 
-impl Sampler for HeadSampler {
+impl Workload for HeadWorkload {
     fn set_tokens(&mut self, _: usize) {}
 
     fn bytes(&self) -> u64 {
@@ -345,14 +320,14 @@ impl Sampler for HeadSampler {
 }
 
 /// Samples attention after [`DEPTH`] positions.
-pub(crate) struct AttentionSampler {
+pub(crate) struct AttentionWorkload {
     rehearsal: Rehearsal,
     next: usize,
     warm: bool,
     tokens: usize,
 }
 
-impl AttentionSampler {
+impl AttentionWorkload {
     /// For prefills of up to `tokens` tokens.
     pub(crate) fn new(
         config: &Config,
@@ -369,7 +344,7 @@ impl AttentionSampler {
     }
 }
 
-impl Sampler for AttentionSampler {
+impl Workload for AttentionWorkload {
     fn set_tokens(&mut self, tokens: usize) {
         self.tokens = tokens;
     }
@@ -438,7 +413,7 @@ mod tests {
             kernels::builtin().iter().map(Kernel::layout).collect();
         for layout in layouts {
             let new = |bytes, warm| {
-                TernarySampler::new(
+                TernaryWorkload::new(
                     &pool,
                     &parts,
                     layout,
@@ -454,9 +429,9 @@ mod tests {
             let mut warm = new(3 * bytes - 1, true);
             assert_eq!(warm.jobs.len(), 3);
             for kernel in kernels::builtin().iter().filter(|k| k.layout() == layout) {
-                for (sampler, count) in [(&mut cold, 2), (&mut warm, 4)] {
-                    let (next, untimed) = (sampler.next, if sampler.warm { 3 } else { 1 });
-                    let sample = sampler
+                for (workload, count) in [(&mut cold, 2), (&mut warm, 4)] {
+                    let (next, untimed) = (workload.next, if workload.warm { 3 } else { 1 });
+                    let sample = workload
                         .sample(
                             &pool,
                             &Candidate::Ternary(*kernel),
@@ -465,29 +440,29 @@ mod tests {
                         )
                         .unwrap();
                     assert!(sample.us > 0.0 && sample.cost * 1e6 >= sample.us);
-                    assert_eq!(sampler.next, (next + untimed + count) % sampler.jobs.len());
+                    assert_eq!(workload.next, (next + untimed + count) % workload.jobs.len());
                 }
             }
         }
     }
 
-    /// The matrices that are timed are really multiplied: a sampler that timed nothing would show.
+    /// The matrices that are timed are really multiplied: a workload that timed nothing would show.
     #[test]
     fn samples_multiply() {
         let pool = Pool::new(2).unwrap();
         let parts = [Shape::new(128, 128)];
         for kernel in kernels::builtin() {
             let rotation = Rotation { bytes: 1, warm: true };
-            let mut sampler =
-                TernarySampler::new(&pool, &parts, kernel.layout(), (rotation, Pages::Small), 3)
+            let mut workload =
+                TernaryWorkload::new(&pool, &parts, kernel.layout(), (rotation, Pages::Small), 3)
                     .unwrap();
-            sampler.out.fill(f32::NAN);
-            sampler
+            workload.out.fill(f32::NAN);
+            workload
                 .sample(&pool, &Candidate::Ternary(*kernel), Phase::of(&kernel.id().tile), 1)
                 .unwrap();
             let tokens = if kernel.tokens() == 1 { 1 } else { 3 };
             assert!(
-                sampler.out[..tokens * 128].iter().all(|y| y.fract() == 0.0),
+                workload.out[..tokens * 128].iter().all(|y| y.fract() == 0.0),
                 "{}",
                 kernel.id()
             );

@@ -1,0 +1,166 @@
+//! Totals of all choices: time, demand on the machine, and gain of a phase.
+
+use bitnet_codegen::Phase;
+use bitnet_profiles::{Role, Run};
+
+use super::choice::JobChoice;
+use crate::measure::lengths::{job_positions, model_positions};
+use crate::measure::{JobMeasurements, Limits, PlacementTiming, Timing};
+use crate::stats::Gain;
+
+/// What a phase takes in all, of the jobs that it has: those of one token of a [`Comparison`](crate::measure::Comparison).
+fn of_phase<'a>(
+    choices: &'a [JobChoice<'_>],
+    phase: Phase,
+) -> impl Iterator<Item = (f64, &'a Timing)> {
+    choices.iter().filter_map(move |choice| {
+        let count = f64::from(choice.job.count) * context(choice.job, phase);
+        Some((count * choice.job.default_us(phase), choice.chosen(phase)?.timing))
+    })
+}
+
+/// The time of a job in a [`Comparison`](crate::measure::Comparison) over that in its tournament: attention takes as long as there
+/// are positions to attend to, of which the model itself has fewer.
+fn context(job: &JobMeasurements, phase: Phase) -> f64 {
+    let tokens = if phase == Phase::Decode { 1 } else { job.tokens };
+    match job.role {
+        Role::Attention => model_positions(phase) / job_positions(tokens),
+        _ => 1.0,
+    }
+}
+
+/// Time of all jobs for one token of a phase in microseconds: chosen, and by default. Without what
+/// lies between the jobs, and with as many positions before it as in a [`Comparison`](crate::measure::Comparison).
+pub fn per_token_us(choices: &[JobChoice<'_>], phase: Phase) -> (f64, f64) {
+    of_phase(choices, phase).fold((0.0, 0.0), |(chosen, default), (all, timing)| {
+        (chosen + all * timing.ratio, default + all)
+    })
+}
+
+/// What a phase asks of the machine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Demand {
+    /// 10^9 bytes that one token of decode reads, or 10^9 multiply-adds of weights that one of
+    /// prefill takes.
+    pub per_token: f64,
+    /// 10^9 of them per second that the machine can do.
+    pub limit: f64,
+}
+
+impl Demand {
+    /// Of decode: the packed weights of the layouts chosen, the head, and the keys and values as
+    /// far as a [`Comparison`](crate::measure::Comparison) goes, against the read bandwidth. Of prefill: the weights, against the
+    /// rate of multiply-adds, where that is known; the rest is little.
+    pub fn of(choices: &[JobChoice<'_>], limits: &Limits, phase: Phase) -> Option<Self> {
+        let sum = |value: &dyn Fn(&JobChoice<'_>) -> f64| -> f64 {
+            choices.iter().map(|choice| f64::from(choice.job.count) * value(choice)).sum()
+        };
+        let (all, limit) = match phase {
+            Phase::Decode => {
+                let bytes = |choice: &JobChoice<'_>| {
+                    choice.layout.bytes as f64 * context(choice.job, phase)
+                };
+                (sum(&bytes), limits.limit_gb_per_s)
+            }
+            Phase::Prefill => {
+                let weights = |choice: &JobChoice<'_>| match choice.layout.layout {
+                    Some(_) => choice.job.parts.iter().map(|part| part.weights() as f64).sum(),
+                    None => 0.0,
+                };
+                (sum(&weights), limits.limit_gmac_per_s?)
+            }
+        };
+        (all > 0.0 && limit > 0.0).then_some(Self { per_token: all / 1e9, limit })
+    }
+
+    /// The share of the limit that so many tokens per second take.
+    pub fn share(&self, tokens_per_s: f64) -> f64 {
+        self.per_token * tokens_per_s / self.limit
+    }
+}
+
+/// What the kernels alone make of a phase.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prediction {
+    /// Tokens per second by default.
+    pub before: f64,
+    /// Tokens per second with the choices, run as the profile says.
+    pub after: f64,
+    /// How many times as fast.
+    pub gain: Gain,
+}
+
+impl Prediction {
+    /// From the jobs of one token, and what the setting of `run` showed.
+    pub fn of(
+        choices: &[JobChoice<'_>],
+        placements: &[PlacementTiming],
+        run: &Run,
+        phase: Phase,
+    ) -> Option<Self> {
+        let (chosen, default) = per_token_us(choices, phase);
+        let placement = placements.iter().find(|placement| placement.run == *run);
+        let (times, half_width) = placement.map_or((1.0, 0.0), |placement| match phase {
+            Phase::Decode => (placement.decode.ratio, placement.decode.half_width),
+            Phase::Prefill => (placement.prefill.ratio, placement.prefill.half_width),
+        });
+        let (ratio, own) = total_ratio(choices, phase);
+        (chosen > 0.0).then(|| Self {
+            before: 1e6 / default,
+            after: 1e6 / (chosen * times),
+            gain: Gain::of(ratio * times, (own * times).hypot(ratio * half_width)),
+        })
+    }
+}
+
+/// The share of the machine's limit that the jobs of a phase reach together, of those that have
+/// one: see [`JobChoice::share_of_limit`].
+pub fn total_share_of_limit(
+    choices: &[JobChoice<'_>],
+    limits: &Limits,
+    phase: Phase,
+) -> Option<f64> {
+    let shares = choices.iter().filter_map(|choice| {
+        let count = f64::from(choice.job.count) * context(choice.job, phase);
+        let us = count * choice.chosen(phase)?.timing.median_us;
+        Some((us * choice.share_of_limit(limits, phase)?, us))
+    });
+    let (at_limit, all) = shares.fold((0.0, 0.0), |sum, us| (sum.0 + us.0, sum.1 + us.1));
+    (all > 0.0).then(|| at_limit / all)
+}
+
+/// Time of all jobs of a phase over the default's, and half its interval.
+pub(super) fn total_ratio(choices: &[JobChoice<'_>], phase: Phase) -> (f64, f64) {
+    let (chosen, default) = per_token_us(choices, phase);
+    let half_width =
+        of_phase(choices, phase).fold(0.0, |sum: f64, (all, t)| sum.hypot(all * t.half_width));
+    if default > 0.0 { (chosen / default, half_width / default) } else { (1.0, 0.0) }
+}
+
+/// The best kernel of the same layout that every build holds; the chosen one where that is built in.
+pub(crate) fn built_in<'a>(timings: &'a [Timing], chosen: &'a Timing) -> &'a Timing {
+    let held = timings.iter().filter(|timing| timing.kernel.shape.is_none());
+    let best = held.min_by(|a, b| {
+        let key = |timing: &Timing| (timing.kernel != chosen.kernel, !timing.finalist);
+        key(a).cmp(&key(b)).then(a.ratio.total_cmp(&b.ratio))
+    });
+    best.unwrap_or(chosen)
+}
+
+/// How many times as fast all jobs of a phase are as with the best built-in kernels of the same
+/// layouts.
+pub fn gain_of_made(choices: &[JobChoice<'_>], phase: Phase) -> Gain {
+    let (mut own, mut other, mut width) = (0.0, 0.0, 0.0f64);
+    for choice in choices {
+        let Some(chosen) = choice.chosen(phase).map(|chosen| chosen.timing) else { continue };
+        let all =
+            f64::from(choice.job.count) * context(choice.job, phase) * choice.job.default_us(phase);
+        let held = built_in(choice.layout.timings(phase), chosen);
+        own += all * chosen.ratio;
+        other += all * held.ratio;
+        if held.kernel != chosen.kernel {
+            width = width.hypot(all * chosen.half_width.hypot(held.half_width));
+        }
+    }
+    if other > 0.0 { Gain::of(own / other, width / other) } else { Gain::of(1.0, 0.0) }
+}

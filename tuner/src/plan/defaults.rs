@@ -1,0 +1,34 @@
+//! The kernels that serve where nothing was tuned.
+
+use bitnet_profiles::{Isa, KernelId, Role, Shape};
+use bitnet_runtime::cpu::kernels::Selection;
+
+use crate::{ModelInfo, Result};
+
+/// What decides on kernels where nothing was tuned, with `ceiling` as the best tier.
+///
+/// # Errors
+/// [`Error::Cpu`] when the CPU lacks it.
+pub(crate) fn untuned(ceiling: Isa) -> Result<Selection> {
+    let isa = (ceiling != Isa::best()).then_some(ceiling);
+    Ok(Selection::new(isa, None, None)?)
+}
+
+/// The kernels that serve a role of a model: for one token, and for many where it has such.
+pub(crate) fn serving(
+    selection: &Selection,
+    model: &ModelInfo,
+    (role, parts): (Role, &[Shape]),
+) -> Result<(KernelId, Option<KernelId>)> {
+    Ok(match role {
+        Role::LmHead => (*selection.head(model.head, model.head_shape())?.id(), None),
+        Role::Attention => {
+            let id = *selection.attention(parts)?.id();
+            (id, Some(id))
+        }
+        role => {
+            let (decode, prefill) = selection.ternary(role, parts)?;
+            (*decode.id(), Some(*prefill.id()))
+        }
+    })
+}
