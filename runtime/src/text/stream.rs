@@ -1,0 +1,47 @@
+//! Decoding of tokens that arrive one by one.
+
+use super::tokenizer::Tokenizer;
+
+/// Turns tokens into text as they arrive and never splits a UTF-8 character: the bytes of an
+/// unfinished one wait for the next token.
+#[derive(Clone, Debug, Default)]
+pub struct StreamDecoder {
+    /// At most 3 bytes between calls.
+    pending: Vec<u8>,
+}
+
+impl StreamDecoder {
+    /// The text that `id` completes, perhaps none. Bytes that can never become UTF-8 are U+FFFD.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        tokenizer.decode_into(id, &mut self.pending);
+        let mut out = String::new();
+        let mut waiting = 0;
+        for chunk in self.pending.utf8_chunks() {
+            out.push_str(chunk.valid());
+            let invalid = chunk.invalid();
+            if is_prefix(invalid) && self.pending.ends_with(invalid) {
+                // Only the last chunk reaches the end: an earlier one is followed by a byte
+                // that broke it off.
+                waiting = invalid.len();
+            } else if !invalid.is_empty() {
+                out.push(char::REPLACEMENT_CHARACTER);
+                waiting = 0;
+            }
+        }
+        let done = self.pending.len() - waiting;
+        self.pending.drain(..done);
+        out
+    }
+
+    /// The end of the stream: an unfinished character becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let out = String::from_utf8_lossy(&self.pending).into_owned();
+        self.pending.clear();
+        out
+    }
+}
+
+/// Whether the bytes begin a UTF-8 character and more may follow.
+fn is_prefix(bytes: &[u8]) -> bool {
+    matches!(std::str::from_utf8(bytes), Err(e) if e.error_len().is_none())
+}
