@@ -340,6 +340,11 @@ impl Shared {
             self.poisoned.store(true, Ordering::SeqCst);
             self.meet.open();
         }
+            // What a panic carries may panic once more when it is dropped. Nothing may unwind out of here
+            // while others use the job.
+            if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(again);
+            }
     }
 }
 
@@ -424,6 +429,29 @@ mod tests {
     }
 
     #[test]
+    /// What unwinds out of a run would free the job under the hands of the other workers.
+    #[test]
+    fn a_payload_that_panics_when_dropped_ends_the_run_like_any_other() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                resume_unwind(Box::new("again"));
+            }
+        }
+        let pool = Pool::new(2).unwrap();
+        for culprit in [0, 1] {
+            let run = |w: &Worker<'_>| {
+                if w.index == culprit {
+                    resume_unwind(Box::new(Bomb));
+                }
+                w.barrier();
+            };
+            let error = pool.run(run).unwrap_err();
+            assert_eq!(error.to_string(), format!("worker {culprit} panicked: no message"));
+            pool.run(|w| w.barrier()).unwrap();
+        }
+    }
+
     fn runs_from_several_threads_take_turns() {
         let pool = Pool::new(2).unwrap();
         let inside = AtomicUsize::new(0);
