@@ -1,7 +1,8 @@
 //! The kernels of the lm_head.
 
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Op};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Op, Shape};
 
+use super::reaches;
 use crate::cpu::memory::ALIGN;
 use crate::cpu::threads::{SharedSlice, Worker};
 use bitnet_kernels::{self as builtin, abi};
@@ -150,11 +151,12 @@ impl HeadKernel {
         }
     }
 
-    /// Whole blocks, and the columns that the kernel is made for.
+    /// Checks that the columns are whole blocks, those that the kernel is made for, and so few that no size
+    /// wraps.
     fn check_cols(&self, cols: usize) {
         let own = self.id.shape.is_none_or(|shape| shape.cols == cols);
         let blocks = cols.is_multiple_of(self.format.block_weights());
-        assert!(own && blocks, "{}: {cols} columns", self.id);
+        assert!(own && blocks && cols <= Shape::MAX_COLS, "{}: {cols} columns", self.id);
     }
 
     /// The logits of consecutive rows of `cols` weights, which stand in `rows` in the file's blocks:
@@ -168,7 +170,7 @@ impl HeadKernel {
         let width = self.format.row_bytes(cols);
         let count = rows.len() / width;
         assert_eq!(rows.len(), count * width);
-        assert!(count <= stride && out.len() >= (self.tokens() - 1) * stride + count);
+        assert!(count <= stride && reaches(out, (self.tokens(), stride), count));
         assert_eq!(prepared.len(), self.prepared_bytes(cols));
         assert_eq!(prepared.as_ptr() as usize % ALIGN, 0);
         let call = abi::HeadCall {
