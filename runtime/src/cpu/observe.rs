@@ -5,7 +5,7 @@ use std::fmt::Debug;
 /// Sees values of the forward pass as they are computed ([`Session::observe`]): tokens that go
 /// through the model together are seen in no order, by several workers at once.
 ///
-/// [`Session::observe`]: super::Session::observe
+/// [`Session::observe`]: crate::cpu::model::Session::observe
 pub trait Observer: Debug + Send + Sync {
     /// The feed-forward part of one layer at one position: `gate`, `[ffn]`, before the
     /// non-linearity, and `input`, `[ffn]`, what `ffn_down` is multiplied with.

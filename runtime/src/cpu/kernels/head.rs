@@ -111,13 +111,17 @@ impl HeadKernel {
         unsafe { (self.entry.prepare)(&prepare) }
     }
 
-    /// The worker's share of the logits of a head for `tokens` tokens: every worker calls it with the
-    /// same `rows`, in the file's blocks, and the same `x`, `[tokens][cols]`, which each prepares for
-    /// itself in `prepared`; `out` is `[tokens][rows]`, and a barrier must follow before it is read.
+    /// The worker's share of the logits of a head for `tokens` tokens: `rows` are those of the head, in the
+    /// file's blocks, and `x` is `[tokens][cols]`, which each worker prepares for itself in `prepared`;
+    /// `out` is `[tokens][rows]`, and a barrier must follow before it is read.
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all with
+    /// the same `tokens` and `out`. In that phase nothing else reads or writes the elements of `out`.
     ///
     /// # Panics
     /// As [`HeadKernel::prepare`] and [`HeadKernel::run`].
-    pub fn run_share(
+    pub(crate) unsafe fn run_share(
         &self,
         worker: &Worker<'_>,
         rows: &[u8],
@@ -131,7 +135,7 @@ impl HeadKernel {
         let width = self.format.row_bytes(cols);
         let rows = &rows[share.start * width..share.end * width];
         if self.tokens() == 1 {
-            // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
+            // SAFETY: shares are disjoint; nobody else is there, as the caller promises.
             let out = unsafe { out.write(share.clone()) };
             self.run(rows, cols, prepared, out, out.len());
             return;

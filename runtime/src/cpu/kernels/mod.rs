@@ -187,7 +187,7 @@ impl Kernel {
     /// Bytes of the expanded form of so many tiles: a kernel may read one beyond the last.
     ///
     /// # Panics
-    /// When the kernel does not expand.
+    /// When the kernel does not expand, or so many tiles do not fit memory.
     pub fn expanded_bytes(&self, tiles: usize, cols: usize) -> usize {
         let expansion = self.entry.expansion.expect("asked of kernels that expand");
         let bytes = tiles.checked_mul((expansion.tile_bytes)(cols));
@@ -202,7 +202,7 @@ impl Kernel {
     ///
     /// # Panics
     /// When the kernel does not expand, the matrix is packed for another one, or a size does not fit.
-    pub unsafe fn expand(
+    pub(crate) unsafe fn expand(
         &self,
         matrix: &PackedMatrix,
         tiles: Range<usize>,

@@ -1,7 +1,7 @@
 //! The thread pool: every worker runs the same closure (SPMD) and meets the others at barriers.
 //!
-//! Decoding one token is one [`Pool::run`]; inside it the phases of the forward pass are separated
-//! by [`Worker::barrier`]. A wait spins for a bounded time, because the others are usually
+//! Decoding one token is one `Pool::run`; inside it the phases of the forward pass are separated
+//! by `Worker::barrier`. A wait spins for a bounded time, because the others are usually
 //! microseconds away, and then sleeps in the kernel. When the pool has more threads than the
 //! process may use CPUs, spinning would only keep the others from running, so waits sleep at once
 //! (see [`Pool::warning`]).
@@ -12,7 +12,7 @@
 //! pool. That costs 2.5 microseconds a run (Zen 5, in a VM): a part in a thousand of a token of a
 //! model of 1 GB, and more than it gains with one of a few MB.
 //!
-//! A worker that panics poisons the run: everyone else leaves at the next barrier, [`Pool::run`]
+//! A worker that panics poisons the run: everyone else leaves at the next barrier, `Pool::run`
 //! returns an error, and the pool is ready for the next run.
 
 mod affinity;
@@ -21,5 +21,6 @@ mod gate;
 mod pool;
 mod shared;
 
-pub use pool::{MAX_THREADS, Pool, PoolOptions, Worker};
-pub use shared::SharedSlice;
+pub(crate) use pool::Worker;
+pub use pool::{MAX_THREADS, Pool, PoolOptions};
+pub(crate) use shared::SharedSlice;

@@ -25,13 +25,14 @@ const SPINS: u32 = 4096;
 /// What a [`Pool`] is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolOptions {
-    /// Workers, the caller of [`Pool::run`] included: 1 to [`MAX_THREADS`].
+    /// Workers, the thread that runs them included: 1 to [`MAX_THREADS`].
     pub threads: usize,
     /// How they are bound to CPUs.
     pub pinning: Pinning,
 }
 
-/// A fixed set of threads that run one closure together; the caller of [`Pool::run`] is worker 0.
+/// A fixed set of threads that do the same work together, each its share; the thread that has them do it
+/// is worker 0.
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -47,7 +48,7 @@ pub struct Pool {
 
 /// One thread's view of a run.
 #[derive(Debug)]
-pub struct Worker<'run> {
+pub(crate) struct Worker<'run> {
     /// This worker's number, `0..threads`.
     pub index: usize,
     /// The number of workers in the run.
@@ -218,7 +219,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`Error::Runtime`] with the first panic's message when a worker panicked.
-    pub fn run<F: Fn(&Worker<'_>) + Sync>(&self, f: F) -> Result<()> {
+    pub(crate) fn run<F: Fn(&Worker<'_>) + Sync>(&self, f: F) -> Result<()> {
         if IN_RUN.get() {
             return Err(Error::Runtime(
                 "a run of the thread pool was started from inside a run".into(),
@@ -268,7 +269,7 @@ impl Pool {
     /// where their reader runs.
     ///
     /// # Errors
-    /// As [`Pool::run`].
+    /// [`Error::Runtime`] when a worker panicked.
     pub fn fill<T: Copy + Send + Sync>(&self, data: &mut [T], value: T) -> Result<()> {
         let len = data.len();
         let shared = SharedSlice::new(data);
@@ -339,12 +340,12 @@ impl Shared {
                 .get_or_insert_with(|| format!("worker {index} panicked: {text}"));
             self.poisoned.store(true, Ordering::SeqCst);
             self.meet.open();
-        }
             // What a panic carries may panic once more when it is dropped. Nothing may unwind out of here
             // while others use the job.
             if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
                 std::mem::forget(again);
             }
+        }
     }
 }
 
@@ -428,7 +429,6 @@ mod tests {
         }
     }
 
-    #[test]
     /// What unwinds out of a run would free the job under the hands of the other workers.
     #[test]
     fn a_payload_that_panics_when_dropped_ends_the_run_like_any_other() {
@@ -452,6 +452,7 @@ mod tests {
         }
     }
 
+    #[test]
     fn runs_from_several_threads_take_turns() {
         let pool = Pool::new(2).unwrap();
         let inside = AtomicUsize::new(0);

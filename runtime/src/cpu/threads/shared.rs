@@ -8,7 +8,7 @@ use std::ops::Range;
 /// Rust cannot see that the parts are disjoint, so access is unsafe. The rule that makes it sound
 /// is checked per *phase*, the stretch of a run between two barriers: in one phase an element is
 /// either touched by one worker only, or read by any number and written by none.
-pub struct SharedSlice<'a, T> {
+pub(crate) struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
     data: PhantomData<&'a mut [T]>,
@@ -30,12 +30,6 @@ impl<'a, T> SharedSlice<'a, T> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether there are no elements.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// A range of it, to be shared by the same rule.
