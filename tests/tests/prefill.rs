@@ -3,10 +3,11 @@
 
 use bitnet_profiles::{Layout, Shape};
 use bitnet_runtime::cpu::kernels::{self, Kernel};
-use bitnet_runtime::cpu::matmul::{Job, Scratch};
+use bitnet_runtime::cpu::matmul::Job;
 use bitnet_runtime::cpu::memory::Buffer;
 use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
-use bitnet_runtime::cpu::threads::{Pool, SharedSlice};
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::measure::rehearse::{self, Rounds};
 use bitnet_tests::Pattern;
 
 const COLS: usize = 2560;
@@ -30,19 +31,12 @@ fn job(rows: [usize; 2], prefill: Kernel) -> Job {
 
 fn multiply(job: &Job, threads: usize, q: &[i8], scales: &[f32]) -> Vec<u32> {
     let pool = Pool::new(threads).unwrap();
-    let mut scratch: Vec<Scratch> = (0..threads).map(|_| Scratch::new([job]).unwrap()).collect();
     let mut workspace = Buffer::zeroed(job.workspace_bytes(scales.len(), threads)).unwrap();
     // What was there before must not matter.
     workspace.fill(0xa5);
     let mut out = vec![f32::NAN; scales.len() * job.rows()];
-    let (shared, scratch) = (SharedSlice::new(&mut out), SharedSlice::new(&mut scratch));
-    let workspace = SharedSlice::new(&mut workspace);
-    pool.run(|worker| {
-        // SAFETY: each worker takes its own scratch, once.
-        let scratch = unsafe { &mut scratch.write(worker.index..worker.index + 1)[0] };
-        job.prefill(worker, (q, scales), &workspace, scratch, &shared);
-    })
-    .unwrap();
+    let jobs = std::slice::from_ref(job);
+    rehearse::prefill(&pool, jobs, (q, scales), &mut workspace, Rounds::ONE, &mut out).unwrap();
     out.iter().map(|value| value.to_bits()).collect()
 }
 

@@ -8,14 +8,15 @@ use bitnet_cli::dummy::{self, DummyConfig, DummyShape, DummySparsity};
 use bitnet_profiles::{Isa, Role, Shape};
 use bitnet_runtime::cpu::gather::{Along, GatherMatrix};
 use bitnet_runtime::cpu::kernels::{GatherKernel, Selection, VectorOps, verify};
-use bitnet_runtime::cpu::matmul::{Job, Scratch};
+use bitnet_runtime::cpu::matmul::Job;
 use bitnet_runtime::cpu::memory::Buffer;
 use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
 use bitnet_runtime::cpu::reference;
 use bitnet_runtime::cpu::sparse::{Mode, Sparse};
-use bitnet_runtime::cpu::threads::{Pool, SharedSlice};
+use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::file::gguf::TensorType;
+use bitnet_runtime::measure::rehearse::{self, Rounds};
 use bitnet_tests::{Pattern, Random};
 
 /// Rows by columns, some of which fill whole units of any layout and some none.
@@ -202,15 +203,9 @@ fn jobs(shape: Shape, parts: &[Vec<u8>], along: Along, isa: Isa, below: f64) -> 
 
 fn decode(job: &Job, threads: usize, q: &[i8], s: f32) -> Vec<f32> {
     let pool = Pool::new(threads).unwrap();
-    let mut scratch: Vec<Scratch> = (0..threads).map(|_| Scratch::new([job]).unwrap()).collect();
     let mut out = vec![f32::NAN; job.rows()];
-    let (shared, scratch) = (SharedSlice::new(&mut out), SharedSlice::new(&mut scratch));
-    pool.run(|worker| {
-        // SAFETY: each worker takes its own scratch, once.
-        let scratch = unsafe { &mut scratch.write(worker.index..worker.index + 1)[0] };
-        job.decode(worker, q, s, scratch, &shared);
-    })
-    .unwrap();
+    let jobs = std::slice::from_ref(job);
+    rehearse::decode(&pool, jobs, (q, s), &[], Rounds::ONE, &mut out).unwrap();
     out
 }
 

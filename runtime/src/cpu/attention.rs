@@ -1,10 +1,8 @@
-//! Attention over the KV cache, shared out over the workers: as the forward pass runs it, and the
-//! same on its own for who wants to time it.
+//! Attention over the KV cache, shared out over the workers.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
-use super::kv_cache::{KvCache, KvType, SharedKv};
+use super::kv_cache::SharedKv;
 use super::rows::Rows;
 use crate::arch::config::Config;
 use crate::cpu::kernels::attention::AttentionInput;
@@ -19,7 +17,7 @@ const TILE_TOKENS: usize = 16;
 
 /// Where a token stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct At {
+pub(crate) struct At {
     pub sequence: usize,
     pub position: usize,
 }
@@ -37,7 +35,7 @@ impl At {
 }
 
 /// One layer's attention of the tokens of a pass. Shapes are those of the forward pass's buffers.
-pub(super) struct Attention<'a> {
+pub(crate) struct Attention<'a> {
     pub kernel: &'a AttentionKernel,
     pub ops: &'a VectorOps,
     pub config: &'a Config,
@@ -55,23 +53,26 @@ pub(super) struct Attention<'a> {
 
 /// What a worker needs for itself.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     kernel: Buffer,
     /// Softmax of the rows of a tile, `[TILE_TOKENS][group]`.
     states: Vec<Softmax>,
 }
 
 impl Scratch {
-    pub(super) fn new(kernel: &AttentionKernel, config: &Config) -> Result<Self> {
+    pub(crate) fn new(kernel: &AttentionKernel, config: &Config) -> Result<Self> {
         let states = vec![Softmax { max: 0.0, sum: 0.0 }; TILE_TOKENS * config.group()];
         Ok(Self { kernel: Buffer::zeroed(kernel.scratch_bytes(config.head_dim))?, states })
     }
 }
 
 impl Attention<'_> {
-    /// What attention of query heads of some tokens of a sequence, heads that share `kv_head`, over
-    /// one chunk takes.
-    fn attention_input<'b>(
+    /// The input of attention of query heads of some tokens of a sequence, heads that share `kv_head`,
+    /// over one chunk.
+    ///
+    /// # Safety
+    /// While the result lives, nothing writes the queries, nor the layer's `kv_head` in the cache.
+    unsafe fn attention_input<'b>(
         &'b self,
         (layer, kv_head): (usize, usize),
         (tokens, heads): (Range<usize>, Range<usize>),
@@ -84,7 +85,7 @@ impl Attention<'_> {
         let end = (tokens.end - 1) * stride + heads.end * head_dim;
         let seen = counts.iter().copied().max().unwrap_or(0);
         let kv = &self.kv[self.at[tokens.start].sequence];
-        // SAFETY: the queries and the cache are read-only in this phase.
+        // SAFETY: as the caller promises.
         let (queries, chunk) = unsafe {
             (self.queries.data.read(first..end), kv.chunk((layer, kv_head), chunk, seen))
         };
@@ -92,9 +93,18 @@ impl Attention<'_> {
         AttentionInput { queries, stride, heads: heads.len(), head_dim, counts, chunk, scale }
     }
 
-    /// Attention of one token: units of chunk and heads that share keys, to be merged after the
-    /// barrier.
-    pub(super) fn attend_one(&self, worker: &Worker<'_>, scratch: &mut Scratch, layer: usize) {
+    /// Attention of one token: units of chunk and heads that share keys, to be merged after a barrier.
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all
+    /// with the same attention and layer. In that phase nothing writes `queries` or the layer in `kv`, and
+    /// nothing else reads or writes `partial` and `partial_state`.
+    pub(crate) unsafe fn attend_one(
+        &self,
+        worker: &Worker<'_>,
+        scratch: &mut Scratch,
+        layer: usize,
+    ) {
         let config = self.config;
         let (threads, group) = (worker.threads, config.group());
         let seen = self.at[0].seen();
@@ -116,12 +126,15 @@ impl Attention<'_> {
                     }
                     let row = chunk * config.heads;
                     let rows = row + heads.start..row + heads.end;
-                    // SAFETY: each unit belongs to one worker.
+                    // SAFETY: each unit belongs to one worker, and nobody else is there, as the caller
+                    // promises.
                     let (out, states) = unsafe {
                         (self.partial.rows_mut(rows.clone()), self.partial_state.write(rows))
                     };
                     let queries = (0..1, heads);
-                    let input = self.attention_input((layer, kv_head), queries, chunk, counts);
+                    let head = (layer, kv_head);
+                    // SAFETY: nothing writes them in this phase, as the caller promises.
+                    let input = unsafe { self.attention_input(head, queries, chunk, counts) };
                     let scratch = &mut scratch.kernel;
                     self.kernel.run(&input, false, states, out, scratch);
                 }
@@ -130,11 +143,15 @@ impl Attention<'_> {
     }
 
     /// Merges the chunks of [`Attention::attend_one`] into `out`, `[q_dim]`.
-    pub(super) fn merge_chunks(&self, out: &mut [f32]) {
+    ///
+    /// # Safety
+    /// A barrier follows the last call of [`Attention::attend_one`], and until the call returns nothing
+    /// writes `partial` and `partial_state`.
+    pub(crate) unsafe fn merge_chunks(&self, out: &mut [f32]) {
         let config = self.config;
         let chunks = self.at[0].seen().div_ceil(CHUNK);
         for (head, out) in out.chunks_exact_mut(config.head_dim).enumerate() {
-            // SAFETY: written before the barrier, read-only in this phase.
+            // SAFETY: nothing writes them, as the caller promises.
             let part = |chunk: usize| unsafe {
                 let row = chunk * config.heads + head;
                 (self.partial_state.read(row..row + 1)[0], self.partial.row(row))
@@ -148,8 +165,19 @@ impl Attention<'_> {
         }
     }
 
-    /// Attention of many tokens: units of key-value head and tile of tokens, each over all chunks.
-    pub(super) fn attend_many(&self, worker: &Worker<'_>, scratch: &mut Scratch, layer: usize) {
+    /// Attention of many tokens: units of key-value head and tile of tokens, each over all chunks. A
+    /// barrier must follow before `out` is read.
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all
+    /// with the same attention and layer. In that phase nothing writes `queries` or the layer in `kv`, and
+    /// nothing else reads or writes `out`.
+    pub(crate) unsafe fn attend_many(
+        &self,
+        worker: &Worker<'_>,
+        scratch: &mut Scratch,
+        layer: usize,
+    ) {
         let config = self.config;
         let (n, group) = (self.at.len(), config.group());
         // Tokens of a tile share the keys and values that they bring near; but there must be tiles
@@ -168,7 +196,7 @@ impl Attention<'_> {
                     continue;
                 }
                 let rows = kv_head * n + tokens.start..kv_head * n + tokens.end;
-                // SAFETY: each unit belongs to one worker.
+                // SAFETY: each unit belongs to one worker, and nobody else is there, as the caller promises.
                 let out = unsafe { self.out.rows_mut(rows) };
                 let states = &mut scratch.states[..tokens.len() * group];
                 let heads = kv_head * group..(kv_head + 1) * group;
@@ -180,7 +208,9 @@ impl Attention<'_> {
                     }
                     let counts = &counts[..tokens.len()];
                     let queries = (tokens.clone(), heads.clone());
-                    let input = self.attention_input((layer, kv_head), queries, chunk, counts);
+                    let head = (layer, kv_head);
+                    // SAFETY: nothing writes them in this phase, as the caller promises.
+                    let input = unsafe { self.attention_input(head, queries, chunk, counts) };
                     self.kernel.run(&input, chunk > 0, states, out, &mut scratch.kernel);
                 }
                 for (state, out) in states.iter().zip(out.chunks_exact_mut(config.head_dim)) {
@@ -218,167 +248,5 @@ impl Share {
         let middle = (2 * self.before + work) * self.threads;
         self.before += work;
         self.part.contains(&middle)
-    }
-}
-
-/// Attention on its own, over made-up queries, keys and values: what the tuner times. The cache has
-/// as many layers as asked for, so that as much of it is cold as in a model.
-#[derive(Debug)]
-pub struct Rehearsal {
-    config: Config,
-    ops: VectorOps,
-    depth: usize,
-    tokens: usize,
-    kv: KvCache,
-    qkv: Vec<f32>,
-    out: Vec<f32>,
-    partial: Vec<f32>,
-    partial_state: Vec<Softmax>,
-}
-
-impl Rehearsal {
-    /// For up to `tokens` tokens that follow `depth` others, in `layers` layers of a model.
-    ///
-    /// # Errors
-    /// [`Error::Runtime`](crate::Error::Runtime) when the system refuses the memory.
-    pub fn new(
-        config: &Config,
-        (kv_type, ops): (KvType, VectorOps),
-        layers: usize,
-        (depth, tokens): (usize, usize),
-    ) -> Result<Self> {
-        let config = Config { layers, ..config.clone() };
-        let context = depth + tokens;
-        let mut kv = KvCache::new(&config, context, kv_type)?;
-        let width = config.head_dim;
-        // Numbers without a pattern, of the size that norms leave.
-        let made_up = |i: usize| (i * 7 % 31) as f32 / 16.0 - 1.0;
-        let row: Vec<f32> = (0..width).map(made_up).collect();
-        let shared = kv.share();
-        for layer in 0..layers {
-            for head in 0..config.kv_heads {
-                for position in 0..context {
-                    // SAFETY: there is one thread.
-                    unsafe { shared.store(&ops, (layer, head, position), &row, &row) };
-                }
-            }
-        }
-        let chunks = config.heads * context.div_ceil(CHUNK);
-        Ok(Self {
-            qkv: (0..tokens * (config.q_dim() + 2 * config.kv_dim())).map(made_up).collect(),
-            out: vec![0.0; tokens * config.q_dim()],
-            partial: vec![0.0; chunks * width],
-            partial_state: vec![Softmax { max: 0.0, sum: 0.0 }; chunks],
-            config,
-            ops,
-            depth,
-            tokens,
-            kv,
-        })
-    }
-
-    /// Layers of the cache.
-    #[must_use]
-    pub fn layers(&self) -> usize {
-        self.config.layers
-    }
-
-    /// Bytes of keys and values that one more token reads in one layer.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.kv.bytes(self.depth + 1) / self.config.layers
-    }
-
-    /// What every worker does, for each worker: the attention of one token (`tokens` 1) or of
-    /// several (at most as many as the rehearsal was made for) with `kernel`, in the layer it is
-    /// called with. Every worker of a run calls it with the same layers; a barrier must lie between
-    /// two calls.
-    ///
-    /// # Errors
-    /// [`Error::Runtime`](crate::Error::Runtime) when the system refuses the memory.
-    pub fn play<T>(
-        &mut self,
-        kernel: &AttentionKernel,
-        tokens: usize,
-        workers: usize,
-        run: impl FnOnce(&(dyn Fn(&Worker<'_>, usize) + Sync)) -> T,
-    ) -> Result<T> {
-        let scratch = (0..workers)
-            .map(|_| Ok(Mutex::new(Scratch::new(kernel, &self.config)?)))
-            .collect::<Result<Vec<Mutex<Scratch>>>>()?;
-        let config = &self.config;
-        let kv = [self.kv.share()];
-        let queries = Rows::new(&mut self.qkv, config.q_dim() + 2 * config.kv_dim());
-        let out = Rows::new(&mut self.out, config.group() * config.head_dim);
-        let partial = Rows::new(&mut self.partial, config.head_dim);
-        let partial_state = SharedSlice::new(&mut self.partial_state);
-        let positions = self.depth..self.depth + tokens.clamp(1, self.tokens);
-        let at: Vec<At> = positions.map(|position| At { sequence: 0, position }).collect();
-        let attention = Attention {
-            kernel,
-            ops: &self.ops,
-            config,
-            at: &at,
-            queries: &queries,
-            kv: &kv,
-            out: &out,
-            partial: &partial,
-            partial_state: &partial_state,
-        };
-        Ok(run(&|worker: &Worker<'_>, layer: usize| {
-            let mut scratch = scratch[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
-            if attention.at.len() == 1 {
-                attention.attend_one(worker, &mut scratch, layer % config.layers);
-            } else {
-                attention.attend_many(worker, &mut scratch, layer % config.layers);
-            }
-        }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bitnet_profiles::Isa;
-
-    use super::*;
-    use crate::cpu::threads::Pool;
-
-    /// What is timed is computed: every kernel leaves the same numbers.
-    #[test]
-    fn every_kernel_plays_the_same() {
-        let pool = Pool::new(2).unwrap();
-        let config = Config {
-            architecture: crate::arch::config::Architecture::Llama,
-            layers: 1,
-            hidden: 128,
-            ffn: 128,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 32,
-            rope_dim: 32,
-            rope_base: 10_000.0,
-            rope_scale: 1.0,
-            eps: 1e-5,
-            context: 1024,
-            vocab: 10,
-        };
-        let ops = VectorOps::best(Isa::best());
-        let mut rehearsal = Rehearsal::new(&config, (KvType::F16, ops), 2, (300, 20)).unwrap();
-        assert_eq!((rehearsal.layers(), rehearsal.bytes()), (2, 2 * 2 * 2 * 32 * 301));
-        let mut first: Option<[Vec<u32>; 2]> = None;
-        for kernel in AttentionKernel::builtin() {
-            let outputs = [1, 20].map(|tokens| {
-                rehearsal.out.fill(f32::NAN);
-                rehearsal.partial.fill(f32::NAN);
-                let run = |play: &(dyn Fn(&Worker<'_>, usize) + Sync)| {
-                    pool.run(|worker| play(worker, 1)).unwrap();
-                };
-                rehearsal.play(&kernel, tokens, 2, run).unwrap();
-                let out = if tokens == 1 { &rehearsal.partial } else { &rehearsal.out };
-                assert!(out.iter().all(|y| y.is_finite()), "{}", kernel.id());
-                out.iter().map(|y| y.to_bits()).collect()
-            });
-            assert_eq!(*first.get_or_insert_with(|| outputs.clone()), outputs, "{}", kernel.id());
-        }
     }
 }

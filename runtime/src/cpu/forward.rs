@@ -1,6 +1,6 @@
 //! The forward pass, run by all workers of the pool together.
 //!
-//! One call of [`Pool::run`] takes n tokens through the model, of one sequence or of several. Its
+//! One run of the pool takes n tokens through the model, of one sequence or of several. Its
 //! *phases* are separated by barriers; inside a phase a worker writes only what is its own:
 //!
 //! - **slots** (residual stream, quantised activations, rope tables). With n > 1, slot t is token
@@ -676,17 +676,23 @@ impl Pass<'_> {
         self.rotate_and_store(place, index);
         self.end_phase(place, Stage::Elementwise);
 
-        if place.n == 1 {
-            self.attention().attend_one(place.worker, &mut scratch.attention, index);
-        } else {
-            self.attention().attend_many(place.worker, &mut scratch.attention, index);
+        let own = &mut scratch.attention;
+        // SAFETY: each worker calls it once in this phase, in which the queries and the cache are read
+        // only, and what it writes is read after the barrier at its end.
+        unsafe {
+            if place.n == 1 {
+                self.attention().attend_one(place.worker, own, index);
+            } else {
+                self.attention().attend_many(place.worker, own, index);
+            }
         }
         self.end_phase(place, Stage::Attention);
 
         let q_dim = self.model.config().q_dim();
         for slot in place.own_slots() {
             if place.n == 1 {
-                self.attention().merge_chunks(&mut scratch.raw[..q_dim]);
+                // SAFETY: the chunks were written before the barrier and are read-only in this phase.
+                unsafe { self.attention().merge_chunks(&mut scratch.raw[..q_dim]) };
             } else {
                 let groups = scratch.raw[..q_dim].chunks_exact_mut(self.attention.width);
                 for (kv_head, group) in groups.enumerate() {
@@ -772,9 +778,15 @@ impl Pass<'_> {
                     if first > 0 {
                         place.worker.barrier();
                     }
-                    scan.work(place.worker, first, (normed, tokens), prepared, &out);
+                    // SAFETY: all workers call it with the same tokens and logits; between two calls
+                    // there is the barrier above, and nobody reads the logits in this run.
+                    unsafe { scan.work(place.worker, first, (normed, tokens), prepared, &out) };
                 }
-                None => head.run_share(place.worker, rows, (normed, tokens), prepared, &out),
+                // SAFETY: all workers call it once for these rows of the logits, and nobody reads them in
+                // this run.
+                None => unsafe {
+                    head.run_share(place.worker, rows, (normed, tokens), prepared, &out);
+                },
             }
             first += tokens;
         }
@@ -831,7 +843,7 @@ impl Pass<'_> {
         }
     }
 
-    /// out = job * input for the worker's share of the rows and all tokens.
+    /// out = job * input for the worker's share of the rows and all tokens; it ends without a barrier.
     fn multiply(
         &self,
         place: Place<'_>,
@@ -848,15 +860,21 @@ impl Pass<'_> {
             )
         };
         let (worker, own) = (place.worker, &mut scratch.matmul);
-        match projection {
-            Projection::Packed(job) if place.n == 1 => {
-                job.decode(worker, input, scales[0], own, &out.data);
-            }
-            Projection::Packed(job) => {
-                job.prefill(worker, (input, scales), &self.workspace, own, &out.data);
-            }
-            Projection::Mapped(job) => {
-                job.multiply(worker, (input, scales), &mut scratch.mapped, &out.data);
+        // SAFETY: all workers are in the same phase of the pass and call this once in it, with the same job,
+        // the same input (each its own copy where there is one token) and the same output, which is read
+        // after the barrier at the phase's end. Nothing else of the phase claims work, reads or writes
+        // `out`, or has to do with the workspace.
+        unsafe {
+            match projection {
+                Projection::Packed(job) if place.n == 1 => {
+                    job.decode(worker, input, scales[0], own, &out.data);
+                }
+                Projection::Packed(job) => {
+                    job.prefill(worker, (input, scales), &self.workspace, own, &out.data);
+                }
+                Projection::Mapped(job) => {
+                    job.multiply(worker, (input, scales), &mut scratch.mapped, &out.data);
+                }
             }
         }
     }

@@ -75,11 +75,14 @@ impl GatherMatrix {
         let bad = AtomicBool::new(false);
         let out = SharedSlice::new(&mut buffer);
         pool.run(|worker| {
-            let seen = match along {
-                Along::Rows => pack_rows(file, shape, layout, worker.share(shape.rows), &out),
-                Along::Columns => {
-                    let units = worker.share(layout.units(shape.rows));
-                    pack_columns(file, shape, layout, units, &out)
+            // SAFETY: workers own disjoint ranges of rows, or of units, and each packs its own once.
+            let seen = unsafe {
+                match along {
+                    Along::Rows => pack_rows(file, shape, layout, worker.share(shape.rows), &out),
+                    Along::Columns => {
+                        let units = worker.share(layout.units(shape.rows));
+                        pack_columns(file, shape, layout, units, &out)
+                    }
                 }
             };
             bad.fetch_or(seen, Ordering::Relaxed);
@@ -254,7 +257,10 @@ impl<'a> GatherView<'a> {
 }
 
 /// Packs rows; says whether a code was 3.
-fn pack_rows(
+///
+/// # Safety
+/// Until the call returns nothing else reads or writes the lines of `rows` in `out`.
+unsafe fn pack_rows(
     file: &[u8],
     shape: Shape,
     layout: GatherLayout,
@@ -266,7 +272,7 @@ fn pack_rows(
     let mut bad = false;
     for row in rows {
         bad |= read_codes(file, row * shape.cols, &mut codes[..shape.cols]).bad;
-        // SAFETY: workers own disjoint ranges of rows.
+        // SAFETY: as the caller promises.
         let line = unsafe { out.write(row * line_bytes..(row + 1) * line_bytes) };
         pack_row(layout, &codes, line);
     }
@@ -283,7 +289,10 @@ pub(crate) fn pack_row(layout: GatherLayout, codes: &[u8], line: &mut [u8]) {
 }
 
 /// Packs some units of all columns; says whether a code was 3.
-fn pack_columns(
+///
+/// # Safety
+/// Until the call returns nothing else reads or writes these units of any line in `out`.
+unsafe fn pack_columns(
     file: &[u8],
     shape: Shape,
     layout: GatherLayout,
@@ -315,7 +324,7 @@ fn pack_columns(
             }
             for col in 0..cols {
                 let start = (first + col) * line_bytes + unit * BYTES;
-                // SAFETY: workers own disjoint ranges of units.
+                // SAFETY: as the caller promises.
                 let unit = unsafe { out.write(start..start + BYTES) };
                 for (i, byte) in unit.iter_mut().enumerate() {
                     *byte = bytes[i * COLS + col];

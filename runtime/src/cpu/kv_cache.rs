@@ -181,7 +181,7 @@ impl KvCache {
     }
 
     /// A view that the workers of a run write and read.
-    pub(super) fn share(&mut self) -> SharedKv<'_> {
+    pub(crate) fn share(&mut self) -> SharedKv<'_> {
         match self.ty {
             KvType::F16 => SharedKv::F16(self.heads().0),
             KvType::F32 => SharedKv::F32(self.heads().0),
@@ -210,14 +210,14 @@ impl KvCache {
 }
 
 /// Elements for which every bit pattern is a value.
-pub(super) trait KvBits: Copy + Send + Sync + 'static {}
+pub(crate) trait KvBits: Copy + Send + Sync + 'static {}
 
 impl KvBits for f16 {}
 impl KvBits for f32 {}
 impl KvBits for i8 {}
 
 /// A [`KvCache`] during a run.
-pub(super) enum SharedKv<'a> {
+pub(crate) enum SharedKv<'a> {
     F16(Heads<'a, f16>),
     F32(Heads<'a, f32>),
     /// Codes, and their scales.
@@ -225,7 +225,7 @@ pub(super) enum SharedKv<'a> {
 }
 
 /// Keys and values of one element type.
-pub(super) struct Heads<'a, T> {
+pub(crate) struct Heads<'a, T> {
     elements: SharedSlice<'a, T>,
     layout: Layout,
 }
@@ -235,7 +235,7 @@ impl SharedKv<'_> {
     ///
     /// # Safety
     /// In this phase no other worker touches this layer's `kv_head` at `position`.
-    pub(super) unsafe fn store(
+    pub(crate) unsafe fn store(
         &self,
         ops: &VectorOps,
         at: (usize, usize, usize),
@@ -269,7 +269,7 @@ impl SharedKv<'_> {
     ///
     /// # Safety
     /// While the result lives no worker stores to this head.
-    pub(super) unsafe fn chunk(
+    pub(crate) unsafe fn chunk(
         &self,
         head: (usize, usize),
         chunk: usize,

@@ -123,11 +123,15 @@ impl MappedJob {
         (4 * BLOCK_BYTES / self.cols).max(4)
     }
 
-    /// As [`crate::cpu::matmul::Job::prefill`], for any number of tokens: `q` is `[tokens][cols]`, token `t`
-    /// has scale `scales[t]` and output `out[t * rows .. (t + 1) * rows]`. Every worker calls it with the
-    /// same values and writes its share of the rows, between two barriers and with nothing else of the
-    /// kind there.
-    pub fn multiply(
+    /// Multiplies any number of tokens: `q` is `[tokens][cols]`, token `t` has scale `scales[t]` and output
+    /// `out[t * rows .. (t + 1) * rows]`. Every worker writes its share of the rows; a barrier must follow
+    /// before `out` is read.
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all with
+    /// the same job, `q`, `scales` and `out`. In that phase nothing else reads or writes the elements of
+    /// `out`.
+    pub(crate) unsafe fn multiply(
         &self,
         worker: &Worker<'_>,
         (q, scales): (&[i8], &[f32]),
@@ -148,7 +152,9 @@ impl MappedJob {
                 let share = worker.share(part.shape.rows);
                 for start in share.clone().step_by(self.block_rows()) {
                     let rows = start..(start + self.block_rows()).min(share.end);
-                    self.multiply_block(part, (rows, offset), (first, tokens), scratch, out);
+                    let tokens = (first, tokens);
+                    // SAFETY: shares are disjoint; nobody else is there, as the caller promises.
+                    unsafe { self.multiply_block(part, (rows, offset), tokens, scratch, out) };
                 }
                 offset += part.shape.rows;
             }
@@ -157,7 +163,11 @@ impl MappedJob {
 
     /// Multiplies some rows of a part, whose rows begin at `offset` of each token's, with the tokens
     /// prepared, of which `first` is the first.
-    fn multiply_block(
+    ///
+    /// # Safety
+    /// Until the call returns nothing else reads or writes the elements of `out` that these rows have for
+    /// these tokens.
+    unsafe fn multiply_block(
         &self,
         part: &FileMatrix,
         (rows, offset): (Range<usize>, usize),
@@ -173,8 +183,7 @@ impl MappedJob {
         for (t, (&s, group)) in scales.iter().zip(groups).enumerate() {
             self.kernel.run(lines, 0..lines.units(), list, group, dots);
             let token = (first + t) * self.rows + offset;
-            // SAFETY: shares are disjoint, and so are their rows; the caller keeps readers away until
-            // the barrier.
+            // SAFETY: as the caller promises.
             let out = unsafe { out.write(token + rows.start..token + rows.end) };
             self.ops.scale_output(dots, s, part.scale, out);
         }
@@ -231,7 +240,8 @@ mod tests {
                     let pool = Pool::new(threads).unwrap();
                     pool.run(|worker| {
                         let mut scratch = Scratch::new([&job]).unwrap();
-                        job.multiply(worker, (&q, &scales), &mut scratch, &shared);
+                        // SAFETY: every worker calls it once, and `out` is read after the run.
+                        unsafe { job.multiply(worker, (&q, &scales), &mut scratch, &shared) };
                     })
                     .unwrap();
                     let all: Vec<u8> = codes.concat();

@@ -243,14 +243,19 @@ impl Job {
         self.parts.iter().map(|part| part.data().len()).sum()
     }
 
-    /// Multiplies one token: `q` is `[cols]` with scale `s`, and `out` is `[rows]`. Every worker
-    /// calls it with the same values and writes the rows it takes, between two barriers and with nothing
-    /// else of the kind there. Each prepares the activations for itself, which is cheaper than a barrier.
+    /// Multiplies one token: `q` is `[cols]` with scale `s`, and `out` is `[rows]`. Every worker writes
+    /// the rows that it takes; a barrier must follow before `out` is read. Each prepares the activations
+    /// for itself, which is cheaper than a barrier.
     ///
     /// To ask for the first 16 KiB of a worker's share before the barrier in front, when memory is
     /// idle, hardly pays: on two cores of Zen 5, token by token in turns, a 2B-4T shape took 0.997
     /// times as long, one of 1B weights 0.99.
-    pub fn decode(
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all
+    /// with the same job, `q`, `s` and `out`. In that phase nothing else claims work
+    /// ([`Worker::claim`]), and nothing else reads or writes the elements of `out`.
+    pub(crate) unsafe fn decode(
         &self,
         worker: &Worker<'_>,
         q: &[i8],
@@ -260,10 +265,12 @@ impl Job {
     ) {
         let done = match &self.sparse {
             Some(sparse) if sparse.lines().along() == Along::Columns => {
-                sparse.columns(worker, (q, s), scratch.space(&self.ops), out)
+                // SAFETY: the caller's promise holds for shares of the rows, too.
+                unsafe { sparse.columns(worker, (q, s), scratch.space(&self.ops), out) }
             }
             Some(sparse) if sparse.products_are_finite(s) => {
-                self.decode_gated(sparse, worker, (q, s), scratch, out);
+                // SAFETY: as the caller promises.
+                unsafe { self.decode_gated(sparse, worker, (q, s), scratch, out) };
                 true
             }
             _ => false,
@@ -277,7 +284,8 @@ impl Job {
         let all = self.steps(step_rows);
         let mut multiply = |steps| {
             self.for_steps(steps, step_rows, |part, offset, steps, _| {
-                bytes += self.multiply_one(part, offset, steps, s, scratch, out);
+                // SAFETY: a step is claimed, or shared out, once in a phase.
+                bytes += unsafe { self.multiply_one(part, offset, steps, s, scratch, out) };
             });
         };
         if worker.threads > 1 && self.packed_bytes() >= CLAIMED_BYTES {
@@ -295,7 +303,10 @@ impl Job {
     /// As [`Job::decode`] for a gate and what it gates: each worker the same rows of both, so that it
     /// knows what is needed of the second without waiting for others. Shares are fixed: claimed in pieces,
     /// as other rows are, they take as long (8 medians of 280 pairs, 0.997 to 1.010).
-    fn decode_gated(
+    ///
+    /// # Safety
+    /// As [`Job::decode`].
+    unsafe fn decode_gated(
         &self,
         sparse: &Sparse,
         worker: &Worker<'_>,
@@ -310,13 +321,16 @@ impl Job {
         let share = worker.share(gate.shape().rows.div_ceil(step_rows));
         let (rows, offset) = (rows_of(gate, step_rows, &share), gate.shape().rows);
         self.prepare_one(q, scratch);
-        let mut bytes = self.multiply_one(gate, 0, share.clone(), s, scratch, out);
-        // SAFETY: as in `multiply_one`, which has ended; the two ranges are of different matrices.
+        // SAFETY: shares of steps are disjoint.
+        let mut bytes = unsafe { self.multiply_one(gate, 0, share.clone(), s, scratch, out) };
+        // SAFETY: shares are disjoint, and what `multiply_one` held of them is given back; the two ranges
+        // are of different matrices.
         let (gates, products) =
             unsafe { (out.write(rows.clone()), out.write(offset + rows.start..offset + rows.end)) };
         let space = scratch.space(&self.ops);
         if !sparse.rows((q, s), gates, rows, space, products) {
-            bytes += self.multiply_one(up, offset, share, s, scratch, out);
+            // SAFETY: as above, and `gates` and `products` are used no more.
+            bytes += unsafe { self.multiply_one(up, offset, share, s, scratch, out) };
         }
         scratch.sparse.count_bytes(Along::Rows, bytes);
     }
@@ -329,7 +343,11 @@ impl Job {
 
     /// Multiplies some steps of a matrix, whose rows begin at `offset` of `out`, with the token that
     /// was prepared, and gives the bytes of weights that it read.
-    fn multiply_one(
+    ///
+    /// # Safety
+    /// As [`Job::decode`]; of the workers only this one is given these steps of the matrix in this phase,
+    /// and it holds no borrow of their rows in `out`.
+    unsafe fn multiply_one(
         &self,
         part: &PackedMatrix,
         offset: usize,
@@ -346,19 +364,24 @@ impl Job {
         let dots = &mut scratch.dots.as_i32_mut()[..steps.len() * step_rows];
         let stride = dots.len();
         self.decode.run(part, steps, group, dots, stride);
-        // SAFETY: shares are disjoint, and so are their rows; the caller keeps readers away until
-        // the barrier.
+        // SAFETY: these rows are of the steps that only this worker has, as the caller promises.
         let out = unsafe { out.write(offset + rows.start..offset + rows.end) };
         self.ops.scale_output(&dots[..rows.len()], s, part.scale(), out);
         bytes
     }
 
     /// Multiplies `scales.len()` tokens: `q` is `[tokens][cols]`, and token `t` has scale `scales[t]` and
-    /// output `out[t * rows .. (t + 1) * rows]`. Every worker calls it with the same values, between two
-    /// barriers and with nothing else of the kind there. `workspace` is at least [`Job::workspace_bytes`]
-    /// long and begins aligned to [`crate::cpu::memory::ALIGN`]. Where all tokens are one group each worker
-    /// lays it out for itself, which is cheaper than a barrier.
-    pub fn prefill(
+    /// output `out[t * rows .. (t + 1) * rows]`; a barrier must follow before `out` is read. `workspace` is
+    /// at least [`Job::workspace_bytes`] long and begins aligned to [`crate::cpu::memory::ALIGN`]. Where all
+    /// tokens are one group each worker lays it out for itself, which is cheaper than a barrier; else they
+    /// meet at barriers on the way.
+    ///
+    /// # Safety
+    /// All workers of one run call it, each with the same job, `q`, `scales`, `workspace` and `out`, and the
+    /// same number of barriers behind it. From the barrier before the call to the one after it nothing else
+    /// claims work ([`Worker::claim`]), and nothing else reads or writes `workspace` or the elements of
+    /// `out`.
+    pub(crate) unsafe fn prefill(
         &self,
         worker: &Worker<'_>,
         (q, scales): (&[i8], &[f32]),
@@ -371,12 +394,15 @@ impl Job {
             let kernel = self.group_kernel(tokens);
             let group = &mut scratch.group[..kernel.group_bytes(self.cols)];
             kernel.prepare(q, self.cols, group);
-            self.prefill_packed(worker, group, scales, &mut scratch.dots, out);
+            // SAFETY: as the caller promises.
+            unsafe { self.prefill_packed(worker, group, scales, &mut scratch.dots, out) };
             return;
         }
-        self.prepare(worker, q, workspace);
+        // SAFETY: nothing but this product touches `workspace`, and nobody reads it before the barrier.
+        unsafe { self.prepare(worker, q, workspace) };
         worker.barrier();
-        self.prefill_prepared(worker, workspace, scales, scratch, out);
+        // SAFETY: as the caller promises; all workers have prepared their part.
+        unsafe { self.prefill_prepared(worker, workspace, scales, scratch, out) };
     }
 
     /// The kernel for so many tokens, more than one.
@@ -384,7 +410,7 @@ impl Job {
         if tokens < EXPAND_FROM { &self.batch } else { &self.prefill }
     }
 
-    /// Bytes of workspace that [`Job::prefill`] needs for up to so many tokens, by so many threads at
+    /// Bytes of workspace that a product of many tokens needs for up to so many tokens, by so many threads at
     /// most.
     pub fn workspace_bytes(&self, tokens: usize, threads: usize) -> usize {
         let chunks = |threads| {
@@ -445,27 +471,35 @@ impl Job {
     /// Lays out the activations `q`, `[tokens][cols]`, in `workspace`, each worker its share of groups,
     /// and beside them the first chunk of the expanded form where the kernel wants it; a barrier must
     /// follow before [`Job::prefill_prepared`]. `workspace` begins aligned to [`crate::cpu::memory::ALIGN`].
-    fn prepare(&self, worker: &Worker<'_>, q: &[i8], workspace: &SharedSlice<'_, u8>) {
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase, all with the same job, `q` and `workspace`,
+    /// which nothing else reads or writes in that phase.
+    unsafe fn prepare(&self, worker: &Worker<'_>, q: &[i8], workspace: &SharedSlice<'_, u8>) {
         let tokens = q.len() / self.cols;
         let kernel = self.kernel_for(tokens);
         let bytes = kernel.group_bytes(self.cols);
         let rows: Vec<&[i8]> = q.chunks(kernel.tokens() * self.cols).collect();
         for index in worker.share(rows.len()) {
-            // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
+            // SAFETY: shares of groups are disjoint, and nobody else is there, as the caller promises.
             let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
             let tokens = rows[index].len() / self.cols;
             let kernel = if kernel.expands() { kernel } else { self.group_kernel(tokens) };
             kernel.prepare(rows[index], self.cols, &mut group[..kernel.group_bytes(self.cols)]);
         }
         if kernel.expands() {
-            // SAFETY: as above.
+            // SAFETY: chunks lie behind the groups; the rest as above.
             unsafe { self.expand(&self.team(worker), 0, tokens, workspace) };
         }
     }
 
     /// Multiplies `scales.len()` tokens that [`Job::prepare`] laid out in `workspace`. Every worker writes
-    /// the part that it takes; a barrier must follow before `out` is read or `workspace` is written.
-    fn prefill_prepared(
+    /// the part that it takes.
+    ///
+    /// # Safety
+    /// As [`Job::prefill`], after a barrier that followed [`Job::prepare`] with the same `workspace` and as
+    /// many tokens.
+    unsafe fn prefill_prepared(
         &self,
         worker: &Worker<'_>,
         workspace: &SharedSlice<'_, u8>,
@@ -473,17 +507,23 @@ impl Job {
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
-        // SAFETY: written before the caller's barrier, and read-only until the next one.
+        // SAFETY: written before the barrier, and from then on chunks only are written, which lie behind.
         let groups = unsafe { workspace.read(0..self.groups_bytes(scales.len())) };
         if self.kernel_for(scales.len()).expands() {
-            self.prefill_expanded(worker, (groups, workspace), scales, scratch, out);
+            // SAFETY: as the caller promises.
+            unsafe { self.prefill_expanded(worker, (groups, workspace), scales, scratch, out) };
         } else {
-            self.prefill_packed(worker, groups, scales, &mut scratch.dots, out);
+            // SAFETY: as above.
+            unsafe { self.prefill_packed(worker, groups, scales, &mut scratch.dots, out) };
         }
     }
 
     /// [`Job::prefill_prepared`] from the packing: workers claim some rows at a time, for all tokens.
-    fn prefill_packed(
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase, all with the same job, `scales` and `out`.
+    /// In that phase nothing else claims work, and nothing else reads or writes the elements of `out`.
+    unsafe fn prefill_packed(
         &self,
         worker: &Worker<'_>,
         groups: &[u8],
@@ -506,7 +546,8 @@ impl Job {
                     kernel.run(part, steps.clone(), group, dots, BLOCK_ROWS);
                     for (i, &s) in scales.iter().enumerate() {
                         let token = (index * tokens + i) * self.rows + offset;
-                        // SAFETY: as in `decode`.
+                        // SAFETY: these rows were claimed, which happens once in a phase; nobody else
+                        // is there, as the caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * BLOCK_ROWS..][..rows.len()];
                         self.ops.scale_output(dots, s, part.scale(), out);
@@ -518,7 +559,10 @@ impl Job {
 
     /// [`Job::prefill_prepared`] from the expanded form, chunk by chunk: every team takes a band of the
     /// rows, and every member of it some of the tokens.
-    fn prefill_expanded(
+    ///
+    /// # Safety
+    /// As [`Job::prefill_prepared`]; `groups` are those in front of the chunks in `workspace`.
+    unsafe fn prefill_expanded(
         &self,
         worker: &Worker<'_>,
         (groups, workspace): (&[u8], &SharedSlice<'_, u8>),
@@ -537,7 +581,8 @@ impl Job {
                 if team.members > 1 {
                     worker.barrier();
                 }
-                // SAFETY: all members have done with the chunk before.
+                // SAFETY: the members have done with the chunk before: a barrier lies between, or there
+                // is one member only.
                 unsafe { self.expand(&team, index, scales.len(), workspace) };
                 if team.members > 1 {
                     worker.barrier();
@@ -567,8 +612,8 @@ impl Job {
                     let tokens = scales.chunks(kernel.tokens()).nth(index).unwrap_or(&[]);
                     for (i, &s) in tokens.iter().enumerate() {
                         let token = (index * kernel.tokens() + i) * self.rows + offset;
-                        // SAFETY: units are disjoint; the caller keeps readers away until the
-                        // barrier.
+                        // SAFETY: units are disjoint, and so are bands; nobody else is there, as the
+                        // caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * stride + at..][..rows.len()];
                         self.ops.scale_output(dots, s, part.scale(), out);
@@ -589,7 +634,9 @@ impl Job {
     /// Expands the member's share of a chunk.
     ///
     /// # Safety
-    /// Nobody reads that part of `workspace` meanwhile.
+    /// The members of the team call it, each at most once in a phase, with the same chunk. Until the next
+    /// barrier, or the end of the call where the team has one member, nothing else reads or writes the
+    /// team's chunk in `workspace`.
     unsafe fn expand(
         &self,
         team: &Team,
@@ -603,7 +650,7 @@ impl Job {
         let (from, to) = (chunk.start + share.start, chunk.start + share.end);
         self.for_steps(from..to, self.prefill.step_rows(), |part, _, tiles, at| {
             let place = (at - chunk.start, chunk.len());
-            // SAFETY: shares are disjoint; the caller keeps readers away.
+            // SAFETY: shares of a chunk are disjoint, and nobody else is there, as the caller promises.
             unsafe { self.prefill.expand(part, tiles, place, &expanded) };
         });
     }

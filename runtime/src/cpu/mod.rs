@@ -1,6 +1,6 @@
 //! The forward pass on CPUs: threads, memory, kernels, and the model they run.
 
-pub mod attention;
+pub(crate) mod attention;
 pub mod forward;
 pub mod gather;
 pub mod head;
@@ -15,7 +15,7 @@ pub mod observe;
 pub mod packing;
 pub mod reference;
 pub mod rope;
-mod rows;
+pub(crate) mod rows;
 pub mod sparse;
 mod stages;
 pub mod threads;

@@ -5,25 +5,25 @@ use std::ops::Range;
 use crate::cpu::threads::SharedSlice;
 
 /// A shared matrix, row by row.
-pub(super) struct Rows<'a, T> {
-    pub(super) data: SharedSlice<'a, T>,
+pub(crate) struct Rows<'a, T> {
+    pub(crate) data: SharedSlice<'a, T>,
     /// Elements of a row.
-    pub(super) width: usize,
+    pub(crate) width: usize,
 }
 
 impl<'a, T> Rows<'a, T> {
-    pub(super) fn new(data: &'a mut [T], width: usize) -> Self {
+    pub(crate) fn new(data: &'a mut [T], width: usize) -> Self {
         Self { data: SharedSlice::new(data), width }
     }
 
     /// Some rows, shared by the same rules.
-    pub(super) fn part_of(&self, rows: Range<usize>) -> SharedSlice<'_, T> {
+    pub(crate) fn part_of(&self, rows: Range<usize>) -> SharedSlice<'_, T> {
         self.data.part(rows.start * self.width..rows.end * self.width)
     }
 
     /// # Safety
     /// As [`SharedSlice::read`]: nobody writes the row in this phase.
-    pub(super) unsafe fn row(&self, row: usize) -> &[T] {
+    pub(crate) unsafe fn row(&self, row: usize) -> &[T] {
         // SAFETY: passed on to the caller.
         unsafe { self.data.read(row * self.width..(row + 1) * self.width) }
     }
@@ -31,7 +31,7 @@ impl<'a, T> Rows<'a, T> {
     /// # Safety
     /// As [`Rows::row_mut`], of all these rows.
     #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
-    pub(super) unsafe fn rows_mut(&self, rows: Range<usize>) -> &mut [T] {
+    pub(crate) unsafe fn rows_mut(&self, rows: Range<usize>) -> &mut [T] {
         // SAFETY: passed on to the caller.
         unsafe { self.data.write(rows.start * self.width..rows.end * self.width) }
     }
@@ -40,7 +40,7 @@ impl<'a, T> Rows<'a, T> {
     ///
     /// # Safety
     /// As [`SharedSlice::read`]: nobody writes them in this phase.
-    pub(super) unsafe fn part(&self, row: usize, part: Range<usize>) -> &[T] {
+    pub(crate) unsafe fn part(&self, row: usize, part: Range<usize>) -> &[T] {
         assert!(part.end <= self.width);
         // SAFETY: passed on to the caller.
         unsafe { self.data.read(row * self.width + part.start..row * self.width + part.end) }
@@ -50,7 +50,7 @@ impl<'a, T> Rows<'a, T> {
     /// As [`SharedSlice::write`]: nobody else touches the row in this phase, and this worker holds
     /// no other borrow of it.
     #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
-    pub(super) unsafe fn row_mut(&self, row: usize) -> &mut [T] {
+    pub(crate) unsafe fn row_mut(&self, row: usize) -> &mut [T] {
         // SAFETY: passed on to the caller.
         unsafe { self.data.write(row * self.width..(row + 1) * self.width) }
     }
@@ -60,7 +60,7 @@ impl<'a, T> Rows<'a, T> {
     /// # Safety
     /// As [`Rows::row_mut`], of these elements.
     #[allow(clippy::mut_from_ref, reason = "as SharedSlice::write")]
-    pub(super) unsafe fn part_mut(&self, row: usize, part: Range<usize>) -> &mut [T] {
+    pub(crate) unsafe fn part_mut(&self, row: usize, part: Range<usize>) -> &mut [T] {
         assert!(part.end <= self.width);
         // SAFETY: passed on to the caller.
         unsafe { self.data.write(row * self.width + part.start..row * self.width + part.end) }

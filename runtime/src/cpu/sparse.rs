@@ -223,7 +223,11 @@ impl Sparse {
 
     /// Multiplies the columns whose input is not 0, for the worker's share of the rows; `false` where
     /// the caller is to multiply all of them.
-    pub(crate) fn columns(
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase, all with the same `q`, `s` and `out`. In
+    /// that phase nothing else reads or writes the elements of `out`.
+    pub(crate) unsafe fn columns(
         &self,
         worker: &Worker<'_>,
         (q, s): (&[i8], f32),
@@ -253,8 +257,8 @@ impl Sparse {
             let group = &mut group[..self.kernel.group_bytes(nonzero)];
             self.kernel.prepare(&own.values[..nonzero], group);
             self.kernel.run(&self.lines, share, &own.list[..nonzero], group, dots);
-            // SAFETY: shares of units are disjoint, and so are their rows; the caller keeps readers
-            // away until the barrier.
+            // SAFETY: shares of units are disjoint, and so are their rows; nobody else is there, as the
+            // caller promises.
             let out = unsafe { out.write(rows.clone()) };
             ops.scale_output(&dots[..rows.len()], s, self.lines.scale(), out);
         }

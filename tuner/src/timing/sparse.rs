@@ -1,30 +1,30 @@
 //! What skipping what meets a zero gains: the kernels that are given a list of lines, with some
 //! shares of the lines needed, against the dense kernel chosen for the job.
 //!
-//! What is timed is [`Job::decode`] of a job with and without [`Sparse`], so with all that finding the
+//! What is timed is [`rehearse::decode`] of a job with and without [`Sparse`], so with all that finding the
 //! list takes, and with the gate beside up. Which lines are needed is random, and exactly as many as
 //! wanted are. A few of them would soon lie in a cache: so the caches are emptied before a sample, and
 //! it takes no matrix twice.
 
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bitnet_profiles::{GatherLayout, Layout, Shape};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::gather::{Along, GatherMatrix};
 use bitnet_runtime::cpu::kernels::{self, GatherKernel, Kernel, verify};
-use bitnet_runtime::cpu::matmul::{Job, Scratch};
+use bitnet_runtime::cpu::matmul::Job;
 use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::sparse::Sparse;
-use bitnet_runtime::cpu::threads::{Pool, SharedSlice};
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::measure::rehearse::{self, Elapsed, Rounds};
 use bitnet_runtime::random::Random;
 
 use super::jobs;
 use super::limits;
 use super::present::{Candidate, Present};
 use super::tournament::{self, Entrant, Entry, Sample};
-use super::workload::{Rotation, random_codes, sample_of, take, timed};
+use super::workload::{Rotation, random_codes, sample_of, take};
 use crate::Result;
 use crate::measure::{Excluded, SparseMeasurements, SparseTiming, SparseUnit, Timing, Why, joined};
 use crate::plan::sparse::DENSITIES;
@@ -251,7 +251,7 @@ impl SparseWorkload {
                 job.set_sparse(Some(Sparse::new(lines, kernel, f64::INFINITY)?))?;
             }
         }
-        let elapsed = self.run(pool, &self.quantised[density].clone(), count)?;
+        let (count, elapsed) = self.run(pool, density, count)?;
         for (i, job) in self.jobs.iter_mut().enumerate() {
             let Some(lines) = job.set_sparse(None)?.map(Sparse::into_lines) else { continue };
             let own = self.lines.iter_mut().find(|(layout, _)| *layout == lines.layout());
@@ -259,38 +259,21 @@ impl SparseWorkload {
                 own[i] = Some(lines);
             }
         }
-        Ok(sample_of(begin, elapsed.0, elapsed.1))
+        Ok(sample_of(begin, count, elapsed))
     }
 
-    /// Runs jobs as they are: how many, how long they took, and whether something came between.
-    fn run(
-        &mut self,
-        pool: &Pool,
-        quantised: &[i8],
-        count: usize,
-    ) -> Result<(usize, (Duration, bool))> {
-        let scratch = (0..pool.threads())
-            .map(|_| Ok(Mutex::new(Scratch::new(&self.jobs[..1])?)))
-            .collect::<Result<Vec<Mutex<Scratch>>>>()?;
-        let (jobs, next, flush) = (&self.jobs, self.next, &self.flush);
-        // From memory, the first of them is not timed.
-        let (untimed, count) = match self.warm {
-            true => (jobs.len(), count),
-            false => (2, count.min(jobs.len() - 1)),
+    /// Runs jobs as they are with the activations of a density: how many, and how long they took.
+    fn run(&mut self, pool: &Pool, density: usize, count: usize) -> Result<(usize, Elapsed)> {
+        // From memory, the first of them is not timed; the round before it empties the caches.
+        let (untimed, timed) = match self.warm {
+            true => (self.jobs.len(), count),
+            false => (2, count.min(self.jobs.len() - 1)),
         };
-        let out = SharedSlice::new(&mut self.out);
-        let elapsed = timed(pool, &scratch, (untimed, count), |worker, scratch, i| {
-            if i == 0 {
-                let share = &flush[worker.share(flush.len())];
-                let sum = share.iter().step_by(64).fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-                std::hint::black_box(sum);
-            }
-            if i > 0 || self.warm {
-                jobs[(next + i) % jobs.len()].decode(worker, quantised, 1.0, scratch, &out);
-            }
-        })?;
-        self.next = (next + untimed + count) % self.jobs.len();
-        Ok((count, elapsed))
+        let rounds = Rounds { first: self.next, untimed, timed };
+        let (input, out) = ((&self.quantised[density][..], 1.0), &mut self.out);
+        let elapsed = rehearse::decode(pool, &self.jobs, input, &self.flush, rounds, out)?;
+        self.next = rounds.next(self.jobs.len());
+        Ok((timed, elapsed))
     }
 }
 

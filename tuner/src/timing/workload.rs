@@ -1,30 +1,27 @@
 //! Takes one sample: a few jobs with one kernel, by the whole pool, on weights as cold as they
 //! will be.
 //!
-//! * **What is timed** is what the forward pass runs: [`Job::decode`] and
-//!   [`Job::prefill`], the rows of the head shared out, attention as
-//!   [`Rehearsal`] plays it; with a barrier after each.
+//! * **What is timed** is what the forward pass runs, by [`rehearse`]: products of one token and of
+//!   many, the rows of the head shared out, attention; with a barrier after each.
 //! * **Weights are synthetic**: random codes in matrices of the model's shapes. The kernels take
 //!   the same time for all weights, and the model's file need not be read.
 //! * **As cold as they will be.** Between a matrix and its next turn, one token reads the rest of
 //!   the model. So jobs rotate through copies of their matrices that are together as large as the
 //!   model; where that is more than the L3 cache, several times the cache is as good as all.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{HeadFormat, Isa, Layout, Shape};
 use bitnet_runtime::Error;
 use bitnet_runtime::arch::config::Config;
-use bitnet_runtime::cpu::attention::Rehearsal;
 use bitnet_runtime::cpu::kernels::{self, Kernel, VectorOps};
-use bitnet_runtime::cpu::matmul::{Job, Scratch};
+use bitnet_runtime::cpu::matmul::Job;
 use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::model::KvType;
 use bitnet_runtime::cpu::packing::PackedMatrix;
-use bitnet_runtime::cpu::threads::{Pool, SharedSlice, Worker};
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::measure::rehearse::{self, AttentionLayers, Elapsed, Rounds};
 
 use super::present::Candidate;
 use super::tournament::Sample;
@@ -84,48 +81,13 @@ pub(crate) trait Workload {
     fn bytes(&self) -> u64;
 }
 
-/// Runs `body` `untimed + count` times on every worker, a barrier after each, and times the last
-/// `count`.
-pub(crate) fn timed<S: Send>(
-    pool: &Pool,
-    scratch: &[Mutex<S>],
-    (untimed, count): (usize, usize),
-    body: impl Fn(&Worker<'_>, &mut S, usize) + Sync,
-) -> Result<(Duration, bool)> {
-    let elapsed = Mutex::new(Duration::ZERO);
-    let delay = AtomicU64::new(0);
-    pool.run(|worker| {
-        let mut scratch = scratch[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut start, mut waited) = (Instant::now(), 0);
-        for i in 0..untimed + count {
-            if i == untimed {
-                waited = run_delay();
-                worker.barrier();
-                start = Instant::now();
-            }
-            body(worker, &mut scratch, i);
-            worker.barrier();
-        }
-        if worker.index == 0 {
-            *elapsed.lock().unwrap_or_else(PoisonError::into_inner) = start.elapsed();
-        }
-        delay.fetch_max(run_delay().saturating_sub(waited), Ordering::Relaxed);
-    })?;
-    let elapsed = elapsed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let disturbed = delay.into_inner() as f64 > DELAY * elapsed.as_nanos() as f64;
-    Ok((elapsed, disturbed))
-}
-
 /// The sample that `count` jobs make which took `elapsed`.
-pub(crate) fn sample_of(
-    begin: Instant,
-    count: usize,
-    (elapsed, disturbed): (Duration, bool),
-) -> Sample {
+pub(crate) fn sample_of(begin: Instant, count: usize, elapsed: Elapsed) -> Sample {
+    let Elapsed { time, delay } = elapsed;
     Sample {
-        us: elapsed.as_secs_f64() * 1e6 / count.max(1) as f64,
+        us: time.as_secs_f64() * 1e6 / count.max(1) as f64,
         cost: begin.elapsed().as_secs_f64(),
-        disturbed,
+        disturbed: delay.as_nanos() as f64 > DELAY * time.as_nanos() as f64,
     }
 }
 
@@ -225,10 +187,6 @@ impl Workload for TernaryWorkload {
             };
             job.set_kernels(decode, prefill)?;
         }
-        // New scratch for every sample: where its pages lie is then noise and no bias.
-        let scratch = (0..pool.threads())
-            .map(|_| Ok(Mutex::new(Scratch::new(&self.jobs[..1])?)))
-            .collect::<Result<Vec<Mutex<Scratch>>>>()?;
         let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
         let workspace_bytes = self.jobs[0].workspace_bytes(tokens, pool.threads());
         if phase == Phase::Prefill && self.workspace.len() < workspace_bytes {
@@ -236,20 +194,18 @@ impl Workload for TernaryWorkload {
         }
         let quantised = &self.quantised[..tokens * self.jobs[0].cols()];
         let scales = &self.scales[..tokens];
-        let workspace = SharedSlice::new(&mut self.workspace);
-        let out = SharedSlice::new(&mut self.out);
         let untimed = if self.warm { self.jobs.len() } else { 1 };
-        let (jobs, next) = (&self.jobs, self.next);
-        let elapsed = timed(pool, &scratch, (untimed, count), |worker, scratch, i| {
-            let job = &jobs[(next + i) % jobs.len()];
-            match phase {
-                Phase::Decode => job.decode(worker, quantised, 1.0, scratch, &out),
-                Phase::Prefill => {
-                    job.prefill(worker, (quantised, scales), &workspace, scratch, &out);
-                }
+        let rounds = Rounds { first: self.next, untimed, timed: count };
+        let (jobs, out) = (&self.jobs, &mut self.out);
+        // They take new scratch for every sample: where its pages lie is then noise and no bias.
+        let elapsed = match phase {
+            Phase::Decode => rehearse::decode(pool, jobs, (quantised, 1.0), &[], rounds, out)?,
+            Phase::Prefill => {
+                let input = (quantised, scales);
+                rehearse::prefill(pool, jobs, input, &mut self.workspace, rounds, out)?
             }
-        })?;
-        self.next = (next + untimed + count) % self.jobs.len();
+        };
+        self.next = rounds.next(self.jobs.len());
         Ok(sample_of(begin, count, elapsed))
     }
 }
@@ -305,23 +261,19 @@ impl Workload for HeadWorkload {
     ) -> Result<Sample> {
         let begin = Instant::now();
         let &Candidate::Head(kernel) = kernel else { return Err(wrong_kind(kernel)) };
-        let prepared = (0..pool.threads())
-            .map(|_| Ok(Mutex::new(Buffer::zeroed(kernel.prepared_bytes(self.x.len()))?)))
-            .collect::<Result<Vec<Mutex<Buffer>>>>()?;
-        let out = SharedSlice::new(&mut self.out);
         let untimed = if self.warm { self.copies.len() } else { 1 };
-        let (copies, next, x) = (&self.copies, self.next, &self.x);
-        let elapsed = timed(pool, &prepared, (untimed, count), |worker, prepared, i| {
-            kernel.run_share(worker, &copies[(next + i) % copies.len()], (x, 1), prepared, &out);
-        })?;
-        self.next = (next + untimed + count) % self.copies.len();
+        let rounds = Rounds { first: self.next, untimed, timed: count };
+        let x = (&self.x[..], 1);
+        let elapsed = rehearse::logits(pool, &kernel, &self.copies, x, rounds, &mut self.out)?;
+        self.next = rounds.next(self.copies.len());
         Ok(sample_of(begin, count, elapsed))
     }
 }
 
 /// Samples attention after [`DEPTH`] positions.
 pub(crate) struct AttentionWorkload {
-    rehearsal: Rehearsal,
+    layers: AttentionLayers,
+    /// The layer whose turn it is.
     next: usize,
     warm: bool,
     tokens: usize,
@@ -336,11 +288,11 @@ impl AttentionWorkload {
         tokens: usize,
     ) -> Result<Self> {
         let kind = (KvType::default_for(config), VectorOps::best(isa));
-        let new = |layers| Rehearsal::new(config, kind, layers, (DEPTH, tokens));
+        let new = |layers| AttentionLayers::new(config, kind, layers, (DEPTH, tokens));
         // Where the cache of all layers is less than the weights read in between, layers of their
         // own make up for it.
         let layers = rotation.copies(new(1)?.bytes()).max(2);
-        Ok(Self { rehearsal: new(layers)?, next: 0, warm: rotation.warm, tokens })
+        Ok(Self { layers: new(layers)?, next: 0, warm: rotation.warm, tokens })
     }
 }
 
@@ -350,7 +302,7 @@ impl Workload for AttentionWorkload {
     }
 
     fn bytes(&self) -> u64 {
-        self.rehearsal.bytes() as u64
+        self.layers.bytes() as u64
     }
 
     fn sample(
@@ -363,23 +315,13 @@ impl Workload for AttentionWorkload {
         let begin = Instant::now();
         let Candidate::Attention(kernel) = kernel else { return Err(wrong_kind(kernel)) };
         let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
-        let layers = self.rehearsal.layers();
+        let layers = self.layers.layers();
         let untimed = if self.warm { layers.min(MOST_WARMED) } else { 1 };
-        let next = self.next;
-        let none: Vec<Mutex<()>> = (0..pool.threads()).map(|_| Mutex::new(())).collect();
-        let elapsed = self.rehearsal.play(kernel, tokens, pool.threads(), |play| {
-            timed(pool, &none, (untimed, count), |worker, (), i| play(worker, next + i))
-        })??;
-        self.next = (next + untimed + count) % layers;
+        let rounds = Rounds { first: self.next, untimed, timed: count };
+        let elapsed = self.layers.attend(pool, kernel, tokens, rounds)?;
+        self.next = rounds.next(layers);
         Ok(sample_of(begin, count, elapsed))
     }
-}
-
-/// Nanoseconds that this thread was ready to run and did not, because another had its CPU; 0 where
-/// the system does not say.
-fn run_delay() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0)
 }
 
 pub(crate) fn take(arena: &mut Arena, bytes: usize) -> Result<Buffer> {

@@ -347,10 +347,15 @@ impl Scan<'_> {
         self.tokens
     }
 
-    /// What each worker does for the next [`Scan::tokens`] rows at most, from `first` on: `x`, `[tokens][cols]`, is the input
-    /// of the head, the same for all workers; `prepared` is for its kernel for one token, `logits`
-    /// `[tokens][vocab]`. Before the next scan there must be a barrier.
-    pub(crate) fn work(
+    /// Does a worker's part for the next [`Scan::tokens`] rows at most, from `first` on: `x`,
+    /// `[tokens][cols]`, is the input of the head, the same for all workers; `prepared` is for its kernel for one token, `logits`
+    /// `[tokens][vocab]`.
+    ///
+    /// # Safety
+    /// All workers of one run call it, with the same scan, `x`, number of tokens and `logits`, and the same
+    /// number of barriers behind them; a barrier lies between two calls. From the call to the barrier after
+    /// it nothing else reads or writes the elements of `logits`.
+    pub(crate) unsafe fn work(
         &self,
         worker: &Worker<'_>,
         first: usize,
@@ -421,7 +426,9 @@ impl Scan<'_> {
             if !bound {
                 let rows = head.table.rows(head.gguf, 0..vocab);
                 own.read.rescored += part.rows.len();
-                head.kernel.run_share(worker, rows, (x(token), 1), prepared, &of_token);
+                // SAFETY: every worker finds the same tokens without a bound, and calls it once for the
+                // logits of each, which nobody reads before the barrier.
+                unsafe { head.kernel.run_share(worker, rows, (x(token), 1), prepared, &of_token) };
                 continue;
             }
             let exact = token * places..token * places + own.chosen[token].len();
@@ -452,13 +459,19 @@ impl Scan<'_> {
 
         for token in bound() {
             let query = &queries[token].0;
-            self.look_again(worker, own, (token, at_once, query), x(token), prepared, logits);
+            let scanned = (token, at_once, query);
+            // SAFETY: all workers look at the same tokens, after the barrier that follows the first look.
+            unsafe { self.look_again(worker, own, scanned, x(token), prepared, logits) };
         }
     }
 
     /// Looks at the survivors of a token again, one of so many that were scanned at once: those of all
     /// workers together in equal parts.
-    fn look_again(
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once for a token, in a phase in which nothing writes what
+    /// [`Scan::work`] found of it and nothing else reads or writes its logits.
+    unsafe fn look_again(
         &self,
         worker: &Worker<'_>,
         own: &mut Own,
@@ -620,7 +633,10 @@ mod tests {
                 for (i, x) in x.chunks(at_once * cols).enumerate() {
                     let (first, tokens) = (i * at_once * vocab, x.len() / cols);
                     let logits = logits.part(first..first + tokens * vocab);
-                    scan.work(worker, i * at_once, (x, tokens), &mut prepared[0], &logits);
+                    // SAFETY: all workers call it, between barriers, and logits are read after the run.
+                    unsafe {
+                        scan.work(worker, i * at_once, (x, tokens), &mut prepared[0], &logits)
+                    };
                     worker.barrier();
                 }
             })

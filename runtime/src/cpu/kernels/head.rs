@@ -1,7 +1,8 @@
 //! The kernels of the lm_head.
 
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Op};
+use bitnet_profiles::{HeadFormat, Isa, KernelId, Op, Shape};
 
+use super::reaches;
 use crate::cpu::memory::ALIGN;
 use crate::cpu::threads::{SharedSlice, Worker};
 use bitnet_kernels::{self as builtin, abi};
@@ -110,13 +111,17 @@ impl HeadKernel {
         unsafe { (self.entry.prepare)(&prepare) }
     }
 
-    /// The worker's share of the logits of a head for `tokens` tokens: every worker calls it with the
-    /// same `rows`, in the file's blocks, and the same `x`, `[tokens][cols]`, which each prepares for
-    /// itself in `prepared`; `out` is `[tokens][rows]`, and a barrier must follow before it is read.
+    /// The worker's share of the logits of a head for `tokens` tokens: `rows` are those of the head, in the
+    /// file's blocks, and `x` is `[tokens][cols]`, which each worker prepares for itself in `prepared`;
+    /// `out` is `[tokens][rows]`, and a barrier must follow before it is read.
+    ///
+    /// # Safety
+    /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all with
+    /// the same `tokens` and `out`. In that phase nothing else reads or writes the elements of `out`.
     ///
     /// # Panics
     /// As [`HeadKernel::prepare`] and [`HeadKernel::run`].
-    pub fn run_share(
+    pub(crate) unsafe fn run_share(
         &self,
         worker: &Worker<'_>,
         rows: &[u8],
@@ -130,7 +135,7 @@ impl HeadKernel {
         let width = self.format.row_bytes(cols);
         let rows = &rows[share.start * width..share.end * width];
         if self.tokens() == 1 {
-            // SAFETY: shares are disjoint; the caller keeps readers away until the barrier.
+            // SAFETY: shares are disjoint; nobody else is there, as the caller promises.
             let out = unsafe { out.write(share.clone()) };
             self.run(rows, cols, prepared, out, out.len());
             return;
@@ -150,11 +155,12 @@ impl HeadKernel {
         }
     }
 
-    /// Whole blocks, and the columns that the kernel is made for.
+    /// Checks that the columns are whole blocks, those that the kernel is made for, and so few that no size
+    /// wraps.
     fn check_cols(&self, cols: usize) {
         let own = self.id.shape.is_none_or(|shape| shape.cols == cols);
         let blocks = cols.is_multiple_of(self.format.block_weights());
-        assert!(own && blocks, "{}: {cols} columns", self.id);
+        assert!(own && blocks && cols <= Shape::MAX_COLS, "{}: {cols} columns", self.id);
     }
 
     /// The logits of consecutive rows of `cols` weights, which stand in `rows` in the file's blocks:
@@ -168,7 +174,7 @@ impl HeadKernel {
         let width = self.format.row_bytes(cols);
         let count = rows.len() / width;
         assert_eq!(rows.len(), count * width);
-        assert!(count <= stride && out.len() >= (self.tokens() - 1) * stride + count);
+        assert!(count <= stride && reaches(out, (self.tokens(), stride), count));
         assert_eq!(prepared.len(), self.prepared_bytes(cols));
         assert_eq!(prepared.as_ptr() as usize % ALIGN, 0);
         let call = abi::HeadCall {

@@ -82,7 +82,7 @@ impl Kernel {
         self.id.tile.rows / self.layout.tile_rows()
     }
 
-    /// Whether it multiplies from the expanded form of a matrix: [`Kernel::expand`] makes it, and
+    /// Whether it multiplies from the expanded form of a matrix: `Kernel::expand` makes it, and
     /// [`Kernel::run_expanded`] reads it. Else [`Kernel::run`] reads the packing.
     pub fn expands(&self) -> bool {
         self.entry.expansion.is_some()
@@ -165,7 +165,7 @@ impl Kernel {
         assert_eq!(group.as_ptr() as usize % ALIGN, 0);
         let rows = steps.len() * self.step_rows();
         assert!(rows <= out_stride || self.tokens() == 1);
-        assert!(rows == 0 || out.len() >= (self.tokens() - 1) * out_stride + rows);
+        assert!(rows == 0 || reaches(out, (self.tokens(), out_stride), rows));
         let step_bytes =
             self.step_rows() / self.layout.tile_rows() * self.layout.tile_bytes(shape.cols);
         let call = abi::Call {
@@ -187,10 +187,11 @@ impl Kernel {
     /// Bytes of the expanded form of so many tiles: a kernel may read one beyond the last.
     ///
     /// # Panics
-    /// When the kernel does not expand.
+    /// When the kernel does not expand, or so many tiles do not fit memory.
     pub fn expanded_bytes(&self, tiles: usize, cols: usize) -> usize {
         let expansion = self.entry.expansion.expect("asked of kernels that expand");
-        tiles * (expansion.tile_bytes)(cols) + 1
+        let bytes = tiles.checked_mul((expansion.tile_bytes)(cols));
+        bytes.and_then(|bytes| bytes.checked_add(1)).expect("a form that fits memory")
     }
 
     /// Expands tiles `tiles` of `matrix` to the places from `first` on in the expanded form of `all`
@@ -201,7 +202,7 @@ impl Kernel {
     ///
     /// # Panics
     /// When the kernel does not expand, the matrix is packed for another one, or a size does not fit.
-    pub unsafe fn expand(
+    pub(crate) unsafe fn expand(
         &self,
         matrix: &PackedMatrix,
         tiles: Range<usize>,
@@ -212,7 +213,7 @@ impl Kernel {
         let expansion = self.entry.expansion.expect("asked of kernels that expand");
         assert_eq!(matrix.layout(), self.layout, "{}", self.id);
         assert!(self.id.shape.is_none_or(|own| own.cols == shape.cols), "{}: {shape}", self.id);
-        assert!(tiles.start <= tiles.end && first + tiles.len() <= all);
+        assert!(tiles.start <= tiles.end && first <= all && tiles.len() <= all - first);
         assert_eq!(expanded.len(), self.expanded_bytes(all, shape.cols));
         let tile_bytes = self.layout.tile_bytes(shape.cols);
         let expand = abi::Expand {
@@ -250,7 +251,7 @@ impl Kernel {
         assert_eq!(group.len(), self.group_bytes(cols));
         assert_eq!(group.as_ptr() as usize % ALIGN, 0);
         let rows = tiles.len() * self.step_rows();
-        assert!(rows <= out_stride && out.len() >= (self.tokens() - 1) * out_stride + rows);
+        assert!(rows <= out_stride && reaches(out, (self.tokens(), out_stride), rows));
         let blocks = cols.div_ceil(self.id.tile.cols);
         let block_bytes = (self.expanded_bytes(1, cols) - 1) / blocks;
         let call = abi::Call {
@@ -266,6 +267,12 @@ impl Kernel {
         // `tiles` are some, and a byte follows the last; `group` and `out` as in `run`.
         unsafe { (self.entry.run)(&call) }
     }
+}
+
+/// Whether `out` holds `rows` results of each of some tokens, `stride` apart.
+fn reaches<T>(out: &[T], (tokens, stride): (usize, usize), rows: usize) -> bool {
+    let end = (tokens - 1).checked_mul(stride).and_then(|last| last.checked_add(rows));
+    end.is_some_and(|end| end <= out.len())
 }
 
 /// A matrix as a kernel reads it, for whoever multiplies with one thread: packed, or expanded too.

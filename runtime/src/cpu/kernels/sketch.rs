@@ -146,6 +146,7 @@ impl SketchKernel {
         let cols = input.cols;
         assert!(self.id.shape.is_none_or(|shape| shape.cols == cols), "{}: {cols}", self.id);
         assert_eq!(input.tokens, self.tokens(), "{}", self.id);
+        assert!(tiles.start <= tiles.end && tiles.end <= scales.len() / ROWS);
         let bytes = self.format.tile_bytes(cols);
         let scales = &scales[tiles.start * ROWS..tiles.end * ROWS];
         assert_eq!(out.len(), self.tokens() * scales.len());

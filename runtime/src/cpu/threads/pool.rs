@@ -1,0 +1,553 @@
+//! The pool itself: its threads, their life, and the runs that they make together.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+
+use bitnet_profiles::Pinning;
+
+use super::affinity;
+use super::claims::Claims;
+use super::gate::{Gate, Poisoned, lock};
+use super::shared::SharedSlice;
+use crate::error::{Error, Result};
+
+/// The largest pool that can be asked for.
+pub const MAX_THREADS: usize = 1024;
+
+/// Iterations of a waiting loop before it sleeps: 20 to 100 microseconds, the length of a phase of
+/// the forward pass rather than of the pause between two tokens.
+const SPINS: u32 = 4096;
+
+/// What a [`Pool`] is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// Workers, the thread that runs them included: 1 to [`MAX_THREADS`].
+    pub threads: usize,
+    /// How they are bound to CPUs.
+    pub pinning: Pinning,
+}
+
+/// A fixed set of threads that do the same work together, each its share; the thread that has them do it
+/// is worker 0.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    /// Held for the length of a run: runs started by several threads take turns.
+    turn: Mutex<()>,
+    handles: Vec<JoinHandle<()>>,
+    cpus: usize,
+    /// The CPU of worker 0, where workers are bound.
+    home: Option<usize>,
+    /// Why workers are not bound although that was asked for.
+    unpinned: Option<String>,
+}
+
+/// One thread's view of a run.
+#[derive(Debug)]
+pub(crate) struct Worker<'run> {
+    /// This worker's number, `0..threads`.
+    pub index: usize,
+    /// The number of workers in the run.
+    pub threads: usize,
+    pub(super) shared: &'run Shared,
+}
+
+/// A closure that every worker runs, its lifetime erased; see the SAFETY notes in [`Pool::run`].
+type Job = *const (dyn Fn(&Worker<'_>) + Sync);
+
+pub(super) struct Shared {
+    pub(super) threads: usize,
+    pub(super) spins: u32,
+    /// Opened once per run, after `job` was set.
+    start: Gate,
+    /// Opened when the last helper has left the run.
+    done: Gate,
+    /// Opened when the last worker arrives at a barrier, and by a worker that panics.
+    pub(super) meet: Gate,
+    pub(super) arrived: AtomicUsize,
+    /// Barriers that all workers have passed.
+    pub(super) phase: AtomicUsize,
+    /// What was claimed of each worker's share.
+    pub(super) claims: Box<[Claims]>,
+    /// Helpers (workers other than 0) still in the run.
+    running: AtomicUsize,
+    pub(super) poisoned: AtomicBool,
+    shutdown: AtomicBool,
+    first_panic: Mutex<Option<String>>,
+    job: UnsafeCell<Option<Job>>,
+}
+
+// SAFETY: the only field that is not Send and Sync by itself is `job`. It is written by the caller
+// of `Pool::run` while it holds `turn` and no helper is in a run, and read by helpers only after
+// `start` was opened (a release) and before they decrement `running` (which the caller waits for).
+// The closure behind it is `Sync`, so every thread may call it.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("threads", &self.threads)
+            .field("spins", &self.spins)
+            .finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// Whether this thread is inside a run, to refuse a nested one, which could only hang.
+    static IN_RUN: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Pool {
+    /// Starts `threads - 1` helper threads, `1 <= threads <= MAX_THREADS`, bound to no CPU.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a number out of bounds, [`Error::Runtime`] when the operating system
+    /// refuses a thread.
+    pub fn new(threads: usize) -> Result<Self> {
+        Self::with(PoolOptions { threads, pinning: Pinning::None })
+    }
+
+    /// As [`Pool::new`], with workers bound to CPUs if asked for: worker by worker to those that
+    /// the calling thread may use, one thread of every core before the second threads, fast cores
+    /// before slow ones. Where that is not to be had, [`Pool::warning`] says so.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn with(options: PoolOptions) -> Result<Self> {
+        let PoolOptions { threads, pinning } = options;
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(Error::usage(
+                "threads",
+                threads,
+                format!("1 to {MAX_THREADS}; best the number of physical cores"),
+            ));
+        }
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut unpinned = None;
+        let homes = match pinning {
+            Pinning::None => Vec::new(),
+            Pinning::Cores => homes(threads).unwrap_or_else(|why| {
+                unpinned = Some(why);
+                Vec::new()
+            }),
+        };
+        let shared = Arc::new(Shared {
+            threads,
+            spins: if threads > cpus { 0 } else { SPINS },
+            start: Gate::default(),
+            done: Gate::default(),
+            meet: Gate::default(),
+            arrived: AtomicUsize::new(0),
+            phase: AtomicUsize::new(0),
+            claims: (0..threads).map(|_| Claims::default()).collect(),
+            running: AtomicUsize::new(0),
+            poisoned: AtomicBool::new(false),
+            shutdown: AtomicBool::new(false),
+            first_panic: Mutex::new(None),
+            job: UnsafeCell::new(None),
+        });
+        let home = homes.first().copied();
+        let mut pool =
+            Self { shared, turn: Mutex::new(()), handles: Vec::new(), cpus, home, unpinned };
+        let (tell, told) = mpsc::channel();
+        for index in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let (home, tell) = (homes.get(index).copied(), tell.clone());
+            let handle = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    let bound = home.map(affinity::bind).transpose();
+                    // The pool may have been given up for want of a thread.
+                    let _ = tell.send(bound.as_ref().err().map(ToString::to_string));
+                    drop(tell);
+                    help(&shared, index);
+                })
+                .map_err(|e| {
+                    // Dropping `pool` stops the helpers that did start.
+                    Error::Runtime(format!(
+                        "cannot start thread {index} of {threads}: {e}; ask for fewer threads"
+                    ))
+                })?;
+            pool.handles.push(handle);
+        }
+        drop(tell);
+        if !homes.is_empty()
+            && let Some(why) = told.into_iter().find_map(|refused| refused)
+        {
+            (pool.home, pool.unpinned) = (None, Some(why));
+        }
+        Ok(pool)
+    }
+
+    /// How workers are bound: as was asked for, unless [`Pool::warning`] says that none is.
+    #[must_use]
+    pub fn pinning(&self) -> Pinning {
+        if self.home.is_some() { Pinning::Cores } else { Pinning::None }
+    }
+
+    /// The number of workers, the caller included.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.shared.threads
+    }
+
+    /// One line to show the user when the pool has more threads than CPUs to run on, or when its
+    /// threads are not bound to CPUs although that was asked for.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        if self.threads() > self.cpus {
+            return Some(format!(
+                "{} threads on {} usable CPUs: waiting threads sleep instead of spinning, which is slower; use at most {} threads",
+                self.threads(),
+                self.cpus,
+                self.cpus
+            ));
+        }
+        let why = self.unpinned.as_ref()?;
+        Some(format!("threads are not bound to CPUs, which may be slower: {why}"))
+    }
+
+    /// Runs `f` once on every worker, the calling thread being worker 0, and returns when all have
+    /// finished. Every worker has to meet the same number of barriers. A run may not be started
+    /// from inside a run.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] with the first panic's message when a worker panicked.
+    pub(crate) fn run<F: Fn(&Worker<'_>) + Sync>(&self, f: F) -> Result<()> {
+        if IN_RUN.get() {
+            return Err(Error::Runtime(
+                "a run of the thread pool was started from inside a run".into(),
+            ));
+        }
+        let _turn = lock(&self.turn);
+        // A CPU may have gone since the pool was made; then the run is only slower.
+        let _bound = self.home.and_then(|cpu| affinity::bind(cpu).ok());
+        let shared = &*self.shared;
+        let helpers = shared.threads - 1;
+        let erased: *const (dyn Fn(&Worker<'_>) + Sync + '_) = &raw const f;
+        // SAFETY: only the lifetime changes. The pointer is followed by helpers inside this call
+        // only: it returns (and `f` is dropped) after `running` is back at 0.
+        let job =
+            unsafe { std::mem::transmute::<*const (dyn Fn(&Worker<'_>) + Sync + '_), Job>(erased) };
+        // SAFETY: no helper is in a run (the last one ended with `running` = 0, and `turn` keeps
+        // other callers out), so nobody else looks at `job`.
+        unsafe { *shared.job.get() = Some(job) };
+        shared.running.store(helpers, Ordering::Relaxed);
+        shared.start.open();
+
+        shared.work(0, &f);
+
+        // A loop, because the last opening of the run before may come as late as this.
+        loop {
+            let seen = shared.done.seen();
+            if shared.running.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            shared.done.wait(seen, shared.spins);
+        }
+        // Everyone has left: make the barrier whole again.
+        shared.arrived.store(0, Ordering::Relaxed);
+        for claims in &shared.claims {
+            claims.0.iter().for_each(|claimed| claimed.store(0, Ordering::Relaxed));
+        }
+        if shared.poisoned.swap(false, Ordering::Relaxed) {
+            let message = lock(&shared.first_panic).take();
+            return Err(Error::Runtime(message.unwrap_or_else(|| "a worker panicked".into())));
+        }
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// Fills `data`, every worker its share, so that the pages of a new buffer come into being
+    /// where their reader runs.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when a worker panicked.
+    pub fn fill<T: Copy + Send + Sync>(&self, data: &mut [T], value: T) -> Result<()> {
+        let len = data.len();
+        let shared = SharedSlice::new(data);
+        self.run(|worker| {
+            // SAFETY: shares are disjoint.
+            unsafe { shared.write(worker.share(len)) }.fill(value);
+        })
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.shutdown.store(true, Ordering::Relaxed);
+        self.shared.start.open();
+        for handle in self.handles.drain(..) {
+            // A helper catches every panic of a job, so there is nothing to report here.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// A CPU for each of `threads` workers, or why there is none.
+fn homes(threads: usize) -> std::result::Result<Vec<usize>, String> {
+    let mut cpus = affinity::usable_in_order().map_err(|e| e.to_string())?;
+    if cpus.len() < threads {
+        return Err(format!("{threads} threads have only {} CPUs", cpus.len()));
+    }
+    cpus.truncate(threads);
+    // Tried here, because worker 0 has nobody to tell later.
+    cpus.first().map_or(Ok(()), |&cpu| affinity::bind(cpu).map(drop)).map_err(|e| e.to_string())?;
+    Ok(cpus)
+}
+
+/// The life of a helper thread.
+fn help(shared: &Shared, index: usize) {
+    let mut seen = 0;
+    loop {
+        shared.start.wait(seen, shared.spins);
+        // A run starts only after all helpers left the one before, so no opening is missed.
+        seen = seen.wrapping_add(1);
+        if shared.shutdown.load(Ordering::Relaxed) {
+            return;
+        }
+        // SAFETY: `start` was opened for a run that counts on this helper: `job` is set, and both
+        // it and the closure stay untouched until `running` is decremented below.
+        if let Some(job) = unsafe { *shared.job.get() } {
+            // SAFETY: as above, the closure lives until then.
+            shared.work(index, unsafe { &*job });
+        }
+        if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            shared.done.open();
+        }
+    }
+}
+
+impl Shared {
+    /// Runs the job as worker `index`, turning a panic into a poisoned run.
+    fn work(&self, index: usize, job: &(dyn Fn(&Worker<'_>) + Sync)) {
+        let worker = Worker { index, threads: self.threads, shared: self };
+        IN_RUN.set(true);
+        let outcome = catch_unwind(AssertUnwindSafe(|| job(&worker)));
+        IN_RUN.set(false);
+        if let Err(payload) = outcome
+            && !payload.is::<Poisoned>()
+        {
+            let text = panic_text(payload.as_ref());
+            lock(&self.first_panic)
+                .get_or_insert_with(|| format!("worker {index} panicked: {text}"));
+            self.poisoned.store(true, Ordering::SeqCst);
+            self.meet.open();
+            // What a panic carries may panic once more when it is dropped. Nothing may unwind out of here
+            // while others use the job.
+            if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(again);
+            }
+        }
+    }
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        text
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text
+    } else {
+        "no message"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::resume_unwind;
+
+    use super::*;
+
+    #[test]
+    fn every_worker_runs_once_with_its_own_index() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            for _ in 0..50 {
+                let seen: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(|w| {
+                    assert_eq!(w.threads, threads);
+                    seen[w.index].fetch_add(1, Ordering::Relaxed);
+                })
+                .unwrap();
+                assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn many_short_runs() {
+        let pool = Pool::new(2).unwrap();
+        let count = AtomicUsize::new(0);
+        for _ in 0..20_000 {
+            pool.run(|_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap();
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 40_000);
+    }
+
+    #[test]
+    fn a_panic_ends_the_run_with_an_error_and_the_pool_lives_on() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            // The last worker is worker 0 when there is one thread: callers are covered too.
+            for culprit in [0, threads - 1] {
+                for barriers_before in [0, 1, 5] {
+                    let error = pool
+                        .run(|w| {
+                            for b in 0..10 {
+                                if w.index == culprit && b == barriers_before {
+                                    // Not panic!: the hook would print into the test's output.
+                                    resume_unwind(Box::new("tensor on fire"));
+                                }
+                                w.barrier();
+                            }
+                        })
+                        .unwrap_err();
+                    assert!(matches!(error, Error::Runtime(_)));
+                    let expected = format!("worker {culprit} panicked: tensor on fire");
+                    assert_eq!(error.to_string(), expected);
+
+                    let count = AtomicUsize::new(0);
+                    pool.run(|w| {
+                        w.barrier();
+                        count.fetch_add(1, Ordering::Relaxed);
+                        w.barrier();
+                        assert_eq!(count.load(Ordering::Relaxed), threads);
+                    })
+                    .unwrap();
+                }
+            }
+        }
+    }
+
+    /// What unwinds out of a run would free the job under the hands of the other workers.
+    #[test]
+    fn a_payload_that_panics_when_dropped_ends_the_run_like_any_other() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                resume_unwind(Box::new("again"));
+            }
+        }
+        let pool = Pool::new(2).unwrap();
+        for culprit in [0, 1] {
+            let run = |w: &Worker<'_>| {
+                if w.index == culprit {
+                    resume_unwind(Box::new(Bomb));
+                }
+                w.barrier();
+            };
+            let error = pool.run(run).unwrap_err();
+            assert_eq!(error.to_string(), format!("worker {culprit} panicked: no message"));
+            pool.run(|w| w.barrier()).unwrap();
+        }
+    }
+
+    #[test]
+    fn runs_from_several_threads_take_turns() {
+        let pool = Pool::new(2).unwrap();
+        let inside = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(|w| {
+                            inside.fetch_add(1, Ordering::SeqCst);
+                            w.barrier();
+                            assert_eq!(inside.load(Ordering::SeqCst), 2);
+                            w.barrier();
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                        })
+                        .unwrap();
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_nested_run_is_refused() {
+        let pool = Pool::new(2).unwrap();
+        let refused = AtomicUsize::new(0);
+        pool.run(|_| {
+            refused.fetch_add(usize::from(pool.run(|_| ()).is_err()), Ordering::Relaxed);
+        })
+        .unwrap();
+        assert_eq!(refused.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn thread_counts_out_of_bounds_are_refused() {
+        for threads in [0, MAX_THREADS + 1] {
+            let error = Pool::new(threads).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(&threads.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_threads_than_cpus_warn_and_do_not_spin() {
+        let cpus = std::thread::available_parallelism().unwrap().get();
+        let many = Pool::new(cpus + 1).unwrap();
+        assert_eq!(many.shared.spins, 0);
+        assert!(many.warning().unwrap().contains(&cpus.to_string()));
+        let one = Pool::new(1).unwrap();
+        assert!(one.warning().is_none() && one.shared.spins > 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pinned_workers_have_a_cpu_each_and_the_caller_keeps_its_own() {
+        let before = affinity::usable().unwrap();
+        let order = affinity::usable_in_order().unwrap();
+        let threads = order.len().min(4);
+        let pool = Pool::with(PoolOptions { threads, pinning: Pinning::Cores }).unwrap();
+        assert_eq!((pool.pinning(), pool.warning()), (Pinning::Cores, None));
+        let of_worker = || {
+            let found: Vec<Mutex<Vec<usize>>> = (0..threads).map(|_| Mutex::default()).collect();
+            pool.run(|w| *lock(&found[w.index]) = affinity::usable().unwrap()).unwrap();
+            found.into_iter().map(|cpus| cpus.into_inner().unwrap()).collect::<Vec<_>>()
+        };
+        let expected: Vec<Vec<usize>> = order[..threads].iter().map(|&cpu| vec![cpu]).collect();
+        for _ in 0..3 {
+            assert_eq!(of_worker(), expected);
+            assert_eq!(affinity::usable().unwrap(), before);
+        }
+        // Whichever thread the caller is.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(of_worker(), expected);
+                assert_eq!(affinity::usable().unwrap(), before);
+            });
+        });
+        // However the run ends.
+        pool.run(|_| resume_unwind(Box::new("no"))).unwrap_err();
+        assert_eq!(affinity::usable().unwrap(), before);
+        // A pool that is not asked to pins nobody, though a pinned one is there.
+        let free = Pool::new(threads).unwrap();
+        assert_eq!(free.pinning(), Pinning::None);
+        free.run(|_| assert_eq!(affinity::usable().unwrap(), before)).unwrap();
+        drop(pool);
+        assert_eq!(affinity::usable().unwrap(), before);
+    }
+
+    #[test]
+    fn threads_without_a_cpu_each_are_not_pinned() {
+        // Where the system binds none, one is too many.
+        let threads = affinity::usable().map_or(1, |cpus| cpus.len() + 1);
+        let pool = Pool::with(PoolOptions { threads, pinning: Pinning::Cores }).unwrap();
+        assert_eq!(pool.pinning(), Pinning::None);
+        let warning = pool.warning().unwrap();
+        assert!(warning.contains(" CPUs") && warning.lines().count() == 1, "{warning}");
+        pool.run(|w| w.barrier()).unwrap();
+    }
+}
