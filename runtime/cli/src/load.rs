@@ -14,7 +14,7 @@ use bitnet_runtime::engine::{Engine, NamedProfile, Options, ProfileChoice, Progr
 use bitnet_runtime::error::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::output::{note, with_flags};
+use crate::output::note;
 
 /// The heading of these flags in the help.
 pub const PERFORMANCE: &str = "Performance";
@@ -232,7 +232,7 @@ impl KernelArgs {
 /// Tells on stderr what there is to tell and was not told yet.
 pub fn tell(engine: &Engine) {
     for line in engine.take_notes() {
-        note(format_args!("{}", with_flags(&line.to_string())));
+        note(format_args!("{line}"));
     }
 }
 

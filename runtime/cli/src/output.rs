@@ -22,7 +22,7 @@ pub fn note(line: fmt::Arguments<'_>) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// The flags for parameters of the library that an error or a note may name.
+/// The flags for parameters of the library that an error may name.
 const FLAGS: [(&str, &str); 10] = [
     ("isa", "--isa"),
     ("temperature", "--temp"),
@@ -36,8 +36,7 @@ const FLAGS: [(&str, &str); 10] = [
     ("seed", "--seed"),
 ];
 
-/// An error or a note of the library as a user of the program reads it: with flags where it names
-/// parameters.
+/// An error of the library as a user of the program reads it: with flags where it names parameters.
 pub fn with_flags(line: &str) -> String {
     let named = FLAGS.into_iter().find_map(|(parameter, flag)| {
         let rest = line.strip_prefix(parameter).filter(|rest| rest.starts_with(": "))?;

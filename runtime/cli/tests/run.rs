@@ -307,7 +307,7 @@ fn isa_and_format_are_obeyed_and_said() {
             assert_eq!(id.isa, Isa::Scalar, "{id}");
         }
     }
-    assert!(errors.contains("--isa and --format given"), "{errors}");
+    assert!(errors.contains("isa and format given"), "{errors}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn measure(model: &Path, texts: &[Vec<u32>]) -> Measurement {
 /// Every number that is written down of the demo model.
 #[test]
 fn the_reference_is_what_the_demo_model_does() {
-    let models = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models"));
+    let models = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models"));
     let text = std::fs::read_to_string(models.join("bard-11m.golden.json")).unwrap();
     let golden: Golden = serde_json::from_str(&text).unwrap();
     let text = |case: Case| case.ids.into_iter().chain(case.greedy_48).collect();
