@@ -204,7 +204,7 @@ const ROWS_P8: &str = "rows_t5_l64__avx512vbmi__any__r4_c0_n1_u1_p8";
 const ROWS_R2: &str = "rows_t5_l64__avx512vbmi__any__r2_c0_n1_u1_p16";
 const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
 
-/// What was chosen where kernels showed these ratios, all with as wide an interval.
+/// Choice where kernels showed these ratios, all with the same half-width.
 fn gather(found: &[(&str, [f64; 4])], half_width: f64) -> Option<ChosenGather> {
     let timings = found.iter().flat_map(|(kernel, ratios)| {
         let timing = move |ratio| timing(kernel, ratio, half_width);

@@ -1,10 +1,10 @@
-//! What skipping what meets a zero gains: the kernels that are given a list of lines, with some
-//! shares of the lines needed, against the dense kernel chosen for the job.
+//! Timing of activation sparsity: kernels that are given a list of rows or columns, at some
+//! densities, against the dense kernel chosen for the job.
 //!
-//! What is timed is [`rehearse::decode`] of a job with and without [`Sparse`], so with all that finding the
-//! list takes, and with the gate beside up. Which lines are needed is random, and exactly as many as
-//! wanted are. A few of them would soon lie in a cache: so the caches are emptied before a sample, and
-//! it takes no matrix twice.
+//! Timed is [`rehearse::decode`] with and without [`Sparse`], so with all that making the list
+//! takes, and with the gate beside up. The rows or columns needed are random, their number exact. A
+//! few of them would soon lie in a cache, so the caches are emptied before a sample, and a sample
+//! takes no matrix twice.
 
 use std::time::Instant;
 
@@ -30,16 +30,16 @@ use crate::measure::{Excluded, SparseMeasurements, SparseTiming, SparseUnit, Tim
 use crate::plan::sparse::DENSITIES;
 use crate::protocol::{Event, Reporter, SparseJob, SparseTask};
 
-/// How often each job is timed, the others in between.
+/// Repeats of each job, the others in between.
 const REPEATS: usize = 3;
 
-/// How many times as long as the best a kernel may take on average to be timed again.
+/// Factor over the best average time above which a kernel is not timed again.
 const BEHIND: f64 = 1.1;
 
-/// The most that is read to empty the caches.
+/// Most bytes read to empty the caches.
 const MOST_FLUSHED: u64 = 256 << 20;
 
-/// Seconds that a kernel may take to be verified.
+/// Time limit to verify a kernel, in seconds.
 const VERIFY_SECONDS: f64 = 10.0;
 
 /// Times the candidates.
@@ -49,7 +49,7 @@ pub(crate) fn measure(
     reporter: &mut Reporter,
 ) -> Result<Vec<SparseUnit>> {
     let start = Instant::now();
-    reporter.progress(1.0, "what meets a zero".into())?;
+    reporter.progress(1.0, "activation sparsity".into())?;
     let mut rotation = limits::rotation(task.model_bytes, reporter)?;
     // All jobs are in memory at once.
     rotation.bytes /= task.jobs.len().max(1) as u64;
@@ -82,7 +82,8 @@ pub(crate) fn measure(
     Ok(jobs.into_iter().map(|(job, kernels, _, found)| unit(job, &kernels, &found)).collect())
 }
 
-/// Of those that were timed in a repeat the first, which is the default, and who is not far behind.
+/// Returns the kernels of a repeat that are timed again: the first, which is the default, and those
+/// not far behind the best.
 fn promising(kernels: &[GatherKernel], before: &[SparseTiming]) -> Vec<GatherKernel> {
     let mean = |kernel: &GatherKernel| {
         let own = before.iter().filter(|own| own.timing.kernel == *kernel.id());
@@ -96,7 +97,7 @@ fn promising(kernels: &[GatherKernel], before: &[SparseTiming]) -> Vec<GatherKer
     timed.into_iter().enumerate().filter(is_left).map(|(_, (kernel, _))| kernel).collect()
 }
 
-/// The candidates that compute what they should; the others are reported.
+/// Returns the candidates that pass verification; the others are reported.
 fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<GatherKernel>> {
     let mut kernels = Vec::new();
     for id in &job.kernels {
@@ -115,7 +116,7 @@ fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<GatherKernel>> 
     Ok(kernels)
 }
 
-/// One repeat of a job: all kernels at all densities.
+/// Holds one repeat of a job: all kernels at all densities.
 fn tournament(
     job: &SparseJob,
     kernels: &[GatherKernel],
@@ -144,7 +145,7 @@ fn tournament(
     Ok(outcome.entries.iter().enumerate().filter_map(timing).collect())
 }
 
-/// What the repeats of a job showed.
+/// Joins the repeats of a job.
 fn unit(job: &SparseJob, kernels: &[GatherKernel], repeats: &[Vec<SparseTiming>]) -> SparseUnit {
     let mut timings = Vec::new();
     for kernel in kernels {
@@ -164,17 +165,17 @@ fn unit(job: &SparseJob, kernels: &[GatherKernel], repeats: &[Vec<SparseTiming>]
     }
 }
 
-/// Samples a job with lines to skip.
+/// A job with rows or columns to skip.
 struct SparseWorkload {
     jobs: Vec<Job>,
-    /// The matrix that is skipped in, packed by lines for every job; none while a job has them.
+    /// The matrix to skip in, packed by rows or columns for every job; none while a job has it.
     lines: Vec<(GatherLayout, Vec<Option<GatherMatrix>>)>,
-    /// The job whose turn it is.
+    /// Next job in turn.
     next: usize,
     warm: bool,
     /// Read before a sample, so that nothing else is in a cache.
     flush: Buffer,
-    /// For each density the activations that make as many lines needed.
+    /// Activations for each density.
     quantised: Vec<Vec<i8>>,
     out: Vec<f32>,
 }
@@ -233,8 +234,8 @@ impl SparseWorkload {
         Ok(Self { jobs, lines, next: 0, warm: rotation.warm, flush, quantised, out })
     }
 
-    /// Times `count` jobs, or as many as there are: with a kernel and the number of a density, or
-    /// reading all.
+    /// Times `count` jobs, or as many as there are: with a kernel and the index of a density, or
+    /// dense.
     fn sample(
         &mut self,
         pool: &Pool,
@@ -262,7 +263,8 @@ impl SparseWorkload {
         Ok(sample_of(begin, count, elapsed))
     }
 
-    /// Runs jobs as they are with the activations of a density: how many, and how long they took.
+    /// Runs jobs as they are with the activations of a density. Returns their number, and their
+    /// time.
     fn run(&mut self, pool: &Pool, density: usize, count: usize) -> Result<(usize, Elapsed)> {
         // From memory, the first of them is not timed; the round before it empties the caches.
         let (untimed, timed) = match self.warm {
@@ -277,10 +279,10 @@ impl SparseWorkload {
     }
 }
 
-/// The codes of a job's matrices, as in a file, and for every density the activations that make so
-/// many lines needed. Along columns those that are not 0. Along rows each density has a column of the
-/// gate that opens as many rows, and is the only one with an activation that is not 0: kernels take the
-/// same time for all numbers.
+/// Returns the codes of a job's matrices, as in a file, and for every density activations that need
+/// as many rows or columns. Columns are needed where the activation is not 0. For rows each density
+/// has a column of the gate that opens as many, and is the only one with an activation that is not
+/// 0: kernels take the same time for all numbers.
 fn matrix(shape: Shape, along: Along) -> (Vec<u8>, Vec<Vec<i8>>) {
     let Shape { rows, cols } = shape;
     let mut codes = random_codes(shape);
@@ -306,7 +308,7 @@ fn matrix(shape: Shape, along: Along) -> (Vec<u8>, Vec<Vec<i8>>) {
     (codes, quantised)
 }
 
-/// Of `n` things the share `density`, at random and exactly.
+/// Chooses the share `density` of `n` at random, exactly.
 fn chosen(n: usize, density: f64, random: &mut Random) -> Vec<bool> {
     let mut all = vec![false; n];
     let mut wanted = (density * n as f64).round() as u64;
@@ -317,7 +319,7 @@ fn chosen(n: usize, density: f64, random: &mut Random) -> Vec<bool> {
     all
 }
 
-/// Sets a code of I2_S as it lies in a file: blocks of 128 codes in 32 bytes, quarter by quarter.
+/// Sets a code of I2_S in the file's layout: blocks of 128 codes in 32 bytes, quarter by quarter.
 fn set_code(file: &mut [u8], weight: usize, code: u8) {
     let (block, in_block) = (weight / 128, weight % 128);
     let shift = 6 - 2 * (in_block / 32);
@@ -362,7 +364,8 @@ mod tests {
         }
     }
 
-    /// As many lines are needed, and skipped, as the density says, from memory and from a cache.
+    /// As many rows or columns are needed, and skipped, as the density says, from memory and from a
+    /// cache.
     #[test]
     fn lines_are_skipped_as_the_density_says() {
         let pool = Pool::new(2).unwrap();
