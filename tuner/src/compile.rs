@@ -277,7 +277,7 @@ fn run(
     stop: &AtomicBool,
 ) -> Result<std::result::Result<Done, String>> {
     command.current_dir(folder).stdin(Stdio::null());
-    // What it and its linker leave when they are killed goes with the folder.
+    // Temporary files of a killed compiler and its linker go with the folder.
     command.env("TMPDIR", folder);
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -153,7 +153,7 @@ fn run_once(
         }
     });
     let reader = reader.map_err(|e| io("start a thread to listen to", e))?;
-    // What a worker says when it dies; its last words, should there be many.
+    // The beginning of stderr, of which the first line tells how a worker died.
     let listener = thread().spawn(move || {
         let mut text = Vec::new();
         let _ = stderr.by_ref().take(1 << 16).read_to_end(&mut text);
@@ -293,7 +293,7 @@ fn not_by_a_kernel(status: &ExitStatus, words: &str) -> Option<crate::Error> {
         }
         _ => {}
     }
-    // What the standard library says before it aborts. Kernels allocate nothing.
+    // Message of the standard library before it aborts. Kernels allocate nothing.
     words.starts_with("memory allocation of").then(|| {
         let message = format!(
             "a worker process ran out of memory ({words}); tuning takes about 1.5 times the \

@@ -52,7 +52,6 @@ pub fn check(
         sparse,
         skips: false,
         library,
-        // What lags takes the rest.
         seconds: 0.0,
         notify,
     };
@@ -96,6 +95,7 @@ struct Checking<'a> {
     known: Findings,
     /// Jobs with activation sparsity.
     sparse: Vec<SparseJob>,
+    /// True if the next worker times these.
     skips: bool,
     library: Option<LibraryFile>,
     /// Seconds for the next worker.

@@ -18,7 +18,7 @@ pub(super) fn choose_gather(measured: &SparseMeasurements, cold: bool) -> Option
     };
     let mut kernels: Vec<KernelId> = measured.timings.iter().map(|t| t.timing.kernel).collect();
     kernels.dedup();
-    // Who was timed at fewer densities than others was cut, or there was no time left.
+    // A kernel timed at fewer densities than others was cut, or time ran out.
     let most = kernels.iter().map(|&kernel| of(kernel).count()).max()?;
     let tried = kernels.len();
     kernels.retain(|&kernel| most > 0 && of(kernel).count() == most);

@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
         let bar = Bar::new();
         crate::tune(&info, &options, &mut |notice| bar.show(notice))?
     };
-    // What was written is what is run.
+    // The profile that runs is the one that was written.
     let profile = match save(&tuned.profile, args.output.as_deref())? {
         Some(path) => {
             note(format_args!("wrote {}\n", path.display()));

@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
     let Some(path) = &args.model else {
         return Err(Error::usage("--model", "nothing", "a GGUF file").into());
     };
-    // What can fail fails before the minute of measuring.
+    // Errors of arguments and files come before the minute of measuring.
     let model = ModelInfo::from_gguf(&Gguf::open(path)?)?;
     let ceiling = Selection::new(args.isa, None, None)?.ceiling();
     for file in

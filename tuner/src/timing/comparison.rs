@@ -37,7 +37,7 @@ const MOST_LOADS: usize = 45;
 /// Estimates the seconds of the shortest comparison from the microseconds per token of both sides
 /// together, and from reading and writing memory once for each load.
 pub(crate) fn least_seconds(per_token_us: impl Fn(Phase) -> f64, model_bytes: u64) -> f64 {
-    // What packing does with one core, where large models do worst; bytes are read, packed, touched.
+    // Rate of packing with one core, where large models do worst; bytes are read, packed, touched.
     const BYTES_PER_SECOND: f64 = 0.7e9;
     let of = |phase, tokens: usize| per_token_us(phase) * tokens as f64 * 1e-6;
     let round = of(Phase::Decode, WARM_TOKENS + WRITTEN) + of(Phase::Prefill, WARM_PROMPT + PROMPT);

@@ -169,7 +169,7 @@ fn unit(job: &SparseJob, kernels: &[GatherKernel], repeats: &[Vec<SparseTiming>]
 struct SparseWorkload {
     jobs: Vec<Job>,
     /// The matrix to skip in, packed by rows or columns for every job; none while a job has it.
-    lines: Vec<(GatherLayout, Vec<Option<GatherMatrix>>)>,
+    gather: Vec<(GatherLayout, Vec<Option<GatherMatrix>>)>,
     /// Next job in turn.
     next: usize,
     warm: bool,
@@ -209,29 +209,29 @@ impl SparseWorkload {
         let buffers = (parts.len() + layouts.len()) * count;
         let mut arena = Arena::with((bytes + of_lines) * count, buffers, Pages::Huge)?;
         let mut jobs: Vec<Job> = Vec::new();
-        let mut lines: Vec<_> = layouts.into_iter().map(|layout| (layout, Vec::new())).collect();
+        let mut gather: Vec<_> = layouts.into_iter().map(|layout| (layout, Vec::new())).collect();
         for _ in 0..count {
             let matrices: Result<Vec<PackedMatrix>> = match jobs.first() {
                 Some(job) => job.parts().iter().map(|part| copy(part, &mut arena, pool)).collect(),
                 None => parts.iter().map(|&p| pack(&codes, p, layout, &mut arena, pool)).collect(),
             };
             jobs.push(Job::new(matrices?, dense, prefill)?);
-            for (layout, lines) in &mut lines {
+            for (layout, gather) in &mut gather {
                 let buffer = take(&mut arena, along.matrix_bytes(*layout, part))?;
-                let lines: &mut Vec<Option<GatherMatrix>> = lines;
-                let packed = match lines.first() {
+                let gather: &mut Vec<Option<GatherMatrix>> = gather;
+                let packed = match gather.first() {
                     Some(Some(packed)) => packed.copy(buffer, pool)?,
                     _ => GatherMatrix::pack(&codes, part, 1.0, (*layout, along), buffer, pool)?
                         .map_err(|_| refused(layout))?,
                 };
-                lines.push(Some(packed));
+                gather.push(Some(packed));
             }
         }
         let flushed = if rotation.warm { 0 } else { (2 * limits::l3()).min(MOST_FLUSHED) };
         let mut flush = Buffer::zeroed(flushed as usize)?;
         pool.fill(&mut flush, 1)?;
         let out = vec![0.0; jobs[0].rows()];
-        Ok(Self { jobs, lines, next: 0, warm: rotation.warm, flush, quantised, out })
+        Ok(Self { jobs, gather, next: 0, warm: rotation.warm, flush, quantised, out })
     }
 
     /// Times `count` jobs, or as many as there are: with a kernel and the index of a density, or
@@ -245,19 +245,19 @@ impl SparseWorkload {
         let begin = Instant::now();
         let density = skipping.map_or(DENSITIES.len() - 1, |(_, density)| density);
         if let Some((kernel, _)) = skipping {
-            let own = self.lines.iter_mut().find(|(layout, _)| *layout == kernel.layout());
-            let own = own.map_or(&mut [][..], |(_, lines)| lines);
-            for (job, lines) in self.jobs.iter_mut().zip(own) {
-                let Some(lines) = lines.take() else { continue };
-                job.set_sparse(Some(Sparse::new(lines, kernel, f64::INFINITY)?))?;
+            let own = self.gather.iter_mut().find(|(layout, _)| *layout == kernel.layout());
+            let own = own.map_or(&mut [][..], |(_, gather)| gather);
+            for (job, gather) in self.jobs.iter_mut().zip(own) {
+                let Some(matrix) = gather.take() else { continue };
+                job.set_sparse(Some(Sparse::new(matrix, kernel, f64::INFINITY)?))?;
             }
         }
         let (count, elapsed) = self.run(pool, density, count)?;
         for (i, job) in self.jobs.iter_mut().enumerate() {
-            let Some(lines) = job.set_sparse(None)?.map(Sparse::into_lines) else { continue };
-            let own = self.lines.iter_mut().find(|(layout, _)| *layout == lines.layout());
+            let Some(gather) = job.set_sparse(None)?.map(Sparse::into_lines) else { continue };
+            let own = self.gather.iter_mut().find(|(layout, _)| *layout == gather.layout());
             if let Some((_, own)) = own {
-                own[i] = Some(lines);
+                own[i] = Some(gather);
             }
         }
         Ok(sample_of(begin, count, elapsed))
@@ -374,7 +374,7 @@ mod tests {
             let kernels: Vec<GatherKernel> =
                 GatherKernel::builtin().filter(|kernel| kernel.along() == along).collect();
             let shape = Shape::new(400, 256);
-            let (parts, lines) = match along {
+            let (parts, count) = match along {
                 Along::Rows => (vec![shape; 2], 400),
                 Along::Columns => (vec![shape], 256),
             };
@@ -388,7 +388,7 @@ mod tests {
                         workload.out.fill(f32::NAN);
                         let sample = workload.sample(&pool, Some((*kernel, number)), 3).unwrap();
                         assert!(sample.us > 0.0 && workload.out.iter().all(|y| y.is_finite()));
-                        let needed = (density * f64::from(lines)).round() as usize;
+                        let needed = (density * f64::from(count)).round() as usize;
                         let found = match along {
                             Along::Rows => workload.out[..400].iter().filter(|y| **y > 0.0).count(),
                             Along::Columns => {
@@ -407,8 +407,8 @@ mod tests {
                 workload.sample(&pool, None, 1).unwrap();
                 let untimed = 2;
                 assert_eq!(workload.next, (before + untimed + 1) % 2);
-                // All lines are back.
-                let mut all = workload.lines.iter().flat_map(|(_, lines)| lines);
+                // All matrices are back.
+                let mut all = workload.gather.iter().flat_map(|(_, gather)| gather);
                 assert!(all.all(Option::is_some));
             }
         }

@@ -228,7 +228,7 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
         let order: Vec<usize> = left[start..].iter().chain(&left[..start]).copied().collect();
         for block in order.chunks(BLOCK) {
             self.block(block)?;
-            // What there was no time for has no readings.
+            // Candidates without time have no readings.
             if self.spent >= self.budget {
                 break;
             }

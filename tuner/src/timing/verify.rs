@@ -57,7 +57,7 @@ pub(super) fn verify(
             }
             if let Some(packing) = layout.layout {
                 let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
-                // Who cannot say which kernel it calls verifies all the same.
+                // Verification goes on where the status file cannot be written.
                 let begin = &mut |id: &KernelId| drop(reporter.begin(id, allowed(task)));
                 wrong.extend(oracle.check(packing, &ternary, pool, begin)?);
             }

@@ -151,7 +151,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
             model_bytes: run.known.model_bytes(model),
             seconds,
         }));
-        // What cannot be compared is no reason to lose what was measured.
+        // A failed comparison is no reason to lose the measurements.
         match run.done_in_workers() {
             Ok(()) => run.comparison.ok_or_else(|| "the worker said nothing".into()),
             Err(stopped @ crate::Error::Stopped { .. }) => return Err(stopped),
