@@ -450,7 +450,7 @@ mod tests {
 
     /// Ratios are to dense decode, one for each density.
     #[test]
-    fn what_skips_lags_where_it_serves_and_reading_all_is_faster() {
+    fn a_sparse_kernel_lags_where_it_serves_and_dense_is_faster() {
         let kernel = id("columns_i2_s_l64__avx512vnni__any__r256_c32_n1_u1_p32");
         let role = |below: f64, ratios: [f64; 4]| {
             let mut case = Case::decode(pick(D32, None, D32), vec![timing(D32, 1.0, 0.0)]);

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_skips_has_a_line_in_the_summary_and_in_the_report() {
+    fn activation_sparsity_has_a_line_in_the_summary_and_in_the_report() {
         let mut tuned = tuned(Err("no time".into()), Made::Nothing, false);
         let choices = choose(&tuned.measurements, tuned.objective);
         let down = |choice: &&JobChoice<'_>| choice.job.role == Role::Down;

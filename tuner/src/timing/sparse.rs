@@ -367,7 +367,7 @@ mod tests {
     /// As many rows or columns are needed, and skipped, as the density says, from memory and from a
     /// cache.
     #[test]
-    fn lines_are_skipped_as_the_density_says() {
+    fn rows_and_columns_are_skipped_as_the_density_says() {
         let pool = Pool::new(2).unwrap();
         let dense = *kernels::builtin().iter().rev().find(|k| k.tokens() == 1).unwrap();
         for along in [Along::Rows, Along::Columns] {
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_far_behind_is_not_timed_again_but_for_the_default() {
+    fn kernels_far_behind_are_not_timed_again_but_for_the_default() {
         let kernels: Vec<GatherKernel> = GatherKernel::builtin().take(3).collect();
         let [default, near, far] = kernels[..] else { return };
         let timings = |found: &[(GatherKernel, f64)]| -> Vec<SparseTiming> {

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_compete_is_not_cut() {
+    fn candidates_that_do_not_compete_are_not_cut() {
         let times: Vec<f64> = (0..16).map(|c| 60.0 + 10.0 * f64::from(c)).collect();
         let mut log = Vec::new();
         let outcome = run_uncut(16, 1.0, machine(&times, |_| 1.0, &mut log)).unwrap();
