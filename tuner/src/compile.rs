@@ -1,10 +1,9 @@
 //! Kernels made on this host: one source for all of them, compiled by the user's rustc to one
 //! library that needs neither `std` nor a C compiler.
 //!
-//! Measured on 2 cores of Zen 5, of which other work took little: 50 kernels of all kinds take 1.9 s,
-//! 300 take 9 s (300 ternary ones 7 s, of which the front end, on one core, is 2). One part for the
-//! code generator instead of 4 takes 12 s. Without optimisation across the parts (`-Clto=off`) it is
-//! 7.5 s, but closures of `core` stay calls, and `prepare` takes 45 times as long.
+//! On 2 cores of Zen 5, 50 kernels of all kinds compile in 1.9 s, 300 in 9 s. Tried: one part for
+//! the code generator instead of 4 takes 12 s; without optimisation across the parts (`-Clto=off`)
+//! it is 7.5 s, but closures of `core` stay calls, and `prepare` takes 45 times as long.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,24 +20,24 @@ use bitnet_runtime::cpu::kernels::cache::{Cache, Scratch};
 
 use crate::{Error, Result};
 
-/// The oldest compiler that knows all that the generated source uses: AVX-512 is stable in it.
+/// Oldest compiler that accepts the generated source: AVX-512 is stable in it.
 const OLDEST: (u32, u32) = (1, 89);
 
-/// How long a compiler may take to say who it is.
+/// Time limit for a compiler's answer about its version.
 const INTRODUCTION: Duration = Duration::from_secs(20);
 
-/// What a kernel of many takes to compile, by the figures above and half as much again.
+/// Expected seconds per kernel: half as much again as measured.
 const SECONDS_PER_KERNEL: f64 = 0.045;
 
 /// Makes libraries of kernels.
 pub trait Compiler: std::fmt::Debug + Send + Sync {
-    /// Compiles a library of `ids` and gives its content.
+    /// Compiles a library of `ids` and returns its content.
     ///
     /// # Errors
     /// There is no such kernel, or no library after `limit`.
     fn compile(&self, ids: &[KernelId], limit: Duration) -> Result<Vec<u8>>;
 
-    /// How long so many kernels may take: who has less time need not begin.
+    /// Returns the expected time for a number of kernels.
     fn expected(&self, kernels: usize) -> Duration;
 }
 
@@ -52,13 +51,13 @@ impl Compiler for Toolchain {
     }
 }
 
-/// Where a compiler works, and until when.
+/// Folder and stop flag of a compiler.
 #[derive(Debug, Clone, Default)]
 pub struct Workplace {
-    /// It works in a folder of this cache, where a later run finds what a killed one left; else in the
-    /// system's folder of temporary files.
+    /// Cache in a folder of which it works, so that a later run finds what a killed one left; else
+    /// in the system's folder of temporary files.
     pub cache: Option<Cache>,
-    /// Set, from a signal handler for one, to end it with [`Error::Stopped`].
+    /// Set to true, for example by a signal handler, to end it with [`Error::Stopped`].
     pub stop: Arc<AtomicBool>,
 }
 
@@ -67,13 +66,14 @@ pub struct Workplace {
 pub struct Toolchain {
     rustc: PathBuf,
     version: String,
-    /// Whether it brings a linker.
+    /// True if it brings a linker.
     has_linker: bool,
     place: Workplace,
 }
 
 impl Toolchain {
-    /// The compiler that `RUSTC` names, or else the first in `PATH`, or else in `~/.cargo/bin`.
+    /// Finds the compiler that `RUSTC` names, or else the first in `PATH`, or else in
+    /// `~/.cargo/bin`.
     ///
     /// # Errors
     /// [`Error::NoToolchain`], with what to do, when there is none or it is not fit;
@@ -82,7 +82,7 @@ impl Toolchain {
         Self::find_with(|name| std::env::var_os(name), place)
     }
 
-    /// As [`Toolchain::find`], in another environment.
+    /// Does as [`Toolchain::find`] with other environment variables.
     ///
     /// # Errors
     /// As [`Toolchain::find`].
@@ -149,7 +149,7 @@ impl Toolchain {
         Ok(Self { version: version.into(), has_linker, rustc, place })
     }
 
-    /// The compiler.
+    /// Path of the compiler.
     pub fn rustc(&self) -> &Path {
         &self.rustc
     }
@@ -159,8 +159,8 @@ impl Toolchain {
         &self.version
     }
 
-    /// Compiles a library of `ids` and gives its content. The same ids give the same bytes, by the
-    /// same compiler; what they run on follows from the ids alone, and not from this CPU.
+    /// Compiles a library of `ids` and returns its content. The same ids give the same bytes with
+    /// the same compiler, whatever this CPU is.
     ///
     /// # Errors
     /// [`Error::Codegen`] when there is no such kernel; [`Error::Compile`] when the compiler fails
@@ -169,8 +169,8 @@ impl Toolchain {
         self.compile_source(&bitnet_codegen::emit_cdylib(ids)?, limit)
     }
 
-    /// Compiles the source of a library, as [`bitnet_codegen::emit_cdylib`] writes it, and gives its
-    /// content.
+    /// Compiles the source of a library, as [`bitnet_codegen::emit_cdylib`] writes it, and returns
+    /// its content.
     ///
     /// # Errors
     /// As [`Toolchain::compile`].
@@ -207,7 +207,7 @@ impl Toolchain {
     }
 }
 
-/// A folder of this user's alone, whatever the umask, removed with what is in it.
+/// A folder that only this user can read, whatever the umask; removed when dropped.
 #[derive(Debug)]
 pub(crate) enum WorkFolder {
     /// In the cache.
@@ -217,7 +217,7 @@ pub(crate) enum WorkFolder {
 }
 
 impl WorkFolder {
-    /// A new one: in the cache, if there is one that can be written and trusted.
+    /// Creates one: in the cache, if that can be written and trusted.
     pub(crate) fn new(cache: Option<&Cache>) -> Result<Self> {
         if let Some(scratch) = cache.and_then(|cache| cache.scratch().ok()) {
             return Ok(Self::Cached(scratch));
@@ -231,7 +231,7 @@ impl WorkFolder {
         Ok(Self::Temporary(folder))
     }
 
-    /// Where it is.
+    /// Path of the folder.
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Cached(scratch) => scratch.path(),
@@ -240,13 +240,12 @@ impl WorkFolder {
     }
 }
 
-/// The file name of a program.
+/// Returns the file name of a program.
 fn program(name: &str) -> OsString {
     format!("{name}{}", std::env::consts::EXE_SUFFIX).into()
 }
 
-/// Where a program is: by its path, or in the absolute folders of `PATH`. Whoever wrote to the
-/// current folder has no say.
+/// Finds a program by its path, or in the absolute folders of `PATH`; never in the current folder.
 fn locate(name: &OsString, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let path = Path::new(name);
     if path.components().count() > 1 {
@@ -259,15 +258,15 @@ fn locate(name: &OsString, variable: impl Fn(&str) -> Option<OsString>) -> Optio
         .find(|path| path.is_file())
 }
 
-/// A command that came to its end.
+/// A command that has ended.
 struct Done {
     status: ExitStatus,
     output: String,
     errors: String,
 }
 
-/// Runs a command in `folder`, and ends it, with all that it started, when it takes longer than
-/// `limit`; or says why it did not come to its end.
+/// Runs a command in `folder`, and kills it, with all that it started, when it takes longer than
+/// `limit`. The inner error says why it did not end by itself.
 ///
 /// # Errors
 /// [`Error::Stopped`] once `stop` is set; it is ended then too.
@@ -278,7 +277,7 @@ fn run(
     stop: &AtomicBool,
 ) -> Result<std::result::Result<Done, String>> {
     command.current_dir(folder).stdin(Stdio::null());
-    // What it and its linker leave when they are killed goes with the folder.
+    // Temporary files of a killed compiler and its linker go with the folder.
     command.env("TMPDIR", folder);
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -305,8 +304,7 @@ fn run(
     Ok(done().map_err(|error: io::Error| error.to_string()))
 }
 
-/// Starts a command, and gives the files that its two streams go to: files, because nobody needs to
-/// empty them while it runs.
+/// Starts a command with stdout and stderr in files, which nobody needs to empty while it runs.
 fn start_in(folder: &Path, mut command: Command) -> io::Result<([File; 2], Child)> {
     let create = || tempfile::tempfile_in(folder);
     let files = [create()?, create()?];
@@ -314,7 +312,7 @@ fn start_in(folder: &Path, mut command: Command) -> io::Result<([File; 2], Child
     Ok((files, command.spawn()?))
 }
 
-/// What was written to a file, from its beginning, if that is not too much.
+/// Reads at most 1 MiB from the beginning of a file.
 fn read_back(mut file: File) -> io::Result<String> {
     let mut text = Vec::new();
     file.rewind()?;
@@ -322,7 +320,7 @@ fn read_back(mut file: File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Ends a process that leads a group, and the group: a compiler has its linker do the rest.
+/// Kills a process and its group: a compiler starts a linker.
 fn end(child: &mut Child) {
     #[cfg(unix)]
     if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
@@ -332,14 +330,14 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// The first line that says what is wrong.
+/// Returns the first error line.
 fn first_error(errors: &str) -> String {
     let mut lines = errors.lines().filter(|line| !line.trim().is_empty());
     let first = lines.clone().find(|line| line.starts_with("error"));
     first.or_else(|| lines.next()).map_or_else(|| "it says nothing".into(), one_line)
 }
 
-/// On one line, cut short.
+/// Returns a text on one line, cut short.
 fn one_line(text: &str) -> String {
     printable(text).chars().take(300).collect()
 }
@@ -348,7 +346,7 @@ fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A compiler that answers as `about` says, and compiles by `compile`, both of the shell.
+    /// Writes a compiler, as a shell script, that answers by `about` and compiles by `compile`.
     fn fake(folder: &Path, about: &str, compile: &str) -> PathBuf {
         let path = folder.join("rustc");
         let script = format!(
@@ -442,7 +440,7 @@ mod tests {
         }
     }
 
-    /// Without a linker of the toolchain's own the system's one serves.
+    /// A toolchain without a linker of its own uses the system's.
     #[test]
     fn both_linkers_make_a_library() {
         let own = Toolchain::find(Workplace::default()).unwrap();

@@ -5,10 +5,10 @@ use bitnet_profiles::{ProfileError, SpecError, printable};
 /// `std::result::Result` with [`Error`] as the error.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The exit code of what the user stopped, as shells have it.
+/// Exit code of a stopped run, as shells have it.
 pub(crate) const STOPPED: u8 = 130;
 
-/// Everything that can go wrong while tuning. Each message is one line.
+/// Errors of tuning. Each message is one line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,22 +26,22 @@ pub enum Error {
         /// The exit code of that error.
         code: u8,
     },
-    /// The user stopped it.
+    /// The run was stopped by the user.
     #[error("stopped{}", .journal.as_ref().map_or(String::new(), |path| format!(
         "; what was measured is in {}, and the same command with --resume goes on",
         printable(&path.to_string_lossy())
     )))]
     Stopped {
-        /// Where what was learnt is, if it was kept.
+        /// Path of the journal, if one was kept.
         journal: Option<PathBuf>,
     },
     /// A name that stands for no kernel.
     #[error("{}", printable(&.0.to_string()))]
     Spec(#[from] SpecError),
-    /// There is no compiler to make kernels with: no reason to stop, the built-in ones serve.
+    /// No compiler is there to make kernels with; the built-in ones still serve.
     #[error("{reason}")]
     NoToolchain {
-        /// What was looked for, what was found, and what to do.
+        /// The missing part, and what to do.
         reason: String,
     },
     /// The compiler did not make a library.
@@ -49,7 +49,7 @@ pub enum Error {
     Compile {
         /// The compiler.
         rustc: PathBuf,
-        /// Its first error, or what became of it.
+        /// Its first error, or how it ended.
         problem: String,
     },
     /// The generator refused.
@@ -58,18 +58,18 @@ pub enum Error {
 }
 
 impl Error {
-    /// Stopped, with nothing kept.
+    /// A stopped run without a journal.
     pub(crate) fn stopped() -> Self {
         Self::Stopped { journal: None }
     }
 
-    /// Whether the reader of a pipe we write to has gone: not an error worth a message.
+    /// True if the reader of our output has gone: not an error worth a message.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Runtime(error) if error.is_broken_pipe())
     }
 
-    /// The process exit code of this error: 1 runtime, 2 usage, 3 bad model, 4 bad profile,
-    /// 5 CPU lacks a feature, 6 I/O, 130 when the user stopped it.
+    /// Returns the process exit code: 1 runtime, 2 usage, 3 bad model, 4 bad profile, 5 CPU lacks a
+    /// feature, 6 I/O, 130 when the user stopped it.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Runtime(error) => error.exit_code(),

@@ -1,5 +1,4 @@
-//! What the workers of a run have found about its candidates so far: what tuning and checking have
-//! in common.
+//! Results that the workers of a run have reported, for tuning and checking alike.
 
 use bitnet_profiles::{Isa, KernelId};
 use bitnet_runtime::Error;
@@ -9,23 +8,23 @@ use crate::plan::{JobTask, layout_of};
 use crate::protocol::{Event, MeasureTask};
 use crate::{ModelInfo, Result};
 
-/// The jobs, and what is known of them.
+/// Jobs, and the results for them.
 pub(crate) struct Findings {
     pub jobs: Vec<JobTask>,
     pub limits: Option<Limits>,
     pub units: Vec<Unit>,
     pub excluded: Vec<Excluded>,
-    /// What skipping showed.
+    /// Results for activation sparsity.
     pub sparse: Vec<SparseUnit>,
 }
 
 impl Findings {
-    /// Nothing yet.
+    /// Starts without results.
     pub(crate) fn new(jobs: Vec<JobTask>) -> Self {
         Self { jobs, limits: None, units: Vec::new(), excluded: Vec::new(), sparse: Vec::new() }
     }
 
-    /// What is left to measure, in so many seconds.
+    /// Returns the task for what is left to measure, in `seconds`.
     pub(crate) fn task(&self, model: &ModelInfo, ceiling: Isa, seconds: f64) -> MeasureTask {
         MeasureTask {
             jobs: self.jobs.clone(),
@@ -42,7 +41,7 @@ impl Findings {
         }
     }
 
-    /// Bytes of weights that a token reads with the defaults.
+    /// Returns the bytes of weights that a token reads with the defaults.
     pub(crate) fn model_bytes(&self, model: &ModelInfo) -> u64 {
         let ternary = |job: &JobTask| {
             layout_of(&job.default_decode).map_or(0, |layout| {
@@ -53,7 +52,7 @@ impl Findings {
         self.jobs.iter().map(ternary).sum::<u64>() + model.head_bytes()
     }
 
-    /// Takes note of what a worker reports.
+    /// Records a result that a worker reports.
     pub(crate) fn learn(&mut self, event: Event) {
         match event {
             Event::Limits(limits) => self.limits = Some(limits),
@@ -69,7 +68,7 @@ impl Findings {
         }
     }
 
-    /// What to say of a kernel that is left out.
+    /// Returns the message about a kernel that is left out.
     ///
     /// # Errors
     /// [`Error::Runtime`] when it is a default: there is nothing left to compare with.
@@ -83,7 +82,7 @@ impl Findings {
         Ok(format!("left out, please report: {kernel} {why}: {found}"))
     }
 
-    /// All of it.
+    /// Assembles the measurements.
     ///
     /// # Errors
     /// [`Error::Runtime`] when no worker has probed the machine.

@@ -1,6 +1,6 @@
-//! What a run has learnt so far, so that it can be gone on with: one line of JSON for each event,
-//! in a file beside the output. The first line says what was being tuned; a line that was cut
-//! short, because the machine or the program stopped in the middle of it, does not count.
+//! Journal of a run, for `--resume`: one line of JSON for each result, in a file beside the output.
+//! The first line says what was being tuned. A line that was cut short, because the machine or the
+//! program stopped in the middle of it, does not count.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, Write};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::protocol::Event;
 
-/// What a journal belongs to: nothing of it counts for another.
+/// Identity of a run: a journal counts for no other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JournalHeader {
@@ -26,12 +26,12 @@ pub struct JournalHeader {
     pub shapes: String,
     /// Threads.
     pub threads: usize,
-    /// A hash over everything that is to be measured.
+    /// Hash over everything that is to be measured.
     pub plan: String,
 }
 
 impl JournalHeader {
-    /// The first thing that `other` has and this has not, in words.
+    /// Describes the first field in which `other` differs.
     fn difference(&self, other: &Self) -> Option<String> {
         let Self { version, fingerprint, cpu, shapes, threads, plan } = other;
         let differs = |name: &str, own: &str, other: &str| {
@@ -54,15 +54,14 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Where the journal for an output file is.
+    /// Returns the path of the journal for an output file.
     pub fn path_for(output: &Path) -> PathBuf {
         let mut name = output.file_name().unwrap_or_default().to_os_string();
         name.push(".journal");
         output.with_file_name(name)
     }
 
-    /// Opens the journal at `path`, and keeps others from it for as long as this lives. What it holds
-    /// stays until [`Journal::begin`].
+    /// Opens the journal at `path` and locks it. Its content stays until [`Journal::begin`].
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be written, [`Error::Runtime`] when another run holds it.
@@ -89,13 +88,13 @@ impl Journal {
         Ok(Self { file, path: path.to_path_buf() })
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Starts anew for a run, or with `resume` goes on with what is there. Gives the events that it
-    /// holds, and why it holds none although it was to be gone on with.
+    /// Starts anew, or with `resume` continues. Returns the events of the file, and why there are
+    /// none although `resume` was set.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read or written.
@@ -127,7 +126,8 @@ impl Journal {
         Ok((events, why))
     }
 
-    /// The bytes that hold whole lines for `header`, their events, and why there are none.
+    /// Reads the number of bytes that hold whole lines for `header`, their events, and why there
+    /// are none.
     fn read(&mut self, header: &JournalHeader) -> io::Result<(u64, Vec<Event>, Option<String>)> {
         let nothing = |why: &str| Ok((0, Vec::new(), Some(why.to_string())));
         self.file.rewind()?;
@@ -168,7 +168,7 @@ impl Journal {
         Ok(write_line(&mut self.file, event).map_err(|e| Error::io(path, "write", e))?)
     }
 
-    /// Removes the file: the run is over.
+    /// Removes the file, as the run is over.
     pub fn remove(self) {
         // One that stays is taken for unfinished, no worse.
         let _ = std::fs::remove_file(&self.path);
@@ -176,7 +176,7 @@ impl Journal {
 }
 
 impl Drop for Journal {
-    /// A run that ended before it learnt anything leaves nothing to go on with.
+    /// Removes a journal that is empty.
     fn drop(&mut self) {
         if self.file.metadata().is_ok_and(|meta| meta.len() == 0) {
             let _ = std::fs::remove_file(&self.path);

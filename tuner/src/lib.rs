@@ -1,6 +1,7 @@
-//! Measures candidate kernels on this host and writes a profile: [`mod@plan`] lists the candidates of
-//! a model's jobs, [`worker`] processes hold them against the oracle and time them under the eyes of
-//! [`supervise`], [`journal`] keeps what they find, [`compile`] makes more candidates where there is a compiler, [`mod@choose`] picks, and [`tune()`] does it all.
+//! Autotuner: measures candidate kernels on this host and writes a profile. [`mod@plan`] lists the
+//! candidates of a model's jobs, [`worker`] processes verify and time them, watched by
+//! [`supervise`] and spoken to in [`protocol`], [`journal`] keeps their results, [`compile`] makes
+//! more candidates where there is a compiler, [`mod@choose`] picks, and [`tune()`] does it all.
 #![forbid(unsafe_code)]
 
 pub mod check;

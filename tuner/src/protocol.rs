@@ -1,8 +1,8 @@
 //! Messages between a tuning run and its workers.
 //!
-//! A worker reads one [`Task`] as a line of JSON on stdin and writes [`Event`]s, one a line, on stdout.
-//! Which kernel it is about to call it writes to a *status file* rather than to stdout: whoever
-//! waits on a pipe wakes up, on a CPU that may be one of those being measured.
+//! A worker reads one [`Task`] as a line of JSON on stdin and writes [`Event`]s, one a line, on
+//! stdout. The kernel that it is about to call it writes to a *status file* instead: a reader of
+//! stdout would wake up, on a CPU that may be one of those being measured.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -19,15 +19,15 @@ use crate::Result;
 use crate::measure::{Comparison, Excluded, Limits, PlacementTiming, SparseUnit, Unit};
 use crate::plan::JobTask;
 
-/// What a worker is to do.
+/// Task of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
     /// Threads of its pool.
     pub threads: usize,
-    /// Where it says what it is about to call.
+    /// Path of the status file.
     pub status: PathBuf,
-    /// The kernels made on the host, if there are any.
+    /// Kernels made on the host, if there are any.
     pub library: Option<LibraryFile>,
     /// The work.
     pub work: Work,
@@ -37,14 +37,14 @@ pub struct Task {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LibraryFile {
-    /// The folder it is kept in.
+    /// Folder of the cache that holds it.
     pub cache: PathBuf,
-    /// The SHA-256 of its content, in hexadecimal digits.
+    /// SHA-256 of its content, in hexadecimal digits.
     pub sha256: String,
 }
 
 impl LibraryFile {
-    /// Loads it, checked as any library is.
+    /// Loads and checks it.
     ///
     /// # Errors
     /// [`Error::Runtime`] that says why it is not used.
@@ -63,7 +63,7 @@ pub enum Work {
     Measure(MeasureTask),
     /// Time threads, pinning and pages.
     Placement(PlacementTask),
-    /// Time kernels that skip what meets a zero.
+    /// Time activation sparsity.
     Sparse(SparseTask),
     /// Compare the untuned default and a profile on the model.
     Comparison(ComparisonTask),
@@ -77,18 +77,18 @@ pub struct MeasureTask {
     pub jobs: Vec<JobTask>,
     /// The model's hyperparameters.
     pub config: Config,
-    /// How the rows of its head are stored.
+    /// Storage format of the head's rows.
     pub head: HeadFormat,
-    /// Bytes of weights that one token of the model reads.
+    /// Bytes of weights that the model reads per token.
     pub model_bytes: u64,
     /// The best tier that may be used.
     pub ceiling: Isa,
     /// Seconds for all of it.
     pub seconds: f64,
-    /// How often each tournament is held, some time apart.
+    /// Repeats of each tournament.
     pub repeats: u8,
-    /// Whether all is timed once at least, however long it takes; else, when time is up, the
-    /// defaults and what shares their layouts.
+    /// True to time all once at least, however long it takes; else only the defaults and candidates
+    /// of their layouts are timed when time is up.
     pub whole: bool,
     /// The machine's limits, where they are known already.
     pub limits: Option<Limits>,
@@ -98,15 +98,15 @@ pub struct MeasureTask {
     pub excluded: Vec<Excluded>,
 }
 
-/// Settings to time.
+/// Placements to time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementTask {
-    /// The ternary jobs, as they were chosen.
+    /// Ternary jobs with the chosen kernels.
     pub jobs: Vec<ChosenJob>,
-    /// The settings; the first is the untuned one.
+    /// Placements; the first is the untuned one.
     pub placements: Vec<Run>,
-    /// Bytes of weights that one token of the model reads.
+    /// Bytes of weights that the model reads per token.
     pub model_bytes: u64,
     /// Seconds for all of it.
     pub seconds: f64,
@@ -118,41 +118,41 @@ pub struct PlacementTask {
 pub struct ChosenJob {
     /// Its matrices.
     pub parts: Vec<Shape>,
-    /// Times per token that it runs.
+    /// Runs per token.
     pub count: u32,
-    /// The kernel for one token.
+    /// Decode kernel.
     pub decode: KernelId,
-    /// The kernel for many; reads the same layout.
+    /// Prefill kernel; reads the same layout.
     pub prefill: KernelId,
 }
 
-/// Jobs in which to skip.
+/// Jobs with activation sparsity to time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SparseTask {
     /// The jobs.
     pub jobs: Vec<SparseJob>,
-    /// Bytes of weights that one token of the model reads.
+    /// Bytes of weights that the model reads per token.
     pub model_bytes: u64,
     /// Seconds for all of it.
     pub seconds: f64,
 }
 
-/// A job in which to skip.
+/// A job with activation sparsity to time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SparseJob {
-    /// What the job is for: `gate_up` or `down`.
+    /// Role of the job: `gate_up` or `down`.
     pub role: Role,
     /// Its matrices.
     pub parts: Vec<Shape>,
-    /// The dense kernel for one token.
+    /// Dense decode kernel.
     pub dense: KernelId,
     /// The candidates; the untuned default first.
     pub kernels: Vec<KernelId>,
 }
 
-/// What to race.
+/// Comparison on the model to make.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComparisonTask {
@@ -164,55 +164,55 @@ pub struct ComparisonTask {
     pub threads: usize,
     /// The best tier that both may use.
     pub ceiling: Isa,
-    /// Bytes of weights that one token of the model reads.
+    /// Bytes of weights that the model reads per token.
     pub model_bytes: u64,
     /// Seconds for all of it; both are loaded once at least.
     pub seconds: f64,
 }
 
-/// What a worker reports.
+/// Report of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// How far it is: share of the work, and what it does now.
+    /// Progress.
     Progress {
-        /// 0 to 1.
+        /// Share of the work, 0 to 1.
         done: f64,
-        /// In words.
+        /// Current step.
         doing: String,
     },
-    /// Something the user should know.
+    /// Note for the user.
     Note(String),
-    /// What the machine can do.
+    /// Limits of the machine.
     Limits(Limits),
-    /// A kernel that computed something wrong.
+    /// A kernel that failed.
     Excluded(Excluded),
-    /// A tournament is over.
+    /// Result of a tournament.
     Unit(Unit),
-    /// The settings are timed.
+    /// Results for placements.
     #[serde(rename = "settings")]
     Placements(Vec<PlacementTiming>),
-    /// Kernels that skip are timed.
+    /// Results for activation sparsity.
     Sparse(Vec<SparseUnit>),
-    /// The comparison on the model is over.
+    /// Result of the comparison on the model.
     #[serde(rename = "race")]
     Comparison(Comparison),
-    /// It cannot go on: an error's message and its exit code.
+    /// Error that ended the work.
     Failed {
-        /// One line.
+        /// Its message, one line.
         message: String,
-        /// As the process would exit.
+        /// Its exit code.
         code: u8,
     },
-    /// All is done.
+    /// End of the work.
     Done,
 }
 
-/// What the status file says: the kernel that is about to be called, and for how long it may take.
+/// Content of the status file: the kernel that is about to be called, and its time limit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Status {
-    /// Counts the calls.
+    /// Number of the call.
     pub number: u64,
     /// The kernel.
     pub kernel: KernelId,
@@ -220,11 +220,11 @@ pub(crate) struct Status {
     pub seconds: f64,
 }
 
-/// Bytes of the status file; the JSON in it is padded with spaces, so that each write replaces the
-/// one before.
+/// Bytes of the status file; the JSON is padded with spaces, so that each write replaces the one
+/// before.
 const STATUS_BYTES: usize = 256;
 
-/// How a worker reports.
+/// Reports of a worker.
 pub(crate) struct Reporter {
     out: io::Stdout,
     status: File,
@@ -247,12 +247,12 @@ impl Reporter {
         Ok(sent.map_err(|e| Error::io(Path::new("stdout"), "write", e))?)
     }
 
-    /// Says how far it is.
+    /// Sends progress.
     pub(crate) fn progress(&mut self, done: f64, doing: String) -> Result<()> {
         self.send(&Event::Progress { done, doing })
     }
 
-    /// Says that `kernel` is about to be called and may take so many seconds.
+    /// Announces that `kernel` is about to be called and may take `seconds`.
     pub(crate) fn begin(&mut self, kernel: &KernelId, seconds: f64) -> Result<()> {
         self.number += 1;
         let status = Status { number: self.number, kernel: *kernel, seconds };

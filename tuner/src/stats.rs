@@ -1,19 +1,18 @@
-//! Medians, because a neighbour on the machine makes some samples long and none short.
+//! Statistics of samples: medians, as a busy machine makes some samples long and none short.
 
 pub(crate) use bitnet_runtime::measure::bench::median;
 
-/// The median absolute deviation from the median.
+/// Returns the median absolute deviation from the median.
 pub(crate) fn mad(values: &[f64]) -> f64 {
     let middle = median(values);
     let deviations: Vec<f64> = values.iter().map(|value| (value - middle).abs()).collect();
     median(&deviations)
 }
 
-/// Fewer samples than this say little about their own noise.
+/// Number of samples below which their scatter says little.
 pub(crate) const FEW: usize = 5;
 
-/// Half the width of the interval that holds the true median in 19 cases of 20, at least a
-/// `floor`.
+/// Returns half the width of the 95 % interval of the median, at least `floor`.
 ///
 /// For normal noise the standard deviation is 1.4826 MAD, and a median of n samples scatters by
 /// 1.2533 / sqrt(n) of that; 1.96 standard errors are 95 %. Fewer than [`FEW`] samples get an
@@ -25,27 +24,27 @@ pub(crate) fn half_width(values: &[f64], floor: f64) -> f64 {
     error.max(least)
 }
 
-/// To five significant digits: more would pretend.
+/// Rounds to five significant digits.
 pub(crate) fn rounded(value: f64) -> f64 {
     format!("{value:.4e}").parse().unwrap_or(value)
 }
 
-/// How many times as fast as something else, with its 95 % interval.
+/// Speed over that of something else, with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gain {
-    /// The best guess; 1 is no difference.
+    /// Estimate; 1 is no difference.
     pub times: f64,
-    /// The lower end.
+    /// Lower end of the interval.
     pub low: f64,
-    /// The upper end.
+    /// Upper end of the interval.
     pub high: f64,
 }
 
 impl Gain {
-    /// An interval that reaches as far says nothing.
+    /// Upper end from which on an interval says nothing.
     const MOST: f64 = 100.0;
 
-    /// From a ratio of times and half its interval.
+    /// Converts a ratio of times and half its interval.
     pub fn of(ratio: f64, half_width: f64) -> Self {
         let inverse = |ratio: f64| 1.0 / ratio.max(1e-6);
         Self {
@@ -55,12 +54,12 @@ impl Gain {
         }
     }
 
-    /// Whether the interval is too wide to say anything.
+    /// True if the interval is too wide to say anything.
     pub fn is_unknown(&self) -> bool {
         self.high > Self::MOST
     }
 
-    /// Whether the interval leaves 1 out.
+    /// True if the interval leaves 1 out.
     pub fn is_difference(&self) -> bool {
         self.low > 1.0 || self.high < 1.0
     }

@@ -1,5 +1,5 @@
-//! Starts workers and watches them: a kernel that ends its worker or does not come back is left
-//! out, and a new worker goes on with the rest.
+//! Supervision of workers: a kernel that crashes or hangs its worker is left out, and a new worker
+//! goes on with the rest.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,22 +16,22 @@ use crate::Result;
 use crate::measure::{Excluded, Why};
 use crate::protocol::{Event, LibraryFile, Status, Task, Work};
 
-/// How often a worker's status is looked at; rarely, because looking takes a CPU.
+/// Interval between looks at a worker's status; long, because looking takes a CPU.
 const LOOK: Duration = Duration::from_millis(200);
-/// Candidates that may crash or hang before something else must be the matter.
+/// Largest number of candidates that may crash or hang in one run.
 const MOST_CULPRITS: usize = 64;
 
-/// The program that becomes a worker, and its arguments.
+/// Program that is started as a worker, with its arguments.
 #[derive(Debug, Clone)]
 pub struct WorkerProgram {
     /// The executable.
     pub path: PathBuf,
-    /// What makes it a worker.
+    /// Arguments that make it a worker.
     pub arguments: Vec<OsString>,
 }
 
 impl WorkerProgram {
-    /// This very program, as `bitnet-tune` is called.
+    /// Returns this program's own file, as `bitnet-tune`.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system does not say which file that is.
@@ -42,55 +42,55 @@ impl WorkerProgram {
         Ok(Self::new(path))
     }
 
-    /// `bitnet-tune` at `path`.
+    /// Returns `bitnet-tune` at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), arguments: vec!["worker".into()] }
     }
 }
 
-/// How a worker ended: by its own doing.
+/// End of a worker.
 enum End {
     Done,
-    /// By a kernel, unless it had not called any.
+    /// Crash or hang in a kernel, or before any was called.
     Died(Option<KernelId>, Why, String),
 }
 
-/// What there is to say meanwhile.
+/// Message for the user during a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Notice {
-    /// How far it is: share of the work, 0 to 1, and what is done now.
+    /// Progress: share of the work, 0 to 1, and the current step.
     Progress(f64, String),
     /// A line that stays.
     Line(String),
 }
 
-/// Who wants work done.
+/// Owner of work that workers do.
 pub trait Client {
-    /// Kernels made on the host that the work needs, if it needs any.
+    /// Returns the library of kernels that the work needs, if any.
     fn library(&self) -> Option<LibraryFile> {
         None
     }
 
-    /// What is to be done: asked for before every worker, so that a new one goes on with the rest.
+    /// Returns the work that is left; called before every worker.
     fn work(&mut self) -> Work;
 
-    /// Whether the user wants no more: looked at often, and nothing is begun after it.
+    /// True if the user stopped the run; checked often.
     fn is_stopped(&self) -> bool {
         false
     }
 
-    /// Hears what a worker reports; of a kernel that ended one it hears as [`Event::Excluded`], and
-    /// must leave it out of the work from then on.
+    /// Takes a worker's event. A kernel that ended its worker comes as [`Event::Excluded`], and
+    /// must be left out of the work from then on.
     ///
     /// # Errors
     /// Whatever is to end the run.
     fn hear(&mut self, event: Event) -> Result<()>;
 }
 
-/// Has the client's work done in workers.
+/// Does the client's work in workers.
 ///
 /// # Errors
-/// What a worker failed with; [`crate::Error::Stopped`] when the user stopped it or this;
+/// The error of a worker; [`crate::Error::Stopped`] when the user stopped it or this;
 /// [`Error::Runtime`] when one cannot be started, or died and no kernel is to blame.
 pub fn run(program: &WorkerProgram, threads: usize, client: &mut dyn Client) -> Result<()> {
     for _ in 0..MOST_CULPRITS {
@@ -153,7 +153,7 @@ fn run_once(
         }
     });
     let reader = reader.map_err(|e| io("start a thread to listen to", e))?;
-    // What a worker says when it dies; its last words, should there be many.
+    // The beginning of stderr, of which the first line tells how a worker died.
     let listener = thread().spawn(move || {
         let mut text = Vec::new();
         let _ = stderr.by_ref().take(1 << 16).read_to_end(&mut text);
@@ -235,9 +235,9 @@ fn run_once(
     })
 }
 
-/// How long a worker has been busy with what its status says. Time in which it could not run does
-/// not count: while it is stopped, or while this process was stopped with it (Ctrl+Z, a notebook
-/// that slept) and so did not look.
+/// Time that a worker has been busy with its current call. Time in which it could not run does not
+/// count: while it is stopped, or while this process was stopped with it (Ctrl+Z, a suspended
+/// notebook).
 struct Watch {
     number: Option<u64>,
     busy: Duration,
@@ -249,13 +249,13 @@ impl Watch {
         Self { number: None, busy: Duration::ZERO, looked: now }
     }
 
-    /// It said something.
+    /// Notes an event of the worker.
     fn heard(&mut self, now: Instant) {
         self.busy = Duration::ZERO;
         self.looked = now;
     }
 
-    /// The seconds that it was allowed, if it has been busy for longer.
+    /// Returns the time limit, if the worker has been busy for longer.
     fn look(&mut self, status: Option<Status>, paused: bool, now: Instant) -> Option<f64> {
         let passed = now.saturating_duration_since(self.looked).min(2 * LOOK);
         self.looked = now;
@@ -270,7 +270,7 @@ impl Watch {
     }
 }
 
-/// Whether a process is stopped, by a signal or a debugger; not, where the system does not say.
+/// True if a process is stopped by a signal or a debugger, as far as the system says.
 fn is_paused(process: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     // The name before it may hold anything.
@@ -278,7 +278,8 @@ fn is_paused(process: u32) -> bool {
     matches!(state, Some('T' | 't'))
 }
 
-/// What ended a worker that no kernel is to blame for: the user, or the lack of memory.
+/// Returns the error where a worker's end is no kernel's fault: the user stopped it, or memory ran
+/// out.
 #[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix ends processes by signals"))]
 fn not_by_a_kernel(status: &ExitStatus, words: &str) -> Option<crate::Error> {
     #[cfg(unix)]
@@ -292,7 +293,7 @@ fn not_by_a_kernel(status: &ExitStatus, words: &str) -> Option<crate::Error> {
         }
         _ => {}
     }
-    // What the standard library says before it aborts. Kernels allocate nothing.
+    // Message of the standard library before it aborts. Kernels allocate nothing.
     words.starts_with("memory allocation of").then(|| {
         let message = format!(
             "a worker process ran out of memory ({words}); tuning takes about 1.5 times the \
@@ -302,7 +303,7 @@ fn not_by_a_kernel(status: &ExitStatus, words: &str) -> Option<crate::Error> {
     })
 }
 
-/// A child that does not outlive its supervisor's interest.
+/// A child that is killed when dropped.
 struct Running(Child);
 
 impl Running {
@@ -327,7 +328,7 @@ fn read_status(mut file: &File) -> Option<Status> {
     serde_json::from_str(text.trim()).ok()
 }
 
-/// How a process ended, in words.
+/// Describes how a process ended.
 fn how(status: ExitStatus) -> String {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {

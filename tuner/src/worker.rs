@@ -1,6 +1,7 @@
-//! The child process in which candidates run, so that one that crashes or hangs costs itself alone.
+//! Worker: the child process in which candidates run, so that a crash or hang costs no more than
+//! one of them.
 //!
-//! When stdin ends, its parent is gone and so is the worker.
+//! It ends when stdin does, as its parent is gone then.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -13,7 +14,7 @@ use crate::protocol::{Event, LibraryFile, Reporter, Task, Work};
 use crate::timing::present::Present;
 use crate::timing::{comparison, jobs, placement, sparse};
 
-/// The life of a worker: everything that goes wrong is an event too.
+/// Runs a worker; errors are reported as events.
 ///
 /// # Errors
 /// Only where there is nobody to tell: stdin holds no task, stdout is closed.

@@ -704,7 +704,7 @@ fn t08_a_kernel_that_hangs_costs_itself_alone() {
     is_contained(3);
 }
 
-/// What skips what meets a zero is measured, kept in the journal and not measured again.
+/// Activation sparsity is measured, kept in the journal and not measured again.
 #[test]
 fn what_skips_is_part_of_a_run_that_is_gone_on_with() {
     let _machine = shared();
@@ -729,7 +729,7 @@ fn what_skips_is_part_of_a_run_that_is_gone_on_with() {
         };
         let mut skipped = 0;
         let tuned = tune(&model, &options, &mut |notice| {
-            let own = "what meets a zero";
+            let own = "activation sparsity";
             skipped += usize::from(matches!(notice, Notice::Progress(_, what) if what == own));
         });
         (tuned.unwrap(), skipped)

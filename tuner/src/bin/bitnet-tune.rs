@@ -30,7 +30,7 @@ enum Command {
     Worker(cli::worker::Args),
 }
 
-/// Whether all is well: else the exit code is 1, and what there is to say was said.
+/// Runs the subcommand; false for exit code 1 where there is no error to print.
 fn run(arguments: &Arguments) -> Result<bool> {
     match &arguments.command {
         None => cli::tune::run(&arguments.tune)?,

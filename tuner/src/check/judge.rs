@@ -1,4 +1,4 @@
-//! Compares what serves with its rivals.
+//! Comparison of the kernels that serve with their rivals.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Objective, Pick, Profile, Role, Shape};
@@ -7,20 +7,20 @@ use super::verdict::{PhaseCheck, Ratio, Rival, RivalKind, RoleCheck, Skipped, Sp
 use crate::measure::{Excluded, JobMeasurements, Measurements, Timing, phase_name, weights};
 use crate::plan::layout_of;
 
-/// The kernels that serve a choice of the profile here.
+/// Kernels that serve a choice of the profile on this host.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Serving {
     /// The role.
     pub role: Role,
     /// Its matrices.
     pub parts: Vec<Shape>,
-    /// For one token.
+    /// Decode kernel.
     pub decode: KernelId,
-    /// For many; none for the head.
+    /// Prefill kernel; none for the head.
     pub prefill: Option<KernelId>,
 }
 
-/// The pick of a phase; attention has one for both.
+/// Returns the pick of a phase; attention has one for both.
 pub(super) fn pick(choice: &bitnet_profiles::Choice, phase: Phase) -> Option<&Pick> {
     match phase {
         Phase::Prefill if choice.role != Role::Attention => choice.prefill.as_ref(),
@@ -28,7 +28,7 @@ pub(super) fn pick(choice: &bitnet_profiles::Choice, phase: Phase) -> Option<&Pi
     }
 }
 
-/// Compares what serves with its rivals: the same measurements give the same verdicts.
+/// Compares the kernels that serve with their rivals. The same measurements give the same verdicts.
 pub(super) fn judge(
     profile: &Profile,
     served: &[Serving],
@@ -54,7 +54,7 @@ pub(super) fn judge(
     served.iter().filter_map(role).collect()
 }
 
-/// What is known of a role.
+/// One role with its measurements.
 struct Judge<'a> {
     profile: &'a Profile,
     choice: &'a bitnet_profiles::Choice,
@@ -64,13 +64,13 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// What was timed of a kernel.
+    /// Returns the timing of a kernel.
     fn timing(&self, phase: Phase, kernel: &KernelId) -> Option<&'a Timing> {
         let layouts = self.job?.layouts.iter();
         layouts.flat_map(|layout| layout.timings(phase)).find(|timing| timing.kernel == *kernel)
     }
 
-    /// Time over that of the default, and half its interval.
+    /// Returns the time over the default's, and half its 95 % interval.
     fn ratio(&self, phase: Phase, kernel: &KernelId) -> Option<(f64, f64)> {
         if self.job?.default_kernel(phase) == Some(*kernel) {
             return Some((1.0, 0.0));
@@ -78,14 +78,14 @@ impl<'a> Judge<'a> {
         self.timing(phase, kernel).map(|timing| (timing.ratio, timing.half_width))
     }
 
-    /// Whether the two phases of a rival can only be had together.
+    /// True if a rival can only be chosen for both phases together.
     fn is_joint(&self, kind: RivalKind) -> bool {
         let default = self.job.map(|job| layout_of(&job.default_decode));
         let elsewhere = default.is_some_and(|layout| layout != layout_of(&self.serving.decode));
         self.serving.role == Role::Attention || (kind == RivalKind::Default && elsewhere)
     }
 
-    /// The rivals of a phase that were timed.
+    /// Lists the rivals of a phase that were timed.
     fn rivals(&self, phase: Phase, serves: KernelId) -> Vec<(RivalKind, KernelId)> {
         let pick = pick(self.choice, phase);
         let timed = |id: &KernelId| *id != serves && self.ratio(phase, id).is_some();
@@ -121,7 +121,7 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// What skips, where the profile says so.
+    /// Judges activation sparsity, where the profile uses it.
     fn sparse(&self) -> Option<SparseCheck> {
         let pick = self.choice.sparse.clone()?;
         let timed = self.job.and_then(|job| job.sparse.as_ref());
@@ -137,7 +137,7 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// The rivals of which both phases count together.
+    /// Compares both phases together with the rivals that must be.
     fn together(&self) -> Vec<Rival> {
         let (Some(job), Some(prefill)) = (self.job, self.serving.prefill) else {
             return Vec::new();
@@ -165,7 +165,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// What lagged, and was timed a second time, lags only if it did so again.
+/// Drops the lags of the first measurement that the second does not show.
 pub(super) fn confirm(roles: &mut [RoleCheck], again: Vec<RoleCheck>) {
     for mut second in again {
         let same =
@@ -246,8 +246,8 @@ mod tests {
         }
     }
 
-    /// A role, its picks and defaults, and what was timed: the defaults take 100 us for one token
-    /// and 400 us for 32.
+    /// A role with picks, defaults and timings; the defaults take 100 us for one token and 400 us
+    /// for 32.
     struct Case {
         role: Role,
         decode: Pick,
@@ -260,7 +260,7 @@ mod tests {
     }
 
     impl Case {
-        /// Decode of the default's own layout.
+        /// A decode pick in the default's own layout.
         fn decode(decode: Pick, timed: Vec<Timing>) -> Self {
             Self {
                 role: Role::Down,
@@ -330,7 +330,7 @@ mod tests {
         }
     }
 
-    /// The phases and the rivals that were lost to.
+    /// Phases and rivals of the lost comparisons.
     fn lost(role: &RoleCheck) -> Vec<(Option<&'static str>, RivalKind)> {
         role.lost().map(|(phase, rival)| (phase, rival.kind)).collect()
     }
@@ -448,9 +448,9 @@ mod tests {
         assert_eq!(lost(&case.judged(A1)), [(None, RivalKind::Default)]);
     }
 
-    /// What is held against reading all: the ratio of times at each share that was timed.
+    /// Ratios are to dense decode, one for each density.
     #[test]
-    fn what_skips_lags_where_it_serves_and_reading_all_is_faster() {
+    fn a_sparse_kernel_lags_where_it_serves_and_dense_is_faster() {
         let kernel = id("columns_i2_s_l64__avx512vnni__any__r256_c32_n1_u1_p32");
         let role = |below: f64, ratios: [f64; 4]| {
             let mut case = Case::decode(pick(D32, None, D32), vec![timing(D32, 1.0, 0.0)]);

@@ -1,4 +1,4 @@
-//! Finds what serves a profile's roles on this host, and the rivals to time beside it.
+//! Preparation of a check: the kernels that serve a profile's roles on this host, and their rivals.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Effort, KernelId, Profile};
@@ -12,11 +12,11 @@ use crate::protocol::{LibraryFile, SparseJob};
 use crate::timing::present::Present;
 use crate::{ModelInfo, Result};
 
-/// What [`prepare`] makes of a profile: what to measure, what serves, the library that holds some of
-/// it, and what there is to say.
+/// Jobs to measure, kernels that serve, the library that holds some of them, and notes for the
+/// user.
 pub(super) type Prepared = (Vec<JobTask>, Vec<Serving>, Option<LibraryFile>, Vec<String>);
 
-/// Finds what `bitnet-run` would call, and its rivals.
+/// Finds the kernels that `bitnet-run` would call, and their rivals.
 pub(super) fn prepare(profile: &Profile, model: &ModelInfo) -> Result<Prepared> {
     let untuned = Selection::default();
     let tuned = Selection::new(None, None, Some(profile.clone()))?;
@@ -89,7 +89,7 @@ pub(super) fn prepare(profile: &Profile, model: &ModelInfo) -> Result<Prepared> 
     Ok((jobs, served, library, tuned.take_notes()))
 }
 
-/// The jobs in which the profile has a kernel skip what meets a zero.
+/// Lists the jobs in which the profile uses activation sparsity.
 pub(super) fn sparse_jobs(
     profile: &Profile,
     model: &ModelInfo,
@@ -112,7 +112,7 @@ pub(super) fn sparse_jobs(
     Ok(served.iter().filter_map(job).collect())
 }
 
-/// Whether a kernel that a profile names could take the place of the one that serves.
+/// True if a kernel that the profile names could take the place of the one that serves.
 fn competes(id: &KernelId, serving: &Serving, phase: Phase) -> bool {
     let kernel = match phase {
         Phase::Decode => Some(serving.decode),

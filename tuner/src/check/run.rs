@@ -1,4 +1,4 @@
-//! Runs a check.
+//! Runs of a check: workers, and what becomes of their events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,16 +14,17 @@ use crate::protocol::{Event, LibraryFile, SparseJob, SparseTask, Work};
 use crate::supervise::{self, Client, Notice, WorkerProgram};
 use crate::{ModelInfo, Result};
 
-/// How to check.
+/// Options of a check.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Threads.
     pub threads: usize,
-    /// How long all of it may take.
+    /// Time for all of it.
     pub budget: Duration,
-    /// What becomes a worker.
+    /// Program that is started as a worker.
     pub worker: WorkerProgram,
-    /// Set, from a signal handler for one, to end the check with [`crate::Error::Stopped`].
+    /// Set to true, for example by a signal handler, to end the check with
+    /// [`crate::Error::Stopped`].
     pub stop: Arc<AtomicBool>,
 }
 
@@ -51,11 +52,10 @@ pub fn check(
         sparse,
         skips: false,
         library,
-        // What lags takes the rest.
         seconds: 0.0,
         notify,
     };
-    // What skips takes a fifth of it.
+    // A fifth of it is for activation sparsity.
     let part = if run.sparse.is_empty() { 0.0 } else { 0.2 };
     run.time(left(0.7 - part), || left(0.7))?;
     let measurements = run.known.measurements()?;
@@ -93,17 +93,18 @@ struct Checking<'a> {
     model: &'a ModelInfo,
     options: &'a Options,
     known: Findings,
-    /// The jobs in which to skip, and whether the next worker times these.
+    /// Jobs with activation sparsity.
     sparse: Vec<SparseJob>,
+    /// True if the next worker times these.
     skips: bool,
     library: Option<LibraryFile>,
-    /// For the next worker.
+    /// Seconds for the next worker.
     seconds: f64,
     notify: &'a mut dyn FnMut(Notice),
 }
 
 impl Checking<'_> {
-    /// Times the picks within so many seconds, then what skips in those that are left.
+    /// Times the picks within `seconds`, then activation sparsity within what `left` returns.
     fn time(&mut self, seconds: f64, left: impl Fn() -> f64) -> Result<()> {
         (self.seconds, self.skips) = (seconds, false);
         self.done_in_workers()?;

@@ -1,4 +1,4 @@
-//! Outcomes of a check.
+//! Outcome of a check.
 
 use bitnet_profiles::{KernelId, Layout, Mode, Role, Shape, Sparse};
 use serde::Serialize;
@@ -7,48 +7,48 @@ use crate::choose::SIMPLICITY;
 use crate::measure::{Excluded, Limits, SparseTiming, Timing};
 use crate::stats::Gain;
 
-/// How much slower than a rival a pick may be.
+/// Share by which a pick may be slower than a rival.
 const TOLERANCE: f64 = 2.0 * SIMPLICITY;
 
-/// What came of it.
+/// Outcome of a check.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Checked {
-    /// Whether no pick lags, and none errs.
+    /// True if no pick lags and none computes wrong results.
     pub holds: bool,
-    /// What the machine can do now.
+    /// Limits of the machine, probed anew.
     pub limits: Limits,
     /// Median absolute deviation of the default's times over their median.
     pub noise: f64,
-    /// Whether the machine was too restless to repeat all that was spoilt.
+    /// True if the machine was too noisy to repeat all disturbed samples.
     pub disturbed: bool,
-    /// The roles for which the profile has a choice.
+    /// Roles for which the profile has a choice.
     pub roles: Vec<RoleCheck>,
-    /// What `bitnet-run` would say of the profile here, one line each.
+    /// Notes of `bitnet-run` about the profile here, one line each.
     pub notes: Vec<String>,
 }
 
-/// What became of the choice for a role.
+/// Outcome for one role.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RoleCheck {
     /// The role.
     pub role: Role,
     /// Its matrices.
     pub parts: Vec<Shape>,
-    /// Times per token that it runs.
+    /// Runs per token.
     pub count: u32,
     /// The packing, for ternary roles.
     pub layout: Option<Layout>,
     /// Decode and, where it has one, prefill.
     pub phases: Vec<PhaseCheck>,
-    /// Both phases, weighed as the profile was tuned for, against those rivals that can only be
-    /// chosen for both.
+    /// Comparisons of both phases together, weighed by the profile's objective, with rivals that
+    /// can only be chosen for both.
     pub together: Vec<Rival>,
-    /// What skips what meets a zero, where the profile says so.
+    /// Activation sparsity, where the profile uses it.
     pub sparse: Option<SparseCheck>,
 }
 
 impl RoleCheck {
-    /// The comparisons that this role lost: the phase, or none for both together, and the rival.
+    /// Lists the lost comparisons: the phase, or none for both together, and the rival.
     pub fn lost(&self) -> impl Iterator<Item = (Option<&'static str>, &Rival)> {
         let of_phases = self
             .phases
@@ -58,12 +58,12 @@ impl RoleCheck {
         all.filter(|(_, rival)| rival.lags)
     }
 
-    /// Its kernels that err.
+    /// Lists its kernels that failed.
     pub fn wrong(&self) -> impl Iterator<Item = &Excluded> {
         self.phases.iter().filter_map(|phase| phase.wrong.as_ref())
     }
 
-    /// Whether something is slower than what it is held against.
+    /// True if a comparison was lost.
     pub(super) fn lags(&self) -> bool {
         self.lost().next().is_some() || self.sparse.as_ref().is_some_and(|s| s.lag.is_some())
     }
@@ -73,25 +73,25 @@ impl RoleCheck {
     }
 }
 
-/// What became of the kernel that skips what meets a zero.
+/// Outcome for a kernel that uses activation sparsity.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SparseCheck {
-    /// What is skipped.
+    /// Rows or columns.
     pub mode: Mode,
-    /// What the profile says.
+    /// The profile's choice.
     pub pick: Sparse,
-    /// The kernel that was timed: what serves here; nothing where none was.
+    /// The kernel that serves here and was timed, if any.
     pub serves: Option<KernelId>,
-    /// The job's time with a quarter of the lines needed over that of reading all.
+    /// Ratio to dense decode at a density of 0.25.
     pub quarter: Option<Skipped>,
-    /// Where it serves and reading all is faster: the worst of that.
+    /// The worst ratio at a density where it serves and lags.
     pub lag: Option<Skipped>,
 }
 
-/// Time with some lines needed over that of reading all.
+/// Time with a share of the rows or columns needed, over dense decode.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Skipped {
-    /// The share of lines needed.
+    /// Share of the rows or columns that are needed.
     pub density: f64,
     /// The ratio of times.
     pub ratio: f64,
@@ -109,46 +109,46 @@ impl Skipped {
         self.ratio - self.half_width > 1.0 + TOLERANCE
     }
 
-    /// How many times as fast as reading all.
+    /// Returns the speed over dense decode.
     pub fn gain(&self) -> Gain {
         Gain::of(self.ratio, self.half_width)
     }
 }
 
-/// What became of a pick in a phase.
+/// Outcome for a pick in a phase.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PhaseCheck {
     /// `decode` or `prefill`.
     pub phase: &'static str,
     /// The kernel that the profile names.
     pub pick: KernelId,
-    /// The kernel that serves here: the same, or a fallback where that is not present.
+    /// The kernel that serves here: the pick, or a fallback where that is not present.
     pub serves: KernelId,
-    /// Median time of the job in microseconds; nothing where it was not timed.
+    /// Median time of the job in microseconds; none where it was not timed.
     pub median_us: Option<f64>,
-    /// What it was compared with.
+    /// Comparisons.
     pub rivals: Vec<Rival>,
-    /// The runner-up of the profile, where it could not be timed: kernels made for one run are not
-    /// kept unless they win.
+    /// The profile's runner-up, where it is not present: kernels made for one run are not kept
+    /// unless they win.
     pub absent_runner_up: Option<KernelId>,
-    /// What it did wrong: it was left out.
+    /// Its failure, for which it was left out.
     pub wrong: Option<Excluded>,
 }
 
-/// What a pick is compared with.
+/// A comparison of a pick.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Rival {
-    /// What it is.
+    /// Kind of the rival.
     pub kind: RivalKind,
-    /// The kernel; for both phases together that of decode.
+    /// The rival kernel; of both phases together that of decode.
     pub kernel: KernelId,
-    /// Time of the pick over that of the rival.
+    /// Time of the pick over the rival's.
     pub ratio: f64,
     /// Half the 95 % interval of that ratio.
     pub half_width: f64,
-    /// Whether this comparison counts; else the one of both phases together does.
+    /// True if this comparison counts; else the one of both phases together does.
     pub counts: bool,
-    /// Whether it counts and the pick lags.
+    /// True if it counts and the pick lags.
     pub lags: bool,
 }
 
@@ -159,7 +159,7 @@ impl Rival {
         Self { kind, kernel, ratio, half_width, counts, lags }
     }
 
-    /// How many times as fast as the rival the pick is.
+    /// Returns the speed of the pick over the rival's.
     pub fn gain(&self) -> Gain {
         Gain::of(self.ratio, self.half_width)
     }
@@ -169,11 +169,11 @@ impl Rival {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RivalKind {
-    /// The second best of the run that made the profile.
+    /// The second best kernel of the run that made the profile.
     RunnerUp,
     /// The best built-in kernel, where the runner-up is not present.
     BuiltIn,
-    /// What runs without a profile.
+    /// The kernel that serves without a profile.
     Default,
 }
 
@@ -187,7 +187,7 @@ impl std::fmt::Display for RivalKind {
     }
 }
 
-/// A ratio of times.
+/// A ratio of times with half its 95 % interval.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ratio {
     pub ratio: f64,
@@ -195,7 +195,7 @@ pub(super) struct Ratio {
 }
 
 impl Ratio {
-    /// Of two times, each with half its interval.
+    /// Divides two times, each with half its interval.
     pub(super) fn of(own: (f64, f64), other: (f64, f64)) -> Self {
         let least = other.0.max(1e-9);
         let ratio = own.0 / least;

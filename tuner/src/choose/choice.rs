@@ -1,4 +1,4 @@
-//! Choices: what they hold and what they gain.
+//! Choices for jobs.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Mode, Op, Sparse};
@@ -6,43 +6,44 @@ use bitnet_profiles::{KernelId, Mode, Op, Sparse};
 use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Timing};
 use crate::stats::{Gain, rounded};
 
-/// What was chosen for one job.
+/// Choice for one job.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct JobChoice<'a> {
     /// The job.
     pub job: &'a JobMeasurements,
     /// The layout.
     pub layout: &'a LayoutMeasurements,
-    /// For one token.
+    /// Decode kernel.
     pub decode: ChosenKernel<'a>,
-    /// For many; none for the head. Of attention the same kernel as for one.
+    /// Prefill kernel; none for the head, and for attention the same as for decode.
     pub prefill: Option<ChosenKernel<'a>>,
-    /// For one token that skips what meets a zero, where that was timed beside this decode kernel.
+    /// Decode kernel with activation sparsity, where one was timed beside this decode kernel.
     pub gather: Option<ChosenGather>,
 }
 
-/// A kernel that was chosen.
+/// Chosen kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ChosenKernel<'a> {
-    /// What was measured for it.
+    /// Its timing.
     pub timing: &'a Timing,
-    /// The second best of the same layout, if there is one.
+    /// Second best kernel of the same layout.
     pub runner_up: Option<&'a Timing>,
 }
 
-/// A kernel that is given a list of lines, and when it pays.
+/// Chosen kernel for activation sparsity: it is given a list of rows or columns.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ChosenGather {
     /// The kernel.
     pub kernel: KernelId,
-    /// The share of lines needed up to which it is faster than to read all: 0 where it never is.
+    /// Density (share of rows or columns needed) below which it beats dense decode; 0 where it
+    /// never does.
     pub below: f64,
-    /// How many times as fast the job is where a quarter of the lines is needed.
+    /// Speed of the job over dense decode at a density of 0.25.
     pub gain: Option<Gain>,
 }
 
 impl ChosenGather {
-    /// As a profile holds it. All candidates are built in.
+    /// Converts to a profile's entry. All candidates are built in.
     pub(crate) fn to_profile(self) -> Sparse {
         Sparse {
             kernel: self.kernel,
@@ -54,7 +55,7 @@ impl ChosenGather {
 }
 
 impl JobChoice<'_> {
-    /// What is skipped, and how.
+    /// Returns what is skipped, and how.
     pub fn mode(&self) -> Mode {
         match self.gather.map(|gather| gather.kernel.op) {
             Some(Op::Rows(_)) => Mode::SkipRows,
@@ -63,7 +64,7 @@ impl JobChoice<'_> {
         }
     }
 
-    /// What was chosen for a phase.
+    /// Returns the kernel of a phase.
     pub fn chosen(&self, phase: Phase) -> Option<ChosenKernel<'_>> {
         match phase {
             Phase::Decode => Some(self.decode),
@@ -71,14 +72,15 @@ impl JobChoice<'_> {
         }
     }
 
-    /// Speed of a phase over the default's.
+    /// Returns the speed of a phase over the default's.
     pub fn gain(&self, phase: Phase) -> Option<Gain> {
         self.chosen(phase).map(|chosen| Gain::of(chosen.timing.ratio, chosen.timing.half_width))
     }
 
-    /// The share of the machine's limit that a phase reaches: the time that reading what it reads, at
-    /// the rate probed beside it, or the multiply-adds take, whichever is longer, over the median. Of the head
-    /// and attention only what they read counts; prefill of attention has no such limit.
+    /// Returns the share of the machine's limit that a phase reaches: the longer of the times that
+    /// its reads, at the rate probed beside it, and its multiply-adds take at the limit, over the
+    /// median time. Of the head and attention only the reads count; prefill of attention has no
+    /// such limit.
     pub fn share_of_limit(&self, limits: &Limits, phase: Phase) -> Option<f64> {
         let timing = self.chosen(phase)?.timing;
         let read_us = self.layout.bytes as f64 / (self.layout.limit_gb_per_s * 1e3);

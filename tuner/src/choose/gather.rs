@@ -1,4 +1,4 @@
-//! Chooses the kernel that skips rows or columns, and the share of them needed up to which it serves.
+//! Choice of the kernel for activation sparsity, and of the density up to which it serves.
 
 use bitnet_profiles::KernelId;
 
@@ -7,7 +7,8 @@ use super::settle::{Rated, settle, simplicity, worthwhile};
 use crate::measure::{SparseMeasurements, SparseTiming, Timing};
 use crate::stats::Gain;
 
-/// The kernel that skips, and up to where.
+/// Chooses the kernel that takes the least time on average over the densities, and its break-even
+/// density.
 pub(super) fn choose_gather(measured: &SparseMeasurements, cold: bool) -> Option<ChosenGather> {
     let of = |kernel: KernelId| {
         measured
@@ -17,7 +18,7 @@ pub(super) fn choose_gather(measured: &SparseMeasurements, cold: bool) -> Option
     };
     let mut kernels: Vec<KernelId> = measured.timings.iter().map(|t| t.timing.kernel).collect();
     kernels.dedup();
-    // Who was timed at fewer densities than others was cut, or there was no time left.
+    // A kernel timed at fewer densities than others was cut, or time ran out.
     let most = kernels.iter().map(|&kernel| of(kernel).count()).max()?;
     let tried = kernels.len();
     kernels.retain(|&kernel| most > 0 && of(kernel).count() == most);
@@ -43,9 +44,9 @@ pub(super) fn choose_gather(measured: &SparseMeasurements, cold: bool) -> Option
     Some(ChosenGather { kernel, below: break_even(&upper.collect::<Vec<_>>()), gain })
 }
 
-/// The density up to which a ratio of times is at most 1, 0 to 1: by straight lines between the points,
-/// which are in order, and beyond the last as steep as before. 0 where already the first is above 1, or
-/// a number is none.
+/// Returns the density, 0 to 1, up to which a ratio of times is at most 1: by linear interpolation
+/// between `points` of (density, ratio) in order of density, and beyond the last with the steeper
+/// of the last and the overall slope. 0 where the first ratio is above 1 or a number is not finite.
 fn break_even(points: &[(f64, f64)]) -> f64 {
     let crossing = |(from, low): (f64, f64), (to, high): (f64, f64)| {
         from + (to - from) * (1.0 - low) / (high - low)

@@ -1,4 +1,4 @@
-//! Chooses the layout and the kernels of a job.
+//! Choice of a job's layout and kernels.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Objective, Role};
@@ -15,7 +15,7 @@ pub fn choose(measurements: &Measurements, objective: Objective) -> Vec<JobChoic
     measurements.jobs.iter().filter_map(|job| choose_job(job, objective, cold)).collect()
 }
 
-/// The untuned defaults as choices, of every job for which they were timed.
+/// Returns the untuned defaults as choices, of every job for which they were timed.
 pub fn defaults(measurements: &Measurements) -> Vec<JobChoice<'_>> {
     measurements.jobs.iter().filter_map(default_of).collect()
 }

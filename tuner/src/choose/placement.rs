@@ -1,11 +1,12 @@
-//! Chooses threads, pinning and pages.
+//! Choice of threads, pinning and pages.
 
 use bitnet_profiles::{Objective, Pinning, Run};
 
 use super::settle::{Rated, UNSTEADY, settle};
 use crate::measure::{PlacementTiming, weights};
 
-/// The way to run: the untuned one, which is the first, unless another is better beyond the noise.
+/// Chooses the placement: the first, which is the untuned one, unless another is better beyond the
+/// noise.
 pub fn placement(timings: &[PlacementTiming], objective: Objective) -> Option<&Run> {
     let untuned = timings.first()?;
     let (of_decode, of_prefill) = weights(objective);

@@ -1,47 +1,48 @@
-//! The rule by which one of several rated things is chosen.
+//! Rule by which one of several rated options is chosen.
 
 use bitnet_profiles::{KernelId, KernelSpec, TileConfig};
 
-/// The most that being simpler is worth, where the noise would allow more.
+/// Largest share of time that a simpler tile may cost, where the noise would allow more.
 pub(crate) const SIMPLICITY: f64 = 0.01;
 
-/// The least gain for which the default is left: smaller ones do not repeat from one process to the
-/// next, as pages lie elsewhere and memory is faster or slower than it was.
+/// Least gain for which the default is left: smaller ones do not repeat in another process, whose
+/// pages lie elsewhere.
 pub(super) const WORTHWHILE: f64 = 0.03;
 
-/// And where what is gained depends on the minute: where only the distance to prefetch from memory
-/// differs, or the way to run. On two cores of Zen 5 12 KiB gained 6 % over 8 while memory read 79 GB/s,
-/// and lost 3 % while it read 47; pinning gained 9 % once in four runs. A virtual machine changes between
-/// such states within minutes.
+/// Least gain of another prefetch distance from memory, or of another placement: such gains come
+/// and go with the bandwidth that a virtual machine gets. On two cores of Zen 5 a distance of 12
+/// KiB gained 6 % over 8 KiB while memory read 79 GB/s and lost 3 % while it read 47; pinning
+/// gained 9 % once in four runs.
 pub(super) const UNSTEADY: f64 = 0.1;
 
-/// Something to choose, what it costs, and half the interval of that.
+/// An option, its cost, and half the 95 % interval of that.
 pub(super) struct Rated<T> {
     pub item: T,
     pub cost: f64,
     pub half_width: f64,
     pub is_default: bool,
-    /// The least gain for which the default is left for it.
+    /// Least gain for which the default is left for it.
     pub worthwhile: f64,
 }
 
 impl<T> Rated<T> {
-    /// Whether they differ by no more than so many times what noise makes of it.
+    /// True if they differ by at most `times` their joint half-width.
     fn ties(&self, other: &Self, times: f64) -> bool {
         (self.cost - other.cost).abs() <= times * self.half_width.hypot(other.half_width)
     }
 }
 
-/// How much wider the interval of the best of `tried` is than that of one: the more are tried, the
-/// more of them are fast by chance. With 1.96 standard errors for one this is Bonferroni's bound,
-/// the quantile of 1 - 0.025 / `tried`, to 1 % (2.87 for 12, 3.29 for 50).
+/// Factor by which the interval of the best of `tried` is wider than that of one: Bonferroni's
+/// bound, the quantile of 1 - 0.025 / `tried` over 1.96 standard errors, to 1 % (2.87 for 12, 3.29
+/// for 50).
 pub(super) fn luck(tried: usize) -> f64 {
     (1.0 + 0.46 * (tried.max(1) as f64).ln()).sqrt()
 }
 
-/// The cheapest of what is left of so many `tried`; the default where that gains nothing worthwhile;
-/// else the one that `order` puts first among those that tie with the cheapest, nearly cost as little
-/// and, as it does, beat the default. What a broken clock made of a cost does not count.
+/// Returns the cheapest of `rated`, the survivors of `tried` options; the default where that gains
+/// nothing worthwhile; else the one that `order` puts first among those that tie with the cheapest,
+/// cost at most 1 % more and beat the default as well. Costs that are not finite or negative do not
+/// count.
 pub(super) fn settle<T, K: Ord>(
     rated: &[Rated<T>],
     tried: usize,

@@ -204,7 +204,7 @@ const ROWS_P8: &str = "rows_t5_l64__avx512vbmi__any__r4_c0_n1_u1_p8";
 const ROWS_R2: &str = "rows_t5_l64__avx512vbmi__any__r2_c0_n1_u1_p16";
 const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
 
-/// What was chosen where kernels showed these ratios, all with as wide an interval.
+/// Choice where kernels showed these ratios, all with the same half-width.
 fn gather(found: &[(&str, [f64; 4])], half_width: f64) -> Option<ChosenGather> {
     let timings = found.iter().flat_map(|(kernel, ratios)| {
         let timing = move |ratio| timing(kernel, ratio, half_width);
@@ -222,7 +222,7 @@ fn gather(found: &[(&str, [f64; 4])], half_width: f64) -> Option<ChosenGather> {
 }
 
 #[test]
-fn what_skips_serves_up_to_where_reading_all_is_as_fast() {
+fn a_sparse_kernel_serves_up_to_break_even() {
     for (ratios, half_width, below) in [
         // Between two densities, in a straight line.
         ([0.2, 0.4, 0.8, 1.2], 0.0, 0.625),
@@ -251,7 +251,7 @@ fn what_skips_serves_up_to_where_reading_all_is_as_fast() {
 }
 
 #[test]
-fn of_what_skips_the_best_on_average_is_taken_and_noise_is_a_tie() {
+fn the_best_sparse_kernel_on_average_is_taken_and_noise_is_a_tie() {
     let default = (ROWS, [0.5, 0.6, 0.8, 1.1]);
     let kernel = |others: &[(&str, [f64; 4])], half_width| {
         let all: Vec<_> = [default].into_iter().chain(others.iter().copied()).collect();
@@ -281,7 +281,7 @@ fn of_what_skips_the_best_on_average_is_taken_and_noise_is_a_tie() {
 }
 
 #[test]
-fn what_skips_belongs_to_the_dense_kernel_it_was_timed_beside() {
+fn a_sparse_kernel_belongs_to_the_dense_one_it_was_timed_beside() {
     let decode = vec![timing(D, 1.0, 0.0), timing(D_U4, 0.8, 0.01)];
     let mut all = measurements(vec![(Layout::I2sT16, decode, vec![timing(P, 1.0, 0.0)])]);
     let of = |dense: &str| SparseMeasurements {

@@ -8,7 +8,8 @@ use crate::measure::lengths::{job_positions, model_positions};
 use crate::measure::{JobMeasurements, Limits, PlacementTiming, Timing};
 use crate::stats::Gain;
 
-/// What a phase takes in all, of the jobs that it has: those of one token of a [`Comparison`](crate::measure::Comparison).
+/// Lists the default's time per token of each job, in microseconds, with the timing of the choice;
+/// attention with as many positions as in a [`Comparison`](crate::measure::Comparison).
 fn of_phase<'a>(
     choices: &'a [JobChoice<'_>],
     phase: Phase,
@@ -19,8 +20,9 @@ fn of_phase<'a>(
     })
 }
 
-/// The time of a job in a [`Comparison`](crate::measure::Comparison) over that in its tournament: attention takes as long as there
-/// are positions to attend to, of which the model itself has fewer.
+/// Returns the time of a job in a [`Comparison`](crate::measure::Comparison) over that in its
+/// tournament: attention takes time in proportion to the positions before it, of which the model
+/// has fewer.
 fn context(job: &JobMeasurements, phase: Phase) -> f64 {
     let tokens = if phase == Phase::Decode { 1 } else { job.tokens };
     match job.role {
@@ -29,28 +31,28 @@ fn context(job: &JobMeasurements, phase: Phase) -> f64 {
     }
 }
 
-/// Time of all jobs for one token of a phase in microseconds: chosen, and by default. Without what
-/// lies between the jobs, and with as many positions before it as in a [`Comparison`](crate::measure::Comparison).
+/// Returns the time of all jobs for one token of a phase in microseconds, with the choices and with
+/// the defaults: without what runs between the jobs, and with as many positions as in a
+/// [`Comparison`](crate::measure::Comparison).
 pub fn per_token_us(choices: &[JobChoice<'_>], phase: Phase) -> (f64, f64) {
     of_phase(choices, phase).fold((0.0, 0.0), |(chosen, default), (all, timing)| {
         (chosen + all * timing.ratio, default + all)
     })
 }
 
-/// What a phase asks of the machine.
+/// Demand of a phase on the machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Demand {
-    /// 10^9 bytes that one token of decode reads, or 10^9 multiply-adds of weights that one of
-    /// prefill takes.
+    /// Per token: 10^9 bytes read in decode, or 10^9 multiply-adds of weights in prefill.
     pub per_token: f64,
-    /// 10^9 of them per second that the machine can do.
+    /// The machine's limit, 10^9 of them per second.
     pub limit: f64,
 }
 
 impl Demand {
-    /// Of decode: the packed weights of the layouts chosen, the head, and the keys and values as
-    /// far as a [`Comparison`](crate::measure::Comparison) goes, against the read bandwidth. Of prefill: the weights, against the
-    /// rate of multiply-adds, where that is known; the rest is little.
+    /// Computes the demand. Decode: the packed weights of the chosen layouts, the head, and keys
+    /// and values as in a [`Comparison`](crate::measure::Comparison), against the read bandwidth.
+    /// Prefill: the weights, against the rate of multiply-adds where that is known.
     pub fn of(choices: &[JobChoice<'_>], limits: &Limits, phase: Phase) -> Option<Self> {
         let sum = |value: &dyn Fn(&JobChoice<'_>) -> f64| -> f64 {
             choices.iter().map(|choice| f64::from(choice.job.count) * value(choice)).sum()
@@ -73,25 +75,25 @@ impl Demand {
         (all > 0.0 && limit > 0.0).then_some(Self { per_token: all / 1e9, limit })
     }
 
-    /// The share of the limit that so many tokens per second take.
+    /// Returns the share of the limit at a speed.
     pub fn share(&self, tokens_per_s: f64) -> f64 {
         self.per_token * tokens_per_s / self.limit
     }
 }
 
-/// What the kernels alone make of a phase.
+/// Speed of a phase predicted from the kernels alone.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
     /// Tokens per second by default.
     pub before: f64,
-    /// Tokens per second with the choices, run as the profile says.
+    /// Tokens per second with the choices and the profile's placement.
     pub after: f64,
-    /// How many times as fast.
+    /// Speed over the default's.
     pub gain: Gain,
 }
 
 impl Prediction {
-    /// From the jobs of one token, and what the setting of `run` showed.
+    /// Predicts from the jobs of one token and the timing of the placement `run`.
     pub fn of(
         choices: &[JobChoice<'_>],
         placements: &[PlacementTiming],
@@ -113,8 +115,8 @@ impl Prediction {
     }
 }
 
-/// The share of the machine's limit that the jobs of a phase reach together, of those that have
-/// one: see [`JobChoice::share_of_limit`].
+/// Returns the share of the machine's limit that the jobs of a phase reach together, of those that
+/// have one: see [`JobChoice::share_of_limit`].
 pub fn total_share_of_limit(
     choices: &[JobChoice<'_>],
     limits: &Limits,
@@ -129,7 +131,7 @@ pub fn total_share_of_limit(
     (all > 0.0).then(|| at_limit / all)
 }
 
-/// Time of all jobs of a phase over the default's, and half its interval.
+/// Returns the time of all jobs of a phase over the default's, and half its 95 % interval.
 pub(super) fn total_ratio(choices: &[JobChoice<'_>], phase: Phase) -> (f64, f64) {
     let (chosen, default) = per_token_us(choices, phase);
     let half_width =
@@ -137,7 +139,7 @@ pub(super) fn total_ratio(choices: &[JobChoice<'_>], phase: Phase) -> (f64, f64)
     if default > 0.0 { (chosen / default, half_width / default) } else { (1.0, 0.0) }
 }
 
-/// The best kernel of the same layout that every build holds; the chosen one where that is built in.
+/// Returns the best built-in kernel of the same layout: the chosen one where that is built in.
 pub(crate) fn built_in<'a>(timings: &'a [Timing], chosen: &'a Timing) -> &'a Timing {
     let held = timings.iter().filter(|timing| timing.kernel.shape.is_none());
     let best = held.min_by(|a, b| {
@@ -147,7 +149,7 @@ pub(crate) fn built_in<'a>(timings: &'a [Timing], chosen: &'a Timing) -> &'a Tim
     best.unwrap_or(chosen)
 }
 
-/// How many times as fast all jobs of a phase are as with the best built-in kernels of the same
+/// Returns the speed of all jobs of a phase over that with the best built-in kernels of the same
 /// layouts.
 pub fn gain_of_made(choices: &[JobChoice<'_>], phase: Phase) -> Gain {
     let (mut own, mut other, mut width) = (0.0, 0.0, 0.0f64);

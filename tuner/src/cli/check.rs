@@ -34,7 +34,7 @@ pub struct Args {
     /// Threads; the profile's by default
     #[arg(long, short, value_name = "N")]
     threads: Option<usize>,
-    /// How long all of it may take, such as 20s
+    /// Time for all of it, such as 20s
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = super::duration)]
     budget: Duration,
     /// Print one JSON object
@@ -42,7 +42,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Checks the profile; whether all its picks hold.
+/// Checks the profile and prints the outcome; true if all its picks hold.
 ///
 /// # Errors
 /// The profile or the model cannot be read or is refused, they do not fit, a worker failed, the user
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<bool> {
     Ok(checked.holds)
 }
 
-/// The model that a profile is for.
+/// Opens the model that a profile is for.
 fn model(flag: Option<&Path>, file: &Path, profile: &Profile) -> Result<ModelInfo> {
     let of = |path: &Path| -> Result<ModelInfo> { ModelInfo::from_gguf(&Gguf::open(path)?) };
     let (model, name) = match (flag, &profile.model.path) {
@@ -112,7 +112,7 @@ fn model(flag: Option<&Path>, file: &Path, profile: &Profile) -> Result<ModelInf
     Ok(model)
 }
 
-/// What `--json` prints.
+/// Answer of `--json`.
 #[derive(Serialize)]
 struct Object<'a> {
     file: String,
@@ -121,7 +121,7 @@ struct Object<'a> {
     checked: &'a Checked,
 }
 
-/// The outcome for people.
+/// Answer as text.
 struct Shown<'a> {
     path: &'a Path,
     profile: &'a Profile,
@@ -165,10 +165,10 @@ impl Display for Shown<'_> {
     }
 }
 
-/// Half an interval from which on finding no lag says little.
+/// Half-width from which on a check without a lag says little.
 const TELLING: f64 = 0.1;
 
-/// How wide ids are shown: those that are longer push what follows to the right.
+/// Width of a column of kernel ids; longer ones push the rest to the right.
 const WIDTH: usize = 45;
 
 fn show_role(f: &mut fmt::Formatter<'_>, role: &RoleCheck) -> fmt::Result {

@@ -1,4 +1,4 @@
-//! `bitnet-tune demo`: the whole way on a small model that is part of the program.
+//! `bitnet-tune demo`: tunes for a small model that is part of the program, and runs it.
 
 use std::fs::DirBuilder;
 use std::io::{self, Write};
@@ -19,20 +19,20 @@ use super::{Bar, answer, note};
 use crate::timing::comparison;
 use crate::{ModelInfo, Result};
 
-/// What its training text has thousands of.
+/// A line that opens many passages of its training text.
 const PROMPT: &str = "KING RICHARD:\n";
-/// Tokens that are streamed.
+/// Tokens to write.
 const TOKENS: usize = 200;
 /// Tune for a small built-in model, run it, and show before and after
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the profile goes; by default where bitnet-run finds it, in the user's configuration
-    /// folder
+    /// File to write the profile to; by default where bitnet-run finds it, in the user's
+    /// configuration folder
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
     common: super::Common,
-    /// How long to measure
+    /// Time for all of it
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = super::duration)]
     budget: Duration,
 }
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
         let bar = Bar::new();
         crate::tune(&info, &options, &mut |notice| bar.show(notice))?
     };
-    // What was written is what is run.
+    // The profile that runs is the one that was written.
     let profile = match save(&tuned.profile, args.output.as_deref())? {
         Some(path) => {
             note(format_args!("wrote {}\n", path.display()));
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     answer(|out| writeln!(out, "\n\n{tuned}next       bitnet-tune --model MODEL.gguf -o host.toml"))
 }
 
-/// Writes the profile where it was asked for, or where `bitnet-run` looks for it.
+/// Writes the profile to `path`, or to where `bitnet-run` looks for it.
 fn save(profile: &Profile, path: Option<&Path>) -> Result<Option<PathBuf>> {
     let path = match path {
         Some(path) => path.to_path_buf(),

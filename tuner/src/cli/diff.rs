@@ -1,4 +1,4 @@
-//! `bitnet-tune diff`: what differs between two profiles.
+//! `bitnet-tune diff`: differences between two profiles.
 
 use std::fmt::{self, Display};
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints the differences; whether the choices are the same.
+/// Prints the differences; true if the choices are the same.
 ///
 /// # Errors
 /// A profile cannot be read or is refused, or stdout is closed.
@@ -40,20 +40,20 @@ pub fn run(args: &Args) -> Result<bool> {
     Ok(differences.same_choices)
 }
 
-/// What differs between two profiles.
+/// Differences between two profiles.
 #[derive(Debug, PartialEq, Serialize)]
 struct Differences {
-    /// Whether nothing at all differs.
+    /// True if nothing at all differs.
     identical: bool,
-    /// Whether both run the same kernels in the same way.
+    /// True if both have the same choices.
     same_choices: bool,
-    /// Where they come from and what they are for.
+    /// Fields about origin and purpose that differ.
     origin: Vec<Field>,
-    /// How to run.
+    /// Placements, if they differ.
     run: Option<Field>,
-    /// The roles that differ.
+    /// Roles that differ.
     roles: Vec<RoleDifference>,
-    /// Kernels that are the same, of all that are in both.
+    /// Number of kernels that are the same, and of all that are in both.
     same_kernels: usize,
     kernels: usize,
 }
@@ -73,12 +73,12 @@ struct RoleDifference {
     parts: Vec<Shape>,
     /// `a` or `b`, where only that one has it.
     only_in: Option<&'static str>,
-    /// What differs beside the kernels.
+    /// Other fields that differ.
     fields: Vec<Field>,
     kernels: Vec<KernelDifference>,
 }
 
-/// Another kernel.
+/// A phase with different kernels.
 #[derive(Debug, PartialEq, Serialize)]
 struct KernelDifference {
     phase: &'static str,
@@ -88,7 +88,7 @@ struct KernelDifference {
     ratio: Option<f64>,
 }
 
-/// One of two kernels.
+/// A kernel of one profile.
 #[derive(Debug, PartialEq, Serialize)]
 struct Side {
     kernel: KernelId,
@@ -105,13 +105,13 @@ impl Side {
     }
 }
 
-/// The fields of `names` that differ.
+/// Lists the fields of `names` that differ.
 fn fields<const N: usize>(names: [&'static str; N], a: [String; N], b: [String; N]) -> Vec<Field> {
     let all = names.into_iter().zip(a.into_iter().zip(b));
     all.filter(|(_, (a, b))| a != b).map(|(name, (a, b))| Field { name, a, b }).collect()
 }
 
-/// Where a profile comes from and what it is for.
+/// Describes origin and purpose of a profile.
 fn origin(profile: &Profile) -> [String; 12] {
     let Profile { tool, host, model, .. } = profile;
     let isa: Vec<&str> = host.isa.iter().map(|isa| isa.name()).collect();
@@ -204,7 +204,7 @@ impl Differences {
     }
 }
 
-/// How a role skips, if that differs; what it gained is no difference.
+/// Compares the activation sparsity of a role, but not what it gained.
 fn sparse_difference(a: &Choice, b: &Choice) -> Option<Field> {
     let choice = |choice: &Choice| {
         choice.sparse.as_ref().map(|sparse| (sparse.kernel, sparse.built_in, sparse.below))
@@ -221,7 +221,7 @@ fn sparse_difference(a: &Choice, b: &Choice) -> Option<Field> {
     (choice(a) != choice(b)).then(field)
 }
 
-/// The kernels of a role that differ, or their fallbacks.
+/// Lists the phases whose kernels or fallbacks differ.
 fn kernel_differences(a: &Choice, b: &Choice) -> Vec<KernelDifference> {
     let pairs = a.picks().filter_map(|(phase, own)| {
         let (_, other) = b.picks().find(|(other, _)| *other == phase)?;
@@ -237,7 +237,7 @@ fn kernel_differences(a: &Choice, b: &Choice) -> Vec<KernelDifference> {
         .collect()
 }
 
-/// For people; all text that a file may hold goes through [`printable`].
+/// As text. Whatever a file may hold goes through [`printable`].
 impl Display for Differences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.identical {

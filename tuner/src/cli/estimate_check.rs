@@ -15,7 +15,7 @@ use crate::measure::Measurements;
 /// Compare the machine model's picks with what was measured to be the fastest
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What `bitnet-tune --record FILE` wrote, for one model and number of threads; of several the
+    /// Records of `bitnet-tune --record FILE`, for one model and number of threads; of several the
     /// medians count
     #[arg(required = true, value_name = "FILE")]
     records: Vec<PathBuf>,
@@ -24,7 +24,7 @@ pub struct Args {
     cpu: Option<String>,
 }
 
-/// Prints a line for each role and phase, and the share of good picks; says whether that is enough.
+/// Prints a line for each role and phase, and the share of good picks; true if that is enough.
 ///
 /// # Errors
 /// A file that is no record, a kind of CPU that the model does not know.

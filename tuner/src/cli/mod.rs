@@ -1,4 +1,4 @@
-//! The subcommands of `bitnet-tune`: arguments, and a `run` each.
+//! Subcommands of `bitnet-tune`: arguments, and a `run` each.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -38,7 +38,8 @@ fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     Ok(written.map_err(|e| Error::io(Path::new("stdout"), "write", e))?)
 }
 
-/// Writes an answer as one JSON object, in ASCII: what a file holds may be meant for the terminal.
+/// Writes an answer as one JSON object, in ASCII: text from a file may hold escape sequences for
+/// the terminal.
 fn answer_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Runtime(format!("the answer has no JSON form: {e}")))?;
@@ -56,12 +57,12 @@ fn answer_json(value: &impl Serialize) -> Result<()> {
     })
 }
 
-/// Writes a line to stderr; a closed stderr is no reason to stop.
+/// Writes a line to stderr; failures are ignored.
 fn note(line: fmt::Arguments<'_>) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// The number of threads: the flag's, or the physical cores. A warning goes to stderr.
+/// Returns the number of threads: the flag's, or the physical cores. Warnings go to stderr.
 fn threads(flag: Option<usize>) -> Result<usize> {
     let threads = flag.unwrap_or_else(|| Host::detect().physical_cores);
     if let Some(warning) = Pool::new(threads)?.warning() {
@@ -70,19 +71,19 @@ fn threads(flag: Option<usize>) -> Result<usize> {
     Ok(threads)
 }
 
-/// What every way to tune takes.
+/// Arguments of every way to tune.
 #[derive(Debug, clap::Args)]
 struct Common {
     /// Threads; the physical cores by default
     #[arg(long, short, value_name = "N")]
     threads: Option<usize>,
-    /// What to weigh: decode, prefill, or four prompt tokens for each token written (balanced)
+    /// Phase to tune for: decode, prefill, or four prompt tokens for each token written (balanced)
     #[arg(long = "for", value_name = "OBJECTIVE", default_value = "balanced")]
     objective: Objective,
 }
 
 impl Common {
-    /// How to tune on this host, with what makes kernels and keeps them here; without a journal.
+    /// Collects the options for this host, with its toolchain and cache; without a journal.
     fn options(&self, ceiling: Isa, effort: Effort, budget: Duration) -> Result<Options> {
         let cache = Cache::of_user(|name| std::env::var_os(name)).map_err(|e| e.to_string());
         if let Ok(cache) = &cache {
@@ -114,7 +115,7 @@ impl Common {
     }
 }
 
-/// What Ctrl+C, and being told to end, sets to true. Told twice, the program ends at once.
+/// Returns a flag that the first Ctrl+C or SIGTERM sets to true; the second ends the program.
 fn stopped_by_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -151,7 +152,7 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
-/// A progress bar on stderr; nothing where that is no terminal.
+/// A progress bar on stderr, hidden where that is no terminal.
 struct Bar(ProgressBar);
 
 impl Bar {

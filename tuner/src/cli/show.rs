@@ -1,4 +1,4 @@
-//! `bitnet-tune show`: a profile for people, and what `bitnet-run` makes of it here.
+//! `bitnet-tune show`: prints a profile, and how `bitnet-run` uses it here.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// What `--json` prints.
+/// Answer of `--json`.
 #[derive(Serialize)]
 struct Object<'a> {
     file: String,
@@ -65,21 +65,21 @@ struct Object<'a> {
     here: &'a Here,
 }
 
-/// What `--json` prints of every shipped profile.
+/// Answer of `--json` for one shipped profile.
 #[derive(Serialize)]
 struct Listed {
     name: &'static str,
-    /// What it is made for; where it serves a whole tier, the CPU that stands for the others.
+    /// CPU that it is made for; of a whole tier the one that stands for the others.
     cpu: &'static str,
     whole_tier: bool,
     isa: Isa,
     provenance: Provenance,
     date: &'static str,
-    /// Whether it serves on this CPU where nothing was tuned.
+    /// True if it serves on this CPU where nothing was tuned.
     serves: bool,
 }
 
-/// Lists the shipped profiles, in the order in which they are asked.
+/// Lists the shipped profiles in order of precedence.
 fn list(host: &Host, json: bool) -> Result<()> {
     let own = shipped_for(host);
     let listed = Shipped::all().iter().map(|shipped| {
@@ -109,19 +109,19 @@ fn list(host: &Host, json: bool) -> Result<()> {
     })
 }
 
-/// The name of the shipped profile that serves on this CPU where nothing was tuned.
+/// Returns the name of the shipped profile that serves on this CPU where nothing was tuned.
 fn shipped_for(host: &Host) -> &'static str {
     &Defaults::of(&host.vendor, host.family, host.model, Isa::best()).shipped().name
 }
 
-/// A profile, and what it was found by.
+/// A profile and its path or name.
 pub(super) struct Named {
     path: PathBuf,
     pub(super) profile: Profile,
     is_shipped: bool,
 }
 
-/// The profile in a file or, where there is none of that name, the shipped one.
+/// Returns the profile in a file or, where there is none of that name, the shipped one.
 ///
 /// # Errors
 /// There is neither, or the file cannot be read or is refused.
@@ -156,8 +156,8 @@ pub(super) fn read(path: &Path) -> Result<Profile> {
     Ok(Profile::load(path).map_err(|e| Error::profile(path, e))?)
 }
 
-/// The file that is meant: the one named or, with `auto`, the user's own for this CPU and the
-/// model, or the only one for this CPU.
+/// Returns the file that is meant: the one named or, with `auto`, the user's own for this CPU and
+/// the model, or the only one for this CPU.
 pub(super) fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<PathBuf> {
     if name.as_os_str() != "auto" {
         return match model {
@@ -201,36 +201,36 @@ fn only_with_auto() -> crate::Error {
     Error::usage("--model", "a file", "it only with auto").into()
 }
 
-/// What `bitnet-run` makes of a profile on this CPU, with this build.
+/// Use that `bitnet-run` makes of a profile on this CPU, with this build.
 #[derive(Debug, Serialize)]
 struct Here {
-    /// Why it refuses the whole profile.
+    /// Reason for which it refuses the whole profile.
     refused: Option<String>,
-    /// Whether it is one that ships with the program.
+    /// True if it ships with the program.
     shipped: bool,
-    /// The shipped profile that serves on this CPU where nothing was tuned.
+    /// Name of the shipped profile that serves on this CPU where nothing was tuned.
     shipped_here: &'static str,
-    /// Whether the profile was made on this kind of CPU; of shipped ones, whether it serves on it.
+    /// True if the profile was made on this kind of CPU; of shipped ones, if it serves on it.
     same_cpu: bool,
-    /// Whether this build's generator made it; nothing where the profile does not say.
+    /// True if this build's generator made it; none where the profile does not say.
     same_fingerprint: Option<bool>,
-    /// Whether the library of its host-made kernels is here and to be trusted, else why not;
-    /// nothing where it has none.
+    /// Presence of the library of its host-made kernels, or why it is not used; none where it has
+    /// none.
     library: Option<std::result::Result<(), String>>,
-    /// Kernels that come from this library, as far as it holds what it should.
+    /// Kernels that come from this library.
     from_library: usize,
-    /// The kernels that are neither built in nor in the library.
+    /// Kernels that are neither built in nor in the library.
     absent: Vec<Absent>,
 }
 
-/// A kernel that is not here.
+/// A kernel that is not present.
 #[derive(Debug, Serialize)]
 struct Absent {
     role: Role,
     parts: Vec<Shape>,
     phase: &'static str,
     kernel: KernelId,
-    /// What serves instead; nothing where it is the default.
+    /// Kernel that serves instead; none where it is the default.
     instead: Option<KernelId>,
 }
 
@@ -294,7 +294,7 @@ impl Here {
     }
 }
 
-/// Whether this build holds a kernel, and this CPU runs it.
+/// True if this build holds the kernel and this CPU runs it.
 fn is_built_in(id: &KernelId) -> bool {
     match id.op {
         Op::Ternary(_) => kernels::find(id).is_some(),
@@ -306,13 +306,13 @@ fn is_built_in(id: &KernelId) -> bool {
     }
 }
 
-/// Role and shapes of a choice.
+/// Formats role and shapes of a choice.
 pub(super) fn job(role: Role, parts: &[Shape]) -> String {
     let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
     format!("{role} {}", parts.join(" "))
 }
 
-/// A profile for people. All text that a file may hold goes through [`printable`].
+/// Profile as text. Whatever a file may hold goes through [`printable`].
 struct Shown<'a> {
     named: &'a Named,
     here: &'a Here,
@@ -419,7 +419,7 @@ impl Shown<'_> {
         Ok(())
     }
 
-    /// What `bitnet-run` does with it.
+    /// Writes how `bitnet-run` uses it.
     fn verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Here { refused, shipped, shipped_here, same_cpu, same_fingerprint, .. } = self.here;
         let Here { library, from_library, absent, .. } = self.here;

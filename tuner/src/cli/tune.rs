@@ -14,8 +14,8 @@ use crate::journal::Journal;
 use crate::report::{self, Extras};
 use crate::{ModelInfo, Options, Result};
 
-/// How long tuning takes where nothing is said: on two cores and a model of 2.4 billion weights enough
-/// for some 20 samples of every finalist.
+/// Default budget: enough for some 20 samples of every finalist for 2.4 billion weights on two
+/// cores.
 const BUDGET: Duration = Duration::from_secs(55);
 const PATIENT_BUDGET: Duration = Duration::from_secs(300);
 
@@ -26,12 +26,12 @@ pub struct Args {
     /// the speed does not depend on them
     #[arg(long, short, value_name = "FILE", required = true)]
     model: Option<PathBuf>,
-    /// Where the profile goes
+    /// File to write the profile to
     #[arg(long, short, value_name = "FILE", default_value = "host.toml")]
     output: PathBuf,
     #[command(flatten)]
     common: super::Common,
-    /// How long all of it may take, such as 60s or 2m [default: 55s, or 5m with --effort patient]
+    /// Time for all of it, such as 60s or 2m [default: 55s, or 5m with --effort patient]
     #[arg(long, value_name = "TIME", value_parser = super::duration)]
     budget: Option<Duration>,
     /// Go on with a run for the same model and output that was stopped
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
     let Some(path) = &args.model else {
         return Err(Error::usage("--model", "nothing", "a GGUF file").into());
     };
-    // What can fail fails before the minute of measuring.
+    // Errors of arguments and files come before the minute of measuring.
     let model = ModelInfo::from_gguf(&Gguf::open(path)?)?;
     let ceiling = Selection::new(args.isa, None, None)?.ceiling();
     for file in
@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     })
 }
 
-/// Whether a file can come into being there.
+/// Checks that a file can be written there.
 pub(super) fn writable(path: &Path) -> Result<()> {
     file::check_replaceable(path).map_err(|e| Error::io(path, "write", e).into())
 }

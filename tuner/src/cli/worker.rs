@@ -1,4 +1,4 @@
-//! `bitnet-tune worker`: the child process of a tuning run. Hidden: nobody calls it by hand.
+//! `bitnet-tune worker`: the child process of a tuning run. Hidden, as users do not call it.
 
 use crate::Result;
 

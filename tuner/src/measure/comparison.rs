@@ -22,7 +22,7 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// Of the seconds of pairs of runs, default and tuned, that took so many tokens each.
+    /// Computes from pairs of seconds, default and tuned, for `tokens` tokens each.
     pub(crate) fn of(pairs: &[[f64; 2]], tokens: usize) -> Self {
         let side = |i: usize| -> Vec<f64> { pairs.iter().map(|pair| pair[i]).collect() };
         let ratios: Vec<f64> = pairs.iter().map(|[before, after]| after / before).collect();
@@ -34,29 +34,29 @@ impl Speed {
         }
     }
 
-    /// How many times as fast.
+    /// Returns the speed over the default's.
     pub fn gain(&self) -> Gain {
         Gain::of(self.ratio, self.half_width)
     }
 }
 
-/// The outcome of a race.
+/// Comparison of the untuned default with a profile on the model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Comparison {
-    /// One token after another.
+    /// Decode.
     pub decode: Speed,
-    /// A prompt.
+    /// Prefill.
     pub prefill: Speed,
-    /// Times that both were loaded.
+    /// Number of times that both were loaded.
     pub loads: usize,
-    /// Read bandwidth of what holds the model, in 10^9 bytes per second, probed before each comparison:
-    /// the median.
+    /// Read bandwidth of memory or the cache that holds the model, in 10^9 bytes per second: the
+    /// median of probes before each load.
     pub limit_gb_per_s: f64,
 }
 
 impl Comparison {
-    /// Whether the profile lost, beyond the noise, what it was to win.
+    /// True if the profile is slower beyond the noise, weighed by the objective.
     pub fn is_slower(&self, objective: Objective) -> bool {
         let (of_decode, of_prefill) = weights(objective);
         let part = |speed: &Speed, weight: f64| {
@@ -67,12 +67,12 @@ impl Comparison {
         decode.0 + prefill.0 > decode.1.hypot(prefill.1)
     }
 
-    /// The limits as they were meanwhile.
+    /// Returns the limits with the bandwidth probed meanwhile.
     pub fn limits(&self, limits: &Limits) -> Limits {
         Limits { limit_gb_per_s: self.limit_gb_per_s, ..*limits }
     }
 
-    /// That of a phase.
+    /// Returns the speed of a phase.
     pub fn speed(&self, phase: Phase) -> &Speed {
         match phase {
             Phase::Decode => &self.decode,

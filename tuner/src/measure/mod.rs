@@ -1,9 +1,9 @@
-//! What was measured: the types, and how the results of a run's units come together.
+//! Measurements: their types, and how they are assembled from the results of single tournaments.
 //!
-//! A *unit* is one tournament: the candidates of one job, layout and phase, in one repeat. Units are
-//! measured one by one in a child process ([`crate::worker`]), kept in a journal
-//! ([`crate::journal`]), and assembled here into [`Measurements`], which [`mod@crate::choose`]
-//! chooses from.
+//! A *unit* is one tournament: the candidates of one job, layout and phase, in one repeat. A worker
+//! process measures units one by one ([`crate::worker`]), a journal keeps them
+//! ([`crate::journal`]), and here they become [`Measurements`], from which [`mod@crate::choose`]
+//! chooses.
 
 mod comparison;
 pub(crate) mod lengths;

@@ -1,27 +1,27 @@
-//! Times of a way to run: threads, pinning and pages.
+//! Timings of placements: threads, pinning and pages.
 
 use bitnet_profiles::Run;
 use serde::{Deserialize, Serialize};
 
-/// What a setting showed.
+/// Timing of a placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementTiming {
-    /// The setting.
+    /// The placement.
     pub run: Run,
-    /// Of one token.
+    /// Decode.
     pub decode: PhaseTiming,
-    /// Of many, per token.
+    /// Prefill, per token.
     pub prefill: PhaseTiming,
 }
 
-/// What a setting showed in one phase.
+/// Timing of a placement in one phase.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PhaseTiming {
     /// Median microseconds of the ternary jobs of one token.
     pub median_us: f64,
-    /// Median of its times over those of the untuned setting just before and after.
+    /// Median of its times over those of the untuned placement just before and after.
     pub ratio: f64,
     /// Half the 95 % interval of that ratio.
     pub half_width: f64,

@@ -1,4 +1,4 @@
-//! Results of single tournaments, and how they come together.
+//! Results of single tournaments, and their assembly.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{KernelId, Role, Shape};
@@ -10,7 +10,7 @@ use super::record::{
 use crate::plan::{JobTask, LayoutPlan};
 use crate::stats;
 
-/// Which tournament.
+/// Identity of a tournament.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitKey {
@@ -18,50 +18,50 @@ pub struct UnitKey {
     pub job: usize,
     /// Number of the layout in the job.
     pub layout: usize,
-    /// Whether it timed many tokens.
+    /// True for prefill.
     pub prefill: bool,
-    /// Which of several, some time apart: what a machine is like for seconds at a stretch decides no
-    /// choice.
+    /// Number of the repeat. Repeats lie some time apart, so that the state of a machine for a few
+    /// seconds decides no choice.
     #[serde(rename = "sitting")]
     pub repeat: u8,
 }
 
 impl UnitKey {
-    /// Its phase.
+    /// Returns the phase.
     pub fn phase(&self) -> Phase {
         if self.prefill { Phase::Prefill } else { Phase::Decode }
     }
 }
 
-/// The result of one tournament.
+/// Result of one tournament.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unit {
-    /// Which.
+    /// Its identity.
     pub key: UnitKey,
     /// Activation rows of a timed prefill.
     pub tokens: u32,
-    /// Bytes that one token reads in this layout.
+    /// Bytes that this layout reads per token, padding included.
     pub bytes: u64,
-    /// Read bandwidth of what holds the model, in 10^9 bytes per second, the better of just before
-    /// and just after.
+    /// Read bandwidth of memory or the cache that holds the model, in 10^9 bytes per second: the
+    /// better of probes just before and just after.
     pub limit_gb_per_s: f64,
-    /// The candidates that were timed.
+    /// Candidates that were timed.
     pub timings: Vec<Timing>,
     /// Median time of the baseline in microseconds.
     #[serde(rename = "sentinel_us")]
     pub baseline_us: f64,
     /// Its median absolute deviation over that.
     pub noise: f64,
-    /// Whether anything that counts rests on spoilt samples.
+    /// True if a finalist or the baseline rests on disturbed samples.
     pub disturbed: bool,
 }
 
-/// What was measured in a job.
+/// Result for activation sparsity in a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SparseUnit {
-    /// What the job is for.
+    /// Role of the job.
     pub role: Role,
     /// Its matrices.
     pub parts: Vec<Shape>,
@@ -70,10 +70,9 @@ pub struct SparseUnit {
 }
 
 impl Measurements {
-    /// Puts the units together, without the kernels that are left out: one may have been timed for
-    /// another job before. Of the bandwidths probed beside them, the median becomes the limit. A job of
-    /// which a phase was not measured at all is left out too, and so is
-    /// such a layout.
+    /// Assembles units, without the kernels that are left out (one may have been timed for another
+    /// job before). The median of the bandwidths probed beside them becomes the limit. A layout of
+    /// which a phase was not measured is left out, and so is a job without layouts.
     pub fn assemble(
         jobs: &[JobTask],
         mut limits: Limits,
@@ -146,7 +145,7 @@ impl Measurements {
     }
 }
 
-/// What the repeats of a tournament showed, each kernel once: finalists are those of all repeats.
+/// Joins the repeats of a tournament, each kernel once.
 fn together(repeats: &[&Unit]) -> Vec<Timing> {
     let Some(first) = repeats.first() else { return Vec::new() };
     let timing = |kernel: &KernelId| {
@@ -158,7 +157,8 @@ fn together(repeats: &[&Unit]) -> Vec<Timing> {
     first.timings.iter().filter_map(|own| timing(&own.kernel)).collect()
 }
 
-/// What so many repeats showed of one kernel, of which not each had it.
+/// Joins the timings of one kernel: mean ratio weighted by the intervals, whose scatter counts in
+/// full. A finalist is one in all `repeats`.
 pub(crate) fn joined(all: &[&Timing], repeats: usize) -> Option<Timing> {
     let &[first, ..] = all else { return None };
     if all.len() == 1 {
@@ -199,7 +199,7 @@ mod tests {
         "i2_s_t16__avx512vnni__any__r16_c0_n1_u4_p0",
     ];
 
-    /// A repeat that found these kernels' ratios, half widths and finalists.
+    /// A repeat with these kernels' ratios, half-widths and finalists.
     fn unit(repeat: u8, found: &[(usize, f64, f64, bool)]) -> Unit {
         let timing = |&(id, ratio, half_width, finalist): &(usize, f64, f64, bool)| Timing {
             kernel: IDS[id].parse().unwrap(),

@@ -1,4 +1,4 @@
-//! What the tuner needs to know of a model: its jobs, and how it is called.
+//! Description of a model: its jobs, shapes and name.
 
 pub(crate) mod demo;
 
@@ -22,11 +22,11 @@ pub struct ModelInfo {
     pub config: Config,
     /// Its ternary jobs.
     pub jobs: Vec<JobShapes>,
-    /// What profiles know the jobs by.
+    /// Hash of the shapes, by which profiles know the jobs.
     pub shapes: String,
-    /// How the rows of the head are stored.
+    /// Storage format of the head's rows.
     pub head: HeadFormat,
-    /// Where the file is, if it is one whose path can be written down.
+    /// Absolute path of the file, if it has one that a profile can hold.
     pub path: Option<PathBuf>,
 }
 
@@ -71,18 +71,18 @@ impl ModelInfo {
         })
     }
 
-    /// Rows and columns of the head.
+    /// Returns rows and columns of the head.
     pub fn head_shape(&self) -> Shape {
         Shape::new(self.config.vocab, self.config.hidden)
     }
 
-    /// Bytes of the head, which every decoded token reads.
+    /// Returns the bytes of the head, which every decoded token reads.
     pub fn head_bytes(&self) -> u64 {
         (self.config.vocab * self.head.row_bytes(self.config.hidden)) as u64
     }
 }
 
-/// The tensors of a job, between `blk.N.` and `.weight`.
+/// Returns the tensor names of a job, between `blk.N.` and `.weight`.
 fn parts(role: Role) -> &'static [&'static str] {
     match role {
         Role::Qkv => &["attn_q", "attn_k", "attn_v"],
@@ -108,7 +108,7 @@ fn check(gguf: &Gguf, name: &str, shape: Shape) -> Result<()> {
     Ok(())
 }
 
-/// An absolute path that a profile can hold.
+/// Returns an absolute path that a profile can hold.
 fn absolute(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
     let fits = |text: &str| text.len() <= 4096 && !text.chars().any(char::is_control);
@@ -121,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    /// A model of one layer, its matrices of a type, one of them left out.
+    /// A model of one layer with matrices of one type, one of them left out.
     fn gguf(ty: TensorType, without: &str) -> Gguf {
         let mut writer = GgufWriter::new();
         writer.kv("general.architecture", &Value::Str("bitnet-b1.58".into()));

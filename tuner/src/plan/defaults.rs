@@ -1,11 +1,11 @@
-//! The kernels that serve where nothing was tuned.
+//! Kernels that serve where nothing was tuned.
 
 use bitnet_profiles::{Isa, KernelId, Role, Shape};
 use bitnet_runtime::cpu::kernels::Selection;
 
 use crate::{ModelInfo, Result};
 
-/// What decides on kernels where nothing was tuned, with `ceiling` as the best tier.
+/// Returns the untuned selection of kernels, with `ceiling` as the best tier.
 ///
 /// # Errors
 /// [`Error::Cpu`] when the CPU lacks it.
@@ -14,7 +14,7 @@ pub(crate) fn untuned(ceiling: Isa) -> Result<Selection> {
     Ok(Selection::new(isa, None, None)?)
 }
 
-/// The kernels that serve a role of a model: for one token, and for many where it has such.
+/// Returns the kernels that serve a role of a model: for decode and, where it has any, for prefill.
 pub(crate) fn serving(
     selection: &Selection,
     model: &ModelInfo,

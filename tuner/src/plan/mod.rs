@@ -1,7 +1,7 @@
-//! What there is to measure: for every job of a model the layouts, and for every layout the decode
-//! and the prefill kernels that read it. A layout is chosen together with both, because there is
-//! one packed copy of the weights in memory. The head and attention have no packing of their own:
-//! one entry without a layout holds their kernels.
+//! Candidates: for every job of a model the layouts, and for every layout the decode and the
+//! prefill kernels that read it. A layout is chosen together with both, because there is one packed
+//! copy of the weights in memory. The head and attention have no packing of their own: one entry
+//! without a layout holds their kernels.
 
 pub(crate) mod defaults;
 pub(crate) mod placement;
@@ -13,35 +13,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::ModelInfo;
 
-/// The candidates for one job.
+/// Candidates for one job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobPlan {
-    /// What the job is for.
+    /// Role of the job.
     pub role: Role,
     /// Its matrices; of attention the query heads and the key-value heads.
     pub parts: Vec<Shape>,
-    /// Times per token that it runs.
+    /// Runs per token.
     pub count: u32,
-    /// The layouts, in the order of their declaration: simpler ones first.
+    /// Layouts in the order of their declaration: simpler ones first.
     pub layouts: Vec<LayoutPlan>,
 }
 
-/// The candidates for one layout of a job.
+/// Candidates for one layout of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayoutPlan {
     /// The packing; none for the head and attention.
     pub layout: Option<Layout>,
-    /// Kernels for one token.
+    /// Decode kernels.
     pub decode: Vec<KernelId>,
-    /// Kernels for many tokens: none for the head, which only the last token needs, and for
-    /// attention those for one token, as one kernel serves both.
+    /// Prefill kernels: none for the head, which only the last token needs; for attention those for
+    /// decode, as one kernel serves both.
     pub prefill: Vec<KernelId>,
 }
 
 impl LayoutPlan {
-    /// The kernels of a phase.
+    /// Returns the kernels of a phase.
     pub fn kernels(&self, phase: Phase) -> &[KernelId] {
         match phase {
             Phase::Decode => &self.decode,
@@ -49,27 +49,27 @@ impl LayoutPlan {
         }
     }
 
-    /// All kernels, each once.
+    /// Lists all kernels, each once.
     pub fn all(&self) -> impl Iterator<Item = &KernelId> {
         let more = self.prefill.iter().filter(|id| !self.decode.contains(id));
         self.decode.iter().chain(more)
     }
 }
 
-/// A job to measure: its candidates, and what it runs with untuned.
+/// A job to measure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobTask {
     /// The candidates.
     pub plan: JobPlan,
-    /// The untuned default for one token.
+    /// Untuned default for decode.
     pub default_decode: KernelId,
-    /// The untuned default for many; none for the head.
+    /// Untuned default for prefill; none for the head.
     pub default_prefill: Option<KernelId>,
 }
 
 impl JobTask {
-    /// The untuned default of a phase.
+    /// Returns the untuned default of a phase.
     pub fn default_of(&self, phase: Phase) -> Option<KernelId> {
         match phase {
             Phase::Decode => Some(self.default_decode),
@@ -78,7 +78,7 @@ impl JobTask {
     }
 }
 
-/// The layout that a ternary kernel reads; none for other kernels.
+/// Returns the layout that a ternary kernel reads; none for other kernels.
 pub(crate) fn layout_of(kernel: &KernelId) -> Option<Layout> {
     match kernel.op {
         Op::Ternary(layout) => Some(layout),
@@ -86,11 +86,11 @@ pub(crate) fn layout_of(kernel: &KernelId) -> Option<Layout> {
     }
 }
 
-/// Groups those of `kernels` that are worth timing on a CPU with `ceiling` as its best tier.
+/// Groups the `kernels` that are worth timing on a CPU with `ceiling` as its best tier.
 ///
-/// `Effort::Patient` takes all it can run. Otherwise an operation is tried with the widest vectors
-/// that have kernels for it, and where some of those multiply bytes straight into 32 bits (VNNI),
-/// only with these: they do the same work in fewer instructions.
+/// `Effort::Patient` takes all that the CPU can run. Otherwise an operation is tried with the
+/// widest vectors that have kernels for it, and where some of those multiply bytes straight into 32
+/// bits (VNNI) only with these, which do the same work in fewer instructions.
 pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effort) -> Vec<JobPlan> {
     let runnable: Vec<KernelId> =
         kernels.iter().copied().filter(|id| id.isa.is_within(ceiling)).collect();

@@ -1,15 +1,14 @@
-//! Ways to run a model that are worth timing: numbers of threads, pinning and pages.
+//! Placements worth timing: numbers of threads, pinning and pages.
 
 use bitnet_profiles::{Pinning, Run};
 use bitnet_runtime::cpu::host::Host;
 
-/// How a model runs untuned.
+/// Returns the untuned placement: not pinned, huge pages.
 pub fn untuned(threads: usize) -> Run {
     Run { threads: threads as u32, pinning: Pinning::None, huge_pages: true }
 }
 
-/// The settings worth timing on a host, `threads` being those asked for; `fixed` where the user
-/// named them.
+/// Lists the placements worth timing on a host, the untuned one first; `fixed` keeps to `threads`.
 pub fn candidates(host: &Host, threads: usize, fixed: bool) -> Vec<Run> {
     let run =
         |threads: usize, pinning, huge_pages| Run { threads: threads as u32, pinning, huge_pages };

@@ -8,10 +8,11 @@ use bitnet_runtime::cpu::sparse::SMALL;
 
 use crate::ModelInfo;
 
-/// The shares of lines needed that are timed: from few to more than it pays for here.
+/// Densities (shares of rows or columns needed) that are timed: from few to more than it pays for
+/// here.
 pub const DENSITIES: [f64; 4] = [0.1, 0.25, 0.5, 0.75];
 
-/// The lines of a job that may be skipped.
+/// Returns the direction in which a job can skip.
 fn along(role: Role) -> Option<Along> {
     match role {
         Role::GateUp => Some(Along::Rows),
@@ -20,9 +21,9 @@ fn along(role: Role) -> Option<Along> {
     }
 }
 
-/// The kernels that could skip in a role's job: of every packing the built-in ones of the best tier up to
-/// `ceiling`, the `default` first. None where the model has no squared ReLU, or one so small that nothing
-/// is skipped.
+/// Lists the kernels for activation sparsity in a role's job: of every packing the built-in ones of
+/// the best tier up to `ceiling`, the `default` first. None where the model has no squared ReLU, or
+/// matrices so small that nothing is skipped.
 pub fn candidates(
     model: &ModelInfo,
     (role, parts): (Role, &[Shape]),

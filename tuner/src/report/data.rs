@@ -1,4 +1,4 @@
-//! The material of a report.
+//! Content of a report.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use bitnet_profiles::{KernelId, Op, Profile, Role};
 use crate::choose::{ChosenKernel, JobChoice};
 use crate::measure::{Comparison, JobMeasurements, Measurements, PlacementTiming};
 
-/// What a report says beside the measurements, the choices and the profile.
+/// Further content beside the measurements, the choices and the profile.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Extras<'a> {
-    /// What the ways to run showed, the untuned one first.
+    /// Timings of placements, the untuned one first.
     pub placements: &'a [PlacementTiming],
-    /// The choices against the default on the model itself, where that was run.
+    /// Comparison on the model, where there was one.
     pub comparison: Option<&'a Comparison>,
-    /// Whether the choices lost there, so that the profile holds the defaults.
+    /// True if the choices lost there, so that the profile holds the defaults.
     pub kept_default: bool,
-    /// How long all was to take, where there was a limit.
+    /// Time limit, if there was one.
     pub budget: Option<Duration>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// What was chosen for a phase of a job.
+    /// Returns the choice for a phase of a job.
     pub(super) fn chosen_for(
         &self,
         job: &JobMeasurements,
@@ -40,7 +40,7 @@ impl Report<'_> {
     }
 }
 
-/// Whether a kernel was a candidate for a phase of a job.
+/// True if a kernel was a candidate for a phase of a job.
 pub(super) fn concerns(kernel: &KernelId, job: &JobMeasurements, phase: Phase) -> bool {
     let serves = match kernel.op {
         Op::Head(_) => job.role == Role::LmHead && phase == Phase::Decode,
@@ -54,12 +54,12 @@ pub(super) fn concerns(kernel: &KernelId, job: &JobMeasurements, phase: Phase) -
     serves && kernel.shape.is_none_or(|own| job.parts.iter().all(|part| part.cols == own.cols))
 }
 
-/// Activation rows of a timed phase.
+/// Returns the activation rows of a timed phase.
 pub(super) fn tokens(job: &JobMeasurements, phase: Phase) -> u32 {
     if phase == Phase::Decode { 1 } else { job.tokens }
 }
 
-/// Multiply-adds of a timed phase, where the job's parts are weights.
+/// Returns the multiply-adds of a timed phase, where the job's parts are weights.
 pub(super) fn multiply_adds(job: &JobMeasurements, phase: Phase) -> Option<f64> {
     let weights: f64 = job.parts.iter().map(|part| part.weights() as f64).sum();
     (job.role != Role::Attention).then_some(weights * f64::from(tokens(job, phase)))

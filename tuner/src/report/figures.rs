@@ -6,13 +6,13 @@ use maud::{Markup, html};
 use crate::measure::JobMeasurements;
 use crate::stats::Gain;
 
-/// The shapes of a job.
+/// Formats the shapes of a job.
 pub(super) fn parts(job: &JobMeasurements) -> String {
     let parts: Vec<String> = job.parts.iter().map(ToString::to_string).collect();
     parts.join(", ").replace('x', "×")
 }
 
-/// An id that can be broken where its parts meet.
+/// Formats an id that can be broken where its parts meet.
 pub(super) fn kernel(id: &KernelId) -> Markup {
     let id = id.to_string();
     html! {
@@ -40,7 +40,7 @@ pub(super) fn gain(gain: &Gain) -> Markup {
     }
 }
 
-/// A share as a bar; what is above 1 fills it.
+/// Draws a share as a bar; above 1 it is full.
 pub(super) fn bar(share: f64) -> Markup {
     let width = 100.0 * share.clamp(0.0, 1.0);
     html! {
@@ -55,19 +55,19 @@ pub(super) fn percent(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
 }
 
-/// With three digits, or more before the point.
+/// Formats a figure with three digits, or more before the point.
 pub(super) fn figure(value: f64) -> String {
     let decimals = (2.0 - value.log10().floor()).clamp(0.0, 3.0) as usize;
     format!("{value:.decimals$}")
 }
 
-/// Decimals that show the least of some figures with two digits.
+/// Returns the decimals that show the least of some figures with two digits.
 pub(super) fn decimals(values: impl Iterator<Item = f64>) -> usize {
     let least = values.filter(|value| *value > 0.0).fold(f64::INFINITY, f64::min);
     (1.0 - least.log10().floor()).clamp(0.0, 3.0) as usize
 }
 
-/// Bytes as caches are counted.
+/// Formats the size of a cache.
 pub(crate) fn bytes(bytes: u64) -> String {
     match bytes {
         0 => "unknown".into(),

@@ -1,5 +1,5 @@
-//! The landscape of a role as tables: one for each layout, ISA and shape, a cell for each tile,
-//! its colour the time over that of the best.
+//! Heat maps of a role: one table for each layout, ISA and shape, a cell for each tile, coloured by
+//! its time over that of the best.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,19 +11,19 @@ use super::data::{Report, concerns};
 use super::figures::{figure, parts};
 use crate::measure::{Excluded, JobMeasurements, PHASES, Timing, Why, phase_name};
 
-/// Where one colour ends and the next, paler one begins.
+/// Ratios at which one colour ends and the next, paler one begins.
 const STEPS: [f64; 7] = [1.01, 1.02, 1.05, 1.10, 1.20, 1.50, 2.00];
 
-/// One number of a tile.
+/// One dimension of a tile.
 struct Dimension {
     name: &'static str,
     of: fn(&TileConfig) -> usize,
     show: fn(usize) -> String,
-    /// What is said where all tiles of a table have this number; nothing where it is the usual.
+    /// Note where all tiles of a table have this number; none where it is the usual one.
     all: fn(usize) -> Option<String>,
 }
 
-/// Those that make the rows of a table.
+/// Dimensions that make the rows of a table.
 const DOWN: [Dimension; 2] = [
     Dimension {
         name: "rows",
@@ -38,7 +38,7 @@ const DOWN: [Dimension; 2] = [
         all: |cols| (cols != 0).then(|| format!("blocks of {cols} columns")),
     },
 ];
-/// Those that make its columns.
+/// Dimensions that make its columns.
 const ACROSS: [Dimension; 3] = [
     Dimension {
         name: "tokens",
@@ -64,17 +64,17 @@ const ACROSS: [Dimension; 3] = [
     },
 ];
 
-/// What is known of a tile.
+/// One tile.
 struct Cell<'a> {
     kernel: KernelId,
     timing: Option<&'a Timing>,
     why: Option<Why>,
 }
 
-/// Kernels that differ in their tile only.
+/// Kernels that differ only in their tile.
 type Grids<'a> = BTreeMap<(Op, Isa, Option<Shape>), Vec<Cell<'a>>>;
 
-/// What is marked in the tables of a phase.
+/// Marked kernels of a phase.
 struct Marks {
     best: f64,
     winner: Option<KernelId>,
@@ -146,8 +146,7 @@ impl Report<'_> {
     }
 }
 
-/// The dimensions that differ between cells, or at least the one that must be there; and what the
-/// others are, in words.
+/// Returns the dimensions that differ between cells, and `must` in any case; the others in words.
 fn varying<'a>(
     dimensions: &'a [Dimension],
     must: &str,
@@ -275,7 +274,7 @@ fn cell_of(cell: &Cell<'_>, marks: &Marks) -> Markup {
     }
 }
 
-/// What colours and marks mean.
+/// Draws the legend of colours and marks.
 pub(super) fn legend() -> Markup {
     html! {
         div.legend {

@@ -1,7 +1,7 @@
-//! The report: what was measured and chosen, as one HTML file for people.
+//! Report of measurements and choices: one HTML file, and the summary on stdout.
 //!
 //! The file is complete in itself: its style is inline, its pictures are tables and SVG, and there
-//! is no script, so its content policy forbids all there is and nothing a model's name holds can
+//! is no script, so its content policy forbids everything and nothing that a model's name holds can
 //! ever run. The same measurements and choices give the same bytes.
 
 mod data;

@@ -1,4 +1,4 @@
-//! The page: its sections in their order.
+//! Page of the report, section by section.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Objective, Profile, Provenance};
@@ -11,7 +11,7 @@ use crate::choose::{self, ChosenKernel, Demand, JobChoice, Prediction};
 use crate::measure::{Measurements, PHASES, PhaseTiming, PlacementTiming, phase_name};
 use crate::stats::Gain;
 
-/// The report as one HTML file.
+/// Returns the report as one HTML file.
 pub fn html(
     measurements: &Measurements,
     choices: &[JobChoice<'_>],
@@ -49,7 +49,7 @@ pub fn html(
     page.into_string()
 }
 
-/// Drawings that are used several times.
+/// Defines drawings that are used several times.
 fn symbols() -> Markup {
     html! {
         svg width="0" height="0" class="symbols" aria-hidden="true" {
@@ -94,7 +94,7 @@ impl Report<'_> {
         }
     }
 
-    /// The speed of a phase.
+    /// Shows the speed of a phase.
     fn card(&self, phase: Phase) -> Markup {
         let predicted =
             Prediction::of(self.choices, self.extras.placements, &self.profile.run, phase);
@@ -202,7 +202,7 @@ impl Report<'_> {
         }
     }
 
-    /// The ways to run that were tried.
+    /// Shows the placements that were tried.
     fn placements(&self) -> Markup {
         let is_chosen = |timing: &PlacementTiming| timing.run == self.profile.run;
         let cell = |phase: &'static str, untuned: bool, timing: &PhaseTiming| {
@@ -389,7 +389,7 @@ impl Report<'_> {
     }
 }
 
-/// What the objective means.
+/// Explains the objective.
 fn objective(objective: Objective) -> &'static str {
     match objective {
         Objective::Decode => "One layout for each role, the best for writing.",

@@ -1,5 +1,5 @@
-//! The roofline of a machine with every kernel on it: work done per second against work per byte
-//! (Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009), in multiply-adds.
+//! Roofline of a machine with every kernel on it: work per second against work per byte (Williams,
+//! Waterman and Patterson, "Roofline", CACM 52(4), 2009), in multiply-adds.
 
 use bitnet_codegen::Phase;
 use maud::{Markup, html};
@@ -8,50 +8,50 @@ use super::data::{Report, multiply_adds};
 use super::figures::figure;
 use crate::measure::{PHASES, phase_name};
 
-/// A kernel that was timed, or one that was chosen.
+/// A timed kernel.
 struct Point {
     phase: Phase,
     /// Multiply-adds per byte read.
     intensity: f64,
     /// 10^9 multiply-adds per second.
     rate: f64,
-    /// The role that chose it.
+    /// Role that chose it, if any.
     chosen: Option<&'static str>,
     tip: String,
 }
 
-/// The limits of the machine.
+/// Limits of the machine.
 struct Roofs {
-    /// What can be read, in 10^9 bytes per second, and from where.
+    /// Read bandwidths in 10^9 bytes per second, and their names.
     read: Vec<(f64, &'static str)>,
     /// 10^9 multiply-adds per second.
     multiply: Option<f64>,
 }
 
 impl Roofs {
-    /// The highest rate that is possible at an intensity.
+    /// Returns the highest rate that is possible at an intensity.
     fn over(&self, intensity: f64) -> f64 {
         let read = self.read.iter().map(|(rate, _)| rate * intensity).fold(0.0, f64::max);
         self.multiply.unwrap_or(f64::INFINITY).min(read)
     }
 }
 
-/// The size of a drawing, in its own units.
+/// Size of a drawing, in its own units.
 #[derive(Clone, Copy)]
 struct Canvas {
     width: f64,
     height: f64,
-    /// Of the text.
+    /// Size of the text.
     font: f64,
-    /// Whether points say what they are when pointed at.
+    /// True if points have tooltips.
     tips: bool,
 }
 
-/// On a screen, and on a phone, where nothing can be pointed at.
+/// Sizes for a screen, and for a phone, where nothing can be pointed at.
 const WIDE: Canvas = Canvas { width: 1080.0, height: 500.0, font: 12.5, tips: true };
 const NARROW: Canvas = Canvas { width: 400.0, height: 430.0, font: 11.5, tips: false };
 
-/// Room for the labels of the axes.
+/// Margins, with room for the labels of the axes.
 const LEFT: f64 = 58.0;
 const BOTTOM: f64 = 46.0;
 const TOP: f64 = 14.0;
@@ -95,7 +95,7 @@ impl Report<'_> {
         }
     }
 
-    /// Every kernel timed for weights, those chosen last so that they lie on top.
+    /// Lists the kernels timed for weights, the chosen ones last so that they lie on top.
     fn points(&self) -> Vec<Point> {
         let mut points = Vec::new();
         for job in &self.measurements.jobs {
@@ -137,7 +137,7 @@ impl Report<'_> {
 struct Axis {
     /// Logarithms of its ends.
     ends: (f64, f64),
-    /// Where these lie.
+    /// Places of its ends.
     places: (f64, f64),
 }
 
@@ -151,7 +151,7 @@ impl Axis {
         self.places.0 + share * (self.places.1 - self.places.0)
     }
 
-    /// `step` to all whole powers, times each of `digits`, as far as they lie on the axis.
+    /// Lists `step` to all whole powers, times each of `digits`, as far as they lie on the axis.
     fn ticks(&self, step: f64, digits: &[f64]) -> Vec<f64> {
         let powers = (-16..=16).map(|power| step.powi(power));
         let all = powers.flat_map(|power| digits.iter().map(move |digit| power * digit));
@@ -159,7 +159,7 @@ impl Axis {
     }
 }
 
-/// The least and the greatest.
+/// Returns the least and the greatest.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, 0.0), |(least, most), value| (least.min(value), most.max(value)))
 }
@@ -243,7 +243,7 @@ fn draw_roofs(roofs: &Roofs, x: &Axis, y: &Axis, font: f64) -> Markup {
     }
 }
 
-/// The roles of the points that were chosen, beside them, none over another.
+/// Draws the roles of the chosen points beside them, none over another.
 fn labels(points: &[Point], roofs: &Roofs, x: &Axis, y: &Axis, canvas: Canvas) -> Markup {
     let Canvas { width, font, .. } = canvas;
     let mut by_x: Vec<&Point> = points.iter().collect();
@@ -297,7 +297,7 @@ fn spread(ideal: &[f64], gap: f64, limits: (f64, f64)) -> Vec<f64> {
     places
 }
 
-/// A disc for decode, a diamond for prefill.
+/// Draws a disc for decode, a diamond for prefill.
 fn shape(phase: Phase, x: f64, y: f64, size: f64, class: &str) -> Markup {
     match phase {
         Phase::Decode => html! { circle class=(class) cx=(round(x)) cy=(round(y)) r=(size) {} },
@@ -309,12 +309,12 @@ fn shape(phase: Phase, x: f64, y: f64, size: f64, class: &str) -> Markup {
     }
 }
 
-/// A place in a drawing.
+/// Formats a place in a drawing.
 fn round(value: f64) -> String {
     format!("{value:.1}")
 }
 
-/// A tick: without the decimals it does not need.
+/// Formats a tick, without the decimals it does not need.
 fn number(value: f64) -> String {
     let text = format!("{value:.4}");
     text.trim_end_matches('0').trim_end_matches('.').into()

@@ -1,4 +1,4 @@
-//! What a run says at its end: for every job what was chosen, and at last what the user gains.
+//! Summary of a run as text: for every job its choice, and at the end the gain.
 
 use std::fmt;
 
@@ -59,8 +59,7 @@ impl Tuned {
         Ok(())
     }
 
-    /// In the user's terms, in lines of at most 80 characters: how fast, how much faster, and how
-    /// near the limit.
+    /// Writes the closing lines, of at most 80 characters: speed, gain, and share of the limit.
     fn closing(&self, f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>]) -> fmt::Result {
         let comparison = self.comparison.as_ref().ok();
         let predicted = |phase| Prediction::of(choices, &self.placements, &self.profile.run, phase);
@@ -117,7 +116,7 @@ impl Tuned {
         Ok(())
     }
 
-    /// The share of the machine's limit, of what the profile holds.
+    /// Writes the share of the machine's limit that the profile reaches.
     fn limits(&self, f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>]) -> fmt::Result {
         let comparison = self.comparison.as_ref().ok();
         let limits = &self.measurements.limits;
@@ -161,7 +160,7 @@ impl Tuned {
         Ok(())
     }
 
-    /// What the kernels gained that were made on this host.
+    /// Writes the gain of kernels made on this host.
     fn made(&self, f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>]) -> fmt::Result {
         let kernels = || {
             let choices = self.profile.ops.iter();
@@ -201,12 +200,12 @@ impl Tuned {
     }
 }
 
-/// A line of the closing ones.
+/// Writes a closing line with its label.
 fn label(f: &mut impl fmt::Write, name: &str, text: impl fmt::Display) -> fmt::Result {
     writeln!(f, "{name:<10} {text}")
 }
 
-/// For every job its kernels, their share of the limit and their gain over the default.
+/// Writes the kernels of every job, their share of the limit and their gain over the default.
 fn jobs(f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>], limits: &Limits) -> fmt::Result {
     writeln!(
         f,
@@ -247,7 +246,7 @@ mod tests {
     use super::*;
     use crate::measure::{Comparison, Measurements, SparseMeasurements, SparseTiming, Speed};
 
-    /// A run on the demo model, by one thread.
+    /// A run on the demo model with one thread.
     fn tuned(comparison: Result<Comparison, String>, made: Made, kept_default: bool) -> Tuned {
         let record = include_str!("../../tests/data/bard-11m-one-thread.json");
         let measurements: Measurements = serde_json::from_str(record).unwrap();
@@ -268,7 +267,7 @@ mod tests {
         }
     }
 
-    /// The lines after the last empty one.
+    /// Returns the lines after the last empty one.
     fn closing(tuned: &Tuned) -> Vec<String> {
         let text = tuned.to_string();
         let (_, closing) = text.rsplit_once("\n\n").unwrap();
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_skips_has_a_line_in_the_summary_and_in_the_report() {
+    fn activation_sparsity_has_a_line_in_the_summary_and_in_the_report() {
         let mut tuned = tuned(Err("no time".into()), Made::Nothing, false);
         let choices = choose(&tuned.measurements, tuned.objective);
         let down = |choice: &&JobChoice<'_>| choice.job.role == Role::Down;
@@ -318,7 +317,7 @@ mod tests {
         assert_eq!(page.matches(line).count(), 1);
     }
 
-    /// The limit's lines give the arithmetic: bytes of a token times tokens are the rate.
+    /// Bytes of a token times tokens per second are the rate that the line gives.
     #[test]
     fn shares_are_of_what_the_profile_runs() {
         let figures = |kept_default| -> Vec<f64> {

@@ -1,4 +1,4 @@
-//! The untuned default against the tuned profile on the real model: what a user gains.
+//! Comparison on the model: the untuned default against the tuned profile.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -23,28 +23,28 @@ use crate::plan::placement;
 use crate::protocol::{ComparisonTask, Reporter};
 use crate::{Result, stats};
 
-/// Prompt and tokens that warm a session up.
+/// Prompt and tokens of a warm-up.
 const WARM_PROMPT: usize = 16;
 const WARM_TOKENS: usize = 2;
-/// Rounds of a load, if they are short: of a large model one will do.
+/// Rounds of a load, as long as they together are `SHORT`: of a large model one will do.
 const ROUNDS: usize = 5;
 const SHORT: Duration = Duration::from_millis(50);
-/// Loads that there must be time for, and of which more say nothing new. Each is one comparison:
-/// where pages come to lie can make a session a few per cent faster for as long as it lives.
+/// Least and largest number of loads. Each is one comparison: the place of its pages can make a
+/// session a few per cent faster for as long as it lives.
 const LEAST_LOADS: usize = 2;
 const MOST_LOADS: usize = 45;
 
-/// Seconds that the shortest race takes, with as many loads of both as say anything. An estimate,
-/// from what the jobs took and memory that is read and written once.
+/// Estimates the seconds of the shortest comparison from the microseconds per token of both sides
+/// together, and from reading and writing memory once for each load.
 pub(crate) fn least_seconds(per_token_us: impl Fn(Phase) -> f64, model_bytes: u64) -> f64 {
-    // What packing does with one core, where large models do worst; bytes are read, packed, touched.
+    // Rate of packing with one core, where large models do worst; bytes are read, packed, touched.
     const BYTES_PER_SECOND: f64 = 0.7e9;
     let of = |phase, tokens: usize| per_token_us(phase) * tokens as f64 * 1e-6;
     let round = of(Phase::Decode, WARM_TOKENS + WRITTEN) + of(Phase::Prefill, WARM_PROMPT + PROMPT);
     LEAST_LOADS as f64 * (2.0 * model_bytes as f64 / BYTES_PER_SECOND + round)
 }
 
-/// The file of a model, or the one that is part of this program.
+/// Opens the file of a model, or the demo model.
 pub(crate) fn open(model: Option<&PathBuf>) -> Result<Gguf> {
     Ok(match model {
         Some(path) => Gguf::open(path)?,
@@ -52,12 +52,12 @@ pub(crate) fn open(model: Option<&PathBuf>) -> Result<Gguf> {
     })
 }
 
-/// Opens a model, or the one that is part of this program, as `bitnet-run` does.
+/// Opens a model, or the demo model, as `bitnet-run` does.
 pub(crate) fn engine(model: Option<&PathBuf>, options: Options) -> Result<Engine> {
     Ok(Engine::from_gguf(open(model)?, options)?)
 }
 
-/// Starts a text of as many positions as a round takes.
+/// Starts a session with as many positions as a round takes.
 fn session(model: Option<&PathBuf>, options: Options) -> Result<Session> {
     let engine = engine(model, Options { tokenizer: false, ..options })?;
     let context = engine.config().context.min(2 * (PROMPT + WRITTEN));
@@ -65,7 +65,7 @@ fn session(model: Option<&PathBuf>, options: Options) -> Result<Session> {
     Ok(engine.session(options)?)
 }
 
-/// With a profile in memory.
+/// Returns options with a profile in memory.
 pub(crate) fn tuned(profile: Profile) -> Options {
     let named = NamedProfile { path: PathBuf::from("the tuned profile"), profile };
     Options {
@@ -75,7 +75,7 @@ pub(crate) fn tuned(profile: Profile) -> Options {
     }
 }
 
-/// With the defaults for this CPU up to a tier, and so many threads.
+/// Returns options with the untuned defaults for this CPU up to a tier.
 fn untuned(threads: usize, ceiling: Isa) -> Options {
     let run = placement::untuned(threads);
     Options {
@@ -142,11 +142,10 @@ pub(crate) fn measure(task: &ComparisonTask, reporter: &mut Reporter) -> Result<
     })
 }
 
-/// Seconds of decode and of prefill, and the tokens that were written.
+/// Seconds of decode and of prefill, and the tokens written.
 type Round = ([f64; 2], Vec<u32>);
 
-/// A session on a thread of its own: a pinned pool binds the thread that made it, which must not be
-/// that of the other session.
+/// A session on a thread of its own: a pinned pool binds the thread that made it.
 struct Runner {
     start: Sender<[usize; 2]>,
     rounds: Receiver<Result<Round>>,
@@ -175,7 +174,7 @@ impl Runner {
         Self { start, rounds }
     }
 
-    /// A prompt of so many tokens, and so many written.
+    /// Runs a prompt and writes tokens: lengths of both.
     fn round(&self, lengths: [usize; 2]) -> Result<Round> {
         // A thread that has gone has sent why.
         let _ = self.start.send(lengths);
@@ -184,8 +183,8 @@ impl Runner {
     }
 }
 
-/// One load's comparison, `first` going first: seconds of decode and prefill, untuned and tuned, medians
-/// of its rounds.
+/// Compares the sessions of one load, `first` going first: median seconds of decode and prefill,
+/// untuned and tuned.
 fn compare(runners: &[Runner; 2], first: usize) -> Result<[[f64; 2]; 2]> {
     let mut seconds: [[Vec<f64>; 2]; 2] = Default::default();
     let begin = Instant::now();
@@ -208,7 +207,8 @@ fn compare(runners: &[Runner; 2], first: usize) -> Result<[[f64; 2]; 2]> {
     Ok(seconds.map(|phases| phases.map(|all| stats::median(&all))))
 }
 
-/// Runs a prompt and writes tokens; where the context holds fewer, so much longer is what would take.
+/// Runs a prompt and writes tokens. Where the context holds fewer, the times are scaled to the full
+/// lengths.
 fn round(session: &mut Session, [prompt, tokens]: [usize; 2]) -> Result<Round> {
     session.truncate(0);
     let vocab = session.model().config().vocab as u32;

@@ -1,9 +1,9 @@
-//! Verifies and times the candidates of a plan, in this process: what a worker does.
+//! Verification and timing of a plan's candidates.
 //!
-//! Limits come first ([`bitnet_runtime::measure::probe`]): what memory (or the cache that holds the model)
-//! and the multipliers can do. Then every candidate is held against the oracle, and at last the
-//! tournaments. Memory: one role at a time, and of it the default's layout and one other: about 1.5
-//! times the model, or 4 times the L3 cache where that is more.
+//! The machine's limits are probed first ([`bitnet_runtime::measure::probe`]), then every candidate
+//! is verified, then the tournaments are held. They take memory for one role at a time, and of it
+//! for the default's layout and one other: about 1.5 times the model, or 4 times the L3 cache where
+//! that is more.
 
 use std::time::{Duration, Instant};
 
@@ -25,24 +25,23 @@ use crate::plan::{JobTask, layout_of};
 use crate::protocol::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 
-/// Fewest, where 128 take too long for the budget.
+/// Fewest activation rows of a timed prefill, where more take too long for the budget.
 const LEAST_TOKENS: usize = 32;
-/// What a sample should last: many times the clock's grain and a barrier, and less than the system
-/// lets another process run.
+/// Length of a sample: many times the clock's resolution and a barrier, and less than a time slice
+/// of the system.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(1);
-/// The share of the time that the first of several repeats takes: all candidates are in it.
+/// Share of the time for the first of several repeats, which all candidates are in.
 const FIRST: f64 = 0.5;
-/// How many times as long as the job's best, in both phases, the best of a layout takes that has no
-/// second repeat.
+/// Factor over the job's best, in both phases, above which a layout is not repeated.
 const BEHIND: f64 = 1.1;
-/// How many times as long as the default a candidate may take to be timed before it counts as hung,
-/// on top of what it may take to be verified.
+/// Factor over the default's time above which a candidate counts as hung, beside the time to verify
+/// it.
 pub(crate) const HUNG: f64 = 200.0;
-/// Seconds that the default may take when nothing is known of it.
+/// Time limit of a default in seconds, when nothing is known of it.
 pub(crate) const UNKNOWN: f64 = 200.0;
 
-/// The least memory that the tournaments take: of the default's layout and of another a job's
-/// matrices, twice.
+/// Returns the least memory that the tournaments take: of the default's layout and of another a
+/// job's matrices, twice.
 fn least_memory(jobs: &[JobTask]) -> u64 {
     let bytes = |job: &JobTask| {
         let layouts = job.plan.layouts.iter().filter_map(|layout| layout.layout);
@@ -116,7 +115,7 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// The share of the time that is spent when a repeat ends.
+/// Returns the share of the time that is spent when a repeat ends.
 fn end(repeat: u8, repeats: u8) -> f64 {
     match repeats {
         0 | 1 => 1.0,
@@ -124,31 +123,31 @@ fn end(repeat: u8, repeats: u8) -> f64 {
     }
 }
 
-/// A unit that is to be done, and its candidates.
+/// A unit that is left to do, and its candidates.
 type Open = (UnitKey, Vec<KernelId>);
 
 struct Timer<'a> {
     task: &'a MeasureTask,
     pool: &'a Pool,
-    /// What probes the limit of decode.
+    /// Probe of the limit of decode.
     stream: Stream,
     present: &'a Present,
     rotation: Rotation,
-    /// When it began, and when it is to end.
+    /// Begin and end of the work.
     start: Instant,
     deadline: Instant,
-    /// The units that are done.
+    /// Units that are done.
     done: Vec<Unit>,
-    /// When this repeat is to end.
+    /// End of the current repeat.
     until: Instant,
-    /// Kernels still to be timed in it.
+    /// Kernels left to time in it.
     remaining: usize,
     reporter: &'a mut Reporter,
 }
 
 impl<'a> Timer<'a> {
-    /// The units of a job that are to be done in a repeat, by layout, decode and prefill, with their
-    /// candidates.
+    /// Lists the units of a job that are left to do in a repeat, by layout, decode and prefill,
+    /// with their candidates.
     fn open(&self, job: usize, task: &JobTask, repeat: u8) -> Vec<[Option<Open>; 2]> {
         let layouts = 0..task.plan.layouts.len();
         let open = |layout: usize, prefill: bool| {
@@ -176,7 +175,7 @@ impl<'a> Timer<'a> {
         layouts.map(|layout| [open(layout, false), open(layout, true)]).collect()
     }
 
-    /// The earlier repeats of a tournament.
+    /// Returns the earlier repeats of a tournament.
     fn before(&self, key: UnitKey) -> Vec<&Unit> {
         let is_before = |unit: &&Unit| {
             UnitKey { repeat: key.repeat, ..unit.key } == key && unit.key.repeat < key.repeat
@@ -184,7 +183,7 @@ impl<'a> Timer<'a> {
         self.done.iter().filter(is_before).collect()
     }
 
-    /// Whether a layout is so far behind in both phases that it need not be timed again.
+    /// True if a layout is so far behind in both phases that it need not be timed again.
     fn is_behind(&self, key: UnitKey) -> bool {
         [false, true].into_iter().all(|prefill| {
             let own = self.before(UnitKey { prefill, ..key });
@@ -266,12 +265,12 @@ impl<'a> Timer<'a> {
         Ok(())
     }
 
-    /// Whether time is up, and that counts.
+    /// True if time is up and the task need not be complete.
     fn is_late(&self) -> bool {
         !self.task.whole && Instant::now() >= self.deadline
     }
 
-    /// The best ratio of a job's units that were done before.
+    /// Returns the best ratio of a job's units that are done.
     fn known(&self, job: usize, prefill: bool) -> Option<f64> {
         let units = self.done.iter().filter(|u| u.key.job == job && u.key.prefill == prefill);
         let finalists = units.flat_map(|unit| &unit.timings).filter(|timing| timing.finalist);
@@ -301,7 +300,7 @@ impl<'a> Timer<'a> {
         })
     }
 
-    /// How many activation rows a timed prefill of a job takes: as many as before, or fewer where the
+    /// Sets the activation rows of a job's timed prefill: as many as before, or fewer where the
     /// default needs more than a hundredth of the time for them.
     fn set_tokens(
         &mut self,

@@ -1,4 +1,4 @@
-//! Limits of the machine: what memory, the caches and the multipliers can do.
+//! Limits of the machine: bandwidth of memory and caches, and the multiply-add rate.
 
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::memory;
@@ -10,13 +10,13 @@ use crate::Result;
 use crate::measure::Limits;
 use crate::protocol::{Event, MeasureTask, Reporter};
 
-/// The L3 cache that is assumed where the system does not say.
+/// Size assumed for the L3 cache where the system does not say.
 const USUAL_L3: u64 = 64 << 20;
 
 /// Passes of a probe, of which the best counts.
 const PROBES: usize = 5;
 
-/// Of one around a tournament, where there is less time.
+/// Passes of a probe, of which the best counts.
 pub(crate) const PASSES: usize = 3;
 
 /// Probes the limits that hold for a task; `stream` probes that of decode.
@@ -39,7 +39,8 @@ pub(crate) fn probe(task: &MeasureTask, pool: &Pool, stream: &Stream) -> Result<
     })
 }
 
-/// The rotation for a model, as far as memory is free; what that means for the times is told.
+/// Returns the rotation for a model, as far as memory is free, and warns where it is smaller than
+/// it should be.
 pub(crate) fn rotation(model_bytes: u64, reporter: &mut Reporter) -> Result<Rotation> {
     let wanted = Rotation::of(model_bytes, l3());
     // There are two at a time, and a job more of each.
@@ -55,21 +56,21 @@ pub(crate) fn rotation(model_bytes: u64, reporter: &mut Reporter) -> Result<Rota
     Ok(Rotation { bytes: wanted.bytes.min(most), ..wanted })
 }
 
-/// Bytes to read for the speed of memory: little of them can be in the cache.
+/// Returns the bytes to read for the bandwidth of memory, of which few can be in the cache.
 fn far_bytes(l3: u64) -> usize {
     let free = memory::available().map_or(u64::MAX, |free| free / 4);
     (4 * l3).clamp(64 << 20, 1 << 30).min(free) as usize
 }
 
-/// What probes the bandwidth that holds back decode of such a model: memory's, or that of the cache
-/// which holds it.
+/// Makes the probe of the bandwidth that limits decode of such a model: memory's, or that of the
+/// cache which holds it.
 pub(crate) fn stream(pool: &Pool, model_bytes: u64) -> Result<Stream> {
     let l3 = l3();
     let bytes = if model_bytes > l3 { far_bytes(l3) } else { model_bytes as usize };
     Ok(Stream::new(pool, bytes)?)
 }
 
-/// Bytes of the L3 cache.
+/// Returns the bytes of the L3 cache.
 pub(crate) fn l3() -> u64 {
     match Host::detect().l3 {
         0 => USUAL_L3,

@@ -1,4 +1,4 @@
-//! Times kernels, and the ways to run them, in this process: the work of a worker.
+//! Timing of kernels and placements, in the worker's process.
 
 pub(crate) mod comparison;
 pub(crate) mod jobs;

@@ -1,7 +1,7 @@
-//! Threads, pinning and pages: which way to run the kernels that were chosen.
+//! Timing of placements: threads, pinning and pages for the chosen kernels.
 //!
-//! Each setting is timed on the ternary jobs of a token, with pools and weights of its own, against
-//! the untuned setting: as many threads as were asked for, not pinned, huge pages.
+//! Each placement is timed on the ternary jobs of a token, with pools and weights of its own,
+//! against the untuned one: as many threads as were asked for, not pinned, huge pages.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +18,13 @@ use crate::Result;
 use crate::measure::{PHASES, PhaseTiming, PlacementTiming};
 use crate::protocol::{ChosenJob, PlacementTask, Reporter};
 
-/// Activation rows of a timed prefill: enough that what is expanded is multiplied as in a prompt.
+/// Activation rows of a timed prefill: enough that expanding weights is spread over as many rows as
+/// in a prompt.
 const TOKENS: usize = 128;
-/// Seconds that a sample may take.
+/// Time limit of a sample in seconds.
 const ALLOWED: f64 = 60.0;
 
-/// Times the settings.
+/// Times the placements.
 pub(crate) fn measure(
     task: &PlacementTask,
     present: &Present,
@@ -96,7 +97,7 @@ fn pool(run: &Run) -> Result<Pool> {
     Ok(Pool::with(options)?)
 }
 
-/// One sample: the jobs of one token, or of a prefill, one after the other.
+/// Takes one sample: the jobs of one token, or of a prefill, one after the other.
 fn token(
     task: &PlacementTask,
     run: &Run,

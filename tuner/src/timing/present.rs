@@ -1,4 +1,4 @@
-//! The kernels that a worker can call.
+//! Kernels that a worker can call.
 
 use bitnet_profiles::{KernelId, Op};
 use bitnet_runtime::Error;
@@ -24,11 +24,11 @@ impl Candidate {
     }
 }
 
-/// The kernels that a worker can call: those built in, and those of a library.
+/// Kernels that a worker can call: those built in, and those of a library.
 pub(crate) struct Present(pub Option<Library>);
 
 impl Present {
-    /// The kernel of a name.
+    /// Returns the kernel of an id.
     pub(crate) fn find(&self, id: &KernelId) -> Result<Candidate> {
         let made = self.0.as_ref();
         let found = match id.op {

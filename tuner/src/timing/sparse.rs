@@ -1,10 +1,10 @@
-//! What skipping what meets a zero gains: the kernels that are given a list of lines, with some
-//! shares of the lines needed, against the dense kernel chosen for the job.
+//! Timing of activation sparsity: kernels that are given a list of rows or columns, at some
+//! densities, against the dense kernel chosen for the job.
 //!
-//! What is timed is [`rehearse::decode`] of a job with and without [`Sparse`], so with all that finding the
-//! list takes, and with the gate beside up. Which lines are needed is random, and exactly as many as
-//! wanted are. A few of them would soon lie in a cache: so the caches are emptied before a sample, and
-//! it takes no matrix twice.
+//! Timed is [`rehearse::decode`] with and without [`Sparse`], so with all that making the list
+//! takes, and with the gate beside up. The rows or columns needed are random, their number exact. A
+//! few of them would soon lie in a cache, so the caches are emptied before a sample, and a sample
+//! takes no matrix twice.
 
 use std::time::Instant;
 
@@ -30,16 +30,16 @@ use crate::measure::{Excluded, SparseMeasurements, SparseTiming, SparseUnit, Tim
 use crate::plan::sparse::DENSITIES;
 use crate::protocol::{Event, Reporter, SparseJob, SparseTask};
 
-/// How often each job is timed, the others in between.
+/// Repeats of each job, the others in between.
 const REPEATS: usize = 3;
 
-/// How many times as long as the best a kernel may take on average to be timed again.
+/// Factor over the best average time above which a kernel is not timed again.
 const BEHIND: f64 = 1.1;
 
-/// The most that is read to empty the caches.
+/// Most bytes read to empty the caches.
 const MOST_FLUSHED: u64 = 256 << 20;
 
-/// Seconds that a kernel may take to be verified.
+/// Time limit to verify a kernel, in seconds.
 const VERIFY_SECONDS: f64 = 10.0;
 
 /// Times the candidates.
@@ -49,7 +49,7 @@ pub(crate) fn measure(
     reporter: &mut Reporter,
 ) -> Result<Vec<SparseUnit>> {
     let start = Instant::now();
-    reporter.progress(1.0, "what meets a zero".into())?;
+    reporter.progress(1.0, "activation sparsity".into())?;
     let mut rotation = limits::rotation(task.model_bytes, reporter)?;
     // All jobs are in memory at once.
     rotation.bytes /= task.jobs.len().max(1) as u64;
@@ -82,7 +82,8 @@ pub(crate) fn measure(
     Ok(jobs.into_iter().map(|(job, kernels, _, found)| unit(job, &kernels, &found)).collect())
 }
 
-/// Of those that were timed in a repeat the first, which is the default, and who is not far behind.
+/// Returns the kernels of a repeat that are timed again: the first, which is the default, and those
+/// not far behind the best.
 fn promising(kernels: &[GatherKernel], before: &[SparseTiming]) -> Vec<GatherKernel> {
     let mean = |kernel: &GatherKernel| {
         let own = before.iter().filter(|own| own.timing.kernel == *kernel.id());
@@ -96,7 +97,7 @@ fn promising(kernels: &[GatherKernel], before: &[SparseTiming]) -> Vec<GatherKer
     timed.into_iter().enumerate().filter(is_left).map(|(_, (kernel, _))| kernel).collect()
 }
 
-/// The candidates that compute what they should; the others are reported.
+/// Returns the candidates that pass verification; the others are reported.
 fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<GatherKernel>> {
     let mut kernels = Vec::new();
     for id in &job.kernels {
@@ -115,7 +116,7 @@ fn sound(job: &SparseJob, reporter: &mut Reporter) -> Result<Vec<GatherKernel>> 
     Ok(kernels)
 }
 
-/// One repeat of a job: all kernels at all densities.
+/// Holds one repeat of a job: all kernels at all densities.
 fn tournament(
     job: &SparseJob,
     kernels: &[GatherKernel],
@@ -144,7 +145,7 @@ fn tournament(
     Ok(outcome.entries.iter().enumerate().filter_map(timing).collect())
 }
 
-/// What the repeats of a job showed.
+/// Joins the repeats of a job.
 fn unit(job: &SparseJob, kernels: &[GatherKernel], repeats: &[Vec<SparseTiming>]) -> SparseUnit {
     let mut timings = Vec::new();
     for kernel in kernels {
@@ -164,17 +165,17 @@ fn unit(job: &SparseJob, kernels: &[GatherKernel], repeats: &[Vec<SparseTiming>]
     }
 }
 
-/// Samples a job with lines to skip.
+/// A job with rows or columns to skip.
 struct SparseWorkload {
     jobs: Vec<Job>,
-    /// The matrix that is skipped in, packed by lines for every job; none while a job has them.
-    lines: Vec<(GatherLayout, Vec<Option<GatherMatrix>>)>,
-    /// The job whose turn it is.
+    /// The matrix to skip in, packed by rows or columns for every job; none while a job has it.
+    gather: Vec<(GatherLayout, Vec<Option<GatherMatrix>>)>,
+    /// Next job in turn.
     next: usize,
     warm: bool,
     /// Read before a sample, so that nothing else is in a cache.
     flush: Buffer,
-    /// For each density the activations that make as many lines needed.
+    /// Activations for each density.
     quantised: Vec<Vec<i8>>,
     out: Vec<f32>,
 }
@@ -208,33 +209,33 @@ impl SparseWorkload {
         let buffers = (parts.len() + layouts.len()) * count;
         let mut arena = Arena::with((bytes + of_lines) * count, buffers, Pages::Huge)?;
         let mut jobs: Vec<Job> = Vec::new();
-        let mut lines: Vec<_> = layouts.into_iter().map(|layout| (layout, Vec::new())).collect();
+        let mut gather: Vec<_> = layouts.into_iter().map(|layout| (layout, Vec::new())).collect();
         for _ in 0..count {
             let matrices: Result<Vec<PackedMatrix>> = match jobs.first() {
                 Some(job) => job.parts().iter().map(|part| copy(part, &mut arena, pool)).collect(),
                 None => parts.iter().map(|&p| pack(&codes, p, layout, &mut arena, pool)).collect(),
             };
             jobs.push(Job::new(matrices?, dense, prefill)?);
-            for (layout, lines) in &mut lines {
+            for (layout, gather) in &mut gather {
                 let buffer = take(&mut arena, along.matrix_bytes(*layout, part))?;
-                let lines: &mut Vec<Option<GatherMatrix>> = lines;
-                let packed = match lines.first() {
+                let gather: &mut Vec<Option<GatherMatrix>> = gather;
+                let packed = match gather.first() {
                     Some(Some(packed)) => packed.copy(buffer, pool)?,
                     _ => GatherMatrix::pack(&codes, part, 1.0, (*layout, along), buffer, pool)?
                         .map_err(|_| refused(layout))?,
                 };
-                lines.push(Some(packed));
+                gather.push(Some(packed));
             }
         }
         let flushed = if rotation.warm { 0 } else { (2 * limits::l3()).min(MOST_FLUSHED) };
         let mut flush = Buffer::zeroed(flushed as usize)?;
         pool.fill(&mut flush, 1)?;
         let out = vec![0.0; jobs[0].rows()];
-        Ok(Self { jobs, lines, next: 0, warm: rotation.warm, flush, quantised, out })
+        Ok(Self { jobs, gather, next: 0, warm: rotation.warm, flush, quantised, out })
     }
 
-    /// Times `count` jobs, or as many as there are: with a kernel and the number of a density, or
-    /// reading all.
+    /// Times `count` jobs, or as many as there are: with a kernel and the index of a density, or
+    /// dense.
     fn sample(
         &mut self,
         pool: &Pool,
@@ -244,25 +245,26 @@ impl SparseWorkload {
         let begin = Instant::now();
         let density = skipping.map_or(DENSITIES.len() - 1, |(_, density)| density);
         if let Some((kernel, _)) = skipping {
-            let own = self.lines.iter_mut().find(|(layout, _)| *layout == kernel.layout());
-            let own = own.map_or(&mut [][..], |(_, lines)| lines);
-            for (job, lines) in self.jobs.iter_mut().zip(own) {
-                let Some(lines) = lines.take() else { continue };
-                job.set_sparse(Some(Sparse::new(lines, kernel, f64::INFINITY)?))?;
+            let own = self.gather.iter_mut().find(|(layout, _)| *layout == kernel.layout());
+            let own = own.map_or(&mut [][..], |(_, gather)| gather);
+            for (job, gather) in self.jobs.iter_mut().zip(own) {
+                let Some(matrix) = gather.take() else { continue };
+                job.set_sparse(Some(Sparse::new(matrix, kernel, f64::INFINITY)?))?;
             }
         }
         let (count, elapsed) = self.run(pool, density, count)?;
         for (i, job) in self.jobs.iter_mut().enumerate() {
-            let Some(lines) = job.set_sparse(None)?.map(Sparse::into_lines) else { continue };
-            let own = self.lines.iter_mut().find(|(layout, _)| *layout == lines.layout());
+            let Some(gather) = job.set_sparse(None)?.map(Sparse::into_lines) else { continue };
+            let own = self.gather.iter_mut().find(|(layout, _)| *layout == gather.layout());
             if let Some((_, own)) = own {
-                own[i] = Some(lines);
+                own[i] = Some(gather);
             }
         }
         Ok(sample_of(begin, count, elapsed))
     }
 
-    /// Runs jobs as they are with the activations of a density: how many, and how long they took.
+    /// Runs jobs as they are with the activations of a density. Returns their number, and their
+    /// time.
     fn run(&mut self, pool: &Pool, density: usize, count: usize) -> Result<(usize, Elapsed)> {
         // From memory, the first of them is not timed; the round before it empties the caches.
         let (untimed, timed) = match self.warm {
@@ -277,10 +279,10 @@ impl SparseWorkload {
     }
 }
 
-/// The codes of a job's matrices, as in a file, and for every density the activations that make so
-/// many lines needed. Along columns those that are not 0. Along rows each density has a column of the
-/// gate that opens as many rows, and is the only one with an activation that is not 0: kernels take the
-/// same time for all numbers.
+/// Returns the codes of a job's matrices, as in a file, and for every density activations that need
+/// as many rows or columns. Columns are needed where the activation is not 0. For rows each density
+/// has a column of the gate that opens as many, and is the only one with an activation that is not
+/// 0: kernels take the same time for all numbers.
 fn matrix(shape: Shape, along: Along) -> (Vec<u8>, Vec<Vec<i8>>) {
     let Shape { rows, cols } = shape;
     let mut codes = random_codes(shape);
@@ -306,7 +308,7 @@ fn matrix(shape: Shape, along: Along) -> (Vec<u8>, Vec<Vec<i8>>) {
     (codes, quantised)
 }
 
-/// Of `n` things the share `density`, at random and exactly.
+/// Chooses the share `density` of `n` at random, exactly.
 fn chosen(n: usize, density: f64, random: &mut Random) -> Vec<bool> {
     let mut all = vec![false; n];
     let mut wanted = (density * n as f64).round() as u64;
@@ -317,7 +319,7 @@ fn chosen(n: usize, density: f64, random: &mut Random) -> Vec<bool> {
     all
 }
 
-/// Sets a code of I2_S as it lies in a file: blocks of 128 codes in 32 bytes, quarter by quarter.
+/// Sets a code of I2_S in the file's layout: blocks of 128 codes in 32 bytes, quarter by quarter.
 fn set_code(file: &mut [u8], weight: usize, code: u8) {
     let (block, in_block) = (weight / 128, weight % 128);
     let shift = 6 - 2 * (in_block / 32);
@@ -362,16 +364,17 @@ mod tests {
         }
     }
 
-    /// As many lines are needed, and skipped, as the density says, from memory and from a cache.
+    /// As many rows or columns are needed, and skipped, as the density says, from memory and from a
+    /// cache.
     #[test]
-    fn lines_are_skipped_as_the_density_says() {
+    fn rows_and_columns_are_skipped_as_the_density_says() {
         let pool = Pool::new(2).unwrap();
         let dense = *kernels::builtin().iter().rev().find(|k| k.tokens() == 1).unwrap();
         for along in [Along::Rows, Along::Columns] {
             let kernels: Vec<GatherKernel> =
                 GatherKernel::builtin().filter(|kernel| kernel.along() == along).collect();
             let shape = Shape::new(400, 256);
-            let (parts, lines) = match along {
+            let (parts, count) = match along {
                 Along::Rows => (vec![shape; 2], 400),
                 Along::Columns => (vec![shape], 256),
             };
@@ -385,7 +388,7 @@ mod tests {
                         workload.out.fill(f32::NAN);
                         let sample = workload.sample(&pool, Some((*kernel, number)), 3).unwrap();
                         assert!(sample.us > 0.0 && workload.out.iter().all(|y| y.is_finite()));
-                        let needed = (density * f64::from(lines)).round() as usize;
+                        let needed = (density * f64::from(count)).round() as usize;
                         let found = match along {
                             Along::Rows => workload.out[..400].iter().filter(|y| **y > 0.0).count(),
                             Along::Columns => {
@@ -404,15 +407,15 @@ mod tests {
                 workload.sample(&pool, None, 1).unwrap();
                 let untimed = 2;
                 assert_eq!(workload.next, (before + untimed + 1) % 2);
-                // All lines are back.
-                let mut all = workload.lines.iter().flat_map(|(_, lines)| lines);
+                // All matrices are back.
+                let mut all = workload.gather.iter().flat_map(|(_, gather)| gather);
                 assert!(all.all(Option::is_some));
             }
         }
     }
 
     #[test]
-    fn who_is_far_behind_is_not_timed_again_but_for_the_default() {
+    fn kernels_far_behind_are_not_timed_again_but_for_the_default() {
         let kernels: Vec<GatherKernel> = GatherKernel::builtin().take(3).collect();
         let [default, near, far] = kernels[..] else { return };
         let timings = |found: &[(GatherKernel, f64)]| -> Vec<SparseTiming> {

@@ -1,8 +1,7 @@
-//! Successive halving against a baseline. A round times every candidate that is left, in blocks
-//! that begin and end with the baseline; a candidate's sample counts as its ratio to the two
-//! baseline samples around it, so that a machine that slows down slows both. A block in which the
-//! baseline itself moved is thrown away and repeated, and so is a sample in which the system gave
-//! the CPU of a worker to somebody else.
+//! Tournament: successive halving against a baseline. A round times every candidate that is left,
+//! in blocks that begin and end with the baseline; a sample counts as its ratio to the two baseline
+//! samples around it, so that a machine that slows down slows both. A block in which the baseline
+//! itself moved is repeated, and so is a sample in which a worker had to wait for its CPU.
 
 use bitnet_profiles::KernelId;
 
@@ -14,67 +13,67 @@ use crate::{Result, stats};
 const ROUNDS: usize = 3;
 /// Candidates that are never cut.
 const FINALISTS: usize = 4;
-/// Rounds after which more say nothing new.
+/// Largest number of rounds.
 const MOST_ROUNDS: usize = 30;
 /// Candidates between two baseline samples.
 const BLOCK: usize = 6;
-/// The least movement of the baseline that spoils a block.
+/// Least movement of the baseline that spoils a block.
 const DRIFT: f64 = 0.03;
-/// A set of candidates whose best is this much slower than what there is already is given up after
-/// the first cut.
+/// Factor over the best known ratio above which a set of candidates is given up after the first
+/// cut.
 const HOPELESS: f64 = 1.25;
 
-/// Who is to be timed.
+/// The baseline or a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entrant {
     Baseline,
     Candidate(usize),
 }
 
-/// One timing.
+/// One sample.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
     /// Microseconds per job.
     pub us: f64,
-    /// Seconds that taking the sample cost.
+    /// Seconds that it took to take the sample.
     pub cost: f64,
-    /// Whether something else ran in its stead meanwhile.
+    /// True if a worker had to wait for its CPU.
     pub disturbed: bool,
 }
 
-/// What one sample of a candidate showed.
+/// Reading of one sample of a candidate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reading {
     /// Microseconds per job.
     pub us: f64,
-    /// That over the mean of the baseline's samples before and after.
+    /// Its ratio to the mean of the baseline's samples before and after.
     pub ratio: f64,
-    /// How much larger the ratio would be, had only the faster of the two been right.
+    /// Increase of the ratio, were the faster of the two alone right.
     slack: f64,
-    /// Whether it was to be thrown away, and there was no time left to repeat it.
+    /// True if it should have been repeated, and there was no time for that.
     spoilt: bool,
 }
 
-/// What a candidate showed.
+/// Readings of a candidate.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Entry {
     readings: Vec<Reading>,
-    /// Whether it was still in the race at the end.
+    /// True if it was not cut.
     pub finalist: bool,
 }
 
 impl Entry {
-    /// Microseconds per job, sample by sample.
+    /// Returns the microseconds per job, sample by sample.
     pub(crate) fn us(&self) -> Vec<f64> {
         self.readings.iter().map(|reading| reading.us).collect()
     }
 
-    /// Their ratios to the baseline.
+    /// Returns the ratios to the baseline.
     pub(crate) fn ratios(&self) -> Vec<f64> {
         self.readings.iter().map(|reading| reading.ratio).collect()
     }
 
-    /// The median ratio.
+    /// Returns the median ratio.
     pub(crate) fn ratio(&self) -> f64 {
         median(&self.ratios())
     }
@@ -86,13 +85,13 @@ impl Entry {
         }
     }
 
-    /// Whether spoilt readings had to be kept.
+    /// True if spoilt readings had to be kept.
     pub(crate) fn is_disturbed(&self) -> bool {
         self.readings.iter().any(|reading| reading.spoilt)
     }
 
-    /// Half the interval of the ratio. Where spoilt readings had to be kept it is twice as wide,
-    /// and a few of them say nothing at all.
+    /// Returns half the 95 % interval of the ratio: twice as wide where spoilt readings had to be
+    /// kept, and too wide to say anything where they are few as well.
     pub(crate) fn half_width(&self) -> f64 {
         // Below half a per cent, differences do not repeat from one process to the next: pages
         // lie elsewhere.
@@ -107,7 +106,7 @@ impl Entry {
     }
 }
 
-/// What a kernel showed; nothing where there was no time for it.
+/// Returns the timing of a kernel; none where there was no time for it.
 pub(crate) fn timing(kernel: KernelId, entry: &Entry) -> Option<Timing> {
     let us = entry.us();
     (!us.is_empty()).then(|| Timing {
@@ -122,23 +121,23 @@ pub(crate) fn timing(kernel: KernelId, entry: &Entry) -> Option<Timing> {
     })
 }
 
-/// The end of a tournament.
+/// Outcome of a tournament.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// One for each candidate; the baseline's own, where it is one, is empty.
+    /// Entries of the candidates; the baseline's own, where it is one, is empty.
     pub entries: Vec<Entry>,
-    /// The baseline's times; its ratios are 1.
+    /// Entry of the baseline; its ratios are 1.
     pub baseline: Entry,
 }
 
 impl Outcome {
-    /// The best median ratio of a finalist, at most the baseline's.
+    /// Returns the best median ratio of a finalist.
     pub(crate) fn best(&self) -> Option<f64> {
         let finalists = self.entries.iter().filter(|e| e.finalist && !e.readings.is_empty());
         finalists.map(Entry::ratio).min_by(f64::total_cmp)
     }
 
-    /// Whether anything that counts rests on spoilt readings.
+    /// True if a finalist or the baseline rests on spoilt readings.
     pub(crate) fn is_disturbed(&self) -> bool {
         let finalists = self.entries.iter().filter(|entry| entry.finalist);
         finalists.chain([&self.baseline]).any(Entry::is_disturbed)
@@ -146,9 +145,8 @@ impl Outcome {
 }
 
 /// Times `candidates` candidates for about `budget` seconds, in their order: where that is not
-/// enough for all, the last are not timed at all. Where the
-/// baseline is itself a candidate, `baseline` is its number: its ratio is 1 by definition.
-/// `to_beat` is the best ratio that is known.
+/// enough for all, the last are not timed at all. `baseline` is the number of the candidate that is
+/// the baseline itself, if any: its ratio is 1. `to_beat` is the best ratio that is known.
 pub(crate) fn run(
     candidates: usize,
     baseline: Option<usize>,
@@ -230,7 +228,7 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
         let order: Vec<usize> = left[start..].iter().chain(&left[..start]).copied().collect();
         for block in order.chunks(BLOCK) {
             self.block(block)?;
-            // What there was no time for has no readings.
+            // Candidates without time have no readings.
             if self.spent >= self.budget {
                 break;
             }
@@ -281,7 +279,7 @@ impl<F: FnMut(Entrant) -> Result<Sample>> Tournament<F> {
         }
     }
 
-    /// Whether what cost so many seconds can be thrown away and done again.
+    /// Returns true, and counts the waste, if a sample of this cost may be taken again.
     fn may_waste(&mut self, cost: f64) -> bool {
         let may = self.wasted < self.budget / 2.0;
         if may {
@@ -339,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_compete_is_not_cut() {
+    fn candidates_that_do_not_compete_are_not_cut() {
         let times: Vec<f64> = (0..16).map(|c| 60.0 + 10.0 * f64::from(c)).collect();
         let mut log = Vec::new();
         let outcome = run_uncut(16, 1.0, machine(&times, |_| 1.0, &mut log)).unwrap();
@@ -441,7 +439,7 @@ mod tests {
         assert_eq!(log.len(), ROUNDS * (8 + 4));
     }
 
-    /// The candidate that is chosen among some with so long times, and the default of 100
+    /// Returns the candidate chosen among those with these times, and the default of 100
     /// microseconds, on a machine with up to `noise` of noise and a long sample now and then.
     fn chosen(times: &[f64], noise: f64, seed: u64) -> Option<usize> {
         use crate::choose::choose;

@@ -1,4 +1,4 @@
-//! Holds candidates against the oracle.
+//! Verification of candidates against the oracle.
 
 use bitnet_profiles::{KernelId, Layout, Role};
 use bitnet_runtime::cpu::kernels::verify::{self, Oracle, Wrong};
@@ -10,16 +10,16 @@ use crate::measure::{Excluded, Why};
 use crate::plan::{JobTask, LayoutPlan};
 use crate::protocol::{Event, MeasureTask, Reporter};
 
-/// Seconds in which a candidate must be verified, at least and at most; between them a tenth of the
-/// time for all. Verifying takes milliseconds, and one that hangs should not cost the others theirs.
+/// Least and largest time limit to verify a candidate, in seconds; between them a tenth of the time
+/// for all. Verifying takes milliseconds, and one that hangs should not cost the others theirs.
 const VERIFY_SECONDS: (f64, f64) = (4.0, 20.0);
 
-/// Seconds that a candidate may take to be verified.
+/// Returns the time limit to verify a candidate, in seconds.
 pub(super) fn allowed(task: &MeasureTask) -> f64 {
     (task.seconds / 10.0).clamp(VERIFY_SECONDS.0, VERIFY_SECONDS.1)
 }
 
-/// Holds every candidate against the oracle; those that err join `excluded`.
+/// Verifies every candidate; those that fail join `excluded`.
 pub(super) fn verify(
     task: &MeasureTask,
     (pool, present): (&Pool, &Present),
@@ -57,7 +57,7 @@ pub(super) fn verify(
             }
             if let Some(packing) = layout.layout {
                 let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
-                // Who cannot say which kernel it calls verifies all the same.
+                // Verification goes on where the status file cannot be written.
                 let begin = &mut |id: &KernelId| drop(reporter.begin(id, allowed(task)));
                 wrong.extend(oracle.check(packing, &ternary, pool, begin)?);
             }

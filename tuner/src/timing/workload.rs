@@ -1,13 +1,12 @@
-//! Takes one sample: a few jobs with one kernel, by the whole pool, on weights as cold as they
-//! will be.
+//! Workloads: jobs of one role that a kernel is timed on, with weights as cold as in the model.
 //!
-//! * **What is timed** is what the forward pass runs, by [`rehearse`]: products of one token and of
-//!   many, the rows of the head shared out, attention; with a barrier after each.
+//! * **Timed** is what the forward pass runs, by [`rehearse`]: the jobs' decode and prefill, the
+//!   rows of the head shared out, attention; with a barrier after each.
 //! * **Weights are synthetic**: random codes in matrices of the model's shapes. The kernels take
 //!   the same time for all weights, and the model's file need not be read.
-//! * **As cold as they will be.** Between a matrix and its next turn, one token reads the rest of
-//!   the model. So jobs rotate through copies of their matrices that are together as large as the
-//!   model; where that is more than the L3 cache, several times the cache is as good as all.
+//! * **Cold as in the model.** Between a matrix and its next turn, one token reads the rest of the
+//!   model. So jobs rotate through copies of their matrices that are together as large as the
+//!   model; where that is more than the L3 cache, several times the cache is enough.
 
 use std::time::Instant;
 
@@ -22,14 +21,14 @@ use bitnet_runtime::cpu::model::KvType;
 use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::measure::rehearse::{self, AttentionLayers, Elapsed, Rounds};
+use bitnet_runtime::random::Random;
 
 use super::present::Candidate;
 use super::tournament::Sample;
 use crate::Result;
 use crate::measure::lengths::DEPTH;
-use bitnet_runtime::random::Random;
 
-/// The share of a sample that a worker may have waited for its CPU.
+/// Share of a sample that a worker may have waited for its CPU.
 const DELAY: f64 = 0.02;
 
 /// Most copies of a job: enough to fill any cache with jobs that take longer than a barrier.
@@ -38,17 +37,17 @@ const MOST_COPIES: u64 = 4096;
 /// Most layers of a warm cache of keys and values that are read before the clock starts.
 const MOST_WARMED: usize = 64;
 
-/// The weights that are read between a matrix and its next turn.
+/// Weights that are read between a matrix and its next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rotation {
-    /// Their bytes: a job's matrices are there so often that they take as many, and at least twice.
+    /// Bytes of all copies of a job's matrices; there are at least two copies.
     pub bytes: u64,
-    /// Whether a cache holds them all; if so they are read once before the clock starts.
+    /// True if a cache holds them all; then they are read once before the clock starts.
     pub warm: bool,
 }
 
 impl Rotation {
-    /// For a model of so many bytes on a CPU with so large an L3 cache.
+    /// Returns the rotation for a model on a CPU with an L3 cache, sizes in bytes.
     pub(crate) fn of(model_bytes: u64, l3: u64) -> Self {
         if model_bytes > l3 {
             Self { bytes: (4 * l3).min((model_bytes * 3 / 4).max(2 * l3)), warm: false }
@@ -57,13 +56,13 @@ impl Rotation {
         }
     }
 
-    /// How often matrices of so many bytes in all are to be there.
+    /// Returns the number of copies of matrices of `bytes`.
     pub(crate) fn copies(&self, bytes: usize) -> usize {
         self.bytes.div_ceil(bytes.max(1) as u64).clamp(1, MOST_COPIES) as usize
     }
 }
 
-/// The matrices of one job, as often as it takes, and what they are multiplied with.
+/// Copies of one job's matrices, and their inputs.
 pub(crate) trait Workload {
     /// Times `count` jobs with `kernel`, by the workers of `pool`.
     fn sample(
@@ -74,14 +73,14 @@ pub(crate) trait Workload {
         count: usize,
     ) -> Result<Sample>;
 
-    /// Takes prefills of so many rows from now on, at most as many as the workload was made for.
+    /// Sets the rows of prefills from now on, at most as many as the workload was made for.
     fn set_tokens(&mut self, tokens: usize);
 
-    /// Bytes that one token reads.
+    /// Returns the bytes that one token reads.
     fn bytes(&self) -> u64;
 }
 
-/// The sample that `count` jobs make which took `elapsed`.
+/// Makes the sample of `count` jobs that took `elapsed`.
 pub(crate) fn sample_of(begin: Instant, count: usize, elapsed: Elapsed) -> Sample {
     let Elapsed { time, delay } = elapsed;
     Sample {
@@ -95,10 +94,10 @@ fn wrong_kind(kernel: &Candidate) -> crate::Error {
     Error::Runtime(format!("{} does not serve this role", kernel.id())).into()
 }
 
-/// Samples the jobs of a ternary role in one layout.
+/// Jobs of a ternary role in one layout.
 pub(crate) struct TernaryWorkload {
     jobs: Vec<Job>,
-    /// The job whose turn it is.
+    /// Next job in turn.
     next: usize,
     warm: bool,
     tokens: usize,
@@ -210,7 +209,7 @@ impl Workload for TernaryWorkload {
     }
 }
 
-/// Samples the head: the logits of one token.
+/// The head: logits of one token.
 pub(crate) struct HeadWorkload {
     /// Copies of the rows, in blocks of the format.
     copies: Vec<Buffer>,
@@ -221,7 +220,7 @@ pub(crate) struct HeadWorkload {
 }
 
 impl HeadWorkload {
-    /// For a head of `shape`, `[vocab, hidden]`, stored as `format`.
+    /// Makes a head of `shape`, `[vocab, hidden]`, stored as `format`.
     pub(crate) fn new(
         pool: &Pool,
         shape: Shape,
@@ -270,7 +269,7 @@ impl Workload for HeadWorkload {
     }
 }
 
-/// Samples attention after [`DEPTH`] positions.
+/// Attention after [`DEPTH`] positions.
 pub(crate) struct AttentionWorkload {
     layers: AttentionLayers,
     /// The layer whose turn it is.
@@ -280,7 +279,7 @@ pub(crate) struct AttentionWorkload {
 }
 
 impl AttentionWorkload {
-    /// For prefills of up to `tokens` tokens.
+    /// Makes attention for prefills of up to `tokens` tokens.
     pub(crate) fn new(
         config: &Config,
         isa: Isa,
@@ -328,7 +327,7 @@ pub(crate) fn take(arena: &mut Arena, bytes: usize) -> Result<Buffer> {
     Ok(arena.take(bytes).ok_or_else(|| Error::Runtime("the arena is too small".into()))?)
 }
 
-/// Random codes of a matrix in the file's layout: every byte holds four codes 0, 1, 2.
+/// Returns random codes of a matrix in the file's layout: every byte holds four codes 0, 1, 2.
 pub(crate) fn random_codes(shape: Shape) -> Vec<u8> {
     let valid: Vec<u8> =
         (0..=u8::MAX).filter(|byte| byte & (byte >> 1) & 0b0101_0101 == 0).collect();
@@ -337,7 +336,7 @@ pub(crate) fn random_codes(shape: Shape) -> Vec<u8> {
     (0..shape.weights() / 4).map(byte).collect()
 }
 
-/// A matrix of random weights.
+/// Packs a matrix of random weights.
 fn pack_random(shape: Shape, layout: Layout, buffer: Buffer, pool: &Pool) -> Result<PackedMatrix> {
     let packed = PackedMatrix::pack(&random_codes(shape), shape, 1.0, layout, buffer, pool)?;
     Ok(packed.map_err(|_| Error::Runtime(format!("packing {layout} refused valid codes")))?)
@@ -345,15 +344,24 @@ fn pack_random(shape: Shape, layout: Layout, buffer: Buffer, pool: &Pool) -> Res
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// Layouts that kernels of this CPU read in both phases: only such are candidates.
+    fn layouts() -> BTreeSet<Layout> {
+        let of = |phase: Phase| {
+            let own = |kernel: &&Kernel| Phase::of(&kernel.id().tile) == phase;
+            kernels::builtin().iter().filter(own).map(Kernel::layout).collect::<BTreeSet<_>>()
+        };
+        of(Phase::Decode).intersection(&of(Phase::Prefill)).copied().collect()
+    }
 
     #[test]
     fn copies_rotate_and_every_kernel_can_be_timed() {
         let pool = Pool::new(2).unwrap();
         let parts = [Shape::new(96, 256), Shape::new(96, 256), Shape::new(33, 256)];
-        let layouts: std::collections::BTreeSet<Layout> =
-            kernels::builtin().iter().map(Kernel::layout).collect();
-        for layout in layouts {
+        for layout in layouts() {
             let new = |bytes, warm| {
                 TernaryWorkload::new(
                     &pool,
@@ -388,12 +396,13 @@ mod tests {
         }
     }
 
-    /// The matrices that are timed are really multiplied: a workload that timed nothing would show.
+    /// The matrices are really multiplied: a workload that timed nothing would show.
     #[test]
     fn samples_multiply() {
         let pool = Pool::new(2).unwrap();
         let parts = [Shape::new(128, 128)];
-        for kernel in kernels::builtin() {
+        let layouts = layouts();
+        for kernel in kernels::builtin().iter().filter(|k| layouts.contains(&k.layout())) {
             let rotation = Rotation { bytes: 1, warm: true };
             let mut workload =
                 TernaryWorkload::new(&pool, &parts, kernel.layout(), (rotation, Pages::Small), 3)

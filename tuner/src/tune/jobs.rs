@@ -1,4 +1,4 @@
-//! The jobs of a run: candidates, defaults and their order.
+//! Jobs of a run: candidates, defaults and their order.
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Effort, KernelId, Role, stable_hash};
@@ -15,7 +15,7 @@ use crate::plan::{JobPlan, JobTask, LayoutPlan, plan, sparse};
 use crate::protocol::SparseJob;
 use crate::{Result, machine};
 
-/// The jobs of a model with their candidates and defaults.
+/// Returns the jobs of a model with their candidates and defaults.
 pub(super) fn jobs(
     model: &ModelInfo,
     options: &Options,
@@ -42,12 +42,12 @@ pub(super) fn jobs(
     Ok(tasks)
 }
 
-/// How many times as long as the best one a candidate may take, by the machine model, to be worth
-/// timing: much more than the model errs by.
+/// Factor over the best time by the machine model above which a candidate is not timed: much more
+/// than the model errs by.
 const HOPEFUL: f64 = 1.6;
 
-/// Puts the candidates in the order of the machine model, after the default: where there is no time
-/// for all, the last are not timed. Unless patience was asked for, those without a chance go.
+/// Sorts the candidates by the machine model, after the default: where there is no time for all,
+/// the last are not timed. Drops those without a chance, unless the effort is patient.
 fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, model_bytes: u64) {
     let parts = task.plan.parts.clone();
     for (phase, default) in
@@ -83,7 +83,7 @@ fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, mod
     task.plan.layouts.retain(|l| !l.decode.is_empty() && (!has_prefill || !l.prefill.is_empty()));
 }
 
-/// The jobs of a model that may skip what meets a zero, with their candidates.
+/// Returns the jobs of a model with activation sparsity, with their candidates.
 pub(super) fn sparse_jobs(model: &ModelInfo, options: &Options) -> Result<Vec<SparseJob>> {
     let untuned = untuned(options.ceiling)?;
     let mut jobs = Vec::new();

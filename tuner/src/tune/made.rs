@@ -13,21 +13,20 @@ use crate::plan::{LayoutPlan, plan};
 use crate::protocol::LibraryFile;
 use crate::supervise::Notice;
 
-/// The share of the budget that is spent, at most, when the kernels for the model's shapes are made.
+/// Largest share of the budget that is spent when the kernels for the model's shapes are made.
 const COMPILED_UNTIL: f64 = 0.3;
 
-/// Seconds that the few kernels that won may take to be made, whatever is left of the budget:
-/// without them everything was in vain.
+/// Least seconds to compile the few kernels that won, whatever is left of the budget.
 const COMPILE_WINNERS: f64 = 5.0;
 
-/// The kernels of a profile that are not built in.
+/// Returns the kernels of a profile that are not built in.
 pub(super) fn made_in(profile: &Profile) -> BTreeSet<KernelId> {
     let picks = profile.ops.iter().flat_map(profiles::Choice::picks);
     picks.map(|(_, pick)| pick.kernel).filter(|id| id.shape.is_some()).collect()
 }
 
-/// Makes a library of the kernels that won, if there are any, and keeps it where `bitnet-run` looks
-/// for it.
+/// Compiles a library of the kernels that won, if there are any, and stores it where `bitnet-run`
+/// looks for it.
 pub(super) fn keep(
     winners: &BTreeSet<KernelId>,
     profile: &mut Profile,
@@ -54,7 +53,7 @@ pub(super) struct Compiled {
     _folder: WorkFolder,
 }
 
-/// Makes the kernels for the model's own shapes, or says why not and what it would take.
+/// Compiles the kernels for the model's own shapes, or says why not and what it would take.
 pub(super) fn compile(
     ids: &[KernelId],
     options: &Options,
@@ -83,8 +82,8 @@ pub(super) fn compile(
     Ok(Compiled { file, _folder: folder })
 }
 
-/// The kernels for the model's own shapes that are worth making: those of the best tiers. None for
-/// attention, which was 10 to 15 % slower when it knew the number of heads (Zen 5).
+/// Lists the kernels for the model's own shapes that are worth making: those of the best tiers.
+/// None for attention, which was 10 to 15 % slower with a fixed number of heads (Zen 5).
 pub(super) fn made_for(model: &ModelInfo, ceiling: Isa) -> Vec<KernelId> {
     let isas =
         || Isa::ALL.iter().copied().filter(|&isa| isa != Isa::Scalar && isa.is_within(ceiling));

@@ -1,4 +1,4 @@
-//! The way through: model, plan, measurements, choices, profile, and what it gains.
+//! Tuning: from a model's jobs through measurements and choices to a profile.
 
 mod jobs;
 mod made;

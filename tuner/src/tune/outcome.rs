@@ -1,4 +1,4 @@
-//! How to tune, and what comes of it.
+//! Options and outcome of a tuning run.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,32 +13,32 @@ use crate::journal::Journal;
 use crate::measure::{Comparison, Measurements, PlacementTiming};
 use crate::supervise::WorkerProgram;
 
-/// How to tune.
+/// Options of a tuning run.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The best tier that may be used; one that this CPU has.
+    /// Best tier that may be used; one that this CPU has.
     pub ceiling: Isa,
-    /// What to weigh.
+    /// Weights of decode and prefill.
     pub objective: Objective,
-    /// How many candidates to try.
+    /// Number of candidates to try.
     pub effort: Effort,
-    /// How long all of it may take.
+    /// Time for all of it.
     pub budget: Duration,
     /// Threads.
     pub threads: usize,
-    /// Whether they were asked for, so that no others are tried.
+    /// True if the user named the threads, so that no others are tried.
     pub threads_fixed: bool,
-    /// What becomes a worker.
+    /// Program that is started as a worker.
     pub worker: WorkerProgram,
-    /// Where to keep what was learnt until the profile is written; none to keep nothing.
+    /// Path of the journal; none to keep nothing.
     pub journal: Option<PathBuf>,
-    /// Whether to go on with that journal.
+    /// True to continue with that journal.
     pub resume: bool,
-    /// What makes kernels on this host, or why nothing does.
+    /// Compiler of kernels on this host, or why there is none.
     pub toolchain: std::result::Result<Arc<dyn Compiler>, String>,
-    /// Where those that win are kept.
+    /// Cache for kernels that win.
     pub cache: std::result::Result<Cache, String>,
-    /// Set, from a signal handler for one, to end the run with [`crate::Error::Stopped`].
+    /// Set to true, for example by a signal handler, to end the run with [`crate::Error::Stopped`].
     pub stop: Arc<AtomicBool>,
 }
 
@@ -48,51 +48,52 @@ impl Options {
     }
 }
 
-/// What came of it.
+/// Outcome of a tuning run.
 #[derive(Debug)]
 pub struct Tuned {
-    /// What was measured.
+    /// Measurements.
     pub measurements: Measurements,
-    /// What the ways to run showed; the first is the untuned one.
+    /// Timings of placements; the first is the untuned one.
     pub placements: Vec<PlacementTiming>,
-    /// What was weighed.
+    /// Weights of decode and prefill.
     pub objective: Objective,
     /// The profile.
     pub profile: Profile,
-    /// The default and the profile on the model itself, or why they were not compared.
+    /// Comparison on the model, or why there was none.
     pub comparison: std::result::Result<Comparison, String>,
-    /// Whether the profile holds the untuned defaults, because the choices were slower on the model.
+    /// True if the profile holds the untuned defaults, because the choices were slower on the
+    /// model.
     pub kept_default: bool,
-    /// What became of kernels for the model's own shapes.
+    /// Outcome for kernels made for the model's own shapes.
     pub made: Made,
     pub(super) journal: Option<Journal>,
 }
 
-/// What became of kernels for the model's own shapes.
+/// Outcome for kernels made for the model's own shapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Made {
     /// They were not asked for, or there are none worth making.
     Nothing,
-    /// So many were made and took part.
+    /// Number of kernels that were made and took part.
     Tried(usize),
     /// They were not made.
     NotTried {
-        /// How many there would be.
+        /// Number of kernels that there would be.
         count: usize,
-        /// Why, and what it would take.
+        /// Reason, and what it would take.
         why: String,
     },
     /// Some won, but cannot be kept: the profile names built-in ones.
     NotKept {
-        /// How many won.
+        /// Number of kernels that won.
         count: usize,
-        /// Why.
+        /// Reason.
         why: String,
     },
 }
 
 impl Tuned {
-    /// Ends the run: the profile is safe, its journal can go.
+    /// Removes the journal, once the profile is safe.
     pub fn finish(&mut self) {
         if let Some(journal) = self.journal.take() {
             journal.remove();
@@ -102,7 +103,7 @@ impl Tuned {
 
 #[cfg(test)]
 impl Tuned {
-    /// A run that has come to this.
+    /// Makes an outcome.
     pub(crate) fn for_tests(
         measurements: Measurements,
         objective: Objective,
@@ -125,7 +126,7 @@ impl Tuned {
     }
 }
 
-/// Seconds until so large a share of the budget is spent.
+/// Returns the seconds until a share of the budget is spent.
 pub(super) fn left(options: &Options, start: Instant, share: f64) -> f64 {
     (options.budget.as_secs_f64() * share - start.elapsed().as_secs_f64()).max(0.0)
 }

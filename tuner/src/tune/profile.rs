@@ -1,4 +1,4 @@
-//! Writes choices down as a profile.
+//! Conversion of choices to a profile.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -96,7 +96,7 @@ pub(crate) fn profile_choice(
     }
 }
 
-/// The day by UTC, `YYYY-MM-DD`; a clock that was never set shows the first it can.
+/// Formats the day by UTC, `YYYY-MM-DD`; a clock that was never set shows the first it can.
 fn date_of(time: SystemTime) -> String {
     const YEAR_9999: u64 = 2_932_896;
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Runs a tuning: stage by stage in workers, then the choices, the comparison and the profile.
+//! Run of a tuning: stage by stage in workers, then choices, comparison and profile.
 
 use std::time::Instant;
 
@@ -23,19 +23,19 @@ use crate::supervise::{self, Client, Notice};
 use crate::timing::comparison;
 use crate::{Result, machine};
 
-/// The share that is spent when all kernels are timed, if some use activation sparsity.
+/// Share of the budget that is spent when the dense kernels are timed, if there is activation
+/// sparsity to time.
 const KERNELS_UNTIL: f64 = 0.55;
-/// The share that is spent when those are timed too.
+/// Share that is spent when activation sparsity is timed.
 const SPARSE_UNTIL: f64 = 0.65;
-/// The share that is spent when placements are timed; the rest is for the comparison on the model.
+/// Share that is spent when placements are timed; the rest is for the comparison on the model.
 const PLACEMENT_UNTIL: f64 = 0.75;
 
-/// How often each tournament is held: on a virtual machine the bandwidth of memory may be another one
-/// for seconds at a stretch (47 and 79 GB/s on two cores of Zen 5), and with it the best distance to
-/// prefetch.
+/// Repeats of each tournament: the bandwidth of memory on a virtual machine may change for seconds
+/// at a stretch, and with it the best prefetch distance.
 const REPEATS: u8 = 3;
 
-/// The share of the budget that the comparison may take on top of it.
+/// Share of the budget by which the comparison may exceed it.
 const OVERTIME: f64 = 0.05;
 
 /// Verifies and times every candidate for `model` in worker processes, chooses, and compares the
@@ -151,7 +151,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
             model_bytes: run.known.model_bytes(model),
             seconds,
         }));
-        // What cannot be compared is no reason to lose what was measured.
+        // A failed comparison is no reason to lose the measurements.
         match run.done_in_workers() {
             Ok(()) => run.comparison.ok_or_else(|| "the worker said nothing".into()),
             Err(stopped @ crate::Error::Stopped { .. }) => return Err(stopped),
@@ -208,17 +208,17 @@ fn chosen_job(choice: &JobChoice<'_>) -> Option<ChosenJob> {
     })
 }
 
-/// A run, and what it knows so far.
+/// A run and its results so far.
 struct Tuning<'a> {
     model: &'a ModelInfo,
     options: &'a Options,
     host: &'a Host,
     start: Instant,
     known: Findings,
-    /// The jobs that may skip what meets a zero, each with the untuned dense kernel.
+    /// Jobs with activation sparsity, each with the untuned dense kernel.
     sparse: Vec<SparseJob>,
     journal: Option<Journal>,
-    /// Whether all that was heard is in it.
+    /// True as long as every event could be written to the journal.
     journal_is_whole: bool,
     library: Option<LibraryFile>,
     stage: Stage,
@@ -227,7 +227,7 @@ struct Tuning<'a> {
     notify: &'a mut dyn FnMut(Notice),
 }
 
-/// What its workers do now.
+/// Stage of a run.
 enum Stage {
     Kernels,
     Sparse,
@@ -264,7 +264,8 @@ impl Tuning<'_> {
         }
     }
 
-    /// The jobs that may skip, each with the dense kernel chosen for it, but for what is known.
+    /// Returns the jobs with activation sparsity that are left to time, each with the dense kernel
+    /// chosen for it.
     fn sparse_task(&self) -> SparseTask {
         let measurements = self.known.measurements().ok();
         let choices = measurements.as_ref().map(|all| choose(all, self.options.objective));
@@ -287,7 +288,7 @@ impl Tuning<'_> {
         }
     }
 
-    /// The share of the budget that is spent when the kernels are timed.
+    /// Returns the share of the budget that is spent when the dense kernels are timed.
     fn kernels_until(&self) -> f64 {
         if self.sparse.is_empty() { SPARSE_UNTIL } else { KERNELS_UNTIL }
     }
@@ -304,8 +305,8 @@ impl Tuning<'_> {
         }
     }
 
-    /// Writes an event to the journal. Where that fails the run goes on, and --resume would know
-    /// what was written before.
+    /// Writes an event to the journal. Where that fails the run goes on, and `--resume` knows what
+    /// was written before.
     fn keep(&mut self, event: &Event) {
         let Some(journal) = self.journal.as_mut().filter(|_| self.journal_is_whole) else { return };
         if let Err(error) = journal.add(event) {
