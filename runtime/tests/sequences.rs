@@ -1,5 +1,6 @@
 //! Several sequences in one session: each has, to the bit, the logits that it has alone.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -150,6 +151,68 @@ fn a_sequence_is_cut_back_alone() {
         assert!(step(&mut session, &[token(1, i, true)])[0] == first[1], "token {i}");
     }
     assert_eq!(session.kv_bytes(), 12 * (2 * 4 * 6 * 128));
+}
+
+/// A prefix that was copied from another sequence serves as one that went through the model.
+#[test]
+fn a_copied_prefix_is_the_prefix() {
+    const LENGTHS: [usize; 10] = [0, 1, 15, 16, 17, 255, 256, 257, 512, 530];
+    const LONGEST: usize = 531;
+    let model = model(&Selection::default());
+    let tokens = |sequence: usize, of: usize, range: Range<usize>| -> Vec<BatchToken> {
+        range.map(|i| BatchToken { sequence, id: id(of, i), logits: false }).collect()
+    };
+    for kv_type in KvType::ALL {
+        let options = SessionOptions {
+            context: Some(LONGEST + 3),
+            kv_type: Some(kv_type),
+            sequences: 3,
+            ..SessionOptions::default()
+        };
+        let mut session = session(&model, 2, options);
+        session.forward(&tokens(0, 0, 0..LONGEST), &Needs::All).unwrap();
+        // What the target holds before is another text, and longer.
+        session.forward(&tokens(1, 1, 0..LONGEST + 3), &Needs::All).unwrap();
+        for n in LENGTHS {
+            session.copy_prefix(0, 1, n).unwrap();
+            assert_eq!([0, 1].map(|s| session.position_of(s)), [LONGEST, n]);
+            session.truncate_of(2, 0);
+            if n > 0 {
+                session.forward(&tokens(2, 0, 0..n), &Needs::All).unwrap();
+            }
+            // One token alone, and two more with those of the other in one pass.
+            let alone = |s: usize| BatchToken { sequence: s, id: id(2, n), logits: true };
+            let copied = bits(session.forward(&[alone(1)], &Needs::All).unwrap());
+            let cold = bits(session.forward(&[alone(2)], &Needs::All).unwrap());
+            assert!(copied == cold, "{kv_type:?}: {n}");
+            let both: Vec<BatchToken> = [1, 2]
+                .into_iter()
+                .flat_map(|s| tokens(s, 2, n + 1..n + 3))
+                .map(|token| BatchToken { logits: true, ..token })
+                .collect();
+            let logits = bits(session.forward(&both, &Needs::All).unwrap());
+            assert!(logits[..2 * 4096] == logits[2 * 4096..], "{kv_type:?}: {n}, together");
+        }
+        // The source has lost nothing, and its own prefix is what it is cut back to.
+        let next = |s: usize| BatchToken { sequence: s, id: id(0, LONGEST), logits: true };
+        session.copy_prefix(0, 1, LONGEST).unwrap();
+        let source = bits(session.forward(&[next(0)], &Needs::All).unwrap());
+        assert!(source == bits(session.forward(&[next(1)], &Needs::All).unwrap()));
+        session.copy_prefix(0, 0, 17).unwrap();
+        assert_eq!(session.position(), 17);
+        let cases = [
+            ((3, 0, 1), ["sequence", "found 3", "0 to 2"]),
+            ((0, 4, 1), ["sequence", "found 4", "0 to 2"]),
+            ((0, 1, 18), ["positions", "found 18", "at most 17, what sequence 0 holds"]),
+        ];
+        for ((from, to, positions), words) in cases {
+            let error = session.copy_prefix(from, to, positions).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            let text = error.to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+            assert_eq!([0, 1].map(|s| session.position_of(s)), [17, LONGEST + 1]);
+        }
+    }
 }
 
 /// The kernels of every tier, in the sizes of batches that they are made for and between.

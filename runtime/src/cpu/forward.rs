@@ -354,6 +354,32 @@ impl Session {
         }
     }
 
+    /// Replaces what sequence `to` holds by the first `positions` tokens that sequence `from` holds:
+    /// what follows has the same logits, to the bit, as after those tokens themselves. Costs a copy of
+    /// their part of the KV cache ([`KvCache::bytes`]), and the other sequence keeps its own.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a sequence that is not there or more positions than `from` holds; nothing
+    /// changes then.
+    pub fn copy_prefix(&mut self, from: usize, to: usize, positions: usize) -> Result<()> {
+        let sequences = self.sequences();
+        if let Some(sequence) = [from, to].into_iter().find(|&sequence| sequence >= sequences) {
+            let expected = format!("0 to {}", sequences - 1);
+            return Err(Error::usage("sequence", sequence, expected));
+        }
+        let held = self.positions[from];
+        if positions > held {
+            let expected = format!("at most {held}, what sequence {from} holds");
+            return Err(Error::usage("positions", positions, expected));
+        }
+        // A sequence has its own prefix.
+        if let Ok([source, target]) = self.kv.get_disjoint_mut([from, to]) {
+            target.copy_prefix(source, positions);
+        }
+        self.positions[to] = positions;
+        Ok(())
+    }
+
     /// Appends the tokens of a prompt to the first sequence, `batch` at a time, and returns the
     /// logits after the last one, `[vocab]`.
     ///

@@ -5,7 +5,8 @@
 //! Of equal logits the lowest id comes first. Everything, the exponential included, is plain
 //! IEEE arithmetic in f64, so that a seed gives the same text on every CPU.
 
-use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::cpu::model::Needs;
 use crate::error::{Error, Result};
@@ -135,7 +136,10 @@ fn exp(x: f64) -> f64 {
 pub struct Sampler {
     config: Sampling,
     rng: Rng,
+    /// Recent tokens, the oldest first; empty where there is no penalty.
     recent: VecDeque<u32>,
+    /// How often each of them is recent, at least once.
+    counts: BTreeMap<u32, usize>,
     penalised: Vec<f32>,
     candidates: Vec<(f32, u32)>,
     weights: Vec<f64>,
@@ -152,6 +156,7 @@ impl Sampler {
             config,
             rng: Rng::new(config.seed),
             recent: VecDeque::new(),
+            counts: BTreeMap::new(),
             penalised: Vec::new(),
             candidates: Vec::new(),
             weights: Vec::new(),
@@ -160,13 +165,20 @@ impl Sampler {
 
     /// Tells the sampler a token of the text: each of the prompt and each generated one.
     pub fn accept(&mut self, id: u32) {
-        if self.config.repeat_last_n == 0 {
+        if self.config.repeat_last_n == 0 || self.config.repeat_penalty == 1.0 {
             return;
         }
-        if self.recent.len() >= self.config.repeat_last_n {
-            self.recent.pop_front();
+        if self.recent.len() >= self.config.repeat_last_n
+            && let Some(oldest) = self.recent.pop_front()
+            && let Entry::Occupied(mut count) = self.counts.entry(oldest)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
         }
         self.recent.push_back(id);
+        *self.counts.entry(id).or_insert(0) += 1;
     }
 
     /// The logits that [`Sampler::sample`] needs for the next token, if those of `masked`, which are
@@ -183,7 +195,7 @@ impl Sampler {
         };
         let mut ids = masked.to_vec();
         if self.config.repeat_penalty != 1.0 {
-            ids.extend(self.recent.iter().chain(drafted));
+            ids.extend(self.counts.keys().chain(drafted));
         }
         ids.sort_unstable();
         ids.dedup();
@@ -206,12 +218,9 @@ impl Sampler {
         id
     }
 
+    /// Changes the logit of each recent token, once however often it is recent.
     fn penalise(&self, logits: &mut [f32]) {
-        for (i, &id) in self.recent.iter().enumerate() {
-            // Once for each distinct token.
-            if self.recent.iter().take(i).any(|&seen| seen == id) {
-                continue;
-            }
+        for &id in self.counts.keys() {
             if let Some(logit) = logits.get_mut(id as usize) {
                 if *logit > 0.0 {
                     *logit /= self.config.repeat_penalty;
@@ -453,6 +462,48 @@ mod tests {
         // An id outside the logits is ignored.
         s.accept(u32::MAX);
         assert_eq!(s.sample(&logits), 0);
+    }
+
+    /// Against the definition: of the last `n` tokens, each that was not seen before in the window.
+    #[test]
+    fn the_penalty_is_that_of_the_last_tokens_whatever_came_before() {
+        let mut rng = Rng::new(3);
+        for (n, distinct) in [(1, 3), (2, 2), (7, 4), (64, 100), (64, 20), (300, 1000)] {
+            let config = SamplerConfig { repeat_penalty: 1.3, repeat_last_n: n, ..PLAIN };
+            let mut sampler = Sampler::new(config).unwrap();
+            let mut text = Vec::new();
+            for step in 0..1000 {
+                let id = (rng.next_u64() % distinct) as u32;
+                sampler.accept(id);
+                text.push(id);
+                if step % 7 > 0 {
+                    continue;
+                }
+                // The last ids of the text lie beyond the logits.
+                let len = distinct as usize - 1;
+                let mut found: Vec<f32> =
+                    (0..len).map(|_| (rng.next_f64() * 8.0 - 4.0) as f32).collect();
+                let mut expected = found.clone();
+                let window = &text[text.len().saturating_sub(n)..];
+                for (i, &id) in window.iter().enumerate() {
+                    if let Some(logit) = expected.get_mut(id as usize)
+                        && !window[..i].contains(&id)
+                    {
+                        *logit = if *logit > 0.0 { *logit / 1.3 } else { *logit * 1.3 };
+                    }
+                }
+                sampler.penalise(&mut found);
+                let bits = |logits: &[f32]| logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&found), bits(&expected), "{n} of {distinct}, step {step}");
+                let mut ids = window.to_vec();
+                ids.sort_unstable();
+                ids.dedup();
+                let count = ids.len() + 1;
+                let greedy = SamplerConfig { temperature: 0.0, ..config };
+                let needs = Sampler { config: greedy, ..sampler.clone() }.needs(&[], &[]);
+                assert_eq!(needs, Needs::Best { count, ids });
+            }
+        }
     }
 
     #[test]

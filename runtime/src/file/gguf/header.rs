@@ -20,7 +20,7 @@ const MAX_ALIGNMENT: u32 = 1 << 20;
 /// ggml keeps tensor names in 64 bytes, the terminating zero included.
 const MAX_TENSOR_NAME: usize = 63;
 const MAX_DIMS: u32 = 4;
-const ALIGNMENT_KEY: &str = "general.alignment";
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// What the header holds, all of it checked.
 pub(super) struct Header {
@@ -224,7 +224,8 @@ struct Claim {
 }
 
 impl Header {
-    pub(super) fn parse(path: &Path, data: &[u8]) -> Result<Header> {
+    /// Parses the header that `data`, the start of a file of `file_bytes`, begins with.
+    pub(super) fn parse(path: &Path, data: &[u8], file_bytes: u64) -> Result<Header> {
         // A header for which there is no room is an error, not the end of the process.
         let room = Vec::<u8>::new().try_reserve_exact(data.len().min(HEADER_ROOM));
         room.map_err(|_| {
@@ -250,9 +251,9 @@ impl Header {
         }
         let mut count = |item: &'static str, min_bytes: u64| -> Result<u64> {
             let n = r.u64().map_err(|f| f.at(path, item))?;
-            let most = MAX_COUNT.min(data.len() as u64 / min_bytes);
+            let most = MAX_COUNT.min(file_bytes / min_bytes);
             if n > most {
-                let expected = format!("at most {most} in a file of {} bytes", data.len());
+                let expected = format!("at most {most} in a file of {file_bytes} bytes");
                 return Err(Error::model(path, item, n, expected));
             }
             Ok(n)
@@ -301,7 +302,7 @@ impl Header {
         }
 
         let data_start = (r.pos as u64).next_multiple_of(u64::from(alignment));
-        let data_len = (data.len() as u64).saturating_sub(data_start);
+        let data_len = file_bytes.saturating_sub(data_start);
         let tensors = place(path, claims, u64::from(alignment), data_start, data_len)?;
         Ok(Header { version, alignment, kv, kv_index, tensors, tensor_index, data_start })
     }

@@ -119,7 +119,8 @@ impl Gguf {
     }
 
     fn new(path: &Path, bytes: Bytes, warning: Option<String>) -> Result<Gguf> {
-        let header = Header::parse(path, bytes.get())?;
+        let data = bytes.get();
+        let header = Header::parse(path, data, data.len() as u64)?;
         Ok(Gguf { path: path.to_path_buf(), bytes, header, warning })
     }
 
