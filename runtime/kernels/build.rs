@@ -8,7 +8,7 @@ use std::{env, fs};
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::registry::Shipped;
-use bitnet_profiles::{Isa, KernelId, Op};
+use bitnet_profiles::{Isa, KernelId};
 
 fn main() {
     // Not cfg!: this is about the target, and build scripts run on the host.
@@ -28,7 +28,8 @@ fn main() {
 }
 
 /// Of the tiers that this machine runs: the kernels that shipped profiles name, which any test may ask
-/// for, and one more of every op, tier and phase that they leave out.
+/// for, and one more of every op, phase and tier that they leave out. Of each other tier one, for the
+/// vocabulary that comes with it.
 fn few(all: &[KernelId]) -> Vec<KernelId> {
     let mut named = BTreeSet::new();
     for shipped in Shipped::all() {
@@ -40,18 +41,18 @@ fn few(all: &[KernelId]) -> Vec<KernelId> {
             named.extend(choice.sparse.iter().flat_map(|sparse| [sparse.kernel, sparse.built_in]));
         }
     }
-    let kind = |id: &KernelId| -> (Op, Isa, Phase, bool) {
-        (id.op, id.isa, Phase::of(&id.tile), id.expands())
+    // Tilings of a kind differ in constants.
+    let kind = |id: &KernelId| {
+        let here = id.isa.is_supported();
+        (id.isa, here.then(|| (id.op, Phase::of(&id.tile), id.expands())))
     };
-    let here = all.iter().filter(|id| id.isa.is_supported());
-    let mut kept: Vec<KernelId> = here.clone().filter(|id| named.contains(id)).copied().collect();
-    let mut kinds: Vec<_> = kept.iter().map(kind).collect();
-    for id in here {
-        if !kinds.contains(&kind(id)) {
-            kinds.push(kind(id));
-            kept.push(*id);
+    let mut kept: BTreeSet<KernelId> =
+        all.iter().filter(|id| id.isa.is_supported() && named.contains(id)).copied().collect();
+    for id in all {
+        if kept.iter().all(|other| kind(other) != kind(id)) {
+            kept.insert(*id);
         }
     }
-    // In the order of the grid, of which the first of a kind is the default.
+    // In the order of the grid, whose first of a kind may be the default.
     all.iter().filter(|id| kept.contains(id)).copied().collect()
 }

@@ -524,7 +524,7 @@ mod tests {
     /// The race that this module keeps callers from: a worker's second share of a head reaches rows that
     /// another worker may still be writing in its first. Built for ThreadSanitizer only, which must report
     /// it.
-    #[cfg(race_probe)]
+    #[cfg(tsan)]
     #[test]
     #[ignore = "a data race on purpose"]
     fn two_shares_without_a_barrier_race() {
