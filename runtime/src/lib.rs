@@ -49,6 +49,8 @@ pub mod error;
 #[doc(hidden)]
 pub mod file;
 #[doc(hidden)]
+pub mod formats;
+#[doc(hidden)]
 pub mod measure;
 #[doc(hidden)]
 pub mod numerics;
