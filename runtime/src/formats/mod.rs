@@ -15,6 +15,7 @@ mod q4_0;
 mod q6_k;
 mod q8_0;
 mod scales;
+mod tq2_0;
 mod types;
 
 use std::fmt;
@@ -50,7 +51,7 @@ pub const FORMATS: &[Format] = {
         q6_k::FORMAT,
         q4_0::FORMAT,
         i2_s::FORMAT,
-        ternary(T::TQ2_0, 35, "tq2_0", rows(256, 66)),
+        tq2_0::FORMAT,
         ternary(T::TQ1_0, 34, "tq1_0", rows(256, 54)),
         ternary(T::TL1, 38, "tl1", Size::TwoBitFlat),
         ternary(T::TL2, 39, "tl2", Size::Tl2),
@@ -346,7 +347,7 @@ mod tests {
 
     #[test]
     fn names_are_joined_for_people() {
-        assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s");
+        assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s or tq2_0");
         assert_eq!(Format::names(|f| f.rows().is_some()), "f32, f16, bf16, q8_0, q6_K or q4_0");
         assert_eq!(Format::names(|f| f.ty == TensorType::F32), "f32");
     }
