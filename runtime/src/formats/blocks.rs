@@ -7,11 +7,11 @@ pub(crate) const ZERO: u8 = 1;
 
 /// What there was among some codes: perhaps also among others of the blocks they lie in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// A code 3.
-    pub bad: bool,
+    pub(crate) bad: bool,
     /// A weight other than zero.
-    pub weights: bool,
+    pub(crate) weights: bool,
 }
 
 impl Seen {

@@ -22,8 +22,7 @@ use std::fmt;
 
 use bitnet_profiles::{HeadFormat, Shape};
 
-pub use blocks::Seen;
-pub(crate) use blocks::ZERO;
+pub(crate) use blocks::{Seen, ZERO};
 pub use scales::Scales;
 pub use types::{Size, TensorType};
 
@@ -135,10 +134,10 @@ pub struct Rows {
 #[derive(Debug)]
 pub struct Ternary {
     /// Reads the scales of a tensor, as they are.
-    pub scales: fn(Codes<'_>) -> Scales,
+    pub(crate) scales: fn(Codes<'_>) -> Scales,
     /// Reads the codes of columns `first..first + out.len()` of a row, one in each byte:
     /// `read(codes, row, first, out)`.
-    pub read: fn(Codes<'_>, usize, usize, &mut [u8]) -> Seen,
+    pub(crate) read: fn(Codes<'_>, usize, usize, &mut [u8]) -> Seen,
 }
 
 /// A ternary matrix in the bytes of a file.
@@ -188,15 +187,13 @@ impl Format {
 }
 
 /// The format whose rows the kernels of a head read.
-#[must_use]
-pub fn of_head(head: HeadFormat) -> &'static Format {
+pub(crate) fn of_head(head: HeadFormat) -> &'static Format {
     let serves = |format: &&Format| format.rows().is_some_and(|rows| rows.head == head);
     FORMATS.iter().find(serves).expect("a test finds a format for every kind of head")
 }
 
 /// How a head format's rows are read.
-#[must_use]
-pub fn head_rows(head: HeadFormat) -> &'static Rows {
+pub(crate) fn head_rows(head: HeadFormat) -> &'static Rows {
     of_head(head).rows().expect("`of_head` gives formats of rows")
 }
 
@@ -215,26 +212,17 @@ impl<'a> Codes<'a> {
     }
 
     /// The bytes of the tensor.
-    #[must_use]
-    pub fn bytes(&self) -> &'a [u8] {
+    pub(crate) fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
     /// Rows and columns.
-    #[must_use]
-    pub fn shape(&self) -> Shape {
+    pub(crate) fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// The format.
-    #[must_use]
-    pub fn format(&self) -> &'static Format {
-        self.format
-    }
-
     /// Whether the tensor is as long as its shape asks for, a scale behind all codes left out or not.
-    #[must_use]
-    pub fn fits(&self) -> bool {
+    pub(crate) fn fits(&self) -> bool {
         let (bytes, tail) = (self.bytes.len() as u64, self.format.size.tail_bytes());
         let dims = [self.shape.cols as u64, self.shape.rows as u64];
         let wanted = self.format.ty.byte_size(&dims);
@@ -242,8 +230,7 @@ impl<'a> Codes<'a> {
     }
 
     /// The scales, as the file holds them.
-    #[must_use]
-    pub fn scales(&self) -> Scales {
+    pub(crate) fn scales(&self) -> Scales {
         (self.ternary.scales)(*self)
     }
 
@@ -251,7 +238,7 @@ impl<'a> Codes<'a> {
     ///
     /// # Panics
     /// When the tensor is too short: see [`Codes::fits`].
-    pub fn read(&self, row: usize, first: usize, out: &mut [u8]) -> Seen {
+    pub(crate) fn read(&self, row: usize, first: usize, out: &mut [u8]) -> Seen {
         (self.ternary.read)(*self, row, first, out)
     }
 }
