@@ -49,6 +49,9 @@ pub mod error;
 #[doc(hidden)]
 pub mod file;
 #[doc(hidden)]
+#[doc(hidden)]
+pub mod formats;
+#[doc(hidden)]
 pub mod measure;
 #[doc(hidden)]
 pub mod numerics;

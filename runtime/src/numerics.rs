@@ -16,8 +16,7 @@
 //!
 //! Lengths are checked by assertion: callers derive them from the validated model.
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use half::f16;
 
 /// Virtual lanes of a reduction.
 pub const LANES: usize = 16;
@@ -25,17 +24,6 @@ pub const LANES: usize = 16;
 pub const CHUNK: usize = 256;
 /// Weights or activations that share a scale in the quantised heads.
 pub const BLOCK: usize = 32;
-
-/// Bytes of one Q8_0 block: f16 scale, 32 int8.
-pub const Q8_0_BYTES: usize = 34;
-/// Bytes of one Q4_0 block: f16 scale, 16 bytes; byte j holds weight j in its low and j + 16 in its
-/// high nibble, each plus 8.
-pub const Q4_0_BYTES: usize = 18;
-/// Weights of one Q6_K super-block.
-pub const Q6_K_BLOCK: usize = 256;
-/// Bytes of one Q6_K super-block: 128 B low nibbles, 64 B high bit pairs, 16 int8 scales (one per
-/// 16 weights), f16 scale.
-pub const Q6_K_BYTES: usize = 210;
 
 /// The larger of two numbers; `b` when either is NaN.
 #[inline]
@@ -81,7 +69,13 @@ pub fn sum(x: &[f32]) -> f32 {
 #[must_use]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    accumulate(a.len(), |i, acc| a[i].mul_add(b[i], acc))
+    dot_with(a, |i| b[i])
+}
+
+/// As [`dot`], with `b(i)` for `b[i]`.
+#[inline]
+pub(crate) fn dot_with(a: &[f32], b: impl Fn(usize) -> f32) -> f32 {
+    accumulate(a.len(), |i, acc| a[i].mul_add(b(i), acc))
 }
 
 /// The sum of squares: each lane `fma(x[i], x[i], acc)`.
@@ -401,40 +395,6 @@ pub fn attention_finish(state: Softmax, out: &mut [f32]) {
     }
 }
 
-fn f16_at(bytes: &[u8], i: usize) -> f32 {
-    f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
-}
-
-fn bf16_at(bytes: &[u8], i: usize) -> f32 {
-    bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
-}
-
-fn f32_at(bytes: &[u8], i: usize) -> f32 {
-    let i = 4 * i;
-    f32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]])
-}
-
-/// Dot product with a row of little-endian f32, as [`dot`].
-#[must_use]
-pub fn dot_f32_row(x: &[f32], row: &[u8]) -> f32 {
-    assert_eq!(row.len(), 4 * x.len());
-    accumulate(x.len(), |i, acc| x[i].mul_add(f32_at(row, i), acc))
-}
-
-/// Dot product with a row of little-endian f16, as [`dot`].
-#[must_use]
-pub fn dot_f16_row(x: &[f32], row: &[u8]) -> f32 {
-    assert_eq!(row.len(), 2 * x.len());
-    accumulate(x.len(), |i, acc| x[i].mul_add(f16_at(row, i), acc))
-}
-
-/// Dot product with a row of little-endian bf16, as [`dot`].
-#[must_use]
-pub fn dot_bf16_row(x: &[f32], row: &[u8]) -> f32 {
-    assert_eq!(row.len(), 2 * x.len());
-    accumulate(x.len(), |i, acc| x[i].mul_add(bf16_at(row, i), acc))
-}
-
 /// Quantises the activations of a quantised head, per block of 32: `m = max(max|x|, 1e-30)`,
 /// `d[b] = m / 127`, `q = round-half-even(x * (127 / m))` clamped to -128..=127.
 /// `x` and `q` are `[n]`, `d` is `[n / 32]`. The floor keeps zero blocks free of 0 * infinity.
@@ -450,86 +410,29 @@ pub fn quantise_blocks(x: &[f32], q: &mut [i8], d: &mut [f32]) {
     }
 }
 
-/// Sums the blocks of a quantised row: block b goes to lane b % 16 as
-/// `fma(d_weight * d[b], idot as f32, acc)`, where `(d_weight, idot) = block(b)`.
+/// The activations of a quantised head, as [`quantise_blocks`] gives them.
+pub(crate) fn in_blocks(x: &[f32]) -> (Vec<i8>, Vec<f32>) {
+    let (mut q, mut d) = (vec![0; x.len()], vec![0.0; x.len() / BLOCK]);
+    quantise_blocks(x, &mut q, &mut d);
+    (q, d)
+}
+
+/// The dot product of activations in blocks ([`quantise_blocks`]: `q` `[n]`, `d` `[n / 32]`) with a
+/// quantised row: block b goes to lane b % 16 as `fma(d_weight * d[b], idot as f32, acc)`, where
+/// `(d_weight, idot) = block(b, its q)`.
 #[inline]
-fn dot_blocks(d: &[f32], block: impl Fn(usize) -> (f32, i32)) -> f32 {
+pub(crate) fn dot_blocks(q: &[i8], d: &[f32], block: impl Fn(usize, &[i8]) -> (f32, i32)) -> f32 {
+    assert_eq!(q.len(), d.len() * BLOCK);
     accumulate(d.len(), |b, acc| {
-        let (weight_scale, idot) = block(b);
+        let (weight_scale, idot) = block(b, &q[b * BLOCK..][..BLOCK]);
         (weight_scale * d[b]).mul_add(idot as f32, acc)
     })
 }
 
 /// Exact integer dot product of a block.
 #[inline]
-fn idot(q: &[i8], weight: impl Fn(usize) -> i32) -> i32 {
+pub(crate) fn idot(q: &[i8], weight: impl Fn(usize) -> i32) -> i32 {
     q.iter().enumerate().map(|(i, &q)| i32::from(q) * weight(i)).sum()
-}
-
-/// Dot product of block-quantised activations (`q` `[n]`, `d` `[n / 32]`) with a row in Q8_0.
-#[must_use]
-pub fn dot_q8_0_row(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
-    assert!(q.len() == d.len() * BLOCK && row.len() == d.len() * Q8_0_BYTES);
-    dot_blocks(d, |b| {
-        let block = &row[b * Q8_0_BYTES..][..Q8_0_BYTES];
-        let dot = idot(&q[b * BLOCK..][..BLOCK], |i| i32::from(block[2 + i] as i8));
-        (f16_at(block, 0), dot)
-    })
-}
-
-/// Weight i of a Q4_0 block, without its scale: -8..=7.
-#[inline]
-fn q4_0_weight(block: &[u8], i: usize) -> i32 {
-    let byte = block[2 + i % 16];
-    i32::from(if i < 16 { byte & 15 } else { byte >> 4 }) - 8
-}
-
-/// Dot product of block-quantised activations (`q` `[n]`, `d` `[n / 32]`) with a row in Q4_0.
-#[must_use]
-pub fn dot_q4_0_row(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
-    assert!(q.len() == d.len() * BLOCK && row.len() == d.len() * Q4_0_BYTES);
-    dot_blocks(d, |b| {
-        let block = &row[b * Q4_0_BYTES..][..Q4_0_BYTES];
-        let dot = idot(&q[b * BLOCK..][..BLOCK], |i| q4_0_weight(block, i));
-        (f16_at(block, 0), dot)
-    })
-}
-
-/// Weight i of a Q6_K super-block, without its scales: -32..=31. Weight i stands in half i / 128;
-/// there, quarter t = (i % 128) / 32 of weights l = i % 32 takes nibble t / 2 of low byte
-/// 32 (t % 2) + l and bits 2t+1:2t of high byte l.
-#[inline]
-fn q6_k_weight(block: &[u8], i: usize) -> i32 {
-    let (half, t, l) = (i / 128, i % 128 / 32, i % 32);
-    let low = block[64 * half + 32 * (t % 2) + l] >> (4 * (t / 2)) & 15;
-    let high = block[128 + 32 * half + l] >> (2 * t) & 3;
-    i32::from(low | high << 4) - 32
-}
-
-/// The int8 scale of weight i of a Q6_K super-block.
-#[inline]
-fn q6_k_scale(block: &[u8], i: usize) -> i32 {
-    i32::from(block[192 + i / 16] as i8)
-}
-
-/// Dot product of block-quantised activations (`q` `[n]`, `d` `[n / 32]`) with a row in Q6_K; n is
-/// a multiple of 256.
-///
-/// The two int8 scales of a block of 32 are applied to the integer dots of their 16 weights. The
-/// sum stays within 2 * 128 * 16 * 128 * 32 = 2^24, so it is exact as f32.
-#[must_use]
-pub fn dot_q6_k_row(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
-    const PER: usize = Q6_K_BLOCK / BLOCK;
-    assert!(d.len().is_multiple_of(PER) && q.len() == d.len() * BLOCK);
-    assert_eq!(row.len(), d.len() / PER * Q6_K_BYTES);
-    dot_blocks(d, |b| {
-        let block = &row[b / PER * Q6_K_BYTES..][..Q6_K_BYTES];
-        let first = b % PER * BLOCK;
-        let dot = idot(&q[b * BLOCK..][..BLOCK], |i| {
-            q6_k_scale(block, first + i) * q6_k_weight(block, first + i)
-        });
-        (f16_at(block, 208 / 2), dot)
-    })
 }
 
 /// Scales `d` relative to the largest of them, `d[b] / max`, which is returned; of zeros 0.
@@ -567,79 +470,6 @@ pub fn dot_sketch_row(
     (sum * row_scale) * scale
 }
 
-/// Reads a row of little-endian f32.
-pub fn dequantise_f32_row(row: &[u8], out: &mut [f32]) {
-    assert_eq!(row.len(), 4 * out.len());
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = f32_at(row, i);
-    }
-}
-
-/// Reads a row of little-endian f16.
-pub fn dequantise_f16_row(row: &[u8], out: &mut [f32]) {
-    assert_eq!(row.len(), 2 * out.len());
-    let (blocks, rest) = row.as_chunks::<64>();
-    let (outs, out) = out.as_chunks_mut::<32>();
-    for (block, out) in blocks.iter().zip(outs) {
-        // Of the size that the conversion of slices does at once where the CPU can.
-        let halves: [f16; 32] =
-            std::array::from_fn(|i| f16::from_le_bytes([block[2 * i], block[2 * i + 1]]));
-        halves.convert_to_f32_slice(out);
-    }
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = f16_at(rest, i);
-    }
-}
-
-/// Reads a row of little-endian bf16.
-pub fn dequantise_bf16_row(row: &[u8], out: &mut [f32]) {
-    assert_eq!(row.len(), 2 * out.len());
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = bf16_at(row, i);
-    }
-}
-
-/// Reads a row in Q8_0: `d * (w as f32)`.
-pub fn dequantise_q8_0_row(row: &[u8], out: &mut [f32]) {
-    assert_eq!(row.len() * BLOCK, out.len() * Q8_0_BYTES);
-    for (block, out) in row.chunks_exact(Q8_0_BYTES).zip(out.chunks_exact_mut(BLOCK)) {
-        let d = f16_at(block, 0);
-        for (out, &w) in out.iter_mut().zip(&block[2..]) {
-            *out = d * f32::from(w as i8);
-        }
-    }
-}
-
-/// Reads a row in Q4_0: `d * (w as f32)`.
-pub fn dequantise_q4_0_row(row: &[u8], out: &mut [f32]) {
-    assert_eq!(row.len() * BLOCK, out.len() * Q4_0_BYTES);
-    for (block, out) in row.chunks_exact(Q4_0_BYTES).zip(out.chunks_exact_mut(BLOCK)) {
-        let d = f16_at(block, 0);
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = d * q4_0_weight(block, i) as f32;
-        }
-    }
-}
-
-/// Reads a row in Q6_K: `d * ((scale * w) as f32)`.
-pub fn dequantise_q6_k_row(row: &[u8], out: &mut [f32]) {
-    assert_eq!(row.len() * Q6_K_BLOCK, out.len() * Q6_K_BYTES);
-    for (block, out) in row.chunks_exact(Q6_K_BYTES).zip(out.chunks_exact_mut(Q6_K_BLOCK)) {
-        let d = f16_at(block, 208 / 2);
-        // 16 weights share a scale, and where their bits lie.
-        for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let (half, t, l) = (part / 8, part % 8 / 2, part % 2 * 16);
-            let low = &block[64 * half + 32 * (t % 2) + l..][..16];
-            let high = &block[128 + 32 * half + l..][..16];
-            let scale = q6_k_scale(block, 16 * part);
-            for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-                let code = low >> (4 * (t / 2)) & 15 | (high >> (2 * t) & 3) << 4;
-                *out = d * (scale * (i32::from(code) - 32)) as f32;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -656,10 +486,6 @@ mod tests {
                 ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
             })
             .collect()
-    }
-
-    fn bytes(n: usize, seed: u64) -> Vec<u8> {
-        random(n, seed).iter().map(|v| (v * 128.0) as i32 as u8).collect()
     }
 
     fn wide(x: &[f32]) -> Vec<f64> {
@@ -925,26 +751,6 @@ mod tests {
     }
 
     #[test]
-    fn float_rows_are_dotted_and_read_alike() {
-        for n in LENGTHS {
-            let (x, w) = (random(n, 10), random(n, 11));
-            let f32s: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let f16s: Vec<u8> = w.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
-            let bf16s: Vec<u8> = w.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
-            let mut read = vec![0.0; n];
-            dequantise_f32_row(&f32s, &mut read);
-            assert_eq!(read, w);
-            assert_eq!(dot_f32_row(&x, &f32s), dot(&x, &read));
-            dequantise_f16_row(&f16s, &mut read);
-            assert!(read.iter().zip(&w).all(|(a, b)| (a - b).abs() < 1e-3));
-            assert_eq!(dot_f16_row(&x, &f16s), dot(&x, &read));
-            dequantise_bf16_row(&bf16s, &mut read);
-            assert!(read.iter().zip(&w).all(|(a, b)| (a - b).abs() < 4e-3));
-            assert_eq!(dot_bf16_row(&x, &bf16s), dot(&x, &read));
-        }
-    }
-
-    #[test]
     fn blocks_are_quantised_apart() {
         let mut x = random(96, 12);
         x[32..64].fill(0.0);
@@ -955,114 +761,5 @@ mod tests {
         for i in 0..96 {
             close(x[i], f64::from(d[i / 32]) * f64::from(q[i]), f64::from(d[i / 32]) * 0.501);
         }
-    }
-
-    /// A quantised row, and the weights it stands for.
-    type Row = (Vec<u8>, Vec<f32>);
-
-    fn put_f16(block: &mut [u8], value: f32) {
-        block[..2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
-    }
-
-    fn q8_0_row(n: usize) -> Row {
-        let mut row = bytes(n / 32 * Q8_0_BYTES, 13);
-        let mut weights = Vec::new();
-        for (b, block) in row.chunks_exact_mut(Q8_0_BYTES).enumerate() {
-            let d = 0.125 * (b + 1) as f32;
-            put_f16(block, d);
-            weights.extend(block[2..].iter().map(|&w| d * f32::from(w as i8)));
-        }
-        (row, weights)
-    }
-
-    fn q4_0_row(n: usize) -> Row {
-        let mut row = bytes(n / 32 * Q4_0_BYTES, 14);
-        let mut weights = Vec::new();
-        for (b, block) in row.chunks_exact_mut(Q4_0_BYTES).enumerate() {
-            let d = 0.125 * (b + 1) as f32;
-            put_f16(block, d);
-            let low = block[2..].iter().map(|&w| d * (f32::from(w & 15) - 8.0));
-            weights.extend(low);
-            let high = block[2..].iter().map(|&w| d * (f32::from(w >> 4) - 8.0));
-            weights.extend(high);
-        }
-        (row, weights)
-    }
-
-    /// Packs chosen weights by the layout as ggml's dequantiser walks it: two halves, 32 steps,
-    /// four weights 32 apart per step.
-    fn q6_k_row(n: usize) -> Row {
-        let mut row = Vec::new();
-        let mut weights = Vec::new();
-        for b in 0..n / 256 {
-            let values: Vec<i32> =
-                bytes(256, 15 + b as u64).iter().map(|&v| i32::from(v % 64) - 32).collect();
-            let scales = bytes(16, 99 + b as u64);
-            let mut block = vec![0u8; Q6_K_BYTES];
-            for half in 0..2 {
-                let (low, high) = (64 * half, 128 + 32 * half);
-                for l in 0..32 {
-                    let v = |quarter: usize| (values[128 * half + 32 * quarter + l] + 32) as u8;
-                    block[low + l] = v(0) & 15 | (v(2) & 15) << 4;
-                    block[low + 32 + l] = v(1) & 15 | (v(3) & 15) << 4;
-                    block[high + l] =
-                        v(0) >> 4 | (v(1) >> 4) << 2 | (v(2) >> 4) << 4 | (v(3) >> 4) << 6;
-                }
-            }
-            block[192..208].copy_from_slice(&scales);
-            let d = 0.0625 * (b + 1) as f32;
-            put_f16(&mut block[208..], d);
-            weights
-                .extend((0..256).map(|i| d * f32::from(scales[i / 16] as i8) * values[i] as f32));
-            row.extend(block);
-        }
-        (row, weights)
-    }
-
-    #[test]
-    fn quantised_rows_are_read_exactly() {
-        let n = 512;
-        let mut out = vec![0.0; n];
-        let (row, weights) = q8_0_row(n);
-        dequantise_q8_0_row(&row, &mut out);
-        assert_eq!(out, weights);
-        let (row, weights) = q4_0_row(n);
-        dequantise_q4_0_row(&row, &mut out);
-        assert_eq!(out, weights);
-        let (row, weights) = q6_k_row(n);
-        dequantise_q6_k_row(&row, &mut out);
-        assert_eq!(out, weights);
-    }
-
-    #[test]
-    fn quantised_dots_are_near_f64() {
-        let n = 1024; // 32 blocks: every lane gets two
-        let x = random(n, 16);
-        let (mut q, mut d) = (vec![0i8; n], vec![0.0; n / 32]);
-        quantise_blocks(&x, &mut q, &mut d);
-        let seen: Vec<f32> = (0..n).map(|i| d[i / 32] * f32::from(q[i])).collect();
-        for (name, (row, weights), dot_row) in [
-            ("q8_0", q8_0_row(n), dot_q8_0_row as fn(&[i8], &[f32], &[u8]) -> f32),
-            ("q4_0", q4_0_row(n), dot_q4_0_row),
-            ("q6_k", q6_k_row(n), dot_q6_k_row),
-        ] {
-            let found = dot_row(&q, &d, &row);
-            let exact = dot64(&seen, &weights);
-            let size = dot64(&weights, &weights).sqrt();
-            assert!(
-                (f64::from(found) - exact).abs() < 1e-5 * size,
-                "{name}: {found} against {exact}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_largest_q6_k_block_is_exact() {
-        // All weights -32, all scales -128, all activations -128: -2^24 per block of 32.
-        let mut row = vec![0u8; Q6_K_BYTES];
-        row[192..208].fill(0x80);
-        put_f16(&mut row[208..], 1.0);
-        let total = dot_q6_k_row(&[-128; 256], &[1.0; 8], &row);
-        assert_eq!(total, -8.0 * 16_777_216.0);
     }
 }

@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
+use bitnet_runtime::arch::{ARCHITECTURES, Architecture};
 use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::cpu::packing::to_file_codes;
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, TensorType, Value};
+use bitnet_runtime::formats::i2_s;
 
 const HIDDEN: u64 = 32;
 const FFN: u64 = 64;
@@ -59,7 +60,7 @@ fn sound(architecture: &str) -> Parts {
     };
     let matrix = |name: String, cols: u64, rows: u64| {
         let codes: Vec<u8> = (0..rows * cols).map(|i| (i * i / 3 % 3) as u8).collect();
-        let mut data = to_file_codes(&codes);
+        let mut data = i2_s::encode(&codes);
         data.extend(f32s([0.5; 8]));
         Tensor { name, dims: vec![cols, rows], ty: TensorType::I2_S, data }
     };
@@ -83,9 +84,10 @@ fn sound(architecture: &str) -> Parts {
             matrix(name("ffn_up"), HIDDEN, FFN),
             matrix(name("ffn_down"), FFN, HIDDEN),
         ]);
-        if architecture != "llama" {
-            parts.tensors.push(vector(name("attn_sub_norm"), HIDDEN));
-            parts.tensors.push(vector(name("ffn_sub_norm"), FFN));
+        let names = &Architecture::find(architecture).unwrap().tensors;
+        let sub_norms = [(names.attn_sub_norm, HIDDEN), (names.ffn_sub_norm, FFN)];
+        for (part, n) in sub_norms {
+            parts.tensors.extend(part.map(|part| vector(name(part), n)));
         }
     }
     parts
@@ -135,7 +137,7 @@ fn logits(model: Model) -> Vec<f32> {
 #[test]
 fn every_architecture_runs() {
     let mut seen: Vec<Vec<f32>> = Vec::new();
-    for architecture in ["bitnet-b1.58", "bitnet-25", "bitnet", "llama"] {
+    for architecture in ARCHITECTURES.map(|architecture| architecture.name) {
         let model = sound(architecture).load().unwrap();
         assert!(model.warnings().is_empty(), "{:?}", model.warnings());
         let logits = logits(model);
@@ -204,7 +206,7 @@ fn odd_but_harmless_models_warn() {
         ty: TensorType::F32,
         data: f32s([0.0; 4]),
     });
-    let zeros = to_file_codes(&[1; (HIDDEN * FFN) as usize]);
+    let zeros = i2_s::encode(&[1; (HIDDEN * FFN) as usize]);
     parts.tensor("blk.1.ffn_up.weight").data[..zeros.len()].copy_from_slice(&zeros);
     let model = parts.load().unwrap();
     let all = model.warnings().join("\n");

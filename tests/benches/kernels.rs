@@ -13,9 +13,10 @@ use bitnet_profiles::{Shape, registry};
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels::{self, Kernel, Operand};
 use bitnet_runtime::cpu::memory::{Arena, Buffer};
-use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
+use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::reference;
 use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_tests::Pattern;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -66,7 +67,7 @@ fn bench(criterion: &mut Criterion) {
         let Shape { rows, cols } = shape;
         let (codes, activations) = Pattern::Random.fill(rows, cols, most);
         let expected = reference::matmul(&codes, &activations, cols);
-        let file = to_file_codes(&codes);
+        let file = i2_s::encode(&codes);
         for phase in [Phase::Decode, Phase::Prefill] {
             let mut group = criterion.benchmark_group(format!("{phase:?}/{shape}"));
             let mut matrices: Vec<PackedMatrix> = Vec::new();
@@ -76,7 +77,8 @@ fn bench(criterion: &mut Criterion) {
                     // The old copies go before the new ones come.
                     matrices.clear();
                     let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
-                    let packed = PackedMatrix::pack(&file, shape, 1.0, layout, buffer, &pool);
+                    let packed =
+                        PackedMatrix::pack(Codes::i2_s(&file, shape), 1.0, layout, buffer, &pool);
                     matrices = cold_copies(packed.unwrap().unwrap(), &pool);
                 }
                 let tokens = kernel.tokens();

@@ -3,9 +3,10 @@
 use bitnet_profiles::{Isa, Layout, Op, Shape};
 use bitnet_runtime::cpu::kernels::{self, Kernel, Operand};
 use bitnet_runtime::cpu::memory::Buffer;
-use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
+use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::reference;
 use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_tests::{Pattern, Random};
 
 /// Rows by columns: as many as the models have, and what divides nothing. I2_S in the file needs
@@ -34,7 +35,8 @@ const SHAPES: &[Shape] = &[
 
 fn pack(codes: &[u8], shape: Shape, layout: Layout, pool: &Pool) -> PackedMatrix {
     let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
-    PackedMatrix::pack(&to_file_codes(codes), shape, 1.0, layout, buffer, pool).unwrap().unwrap()
+    let file = i2_s::encode(codes);
+    PackedMatrix::pack(Codes::i2_s(&file, shape), 1.0, layout, buffer, pool).unwrap().unwrap()
 }
 
 /// Runs a kernel over all activation rows, in groups, and gives `[tokens][rows]`.
@@ -154,13 +156,14 @@ fn one_flipped_code_changes_the_result() {
 fn code_3_is_refused() {
     let pool = Pool::new(2).unwrap();
     let shape = Shape::new(64, 96);
-    let mut file = to_file_codes(&vec![1; shape.weights()]);
+    let mut file = i2_s::encode(&vec![1; shape.weights()]);
     for &layout in Layout::ALL {
         for (byte, bits) in [(0, 0xc0), (31, 0x30), (777, 0x0c), (1535, 0x03)] {
             let before = file[byte];
             file[byte] |= bits;
             let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
-            let packed = PackedMatrix::pack(&file, shape, 1.0, layout, buffer, &pool).unwrap();
+            let packed =
+                PackedMatrix::pack(Codes::i2_s(&file, shape), 1.0, layout, buffer, &pool).unwrap();
             assert!(packed.is_err(), "{layout}: byte {byte}");
             file[byte] = before;
         }

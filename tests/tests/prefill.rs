@@ -5,8 +5,9 @@ use bitnet_profiles::{Layout, Shape};
 use bitnet_runtime::cpu::kernels::{self, Kernel};
 use bitnet_runtime::cpu::matmul::Job;
 use bitnet_runtime::cpu::memory::Buffer;
-use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
+use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_runtime::measure::rehearse::{self, Rounds};
 use bitnet_tests::Pattern;
 
@@ -21,8 +22,10 @@ fn job(rows: [usize; 2], prefill: Kernel) -> Job {
         let (codes, _) = Pattern::Random.fill(rows, COLS, 1);
         let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
         let scale = 0.5 + 1.0 / rows as f32;
-        let file = to_file_codes(&codes);
-        PackedMatrix::pack(&file, shape, scale, layout, buffer, &pool).unwrap().unwrap()
+        let file = i2_s::encode(&codes);
+        PackedMatrix::pack(Codes::i2_s(&file, shape), scale, layout, buffer, &pool)
+            .unwrap()
+            .unwrap()
     };
     let is_decode = |kernel: &&Kernel| kernel.layout() == layout && kernel.tokens() == 1;
     let decode = *kernels::builtin().iter().find(is_decode).unwrap();

@@ -143,7 +143,7 @@ fn every_shipped_profile_is_sound_and_no_slower_than_none() {
             assert!(kernels.contains(id), "{name}: {id}");
         }
         for model in PUBLISHED {
-            let config = DummyShape::find(model).and_then(DummyShape::config).expect(model);
+            let config = DummyShape::find(model).map(DummyShape::config).expect(model);
             for job in config.jobs() {
                 assert!(
                     profile.choice(job.role, &job.parts).is_some(),

@@ -11,11 +11,12 @@ use bitnet_runtime::cpu::kernels::{GatherKernel, Selection, VectorOps, verify};
 use bitnet_runtime::cpu::matmul::Job;
 use bitnet_runtime::cpu::memory::Buffer;
 use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::cpu::packing::{PackedMatrix, to_file_codes};
+use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::reference;
 use bitnet_runtime::cpu::sparse::{Mode, Sparse};
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::file::gguf::TensorType;
+use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_runtime::measure::rehearse::{self, Rounds};
 use bitnet_tests::{Pattern, Random};
 
@@ -39,8 +40,10 @@ const DENSITIES: &[u64] = &[0, 3, 20, 50, 90, 100];
 fn pack(codes: &[u8], shape: Shape, kernel: &GatherKernel, pool: &Pool) -> GatherMatrix {
     let (layout, along) = (kernel.layout(), kernel.along());
     let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape)).unwrap();
-    let file = to_file_codes(codes);
-    GatherMatrix::pack(&file, shape, 1.0, (layout, along), buffer, pool).unwrap().unwrap()
+    let file = i2_s::encode(codes);
+    GatherMatrix::pack(Codes::i2_s(&file, shape), 1.0, (layout, along), buffer, pool)
+        .unwrap()
+        .unwrap()
 }
 
 /// The products of the lines of a list: one for each row of it, or one for each row of the matrix.
@@ -162,14 +165,15 @@ fn a_line_that_is_not_there_is_refused() {
 fn code_3_is_refused() {
     let pool = Pool::new(2).unwrap();
     let shape = Shape::new(64, 96);
-    let mut file = to_file_codes(&vec![1; shape.weights()]);
+    let mut file = i2_s::encode(&vec![1; shape.weights()]);
     for kernel in GatherKernel::builtin() {
         let (layout, along) = (kernel.layout(), kernel.along());
         for (byte, bits) in [(0, 0xc0), (31, 0x30), (777, 0x0c), (1535, 0x03)] {
             let before = file[byte];
             file[byte] |= bits;
             let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape)).unwrap();
-            let packed = GatherMatrix::pack(&file, shape, 1.0, (layout, along), buffer, &pool);
+            let packed =
+                GatherMatrix::pack(Codes::i2_s(&file, shape), 1.0, (layout, along), buffer, &pool);
             assert!(packed.unwrap().is_err(), "{}: byte {byte}", kernel.id());
             file[byte] = before;
         }
@@ -187,16 +191,20 @@ fn jobs(shape: Shape, parts: &[Vec<u8>], along: Along, isa: Isa, below: f64) -> 
     let dense = || {
         let pack = |codes: &Vec<u8>| {
             let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
-            let file = to_file_codes(codes);
-            PackedMatrix::pack(&file, shape, scale, layout, buffer, &pool).unwrap().unwrap()
+            let file = i2_s::encode(codes);
+            PackedMatrix::pack(Codes::i2_s(&file, shape), scale, layout, buffer, &pool)
+                .unwrap()
+                .unwrap()
         };
         Job::new(parts.iter().map(pack).collect(), decode, prefill).unwrap()
     };
     let kernel = GatherKernel::default(along, None, isa).unwrap();
     let buffer = Buffer::zeroed(along.matrix_bytes(kernel.layout(), shape)).unwrap();
-    let file = to_file_codes(&parts[parts.len() - 1]);
+    let file = i2_s::encode(&parts[parts.len() - 1]);
     let lines = (kernel.layout(), along);
-    let lines = GatherMatrix::pack(&file, shape, scale, lines, buffer, &pool).unwrap().unwrap();
+    let lines = GatherMatrix::pack(Codes::i2_s(&file, shape), scale, lines, buffer, &pool)
+        .unwrap()
+        .unwrap();
     let sparse = Sparse::new(lines, kernel, below).unwrap();
     [dense(), dense().with_sparse(sparse).unwrap()]
 }
@@ -338,11 +346,11 @@ fn lines_can_be_copied_and_taken_back() {
     assert!(copy(lines.data().len() - 1).is_err());
 
     let [mut job, _] = jobs(shape, &[codes], Along::Columns, Isa::Scalar, 1.0);
-    let scale = job.parts()[0].scale();
+    let scale = job.parts()[0].scales().clone();
     assert!(job.set_sparse(None).unwrap().is_none());
     let parts = vec![vec![1; shape.weights()]; 2];
     let [_, mut gated] = jobs(shape, &parts, Along::Rows, Isa::Scalar, 1.0);
-    assert_ne!(scale, copied.scale());
+    assert_ne!(&scale, copied.scales());
     // Of another scale, and of another job.
     assert!(job.set_sparse(Some(Sparse::new(copied, kernel, 1.0).unwrap())).is_err());
     let sparse = gated.set_sparse(None).unwrap().unwrap();

@@ -394,7 +394,7 @@ impl Bench<'_> {
         multiply_add: Option<Reached>,
     ) -> Row {
         let gguf = self.session.model().gguf();
-        let architecture = self.session.model().config().architecture.name();
+        let architecture = self.session.model().config().architecture.name;
         let params = gguf.tensors().iter().map(TensorInfo::elements).sum();
         let kv_type = self.session.kv_type().name();
         let samples_ts = samples.per_second();
@@ -407,7 +407,7 @@ impl Bench<'_> {
             gpu_info: "",
             backends: "CPU",
             model_filename: gguf.path().display().to_string(),
-            model_type: format!("{architecture} {} I2_S - 2 bpw ternary", short_count(params)),
+            model_type: format!("{architecture} {} {}", short_count(params), ternary_type(gguf)),
             model_size: gguf.tensors().iter().map(|t| t.bytes).sum(),
             model_n_params: params,
             n_batch: self.args.session.batch(),
@@ -515,6 +515,15 @@ impl Reached {
             _ => reached,
         }
     }
+}
+
+/// The format of the ternary weights as llama.cpp names it, such as `TQ2_0 - 2.06 bpw ternary`.
+fn ternary_type(gguf: &Gguf) -> String {
+    let mut formats = gguf.tensors().iter().map(|tensor| tensor.ty.format());
+    let Some(format) = formats.find(|format| format.is_ternary()) else { return String::new() };
+    let (weights, bytes) = format.size.block().unwrap_or((1, 0));
+    let bits = (800.0 * bytes as f64 / weights as f64).round() / 100.0;
+    format!("{} - {bits} bpw ternary", format.name.to_uppercase())
 }
 
 /// 2412820480 as `2.4B`, 10989696 as `11M`.

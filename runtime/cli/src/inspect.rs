@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::output::{answer, human};
+use bitnet_runtime::arch::{EMBEDDING, HEAD};
 use bitnet_runtime::error::Result;
 use bitnet_runtime::file::gguf::{Array, Gguf, TensorInfo, Value};
 
@@ -39,16 +40,16 @@ impl PerToken {
     fn of(gguf: &Gguf) -> PerToken {
         let mut per =
             PerToken { ternary: 0, other_weights: 0, norms: 0, head: 0, embedding_row: 0 };
-        let tied = gguf.tensor("output.weight").is_none();
+        let tied = gguf.tensor(HEAD).is_none();
         for t in gguf.tensors() {
             match t.name.as_str() {
-                "token_embd.weight" => {
+                EMBEDDING => {
                     per.embedding_row = t.bytes / t.rows();
                     if tied {
                         per.head = t.bytes;
                     }
                 }
-                "output.weight" => per.head = t.bytes,
+                HEAD => per.head = t.bytes,
                 _ if t.ty.is_ternary() => per.ternary += t.bytes,
                 _ if t.dims.len() == 1 => per.norms += t.bytes,
                 _ => per.other_weights += t.bytes,

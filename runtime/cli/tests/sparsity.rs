@@ -9,7 +9,6 @@ use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::file::gguf::{Gguf, TensorType};
-use bitnet_runtime::numerics;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -86,12 +85,7 @@ fn a_dummy_is_as_sparse_as_the_demo_model() {
         for (id, row) in rows.chunks_mut(1024).enumerate() {
             let width = bytes.len() / 16_384;
             let bytes = &bytes[64 * id * width..][..width];
-            match embedding {
-                TensorType::F16 => numerics::dequantise_f16_row(bytes, row),
-                TensorType::Q8_0 => numerics::dequantise_q8_0_row(bytes, row),
-                TensorType::Q6_K => numerics::dequantise_q6_k_row(bytes, row),
-                _ => numerics::dequantise_q4_0_row(bytes, row),
-            }
+            (embedding.format().rows().unwrap().dequantise)(bytes, row);
         }
         embeddings.push(rows);
 

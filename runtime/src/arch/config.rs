@@ -3,86 +3,15 @@
 use bitnet_profiles::{Role, Shape, shapes_hash};
 use serde::{Deserialize, Serialize};
 
-use crate::cpu::gather::GatherView;
+use super::{Architecture, layer_tensor};
 use crate::error::{Result, quoted};
 use crate::file::gguf::Gguf;
-
-/// The model families this runtime runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Architecture {
-    /// `bitnet-b1.58`: microsoft/BitNet-b1.58-2B-4T.
-    BitnetB158,
-    /// `bitnet-25`: the same model under its older name.
-    Bitnet25,
-    /// `bitnet`: 1bitLLM/bitnet_b1_58-large and -3B.
-    Bitnet,
-    /// `llama`: Llama3-8B-1.58, Falcon3-1.58bit, Falcon-E.
-    Llama,
-}
-
-impl Architecture {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::BitnetB158, Self::Bitnet25, Self::Bitnet, Self::Llama];
-
-    /// The value of `general.architecture`, which is also the prefix of the other keys.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::BitnetB158 => "bitnet-b1.58",
-            Self::Bitnet25 => "bitnet-25",
-            Self::Bitnet => "bitnet",
-            Self::Llama => "llama",
-        }
-    }
-
-    /// Which elements of a head rotary embedding pairs.
-    #[must_use]
-    pub fn rope_pairs(self) -> RopePairs {
-        match self {
-            Self::Llama => RopePairs::Interleaved,
-            _ => RopePairs::RotateHalf,
-        }
-    }
-
-    /// The non-linearity of the feed-forward part.
-    #[must_use]
-    pub fn activation(self) -> Activation {
-        match self {
-            Self::BitnetB158 | Self::Bitnet25 => Activation::Relu2,
-            Self::Bitnet | Self::Llama => Activation::Silu,
-        }
-    }
-
-    /// Whether RMS norms stand before `attn_output` and `ffn_down`.
-    #[must_use]
-    pub fn has_sub_norms(self) -> bool {
-        self != Self::Llama
-    }
-}
-
-/// How rotary embedding pairs the elements of a head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopePairs {
-    /// Element i with i + dim / 2 (NEOX).
-    RotateHalf,
-    /// Element 2i with 2i + 1 (NORM).
-    Interleaved,
-}
-
-/// The gated non-linearity of the feed-forward part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// max(0, gate)^2 * up
-    Relu2,
-    /// silu(gate) * up
-    Silu,
-}
 
 /// The hyperparameters of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    /// The family.
-    pub architecture: Architecture,
+    /// The architecture.
+    pub architecture: &'static Architecture,
     /// Transformer layers.
     pub layers: usize,
     /// Width of the residual stream.
@@ -124,7 +53,7 @@ impl Config {
     /// [`Error::Model`](crate::Error::Model) naming the key, what it holds and what is allowed.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let architecture = architecture(gguf)?;
-        let key = |name: &str| format!("{}.{name}", architecture.name());
+        let key = |name: &str| format!("{}.{name}", architecture.name);
         let bounded = |name: &str, value: u32, max: u32| {
             if (1..=max).contains(&value) {
                 Ok(value as usize)
@@ -245,11 +174,22 @@ impl Config {
         .into()
     }
 
-    /// Whether all ternary matrices can be multiplied as a file holds them: see [`GatherView::mapped`].
+    /// The ternary matrices of a layer that a role multiplies with one input, by the names of their
+    /// tensors; none for a role that multiplies no such matrices.
     #[must_use]
-    pub fn runs_mapped(&self) -> bool {
-        let mut parts = self.jobs().into_iter().flat_map(|job| job.parts);
-        parts.all(|part| part.cols.is_multiple_of(GatherView::FILE_BLOCK))
+    pub fn matrices(&self, layer: usize, role: Role) -> Vec<(String, Shape)> {
+        let jobs = self.jobs().into_iter().filter(|job| job.role == role);
+        let names = self.architecture.matrices(role).iter();
+        let parts = names.zip(jobs.flat_map(|job| job.parts));
+        parts.map(|(name, shape)| (layer_tensor(layer, name), shape)).collect()
+    }
+
+    /// The ternary matrices of all layers.
+    pub fn all_matrices(&self) -> impl Iterator<Item = (String, Shape)> {
+        let roles = self.jobs().into_iter().map(|job| job.role);
+        let roles: Vec<Role> = roles.collect();
+        let layer = move |layer| roles.clone().into_iter().map(move |role| (layer, role));
+        (0..self.layers).flat_map(layer).flat_map(|(layer, role)| self.matrices(layer, role))
     }
 
     /// What attention is known by in a tuning profile: the query heads and the key-value heads of a
@@ -278,18 +218,18 @@ pub struct JobShapes {
     pub count: u32,
 }
 
-fn architecture(gguf: &Gguf) -> Result<Architecture> {
+fn architecture(gguf: &Gguf) -> Result<&'static Architecture> {
     let key = "general.architecture";
     let name = gguf.require_str(key)?;
-    Architecture::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| {
-        let known = Architecture::ALL.map(Architecture::name).join(", ");
+    Architecture::find(name).ok_or_else(|| {
+        let known = Architecture::names();
         gguf.key_error(key, quoted(name), format_args!("one of {known}"))
     })
 }
 
 /// Linear position scaling. The llama family also knows others, which would change the text.
-fn rope_scale(gguf: &Gguf, architecture: Architecture) -> Result<f32> {
-    let key = |name: &str| format!("{}.rope.{name}", architecture.name());
+fn rope_scale(gguf: &Gguf, architecture: &Architecture) -> Result<f32> {
+    let key = |name: &str| format!("{}.rope.{name}", architecture.name);
     let kind_key = key("scaling.type");
     let factor_key = match gguf.get_str(&kind_key)? {
         None => key("scale_linear"), // its name before scaling.type came
@@ -307,8 +247,8 @@ fn rope_scale(gguf: &Gguf, architecture: Architecture) -> Result<f32> {
 }
 
 /// Rows of the embedding, which the key `vocab_size` and the tokenizer have to agree with.
-fn vocabulary(gguf: &Gguf, architecture: Architecture) -> Result<usize> {
-    let name = "token_embd.weight";
+fn vocabulary(gguf: &Gguf, architecture: &Architecture) -> Result<usize> {
+    let name = architecture.tensors.embedding;
     let Some(tensor) = gguf.tensor(name) else {
         return Err(gguf.tensor_error(
             name,
@@ -324,7 +264,7 @@ fn vocabulary(gguf: &Gguf, architecture: Architecture) -> Result<usize> {
             format_args!("1 to {MAX_WIDTH}"),
         ));
     }
-    let key = format!("{}.vocab_size", architecture.name());
+    let key = format!("{}.vocab_size", architecture.name);
     if let Some(size) = gguf.get_u32(&key)?
         && u64::from(size) != rows
     {
@@ -349,7 +289,7 @@ mod tests {
     #[test]
     fn jobs_hold_every_ternary_weight() {
         let config = Config {
-            architecture: Architecture::BitnetB158,
+            architecture: &crate::arch::BITNET_B158,
             layers: 30,
             hidden: 2560,
             ffn: 6912,
@@ -371,6 +311,12 @@ mod tests {
             job.count as usize * job.parts.iter().map(|part| part.weights()).sum::<usize>()
         };
         assert_eq!(jobs.iter().map(weights).sum::<usize>(), 2_084_044_800);
+
+        let names: Vec<(String, Shape)> = config.all_matrices().collect();
+        assert_eq!(names.len(), 30 * 7);
+        assert_eq!(names[1], ("blk.0.attn_k.weight".to_owned(), kv));
+        assert_eq!(names[209], ("blk.29.ffn_down.weight".to_owned(), Shape::new(2560, 6912)));
+        assert_eq!(config.matrices(0, Role::LmHead), []);
 
         let hash = config.shapes_hash();
         assert_eq!(hash, config.shapes_hash());

@@ -20,7 +20,7 @@ use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::observe::Observer;
 use super::rows::Rows;
 use super::stages::{Stage, StageClock, StageTimes};
-use crate::arch::config::{Activation, RopePairs};
+use crate::arch::{Activation, RopePairs};
 use crate::cpu::gather::Along;
 use crate::cpu::head::screen::{self, HeadStats, Needs, Scan, Screen};
 use crate::cpu::kernels::VectorOps;
@@ -755,7 +755,7 @@ impl Pass<'_> {
             // SAFETY: written before the barrier, read-only in this phase.
             let (gate, up) = unsafe { self.gate_up.row(token) }.split_at(config.ffn);
             let product = &mut scratch.raw[..config.ffn];
-            match config.architecture.activation() {
+            match config.architecture.activation {
                 Activation::Relu2 => self.vector().relu2_mul(gate, up, product),
                 Activation::Silu => self.vector().silu_mul(gate, up, product),
             }
@@ -931,7 +931,7 @@ impl Pass<'_> {
             let slot = place.all_slots().start + token;
             // SAFETY: written before `slots_ready`, or by this worker; read-only since.
             let (cos, sin) = unsafe { (self.cos.row(slot), self.sin.row(slot)) };
-            match config.architecture.rope_pairs() {
+            match config.architecture.rope_pairs {
                 RopePairs::RotateHalf => self.vector().rope_neox(head, cos, sin),
                 RopePairs::Interleaved => self.vector().rope_norm(head, cos, sin),
             }

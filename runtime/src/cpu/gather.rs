@@ -1,13 +1,14 @@
 //! Packs ternary matrices by lines, rows or columns, of which decode reads those that a list names:
-//! from the file's I2_S, as in [`crate::cpu::packing`].
+//! from the format of the file, as in [`crate::cpu::packing`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitnet_profiles::{GatherLayout, Shape};
 
 use crate::cpu::memory::Buffer;
-use crate::cpu::packing::{BadCode, ZERO, read_codes};
+use crate::cpu::packing::BadCode;
 use crate::cpu::threads::{Pool, SharedSlice};
+use crate::formats::{Codes, Scales, ZERO, i2_s};
 use crate::{Error, Result};
 
 /// What the lines of a matrix are.
@@ -43,32 +44,29 @@ pub struct GatherMatrix {
     layout: GatherLayout,
     along: Along,
     shape: Shape,
-    scale: f32,
+    scales: Scales,
     data: Buffer,
 }
 
 impl GatherMatrix {
-    /// Packs `file`, the I2_S codes of a matrix of `shape` without the scale that follows them, into
-    /// `buffer`, which is [`Along::matrix_bytes`] long.
+    /// Packs a matrix into `buffer`, which is [`Along::matrix_bytes`] long.
     ///
     /// # Errors
     /// As [`crate::cpu::packing::PackedMatrix::pack`].
     pub fn pack(
-        file: &[u8],
-        shape: Shape,
-        scale: f32,
+        file: Codes<'_>,
+        scales: impl Into<Scales>,
         (layout, along): (GatherLayout, Along),
         mut buffer: Buffer,
         pool: &Pool,
     ) -> Result<std::result::Result<Self, BadCode>> {
-        let fits = file.len() == shape.weights().div_ceil(4)
-            && shape.weights().is_multiple_of(128)
+        let (shape, scales) = (file.shape(), scales.into());
+        let fits = file.fits()
             && buffer.len() == along.matrix_bytes(layout, shape)
             && (1..=Shape::MAX_COLS).contains(&shape.cols);
         if !fits {
             return Err(Error::Runtime(format!(
-                "cannot pack the lines of a matrix of {shape} from {} bytes into {} as {layout}",
-                file.len(),
+                "cannot pack the lines of a matrix ({file:?}) into {} bytes as {layout}",
                 buffer.len()
             )));
         }
@@ -78,10 +76,10 @@ impl GatherMatrix {
             // SAFETY: workers own disjoint ranges of rows, or of units, and each packs its own once.
             let seen = unsafe {
                 match along {
-                    Along::Rows => pack_rows(file, shape, layout, worker.share(shape.rows), &out),
+                    Along::Rows => pack_rows(file, layout, worker.share(shape.rows), &out),
                     Along::Columns => {
                         let units = worker.share(layout.units(shape.rows));
-                        pack_columns(file, shape, layout, units, &out)
+                        pack_columns(file, layout, units, &out)
                     }
                 }
             };
@@ -90,13 +88,13 @@ impl GatherMatrix {
         if bad.into_inner() {
             return Ok(Err(BadCode));
         }
-        Ok(Ok(Self { layout, along, shape, scale, data: buffer }))
+        Ok(Ok(Self { layout, along, shape, scales, data: buffer }))
     }
 
     /// Rows that were packed by [`pack_row`].
     pub(crate) fn of_rows(layout: GatherLayout, shape: Shape, data: Buffer) -> Self {
         assert_eq!(data.len(), Along::Rows.matrix_bytes(layout, shape));
-        Self { layout, along: Along::Rows, shape, scale: 1.0, data }
+        Self { layout, along: Along::Rows, shape, scales: Scales::Tensor(1.0), data }
     }
 
     /// The same lines once more, in `buffer`.
@@ -117,7 +115,7 @@ impl GatherMatrix {
             // SAFETY: workers own disjoint ranges.
             unsafe { out.write(share.clone()) }.copy_from_slice(&self.data[share]);
         })?;
-        Ok(Self { data: buffer, ..*self })
+        Ok(Self { data: buffer, scales: self.scales.clone(), ..*self })
     }
 
     /// The layout of a line.
@@ -135,9 +133,9 @@ impl GatherMatrix {
         self.shape
     }
 
-    /// As [`crate::cpu::packing::PackedMatrix::scale`].
-    pub fn scale(&self) -> f32 {
-        self.scale
+    /// As [`crate::cpu::packing::PackedMatrix::scales`].
+    pub fn scales(&self) -> &Scales {
+        &self.scales
     }
 
     /// How many lines there are.
@@ -181,7 +179,7 @@ impl<'a> From<&'a GatherMatrix> for GatherView<'a> {
 
 impl<'a> GatherView<'a> {
     /// Columns in a block of a file's I2_S: a row of whole blocks can be read as it lies there.
-    pub const FILE_BLOCK: usize = 128;
+    pub const FILE_BLOCK: usize = i2_s::BLOCK;
 
     /// The rows of a matrix of `shape` as a file holds them in I2_S: `file` are its codes and the 32
     /// bytes that follow. Two blocks are a unit of [`GatherLayout::I2sL64`] but for the order of its
@@ -261,17 +259,17 @@ impl<'a> GatherView<'a> {
 /// # Safety
 /// Until the call returns nothing else reads or writes the lines of `rows` in `out`.
 unsafe fn pack_rows(
-    file: &[u8],
-    shape: Shape,
+    file: Codes<'_>,
     layout: GatherLayout,
     rows: std::ops::Range<usize>,
     out: &SharedSlice<'_, u8>,
 ) -> bool {
+    let shape = file.shape();
     let line_bytes = layout.line_bytes(shape.cols);
     let mut codes = vec![ZERO; shape.cols.next_multiple_of(layout.unit_weights())];
     let mut bad = false;
     for row in rows {
-        bad |= read_codes(file, row * shape.cols, &mut codes[..shape.cols]).bad;
+        bad |= file.read(row, 0, &mut codes[..shape.cols]).bad;
         // SAFETY: as the caller promises.
         let line = unsafe { out.write(row * line_bytes..(row + 1) * line_bytes) };
         pack_row(layout, &codes, line);
@@ -293,8 +291,7 @@ pub(crate) fn pack_row(layout: GatherLayout, codes: &[u8], line: &mut [u8]) {
 /// # Safety
 /// Until the call returns nothing else reads or writes these units of any line in `out`.
 unsafe fn pack_columns(
-    file: &[u8],
-    shape: Shape,
+    file: Codes<'_>,
     layout: GatherLayout,
     units: std::ops::Range<usize>,
     out: &SharedSlice<'_, u8>,
@@ -302,6 +299,7 @@ unsafe fn pack_columns(
     /// Columns at once: their codes stay in the L2 cache.
     const COLS: usize = 512;
     const BYTES: usize = GatherLayout::UNIT_BYTES;
+    let shape = file.shape();
     let (unit_rows, line_bytes) = (layout.unit_weights(), layout.line_bytes(shape.rows));
     let mut codes = vec![ZERO; unit_rows * COLS];
     let mut bytes = vec![0; BYTES * COLS];
@@ -312,8 +310,7 @@ unsafe fn pack_columns(
             for (i, codes) in codes.chunks_exact_mut(COLS).enumerate() {
                 let row = unit * unit_rows + i;
                 if row < shape.rows {
-                    let at = row * shape.cols + first;
-                    bad |= read_codes(file, at, &mut codes[..cols]).bad;
+                    bad |= file.read(row, first, &mut codes[..cols]).bad;
                 } else {
                     codes.fill(ZERO);
                 }

@@ -385,7 +385,6 @@ mod tests {
     use bitnet_profiles::Isa;
 
     use super::*;
-    use crate::arch::config::Architecture;
     use crate::cpu::kernels::AttentionKernel;
     use crate::cpu::kernels::attention::AttentionInput;
     use crate::cpu::memory::Buffer;
@@ -393,7 +392,7 @@ mod tests {
 
     fn config() -> Config {
         Config {
-            architecture: Architecture::Llama,
+            architecture: &crate::arch::LLAMA,
             layers: 2,
             hidden: 8,
             ffn: 8,

@@ -10,17 +10,29 @@ use std::sync::Arc;
 
 use bitnet_profiles::{GatherLayout, Shape};
 
+use crate::arch::config::Config;
 use crate::cpu::gather::{Along, GatherView};
 use crate::cpu::kernels::{GatherKernel, VectorOps};
 use crate::cpu::memory::Buffer;
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::file::gguf::{Gguf, TensorInfo};
+use crate::formats::TensorType;
 use crate::{Error, Result};
 
 /// Tokens whose activations are prepared together: they stay in the L2 cache.
 const TOKENS: usize = 64;
 /// Bytes of the rows that meet all of these before the next rows do.
 const BLOCK_BYTES: usize = 32 << 10;
+
+/// Whether all ternary matrices of a model can be multiplied as its file holds them: in I2_S, rows of
+/// whole blocks.
+#[must_use]
+pub fn serves(gguf: &Gguf, config: &Config) -> bool {
+    config.all_matrices().all(|(name, shape)| {
+        shape.cols.is_multiple_of(GatherView::FILE_BLOCK)
+            && gguf.tensor(&name).is_some_and(|tensor| tensor.ty == TensorType::I2_S)
+    })
+}
 
 /// A ternary matrix in a file, in I2_S.
 #[derive(Debug)]
@@ -195,10 +207,10 @@ mod tests {
     use bitnet_profiles::{Format, Isa};
 
     use super::*;
-    use crate::cpu::packing::to_file_codes;
     use crate::cpu::reference;
     use crate::cpu::threads::Pool;
-    use crate::file::gguf::{GgufWriter, TensorType};
+    use crate::file::gguf::GgufWriter;
+    use crate::formats::i2_s;
     use crate::random::Random;
 
     /// A file of matrices, each of random codes that it gives, too, before a tail that is no codes.
@@ -214,7 +226,7 @@ mod tests {
             .map(|shape| (0..shape.weights()).map(|_| random.below(3) as u8).collect())
             .collect();
         for codes in &codes {
-            bytes.extend(to_file_codes(codes));
+            bytes.extend(i2_s::encode(codes));
             bytes.extend([0xff; 32]);
         }
         (Arc::new(Gguf::from_bytes("matrices", bytes).unwrap()), codes)

@@ -67,10 +67,22 @@ impl Team {
     }
 }
 
+/// A matrix of a job.
+#[derive(Debug, Clone, Copy)]
+struct Part<'a> {
+    matrix: &'a PackedMatrix,
+    /// Where its rows begin among those of the job.
+    offset: usize,
+    /// What its products are multiplied with.
+    scale: f32,
+}
+
 /// Matrices with the same input, and the kernels that multiply them.
 #[derive(Debug)]
 pub struct Job {
     parts: Vec<PackedMatrix>,
+    /// What products with each part are multiplied with.
+    scales: Vec<f32>,
     decode: Kernel,
     prefill: Kernel,
     /// For a few tokens: the same as `prefill` unless that expands.
@@ -161,12 +173,19 @@ impl Job {
                 prefill.id()
             )));
         }
+        let scale = |part: &PackedMatrix| {
+            part.scales().of_tensor().ok_or_else(|| {
+                let unit = part.scales().unit();
+                Error::Runtime(format!("no kernel multiplies with a scale for each {unit}"))
+            })
+        };
+        let scales = parts.iter().map(scale).collect::<Result<Vec<f32>>>()?;
         let rows = parts.iter().map(|part| part.shape().rows).sum();
         let ops = VectorOps::best(decode.id().isa.max(prefill.id().isa));
         let direct = prefill.expands().then(|| Kernel::direct(prefill.layout(), prefill.id().isa));
         let batch = direct.flatten().unwrap_or(prefill);
         let few = few(&batch);
-        Ok(Self { parts, decode, prefill, batch, few, ops, cols, rows, sparse: None })
+        Ok(Self { parts, scales, decode, prefill, batch, few, ops, cols, rows, sparse: None })
     }
 
     /// The kernel for a group of so many tokens that multiplies from the packing.
@@ -283,9 +302,9 @@ impl Job {
         let step_rows = self.decode.step_rows();
         let all = self.steps(step_rows);
         let mut multiply = |steps| {
-            self.for_steps(steps, step_rows, |part, offset, steps, _| {
+            self.for_steps(steps, step_rows, |part, steps, _| {
                 // SAFETY: a step is claimed, or shared out, once in a phase.
-                bytes += unsafe { self.multiply_one(part, offset, steps, s, scratch, out) };
+                bytes += unsafe { self.multiply_one(part, steps, s, scratch, out) };
             });
         };
         if worker.threads > 1 && self.packed_bytes() >= CLAIMED_BYTES {
@@ -314,15 +333,16 @@ impl Job {
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
-        let [gate, up] = &self.parts[..] else {
+        let mut parts = self.placed();
+        let (Some(gate), Some(up)) = (parts.next(), parts.next()) else {
             unreachable!("`Sparse::fits` asks for two matrices")
         };
         let step_rows = self.decode.step_rows();
-        let share = worker.share(gate.shape().rows.div_ceil(step_rows));
-        let (rows, offset) = (rows_of(gate, step_rows, &share), gate.shape().rows);
+        let share = worker.share(gate.matrix.shape().rows.div_ceil(step_rows));
+        let (rows, offset) = (rows_of(gate.matrix, step_rows, &share), up.offset);
         self.prepare_one(q, scratch);
         // SAFETY: shares of steps are disjoint.
-        let mut bytes = unsafe { self.multiply_one(gate, 0, share.clone(), s, scratch, out) };
+        let mut bytes = unsafe { self.multiply_one(gate, share.clone(), s, scratch, out) };
         // SAFETY: shares are disjoint, and what `multiply_one` held of them is given back; the two ranges
         // are of different matrices.
         let (gates, products) =
@@ -330,7 +350,7 @@ impl Job {
         let space = scratch.space(&self.ops);
         if !sparse.rows((q, s), gates, rows, space, products) {
             // SAFETY: as above, and `gates` and `products` are used no more.
-            bytes += unsafe { self.multiply_one(up, offset, share, s, scratch, out) };
+            bytes += unsafe { self.multiply_one(up, share, s, scratch, out) };
         }
         scratch.sparse.count_bytes(Along::Rows, bytes);
     }
@@ -341,32 +361,31 @@ impl Job {
         self.decode.prepare(q, self.cols, group);
     }
 
-    /// Multiplies some steps of a matrix, whose rows begin at `offset` of `out`, with the token that
-    /// was prepared, and gives the bytes of weights that it read.
+    /// Multiplies some steps of a matrix with the token that was prepared, and gives the bytes of
+    /// weights that it read.
     ///
     /// # Safety
     /// As [`Job::decode`]; of the workers only this one is given these steps of the matrix in this phase,
     /// and it holds no borrow of their rows in `out`.
     unsafe fn multiply_one(
         &self,
-        part: &PackedMatrix,
-        offset: usize,
+        Part { matrix, offset, scale }: Part<'_>,
         steps: Range<usize>,
         s: f32,
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) -> usize {
         let step_rows = self.decode.step_rows();
-        let rows = rows_of(part, step_rows, &steps);
-        let bytes = part.data().len() / part.shape().rows.next_multiple_of(Layout::ROW_PADDING)
+        let rows = rows_of(matrix, step_rows, &steps);
+        let bytes = matrix.data().len() / matrix.shape().rows.next_multiple_of(Layout::ROW_PADDING)
             * (steps.len() * step_rows);
         let group = &scratch.group[..self.decode.group_bytes(self.cols)];
         let dots = &mut scratch.dots.as_i32_mut()[..steps.len() * step_rows];
         let stride = dots.len();
-        self.decode.run(part, steps, group, dots, stride);
+        self.decode.run(matrix, steps, group, dots, stride);
         // SAFETY: these rows are of the steps that only this worker has, as the caller promises.
         let out = unsafe { out.write(offset + rows.start..offset + rows.end) };
-        self.ops.scale_output(&dots[..rows.len()], s, part.scale(), out);
+        self.ops.scale_output(&dots[..rows.len()], s, scale, out);
         bytes
     }
 
@@ -538,19 +557,20 @@ impl Job {
         let most = (BLOCK_ROWS / step_rows).min(all / (EQUAL_PIECES * worker.threads)).max(1);
         while let Some(claimed) = worker.claim(all.div_ceil(most)) {
             let first = claimed * most;
-            self.for_steps(first..(first + most).min(all), step_rows, |part, offset, steps, _| {
-                let rows = rows_of(part, step_rows, &steps);
+            self.for_steps(first..(first + most).min(all), step_rows, |part, steps, _| {
+                let Part { matrix, offset, scale } = part;
+                let rows = rows_of(matrix, step_rows, &steps);
                 for (index, scales) in scales.chunks(tokens).enumerate() {
                     let kernel = self.group_kernel(scales.len());
                     let group = &groups[index * bytes..][..kernel.group_bytes(self.cols)];
-                    kernel.run(part, steps.clone(), group, dots, BLOCK_ROWS);
+                    kernel.run(matrix, steps.clone(), group, dots, BLOCK_ROWS);
                     for (i, &s) in scales.iter().enumerate() {
                         let token = (index * tokens + i) * self.rows + offset;
                         // SAFETY: these rows were claimed, which happens once in a phase; nobody else
                         // is there, as the caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * BLOCK_ROWS..][..rows.len()];
-                        self.ops.scale_output(dots, s, part.scale(), out);
+                        self.ops.scale_output(dots, s, scale, out);
                     }
                 }
             });
@@ -606,8 +626,9 @@ impl Job {
                 kernel.run_expanded(expanded, tiles.clone(), group, dots, stride);
                 let (from, to) = (chunk.start + tiles.start, chunk.start + tiles.end);
                 let step_rows = kernel.step_rows();
-                self.for_steps(from..to, step_rows, |part, offset, own, at| {
-                    let rows = rows_of(part, step_rows, &own);
+                self.for_steps(from..to, step_rows, |part, own, at| {
+                    let Part { matrix, offset, scale } = part;
+                    let rows = rows_of(matrix, step_rows, &own);
                     let at = (at - from) * step_rows;
                     let tokens = scales.chunks(kernel.tokens()).nth(index).unwrap_or(&[]);
                     for (i, &s) in tokens.iter().enumerate() {
@@ -616,7 +637,7 @@ impl Job {
                         // caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * stride + at..][..rows.len()];
-                        self.ops.scale_output(dots, s, part.scale(), out);
+                        self.ops.scale_output(dots, s, scale, out);
                     }
                 });
             }
@@ -648,10 +669,10 @@ impl Job {
         let share = team.share(chunk.len());
         let expanded = workspace.part(self.chunk_range(team, chunk.len(), tokens));
         let (from, to) = (chunk.start + share.start, chunk.start + share.end);
-        self.for_steps(from..to, self.prefill.step_rows(), |part, _, tiles, at| {
+        self.for_steps(from..to, self.prefill.step_rows(), |part, tiles, at| {
             let place = (at - chunk.start, chunk.len());
             // SAFETY: shares of a chunk are disjoint, and nobody else is there, as the caller promises.
-            unsafe { self.prefill.expand(part, tiles, place, &expanded) };
+            unsafe { self.prefill.expand(part.matrix, tiles, place, &expanded) };
         });
     }
 
@@ -666,23 +687,32 @@ impl Job {
         self.parts.iter().map(|part| part.shape().rows.div_ceil(step_rows)).sum()
     }
 
-    /// Calls `f(part, row offset of the part, steps of it, the first one's number)` for every part that
-    /// has some of `steps`, of so many rows, which are numbered over all parts.
+    /// The matrices, with their places.
+    fn placed(&self) -> impl Iterator<Item = Part<'_>> {
+        let mut end = 0;
+        self.parts.iter().zip(&self.scales).map(move |(matrix, &scale)| {
+            let offset = end;
+            end += matrix.shape().rows;
+            Part { matrix, offset, scale }
+        })
+    }
+
+    /// Calls `f(part, steps of it, the first one's number)` for every part that has some of `steps`, of
+    /// so many rows, which are numbered over all parts.
     fn for_steps(
         &self,
         steps: Range<usize>,
         step_rows: usize,
-        mut f: impl FnMut(&PackedMatrix, usize, Range<usize>, usize),
+        mut f: impl FnMut(Part<'_>, Range<usize>, usize),
     ) {
-        let (mut first, mut offset) = (0, 0);
-        for part in &self.parts {
-            let end = first + part.shape().rows.div_ceil(step_rows);
+        let mut first = 0;
+        for part in self.placed() {
+            let end = first + part.matrix.shape().rows.div_ceil(step_rows);
             let (from, to) = (steps.start.max(first), steps.end.min(end));
             if from < to {
-                f(part, offset, from - first..to - first, from);
+                f(part, from - first..to - first, from);
             }
             first = end;
-            offset += part.shape().rows;
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct LoadOptions<'a> {
     /// [`Model::choose_head`] may change.
     pub copy_head: bool,
     /// Whether ternary weights are packed. If not they are multiplied as they lie in the file, which
-    /// serves until there is time to pack them, in a model that [`Config::runs_mapped`].
+    /// serves until there is time to pack them, in a model that [`crate::cpu::mapped::serves`].
     pub pack: bool,
     /// Whether one token skips what meets a zero.
     pub sparse: sparse::Mode,

@@ -1,10 +1,7 @@
-//! Packs ternary matrices: from the file's I2_S, one fixed layout on every CPU, to the layout of
-//! the kernels that were chosen.
+//! Packs ternary matrices: from the format of the file to the layout of the kernels that were chosen.
 //!
-//! The file holds 128 weights in 32 bytes, flat over the row-major matrix, so that a row may begin
-//! inside a block: weight `j` of a block sits in byte `j % 32`, weights 0 to 31 in bits 7:6, 32 to
-//! 63 in bits 5:4, and so on; codes 0, 1, 2 stand for -1, 0, +1 and 3 for nothing. A row of codes
-//! is read from there, padded with zero weights, and handed to the packer of the layout.
+//! A row of codes is read from the file ([`Codes`]), padded with zero weights, and handed to the
+//! packer of the layout.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,21 +9,15 @@ use bitnet_profiles::{Layout, Shape};
 
 use crate::cpu::memory::Buffer;
 use crate::cpu::threads::{Pool, SharedSlice};
+use crate::formats::{Codes, Scales, Seen, ZERO};
 use crate::{Error, Result};
-
-/// Weights in a block of the file's I2_S.
-const BLOCK: usize = 128;
-/// Bytes of a block.
-const BLOCK_BYTES: usize = 32;
-/// The code of weight 0.
-pub(crate) const ZERO: u8 = 1;
 
 /// A ternary matrix in the layout it was packed for.
 #[derive(Debug)]
 pub struct PackedMatrix {
     layout: Layout,
     shape: Shape,
-    scale: f32,
+    scales: Scales,
     zero: bool,
     data: Buffer,
 }
@@ -36,28 +27,25 @@ pub struct PackedMatrix {
 pub struct BadCode;
 
 impl PackedMatrix {
-    /// Packs `file`, the I2_S codes of a matrix of `shape` without the scale that follows them,
-    /// into `buffer`. Every worker packs the tiles it owns.
+    /// Packs a matrix into `buffer`. Every worker packs the tiles it owns.
     ///
     /// # Errors
     /// `Ok(Err(BadCode))` when a code is 3; [`Error::Runtime`] when sizes do not fit or a worker
     /// panicked.
     pub fn pack(
-        file: &[u8],
-        shape: Shape,
-        scale: f32,
+        file: Codes<'_>,
+        scales: impl Into<Scales>,
         layout: Layout,
         mut buffer: Buffer,
         pool: &Pool,
     ) -> Result<std::result::Result<Self, BadCode>> {
-        let fits = shape.weights().is_multiple_of(BLOCK)
-            && file.len() == shape.weights() / 4
+        let (shape, scales) = (file.shape(), scales.into());
+        let fits = file.fits()
             && buffer.len() == layout.matrix_bytes(shape)
             && (1..=Shape::MAX_COLS).contains(&shape.cols);
         if !fits {
             return Err(Error::Runtime(format!(
-                "cannot pack a matrix of {shape} from {} bytes into {} as {layout}",
-                file.len(),
+                "cannot pack a matrix ({file:?}) into {} bytes as {layout}",
                 buffer.len()
             )));
         }
@@ -73,7 +61,7 @@ impl PackedMatrix {
                 for (i, row) in codes.chunks_exact_mut(stride).enumerate() {
                     let number = tile * rows + i;
                     if number < shape.rows {
-                        let seen = read_codes(file, number * shape.cols, &mut row[..shape.cols]);
+                        let seen = file.read(number, 0, &mut row[..shape.cols]);
                         bad.fetch_or(seen.bad, Ordering::Relaxed);
                         weights.fetch_or(seen.weights, Ordering::Relaxed);
                     } else {
@@ -97,7 +85,7 @@ impl PackedMatrix {
             return Ok(Err(BadCode));
         }
         let zero = !weights.into_inner();
-        Ok(Ok(Self { layout, shape, scale, zero, data: buffer }))
+        Ok(Ok(Self { layout, shape, scales, zero, data: buffer }))
     }
 
     /// The same matrix once more, in `buffer`. Every worker copies the tiles it owns.
@@ -122,7 +110,7 @@ impl PackedMatrix {
             // SAFETY: workers own disjoint ranges of tiles.
             unsafe { out.write(bytes.clone()) }.copy_from_slice(&self.data[bytes]);
         })?;
-        Ok(Self { data: buffer, ..*self })
+        Ok(Self { data: buffer, scales: self.scales.clone(), ..*self })
     }
 
     /// The layout the matrix was packed for.
@@ -135,10 +123,10 @@ impl PackedMatrix {
         self.shape
     }
 
-    /// What an integer dot product is multiplied with, after it is divided by the activations'
+    /// What integer dot products are multiplied with, after they are divided by the activations'
     /// scale.
-    pub fn scale(&self) -> f32 {
-        self.scale
+    pub fn scales(&self) -> &Scales {
+        &self.scales
     }
 
     /// Whether every weight is zero, which no trained model has.
@@ -157,23 +145,7 @@ impl PackedMatrix {
     }
 }
 
-/// What there was among some codes: perhaps also among others of the blocks they lie in.
-pub(crate) struct Seen {
-    /// A code 3.
-    pub(crate) bad: bool,
-    /// A weight other than zero.
-    pub(crate) weights: bool,
-}
-
-impl Seen {
-    fn among(codes: &[u8]) -> Self {
-        let bad = codes.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
-        let weights = codes.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
-        Self { bad: bad != 0, weights: weights != 0 }
-    }
-}
-
-/// Looks at the codes of a whole file tensor, each worker at a share of them.
+/// Looks at codes of 2 bits, each worker at a share of them.
 ///
 /// # Errors
 /// [`Error::Runtime`] when a worker panicked.
@@ -189,33 +161,6 @@ pub(crate) fn look_at(file: &[u8], pool: &Pool) -> Result<Seen> {
         }
     })?;
     Ok(Seen { bad: bad.into_inner(), weights: weights.into_inner() })
-}
-
-/// Reads the codes of weights `first..first + codes.len()` of the flat matrix.
-pub(crate) fn read_codes(file: &[u8], first: usize, codes: &mut [u8]) -> Seen {
-    let blocks = first / BLOCK..(first + codes.len()).div_ceil(BLOCK);
-    let (mut from, mut rest) = (first % BLOCK, codes);
-    for block in file.as_chunks::<BLOCK_BYTES>().0[blocks.clone()].iter() {
-        let (own, behind) = rest.split_at_mut((BLOCK - from).min(rest.len()));
-        if let Ok(all) = <&mut [u8; BLOCK]>::try_from(&mut *own) {
-            spread(block, all);
-        } else {
-            let mut all = [0; BLOCK];
-            spread(block, &mut all);
-            own.copy_from_slice(&all[from..from + own.len()]);
-        }
-        (from, rest) = (0, behind);
-    }
-    Seen::among(&file[blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES])
-}
-
-/// The codes of a block, each in its byte.
-fn spread(block: &[u8; BLOCK_BYTES], codes: &mut [u8; BLOCK]) {
-    for (quarter, codes) in codes.chunks_exact_mut(BLOCK_BYTES).enumerate() {
-        for (code, byte) in codes.iter_mut().zip(block) {
-            *code = (byte >> (6 - 2 * quarter)) & 3;
-        }
-    }
 }
 
 /// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] and its kin.
@@ -309,15 +254,4 @@ fn pack_t5(codes: &[u8], stride: usize, out: &mut [u8]) {
             out[at..at + 4].copy_from_slice(&packed.to_le_bytes());
         }
     }
-}
-
-/// Codes in the file's I2_S, for tests and for writing models: the inverse of what
-/// [`PackedMatrix::pack`] reads. The number of codes is a multiple of 128.
-pub fn to_file_codes(codes: &[u8]) -> Vec<u8> {
-    let block = |block: &[u8]| -> [u8; BLOCK_BYTES] {
-        std::array::from_fn(|i| {
-            (0..4).fold(0, |byte, quarter| byte << 2 | block[quarter * BLOCK_BYTES + i])
-        })
-    };
-    codes.chunks_exact(BLOCK).flat_map(block).collect()
 }

@@ -42,6 +42,8 @@ pub struct Sparse {
     lines: GatherMatrix,
     kernel: GatherKernel,
     below: f64,
+    /// What products are multiplied with.
+    scale: f32,
 }
 
 /// What there was to skip, and what was read, over all tokens and layers.
@@ -121,15 +123,17 @@ impl Sparse {
     /// # Errors
     /// [`Error::Runtime`] when they do not fit together.
     pub fn new(lines: GatherMatrix, kernel: GatherKernel, below: f64) -> Result<Self> {
-        if (lines.layout(), lines.along()) != (kernel.layout(), kernel.along()) {
+        let own = (lines.layout(), lines.along()) == (kernel.layout(), kernel.along());
+        let Some(scale) = lines.scales().of_tensor().filter(|_| own) else {
             return Err(Error::Runtime(format!(
-                "lines of {} packed as {} are not for {}",
+                "lines of {} packed as {}, with a scale for each {}, are not for {}",
                 lines.shape(),
                 lines.layout(),
+                lines.scales().unit(),
                 kernel.id()
             )));
-        }
-        Ok(Self { lines, kernel, below })
+        };
+        Ok(Self { lines, kernel, below, scale })
     }
 
     /// The kernel.
@@ -160,7 +164,7 @@ impl Sparse {
     /// one shape, by rows; the only one, down, by columns.
     pub(crate) fn fits(&self, parts: &[PackedMatrix]) -> bool {
         let own = |part: &PackedMatrix| {
-            part.shape() == self.lines.shape() && part.scale() == self.lines.scale()
+            part.shape() == self.lines.shape() && part.scales() == self.lines.scales()
         };
         match (self.lines.along(), parts) {
             (Along::Rows, [gate, up]) => gate.shape() == up.shape() && own(up),
@@ -184,7 +188,7 @@ impl Sparse {
     pub(crate) fn products_are_finite(&self, s: f32) -> bool {
         // No dot product is larger, and each rounding is monotonic.
         let most = 128 * self.lines.shape().cols;
-        ((most as f32 / s) * self.lines.scale()).is_finite()
+        ((most as f32 / s) * self.scale).is_finite()
     }
 
     /// Multiplies those of the rows `rows` whose gate is above 0, and gives 0 for the others, in
@@ -214,7 +218,7 @@ impl Sparse {
         self.kernel.prepare(q, group);
         self.kernel.run(&self.lines, 0..units, list, group, dots);
         let products = &mut own.floats[..open];
-        ops.scale_output(&dots[..open], s, self.lines.scale(), products);
+        ops.scale_output(&dots[..open], s, self.scale, products);
         for (&row, &product) in list.iter().zip(&*products) {
             up[row as usize - rows.start] = product;
         }
@@ -260,7 +264,7 @@ impl Sparse {
             // SAFETY: shares of units are disjoint, and so are their rows; nobody else is there, as the
             // caller promises.
             let out = unsafe { out.write(rows.clone()) };
-            ops.scale_output(&dots[..rows.len()], s, self.lines.scale(), out);
+            ops.scale_output(&dots[..rows.len()], s, self.scale, out);
         }
         true
     }

@@ -4,9 +4,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_profiles::{Format, HeadFormat, Layout, Role, Shape};
+use bitnet_profiles::{HeadFormat, Layout, Role, Shape};
 
-use crate::arch::config::{Activation, Config, JobShapes};
+use crate::arch::config::{Config, JobShapes};
+use crate::arch::{Activation, layer_tensor};
 use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::kernels::{GatherKernel, Kernel};
 use crate::cpu::mapped::{FileMatrix, MappedJob};
@@ -18,7 +19,7 @@ use crate::cpu::sparse::{self, Sparse};
 use crate::cpu::threads::{Pool, SharedSlice};
 use crate::error::{Error, Result, quoted};
 use crate::file::gguf::{Gguf, TensorInfo, TensorType};
-use crate::numerics;
+use crate::formats::{self, Codes, Format};
 
 /// All weights. The embedding and the head keep the file's own blocks; the embedding is read from
 /// the file, all else is in memory, unless [`LoadOptions::pack`] says otherwise.
@@ -118,14 +119,7 @@ impl Table {
     /// blocks.
     #[cfg(test)]
     pub(super) fn alone(format: HeadFormat, cols: usize, bytes: &[u8]) -> (Gguf, Self) {
-        let ty = match format {
-            HeadFormat::F32 => TensorType::F32,
-            HeadFormat::F16 => TensorType::F16,
-            HeadFormat::Bf16 => TensorType::BF16,
-            HeadFormat::Q8_0 => TensorType::Q8_0,
-            HeadFormat::Q6K => TensorType::Q6_K,
-            HeadFormat::Q4_0 => TensorType::Q4_0,
-        };
+        let ty = formats::of_head(format).ty;
         let rows = bytes.len() / format.row_bytes(cols);
         let mut writer = crate::file::gguf::GgufWriter::new();
         writer.tensor("output.weight", &[cols as u64, rows as u64], ty).unwrap();
@@ -226,14 +220,7 @@ impl Table {
 
     /// A row as f32, `[hidden]`.
     pub(super) fn dequantise(&self, row: &[u8], out: &mut [f32]) {
-        match self.format {
-            HeadFormat::F32 => numerics::dequantise_f32_row(row, out),
-            HeadFormat::F16 => numerics::dequantise_f16_row(row, out),
-            HeadFormat::Bf16 => numerics::dequantise_bf16_row(row, out),
-            HeadFormat::Q8_0 => numerics::dequantise_q8_0_row(row, out),
-            HeadFormat::Q6K => numerics::dequantise_q6_k_row(row, out),
-            HeadFormat::Q4_0 => numerics::dequantise_q4_0_row(row, out),
-        }
+        (formats::head_rows(self.format).dequantise)(row, out);
     }
 }
 
@@ -290,10 +277,11 @@ impl Packing {
             warnings.push(format!(
                 "{}: nothing is skipped: the gate of {} is no squared ReLU, so it has no zeros",
                 gguf.path().display(),
-                config.architecture.name()
+                config.architecture.name
             ));
         }
-        let head = gguf.tensor("output.weight").or_else(|| gguf.tensor("token_embd.weight"));
+        let names = &config.architecture.tensors;
+        let head = gguf.tensor(names.head).or_else(|| gguf.tensor(names.embedding));
         let free = memory::available();
         let head_bytes = head.map_or(0, |head| head.bytes);
         let with_lines = (bytes + lines_bytes) as u64 + head_bytes;
@@ -347,7 +335,7 @@ fn sparse_kernel(
     options: &LoadOptions<'_>,
     job: &JobShapes,
 ) -> Option<(GatherKernel, f64)> {
-    if config.architecture.activation() != Activation::Relu2 {
+    if config.architecture.activation != Activation::Relu2 {
         return None;
     }
     let (kernel, below) = options.selection.lines(job.role, &job.parts)?;
@@ -393,10 +381,11 @@ struct Loader<'a> {
 impl<'a> Loader<'a> {
     fn weights(&mut self, config: &Config) -> Result<Weights> {
         let Config { hidden, vocab, .. } = *config;
-        let mut embedding = self.table("token_embd.weight", vocab, hidden)?;
-        let head = match self.gguf.tensor("output.weight") {
+        let names = &config.architecture.tensors;
+        let mut embedding = self.table(names.embedding, vocab, hidden)?;
+        let head = match self.gguf.tensor(names.head) {
             Some(_) => {
-                let head = self.table("output.weight", vocab, hidden)?;
+                let head = self.table(names.head, vocab, hidden)?;
                 self.copy(head)?
             }
             None => {
@@ -404,7 +393,7 @@ impl<'a> Loader<'a> {
                 embedding.clone()
             }
         };
-        let output_norm = self.norm("output_norm.weight", hidden)?;
+        let output_norm = self.norm(names.output_norm, hidden)?;
         let rope_factors = self.rope_factors(config)?;
         let layers =
             (0..config.layers).map(|layer| self.layer(config, layer)).collect::<Result<_>>()?;
@@ -413,21 +402,22 @@ impl<'a> Loader<'a> {
 
     fn layer(&mut self, config: &Config, layer: usize) -> Result<Layer> {
         let &Config { hidden, ffn, .. } = config;
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        let sub_norms = config.architecture.has_sub_norms();
-        let mut sub_norm =
-            |part: &str, n: usize| sub_norms.then(|| self.norm(&name(part), n)).transpose();
-        let attn_sub_norm = sub_norm("attn_sub_norm", config.q_dim())?;
-        let ffn_sub_norm = sub_norm("ffn_sub_norm", ffn)?;
+        let names = &config.architecture.tensors;
+        let mut norm = |name: &str, n: usize| self.norm(&layer_tensor(layer, name), n);
+        let attn_norm = norm(names.attn_norm, hidden)?;
+        let sub_norm = names.attn_sub_norm.map(|name| norm(name, config.q_dim()));
+        let attn_sub_norm = sub_norm.transpose()?;
+        let ffn_norm = norm(names.ffn_norm, hidden)?;
+        let ffn_sub_norm = names.ffn_sub_norm.map(|name| norm(name, ffn)).transpose()?;
         Ok(Layer {
-            attn_norm: self.norm(&name("attn_norm"), hidden)?,
-            qkv: self.job(config, Role::Qkv, &["attn_q", "attn_k", "attn_v"].map(name))?,
+            attn_norm,
+            qkv: self.job(config, layer, Role::Qkv)?,
             attn_sub_norm,
-            attn_output: self.job(config, Role::AttnOutput, &[name("attn_output")])?,
-            ffn_norm: self.norm(&name("ffn_norm"), hidden)?,
-            gate_up: self.job(config, Role::GateUp, &["ffn_gate", "ffn_up"].map(name))?,
+            attn_output: self.job(config, layer, Role::AttnOutput)?,
+            ffn_norm,
+            gate_up: self.job(config, layer, Role::GateUp)?,
             ffn_sub_norm,
-            down: self.job(config, Role::Down, &[name("ffn_down")])?,
+            down: self.job(config, layer, Role::Down)?,
         })
     }
 
@@ -457,7 +447,8 @@ impl<'a> Loader<'a> {
             return Err(self.gguf.tensor_error(name, tensor.ty.name(), "f32"));
         }
         let mut values = vec![0.0; n];
-        numerics::dequantise_f32_row(self.gguf.tensor_bytes(tensor), &mut values);
+        let read = formats::head_rows(HeadFormat::F32).dequantise;
+        read(self.gguf.tensor_bytes(tensor), &mut values);
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
             Some(i) => {
@@ -472,12 +463,10 @@ impl<'a> Loader<'a> {
     }
 
     fn rope_factors(&mut self, config: &Config) -> Result<Option<Vec<f32>>> {
-        let name = "rope_freqs.weight";
-        if config.architecture != crate::arch::config::Architecture::Llama
-            || self.gguf.tensor(name).is_none()
-        {
+        let name = config.architecture.tensors.rope_factors;
+        let Some(name) = name.filter(|name| self.gguf.tensor(name).is_some()) else {
             return Ok(None);
-        }
+        };
         let factors = self.vector(name, config.rope_dim / 2)?;
         match factors.iter().find(|f| !(1e-3..=1e6).contains(*f)) {
             None => Ok(Some(factors)),
@@ -487,12 +476,12 @@ impl<'a> Loader<'a> {
 
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
         let tensor = self.tensor(name, &[cols, rows])?;
-        let Some(format) = head_format(tensor.ty) else {
-            let expected =
-                "f32, f16, bf16, q8_0, q6_K or q4_0; quantise the embedding to one of them";
+        let Some(rows_of) = tensor.ty.format().rows() else {
+            let known = Format::names(|format| format.rows().is_some());
+            let expected = format!("{known}; quantise the embedding to one of them");
             return Err(self.gguf.tensor_error(name, tensor.ty.name(), expected));
         };
-        Ok(Table { tensor: tensor.clone(), format, rows, memory: None })
+        Ok(Table { tensor: tensor.clone(), format: rows_of.head, rows, memory: None })
     }
 
     /// Copies a table out of the file, unless it is to stay there.
@@ -511,17 +500,16 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The matrices of a job: packed for the kernels of its role, or as they are.
-    fn job(&mut self, config: &Config, role: Role, names: &[String]) -> Result<Projection> {
-        let shapes = config.jobs().into_iter().find(|job| job.role == role);
-        let shapes = &shapes.expect("Config::jobs lists the role").parts;
+    /// The matrices of a layer's job: packed for the kernels of its role, or as they are.
+    fn job(&mut self, config: &Config, layer: usize, role: Role) -> Result<Projection> {
+        let matrices = config.matrices(layer, role);
         match self.packing.take() {
             Some(mut packing) => {
-                let job = self.packed_job(&mut packing, role, names, shapes);
+                let job = self.packed_job(&mut packing, role, &matrices);
                 self.packing = Some(packing);
                 job.map(|job| Projection::Packed(Box::new(job)))
             }
-            None => self.file_job(names, shapes).map(Projection::Mapped),
+            None => self.file_job(&matrices).map(Projection::Mapped),
         }
     }
 
@@ -529,15 +517,15 @@ impl<'a> Loader<'a> {
         &mut self,
         packing: &mut Packing,
         role: Role,
-        names: &[String],
-        shapes: &[Shape],
+        matrices: &[(String, Shape)],
     ) -> Result<Job> {
         let job = packing.jobs.iter().find(|job| job.role == role).cloned();
         let PlannedJob { decode, prefill, sparse, .. } = job.expect("Config::jobs lists the role");
         let (mut parts, mut lines) = (Vec::new(), None);
-        for (i, (name, &shape)) in names.iter().zip(shapes).enumerate() {
-            let sparse = sparse.as_ref().filter(|_| i + 1 == names.len()).map(|(kernel, _)| kernel);
-            let (part, by_line) = self.pack(packing, name, shape, decode.layout(), sparse)?;
+        for (i, (name, shape)) in matrices.iter().enumerate() {
+            let last = i + 1 == matrices.len();
+            let sparse = sparse.as_ref().filter(|_| last).map(|(kernel, _)| kernel);
+            let (part, by_line) = self.pack(packing, name, *shape, decode.layout(), sparse)?;
             parts.push(part);
             lines = by_line;
         }
@@ -551,41 +539,56 @@ impl<'a> Loader<'a> {
     }
 
     /// The matrices as the file holds them, after a look at every code.
-    fn file_job(&mut self, names: &[String], shapes: &[Shape]) -> Result<MappedJob> {
+    fn file_job(&mut self, matrices: &[(String, Shape)]) -> Result<MappedJob> {
         let ceiling = self.options.selection.ceiling();
-        let kernel = GatherKernel::default(Along::Rows, Some(Format::I2S), ceiling)
-            .ok_or_else(|| Error::Runtime("no kernel for rows of i2_s".into()))?;
+        let kernel =
+            GatherKernel::default(Along::Rows, Some(bitnet_profiles::Format::I2S), ceiling)
+                .ok_or_else(|| Error::Runtime("no kernel for rows of i2_s".into()))?;
         let mut parts = Vec::new();
-        for (name, &shape) in names.iter().zip(shapes) {
-            let (tensor, codes, scale) = self.ternary(name, shape)?;
-            let seen = packing::look_at(codes, self.options.pool)?;
+        for (name, shape) in matrices {
+            let (tensor, codes, scale) = self.ternary(name, *shape)?;
+            if tensor.ty != TensorType::I2_S {
+                let expected =
+                    "i2_s, which alone is multiplied as the file holds it; pack the weights";
+                return Err(self.gguf.tensor_error(name, tensor.ty.name(), expected));
+            }
+            // The reader has checked the size: rows * cols / 4 bytes of codes, then the scale.
+            let seen = packing::look_at(&codes.bytes()[..shape.weights() / 4], self.options.pool)?;
             if seen.bad {
                 return Err(self.bad_code(name));
             }
             self.warn_of_zeros(name, !seen.weights);
-            parts.push(FileMatrix::new(self.gguf, tensor, shape, scale)?);
+            parts.push(FileMatrix::new(self.gguf, tensor, *shape, scale)?);
         }
         MappedJob::new(parts, kernel)
     }
 
     /// A ternary tensor: its codes, and what its integer products are multiplied with.
-    fn ternary(&mut self, name: &str, shape: Shape) -> Result<(&'a TensorInfo, &'a [u8], f32)> {
+    fn ternary(&mut self, name: &str, shape: Shape) -> Result<(&'a TensorInfo, Codes<'a>, f32)> {
         let gguf = self.gguf;
         let tensor = self.tensor(name, &[shape.cols, shape.rows])?;
-        if tensor.ty != TensorType::I2_S {
-            let expected = "ternary weights as i2_s; convert the model to I2_S";
+        let Some(codes) = Codes::new(tensor.ty, gguf.tensor_bytes(tensor), shape) else {
+            let known = Format::names(|format| format.ternary().is_some());
+            let expected = format!("ternary weights as {known}; convert the model to I2_S");
             return Err(gguf.tensor_error(name, tensor.ty.name(), expected));
-        }
-        let bytes = gguf.tensor_bytes(tensor);
-        // The reader has checked the size: rows * cols / 4 bytes of codes, then 32.
-        let (codes, tail) = bytes.split_at(shape.weights() / 4);
-        let mut scale = [0.0];
-        numerics::dequantise_f32_row(&tail[..4], &mut scale);
-        let mut scale = scale[0];
-        if !(scale.is_finite() && scale > 0.0) {
+        };
+        let scales = codes.scales();
+        if let Some(scale) = scales.broken() {
             let expected = "a finite scale above 0; the file is damaged";
             return Err(gguf.tensor_error(name, format_args!("scale {scale}"), expected));
         }
+        let unit = scales.unit();
+        let mut scale = scales.uniform().map_err(|[first, other]| {
+            gguf.tensor_error(
+                name,
+                format_args!("{} with scales {first} and {other} in one tensor", tensor.ty),
+                format_args!(
+                    "one scale for the tensor, as BitNet models have it, and not one for each \
+                     {unit}, for which there are no kernels yet; convert the model's original \
+                     checkpoint to I2_S, if it is a BitNet"
+                ),
+            )
+        })?;
         if let Some(factor) = self.projection_scale(name)? {
             scale *= factor;
         }
@@ -622,13 +625,13 @@ impl<'a> Loader<'a> {
         };
         let buffer = room(layout.matrix_bytes(shape))?;
         let pool = self.options.pool;
-        let packed = PackedMatrix::pack(codes, shape, scale, layout, buffer, pool)?;
+        let packed = PackedMatrix::pack(codes, scale, layout, buffer, pool)?;
         let matrix = packed.map_err(|_| self.bad_code(name))?;
         let lines = match sparse {
             Some(kernel) => {
                 let (layout, along) = (kernel.layout(), kernel.along());
                 let buffer = room(along.matrix_bytes(layout, shape))?;
-                let lines = GatherMatrix::pack(codes, shape, scale, (layout, along), buffer, pool)?;
+                let lines = GatherMatrix::pack(codes, scale, (layout, along), buffer, pool)?;
                 Some(lines.map_err(|_| self.bad_code(name))?)
             }
             None => None,
@@ -671,20 +674,6 @@ pub(super) fn not_locked(error: &std::io::Error) -> String {
         "the weights may be swapped out, the system does not keep them in memory: {error}; raise \
          its limit (ulimit -l)"
     )
-}
-
-/// The head format of a tensor type, if it is one.
-#[must_use]
-pub fn head_format(ty: TensorType) -> Option<HeadFormat> {
-    Some(match ty {
-        TensorType::F32 => HeadFormat::F32,
-        TensorType::F16 => HeadFormat::F16,
-        TensorType::BF16 => HeadFormat::Bf16,
-        TensorType::Q8_0 => HeadFormat::Q8_0,
-        TensorType::Q6_K => HeadFormat::Q6K,
-        TensorType::Q4_0 => HeadFormat::Q4_0,
-        _ => return None,
-    })
 }
 
 #[cfg(all(test, target_os = "linux"))]

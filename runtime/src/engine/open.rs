@@ -18,11 +18,12 @@ use crate::cpu::head::screen::Needs;
 use crate::cpu::host::Host;
 use crate::cpu::kernels::Selection;
 use crate::cpu::kv_cache::KvType;
+use crate::cpu::mapped;
 use crate::cpu::memory::{self, Pages};
 use crate::cpu::model::{LoadOptions, Model};
 use crate::cpu::threads::{MAX_THREADS, Pool, PoolOptions};
 use crate::error::Result;
-use crate::file::gguf::{Gguf, TensorType};
+use crate::file::gguf::Gguf;
 use crate::text::tokenizer::Tokenizer;
 
 /// Tokens of a prompt up to which a text begins with the weights in the file. 46 tokens of a 2B-4T shape
@@ -139,10 +140,10 @@ impl Engine {
     /// Whether weights may be multiplied as they lie in the file at first. Not if a format was asked for,
     /// nor where memory is scarce, which is to be told before anything is written.
     fn may_start_mapped(&self) -> bool {
-        let ternary = self.gguf.tensors().iter().filter(|tensor| tensor.ty == TensorType::I2_S);
+        let ternary = self.gguf.tensors().iter().filter(|tensor| tensor.ty.is_ternary());
         self.options.start == Start::Auto
             && self.options.format.is_none()
-            && self.config.runs_mapped()
+            && mapped::serves(&self.gguf, &self.config)
             && MAPPED_BYTES.contains(&ternary.map(|tensor| tensor.bytes).sum())
             && memory::available().is_none_or(|free| free >= 2 * self.gguf.file_bytes())
     }

@@ -469,7 +469,7 @@ mod tests {
     fn the_penalty_is_that_of_the_last_tokens_whatever_came_before() {
         let mut rng = Rng::new(3);
         for (n, distinct) in [(1, 3), (2, 2), (7, 4), (64, 100), (64, 20), (300, 1000)] {
-            let config = SamplerConfig { repeat_penalty: 1.3, repeat_last_n: n, ..PLAIN };
+            let config = Sampling { repeat_penalty: 1.3, repeat_last_n: n, ..PLAIN };
             let mut sampler = Sampler::new(config).unwrap();
             let mut text = Vec::new();
             for step in 0..1000 {
@@ -499,7 +499,7 @@ mod tests {
                 ids.sort_unstable();
                 ids.dedup();
                 let count = ids.len() + 1;
-                let greedy = SamplerConfig { temperature: 0.0, ..config };
+                let greedy = Sampling { temperature: 0.0, ..config };
                 let needs = Sampler { config: greedy, ..sampler.clone() }.needs(&[], &[]);
                 assert_eq!(needs, Needs::Best { count, ids });
             }

@@ -348,8 +348,9 @@ mod tests {
 
     use super::*;
     use crate::cpu::kernels::{self, Kernel};
-    use crate::cpu::packing::{PackedMatrix, to_file_codes};
+    use crate::cpu::packing::PackedMatrix;
     use crate::cpu::reference;
+    use crate::formats::{Codes, i2_s};
     use crate::random::Random;
 
     /// Jobs of two matrices, `[rows][cols]` and half as many rows, whose codes it gives, too.
@@ -364,9 +365,10 @@ mod tests {
                 let shape = Shape::new(rows, COLS);
                 let codes: Vec<u8> = (0..shape.weights()).map(|_| random.below(3) as u8).collect();
                 let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
-                let file = to_file_codes(&codes);
+                let file = i2_s::encode(&codes);
                 all.extend(codes);
-                PackedMatrix::pack(&file, shape, 1.0, layout, buffer, pool).unwrap().unwrap()
+                let file = Codes::i2_s(&file, shape);
+                PackedMatrix::pack(file, 1.0, layout, buffer, pool).unwrap().unwrap()
             };
             let parts = [ROWS, ROWS / 2].map(pack).into();
             (Job::new(parts, decode, prefill).unwrap(), all)
@@ -489,7 +491,7 @@ mod tests {
     fn every_attention_kernel_leaves_the_same() {
         let pool = Pool::new(2).unwrap();
         let config = Config {
-            architecture: crate::arch::config::Architecture::Llama,
+            architecture: &crate::arch::LLAMA,
             layers: 1,
             hidden: 128,
             ffn: 128,

@@ -4,10 +4,10 @@ pub(crate) mod demo;
 
 use std::path::{Path, PathBuf};
 
-use bitnet_profiles::{HeadFormat, Role, Shape};
+use bitnet_profiles::{HeadFormat, Shape};
 use bitnet_runtime::arch::config::{Config, JobShapes};
-use bitnet_runtime::cpu::weights;
 use bitnet_runtime::file::gguf::Gguf;
+use bitnet_runtime::formats::{Format, TensorType};
 
 use crate::Result;
 
@@ -39,21 +39,15 @@ impl ModelInfo {
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let config = Config::from_gguf(gguf)?;
         let jobs = config.jobs();
-        for layer in 0..config.layers {
-            for job in &jobs {
-                for (name, &shape) in parts(job.role).iter().zip(&job.parts) {
-                    check(gguf, &format!("blk.{layer}.{name}.weight"), shape)?;
-                }
-            }
+        for (name, shape) in config.all_matrices() {
+            check(gguf, &name, shape)?;
         }
-        let name = ["output.weight", "token_embd.weight"]
-            .into_iter()
-            .find(|name| gguf.tensor(name).is_some())
-            .unwrap_or("token_embd.weight");
-        let head = gguf.tensor(name).map(|tensor| (tensor, weights::head_format(tensor.ty)));
-        let Some((_, Some(head))) = head else {
-            let found = head.map_or("no such tensor", |(tensor, _)| tensor.ty.name());
-            let expected = "f32, f16, bf16, q8_0, q6_K or q4_0";
+        let names = &config.architecture.tensors;
+        let name = if gguf.tensor(names.head).is_some() { names.head } else { names.embedding };
+        let ty = gguf.tensor(name).map(|tensor| tensor.ty);
+        let Some(rows) = ty.and_then(|ty| ty.format().rows()) else {
+            let found = ty.map_or("no such tensor", TensorType::name);
+            let expected = Format::names(|format| format.rows().is_some());
             return Err(gguf.tensor_error(name, found, expected).into());
         };
         // A profile refuses names that are long or hold control characters.
@@ -62,11 +56,11 @@ impl ModelInfo {
         let file = || gguf.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self {
             name: if name.is_empty() { file() } else { name },
-            architecture: config.architecture.name(),
+            architecture: config.architecture.name,
             shapes: config.shapes_hash(),
             jobs,
             config,
-            head,
+            head: rows.head,
             path: absolute(gguf.path()),
         })
     }
@@ -82,26 +76,14 @@ impl ModelInfo {
     }
 }
 
-/// Returns the tensor names of a job, between `blk.N.` and `.weight`.
-fn parts(role: Role) -> &'static [&'static str] {
-    match role {
-        Role::Qkv => &["attn_q", "attn_k", "attn_v"],
-        Role::AttnOutput => &["attn_output"],
-        Role::GateUp => &["ffn_gate", "ffn_up"],
-        Role::Gate => &["ffn_gate"],
-        Role::Up => &["ffn_up"],
-        Role::Down => &["ffn_down"],
-        Role::LmHead | Role::Attention => &[],
-    }
-}
-
 fn check(gguf: &Gguf, name: &str, shape: Shape) -> Result<()> {
-    let expected = format!("a ternary matrix of {shape} (rows x columns), as i2_s");
+    let known = Format::names(|format| format.ternary().is_some());
+    let expected = format!("a ternary matrix of {shape} (rows x columns), as {known}");
     let Some(tensor) = gguf.tensor(name) else {
         return Err(gguf.tensor_error(name, "no such tensor", expected).into());
     };
     let fits = tensor.cols() == shape.cols as u64 && tensor.rows() == shape.rows as u64;
-    if !fits || !tensor.ty.is_ternary() {
+    if !fits || tensor.ty.format().ternary().is_none() {
         let found = format!("{} of {}x{}", tensor.ty, tensor.rows(), tensor.cols());
         return Err(gguf.tensor_error(name, found, expected).into());
     }
@@ -117,7 +99,7 @@ fn absolute(path: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_runtime::file::gguf::{GgufWriter, TensorType, Value};
+    use bitnet_runtime::file::gguf::{GgufWriter, Value};
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Activation sparsity: the jobs that may skip rows or columns, and the kernels that could.
 
 use bitnet_profiles::{GatherLayout, Isa, KernelId, Role, Shape};
-use bitnet_runtime::arch::config::Activation;
+use bitnet_runtime::arch::Activation;
 use bitnet_runtime::cpu::gather::Along;
 use bitnet_runtime::cpu::kernels::GatherKernel;
 use bitnet_runtime::cpu::sparse::SMALL;
@@ -30,7 +30,7 @@ pub fn candidates(
     default: Option<&GatherKernel>,
     ceiling: Isa,
 ) -> Vec<KernelId> {
-    let relu2 = model.config.architecture.activation() == Activation::Relu2;
+    let relu2 = model.config.architecture.activation == Activation::Relu2;
     let (Some(along), Some(default), Some(&part)) = (along(role), default, parts.last()) else {
         return Vec::new();
     };
@@ -83,7 +83,7 @@ mod tests {
             let all: std::collections::BTreeSet<&KernelId> = found.iter().collect();
             assert_eq!(all.len(), found.len(), "{role}: one stands twice");
             let mut silu = model.clone();
-            silu.config.architecture = bitnet_runtime::arch::config::Architecture::Llama;
+            silu.config.architecture = &bitnet_runtime::arch::LLAMA;
             assert_eq!(ids(&silu, role, &parts), [], "{role}");
         }
     }

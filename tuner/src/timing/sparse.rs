@@ -17,6 +17,7 @@ use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::sparse::Sparse;
 use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::formats::Codes;
 use bitnet_runtime::measure::rehearse::{self, Elapsed, Rounds};
 use bitnet_runtime::random::Random;
 
@@ -221,8 +222,11 @@ impl SparseWorkload {
                 let gather: &mut Vec<Option<GatherMatrix>> = gather;
                 let packed = match gather.first() {
                     Some(Some(packed)) => packed.copy(buffer, pool)?,
-                    _ => GatherMatrix::pack(&codes, part, 1.0, (*layout, along), buffer, pool)?
-                        .map_err(|_| refused(layout))?,
+                    _ => {
+                        let codes = Codes::i2_s(&codes, part);
+                        GatherMatrix::pack(codes, 1.0, (*layout, along), buffer, pool)?
+                            .map_err(|_| refused(layout))?
+                    }
                 };
                 gather.push(Some(packed));
             }
@@ -343,7 +347,7 @@ fn pack(
     pool: &Pool,
 ) -> Result<PackedMatrix> {
     let buffer = take(arena, layout.matrix_bytes(shape))?;
-    let packed = PackedMatrix::pack(codes, shape, 1.0, layout, buffer, pool)?;
+    let packed = PackedMatrix::pack(Codes::i2_s(codes, shape), 1.0, layout, buffer, pool)?;
     Ok(packed.map_err(|_| refused(layout))?)
 }
 

@@ -20,6 +20,7 @@ use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::model::KvType;
 use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::formats::Codes;
 use bitnet_runtime::measure::rehearse::{self, AttentionLayers, Elapsed, Rounds};
 use bitnet_runtime::random::Random;
 
@@ -338,7 +339,8 @@ pub(crate) fn random_codes(shape: Shape) -> Vec<u8> {
 
 /// Packs a matrix of random weights.
 fn pack_random(shape: Shape, layout: Layout, buffer: Buffer, pool: &Pool) -> Result<PackedMatrix> {
-    let packed = PackedMatrix::pack(&random_codes(shape), shape, 1.0, layout, buffer, pool)?;
+    let codes = random_codes(shape);
+    let packed = PackedMatrix::pack(Codes::i2_s(&codes, shape), 1.0, layout, buffer, pool)?;
     Ok(packed.map_err(|_| Error::Runtime(format!("packing {layout} refused valid codes")))?)
 }
 

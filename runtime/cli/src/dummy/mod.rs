@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 
-use bitnet_runtime::arch::config::{Architecture, Config};
+use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::arch::{self, Architecture, TensorNames, layer_tensor};
 use bitnet_runtime::engine::sampler::Rng;
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::{
@@ -27,8 +28,8 @@ use trained::{Part, Trained};
 pub struct DummyShape {
     /// The name to ask for it by, in any case.
     pub name: &'static str,
-    /// GGUF architecture.
-    pub arch: &'static str,
+    /// The architecture.
+    pub arch: &'static Architecture,
     /// Model width.
     pub hidden: u64,
     /// Width of the feed-forward part.
@@ -48,7 +49,7 @@ pub struct DummyShape {
 }
 
 const fn shape(
-    (name, arch): (&'static str, &'static str),
+    (name, arch): (&'static str, &'static Architecture),
     (hidden, ffn, layers): (u64, u64, u32),
     (heads, kv_heads): (u32, u32),
     rope_base: f32,
@@ -65,17 +66,17 @@ const FALCON3_BASE: f32 = 1_000_042.0;
 /// Llama3-8B-1.58, falcon3-* are tiiuae's Falcon3 in 1.58 bits; 125M, 1B and 100B are shapes of
 /// bitnet.cpp's own dummy models.
 pub const SHAPES: &[DummyShape] = &[
-    shape(("125M", "bitnet"), (768, 3072, 11), (12, 12), 1e4, true, 32_002),
-    shape(("1B", "bitnet"), (2048, 3584, 24), (32, 32), 1e4, true, 32_002),
-    shape(("2b4t", "bitnet-b1.58"), (2560, 6912, 30), (20, 5), 5e5, true, 128_256),
-    shape(("3b", "bitnet"), (3200, 8640, 26), (32, 32), 1e4, true, 32_002),
-    shape(("large", "bitnet"), (1536, 4096, 24), (16, 16), 1e4, true, 32_002),
-    shape(("llama8b", "llama"), (4096, 14_336, 32), (32, 8), 5e5, false, 128_256),
-    shape(("falcon3-1b", "llama"), (2048, 8192, 18), (8, 4), FALCON3_BASE, false, 131_072),
-    shape(("falcon3-3b", "llama"), (3072, 9216, 22), (12, 4), FALCON3_BASE, false, 131_072),
-    shape(("falcon3-7b", "llama"), (3072, 23_040, 28), (12, 4), FALCON3_BASE, false, 131_072),
-    shape(("falcon3-10b", "llama"), (3072, 23_040, 40), (12, 4), FALCON3_BASE, false, 131_072),
-    shape(("100B", "bitnet"), (8192, 45_568, 72), (64, 64), 1e4, true, 32_002),
+    shape(("125M", &arch::BITNET), (768, 3072, 11), (12, 12), 1e4, true, 32_002),
+    shape(("1B", &arch::BITNET), (2048, 3584, 24), (32, 32), 1e4, true, 32_002),
+    shape(("2b4t", &arch::BITNET_B158), (2560, 6912, 30), (20, 5), 5e5, true, 128_256),
+    shape(("3b", &arch::BITNET), (3200, 8640, 26), (32, 32), 1e4, true, 32_002),
+    shape(("large", &arch::BITNET), (1536, 4096, 24), (16, 16), 1e4, true, 32_002),
+    shape(("llama8b", &arch::LLAMA), (4096, 14_336, 32), (32, 8), 5e5, false, 128_256),
+    shape(("falcon3-1b", &arch::LLAMA), (2048, 8192, 18), (8, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-3b", &arch::LLAMA), (3072, 9216, 22), (12, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-7b", &arch::LLAMA), (3072, 23_040, 28), (12, 4), FALCON3_BASE, false, 131_072),
+    shape(("falcon3-10b", &arch::LLAMA), (3072, 23_040, 40), (12, 4), FALCON3_BASE, false, 131_072),
+    shape(("100B", &arch::BITNET), (8192, 45_568, 72), (64, 64), 1e4, true, 32_002),
 ];
 
 impl DummyShape {
@@ -87,11 +88,10 @@ impl DummyShape {
 
     /// The hyperparameters of such a model.
     #[must_use]
-    pub fn config(&self) -> Option<Config> {
-        let architecture = Architecture::ALL.into_iter().find(|a| a.name() == self.arch)?;
+    pub fn config(&self) -> Config {
         let (hidden, heads) = (self.hidden as usize, self.heads as usize);
-        Some(Config {
-            architecture,
+        Config {
+            architecture: self.arch,
             layers: self.layers as usize,
             hidden,
             ffn: self.ffn as usize,
@@ -104,7 +104,7 @@ impl DummyShape {
             eps: EPS,
             context: CONTEXT as usize,
             vocab: self.vocab,
-        })
+        }
     }
 }
 
@@ -172,7 +172,7 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
     let s = &config.shape;
     let mut w = GgufWriter::new();
     let head_dim = s.hidden / u64::from(s.heads);
-    let key = |name: &str| format!("{}.{name}", s.arch);
+    let key = |name: &str| format!("{}.{name}", s.arch.name);
     let vocabulary = match &config.vocab {
         Some(path) => taken_vocabulary(path)?,
         None => made_up_vocabulary(s.vocab),
@@ -180,7 +180,7 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
     let tokens = vocabulary.tokens as u64;
     // The widths of all shapes are far below 2^32.
     let kv = [
-        ("general.architecture".into(), Value::Str(s.arch.into())),
+        ("general.architecture".into(), Value::Str(s.arch.name.into())),
         ("general.name".into(), Value::Str(format!("dummy-{}", s.name))),
         (key("block_count"), Value::U32(s.layers)),
         (key("context_length"), Value::U32(CONTEXT)),
@@ -204,32 +204,29 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
             Error::usage("--embd", found, expected)
         })
     };
-    add("token_embd.weight", &[s.hidden, tokens], config.embedding)?;
-    let kv_dim = u64::from(s.kv_heads) * head_dim;
-    for layer in 0..s.layers {
-        let mut norm =
-            |name: &str, n: u64| add(&format!("blk.{layer}.{name}.weight"), &[n], TensorType::F32);
-        norm("attn_norm", s.hidden)?;
-        norm("ffn_norm", s.hidden)?;
-        if s.arch != "llama" {
-            norm("attn_sub_norm", s.hidden)?;
-            norm("ffn_sub_norm", s.ffn)?;
+    let names = &s.arch.tensors;
+    let shape = config.shape.config();
+    add(names.embedding, &[s.hidden, tokens], config.embedding)?;
+    for layer in 0..shape.layers {
+        let TensorNames { attn_norm, ffn_norm, attn_sub_norm, ffn_sub_norm, .. } = *names;
+        let norms = [
+            (Some(attn_norm), s.hidden),
+            (Some(ffn_norm), s.hidden),
+            (attn_sub_norm, s.hidden),
+            (ffn_sub_norm, s.ffn),
+        ];
+        for (name, n) in norms {
+            if let Some(name) = name {
+                add(&layer_tensor(layer, name), &[n], TensorType::F32)?;
+            }
         }
-        let mut linear = |name: &str, outputs: u64, inputs: u64| {
-            let name = format!("blk.{layer}.{name}.weight");
-            add(&name, &[inputs, outputs], TensorType::I2_S)
-        };
-        linear("attn_q", s.hidden, s.hidden)?;
-        linear("attn_k", kv_dim, s.hidden)?;
-        linear("attn_v", kv_dim, s.hidden)?;
-        linear("attn_output", s.hidden, s.hidden)?;
-        linear("ffn_gate", s.ffn, s.hidden)?;
-        linear("ffn_up", s.ffn, s.hidden)?;
-        linear("ffn_down", s.hidden, s.ffn)?;
+        for (name, matrix) in shape.jobs().iter().flat_map(|job| shape.matrices(layer, job.role)) {
+            add(&name, &[matrix.cols as u64, matrix.rows as u64], TensorType::I2_S)?;
+        }
     }
-    add("output_norm.weight", &[s.hidden], TensorType::F32)?;
+    add(names.output_norm, &[s.hidden], TensorType::F32)?;
     if !s.tied {
-        add("output.weight", &[s.hidden, tokens], config.embedding)?;
+        add(names.head, &[s.hidden, tokens], config.embedding)?;
     }
     Ok(w)
 }
@@ -381,14 +378,9 @@ impl Noise {
 
     /// Weights and bytes of a block.
     fn block(ty: TensorType) -> (u64, usize) {
-        match ty {
-            TensorType::I2_S => (128, 32),
-            TensorType::F16 => (1, 2),
-            TensorType::Q8_0 => (32, 34),
-            TensorType::Q4_0 => (32, 18),
-            TensorType::Q6_K => (256, 210),
-            _ => (1, 4),
-        }
+        // A dummy holds none but types with blocks.
+        let (weights, bytes) = ty.format().size.block().unwrap_or((1, 4));
+        (weights, bytes as usize)
     }
 
     /// Appends at most `blocks` blocks and about `bytes` bytes; returns how many are left.

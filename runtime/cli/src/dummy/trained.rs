@@ -25,11 +25,8 @@
 
 use std::ops::Range;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-
 use super::{CHUNK, DummyShape, NORMALS, Noise, normals};
-use bitnet_runtime::arch::config::Activation;
+use bitnet_runtime::arch::Activation;
 use bitnet_runtime::engine::sampler::Rng;
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::{TensorInfo, TensorType};
@@ -97,8 +94,7 @@ impl Trained {
     /// [`Error::Usage`] for a shape without squared ReLU, whose gates are never exactly 0, and for
     /// a width that rows of codes do not fit.
     pub(crate) fn new(shape: &DummyShape, seed: u64) -> Result<Self> {
-        let config = shape.config();
-        if !config.is_some_and(|c| c.architecture.activation() == Activation::Relu2 && shape.tied) {
+        if shape.arch.activation != Activation::Relu2 || !shape.tied {
             let found =
                 format!("trained for shape {}, whose gates are never exactly 0", shape.name);
             let expected = "a shape with squared ReLU, such as 2b4t";
@@ -250,6 +246,7 @@ impl Trained {
         let own = ((1.0 - COMMON) * (1.0 - shared)).sqrt();
         let scaled: Vec<f32> = self.normal.iter().map(|n| own * n).collect();
         let common = COMMON.sqrt();
+        let rows_of = ty.format().rows().expect("an embedding is of rows of floats");
         let mut values = vec![0.0f32; self.hidden];
         for row in rows {
             // Twins are neighbours; the rows of a group are far apart.
@@ -265,7 +262,7 @@ impl Trained {
                     values[k] = EMBEDDING * (common + sign * base[k] + noise);
                 }
             }
-            quantise(ty, &values, out);
+            (rows_of.quantise)(&values, out);
         }
     }
 }
@@ -273,67 +270,4 @@ impl Trained {
 /// The weight of the last norm.
 fn sign(column: usize) -> f32 {
     if column.is_multiple_of(2) { 1.0 } else { -1.0 }
-}
-
-/// Appends a row in blocks of its type, each scaled by its largest value.
-fn quantise(ty: TensorType, values: &[f32], out: &mut Vec<u8>) {
-    let largest = |values: &[f32]| values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    // What to multiply with; a block of zeros has the scale 0.
-    let inverse = |scale: f32| if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    let code = |x: f32, least: i32, most: i32| (x.round_ties_even() as i32).clamp(least, most);
-    match ty {
-        TensorType::Q8_0 => {
-            for block in values.chunks_exact(32) {
-                let scale = f16::from_f32(largest(block) / 127.0);
-                out.extend(scale.to_le_bytes());
-                let inverse = inverse(scale.to_f32());
-                out.extend(block.iter().map(|v| code(v * inverse, -127, 127) as u8));
-            }
-        }
-        TensorType::Q4_0 => {
-            for block in values.chunks_exact(32) {
-                let scale = f16::from_f32(largest(block) / 7.0);
-                out.extend(scale.to_le_bytes());
-                let inverse = inverse(scale.to_f32());
-                let code = |v: f32| (code(v * inverse, -8, 7) + 8) as u8;
-                let (low, high) = block.split_at(16);
-                out.extend(low.iter().zip(high).map(|(&low, &high)| code(low) | code(high) << 4));
-            }
-        }
-        TensorType::Q6_K => {
-            for block in values.chunks_exact(256) {
-                // The scales of the 16 parts are multiples, up to 127, of one more.
-                let unit = f16::from_f32(largest(block) / (31.0 * 127.0));
-                let mut scales = [0u8; 16];
-                let mut codes = [0u8; 256];
-                for (part, values) in block.chunks_exact(16).enumerate() {
-                    let scale = (largest(values) / 31.0 * inverse(unit.to_f32())).ceil().min(127.0);
-                    scales[part] = scale as u8;
-                    let inverse = inverse(scale * unit.to_f32());
-                    for (out, v) in codes[16 * part..].iter_mut().zip(values) {
-                        *out = (code(v * inverse, -32, 31) + 32) as u8;
-                    }
-                }
-                for half in codes.chunks_exact(128) {
-                    let (low, high) = half.split_at(64);
-                    out.extend(low.iter().zip(high).map(|(a, b)| a & 15 | (b & 15) << 4));
-                }
-                for half in codes.chunks_exact(128) {
-                    let quarter = |t: usize, l: usize| half[32 * t + l] >> 4 << (2 * t);
-                    let high = |l| quarter(0, l) | quarter(1, l) | quarter(2, l) | quarter(3, l);
-                    out.extend((0..32).map(high));
-                }
-                out.extend(scales);
-                out.extend(unit.to_le_bytes());
-            }
-        }
-        _ => {
-            let mut halves = [f16::ZERO; 256];
-            for values in values.chunks(halves.len()) {
-                let halves = &mut halves[..values.len()];
-                halves.convert_from_f32_slice(values);
-                out.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
-            }
-        }
-    }
 }

@@ -11,9 +11,10 @@ use super::attention::{
 use super::{GatherKernel, HeadKernel, Kernel, Operand, SketchInput, SketchKernel};
 use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::memory::Buffer;
-use crate::cpu::packing::{PackedMatrix, to_file_codes};
+use crate::cpu::packing::PackedMatrix;
 use crate::cpu::reference;
 use crate::cpu::threads::Pool;
+use crate::formats::{self, Codes, i2_s};
 use crate::numerics::{self, CHUNK, KvElement, Softmax};
 use crate::random::Random;
 use crate::{Error, Result};
@@ -98,8 +99,9 @@ impl Oracle {
         let mut wrong: Vec<Wrong> = Vec::new();
         for case in &self.cases {
             let buffer = Buffer::zeroed(layout.matrix_bytes(self.shape))?;
-            let file = to_file_codes(&case.codes);
-            let matrix = PackedMatrix::pack(&file, self.shape, 1.0, layout, buffer, pool)?
+            let file = i2_s::encode(&case.codes);
+            let codes = Codes::i2_s(&file, self.shape);
+            let matrix = PackedMatrix::pack(codes, 1.0, layout, buffer, pool)?
                 .map_err(|_| Error::Runtime(format!("packing {layout} refused its own codes")))?;
             for kernel in kernels {
                 let id = *kernel.id();
@@ -166,8 +168,9 @@ pub fn lines(kernel: &GatherKernel, cols: usize) -> Result<Option<Wrong>> {
     let pool = Pool::new(1)?;
     for case in &oracle.cases {
         let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape))?;
-        let file = to_file_codes(&case.codes);
-        let matrix = GatherMatrix::pack(&file, shape, 1.0, (layout, along), buffer, &pool)?
+        let file = i2_s::encode(&case.codes);
+        let codes = Codes::i2_s(&file, shape);
+        let matrix = GatherMatrix::pack(codes, 1.0, (layout, along), buffer, &pool)?
             .map_err(|_| Error::Runtime(format!("packing {layout} refused its own codes")))?;
         // All lines, none, and some.
         for every in [1, usize::MAX, 3, 7] {
@@ -241,7 +244,7 @@ pub fn head(kernel: &HeadKernel, cols: usize) -> Result<Option<Wrong>> {
         kernel.run(&rows, cols, &prepared, &mut got, HEAD_ROWS);
         for (token, (x, got)) in x.chunks(cols).zip(got.chunks(HEAD_ROWS)).enumerate() {
             for (row, (bytes, &got)) in rows.chunks(format.row_bytes(cols)).zip(got).enumerate() {
-                let expected = logit(format, x, bytes);
+                let expected = (formats::head_rows(format).dot)(x, bytes);
                 if bits(got) != bits(expected) {
                     let found = format!(
                         "{cols} columns, {kind:?}, token {token} of {tokens}, row {row}: {got} for \
@@ -388,23 +391,6 @@ pub(crate) fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> 
         }
     }
     row
-}
-
-/// The definition of a logit.
-fn logit(format: HeadFormat, x: &[f32], row: &[u8]) -> f32 {
-    let blocks = || {
-        let (mut q, mut d) = (vec![0; x.len()], vec![0.0; x.len() / numerics::BLOCK]);
-        numerics::quantise_blocks(x, &mut q, &mut d);
-        (q, d)
-    };
-    match format {
-        HeadFormat::F32 => numerics::dot_f32_row(x, row),
-        HeadFormat::F16 => numerics::dot_f16_row(x, row),
-        HeadFormat::Bf16 => numerics::dot_bf16_row(x, row),
-        HeadFormat::Q8_0 => numerics::dot_q8_0_row(&blocks().0, &blocks().1, row),
-        HeadFormat::Q6K => numerics::dot_q6_k_row(&blocks().0, &blocks().1, row),
-        HeadFormat::Q4_0 => numerics::dot_q4_0_row(&blocks().0, &blocks().1, row),
-    }
 }
 
 /// Where an attention kernel goes wrong on heads of `head_dim` elements, if it does.

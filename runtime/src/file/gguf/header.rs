@@ -5,9 +5,10 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use super::types::{CLASHING, RETIRED, TYPES};
+use super::tensor::{CLASHING, RETIRED};
 use super::{Array, DEFAULT_ALIGNMENT, FIXED_HEADER, StrArray, TensorInfo, TensorType, Value};
 use crate::error::{Error, Result, quoted};
+use crate::formats::FORMATS;
 
 /// What is kept of a header, of one with 128,000 tokens too, takes no more.
 const HEADER_ROOM: usize = 8 << 20;
@@ -454,7 +455,7 @@ fn place(
 /// The layout of a tensor that has `room` bytes up to the next one (or the end of the file).
 fn decide(claim: &Claim, room: u64, last: bool, alignment: u64) -> Step<(TensorType, u64)> {
     let id = claim.type_id;
-    let known = || TYPES.iter().filter(move |t| t.1 == id).map(|t| t.0);
+    let known = || FORMATS.iter().filter(move |format| format.id == id).map(|format| format.ty);
     let Some(first) = known().next() else {
         let name = RETIRED.iter().find(|t| t.0 == id);
         let found = match name {

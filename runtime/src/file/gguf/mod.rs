@@ -20,12 +20,13 @@
 
 mod header;
 mod map;
-mod types;
+mod tensor;
 mod value;
 mod write;
 
+pub use crate::formats::TensorType;
 pub use map::Gguf;
-pub use types::{TensorInfo, TensorType};
+pub use tensor::TensorInfo;
 pub use value::{Array, StrArray, Value};
 pub use write::{GgufWriter, TensorSink};
 

@@ -1,0 +1,102 @@
+//! What formats in blocks have in common: reading parts of them, and rounding to codes.
+
+use std::ops::BitOrAssign;
+
+/// The code of weight 0.
+pub(crate) const ZERO: u8 = 1;
+
+/// What there was among some codes: perhaps also among others of the blocks they lie in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// A code 3.
+    pub(crate) bad: bool,
+    /// A weight other than zero.
+    pub(crate) weights: bool,
+}
+
+impl Seen {
+    /// What there is among bytes of four codes each, in any order.
+    pub(crate) fn among(bytes: &[u8]) -> Self {
+        let bad = bytes.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
+        let weights = bytes.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
+        Self { bad: bad != 0, weights: weights != 0 }
+    }
+}
+
+impl BitOrAssign for Seen {
+    fn bitor_assign(&mut self, other: Self) {
+        self.bad |= other.bad;
+        self.weights |= other.weights;
+    }
+}
+
+/// Reads the codes of weights `first..first + codes.len()` of `bytes`, blocks that follow each
+/// other, of which `spread` puts every code in its byte.
+pub(super) fn read<const WEIGHTS: usize, const BYTES: usize>(
+    bytes: &[u8],
+    first: usize,
+    codes: &mut [u8],
+    mut spread: impl FnMut(&[u8; BYTES], &mut [u8; WEIGHTS]),
+) {
+    let blocks = first / WEIGHTS..(first + codes.len()).div_ceil(WEIGHTS);
+    let (mut from, mut rest) = (first % WEIGHTS, codes);
+    for block in &bytes.as_chunks::<BYTES>().0[blocks] {
+        let (own, behind) = rest.split_at_mut((WEIGHTS - from).min(rest.len()));
+        if let Ok(all) = <&mut [u8; WEIGHTS]>::try_from(&mut *own) {
+            spread(block, all);
+        } else {
+            let mut all = [0; WEIGHTS];
+            spread(block, &mut all);
+            own.copy_from_slice(&all[from..from + own.len()]);
+        }
+        (from, rest) = (0, behind);
+    }
+}
+
+/// The largest magnitude.
+pub(super) fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0f32, |m, v| m.max(v.abs()))
+}
+
+/// What to multiply with to divide by `scale`: of a block of zeros, whose scale is 0, with 0.
+pub(super) fn reciprocal(scale: f32) -> f32 {
+    if scale > 0.0 { 1.0 / scale } else { 0.0 }
+}
+
+/// The nearest code of `least..=most`, ties to even.
+pub(super) fn nearest(x: f32, least: i32, most: i32) -> i32 {
+    (x.round_ties_even() as i32).clamp(least, most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_blocks_are_read() {
+        // Blocks of 4 codes in 2 bytes: a number, and the codes are that and the next three.
+        let bytes = [[10, 0], [20, 0], [30, 0]].concat();
+        let all = [10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33];
+        for first in 0..=12 {
+            for end in first..=12 {
+                let mut codes = vec![0; end - first];
+                read::<4, 2>(&bytes, first, &mut codes, |block, codes| {
+                    *codes = std::array::from_fn(|i| block[0] + i as u8);
+                });
+                assert_eq!(codes, all[first..end], "{first}..{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn codes_are_seen_in_every_place() {
+        assert_eq!(Seen::among(&[0x55; 40]), Seen { bad: false, weights: false });
+        for place in 0..160 {
+            for (code, bad) in [(0, false), (2, false), (3, true)] {
+                let mut bytes = [0x55u8; 40];
+                bytes[place / 4] ^= (code ^ 1) << (2 * (place % 4));
+                assert_eq!(Seen::among(&bytes), Seen { bad, weights: true });
+            }
+        }
+    }
+}

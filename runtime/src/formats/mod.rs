@@ -1,0 +1,341 @@
+//! Tensor formats of model files: how weights lie in the bytes of a tensor.
+//!
+//! [`FORMATS`] has one row for each. A format that can be run is a value in a file of its own, and
+//! says how its weights are read: as rows of floats ([`Rows`]: an embedding, a head, a norm), or as
+//! ternary codes with scales ([`Ternary`]). Of the others only the size is known, so that tensors
+//! can be placed in a file, listed, and refused by name.
+//!
+//! Kernels read none of these but heads: ternary matrices are packed from [`Codes`] to a layout of
+//! the kernels ([`cpu::packing`](crate::cpu::packing)) when a model is loaded.
+
+mod blocks;
+mod float;
+pub mod i2_s;
+mod q4_0;
+mod q6_k;
+mod q8_0;
+mod scales;
+mod tq2_0;
+mod types;
+
+use std::fmt;
+
+use bitnet_profiles::{HeadFormat, Shape};
+
+pub(crate) use blocks::{Seen, ZERO};
+pub use scales::Scales;
+pub use types::{Size, TensorType};
+
+/// All formats that the reader of files knows. An id may occur more than once: some were given to
+/// different formats by different projects.
+pub const FORMATS: &[Format] = {
+    use TensorType as T;
+    const fn rows(weights: u64, bytes: u64) -> Size {
+        Size::Rows { weights, bytes, extra: 0 }
+    }
+    const fn scaled(bytes: u64, extra: u64) -> Size {
+        Size::Rows { weights: 64, bytes, extra }
+    }
+    const fn unread(ty: T, id: u32, name: &'static str, size: Size) -> Format {
+        Format { ty, id, name, size, reader: Reader::None { ternary: false } }
+    }
+    const fn ternary(ty: T, id: u32, name: &'static str, size: Size) -> Format {
+        Format { ty, id, name, size, reader: Reader::None { ternary: true } }
+    }
+    &[
+        float::F32,
+        float::F16,
+        float::BF16,
+        q8_0::FORMAT,
+        q6_k::FORMAT,
+        q4_0::FORMAT,
+        i2_s::FORMAT,
+        tq2_0::FORMAT,
+        ternary(T::TQ1_0, 34, "tq1_0", rows(256, 54)),
+        ternary(T::TL1, 38, "tl1", Size::TwoBitFlat),
+        ternary(T::TL2, 39, "tl2", Size::Tl2),
+        ternary(T::Q2_0, 42, "q2_0", rows(64, 18)),
+        ternary(T::Q2_0_G128, 42, "q2_0 (128 weights a block)", rows(128, 34)),
+        ternary(T::IQ1_BN, 134, "iq1_bn", scaled(13, 2)),
+        ternary(T::IQ2_BN, 135, "iq2_bn", scaled(16, 4)),
+        ternary(T::IQ2_BN_R4, 335, "iq2_bn_r4", scaled(16, 4)),
+        unread(T::Q4_1, 3, "q4_1", rows(32, 20)),
+        unread(T::Q5_0, 6, "q5_0", rows(32, 22)),
+        unread(T::Q5_1, 7, "q5_1", rows(32, 24)),
+        unread(T::Q8_1, 9, "q8_1", rows(32, 36)),
+        unread(T::Q2_K, 10, "q2_K", rows(256, 84)),
+        unread(T::Q3_K, 11, "q3_K", rows(256, 110)),
+        unread(T::Q4_K, 12, "q4_K", rows(256, 144)),
+        unread(T::Q5_K, 13, "q5_K", rows(256, 176)),
+        unread(T::Q8_K, 15, "q8_K", rows(256, 292)),
+        unread(T::IQ2_XXS, 16, "iq2_xxs", rows(256, 66)),
+        unread(T::IQ2_XS, 17, "iq2_xs", rows(256, 74)),
+        unread(T::IQ3_XXS, 18, "iq3_xxs", rows(256, 98)),
+        unread(T::IQ1_S, 19, "iq1_s", rows(256, 50)),
+        unread(T::IQ4_NL, 20, "iq4_nl", rows(32, 18)),
+        unread(T::IQ3_S, 21, "iq3_s", rows(256, 110)),
+        unread(T::IQ2_S, 22, "iq2_s", rows(256, 82)),
+        unread(T::IQ4_XS, 23, "iq4_xs", rows(256, 136)),
+        unread(T::I8, 24, "i8", rows(1, 1)),
+        unread(T::I16, 25, "i16", rows(1, 2)),
+        unread(T::I32, 26, "i32", rows(1, 4)),
+        unread(T::I64, 27, "i64", rows(1, 8)),
+        unread(T::F64, 28, "f64", rows(1, 8)),
+        unread(T::IQ1_M, 29, "iq1_m", rows(256, 56)),
+        unread(T::MXFP4, 39, "mxfp4", rows(32, 17)),
+    ]
+};
+
+/// A tensor format.
+#[derive(Debug)]
+pub struct Format {
+    /// The type of a tensor in this format.
+    pub ty: TensorType,
+    /// Its id in a GGUF file.
+    pub id: u32,
+    /// Its name as ggml prints it, such as `q6_K`.
+    pub name: &'static str,
+    /// Bytes of a tensor.
+    pub size: Size,
+    /// How its weights are read.
+    pub reader: Reader,
+}
+
+/// How the weights of a format are read.
+#[derive(Debug)]
+pub enum Reader {
+    /// Not at all: a model that needs such a tensor is refused.
+    None {
+        /// Whether they are ternary.
+        ternary: bool,
+    },
+    /// As rows of floats.
+    Rows(Rows),
+    /// As ternary codes.
+    Ternary(Ternary),
+}
+
+/// Rows of floats, or of blocks of integers with scales. `out`, `x` and `values` are `[cols]`, `row`
+/// holds the bytes of one row.
+#[derive(Debug)]
+pub struct Rows {
+    /// What the kernels for the head call the format.
+    pub head: HeadFormat,
+    /// Reads a row: `dequantise(row, out)`.
+    pub dequantise: fn(&[u8], &mut [f32]),
+    /// Defines a logit, the product of a row and the activations: `dot(x, row)`. Kernels equal it
+    /// bit for bit.
+    pub dot: fn(&[f32], &[u8]) -> f32,
+    /// Appends a row of the nearest numbers: `quantise(values, bytes)`.
+    pub quantise: fn(&[f32], &mut Vec<u8>),
+}
+
+/// Ternary matrices: codes 0, 1, 2 for weights of -1, 0, +1 times a scale.
+#[derive(Debug)]
+pub struct Ternary {
+    /// Reads the scales of a tensor, as they are.
+    pub(crate) scales: fn(Codes<'_>) -> Scales,
+    /// Reads the codes of columns `first..first + out.len()` of a row, one in each byte:
+    /// `read(codes, row, first, out)`.
+    pub(crate) read: fn(Codes<'_>, usize, usize, &mut [u8]) -> Seen,
+}
+
+/// A ternary matrix in the bytes of a file.
+#[derive(Clone, Copy)]
+pub struct Codes<'a> {
+    bytes: &'a [u8],
+    shape: Shape,
+    format: &'static Format,
+    ternary: &'static Ternary,
+}
+
+impl Format {
+    /// The rows of floats that a tensor holds, if it does.
+    #[must_use]
+    pub fn rows(&self) -> Option<&Rows> {
+        match &self.reader {
+            Reader::Rows(rows) => Some(rows),
+            _ => None,
+        }
+    }
+
+    /// The ternary codes that a tensor holds, if they are read.
+    #[must_use]
+    pub fn ternary(&self) -> Option<&Ternary> {
+        match &self.reader {
+            Reader::Ternary(ternary) => Some(ternary),
+            _ => None,
+        }
+    }
+
+    /// Whether every weight is -1, 0 or 1 times a scale, read or not.
+    #[must_use]
+    pub fn is_ternary(&self) -> bool {
+        matches!(self.reader, Reader::Ternary(_) | Reader::None { ternary: true })
+    }
+
+    /// Names of the formats of which `is` holds, for messages: `a, b or c`.
+    #[must_use]
+    pub fn names(is: fn(&Format) -> bool) -> String {
+        let names: Vec<&str> = FORMATS.iter().filter(|f| is(f)).map(|f| f.name).collect();
+        match names.split_last() {
+            Some((last, [])) => (*last).to_owned(),
+            Some((last, others)) => format!("{} or {last}", others.join(", ")),
+            None => String::new(),
+        }
+    }
+}
+
+/// The format whose rows the kernels of a head read.
+pub(crate) fn of_head(head: HeadFormat) -> &'static Format {
+    let serves = |format: &&Format| format.rows().is_some_and(|rows| rows.head == head);
+    FORMATS.iter().find(serves).expect("a test finds a format for every kind of head")
+}
+
+/// How a head format's rows are read.
+pub(crate) fn head_rows(head: HeadFormat) -> &'static Rows {
+    of_head(head).rows().expect("`of_head` gives formats of rows")
+}
+
+impl<'a> Codes<'a> {
+    /// The tensor `bytes` as a matrix of `shape`; `None` of a type whose codes are not read.
+    #[must_use]
+    pub fn new(ty: TensorType, bytes: &'a [u8], shape: Shape) -> Option<Self> {
+        let format = ty.format();
+        Some(Self { bytes, shape, format, ternary: format.ternary()? })
+    }
+
+    /// A matrix of `shape` in I2_S, its scale left out or not: see [`i2_s::encode`].
+    #[must_use]
+    pub fn i2_s(bytes: &'a [u8], shape: Shape) -> Self {
+        Self::new(TensorType::I2_S, bytes, shape).expect("codes of I2_S are read")
+    }
+
+    /// The bytes of the tensor.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Whether the tensor is as long as its shape asks for, a scale behind all codes left out or not.
+    pub(crate) fn fits(&self) -> bool {
+        let (bytes, tail) = (self.bytes.len() as u64, self.format.size.tail_bytes());
+        let dims = [self.shape.cols as u64, self.shape.rows as u64];
+        let wanted = self.format.ty.byte_size(&dims);
+        wanted.is_ok_and(|wanted| bytes == wanted || bytes == wanted - tail)
+    }
+
+    /// The scales, as the file holds them.
+    pub(crate) fn scales(&self) -> Scales {
+        (self.ternary.scales)(*self)
+    }
+
+    /// Reads the codes of columns `first..first + out.len()` of a row, one in each byte.
+    ///
+    /// # Panics
+    /// When the tensor is too short: see [`Codes::fits`].
+    pub(crate) fn read(&self, row: usize, first: usize, out: &mut [u8]) -> Seen {
+        (self.ternary.read)(*self, row, first, out)
+    }
+}
+
+impl fmt::Debug for Codes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} in {} bytes", self.shape, self.format.name, self.bytes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numerics::{BLOCK, in_blocks};
+    use crate::random::Random;
+
+    /// Rows of 1024 random bytes each, of which `fill` completes block b and says what weights it
+    /// stands for: read exactly, and their products near those of exact arithmetic.
+    pub(super) fn check_rows(format: &Format, fill: impl Fn(&mut [u8], usize) -> Vec<f32>) {
+        const COLS: usize = 1024; // 32 blocks of activations: every lane of a sum gets two
+        let random = &mut Random::new(16);
+        let rows = format.rows().unwrap();
+        let Some((weights, bytes)) = format.size.block() else {
+            panic!("{} is no row", format.name)
+        };
+        let mut row = vec![0u8; COLS / weights as usize * bytes as usize];
+        row.fill_with(|| random.below(256) as u8);
+        let blocks = row.chunks_exact_mut(bytes as usize).enumerate();
+        let weights: Vec<f32> = blocks.flat_map(|(b, block)| fill(block, b)).collect();
+        let mut read = vec![f32::NAN; COLS];
+        (rows.dequantise)(&row, &mut read);
+        assert_eq!(read, weights);
+
+        let x: Vec<f32> =
+            (0..COLS).map(|_| random.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0).collect();
+        let (q, d) = in_blocks(&x);
+        let seen = |i: usize| f64::from(d[i / BLOCK] * f32::from(q[i]));
+        let exact: f64 = (0..COLS).map(|i| seen(i) * f64::from(weights[i])).sum();
+        let size = weights.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+        let found = f64::from((rows.dot)(&x, &row));
+        assert!((found - exact).abs() < 1e-5 * size, "{}: {found}, {exact}", format.name);
+    }
+
+    #[test]
+    fn heads_are_the_rows_that_their_kernels_read() {
+        for &head in HeadFormat::ALL {
+            let format = of_head(head);
+            assert_eq!(format.rows().map(|rows| rows.head), Some(head));
+            let (weights, bytes) = (head.block_weights() as u64, head.block_bytes() as u64);
+            assert_eq!(format.size, Size::Rows { weights, bytes, extra: 0 }, "{}", format.name);
+        }
+        assert_eq!(FORMATS.iter().filter(|f| f.rows().is_some()).count(), HeadFormat::ALL.len());
+    }
+
+    /// What is quantised and read again is near, and a logit is near the product of what is read.
+    #[test]
+    fn rows_are_read_as_they_are_written() {
+        let random = &mut Random::new(7);
+        let mut number = || random.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0;
+        let mut values: Vec<f32> = (0..1024).map(|_| number()).collect();
+        values[32..64].fill(0.0);
+        values[256..512].iter_mut().for_each(|v| *v *= 100.0);
+        let x: Vec<f32> = (0..1024).map(|_| number()).collect();
+        for format in FORMATS {
+            let Some(rows) = format.rows() else { continue };
+            let (mut bytes, mut read) = (Vec::new(), vec![f32::NAN; 1024]);
+            (rows.quantise)(&values, &mut bytes);
+            assert_eq!(bytes.len() as u64, format.ty.byte_size(&[1024]).unwrap());
+            (rows.dequantise)(&bytes, &mut read);
+            let bits = 8 * bytes.len() / 1024;
+            for (block, read) in values.chunks(256).zip(read.chunks(256)) {
+                let largest = block.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                let most = largest / (1 << (bits.min(10) - 1)) as f32;
+                for (value, read) in block.iter().zip(read) {
+                    assert!((value - read).abs() <= 1.1 * most, "{}: {value}, {read}", format.name);
+                }
+            }
+            let again = {
+                let mut again = Vec::new();
+                (rows.quantise)(&read, &mut again);
+                let mut out = vec![f32::NAN; 1024];
+                (rows.dequantise)(&again, &mut out);
+                out
+            };
+            let far = again.iter().zip(&read).any(|(a, b)| (a - b).abs() > 1e-3 * b.abs().max(1.0));
+            assert!(!far, "{}: what is read is written otherwise", format.name);
+            let exact: f64 = x.iter().zip(&read).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            let size: f64 = read.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+            let dot = f64::from((rows.dot)(&x, &bytes));
+            assert!((dot - exact).abs() < 0.02 * size, "{}: {dot}, {exact}", format.name);
+        }
+    }
+
+    #[test]
+    fn names_are_joined_for_people() {
+        assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s or tq2_0");
+        assert_eq!(Format::names(|f| f.rows().is_some()), "f32, f16, bf16, q8_0, q6_K or q4_0");
+        assert_eq!(Format::names(|f| f.ty == TensorType::F32), "f32");
+    }
+}

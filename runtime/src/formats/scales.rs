@@ -1,0 +1,107 @@
+//! Scales of ternary matrices: how many weights share one.
+
+/// What the ternary weights of a matrix are multiplied with.
+///
+/// Where there are several, one of 0 says that its weights are zero, whatever their codes: such
+/// codes are read as zeros.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scales {
+    /// One for all.
+    Tensor(f32),
+    /// One for each row, `[rows]`.
+    Rows(Vec<f32>),
+    /// One for each block of columns of a row, `[rows][cols / width]`.
+    Blocks {
+        /// Columns of a block.
+        width: usize,
+        /// The scales.
+        values: Vec<f32>,
+    },
+}
+
+impl From<f32> for Scales {
+    fn from(scale: f32) -> Self {
+        Self::Tensor(scale)
+    }
+}
+
+impl Scales {
+    /// The one scale of a tensor, if there is but one.
+    #[must_use]
+    pub fn of_tensor(&self) -> Option<f32> {
+        match *self {
+            Self::Tensor(scale) => Some(scale),
+            Self::Rows(_) | Self::Blocks { .. } => None,
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        match self {
+            Self::Tensor(scale) => std::slice::from_ref(scale),
+            Self::Rows(values) | Self::Blocks { values, .. } => values,
+        }
+    }
+
+    /// Something that is shared by the weights of one scale, for messages.
+    #[must_use]
+    pub fn unit(&self) -> &'static str {
+        match self {
+            Self::Tensor(_) => "tensor",
+            Self::Rows(_) => "row",
+            Self::Blocks { .. } => "block",
+        }
+    }
+
+    /// A scale that is none: not finite, negative, or 0 where it is the only one.
+    #[must_use]
+    pub fn broken(&self) -> Option<f32> {
+        let several = !matches!(self, Self::Tensor(_));
+        let sound = |scale: &f32| scale.is_finite() && (*scale > 0.0 || several && *scale == 0.0);
+        self.values().iter().copied().find(|scale| !sound(scale))
+    }
+
+    /// The scale of a kernel that knows but one, exactly: where all that are not 0 are equal. Where
+    /// all are 0 any will do, and it is 1.
+    ///
+    /// # Errors
+    /// Two scales that differ.
+    pub fn uniform(&self) -> Result<f32, [f32; 2]> {
+        if let Self::Tensor(scale) = *self {
+            return Ok(scale);
+        }
+        let mut values = self.values().iter().copied().filter(|scale| *scale != 0.0);
+        let first = values.next().unwrap_or(1.0);
+        values.find(|scale| *scale != first).map_or(Ok(first), |other| Err([first, other]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_scales_are_one() {
+        let blocks = |values: &[f32]| Scales::Blocks { width: 256, values: values.into() };
+        assert_eq!(Scales::Tensor(0.0).uniform(), Ok(0.0));
+        assert_eq!(blocks(&[0.5, 0.5]).uniform(), Ok(0.5));
+        assert_eq!(Scales::Rows(vec![0.0, 0.5, -0.0, 0.5]).uniform(), Ok(0.5));
+        assert_eq!(blocks(&[0.0, 0.0]).uniform(), Ok(1.0));
+        assert_eq!(blocks(&[0.0, 0.5, 0.5, 0.25]).uniform(), Err([0.5, 0.25]));
+        let next = 0.5f32.next_up();
+        assert_eq!(Scales::Rows(vec![0.5, next]).uniform(), Err([0.5, next]));
+        assert_eq!((blocks(&[0.5]).of_tensor(), Scales::from(0.5).of_tensor()), (None, Some(0.5)));
+    }
+
+    #[test]
+    fn broken_scales_are_found() {
+        for scale in [0.0, -0.5, f32::INFINITY] {
+            assert_eq!(Scales::Tensor(scale).broken(), Some(scale));
+        }
+        assert!(Scales::Tensor(f32::NAN).broken().is_some_and(f32::is_nan));
+        assert_eq!(Scales::Tensor(1e-45).broken(), None);
+        assert_eq!(Scales::Rows(vec![0.0, 0.5]).broken(), None);
+        assert_eq!(Scales::Rows(vec![0.5, -0.5]).broken(), Some(-0.5));
+    }
+}

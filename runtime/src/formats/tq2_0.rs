@@ -1,0 +1,119 @@
+//! TQ2_0, llama.cpp's format: 2 bits a weight, and a scale for every 256 of a row.
+//!
+//! A block is 66 bytes: two halves of 128 weights in 32 bytes, where byte `m` holds weight
+//! `m + 32 l` in bits `2l + 1 : 2l`, and an f16 scale behind them. Codes 0, 1, 2 stand for -1, 0, +1
+//! and 3 for nothing. Converters write the largest weight of a block as its scale, so a matrix that
+//! has but one scale comes with that one, or 0 where a block is all zero.
+
+use super::{Codes, Format, Reader, Scales, Seen, Size, TensorType, Ternary, ZERO, blocks};
+
+/// Weights in a block.
+const BLOCK: usize = 256;
+/// Bytes of a block's codes.
+const CODES: usize = 64;
+/// Bytes of a block.
+const BLOCK_BYTES: usize = CODES + 2;
+
+/// The format.
+pub const FORMAT: Format = Format {
+    ty: TensorType::TQ2_0,
+    id: 35,
+    name: "tq2_0",
+    size: Size::Rows { weights: BLOCK as u64, bytes: BLOCK_BYTES as u64, extra: 0 },
+    reader: Reader::Ternary(Ternary { scales, read }),
+};
+
+fn scale(block: &[u8; BLOCK_BYTES]) -> f32 {
+    half::f16::from_le_bytes([block[CODES], block[CODES + 1]]).to_f32()
+}
+
+fn scales(codes: Codes<'_>) -> Scales {
+    let blocks = codes.bytes().as_chunks().0;
+    Scales::Blocks { width: BLOCK, values: blocks.iter().map(scale).collect() }
+}
+
+fn read(codes: Codes<'_>, row: usize, first: usize, out: &mut [u8]) -> Seen {
+    let mut seen = Seen::default();
+    let first = row * codes.shape().cols + first;
+    blocks::read(codes.bytes(), first, out, |block: &[u8; BLOCK_BYTES], out: &mut [u8; BLOCK]| {
+        if scale(block) == 0.0 {
+            out.fill(ZERO);
+            return;
+        }
+        let halves = &block.as_chunks::<{ CODES / 2 }>().0[..2];
+        for (half, out) in halves.iter().zip(out.as_chunks_mut::<{ BLOCK / 2 }>().0) {
+            for (l, out) in out.chunks_exact_mut(half.len()).enumerate() {
+                for (code, byte) in out.iter_mut().zip(half) {
+                    *code = (byte >> (2 * l)) & 3;
+                }
+            }
+        }
+        seen |= Seen::among(&block[..CODES]);
+    });
+    seen
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::Shape;
+
+    use super::*;
+
+    /// Two rows of two blocks: the codes of `code`, and scales.
+    fn tensor(code: impl Fn(usize) -> u8, scales: [f32; 4]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (block, scale) in scales.into_iter().enumerate() {
+            let mut codes = [0u8; CODES];
+            for i in 0..BLOCK {
+                // Weight i is in half i / 128; there, in byte i % 32, field i / 32.
+                codes[i / 128 * 32 + i % 32] |= code(block * BLOCK + i) << (2 * (i % 128 / 32));
+            }
+            bytes.extend(codes);
+            bytes.extend(half::f16::from_f32(scale).to_le_bytes());
+        }
+        bytes
+    }
+
+    const SHAPE: Shape = Shape::new(2, 2 * BLOCK);
+
+    #[test]
+    fn codes_and_scales_are_read() {
+        let code = |i: usize| (i * i / 7 % 3) as u8;
+        let bytes = tensor(code, [0.5, 0.5, -0.0, 0.25]);
+        let codes = Codes::new(TensorType::TQ2_0, &bytes, SHAPE).unwrap();
+        assert!(codes.fits());
+        let values = vec![0.5, 0.5, 0.0, 0.25];
+        assert_eq!(codes.scales(), Scales::Blocks { width: 256, values });
+        let expected = |row: usize, col: usize| match (row, col / BLOCK) {
+            // Of a scale of 0, zeros.
+            (1, 0) => 1,
+            _ => code(row * SHAPE.cols + col),
+        };
+        for (row, first, n) in [(0, 0, 512), (1, 0, 512), (0, 5, 300), (1, 255, 2), (1, 300, 0)] {
+            let mut out = vec![9; n];
+            let seen = codes.read(row, first, &mut out);
+            let wanted: Vec<u8> = (first..first + n).map(|col| expected(row, col)).collect();
+            assert_eq!(out, wanted, "row {row}, {n} from {first}");
+            assert_eq!(seen, Seen { bad: false, weights: n > 0 });
+        }
+        assert!(!Codes::new(TensorType::TQ2_0, &bytes[1..], SHAPE).unwrap().fits());
+        assert!(!Codes::new(TensorType::TQ2_0, &bytes, Shape::new(4, 256 - 64)).unwrap().fits());
+    }
+
+    /// Code 3 anywhere, but where the scale is 0 and makes it a zero.
+    #[test]
+    fn code_3_is_seen() {
+        for at in [0, 31, 32, 127, 128, 255, 256, 700, 1023] {
+            let code = |i: usize| if i == at { 3 } else { 1 };
+            for (scale, seen) in [(1.0, Seen { bad: true, weights: true }), (0.0, Seen::default())]
+            {
+                let bytes = tensor(code, [scale; 4]);
+                let codes = Codes::new(TensorType::TQ2_0, &bytes, SHAPE).unwrap();
+                let mut out = [0; 512];
+                assert_eq!(codes.read(at / 512, 0, &mut out), seen, "{at}");
+                assert_eq!(out[at % 512], if scale == 0.0 { 1 } else { 3 });
+                assert_eq!(codes.read(1 - at / 512, 0, &mut out), Seen::default());
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Types of tensors: names for all formats, and the sizes that they ask for.
+
+use std::fmt;
+
+use super::{FORMATS, Format};
+
+/// Defines the types and the list of them.
+macro_rules! types {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A tensor format, by name: [`TensorType::format`] says what is known of it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(non_camel_case_types, reason = "the names are the ones ggml gives them")]
+        #[expect(missing_docs, reason = "each variant is the ggml type of that name")]
+        pub enum TensorType {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl TensorType {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+types! {
+    F32,
+    F16,
+    BF16,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q8_1,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    Q8_K,
+    IQ1_S,
+    IQ1_M,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ2_S,
+    IQ3_XXS,
+    IQ3_S,
+    IQ4_NL,
+    IQ4_XS,
+    TQ1_0,
+    TQ2_0,
+    MXFP4,
+    /// bitnet.cpp: flat blocks of 128 weights in 32 bytes, then 32 bytes whose first f32 is the scale.
+    I2_S,
+    /// bitnet.cpp, ARM: 2 bits per weight, then 32 bytes whose first f32 is the scale.
+    TL1,
+    /// bitnet.cpp, x86: 5/3 bits per weight, then 32 bytes whose first f32 is the scale.
+    TL2,
+    /// Ternary, 64 weights and an f16 scale in 18 bytes.
+    Q2_0,
+    /// Ternary, 128 weights and an f16 scale in 34 bytes; shares its id with [`TensorType::Q2_0`].
+    Q2_0_G128,
+    /// ik_llama.cpp: f16 row scale, then 64 weights in 13 bytes.
+    IQ1_BN,
+    /// ik_llama.cpp: f32 row scale, then 64 weights in 16 bytes.
+    IQ2_BN,
+    /// ik_llama.cpp: four rows of IQ2_BN interleaved.
+    IQ2_BN_R4,
+}
+
+/// Bytes of a tensor as a function of its shape; rows are all dimensions but the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Each row is `extra` bytes followed by blocks of `weights` elements in `bytes` bytes.
+    Rows {
+        /// Elements of a block.
+        weights: u64,
+        /// Bytes of a block.
+        bytes: u64,
+        /// Bytes in front of the blocks.
+        extra: u64,
+    },
+    /// rows x cols / 4 + 32; rows x cols a multiple of 128.
+    TwoBitFlat,
+    /// bitnet.cpp's TL2 formula: 256 columns at 2 bits, the others at 5/3, padded to 32, plus 32.
+    Tl2,
+}
+
+/// Bytes behind the codes of a tensor with one scale.
+const SCALE_BYTES: u64 = 32;
+
+impl Size {
+    /// Bytes that hold the scale of the whole tensor, behind its codes.
+    #[must_use]
+    pub const fn tail_bytes(self) -> u64 {
+        match self {
+            Self::Rows { .. } => 0,
+            Self::TwoBitFlat | Self::Tl2 => SCALE_BYTES,
+        }
+    }
+
+    /// Elements and bytes of the smallest part that can be read alone; TL2 has none.
+    #[must_use]
+    pub const fn block(self) -> Option<(u64, u64)> {
+        match self {
+            Self::Rows { weights, bytes, .. } => Some((weights, bytes)),
+            Self::TwoBitFlat => Some((128, 32)),
+            Self::Tl2 => None,
+        }
+    }
+}
+
+impl TensorType {
+    /// What is known of the format.
+    #[must_use]
+    pub fn format(self) -> &'static Format {
+        let own = |format: &&Format| format.ty == self;
+        FORMATS.iter().find(own).expect("a test finds a format for every type")
+    }
+
+    /// The id of this type in a GGUF file.
+    #[must_use]
+    pub fn id(self) -> u32 {
+        self.format().id
+    }
+
+    /// The name ggml prints, such as `q6_K`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.format().name
+    }
+
+    /// Whether every weight is -1, 0 or 1 times a scale.
+    #[must_use]
+    pub fn is_ternary(self) -> bool {
+        self.format().is_ternary()
+    }
+
+    /// Bytes of a tensor of `dims` (innermost first), or what is wrong with the shape.
+    ///
+    /// # Errors
+    /// The shape does not divide into blocks of this type, or its size does not fit 64 bits.
+    pub fn byte_size(self, dims: &[u64]) -> std::result::Result<u64, String> {
+        let overflow = || format!("a size below 2^63 (dimensions {dims:?} overflow)");
+        let cols = *dims.first().ok_or("1 to 4 dimensions")?;
+        let elements = dims
+            .iter()
+            .try_fold(1u64, |n, &d| n.checked_mul(d))
+            .filter(|&n| n < 1 << 63)
+            .ok_or_else(overflow)?;
+        if elements == 0 {
+            return Err(format!("dimensions of at least 1 (not {dims:?})"));
+        }
+        let rows = elements / cols;
+        match self.format().size {
+            Size::Rows { weights, bytes, extra } => {
+                if cols % weights != 0 {
+                    return Err(format!(
+                        "rows of a multiple of {weights} weights for {} (not {cols})",
+                        self.name()
+                    ));
+                }
+                (cols / weights)
+                    .checked_mul(bytes)
+                    .and_then(|n| n.checked_add(extra))
+                    .and_then(|n| n.checked_mul(rows))
+                    .ok_or_else(overflow)
+            }
+            Size::TwoBitFlat => {
+                if elements % 128 != 0 {
+                    return Err(format!(
+                        "rows x columns a multiple of 128 for {} (not {elements})",
+                        self.name()
+                    ));
+                }
+                Ok(elements / 4 + SCALE_BYTES)
+            }
+            Size::Tl2 => {
+                let wide = cols
+                    .checked_sub(256)
+                    .ok_or_else(|| format!("rows of at least 256 weights for tl2 (not {cols})"))?;
+                let data = wide
+                    .checked_mul(rows)
+                    .and_then(|n| n.checked_mul(5))
+                    .map(|n| n / 24 + 64 * rows)
+                    .ok_or_else(overflow)?;
+                Ok(data.div_ceil(32) * 32 + SCALE_BYTES)
+            }
+        }
+    }
+}
+
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_has_one_format() {
+        for &ty in TensorType::ALL {
+            let own: Vec<&Format> = FORMATS.iter().filter(|format| format.ty == ty).collect();
+            let [format] = own[..] else { panic!("{ty:?} has {} formats", own.len()) };
+            assert_eq!((ty.id(), ty.name()), (format.id, format.name));
+        }
+        assert_eq!(TensorType::ALL.len(), FORMATS.len());
+    }
+
+    #[test]
+    fn byte_sizes_follow_the_formats() {
+        use TensorType as T;
+        let cases = [
+            (T::F32, &[7u64, 3][..], 84),
+            (T::F16, &[7], 14),
+            (T::Q8_0, &[64, 2], 136),
+            (T::Q4_0, &[32], 18),
+            (T::Q6_K, &[512, 2], 840),
+            // b1_58-3B down_proj: K = 8640 is 67.5 blocks of 128.
+            (T::I2_S, &[8640, 3200], 8640 * 3200 / 4 + 32),
+            (T::I2_S, &[1, 128], 64),
+            (T::TL2, &[2560, 2560], 2304 * 2560 * 5 / 24 + 64 * 2560 + 32),
+            (T::IQ1_BN, &[128, 2], 56),
+            (T::IQ2_BN, &[128, 2], 72),
+        ];
+        for (ty, dims, bytes) in cases {
+            assert_eq!(ty.byte_size(dims), Ok(bytes), "{ty} {dims:?}");
+        }
+        for (ty, dims) in [
+            (T::Q6_K, &[384u64][..]),
+            (T::I2_S, &[100, 1]),
+            (T::TL2, &[128, 128]),
+            (T::F32, &[u64::MAX / 2, 2]),
+            (T::F64, &[1 << 61, 1]),
+            (T::F32, &[]),
+            (T::F32, &[4, 0]),
+        ] {
+            assert!(ty.byte_size(dims).is_err(), "{ty} {dims:?}");
+        }
+    }
+}
