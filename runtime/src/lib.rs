@@ -49,7 +49,6 @@ pub mod error;
 #[doc(hidden)]
 pub mod file;
 #[doc(hidden)]
-#[doc(hidden)]
 pub mod formats;
 #[doc(hidden)]
 pub mod measure;
