@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bitnet_profiles::registry::{Defaults, Shipped};
 use bitnet_profiles::{
-    Choice, Isa, KernelId, Op, Profile, Provenance, Role, Shape, printable, registry,
+    Choice, Isa, KernelId, Op, Profile, Provenance, Role, Shape, paths, printable,
 };
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
@@ -165,12 +165,12 @@ pub(super) fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<Pat
             Some(_) => Err(only_with_auto()),
         };
     }
-    let Some(folder) = registry::user_folder(|name| std::env::var_os(name)) else {
+    let Some(folder) = paths::user_folder(|name| std::env::var_os(name)) else {
         let expected = "XDG_CONFIG_HOME or HOME to be an absolute path; or name a file";
         return Err(Error::usage("auto", "no folder of profiles", expected).into());
     };
     let name_for =
-        |shapes: &str| registry::user_file_name(shapes, &host.vendor, host.family, host.model);
+        |shapes: &str| paths::user_file_name(shapes, &host.vendor, host.family, host.model);
     if let Some(model) = model {
         let model = ModelInfo::from_gguf(&Gguf::open(model)?)?;
         return Ok(folder.join(name_for(&model.shapes)));

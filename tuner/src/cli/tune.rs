@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bitnet_profiles::{Effort, Isa, file};
+use bitnet_profiles::{Effort, Isa, atomic_file};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::file::gguf::Gguf;
@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.record {
         let text = serde_json::to_string_pretty(&tuned.measurements)
             .map_err(|e| Error::Runtime(format!("measurements have no JSON form: {e}")))?;
-        file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
+        atomic_file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     if let Some(path) = &args.report {
         let extras = Extras {
@@ -96,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
         };
         let choices = choose(&tuned.measurements, tuned.objective);
         let page = report::html(&tuned.measurements, &choices, &tuned.profile, &extras);
-        file::replace(path, page.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
+        atomic_file::replace(path, page.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     tuned.profile.save(&args.output)?;
     tuned.finish();
@@ -111,5 +111,5 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Whether a file can come into being there.
 pub(super) fn writable(path: &Path) -> Result<()> {
-    file::check_replaceable(path).map_err(|e| Error::io(path, "write", e).into())
+    atomic_file::check_replaceable(path).map_err(|e| Error::io(path, "write", e).into())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Format, Isa, KernelId, Layout, Op, Shape, file, printable, stable_hash};
+use crate::{Format, Isa, KernelId, Layout, Op, Shape, atomic_file, printable, stable_hash};
 
 /// A job of the forward pass that one kernel choice serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -426,13 +426,13 @@ impl Profile {
         toml::to_string(self).expect("every field has a TOML form")
     }
 
-    /// Writes the profile whole, as [`crate::file::replace`] does: `path` holds either the old
+    /// Writes the profile whole, as [`crate::atomic_file::replace`] does: `path` holds either the old
     /// profile or the new one.
     ///
     /// # Errors
     /// [`ProfileError::Io`] when the system refuses.
     pub fn save(&self, path: &Path) -> Result<(), ProfileError> {
-        file::replace(path, self.to_text().as_bytes()).map_err(|source| ProfileError::Io {
+        atomic_file::replace(path, self.to_text().as_bytes()).map_err(|source| ProfileError::Io {
             path: path.to_path_buf(),
             action: "write",
             source,
