@@ -65,8 +65,8 @@ pub use hash::stable_hash;
 pub use isa::Isa;
 pub use printable::printable;
 pub use profile::{
-    Choice, Effort, Host, Mode, Model, Objective, Pick, Pinning, Profile, ProfileError, Provenance,
-    Role, Run, Sparse, Tool, shapes_hash,
+    Choice, Effort, Host, Model, Objective, Pick, Pinning, Profile, ProfileError, Provenance, Role,
+    Run, Sparse, Timed, Tool, shapes_hash,
 };
 pub use shape::Shape;
 pub use spec::{KernelId, KernelSpec, Op, SpecError};

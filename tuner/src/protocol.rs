@@ -66,7 +66,7 @@ pub enum Work {
     /// Time kernels that skip what meets a zero.
     Sparse(SparseTask),
     /// Compare the untuned default and a profile on the model.
-    Comparison(ComparisonTask),
+    Comparison(Box<ComparisonTask>),
 }
 
 /// Candidates to verify and to time.

@@ -1,6 +1,6 @@
 //! Outcomes of a check.
 
-use bitnet_profiles::{KernelId, Layout, Mode, Role, Shape, Sparse};
+use bitnet_profiles::{KernelId, Layout, Role, Shape, Sparse};
 use serde::Serialize;
 
 use crate::choose::SIMPLICITY;
@@ -76,8 +76,6 @@ impl RoleCheck {
 /// What became of the kernel that skips what meets a zero.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SparseCheck {
-    /// What is skipped.
-    pub mode: Mode,
     /// What the profile says.
     pub pick: Sparse,
     /// The kernel that was timed: what serves here; nothing where none was.

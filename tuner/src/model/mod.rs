@@ -88,8 +88,6 @@ fn parts(role: Role) -> &'static [&'static str] {
         Role::Qkv => &["attn_q", "attn_k", "attn_v"],
         Role::AttnOutput => &["attn_output"],
         Role::GateUp => &["ffn_gate", "ffn_up"],
-        Role::Gate => &["ffn_gate"],
-        Role::Up => &["ffn_up"],
         Role::Down => &["ffn_down"],
         Role::LmHead | Role::Attention => &[],
     }

@@ -1,25 +1,24 @@
 //! The jobs of a run: candidates, defaults and their order.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Effort, KernelId, Role, stable_hash};
+use bitnet_profiles::{KernelId, TileConfig, stable_hash};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel};
 
 use super::outcome::Options;
+use crate::Result;
 use crate::journal::JournalHeader;
 use crate::measure::lengths::PREFILL_TOKENS;
 use crate::model::ModelInfo;
 use crate::plan::defaults::{serving, untuned};
 use crate::plan::{JobPlan, JobTask, LayoutPlan, plan, sparse};
 use crate::protocol::SparseJob;
-use crate::{Result, machine};
 
 /// The jobs of a model with their candidates and defaults.
 pub(super) fn jobs(
     model: &ModelInfo,
     options: &Options,
-    cpu: &machine::Cpu,
     made: &[KernelId],
 ) -> Result<Vec<JobTask>> {
     let untuned = untuned(options.ceiling)?;
@@ -31,56 +30,33 @@ pub(super) fn jobs(
     let plan = plan(model, &present, options.ceiling, options.effort);
     let task = |plan: JobPlan| -> Result<JobTask> {
         let (default_decode, default_prefill) = serving(&untuned, model, (plan.role, &plan.parts))?;
-        Ok(JobTask { plan, default_decode, default_prefill })
+        let mut task = JobTask { plan, default_decode, default_prefill };
+        nearest_first(&mut task);
+        Ok(task)
     };
-    let mut tasks = plan.into_iter().map(task).collect::<Result<Vec<JobTask>>>()?;
-    let jobs = tasks.iter().map(|task| (&task.plan, &task.default_decode));
-    let bytes = machine::model_bytes(jobs);
-    for task in &mut tasks {
-        most_promising(task, options, cpu, bytes);
-    }
-    Ok(tasks)
+    plan.into_iter().map(task).collect()
 }
 
-/// How many times as long as the best one a candidate may take, by the machine model, to be worth
-/// timing: much more than the model errs by.
-const HOPEFUL: f64 = 1.6;
-
-/// Puts the candidates in the order of the machine model, after the default: where there is no time
-/// for all, the last are not timed. Unless patience was asked for, those without a chance go.
-fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, model_bytes: u64) {
-    let parts = task.plan.parts.clone();
-    for (phase, default) in
-        [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)]
-    {
-        let tokens = if phase == Phase::Decode { 1 } else { PREFILL_TOKENS };
-        let us = |id: &KernelId| {
-            machine::predict(cpu, id, &parts, tokens, options.threads, model_bytes).us
+/// Puts the defaults first and then those candidates whose tiles differ from theirs in the least: where
+/// there is no time for all, the last are not timed.
+fn nearest_first(task: &mut JobTask) {
+    let defaults =
+        [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)];
+    for (phase, default) in defaults {
+        let Some(default) = default else { continue };
+        let fields = |id: &KernelId| {
+            let TileConfig { rows, cols, tokens, unroll, prefetch } = id.tile;
+            [rows, cols, tokens, unroll, prefetch]
         };
-        let all = task.plan.layouts.iter().flat_map(|layout| layout.kernels(phase));
-        let best = all.map(us).fold(f64::INFINITY, f64::min);
-        for layout in &mut task.plan.layouts {
-            let kernels = match phase {
-                Phase::Decode => &mut layout.decode,
-                Phase::Prefill => &mut layout.prefill,
-            };
-            let is_default = |id: &KernelId| Some(*id) == default;
-            if options.effort != Effort::Patient {
-                kernels.retain(|id| is_default(id) || us(id) <= HOPEFUL * best);
-            }
-            kernels.sort_by(|a, b| is_default(b).cmp(&is_default(a)).then(us(a).total_cmp(&us(b))));
+        let differing = |id: &KernelId| {
+            let pairs = fields(id).into_iter().zip(fields(&default));
+            (*id != default, pairs.filter(|(own, other)| own != other).count())
+        };
+        for LayoutPlan { decode, prefill, .. } in &mut task.plan.layouts {
+            let kernels = if phase == Phase::Decode { decode } else { prefill };
+            kernels.sort_by_key(differing);
         }
     }
-    // One kernel of attention serves both phases, so it is in both lists or in none.
-    if task.plan.role == Role::Attention {
-        for layout in &mut task.plan.layouts {
-            let LayoutPlan { decode, prefill, .. } = layout;
-            decode.retain(|id| prefill.contains(id));
-            prefill.retain(|id| decode.contains(id));
-        }
-    }
-    let has_prefill = task.default_prefill.is_some();
-    task.plan.layouts.retain(|l| !l.decode.is_empty() && (!has_prefill || !l.prefill.is_empty()));
 }
 
 /// The jobs of a model that may skip what meets a zero, with their candidates.
@@ -117,4 +93,31 @@ pub(super) fn header(
         threads: options.threads,
         plan: stable_hash(plan.bytes()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::Role;
+
+    use super::*;
+
+    #[test]
+    fn the_default_is_timed_first_and_then_its_neighbours() {
+        let id = |tile: &str| -> KernelId {
+            format!("i2_s_t32__avx512vnni__any__r32_c0_{tile}").parse().unwrap()
+        };
+        let decode = ["n1_u2_p4096", "n1_u2_p0", "n1_u1_p0", "n1_u1_p8192"].map(id);
+        let prefill = ["n4_u1_p0", "n8_u1_p4096", "n8_u1_p0"].map(id);
+        let layout =
+            LayoutPlan { layout: None, decode: decode.to_vec(), prefill: prefill.to_vec() };
+        let mut task = JobTask {
+            plan: JobPlan { role: Role::Down, parts: vec![], count: 1, layouts: vec![layout] },
+            default_decode: decode[2],
+            default_prefill: Some(prefill[2]),
+        };
+        nearest_first(&mut task);
+        let LayoutPlan { decode: first, prefill: many, .. } = &task.plan.layouts[0];
+        assert_eq!(*first, [2, 1, 3, 0].map(|n: usize| decode[n]));
+        assert_eq!(*many, [2, 0, 1].map(|n: usize| prefill[n]));
+    }
 }

@@ -1,11 +1,12 @@
 //! The way through: model, plan, measurements, choices, profile, and what it gains.
 
+mod estimate;
 mod jobs;
 mod made;
 mod outcome;
 mod profile;
 mod run;
 
+pub use estimate::estimate;
 pub use outcome::{Made, Options, Tuned};
-pub(crate) use profile::profile_choice;
 pub use run::tune;
