@@ -1,7 +1,7 @@
 //! The jobs of a run: candidates, defaults and their order.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, TileConfig, stable_hash};
+use bitnet_profiles::{Effort, Isa, KernelId, Op, TileConfig, stable_hash};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel};
@@ -31,10 +31,31 @@ pub(super) fn jobs(
     let task = |plan: JobPlan| -> Result<JobTask> {
         let (default_decode, default_prefill) = serving(&untuned, model, (plan.role, &plan.parts))?;
         let mut task = JobTask { plan, default_decode, default_prefill };
+        if options.effort != Effort::Patient {
+            drop_lookups(&mut task);
+        }
         nearest_first(&mut task);
         Ok(task)
     };
     plan.into_iter().map(task).collect()
+}
+
+/// Drops the layouts of formats that look products up, and those without a vector kernel, where others
+/// have vector kernels that multiply: these won wherever both were measured. The default's layout
+/// stays.
+fn drop_lookups(task: &mut JobTask) {
+    let default = match task.default_decode.op {
+        Op::Ternary(layout) => Some(layout),
+        _ => None,
+    };
+    let promises = |layout: &LayoutPlan| {
+        layout.layout.is_none_or(|layout| layout.format().multiplies())
+            && layout.all().any(|id| id.isa != Isa::Scalar)
+    };
+    let layouts = &mut task.plan.layouts;
+    if layouts.iter().any(promises) {
+        layouts.retain(|layout| layout.layout == default || promises(layout));
+    }
 }
 
 /// Puts the defaults first and then those candidates whose tiles differ from theirs in the least: where
@@ -97,9 +118,40 @@ pub(super) fn header(
 
 #[cfg(test)]
 mod tests {
-    use bitnet_profiles::Role;
+    use bitnet_profiles::{Layout, Role};
 
     use super::*;
+
+    #[test]
+    fn lookups_are_tried_where_nothing_multiplies_or_they_are_the_default() {
+        let id = |text: &str| -> KernelId { text.parse().unwrap() };
+        let [vector, plain, lookup, t5] = [
+            "i2_s_t16__avx2__any__r16_c256_n1_u2_p0",
+            "i2_s_t16__scalar__any__r16_c0_n1_u1_p0",
+            "tl1_t32__avx2__any__r32_c240_n1_u2_p0",
+            "t5_t32__scalar__any__r32_c0_n1_u1_p0",
+        ]
+        .map(id);
+        for (candidates, default, left) in [
+            (&[vector, lookup, t5][..], vector, &[Layout::I2sT16][..]),
+            (&[vector, lookup, t5], lookup, &[Layout::I2sT16, Layout::Tl1T32]),
+            (&[plain, lookup, t5], plain, &[Layout::I2sT16, Layout::Tl1T32, Layout::T5T32]),
+        ] {
+            let layout = |id: &KernelId| {
+                let Op::Ternary(layout) = id.op else { panic!("{id}") };
+                LayoutPlan { layout: Some(layout), decode: vec![*id], prefill: vec![*id] }
+            };
+            let layouts = candidates.iter().map(layout).collect();
+            let mut task = JobTask {
+                plan: JobPlan { role: Role::Down, parts: vec![], count: 1, layouts },
+                default_decode: default,
+                default_prefill: None,
+            };
+            drop_lookups(&mut task);
+            let found: Vec<Layout> = task.plan.layouts.iter().filter_map(|l| l.layout).collect();
+            assert_eq!(found, left, "{default}");
+        }
+    }
 
     #[test]
     fn the_default_is_timed_first_and_then_its_neighbours() {
