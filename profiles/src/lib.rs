@@ -48,27 +48,28 @@ macro_rules! named {
     };
 }
 
-pub mod file;
+pub mod atomic_file;
 mod format;
 mod hash;
 mod isa;
+pub mod paths;
+mod printable;
 mod profile;
 pub mod registry;
 mod shape;
 mod spec;
-mod text;
 mod tile;
 
 pub use format::{Format, GatherLayout, HeadFormat, Layout, SketchFormat};
 pub use hash::stable_hash;
 pub use isa::Isa;
+pub use printable::printable;
 pub use profile::{
-    Choice, Effort, Host, Mode, Model, Objective, Pick, Pinning, Profile, ProfileError, Provenance,
-    Role, Run, Sparse, Tool, shapes_hash,
+    Choice, Effort, Host, Model, Objective, Pick, Pinning, Profile, ProfileError, Provenance, Role,
+    Run, Sparse, Timed, Tool, shapes_hash,
 };
 pub use shape::Shape;
 pub use spec::{KernelId, KernelSpec, Op, SpecError};
-pub use text::printable;
 pub use tile::TileConfig;
 
 /// A name that stands for nothing in the vocabulary.

@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bitnet_codegen::{Error, Phase, emit_kernel, grid};
 use bitnet_profiles::{
-    Choice, Effort, HeadFormat, Host, Isa, KernelId, Layout, Mode, Model, Objective, Op, Pick,
-    Pinning, Profile, Provenance, Role, Run, Shape, Tool,
+    Choice, Effort, HeadFormat, Host, Isa, KernelId, Layout, Model, Objective, Op, Pick, Pinning,
+    Profile, Provenance, Role, Run, Shape, Timed, Tool,
 };
 use bitnet_tests::Random;
 use proc_macro2::{TokenStream, TokenTree};
@@ -24,27 +24,28 @@ fn profiles() -> Vec<Profile> {
             .find(|id| id.op == op && id.isa == isa && Phase::of(&id.tile) == phase)
             .copied()
     };
-    let pick = |kernel: KernelId| Pick {
-        kernel,
-        tokens: 1,
-        median_us: 12.5,
-        mad_us: 0.25,
-        gb_per_s: 40.0,
-        share_of_limit: 0.75,
-        runner_up: Some(kernel),
-        runner_up_ratio: Some(1.5),
-        built_in: kernel,
+    let pick = |kernel: KernelId| {
+        let timed = Timed {
+            tokens: 1,
+            median_us: 12.5,
+            mad_us: 0.25,
+            gb_per_s: 40.0,
+            share_of_limit: 0.75,
+            runner_up: Some(kernel),
+            runner_up_ratio: Some(1.5),
+        };
+        Pick { kernel, timed: Some(timed), built_in: kernel }
     };
-    let roles = [Role::Qkv, Role::AttnOutput, Role::Gate, Role::Up, Role::Down];
+    let roles = [Role::Qkv, Role::AttnOutput, Role::GateUp, Role::Down];
     let of_isa = |isa: Isa| {
-        let ternary = Layout::ALL.iter().zip(roles).filter_map(|(&layout, role)| {
+        // Of more layouts than roles those that follow serve other matrices.
+        let ternary = Layout::ALL.iter().enumerate().filter_map(|(number, &layout)| {
             let op = Op::Ternary(layout);
             Some(Choice {
-                role,
-                parts: vec![Shape::new(640, 2560)],
+                role: roles[number % roles.len()],
+                parts: vec![Shape::new(640 << (number / roles.len()), 2560)],
                 count: 30,
                 layout: Some(layout),
-                mode: Mode::Dense,
                 decode: pick(find(op, isa, Phase::Decode)?),
                 prefill: Some(pick(find(op, isa, Phase::Prefill)?)),
                 sparse: None,
@@ -57,7 +58,6 @@ fn profiles() -> Vec<Profile> {
                 parts: vec![Shape::new(128_256, 2560)],
                 count: 1,
                 layout: None,
-                mode: Mode::Dense,
                 decode: pick(find(op, isa, Phase::Decode)?),
                 prefill: None,
                 sparse: None,
@@ -85,8 +85,8 @@ fn profiles() -> Vec<Profile> {
                 threads: 2,
                 l2: 1 << 20,
                 l3: 1 << 25,
-                read_gb_per_s: 50.0,
-                noise: 0.01,
+                read_gb_per_s: Some(50.0),
+                noise: Some(0.01),
             },
             model: Model {
                 name: "2B-4T".into(),
@@ -296,7 +296,7 @@ fn no_profile_changes_the_identifiers_in_generated_code() {
             let picks = profile.ops.iter().flat_map(|op| [Some(&op.decode), op.prefill.as_ref()]);
             let ids = picks
                 .flatten()
-                .flat_map(|pick| [Some(pick.kernel), pick.runner_up, Some(pick.built_in)]);
+                .flat_map(|pick| [Some(pick.kernel), pick.runner_up(), Some(pick.built_in)]);
             for id in ids.flatten() {
                 // Of some pairs, such as a lookup of words on AVX2, no kernel is ever made.
                 if seen.insert(id)

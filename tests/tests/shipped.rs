@@ -1,66 +1,23 @@
-//! The shipped profiles: modelled ones are what the model writes now, all name kernels that exist, and
-//! none is slower, by the model, than what would be taken without it.
-//!
-//! `BLESS=1 cargo test --release -p bitnet-tests --test shipped` writes the modelled ones anew.
+//! The shipped profiles: all name kernels that exist and that their CPUs run, and list the shapes of the
+//! published models.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use bitnet_cli::dummy::DummyShape;
-use bitnet_codegen::{Phase, grid};
-use bitnet_profiles::registry::{Defaults, Shipped};
-use bitnet_profiles::{Effort, Isa, KernelId, KernelSpec, Mode, Profile, Provenance, Role, Sparse};
-use bitnet_tuner::machine::kinds::{CLASSES, KINDS, Kind};
-use bitnet_tuner::machine::shipped::{PUBLISHED, joined, modelled};
-use bitnet_tuner::machine::{Cpu, UNCERTAINTY, predict};
+use bitnet_codegen::grid;
+use bitnet_profiles::registry::{Defaults, Shipped, published};
+use bitnet_profiles::{
+    Effort, Isa, KernelId, KernelSpec, Model, Pick, Pinning, Profile, Provenance, Role, Run, Shape,
+    Sparse, shapes_hash,
+};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../profiles/data")
 }
 
-fn file(shipped: &Shipped) -> PathBuf {
-    folder().join(format!("{}.toml", shipped.name))
-}
-
-/// What stands above a modelled profile's text.
-fn header(shipped: &Shipped) -> String {
-    let stands_for =
-        if shipped.is_class() { "for any CPU of the class, taken to be" } else { "for" };
-    format!(
-        "# Modelled, not measured: what the machine model (tuner/src/machine.rs) chooses {stands_for}\n\
-         # {}. BLESS=1 cargo test --release -p bitnet-tests --test shipped writes it anew.\n",
-        Kind::of_profile(&shipped.name).cpu
-    )
-}
-
-#[test]
-fn modelled_profiles_are_what_the_model_writes() {
-    let bless = std::env::var_os("BLESS").is_some();
-    for shipped in Shipped::all() {
-        let path = file(shipped);
-        let found = std::fs::read_to_string(&path).unwrap_or_default();
-        let is_measured = Profile::parse(&found)
-            .is_ok_and(|profile| profile.tool.provenance == Provenance::Measured);
-        if is_measured {
-            continue;
-        }
-        let written = header(shipped) + &modelled(shipped).to_text();
-        if bless {
-            std::fs::write(&path, &written).unwrap();
-        } else {
-            let at = found.lines().zip(written.lines()).position(|(a, b)| a != b);
-            assert!(
-                found == written,
-                "{} is not what the model writes, from line {:?} on; BLESS=1 accepts it",
-                path.display(),
-                at.map(|line| line + 1)
-            );
-        }
-    }
-}
-
-/// Measured profiles of single models, in the folder that MEASURED names, become the shipped one of the CPU
-/// they were measured on.
+/// Measured profiles of single models, in the folder that MEASURED names, become what was measured for
+/// the shipped profile of the CPU they were measured on.
 #[test]
 #[ignore = "slow: a tool, not a test: MEASURED=folder cargo test --release -p bitnet-tests --test shipped -- --ignored"]
 fn join_measured_profiles() {
@@ -74,7 +31,83 @@ fn join_measured_profiles() {
     let host = &profile.host;
     let best = host.isa.iter().copied().max().unwrap_or(Isa::Scalar);
     let shipped = Defaults::of(&host.vendor, host.family, host.model, best).shipped();
-    profile.save(&file(shipped)).unwrap();
+    let text = compact(&profile);
+    std::fs::write(folder().join(format!("{}.toml", shipped.name)), text).unwrap();
+}
+
+/// One profile of all shapes from measured ones of single models on one host: the first one's host and
+/// tool, and every job once. Host-made kernels give way to their built-in fallbacks.
+///
+/// Nothing where there are none.
+fn joined(measured: &[Profile]) -> Option<Profile> {
+    let mut all = measured.first()?.clone();
+    all.ops.clear();
+    for op in measured.iter().flat_map(|profile| &profile.ops) {
+        if all.choice(op.role, &op.parts).is_some() {
+            continue;
+        }
+        let mut op = op.clone();
+        if let Some(sparse) = &mut op.sparse {
+            sparse.kernel = sparse.built_in;
+        }
+        for pick in [Some(&mut op.decode), op.prefill.as_mut()].into_iter().flatten() {
+            if pick.kernel.shape.is_some() {
+                pick.kernel = pick.built_in;
+            }
+            if let Some(timed) = &mut pick.timed {
+                timed.runner_up = timed.runner_up.filter(|id| id.shape.is_none());
+                timed.runner_up_ratio = timed.runner_up.and(timed.runner_up_ratio);
+            }
+        }
+        all.ops.push(op);
+    }
+    all.tool.fingerprint = None;
+    all.tool.library_sha256 = None;
+    // How to run is every machine's own affair.
+    all.run = Run { pinning: Pinning::None, huge_pages: true, ..all.run };
+    all.model = Model {
+        name: "published shapes".into(),
+        architecture: "any".into(),
+        shapes: shapes_hash(all.ops.iter().map(|op| (op.role, &op.parts[..], op.count))),
+        path: None,
+    };
+    Some(all)
+}
+
+/// The text of a profile, with a line for each kernel.
+fn compact(profile: &Profile) -> String {
+    let line = |name: &str, fields: String| {
+        format!("{name} = {{ {} }}\n", fields.lines().collect::<Vec<_>>().join(", "))
+    };
+    let pick = |name: &str, pick: &Pick| line(name, toml::to_string(pick).unwrap());
+    let text = Profile { ops: Vec::new(), ..profile.clone() }.to_text();
+    let mut text = text.replace("op = []\n", "");
+    for op in &profile.ops {
+        let parts: Vec<String> =
+            op.parts.iter().map(|part| format!("[{}, {}]", part.rows, part.cols)).collect();
+        text += "\n[[op]]\n";
+        text += &format!("role = \"{}\"\nparts = [{}]\n", op.role, parts.join(", "));
+        text += &format!("count = {}\n", op.count);
+        text += &op.layout.map_or(String::new(), |layout| format!("layout = \"{layout}\"\n"));
+        text += &pick("decode", &op.decode);
+        text += &op.prefill.as_ref().map_or(String::new(), |own| pick("prefill", own));
+        if let Some(sparse) = &op.sparse {
+            text += &line("sparse", toml::to_string(sparse).unwrap());
+        }
+    }
+    text
+}
+
+#[test]
+fn a_joined_profile_holds_what_was_measured() {
+    let measured = Shipped::all().iter().map(Shipped::profile);
+    let measured = measured.filter(|profile| profile.tool.provenance == Provenance::Measured);
+    for profile in measured {
+        let text = compact(profile);
+        assert_eq!(Profile::parse(&text).as_ref().unwrap(), profile);
+        assert!(text.lines().count() < 400, "{}", text.lines().count());
+        assert_eq!(&joined(&[profile.clone(), profile.clone()]).unwrap(), profile);
+    }
 }
 
 /// What skips stays with its role when profiles are joined, by the kernels that every build holds.
@@ -85,166 +118,99 @@ fn joined_profiles_keep_what_skips() {
     let parts = op.parts.clone();
     let built_in: KernelId = "rows_i2_s_l64__avx2__any__r4_c0_n1_u1_p16".parse().unwrap();
     let kernel: KernelId = KernelSpec { shape: Some(parts[0]), ..*built_in }.validate().unwrap();
-    op.mode = Mode::SkipRows;
     op.sparse = Some(Sparse { kernel, built_in, below: 0.5, ratio_at_quarter: Some(0.4) });
     let mut other = own.clone();
-    other.ops.iter_mut().for_each(|op| (op.mode, op.sparse) = (Mode::Dense, None));
+    other.ops.iter_mut().for_each(|op| op.sparse = None);
     let all = joined(&[own, other]).unwrap();
-    let all = Profile::parse(&all.to_text()).unwrap();
+    let all = Profile::parse(&compact(&all)).unwrap();
     let expected = Sparse { kernel: built_in, built_in, below: 0.5, ratio_at_quarter: Some(0.4) };
     let choice = all.choice(Role::GateUp, &parts).unwrap();
-    assert_eq!((choice.mode, choice.sparse.as_ref()), (Mode::SkipRows, Some(&expected)));
+    assert_eq!(choice.sparse.as_ref(), Some(&expected));
     assert_eq!(all.ops.iter().filter(|op| op.sparse.is_some()).count(), 1);
 }
 
 #[test]
-fn every_file_is_in_the_registry_and_every_kind_in_the_model() {
+fn every_file_is_of_a_measured_profile() {
     let mut names: Vec<String> = std::fs::read_dir(folder())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    let mut expected: Vec<String> =
-        Shipped::all().iter().map(|shipped| format!("{}.toml", shipped.name)).collect();
+    let measured = |shipped: &&Shipped| shipped.profile().tool.provenance == Provenance::Measured;
+    let mut expected: Vec<String> = Shipped::all()
+        .iter()
+        .filter(measured)
+        .map(|shipped| format!("{}.toml", shipped.name))
+        .collect();
     expected.push("registry.toml".into());
     expected.sort();
     assert_eq!(names, expected);
-    for shipped in Shipped::all() {
-        let is_kind = KINDS.iter().any(|kind| kind.name == shipped.name);
-        let is_class = CLASSES.iter().any(|(class, _)| *class == shipped.name);
-        assert_eq!(
-            (is_kind, is_class),
-            (!shipped.is_class(), shipped.is_class()),
-            "{}",
-            shipped.name
-        );
+    let text = |name: &String| std::fs::read_to_string(folder().join(name)).unwrap();
+    let lines: usize = names.iter().map(|name| text(name).lines().count()).sum();
+    assert!(lines < 2500, "{lines}");
+}
+
+/// The registry's models have the jobs that the runtime makes of their hyperparameters.
+#[test]
+fn published_models_are_what_the_runtime_knows() {
+    for model in published() {
+        let config = DummyShape::find(&model.name).map(DummyShape::config).unwrap();
+        let ternary = config.jobs().into_iter().map(|job| (job.role, job.parts, job.count));
+        let attention = config.attention_shapes().to_vec();
+        let others = [
+            (Role::LmHead, vec![Shape::new(config.vocab, config.hidden)], 1),
+            (Role::Attention, attention, config.layers as u32),
+        ];
+        let expected: Vec<_> = ternary.chain(others).collect();
+        assert_eq!(model.jobs().to_vec(), expected, "{}", model.name);
+        for shipped in Shipped::all() {
+            let lists = |(role, parts, _): &(Role, Vec<Shape>, u32)| {
+                shipped.profile().choice(*role, parts).is_some()
+            };
+            assert!(expected.iter().all(lists), "{} {}", shipped.name, model.name);
+        }
     }
+    assert_eq!(published().len(), 9);
 }
 
 /// P22, for every CPU there is a profile for.
 #[test]
-fn every_shipped_profile_is_sound_and_no_slower_than_none() {
+fn every_shipped_profile_is_sound() {
     let kernels: HashSet<KernelId> =
         ["x86_64", "aarch64"].into_iter().flat_map(|arch| grid(Isa::of_arch(arch))).collect();
     for shipped in Shipped::all() {
         let name = &shipped.name;
-        // `Profile::parse` holds all bounds, and that both kernels of a choice read its layout.
         let profile = shipped.profile();
-        assert!(shipped.text().len() as u64 <= Profile::MAX_BYTES, "{name}");
+        // It holds all bounds, and both kernels of a choice read its layout.
+        let text = profile.to_text();
+        assert!(text.len() as u64 <= Profile::MAX_BYTES, "{name}");
+        assert_eq!(Profile::parse(&text).as_ref().ok(), Some(profile), "{name}");
+        assert!(profile.tool.fingerprint.is_none() && profile.tool.library_sha256.is_none());
         let is_modelled = profile.tool.provenance == Provenance::Modelled;
         assert_eq!(profile.tool.effort == Effort::Estimate, is_modelled, "{name}");
-        assert_eq!(shipped.text().contains("# Modelled, not measured"), is_modelled, "{name}");
-        assert!(profile.tool.fingerprint.is_none() && profile.tool.library_sha256.is_none());
+        assert_eq!(profile.host.noise.is_none(), is_modelled, "{name}");
 
-        for id in shipped.kernels.iter().flat_map(|pair| [&pair.decode, &pair.prefill]) {
+        let pairs = shipped.kernels.iter().flat_map(|pair| [&pair.decode, &pair.prefill]);
+        for id in pairs.chain(&shipped.heads) {
             assert!(kernels.contains(id), "{name}: {id}");
         }
-        for id in &shipped.heads {
-            assert!(kernels.contains(id), "{name}: {id}");
-        }
-        for model in PUBLISHED {
-            let config = DummyShape::find(model).map(DummyShape::config).expect(model);
-            for job in config.jobs() {
-                assert!(
-                    profile.choice(job.role, &job.parts).is_some(),
-                    "{name} {model} {}",
-                    job.role
-                );
-            }
-            let attention = profile.choice(Role::Attention, &config.attention_shapes());
-            assert!(attention.is_some(), "{name} {model}");
-        }
-
-        let cpu = Cpu::usual(Kind::of_profile(name));
-        let threads = profile.run.threads as usize;
-        let class = Shipped::all()
-            .iter()
-            .filter(|other| other.is_class() && shipped.isa.includes(other.isa))
-            .flat_map(|class| class.kernels.iter().rev())
-            .filter(|pair| {
-                pair.decode.op == pair.prefill.op && pair.layout().format().name() == "i2_s"
-            })
-            .max_by_key(|pair| pair.isa())
-            .expect("the scalar one");
+        // The published shapes take the first, and published heads are of f16.
+        assert_eq!(shipped.kernels[0].isa(), shipped.isa, "{name}");
         for op in &profile.ops {
-            let bytes = 1 << 30;
-            let us = |id: &KernelId, tokens: u32| {
-                predict(&cpu, id, &op.parts, tokens as usize, threads, bytes).us
-            };
-            for pick in [Some(&op.decode), op.prefill.as_ref()].into_iter().flatten() {
-                for id in
-                    [Some(pick.kernel), Some(pick.built_in), pick.runner_up].into_iter().flatten()
-                {
+            for (_, pick) in op.picks() {
+                assert_eq!(pick.timed.is_none(), is_modelled, "{name} {}", op.role);
+                let Pick { kernel, built_in, .. } = pick;
+                for id in [Some(*kernel), Some(*built_in), pick.runner_up()].into_iter().flatten() {
                     assert!(kernels.contains(&id), "{name} {}: {id}", op.role);
                     assert!(shipped.isa.includes(id.isa), "{name} {}: {id}", op.role);
                 }
-                if is_modelled {
-                    assert_eq!(
-                        (pick.mad_us, pick.built_in),
-                        (0.0, pick.kernel),
-                        "{name} {}",
-                        op.role
-                    );
-                }
+                assert_eq!(kernel, built_in, "{name} {}", op.role);
             }
             if let Some(sparse) = &op.sparse {
                 for id in [sparse.kernel, sparse.built_in] {
                     assert!(kernels.contains(&id), "{name} {}: {id}", op.role);
                     assert!(shipped.isa.includes(id.isa), "{name} {}: {id}", op.role);
                 }
-            }
-            let Some(prefill) = &op.prefill else { continue };
-            // As a profile weighs them: four prompt tokens for one that is written.
-            let tokens = f64::from(prefill.tokens);
-            let cost = |decode: &KernelId, many: &KernelId| {
-                us(decode, 1) + 4.0 * us(many, prefill.tokens) / tokens
-            };
-            let (own, without) =
-                (cost(&op.decode.kernel, &prefill.kernel), cost(&class.decode, &class.prefill));
-            assert!(
-                own <= (1.0 + UNCERTAINTY) * without,
-                "{name} {}: {own:.1} us, and {without:.1} us by the pair of its class",
-                op.role
-            );
-        }
-    }
-}
-
-/// The pair for shapes that a profile does not list is about as good as what the model chooses for any
-/// that it lists. Not as good: leaving the default's format takes a quarter, which the model is not sure
-/// of, and one phase may gain more than the other.
-#[test]
-fn default_pairs_are_close_to_the_choices() {
-    for shipped in Shipped::all() {
-        let profile = shipped.profile();
-        if profile.tool.provenance == Provenance::Measured {
-            continue;
-        }
-        let cpu = Cpu::usual(Kind::of_profile(&shipped.name));
-        let threads = profile.run.threads as usize;
-        let pair = shipped.kernels.iter().find(|pair| pair.isa() == shipped.isa).unwrap();
-        for op in profile.ops.iter().filter(|op| op.layout.is_some()) {
-            let rows: usize = op.parts.iter().map(|part| part.rows).sum();
-            if rows < 512 * threads {
-                // Tall steps share out badly: small matrices on many cores are another matter.
-                continue;
-            }
-            for (phase, pick, default) in [
-                (Phase::Decode, Some(&op.decode), pair.decode),
-                (Phase::Prefill, op.prefill.as_ref(), pair.prefill),
-            ] {
-                let pick = pick.unwrap();
-                let us = |id: &KernelId| {
-                    predict(&cpu, id, &op.parts, pick.tokens as usize, threads, 1 << 30).us
-                };
-                let (own, default_us) = (us(&pick.kernel), us(&default));
-                assert!(
-                    default_us <= 1.5 * own,
-                    "{} {} {phase:?}: {} takes {own:.1} us, the default {default} {default_us:.1} us",
-                    shipped.name,
-                    op.role,
-                    pick.kernel
-                );
             }
         }
     }

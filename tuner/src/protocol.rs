@@ -66,7 +66,7 @@ pub enum Work {
     /// Time activation sparsity.
     Sparse(SparseTask),
     /// Compare the untuned default and a profile on the model.
-    Comparison(ComparisonTask),
+    Comparison(Box<ComparisonTask>),
 }
 
 /// Candidates to verify and to time.

@@ -145,10 +145,8 @@ fn kernels_made_on_the_host_are_timed() {
     let Op::Ternary(layout) = made.op else { panic!("{made}") };
     let choice = &mut profile.ops[0];
     choice.layout = Some(layout);
-    choice.decode =
-        Pick { kernel: made, runner_up: None, built_in: built_in(true), ..choice.decode };
-    let many = choice.prefill.as_mut().unwrap();
-    (many.kernel, many.built_in, many.runner_up) = (built_in(false), built_in(false), None);
+    choice.decode = Pick { kernel: made, timed: None, built_in: built_in(true) };
+    choice.prefill = Some(Pick::untimed(built_in(false)));
     profile.tool.library_sha256 = Some(cache.store(&library).unwrap());
     let file = place.write("host.toml", &profile);
     let decode = || {
@@ -228,10 +226,8 @@ fn what_does_not_fit_is_refused() {
         let mut foreign = profile.clone();
         let choice = &mut foreign.ops[0];
         choice.layout = Some(kernels.layout());
-        (choice.decode.kernel, choice.decode.built_in) = (kernels.decode, kernels.decode);
-        choice.decode.runner_up = None;
-        let many = choice.prefill.as_mut().unwrap();
-        (many.kernel, many.built_in) = (kernels.prefill, kernels.prefill);
+        choice.decode = Pick::untimed(kernels.decode);
+        choice.prefill = Some(Pick::untimed(kernels.prefill));
         let foreign = place.write("foreign.toml", &foreign);
         refused(&["--profile", &foreign], 4, isa.name());
     } else {

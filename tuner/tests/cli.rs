@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::{Isa, KernelId, Objective, Op, Profile, Role};
+use bitnet_profiles::{Isa, KernelId, Objective, Op, Pick, Profile, Provenance, Role};
 use bitnet_runtime::cpu::kernels;
 use bitnet_tuner::choose::choose;
 use bitnet_tuner::measure::Measurements;
@@ -175,14 +175,28 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// A profile that names kernels which this build holds, for every role.
+/// A profile that names kernels which this build holds, for every role, and what they were timed to
+/// take.
 fn check(profile: &Profile) {
+    check_kernels(profile);
+    for op in &profile.ops {
+        let timed = |pick: &Pick| pick.timed.clone().unwrap();
+        assert_eq!(timed(&op.decode).tokens, 1);
+        assert!(op.prefill.as_ref().is_none_or(|prefill| timed(prefill).tokens > 1));
+        for (_, pick) in op.picks() {
+            // On a machine that is busy elsewhere the share of its limit rounds to 0.
+            assert!(timed(pick).median_us > 0.0 && timed(pick).gb_per_s > 0.0);
+        }
+    }
+    assert!(profile.host.read_gb_per_s.unwrap() > 0.0 && profile.host.noise.is_some());
+    assert_eq!(profile.tool.provenance, Provenance::Measured);
+}
+
+fn check_kernels(profile: &Profile) {
     let roles: Vec<Role> = profile.ops.iter().map(|op| op.role).collect();
     assert_eq!(roles, ROLES);
     for op in &profile.ops {
-        assert_eq!(op.decode.tokens, 1);
         assert_eq!(op.prefill.is_none(), matches!(op.role, Role::LmHead | Role::Attention));
-        assert!(op.prefill.as_ref().is_none_or(|prefill| prefill.tokens > 1));
         for pick in [Some(&op.decode), op.prefill.as_ref()].into_iter().flatten() {
             match pick.kernel.op {
                 Op::Ternary(layout) => {
@@ -194,12 +208,43 @@ fn check(profile: &Profile) {
                 Op::Attention => assert!(kernels::AttentionKernel::find(&pick.kernel).is_some()),
                 Op::Rows(_) | Op::Columns(_) => panic!("{} reads no whole matrix", pick.kernel),
             }
-            // On a machine that is busy elsewhere the share of its limit rounds to 0.
-            assert!(pick.median_us > 0.0 && pick.gb_per_s > 0.0);
         }
     }
-    assert!(profile.host.read_gb_per_s > 0.0);
     assert_eq!(profile.tool.fingerprint, Some(bitnet_codegen::fingerprint()));
+}
+
+#[test]
+fn an_estimate_takes_what_ships_for_this_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("host.toml");
+    let arguments = ["--model", MODEL, "-o", out.to_str().unwrap(), "--effort", "estimate"];
+    for flag in ["--record", "--report"] {
+        let file = dir.path().join("none");
+        let more = [flag, file.to_str().unwrap()];
+        refused(&[&arguments[..], &more].concat(), 2, "an estimate measures nothing");
+    }
+    assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
+    let output = run(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let profile = Profile::load(&out).unwrap();
+    check_kernels(&profile);
+    assert_eq!(profile.tool.provenance, Provenance::Modelled);
+    assert_eq!((profile.host.read_gb_per_s, profile.host.noise), (None, None));
+    let shipped = kernels::shipped();
+    for op in &profile.ops {
+        assert!(op.picks().all(|(_, pick)| *pick == Pick::untimed(pick.kernel)), "{op:?}");
+        let Some(prefill) = &op.prefill else { continue };
+        let pair = shipped.pair(op.role, &op.parts, None, Isa::best());
+        assert_eq!((op.decode.kernel, prefill.kernel), (pair.decode, pair.prefill));
+    }
+    let text = stdout(&output);
+    let says =
+        format!("nothing was timed: this is the shipped profile {}, ", shipped.shipped().name);
+    assert!(
+        text.contains(&says) && text.contains("qkv 384x384 128x384 128x384, 6 per token"),
+        "{text}"
+    );
+    assert!(!fs::read_to_string(&out).unwrap().contains("_us"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use bitnet_profiles::registry::{Defaults, Shipped};
-use bitnet_profiles::{Isa, Mode, Profile, Role, Shape, Sparse};
+use bitnet_profiles::{Isa, Profile, Role, Shape, Sparse};
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels::cache::Cache;
 use serde_json::Value;
@@ -380,7 +380,7 @@ fn what_skips_is_shown_and_told_apart() {
         let mut profile = made_here();
         let mut op = profile.ops[0].clone();
         let kernel = kernel.parse().unwrap();
-        (op.role, op.mode, op.parts) = (Role::Down, Mode::Axpy, vec![Shape::new(2560, 6912)]);
+        (op.role, op.parts) = (Role::Down, vec![Shape::new(2560, 6912)]);
         let ratio_at_quarter = Some(ratio);
         op.sparse = Some(Sparse { kernel, built_in: kernel, below, ratio_at_quarter });
         profile.ops.push(op);
@@ -390,14 +390,13 @@ fn what_skips_is_shown_and_told_apart() {
     const OTHER: &str = "columns_i2_s_l64__scalar__any__r64_c64_n1_u1_p0";
     let a = file("a.toml", PLAIN, 0.625, 0.4);
     let shown = place.answer(&["show", &a], 0);
-    for part in ["axpy below 62 % needed; 2.50x as fast at 25 %\n", PLAIN, "all 6 are built in"] {
+    for part in ["below 62 % needed; 2.50x as fast at 25 %\n", PLAIN, "all 6 are built in"] {
         assert!(shown.contains(part), "{part}\n{shown}");
     }
     let b = file("b.toml", PLAIN, 0.0, 1.25);
-    assert!(place.answer(&["show", &b], 0).contains("axpy never; 0.80x as fast at 25 %\n"));
+    assert!(place.answer(&["show", &b], 0).contains("never; 0.80x as fast at 25 %\n"));
     let shown = place.answer(&["diff", &a, &b], 1);
-    let change =
-        format!("{PLAIN}, axpy below 62 % needed; 2.50x as fast at 25 % -> {PLAIN}, axpy never");
+    let change = format!("{PLAIN}, below 62 % needed; 2.50x as fast at 25 % -> {PLAIN}, never");
     assert!(shown.contains(&change), "{shown}");
     // What it gained is a figure.
     let b = file("b.toml", PLAIN, 0.625, 0.5);

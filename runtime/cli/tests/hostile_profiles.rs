@@ -10,7 +10,7 @@ mod program;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bitnet_profiles::{Format, Isa, Pinning, Profile, Role, Shape, registry};
+use bitnet_profiles::{Format, Isa, Pinning, Profile, Role, Shape, paths, registry};
 use program::{answer, both, command, demo_model, layout_of, profile, refusal};
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ struct User {
 impl User {
     fn new() -> Self {
         let config = tempfile::tempdir().unwrap();
-        let folder = registry::user_folder(|name| {
+        let folder = paths::user_folder(|name| {
             (name == "XDG_CONFIG_HOME").then(|| config.path().as_os_str().to_owned())
         });
         let folder = folder.unwrap();

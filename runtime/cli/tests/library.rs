@@ -11,7 +11,7 @@ use std::process::Command;
 
 use bitnet_kernels as builtin;
 use bitnet_profiles::{
-    Choice, Effort, HeadFormat, Host, Isa, KernelId, KernelSpec, Mode, Model, Objective, Op, Pick,
+    Choice, Effort, HeadFormat, Host, Isa, KernelId, KernelSpec, Model, Objective, Op, Pick,
     Pinning, Profile, Provenance, Role, Run, Shape, Tool,
 };
 use bitnet_runtime::arch::config::Config;
@@ -60,17 +60,8 @@ fn candidate(shape: Shape, fits: impl Fn(&KernelId) -> bool) -> KernelId {
 }
 
 fn pick(kernel: KernelId) -> Pick {
-    Pick {
-        kernel,
-        tokens: 1,
-        median_us: 1.0,
-        mad_us: 0.0,
-        gb_per_s: 1.0,
-        share_of_limit: 0.5,
-        runner_up: None,
-        runner_up_ratio: None,
-        built_in: KernelSpec { shape: None, ..*kernel.spec() }.validate().unwrap(),
-    }
+    let built_in = KernelSpec { shape: None, ..*kernel.spec() }.validate().unwrap();
+    Pick { kernel, timed: None, built_in }
 }
 
 impl Tuned {
@@ -84,7 +75,6 @@ impl Tuned {
             role,
             count: 1,
             layout: None,
-            mode: Mode::Dense,
             decode: pick(candidate(parts[0], |id| id.op == op && id.tile.tokens == 1)),
             prefill: None,
             sparse: None,
@@ -105,7 +95,6 @@ impl Tuned {
                     role: job.role,
                     count: job.count,
                     layout: Some(layout),
-                    mode: Mode::Dense,
                     decode: pick(decode),
                     prefill: Some(pick(prefill)),
                     sparse: None,
@@ -149,8 +138,8 @@ impl Tuned {
                 threads: 2,
                 l2: 0,
                 l3: 0,
-                read_gb_per_s: 1.0,
-                noise: 0.0,
+                read_gb_per_s: None,
+                noise: None,
             },
             model: Model {
                 name: "demo".into(),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_profiles::{Format, Isa, Profile, ProfileError, Provenance, Tool, registry};
+use bitnet_profiles::{Format, Isa, Profile, ProfileError, Provenance, Tool, paths, registry};
 use serde::Serialize;
 
 use super::note::Note;
@@ -190,8 +190,8 @@ fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
 /// The user's own profile for these shapes and this CPU. One that is refused is set aside, which is
 /// noted.
 fn users(shapes: &str, host: &Host, notes: &mut Vec<Note>) -> Option<(PathBuf, Profile)> {
-    let folder = registry::user_folder(|name| std::env::var_os(name))?;
-    let name = registry::user_file_name(shapes, &host.vendor, host.family, host.model);
+    let folder = paths::user_folder(|name| std::env::var_os(name))?;
+    let name = paths::user_file_name(shapes, &host.vendor, host.family, host.model);
     let path = folder.join(name);
     if !path.exists() {
         return None;

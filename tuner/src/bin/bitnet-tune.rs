@@ -25,7 +25,6 @@ enum Command {
     Diff(cli::diff::Args),
     List(cli::list::Args),
     Emit(cli::emit::Args),
-    EstimateCheck(cli::estimate_check::Args),
     #[command(hide = true)]
     Worker(cli::worker::Args),
 }
@@ -40,7 +39,6 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Some(Command::Diff(args)) => return cli::diff::run(args),
         Some(Command::List(args)) => cli::list::run(args)?,
         Some(Command::Emit(args)) => cli::emit::run(args)?,
-        Some(Command::EstimateCheck(args)) => return cli::estimate_check::run(args),
         Some(Command::Worker(args)) => cli::worker::run(args)?,
     }
     Ok(true)

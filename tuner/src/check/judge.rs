@@ -89,7 +89,7 @@ impl<'a> Judge<'a> {
     fn rivals(&self, phase: Phase, serves: KernelId) -> Vec<(RivalKind, KernelId)> {
         let pick = pick(self.choice, phase);
         let timed = |id: &KernelId| *id != serves && self.ratio(phase, id).is_some();
-        let runner_up = pick.and_then(|pick| pick.runner_up).filter(timed);
+        let runner_up = pick.and_then(Pick::runner_up).filter(timed);
         let built_in = pick.map(|pick| pick.built_in).filter(timed);
         let second = match (runner_up, built_in) {
             (Some(id), _) => Some((RivalKind::RunnerUp, id)),
@@ -113,7 +113,7 @@ impl<'a> Judge<'a> {
         Some(PhaseCheck {
             phase: phase_name(phase),
             pick: pick.kernel,
-            absent_runner_up: pick.runner_up.filter(absent),
+            absent_runner_up: pick.runner_up().filter(absent),
             serves,
             median_us: timing.map(|timing| timing.median_us),
             rivals: self.rivals(phase, serves).into_iter().filter_map(rival).collect(),
@@ -129,7 +129,6 @@ impl<'a> Judge<'a> {
         let all = || timed.into_iter().flat_map(|sparse| &sparse.timings).map(Skipped::of);
         let lags = all().filter(|skipped| skipped.density <= pick.below && skipped.lags());
         Some(SparseCheck {
-            mode: self.choice.mode,
             serves: timed.map(|sparse| sparse.default),
             quarter: all().find(|skipped| skipped.density == 0.25),
             lag: lags.max_by(|a, b| a.ratio.total_cmp(&b.ratio)),
@@ -200,7 +199,7 @@ pub(super) fn confirm(roles: &mut [RoleCheck], again: Vec<RoleCheck>) {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_profiles::{Choice, Mode, Sparse};
+    use bitnet_profiles::{Choice, Sparse, Timed};
 
     use super::*;
     use crate::measure::{LayoutMeasurements, Limits, SparseMeasurements, SparseTiming, Why};
@@ -233,8 +232,7 @@ mod tests {
     }
 
     fn pick(kernel: &str, runner_up: Option<&str>, built_in: &str) -> Pick {
-        Pick {
-            kernel: id(kernel),
+        let timed = Timed {
             tokens: 1,
             median_us: 100.0,
             mad_us: 1.0,
@@ -242,8 +240,8 @@ mod tests {
             share_of_limit: 0.5,
             runner_up: runner_up.map(id),
             runner_up_ratio: None,
-            built_in: id(built_in),
-        }
+        };
+        Pick { kernel: id(kernel), timed: Some(timed), built_in: id(built_in) }
     }
 
     /// A role with picks, defaults and timings; the defaults take 100 us for one token and 400 us
@@ -284,7 +282,6 @@ mod tests {
                 parts: parts.clone(),
                 count: 6,
                 layout: layout_of(&self.decode.kernel),
-                mode: self.sparse.as_ref().map_or(Mode::Dense, |_| Mode::Axpy),
                 decode: self.decode.clone(),
                 prefill: self.prefill.clone(),
                 sparse: self.sparse.as_ref().map(|(pick, _)| pick.clone()),
@@ -374,12 +371,12 @@ mod tests {
         // The runner-up was made for the run that is over: the best built-in kernel serves.
         let decode = pick(D32_MADE, Some("i2_s_t32__avx512vnni__m256_k256__r64_c0_n1_u1_p0"), D32);
         let mut case = Case::decode(
-            pick(D32_MADE, decode.runner_up.map(|id| id.to_string()).as_deref(), D32_SECOND),
+            pick(D32_MADE, decode.runner_up().map(|id| id.to_string()).as_deref(), D32_SECOND),
             vec![timing(D32_MADE, 0.9, 0.01), timing(D32_SECOND, 0.8, 0.01)],
         );
         let role = case.judged(D32_MADE);
         assert_eq!(kinds(&role), [RivalKind::BuiltIn, RivalKind::Default]);
-        assert_eq!(role.phases[0].absent_runner_up, decode.runner_up);
+        assert_eq!(role.phases[0].absent_runner_up, decode.runner_up());
         assert_eq!(lost(&role), [(Some("decode"), RivalKind::BuiltIn)]);
         // No second at all, and the default itself.
         case = Case::decode(pick(D32, None, D32), vec![timing(D32, 1.0, 0.0)]);

@@ -50,7 +50,7 @@ pub(super) fn prepare(profile: &Profile, model: &ModelInfo) -> Result<Prepared> 
         let choice = profile.choice(serving.role, &serving.parts);
         let rivals = |phase| {
             let pick = choice.and_then(|choice| pick(choice, phase));
-            let named = pick.map_or([None; 2], |pick| [pick.runner_up, Some(pick.built_in)]);
+            let named = pick.map_or([None; 2], |pick| [pick.runner_up(), Some(pick.built_in)]);
             let fit = |id: &KernelId| competes(id, serving, phase);
             // The runner-up, or else the best that is built in.
             named.into_iter().flatten().filter(fit).find(|id| present.find(id).is_ok())

@@ -1,6 +1,6 @@
 //! Outcome of a check.
 
-use bitnet_profiles::{KernelId, Layout, Mode, Role, Shape, Sparse};
+use bitnet_profiles::{KernelId, Layout, Role, Shape, Sparse};
 use serde::Serialize;
 
 use crate::choose::SIMPLICITY;
@@ -76,8 +76,6 @@ impl RoleCheck {
 /// Outcome for a kernel that uses activation sparsity.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SparseCheck {
-    /// Rows or columns.
-    pub mode: Mode,
     /// The profile's choice.
     pub pick: Sparse,
     /// The kernel that serves here and was timed, if any.

@@ -1,7 +1,7 @@
 //! Choices for jobs.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Mode, Op, Sparse};
+use bitnet_profiles::{KernelId, Sparse};
 
 use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Timing};
 use crate::stats::{Gain, rounded};
@@ -55,15 +55,6 @@ impl ChosenGather {
 }
 
 impl JobChoice<'_> {
-    /// Returns what is skipped, and how.
-    pub fn mode(&self) -> Mode {
-        match self.gather.map(|gather| gather.kernel.op) {
-            Some(Op::Rows(_)) => Mode::SkipRows,
-            Some(Op::Columns(_)) => Mode::Axpy,
-            _ => Mode::Dense,
-        }
-    }
-
     /// Returns the kernel of a phase.
     pub fn chosen(&self, phase: Phase) -> Option<ChosenKernel<'_>> {
         match phase {

@@ -144,11 +144,12 @@ impl Display for Shown<'_> {
         )?;
         writeln!(
             f,
-            "{} thread{}, memory reads {:.1} GB/s ({:.1} GB/s in the profile); noise {:.1} %",
+            "{} thread{}, memory reads {:.1} GB/s{}; noise {:.1} %",
             self.threads,
             if self.threads == 1 { "" } else { "s" },
             limits.read_gb_per_s,
-            host.read_gb_per_s,
+            host.read_gb_per_s
+                .map_or(String::new(), |before| format!(" ({before:.1} GB/s in the profile)")),
             100.0 * noise
         )?;
         if *disturbed {
@@ -209,9 +210,9 @@ fn show_role(f: &mut fmt::Formatter<'_>, role: &RoleCheck) -> fmt::Result {
         }
         rivals.iter().try_for_each(|rival| show_rival(f, rival))?;
     }
-    if let Some(SparseCheck { mode, pick, serves, quarter, lag }) = &role.sparse {
+    if let Some(SparseCheck { pick, serves, quarter, lag }) = &role.sparse {
         let kernel = pick.kernel.to_string();
-        writeln!(f, "  {:<11} {kernel:<WIDTH$} {mode} {pick}", "sparse")?;
+        writeln!(f, "  {:<11} {kernel:<WIDTH$} {pick}", "sparse")?;
         if let Some(serves) = serves.filter(|serves| *serves != pick.kernel) {
             writeln!(f, "    {serves} stands in for it, which is not present here")?;
         }

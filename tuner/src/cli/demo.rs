@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bitnet_profiles::{Effort, Profile, registry};
+use bitnet_profiles::{Effort, Profile, paths};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::model::SessionOptions;
@@ -79,7 +79,7 @@ fn save(profile: &Profile, path: Option<&Path>) -> Result<Option<PathBuf>> {
     let path = match path {
         Some(path) => path.to_path_buf(),
         None => {
-            let Some(folder) = registry::user_folder(|name| std::env::var_os(name)) else {
+            let Some(folder) = paths::user_folder(|name| std::env::var_os(name)) else {
                 return Ok(None);
             };
             let mut builder = DirBuilder::new();

@@ -93,15 +93,22 @@ struct KernelDifference {
 struct Side {
     kernel: KernelId,
     built_in: KernelId,
-    tokens: u32,
-    median_us: f64,
-    mad_us: f64,
+    /// Activation rows, and the time with them; nothing where nothing was timed.
+    tokens: Option<u32>,
+    median_us: Option<f64>,
+    mad_us: Option<f64>,
 }
 
 impl Side {
     fn of(pick: &Pick) -> Self {
-        let &Pick { kernel, built_in, tokens, median_us, mad_us, .. } = pick;
-        Self { kernel, built_in, tokens, median_us, mad_us }
+        let timed = pick.timed.as_ref();
+        Self {
+            kernel: pick.kernel,
+            built_in: pick.built_in,
+            tokens: timed.map(|timed| timed.tokens),
+            median_us: timed.map(|timed| timed.median_us),
+            mad_us: timed.map(|timed| timed.mad_us),
+        }
     }
 }
 
@@ -116,6 +123,7 @@ fn origin(profile: &Profile) -> [String; 12] {
     let Profile { tool, host, model, .. } = profile;
     let isa: Vec<&str> = host.isa.iter().map(|isa| isa.name()).collect();
     let none = || "none".to_string();
+    let not_measured = || "not measured".to_string();
     [
         model.name.clone(),
         model.architecture.clone(),
@@ -133,8 +141,8 @@ fn origin(profile: &Profile) -> [String; 12] {
             bytes(host.l3),
             isa.join(" ")
         ),
-        format!("{:.1} GB/s", host.read_gb_per_s),
-        format!("{:.1} %", 100.0 * host.noise),
+        host.read_gb_per_s.map_or_else(not_measured, |rate| format!("{rate:.1} GB/s")),
+        host.noise.map_or_else(not_measured, |noise| format!("{:.1} %", 100.0 * noise)),
         format!("{}, effort {}, for {}", tool.provenance, tool.effort, tool.objective),
         format!("{} by bitnet-tune {}", tool.date, tool.version),
         tool.fingerprint.clone().unwrap_or_else(none),
@@ -181,9 +189,9 @@ impl Differences {
             same_kernels += all - changed.len();
             let described = |choice: &Choice| {
                 let layout = choice.layout.map_or_else(|| "none".into(), |l| l.to_string());
-                [layout, choice.mode.to_string(), choice.count.to_string()]
+                [layout, choice.count.to_string()]
             };
-            let mut fields = fields(["layout", "mode", "count"], described(own), described(other));
+            let mut fields = fields(["layout", "count"], described(own), described(other));
             fields.extend(sparse_difference(own, other));
             if !(changed.is_empty() && fields.is_empty()) {
                 let (role, parts) = (own.role, own.parts.clone());
@@ -215,7 +223,7 @@ fn sparse_difference(a: &Choice, b: &Choice) -> Option<Field> {
             true => String::new(),
             false => format!(", else {}", sparse.built_in),
         };
-        format!("{}{instead}, {} {sparse}", sparse.kernel, choice.mode)
+        format!("{}{instead}, {sparse}", sparse.kernel)
     };
     let field = || Field { name: "sparse", a: words(a), b: words(b) };
     (choice(a) != choice(b)).then(field)
@@ -230,8 +238,11 @@ fn kernel_differences(a: &Choice, b: &Choice) -> Vec<KernelDifference> {
     pairs
         .filter(|(_, a, b)| (a.kernel, a.built_in) != (b.kernel, b.built_in))
         .map(|(phase, a, b)| {
-            let us = |pick: &Pick| pick.median_us / f64::from(pick.tokens);
-            let ratio = (us(a) > 0.0).then(|| us(b) / us(a));
+            let us = |pick: &Pick| {
+                let timed = pick.timed.as_ref()?;
+                Some(timed.median_us / f64::from(timed.tokens))
+            };
+            let ratio = us(a).filter(|us| *us > 0.0).zip(us(b)).map(|(a, b)| b / a);
             KernelDifference { phase, a: Side::of(a), b: Side::of(b), ratio }
         })
         .collect()
@@ -271,15 +282,15 @@ impl Display for RoleDifference {
         for KernelDifference { phase, a, b, ratio } in &self.kernels {
             let side = |side: &Side| {
                 let tokens = match side.tokens {
-                    1 => String::new(),
-                    n => format!(" for {n} tokens"),
+                    None | Some(1) => String::new(),
+                    Some(n) => format!(" for {n} tokens"),
                 };
+                let time = side.median_us.map_or(String::new(), |us| format!(", {us:.2} us"));
                 let instead = match side.built_in == side.kernel {
                     true => String::new(),
                     false => format!(", else {}", side.built_in),
                 };
-                let (kernel, median) = (side.kernel, side.median_us);
-                format!("{kernel}, {median:.2} us{tokens}{instead}")
+                format!("{}{time}{tokens}{instead}", side.kernel)
             };
             write!(f, "  {phase:<8} {}\n{:>10} {}", side(a), "->", side(b))?;
             match ratio {

@@ -25,7 +25,6 @@ pub mod check;
 pub mod demo;
 pub mod diff;
 pub mod emit;
-pub mod estimate_check;
 pub mod list;
 pub mod show;
 pub mod tune;

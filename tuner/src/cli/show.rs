@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bitnet_profiles::registry::{Defaults, Shipped};
 use bitnet_profiles::{
-    Choice, Isa, KernelId, Op, Profile, Provenance, Role, Shape, printable, registry,
+    Choice, Isa, KernelId, Op, Profile, Provenance, Role, Shape, paths, printable,
 };
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
@@ -165,12 +165,12 @@ pub(super) fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<Pat
             Some(_) => Err(only_with_auto()),
         };
     }
-    let Some(folder) = registry::user_folder(|name| std::env::var_os(name)) else {
+    let Some(folder) = paths::user_folder(|name| std::env::var_os(name)) else {
         let expected = "XDG_CONFIG_HOME or HOME to be an absolute path; or name a file";
         return Err(Error::usage("auto", "no folder of profiles", expected).into());
     };
     let name_for =
-        |shapes: &str| registry::user_file_name(shapes, &host.vendor, host.family, host.model);
+        |shapes: &str| paths::user_file_name(shapes, &host.vendor, host.family, host.model);
     if let Some(model) = model {
         let model = ModelInfo::from_gguf(&Gguf::open(model)?)?;
         return Ok(folder.join(name_for(&model.shapes)));
@@ -362,13 +362,13 @@ impl Display for Shown<'_> {
             tool.effort,
             tool.objective
         )?;
-        if tool.provenance == Provenance::Measured {
-            writeln!(
-                f,
-                "         memory reads {:.1} GB/s; noise {:.1} %",
-                host.read_gb_per_s,
-                100.0 * host.noise
-            )?;
+        let measured = [
+            host.read_gb_per_s.map(|rate| format!("memory reads {rate:.1} GB/s")),
+            host.noise.map(|noise| format!("noise {:.1} %", 100.0 * noise)),
+        ];
+        let measured: Vec<String> = measured.into_iter().flatten().collect();
+        if !measured.is_empty() {
+            writeln!(f, "         {}", measured.join("; "))?;
         }
         writeln!(f, "runs     {}", run)?;
         match ops.is_empty() {
@@ -385,11 +385,14 @@ impl Shown<'_> {
         let ids = ops.iter().flat_map(Choice::kernels);
         let ids = ids.map(|(_, kernel, _)| kernel.to_string().len());
         let width = ids.max().unwrap_or(0);
-        writeln!(
-            f,
-            "\n  {:<8} {:<width$} {:>10} {:>8} {:>8} {:>9}  runner-up",
-            "", "kernel", "median us", "MAD us", "GB/s", "of limit"
-        )?;
+        match ops.iter().flat_map(Choice::picks).any(|(_, pick)| pick.timed.is_some()) {
+            true => writeln!(
+                f,
+                "\n  {:<8} {:<width$} {:>10} {:>8} {:>8} {:>9}  runner-up",
+                "", "kernel", "median us", "MAD us", "GB/s", "of limit"
+            )?,
+            false => writeln!(f, "\n  {:<8} kernel; nothing was timed", "")?,
+        }
         for choice in ops {
             write!(f, "{}, {} per token", job(choice.role, &choice.parts), choice.count)?;
             match choice.layout {
@@ -397,23 +400,27 @@ impl Shown<'_> {
                 None => writeln!(f)?,
             }
             for (phase, pick) in choice.picks() {
+                let kernel = pick.kernel.to_string();
+                let Some(timed) = &pick.timed else {
+                    writeln!(f, "  {phase:<8} {kernel}")?;
+                    continue;
+                };
                 write!(
                     f,
-                    "  {phase:<8} {:<width$} {:>10.2} {:>8.3} {:>8.1} {:>7.0} %",
-                    pick.kernel.to_string(),
-                    pick.median_us,
-                    pick.mad_us,
-                    pick.gb_per_s,
-                    100.0 * pick.share_of_limit
+                    "  {phase:<8} {kernel:<width$} {:>10.2} {:>8.3} {:>8.1} {:>7.0} %",
+                    timed.median_us,
+                    timed.mad_us,
+                    timed.gb_per_s,
+                    100.0 * timed.share_of_limit
                 )?;
-                match pick.runner_up_ratio {
+                match timed.runner_up_ratio {
                     Some(ratio) => writeln!(f, "  {ratio:.2}x the time")?,
                     None => writeln!(f)?,
                 }
             }
             if let Some(sparse) = &choice.sparse {
-                let (kernel, mode) = (sparse.kernel.to_string(), choice.mode);
-                writeln!(f, "  {:<8} {kernel:<width$} {mode} {sparse}", "sparse")?;
+                let kernel = sparse.kernel.to_string();
+                writeln!(f, "  {:<8} {kernel:<width$} {sparse}", "sparse")?;
             }
         }
         Ok(())

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bitnet_profiles::{Effort, Isa, file};
+use bitnet_profiles::registry::Shipped;
+use bitnet_profiles::{Effort, Isa, Profile, Provenance, atomic_file};
 use bitnet_runtime::Error;
-use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::kernels::{self, Selection};
 use bitnet_runtime::file::gguf::Gguf;
 
+use super::show::job;
 use super::{Bar, answer, note};
 use crate::choose::choose;
 use crate::journal::Journal;
@@ -37,7 +39,7 @@ pub struct Args {
     /// Go on with a run for the same model and output that was stopped
     #[arg(long)]
     resume: bool,
-    /// estimate: nothing is timed, the machine model decides; measure: what is worth timing;
+    /// estimate: nothing is timed, the choices that ship for this CPU serve; measure: what is worth timing;
     /// patient: everything the CPU can run, and kernels compiled for the model's own shapes, which
     /// takes a rustc
     #[arg(long, default_value = "measure")]
@@ -78,6 +80,9 @@ pub fn run(args: &Args) -> Result<()> {
         resume: args.resume,
         ..args.common.options(ceiling, args.effort, budget)?
     };
+    if args.effort == Effort::Estimate {
+        return estimate(args, &model, &options);
+    }
     let mut tuned = {
         let bar = Bar::new();
         crate::tune(&model, &options, &mut |notice| bar.show(notice))?
@@ -85,7 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.record {
         let text = serde_json::to_string_pretty(&tuned.measurements)
             .map_err(|e| Error::Runtime(format!("measurements have no JSON form: {e}")))?;
-        file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
+        atomic_file::replace(path, text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     if let Some(path) = &args.report {
         let extras = Extras {
@@ -96,20 +101,61 @@ pub fn run(args: &Args) -> Result<()> {
         };
         let choices = choose(&tuned.measurements, tuned.objective);
         let page = report::html(&tuned.measurements, &choices, &tuned.profile, &extras);
-        file::replace(path, page.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
+        atomic_file::replace(path, page.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
     }
     tuned.profile.save(&args.output)?;
     tuned.finish();
     note(format_args!("wrote {}", args.output.display()));
-    let file = args.output.display().to_string();
-    // So that it can be copied.
-    let quotes = if file.contains(|c: char| c.is_whitespace()) { "\"" } else { "" };
+    answer(|out| writeln!(out, "{tuned}{}", next(&args.output)))
+}
+
+/// Writes a profile of what ships for this CPU.
+fn estimate(args: &Args, model: &ModelInfo, options: &Options) -> Result<()> {
+    for (flag, file) in [("--record", &args.record), ("--report", &args.report)] {
+        if file.is_some() {
+            let expected = "--effort measure or patient: an estimate measures nothing";
+            return Err(Error::usage(flag, "a file", expected).into());
+        }
+    }
+    let profile = crate::estimate(model, options)?;
+    profile.save(&args.output)?;
+    note(format_args!("wrote {}", args.output.display()));
+    let (name, _) = kernels::shipped().ternary(None, options.ceiling);
+    let shipped = Shipped::all().iter().find(|shipped| shipped.name == name);
+    let origin = shipped.map_or(String::new(), |shipped| {
+        let Profile { tool, host, .. } = shipped.profile();
+        match tool.provenance {
+            Provenance::Measured => format!(", measured on {}", host.cpu),
+            Provenance::Modelled => format!(", modelled for {}", host.cpu),
+        }
+    });
     answer(|out| {
-        writeln!(out, "{tuned}next       bitnet-run --profile {quotes}{file}{quotes} -p \"...\"")
+        for op in &profile.ops {
+            write!(out, "{}, {} per token", job(op.role, &op.parts), op.count)?;
+            match op.layout {
+                Some(layout) => writeln!(out, ": {layout}")?,
+                None => writeln!(out)?,
+            }
+            for (phase, pick) in op.picks() {
+                writeln!(out, "  {phase:<8} {}", pick.kernel)?;
+            }
+            if let Some(sparse) = &op.sparse {
+                writeln!(out, "  {:<8} {} {sparse}", "sparse", sparse.kernel)?;
+            }
+        }
+        writeln!(out, "\nnothing was timed: this is the shipped profile {name}{origin}")?;
+        writeln!(out, "{}", next(&args.output))
     })
+}
+
+/// The line that says what to run now, so that it can be copied.
+fn next(output: &Path) -> String {
+    let file = output.display().to_string();
+    let quotes = if file.contains(|c: char| c.is_whitespace()) { "\"" } else { "" };
+    format!("next       bitnet-run --profile {quotes}{file}{quotes} -p \"...\"")
 }
 
 /// Checks that a file can be written there.
 pub(super) fn writable(path: &Path) -> Result<()> {
-    file::check_replaceable(path).map_err(|e| Error::io(path, "write", e).into())
+    atomic_file::check_replaceable(path).map_err(|e| Error::io(path, "write", e).into())
 }

@@ -192,7 +192,7 @@ impl Report<'_> {
                                 tr.decode {
                                     td.phase { "sparse" }
                                     td.kernel { code { (kernel(&gather.kernel)) } }
-                                    td colspan="7" { (choice.mode()) " " (gather.to_profile()) }
+                                    td colspan="7" { (gather.to_profile()) }
                                 }
                             }
                         }

@@ -232,8 +232,8 @@ fn jobs(f: &mut fmt::Formatter<'_>, choices: &[JobChoice<'_>], limits: &Limits) 
             writeln!(f, "  {phase:<8} {kernel:<44} {median_us:>8.1} us  {share:>8}  {gain}")?;
         }
         if let Some(gather) = choice.gather {
-            let (mode, kernel, when) = (choice.mode(), gather.kernel, gather.to_profile());
-            writeln!(f, "  {:<8} {kernel:<44} {mode} {when}", "sparse")?;
+            let (kernel, when) = (gather.kernel, gather.to_profile());
+            writeln!(f, "  {:<8} {kernel:<44} {when}", "sparse")?;
         }
     }
     Ok(())
@@ -307,7 +307,7 @@ mod tests {
             default: kernel,
             timings: timings.into(),
         });
-        let line = "axpy below 62 % needed; 2.50x as fast at 25 %";
+        let line = "below 62 % needed; 2.50x as fast at 25 %";
         let text = tuned.to_string();
         let own: Vec<&str> = text.lines().filter(|own| own.starts_with("  sparse ")).collect();
         assert!(own.len() == 1 && own[0].ends_with(line), "{text}");

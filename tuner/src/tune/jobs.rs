@@ -1,25 +1,24 @@
 //! Jobs of a run: candidates, defaults and their order.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Effort, KernelId, Role, stable_hash};
+use bitnet_profiles::{Effort, Isa, KernelId, Op, TileConfig, stable_hash};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel};
 
 use super::outcome::Options;
+use crate::Result;
 use crate::journal::JournalHeader;
 use crate::measure::lengths::PREFILL_TOKENS;
 use crate::model::ModelInfo;
 use crate::plan::defaults::{serving, untuned};
 use crate::plan::{JobPlan, JobTask, LayoutPlan, plan, sparse};
 use crate::protocol::SparseJob;
-use crate::{Result, machine};
 
 /// Returns the jobs of a model with their candidates and defaults.
 pub(super) fn jobs(
     model: &ModelInfo,
     options: &Options,
-    cpu: &machine::Cpu,
     made: &[KernelId],
 ) -> Result<Vec<JobTask>> {
     let untuned = untuned(options.ceiling)?;
@@ -31,56 +30,54 @@ pub(super) fn jobs(
     let plan = plan(model, &present, options.ceiling, options.effort);
     let task = |plan: JobPlan| -> Result<JobTask> {
         let (default_decode, default_prefill) = serving(&untuned, model, (plan.role, &plan.parts))?;
-        Ok(JobTask { plan, default_decode, default_prefill })
+        let mut task = JobTask { plan, default_decode, default_prefill };
+        if options.effort != Effort::Patient {
+            drop_lookups(&mut task);
+        }
+        nearest_first(&mut task);
+        Ok(task)
     };
-    let mut tasks = plan.into_iter().map(task).collect::<Result<Vec<JobTask>>>()?;
-    let jobs = tasks.iter().map(|task| (&task.plan, &task.default_decode));
-    let bytes = machine::model_bytes(jobs);
-    for task in &mut tasks {
-        most_promising(task, options, cpu, bytes);
-    }
-    Ok(tasks)
+    plan.into_iter().map(task).collect()
 }
 
-/// Factor over the best time by the machine model above which a candidate is not timed: much more
-/// than the model errs by.
-const HOPEFUL: f64 = 1.6;
+/// Drops the layouts of formats that look products up, and those without a vector kernel, where others
+/// have vector kernels that multiply: these won wherever both were measured. The default's layout
+/// stays.
+fn drop_lookups(task: &mut JobTask) {
+    let default = match task.default_decode.op {
+        Op::Ternary(layout) => Some(layout),
+        _ => None,
+    };
+    let promises = |layout: &LayoutPlan| {
+        layout.layout.is_none_or(|layout| layout.format().multiplies())
+            && layout.all().any(|id| id.isa != Isa::Scalar)
+    };
+    let layouts = &mut task.plan.layouts;
+    if layouts.iter().any(promises) {
+        layouts.retain(|layout| layout.layout == default || promises(layout));
+    }
+}
 
-/// Sorts the candidates by the machine model, after the default: where there is no time for all,
-/// the last are not timed. Drops those without a chance, unless the effort is patient.
-fn most_promising(task: &mut JobTask, options: &Options, cpu: &machine::Cpu, model_bytes: u64) {
-    let parts = task.plan.parts.clone();
-    for (phase, default) in
-        [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)]
-    {
-        let tokens = if phase == Phase::Decode { 1 } else { PREFILL_TOKENS };
-        let us = |id: &KernelId| {
-            machine::predict(cpu, id, &parts, tokens, options.threads, model_bytes).us
+/// Puts the defaults first and then those candidates whose tiles differ from theirs in the least: where
+/// there is no time for all, the last are not timed.
+fn nearest_first(task: &mut JobTask) {
+    let defaults =
+        [(Phase::Decode, Some(task.default_decode)), (Phase::Prefill, task.default_prefill)];
+    for (phase, default) in defaults {
+        let Some(default) = default else { continue };
+        let fields = |id: &KernelId| {
+            let TileConfig { rows, cols, tokens, unroll, prefetch } = id.tile;
+            [rows, cols, tokens, unroll, prefetch]
         };
-        let all = task.plan.layouts.iter().flat_map(|layout| layout.kernels(phase));
-        let best = all.map(us).fold(f64::INFINITY, f64::min);
-        for layout in &mut task.plan.layouts {
-            let kernels = match phase {
-                Phase::Decode => &mut layout.decode,
-                Phase::Prefill => &mut layout.prefill,
-            };
-            let is_default = |id: &KernelId| Some(*id) == default;
-            if options.effort != Effort::Patient {
-                kernels.retain(|id| is_default(id) || us(id) <= HOPEFUL * best);
-            }
-            kernels.sort_by(|a, b| is_default(b).cmp(&is_default(a)).then(us(a).total_cmp(&us(b))));
+        let differing = |id: &KernelId| {
+            let pairs = fields(id).into_iter().zip(fields(&default));
+            (*id != default, pairs.filter(|(own, other)| own != other).count())
+        };
+        for LayoutPlan { decode, prefill, .. } in &mut task.plan.layouts {
+            let kernels = if phase == Phase::Decode { decode } else { prefill };
+            kernels.sort_by_key(differing);
         }
     }
-    // One kernel of attention serves both phases, so it is in both lists or in none.
-    if task.plan.role == Role::Attention {
-        for layout in &mut task.plan.layouts {
-            let LayoutPlan { decode, prefill, .. } = layout;
-            decode.retain(|id| prefill.contains(id));
-            prefill.retain(|id| decode.contains(id));
-        }
-    }
-    let has_prefill = task.default_prefill.is_some();
-    task.plan.layouts.retain(|l| !l.decode.is_empty() && (!has_prefill || !l.prefill.is_empty()));
 }
 
 /// Returns the jobs of a model with activation sparsity, with their candidates.
@@ -117,4 +114,62 @@ pub(super) fn header(
         threads: options.threads,
         plan: stable_hash(plan.bytes()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::{Layout, Role};
+
+    use super::*;
+
+    #[test]
+    fn lookups_are_tried_where_nothing_multiplies_or_they_are_the_default() {
+        let id = |text: &str| -> KernelId { text.parse().unwrap() };
+        let [vector, plain, lookup, t5] = [
+            "i2_s_t16__avx2__any__r16_c256_n1_u2_p0",
+            "i2_s_t16__scalar__any__r16_c0_n1_u1_p0",
+            "tl1_t32__avx2__any__r32_c240_n1_u2_p0",
+            "t5_t32__scalar__any__r32_c0_n1_u1_p0",
+        ]
+        .map(id);
+        for (candidates, default, left) in [
+            (&[vector, lookup, t5][..], vector, &[Layout::I2sT16][..]),
+            (&[vector, lookup, t5], lookup, &[Layout::I2sT16, Layout::Tl1T32]),
+            (&[plain, lookup, t5], plain, &[Layout::I2sT16, Layout::Tl1T32, Layout::T5T32]),
+        ] {
+            let layout = |id: &KernelId| {
+                let Op::Ternary(layout) = id.op else { panic!("{id}") };
+                LayoutPlan { layout: Some(layout), decode: vec![*id], prefill: vec![*id] }
+            };
+            let layouts = candidates.iter().map(layout).collect();
+            let mut task = JobTask {
+                plan: JobPlan { role: Role::Down, parts: vec![], count: 1, layouts },
+                default_decode: default,
+                default_prefill: None,
+            };
+            drop_lookups(&mut task);
+            let found: Vec<Layout> = task.plan.layouts.iter().filter_map(|l| l.layout).collect();
+            assert_eq!(found, left, "{default}");
+        }
+    }
+
+    #[test]
+    fn the_default_is_timed_first_and_then_its_neighbours() {
+        let id = |tile: &str| -> KernelId {
+            format!("i2_s_t32__avx512vnni__any__r32_c0_{tile}").parse().unwrap()
+        };
+        let decode = ["n1_u2_p4096", "n1_u2_p0", "n1_u1_p0", "n1_u1_p8192"].map(id);
+        let prefill = ["n4_u1_p0", "n8_u1_p4096", "n8_u1_p0"].map(id);
+        let layout =
+            LayoutPlan { layout: None, decode: decode.to_vec(), prefill: prefill.to_vec() };
+        let mut task = JobTask {
+            plan: JobPlan { role: Role::Down, parts: vec![], count: 1, layouts: vec![layout] },
+            default_decode: decode[2],
+            default_prefill: Some(prefill[2]),
+        };
+        nearest_first(&mut task);
+        let LayoutPlan { decode: first, prefill: many, .. } = &task.plan.layouts[0];
+        assert_eq!(*first, [2, 1, 3, 0].map(|n: usize| decode[n]));
+        assert_eq!(*many, [2, 0, 1].map(|n: usize| prefill[n]));
+    }
 }

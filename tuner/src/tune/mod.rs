@@ -1,11 +1,12 @@
 //! Tuning: from a model's jobs through measurements and choices to a profile.
 
+mod estimate;
 mod jobs;
 mod made;
 mod outcome;
 mod profile;
 mod run;
 
+pub use estimate::estimate;
 pub use outcome::{Made, Options, Tuned};
-pub(crate) use profile::profile_choice;
 pub use run::tune;

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{self as profiles, Effort, Isa, Pick, Profile, Provenance, Role, Run, Tool};
+use bitnet_profiles::{self as profiles, Isa, Pick, Profile, Provenance, Role, Run, Timed, Tool};
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::measure::bench;
 
@@ -11,8 +11,10 @@ use super::outcome::Options;
 use crate::choose::{self, ChosenGather, JobChoice};
 use crate::measure::Measurements;
 use crate::model::ModelInfo;
+use crate::plan::placement;
 use crate::stats::rounded;
 
+/// The profile of what was measured.
 pub(super) fn profile(
     model: &ModelInfo,
     host: &Host,
@@ -21,6 +23,17 @@ pub(super) fn profile(
     choices: &[JobChoice<'_>],
     run: &Run,
 ) -> Profile {
+    let mut profile = empty(model, host, options);
+    profile.tool.provenance = Provenance::Measured;
+    profile.host.read_gb_per_s = Some(rounded(measurements.limits.read_gb_per_s));
+    profile.host.noise = Some(rounded(measurements.noise));
+    profile.run = run.clone();
+    profile.ops = choices.iter().map(|choice| profile_choice(measurements, choice)).collect();
+    profile
+}
+
+/// A profile of a model on this host, without choices or figures.
+pub(super) fn empty(model: &ModelInfo, host: &Host, options: &Options) -> Profile {
     let text = |text: &str| text.chars().filter(|c| !c.is_control()).take(64).collect();
     Profile {
         schema: Profile::SCHEMA,
@@ -31,10 +44,7 @@ pub(super) fn profile(
             effort: options.effort,
             date: date_of(SystemTime::now()),
             library_sha256: None,
-            provenance: match options.effort {
-                Effort::Estimate => Provenance::Modelled,
-                Effort::Measure | Effort::Patient => Provenance::Measured,
-            },
+            provenance: Provenance::Modelled,
         },
         host: profiles::Host {
             cpu: text(&host.cpu),
@@ -47,8 +57,8 @@ pub(super) fn profile(
             threads: host.threads as u32,
             l2: host.l2,
             l3: host.l3,
-            read_gb_per_s: rounded(measurements.limits.read_gb_per_s),
-            noise: rounded(measurements.noise),
+            read_gb_per_s: None,
+            noise: None,
         },
         model: profiles::Model {
             name: model.name.clone(),
@@ -56,21 +66,17 @@ pub(super) fn profile(
             shapes: model.shapes.clone(),
             path: model.path.clone(),
         },
-        run: run.clone(),
-        ops: choices.iter().map(|choice| profile_choice(measurements, choice)).collect(),
+        run: placement::untuned(options.threads),
+        ops: Vec::new(),
     }
 }
 
-pub(crate) fn profile_choice(
-    measurements: &Measurements,
-    choice: &JobChoice<'_>,
-) -> profiles::Choice {
+fn profile_choice(measurements: &Measurements, choice: &JobChoice<'_>) -> profiles::Choice {
     let pick = |phase| {
         let chosen = choice.chosen(phase)?;
         let timing = chosen.timing;
         let tokens = if phase == Phase::Decode { 1 } else { choice.job.tokens };
-        Some(Pick {
-            kernel: timing.kernel,
+        let timed = Timed {
             tokens,
             median_us: rounded(timing.median_us),
             mad_us: rounded(timing.mad_us),
@@ -80,8 +86,9 @@ pub(crate) fn profile_choice(
             ),
             runner_up: chosen.runner_up.map(|second| second.kernel),
             runner_up_ratio: chosen.runner_up.map(|second| rounded(second.ratio / timing.ratio)),
-            built_in: choose::built_in(choice.layout.timings(phase), timing).kernel,
-        })
+        };
+        let built_in = choose::built_in(choice.layout.timings(phase), timing).kernel;
+        Some(Pick { kernel: timing.kernel, timed: Some(timed), built_in })
     };
     let decode = pick(Phase::Decode);
     profiles::Choice {
@@ -89,7 +96,6 @@ pub(crate) fn profile_choice(
         parts: choice.job.parts.clone(),
         count: choice.job.count,
         layout: choice.layout.layout,
-        mode: choice.mode(),
         decode: decode.expect("every choice has a kernel for one token"),
         prefill: (choice.job.role != Role::Attention).then(|| pick(Phase::Prefill)).flatten(),
         sparse: choice.gather.map(ChosenGather::to_profile),

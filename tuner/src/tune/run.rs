@@ -9,6 +9,7 @@ use super::jobs::{header, jobs, sparse_jobs};
 use super::made::{compile, keep, made_for, made_in};
 use super::outcome::{Made, Options, Tuned, left};
 use super::profile::profile;
+use crate::Result;
 use crate::choose::{self, JobChoice, choose};
 use crate::findings::Findings;
 use crate::journal::Journal;
@@ -21,7 +22,6 @@ use crate::protocol::{
 };
 use crate::supervise::{self, Client, Notice};
 use crate::timing::comparison;
-use crate::{Result, machine};
 
 /// Share of the budget that is spent when the dense kernels are timed, if there is activation
 /// sparsity to time.
@@ -45,9 +45,6 @@ const OVERTIME: f64 = 0.05;
 /// A journal that cannot be written or that another run holds, memory that the system refuses, a
 /// worker that cannot be started, [`crate::Error::Stopped`].
 pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)) -> Result<Tuned> {
-    if options.effort == Effort::Estimate {
-        return estimated(model, options);
-    }
     let start = Instant::now();
     let host = Host::detect();
     // Before anything else: of two runs for one output one waits for nothing.
@@ -75,7 +72,7 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         }
     };
     let made_ids: &[KernelId] = if compiled.is_some() { &ids } else { &[] };
-    let jobs = jobs(model, options, &machine::Cpu::of(&host), made_ids)?;
+    let jobs = jobs(model, options, made_ids)?;
     let sparse = sparse_jobs(model, options)?;
     let header = header(model, options, &host, (&jobs, &sparse))?;
     let mut run = Tuning {
@@ -174,27 +171,6 @@ pub fn tune(model: &ModelInfo, options: &Options, notify: &mut dyn FnMut(Notice)
         kept_default,
         made,
         journal,
-    })
-}
-
-/// Chooses among the built-in kernels by the machine model; nothing is timed or called.
-fn estimated(model: &ModelInfo, options: &Options) -> Result<Tuned> {
-    let host = Host::detect();
-    let cpu = machine::Cpu::of(&host);
-    let jobs = jobs(model, options, &cpu, &[])?;
-    let measurements = machine::estimate(&jobs, &cpu, options.threads);
-    let choices = choose(&measurements, options.objective);
-    let run = placement::untuned(options.threads);
-    let profile = profile(model, &host, options, &measurements, &choices, &run);
-    Ok(Tuned {
-        measurements,
-        placements: Vec::new(),
-        objective: options.objective,
-        profile,
-        comparison: Err("an estimate times nothing; --effort measure does".into()),
-        kept_default: false,
-        made: Made::Nothing,
-        journal: None,
     })
 }
 
@@ -326,7 +302,7 @@ impl Client for Tuning<'_> {
             Stage::Kernels => {}
             Stage::Sparse => return Work::Sparse(self.sparse_task()),
             Stage::Placement => return Work::Placement(self.placement_task()),
-            Stage::Comparison(task) => return Work::Comparison(ComparisonTask::clone(task)),
+            Stage::Comparison(task) => return Work::Comparison(task.clone()),
         }
         let seconds = left(self.options, self.start, self.kernels_until());
         let task = self.known.task(self.model, self.options.ceiling, seconds);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use bitnet_profiles::{
-    Choice, Effort, Format, Host, Isa, Objective, Pick, Profile, Provenance, Run, Tool, registry,
+    Choice, Effort, Format, Host, Isa, Objective, Pick, Profile, Provenance, Run, Timed, Tool,
+    registry,
 };
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::file::gguf::Gguf;
@@ -62,8 +63,7 @@ pub fn profile(path: Option<PathBuf>) -> Profile {
     let config = Config::from_gguf(&gguf).unwrap();
     let host = bitnet_runtime::cpu::host::Host::detect();
     let generic = registry::generic(Some(Format::Tl1), Isa::best());
-    let pick = |kernel| Pick {
-        kernel,
+    let timed = Timed {
         tokens: 1,
         median_us: 1.0,
         mad_us: 0.1,
@@ -71,8 +71,8 @@ pub fn profile(path: Option<PathBuf>) -> Profile {
         share_of_limit: 0.5,
         runner_up: None,
         runner_up_ratio: None,
-        built_in: kernel,
     };
+    let pick = |kernel| Pick { kernel, timed: Some(timed.clone()), built_in: kernel };
     Profile {
         schema: Profile::SCHEMA,
         tool: Tool {
@@ -95,8 +95,8 @@ pub fn profile(path: Option<PathBuf>) -> Profile {
             threads: 1,
             l2: 0,
             l3: 0,
-            read_gb_per_s: 1.0,
-            noise: 0.0,
+            read_gb_per_s: Some(1.0),
+            noise: None,
         },
         model: bitnet_profiles::Model {
             name: "bard".into(),
@@ -113,7 +113,6 @@ pub fn profile(path: Option<PathBuf>) -> Profile {
                 parts: job.parts,
                 count: job.count,
                 layout: Some(generic.layout()),
-                mode: Default::default(),
                 decode: pick(generic.decode),
                 prefill: Some(pick(generic.prefill)),
                 sparse: None,

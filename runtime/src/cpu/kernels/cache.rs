@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use bitnet_profiles::{file, registry};
+use bitnet_profiles::{atomic_file, paths};
 use rustix::fs::{OFlags, StatVfsMountFlags};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -75,7 +75,7 @@ impl Cache {
     /// # Errors
     /// [`Unusable::NoFolder`]
     pub fn of_user(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, Unusable> {
-        registry::cache_folder(variable).map(Self::at).ok_or(Unusable::NoFolder)
+        paths::cache_folder(variable).map(Self::at).ok_or(Unusable::NoFolder)
     }
 
     /// A cache elsewhere.
@@ -102,7 +102,7 @@ impl Cache {
             return Ok(sha256);
         }
         let io = |source| Unusable::Io { path: path.clone(), action: "write", source };
-        file::replace_private(&path, library).map_err(io)?;
+        atomic_file::replace_private(&path, library).map_err(io)?;
         remove_unused(&folder, &path);
         Ok(sha256)
     }
@@ -118,7 +118,7 @@ impl Cache {
             |source| Unusable::Io { path: parent.clone(), action: "create a folder in", source };
         let mut builder = tempfile::Builder::new();
         builder.permissions(Permissions::from_mode(0o700));
-        builder.prefix(SCRATCH).rand_bytes(file::RANDOM);
+        builder.prefix(SCRATCH).rand_bytes(atomic_file::RANDOM);
         let folder = builder.tempdir_in(&parent).map_err(io)?;
         let lock = File::open(folder.path()).map_err(io)?;
         // Not every file system has locks.
@@ -259,18 +259,18 @@ fn remove_unused(folder: &Path, newest: &Path) {
 /// worked in.
 fn remove_leftovers(folder: &Path) {
     if let Ok(meta) = fs::symlink_metadata(folder) {
-        file::remove_leftovers(folder, is_library, &meta);
+        atomic_file::remove_leftovers(folder, is_library, &meta);
     }
     for (name, meta) in own_entries(folder) {
         let random = name.as_encoded_bytes().strip_prefix(SCRATCH.as_bytes());
-        if !meta.is_dir() || !random.is_some_and(file::is_random) {
+        if !meta.is_dir() || !random.is_some_and(atomic_file::is_random) {
             continue;
         }
         let path = folder.join(name);
         let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
         let open =
             OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(&path);
-        if open.is_ok_and(|folder| file::is_abandoned(&folder)) {
+        if open.is_ok_and(|folder| atomic_file::is_abandoned(&folder)) {
             // Links in it are removed, not followed.
             let _ = fs::remove_dir_all(path);
         }

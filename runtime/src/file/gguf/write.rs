@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use bitnet_profiles::file::Replacement;
+use bitnet_profiles::atomic_file::Replacement;
 
 use super::header::{ALIGNMENT_KEY, Header};
 use super::{Array, DEFAULT_ALIGNMENT, FIXED_HEADER, TensorInfo, TensorType, Value};

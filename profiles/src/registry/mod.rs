@@ -1,17 +1,16 @@
 //! The profiles that ship with the project, and which one serves where nothing was tuned.
 //!
 //! `data/registry.toml` names them in order: first those of kinds of CPU, then those of ISA classes,
-//! last `generic`. The first that fits a CPU is its shipped profile: `data/<name>.toml`, a [`Profile`]
-//! of all published shapes, which is read when the first kernel is asked for. What it does not list
-//! takes the default pair that stands beside its name.
+//! last `generic`. The first that fits a CPU is its shipped profile ([`Shipped`]), which holds choices for
+//! the published shapes; for all others the default pairs that stand with it serve.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
-use std::sync::OnceLock;
+mod shipped;
 
 use serde::Deserialize;
 
-use crate::{Choice, Format, HeadFormat, Isa, KernelId, Layout, Op, Profile, Role, Shape, Sparse};
+use crate::{Choice, Format, HeadFormat, Isa, KernelId, Layout, Op, Role, Shape, Sparse};
+
+pub use shipped::{Cpus, Published, Shipped, published};
 
 /// A pair of kernels that read one layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -35,120 +34,6 @@ impl Generic {
     /// The tier that both kernels need: one of them may do with a lower one.
     pub fn isa(&self) -> Isa {
         self.decode.isa.max(self.prefill.isa)
-    }
-}
-
-/// CPUs of one vendor and family.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cpus {
-    /// As the CPU says it; the implementer's number on ARM.
-    pub vendor: String,
-    /// Family number; 8 on 64-bit ARM.
-    pub family: u32,
-    /// First and last model number of each run; on ARM the part number.
-    pub models: Vec<(u32, u32)>,
-}
-
-/// A shipped profile's line in the registry.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Shipped {
-    /// Its name, and its file's without `.toml`.
-    pub name: String,
-    /// The CPUs it is made for; none: any that runs `isa`.
-    #[serde(default)]
-    pub cpus: Vec<Cpus>,
-    /// The tier that its kernels need.
-    pub isa: Isa,
-    /// The pairs for what the file does not list, at most one for each format and ISA.
-    pub kernels: Vec<Generic>,
-    /// Kernels for heads, at most one for each format and ISA; where one is missing, the plainest of
-    /// the best ISA serves.
-    #[serde(default)]
-    pub heads: Vec<KernelId>,
-    #[serde(skip)]
-    profile: OnceLock<Profile>,
-}
-
-macro_rules! texts {
-    ($($name:literal),+ $(,)?) => {
-        &[$(($name, include_str!(concat!("../data/", $name, ".toml")))),+]
-    };
-}
-
-/// The files, by name.
-const TEXTS: &[(&str, &str)] = texts![
-    "zen2",
-    "zen3",
-    "zen4",
-    "zen5",
-    "haswell",
-    "skylake",
-    "alder-lake",
-    "sapphire-rapids",
-    "ice-lake",
-    "cascade-lake",
-    "skylake-x",
-    "apple-m1",
-    "apple-m2",
-    "apple-m3",
-    "apple-m4",
-    "cortex-a76",
-    "neoverse-n1",
-    "neoverse-v1",
-    "neoverse-n2",
-    "neoverse-v2",
-    "snapdragon-x",
-    "avx512vnni",
-    "avx512",
-    "avxvnni",
-    "avx2",
-    "neoni8mm",
-    "neondot",
-    "neon",
-    "generic",
-];
-
-impl Shipped {
-    /// Every shipped profile, in the order in which they are asked.
-    pub fn all() -> &'static [Self] {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Registry {
-            profile: Vec<Shipped>,
-        }
-        static ALL: OnceLock<Vec<Shipped>> = OnceLock::new();
-        ALL.get_or_init(|| {
-            let text = include_str!("../data/registry.toml");
-            toml::from_str::<Registry>(text).expect("the registry is tested").profile
-        })
-    }
-
-    /// The file's text.
-    pub fn text(&self) -> &'static str {
-        let text = TEXTS.iter().find(|(name, _)| *name == self.name).map(|(_, text)| *text);
-        text.expect("a test asks for every file")
-    }
-
-    /// The file, read when it is first asked for.
-    pub fn profile(&self) -> &Profile {
-        self.profile.get_or_init(|| Profile::parse(self.text()).expect("the files are tested"))
-    }
-
-    /// Whether it is made for any CPU of a class rather than a kind.
-    pub fn is_class(&self) -> bool {
-        self.cpus.is_empty()
-    }
-
-    /// Whether it serves a CPU with those numbers, whose best tier is `best`.
-    fn fits(&self, vendor: &str, family: u32, model: u32, best: Isa) -> bool {
-        let own = |cpus: &Cpus| {
-            cpus.vendor == vendor
-                && cpus.family == family
-                && cpus.models.iter().any(|&(first, last)| (first..=last).contains(&model))
-        };
-        self.isa.is_within(best) && (self.is_class() || self.cpus.iter().any(own))
     }
 }
 
@@ -243,11 +128,10 @@ impl Defaults {
         let listed = self.choice(Role::LmHead, &[shape], None, ceiling);
         let listed = listed.map(|choice| choice.decode.kernel).filter(|id| id.op == op);
         let all = self.chain().flat_map(|shipped| &shipped.heads);
-        listed.or_else(|| {
-            all.filter(|id| id.isa.is_within(ceiling) && id.op == op)
-                .max_by_key(|id| id.isa)
-                .copied()
-        })
+        let allowed: Vec<KernelId> =
+            all.filter(|id| id.isa.is_within(ceiling) && id.op == op).copied().collect();
+        // Of equal ISA the first.
+        listed.or_else(|| allowed.into_iter().rev().max_by_key(|id| id.isa))
     }
 
     /// The kernel for attention that the profile lists for those shapes.
@@ -283,74 +167,10 @@ pub fn generic(format: Option<Format>, ceiling: Isa) -> Generic {
     Defaults::of("", 0, 0, ceiling).ternary(format, ceiling).1
 }
 
-/// The folder of the user's own profiles: `bitnet/profiles` in `$XDG_CONFIG_HOME` or `~/.config`.
-/// `variable` looks up a variable of the environment. Nothing when neither is an absolute path.
-pub fn user_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    Some(base_folder(variable, "XDG_CONFIG_HOME", ".config")?.join("bitnet").join("profiles"))
-}
-
-/// The folder of the kernels made on this host: `bitnet/kernels` in `$XDG_CACHE_HOME` or
-/// `~/.cache`, as [`user_folder`].
-pub fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    Some(base_folder(variable, "XDG_CACHE_HOME", ".cache")?.join("bitnet").join("kernels"))
-}
-
-fn base_folder(
-    variable: impl Fn(&str) -> Option<OsString>,
-    name: &str,
-    in_home: &str,
-) -> Option<PathBuf> {
-    // The XDG specification has relative paths ignored.
-    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute(name).or_else(|| Some(absolute("HOME")?.join(in_home)))
-}
-
-/// The name, in [`user_folder`], of the profile for a model's shapes ([`crate::shapes_hash`]) and a
-/// CPU: `<shapes>-<vendor>-<family>-<model>.toml`.
-pub fn user_file_name(shapes: &str, vendor: &str, family: u32, model: u32) -> String {
-    let plain = |text: &str| -> String {
-        text.chars().filter(char::is_ascii_alphanumeric).take(32).collect()
-    };
-    let vendor = plain(vendor).to_ascii_lowercase();
-    format!("{}-{vendor}-{family}-{model}.toml", plain(shapes))
-}
-
-impl Profile {
-    /// The name in [`user_folder`] under which a profile of this host and these shapes is found.
-    pub fn user_file_name(&self) -> String {
-        let host = &self.host;
-        user_file_name(&self.model.shapes, &host.vendor, host.family, host.model)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn user_profiles_have_a_place() {
-        let folder = |xdg: Option<&str>, home: Option<&str>| {
-            user_folder(|name| match name {
-                "XDG_CONFIG_HOME" => xdg.map(Into::into),
-                "HOME" => home.map(Into::into),
-                other => panic!("{other}"),
-            })
-        };
-        let path = |text: &str| Some(PathBuf::from(text));
-        assert_eq!(folder(Some("/x"), Some("/h")), path("/x/bitnet/profiles"));
-        assert_eq!(folder(None, Some("/h")), path("/h/.config/bitnet/profiles"));
-        assert_eq!(folder(Some("x"), Some("/h")), path("/h/.config/bitnet/profiles"));
-        assert_eq!(folder(Some(""), None), None);
-        let home = |name: &str| (name == "HOME").then(|| "/h".into());
-        assert_eq!(cache_folder(home), path("/h/.cache/bitnet/kernels"));
-        let xdg = |name: &str| (name == "XDG_CACHE_HOME").then(|| "/x".into());
-        assert_eq!(cache_folder(xdg), path("/x/bitnet/kernels"));
-
-        let name = user_file_name("0123456789abcdef", "AuthenticAMD", 26, 2);
-        assert_eq!(name, "0123456789abcdef-authenticamd-26-2.toml");
-        // Nothing from a CPU or a file can leave the folder.
-        assert_eq!(user_file_name("../x", "/etc/..", 0, 0), "x-etc-0-0.toml");
-    }
     #[test]
     fn every_format_and_isa_has_a_default() {
         for shipped in Shipped::all() {
@@ -447,6 +267,11 @@ mod tests {
         assert_eq!(zen5.ternary(None, Isa::Scalar).0, "generic");
         assert_eq!(zen5.ternary(Some(Format::Tl1), Isa::Avx512).0, "avx512");
         assert_eq!(zen5.head(HeadFormat::Q6K, shape, Isa::Scalar), None);
+        // Of kernels of one ISA the CPU's own goes before that of a class.
+        let head = zen5.head(HeadFormat::F16, shape, Isa::Avx512Vbmi).unwrap();
+        assert_eq!(head.to_string(), "head_f16__avx512__any__r1_c0_n1_u1_p8192");
+        let head = zen5.head(HeadFormat::F16, shape, Isa::Avx2).unwrap();
+        assert_eq!(head.to_string(), "head_f16__avx2__any__r1_c0_n1_u1_p0");
     }
 
     #[test]
