@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::NamedTempFile;
@@ -18,16 +18,60 @@ const YOUNG: Duration = Duration::from_secs(60);
 /// How old something is, on a file system without locks, when whoever made it is taken for gone.
 const OLD: Duration = Duration::from_secs(7 * 86_400);
 
+/// A file being written that takes the place of another once it is whole: until
+/// [`Replacement::commit`], the other holds what it held. The contents go to a temporary file beside
+/// it, of a new name, which is removed when this is dropped before.
+#[derive(Debug)]
+pub struct Replacement {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Replacement {
+    /// Begins an empty file that is to become `path`; temporary files that killed processes left for
+    /// the same path are removed.
+    ///
+    /// # Errors
+    /// The system's: no such folder, no permission, no space.
+    pub fn new(path: &Path) -> io::Result<Self> {
+        // As any new file, less what the user's umask takes away.
+        Self::with_mode(path, 0o666)
+    }
+
+    fn with_mode(path: &Path, mode: u32) -> io::Result<Self> {
+        let file = beside(path, mode)?;
+        // Says that this process lives; not every file system has locks.
+        let _ = file.as_file().try_lock();
+        if let (Some(name), Ok(own)) = (path.file_name(), file.as_file().metadata()) {
+            let name = name.as_encoded_bytes();
+            remove_leftovers(folder_of(path), |target| target == name, &own);
+        }
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+
+    /// The file to write to.
+    pub fn file(&self) -> &File {
+        self.file.as_file()
+    }
+
+    /// Waits until the disk has the contents and renames the file to its path.
+    ///
+    /// # Errors
+    /// The system's: no space, a folder of that name.
+    pub fn commit(self) -> io::Result<()> {
+        self.file.as_file().sync_all()?;
+        self.file.persist(self.path)?;
+        Ok(())
+    }
+}
+
 /// Writes `contents` to a temporary file beside `path` and renames it, so that `path` holds what
-/// it held or all of the new contents, whatever happens between. The temporary file's name is new,
-/// and it is removed on an error; those that killed processes left for the same path are removed
-/// too.
+/// it held or all of the new contents, whatever happens between: see [`Replacement`].
 ///
 /// # Errors
 /// What the system says: no such folder, no permission, no space, a folder of that name.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    // As any new file, less what the user's umask takes away.
-    fill(beside(path, 0o666)?, path, contents)
+    fill(Replacement::new(path)?, contents)
 }
 
 /// As [`replace`], for a file that nobody but the user may read or write.
@@ -35,20 +79,12 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_private(path: &Path, contents: &[u8]) -> io::Result<()> {
-    fill(beside(path, 0o600)?, path, contents)
+    fill(Replacement::with_mode(path, 0o600)?, contents)
 }
 
-fn fill(mut file: NamedTempFile, path: &Path, contents: &[u8]) -> io::Result<()> {
-    // Says that this process lives; not every file system has locks.
-    let _ = file.as_file().try_lock();
-    if let (Some(name), Ok(own)) = (path.file_name(), file.as_file().metadata()) {
-        let name = name.as_encoded_bytes();
-        remove_leftovers(folder_of(path), |target| target == name, &own);
-    }
-    file.write_all(contents)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+fn fill(replacement: Replacement, contents: &[u8]) -> io::Result<()> {
+    replacement.file().write_all(contents)?;
+    replacement.commit()
 }
 
 /// Whether [`replace`] could begin: `path` is no folder, and a file beside it can be made.

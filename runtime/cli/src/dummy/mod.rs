@@ -10,8 +10,6 @@ pub mod command;
 pub mod statistics;
 mod trained;
 
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -20,7 +18,7 @@ use bitnet_runtime::arch::config::{Architecture, Config};
 use bitnet_runtime::engine::sampler::Rng;
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::{
-    Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorType, Value,
+    Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorSink, TensorType, Value,
 };
 use trained::{Part, Trained};
 
@@ -43,7 +41,7 @@ pub struct DummyShape {
     pub kv_heads: u32,
     /// Rope base.
     pub rope_base: f32,
-    /// Whether the embedding is the head too.
+    /// True if the embedding is the head, too.
     pub tied: bool,
     /// Tokens of the synthesised vocabulary.
     pub vocab: usize,
@@ -110,27 +108,27 @@ impl DummyShape {
     }
 }
 
-/// What to write.
+/// Settings of [`write()`].
 #[derive(Clone, Debug)]
 pub struct DummyConfig {
     /// The model's shape; `layers` may be changed.
     pub shape: DummyShape,
-    /// How embedding and head are stored: F16, Q6_K, Q8_0 or Q4_0.
+    /// Type of embedding and head: F16, Q6_K, Q8_0 or Q4_0.
     pub embedding: TensorType,
     /// A GGUF whose tokenizer is taken over; none: one is made up.
     pub vocab: Option<PathBuf>,
     /// Seed of all weights.
     pub seed: u64,
-    /// How much work the weights let a program leave out.
+    /// Work that the weights let a program leave out.
     pub sparsity: DummySparsity,
-    /// Whether an existing file may be replaced.
+    /// True if an existing file may be replaced.
     pub force: bool,
 }
 
-/// How gates close and how the embedding looks.
+/// Distribution of gates and embedding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DummySparsity {
-    /// As plainly random weights do it: every second gate is closed, and no logit stands out.
+    /// Plainly random weights: every second gate is closed, and no logit stands out.
     #[default]
     Random,
     /// About as in the trained demo model. Shapes with squared ReLU only.
@@ -161,9 +159,12 @@ pub fn write(config: &DummyConfig, path: &Path, progress: &mut dyn FnMut(u64, u6
         DummySparsity::Trained => Some(Trained::new(&config.shape, config.seed)?),
     };
     let header = plan(config)?;
-    let temporary = Temporary::new(path)?;
-    fill(config, &header, trained.as_ref(), &temporary, progress)?;
-    temporary.rename(path)
+    let noise = Noise::new();
+    let mut buffer = Vec::with_capacity(CHUNK + 512);
+    header.write(path, progress, |index, tensor, out| {
+        let stream = config.seed ^ ((index as u64) << 40);
+        fill(tensor, stream, &noise, trained.as_ref(), &mut buffer, out)
+    })
 }
 
 /// The header: metadata and the list of tensors.
@@ -306,58 +307,41 @@ fn made_up_vocabulary(size: usize) -> Vocabulary {
     Vocabulary { kv: kv.map(|(key, value)| (key.to_owned(), value)).into(), tokens: tokens.len() }
 }
 
+/// Writes the data of a tensor that `stream` seeds, with the same bytes for the same seed. Each tensor
+/// has its own stream, so that a changed layer count keeps the others.
 fn fill(
-    config: &DummyConfig,
-    header: &GgufWriter,
+    tensor: &TensorInfo,
+    stream: u64,
+    noise: &Noise,
     trained: Option<&Trained>,
-    temporary: &Temporary,
-    progress: &mut dyn FnMut(u64, u64),
+    buffer: &mut Vec<u8>,
+    out: &mut TensorSink<'_>,
 ) -> Result<()> {
-    let failed = |e| Error::io(&temporary.path, "write", e);
-    let mut out = &temporary.file;
-    let head = header.header();
-    let total = head.len() as u64 + header.data_bytes();
-    let mut done = head.len() as u64;
-    out.write_all(&head).map_err(failed)?;
-    let noise = Noise::new();
-    let mut buffer = Vec::with_capacity(CHUNK + 512);
-    for (i, tensor) in header.tensors().iter().enumerate() {
-        // Each tensor has its own stream, so that a changed layer count keeps the others.
-        let mut rng = Rng::new(config.seed ^ ((i as u64) << 40));
-        let part = trained.and_then(|trained| Some((trained, trained.part(tensor)?)));
-        let scale = match part {
-            Some((_, Part::Scaled(scale))) => scale,
-            _ => 0.8 / (tensor.cols() as f32).sqrt(),
-        };
-        let mut blocks = noise.blocks(tensor);
-        while blocks > 0 {
-            buffer.clear();
-            blocks = match part {
-                None | Some((_, Part::Scaled(_))) => {
-                    noise.extend(tensor, blocks, CHUNK, &mut rng, &mut buffer)
-                }
-                Some((trained, part)) => {
-                    trained.extend(part, (tensor, blocks), &noise, &mut rng, &mut buffer)
-                }
-            };
-            if blocks == 0 {
-                finish(tensor, scale, &mut buffer);
+    let mut rng = Rng::new(stream);
+    let part = trained.and_then(|trained| Some((trained, trained.part(tensor)?)));
+    let scale = match part {
+        Some((_, Part::Scaled(scale))) => scale,
+        _ => 0.8 / (tensor.cols() as f32).sqrt(),
+    };
+    let mut blocks = noise.blocks(tensor);
+    while blocks > 0 {
+        buffer.clear();
+        blocks = match part {
+            None | Some((_, Part::Scaled(_))) => {
+                noise.extend(tensor, blocks, CHUNK, &mut rng, buffer)
             }
-            out.write_all(&buffer).map_err(failed)?;
-            done += buffer.len() as u64;
-            progress(done, total);
-        }
+            Some((trained, part)) => {
+                trained.extend(part, (tensor, blocks), noise, &mut rng, buffer)
+            }
+        };
+        out.write(buffer)?;
+    }
+    if tensor.ty == TensorType::I2_S {
+        let mut tail = [0; 32];
+        tail[..4].copy_from_slice(&scale.to_le_bytes());
+        out.write(&tail)?;
     }
     Ok(())
-}
-
-/// Appends what follows the last block: the scale of I2_S, and the padding.
-fn finish(tensor: &TensorInfo, scale: f32, out: &mut Vec<u8>) {
-    if tensor.ty == TensorType::I2_S {
-        out.extend(scale.to_le_bytes());
-        out.resize(out.len() + 28, 0);
-    }
-    out.resize(out.len() + GgufWriter::padding(tensor.bytes), 0);
 }
 
 /// Tables that turn random bits into weights quickly.
@@ -479,38 +463,6 @@ impl Noise {
             }
         }
         blocks - n as u64
-    }
-}
-
-/// A new file beside the one wanted; removed unless renamed.
-struct Temporary {
-    path: PathBuf,
-    file: File,
-}
-
-impl Temporary {
-    fn new(target: &Path) -> Result<Temporary> {
-        let failed = |e| Error::io(target, "write", e);
-        let Some(name) = target.file_name() else {
-            return Err(failed(io::Error::other("it names no file")));
-        };
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.tmp", std::process::id()));
-        let path = target.with_file_name(hidden);
-        let file = File::create_new(&path).map_err(failed)?;
-        Ok(Temporary { path, file })
-    }
-
-    fn rename(self, target: &Path) -> Result<()> {
-        fs::rename(&self.path, target).map_err(|e| Error::io(target, "write", e))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Gone already when it was renamed.
-        drop(fs::remove_file(&self.path));
     }
 }
 

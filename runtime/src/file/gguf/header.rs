@@ -9,7 +9,7 @@ use super::types::{CLASHING, RETIRED, TYPES};
 use super::{Array, DEFAULT_ALIGNMENT, FIXED_HEADER, StrArray, TensorInfo, TensorType, Value};
 use crate::error::{Error, Result, quoted};
 
-/// What is kept of a header, of one with 128,000 tokens too, takes no more.
+/// Memory that a parsed header may take; one with 128,000 tokens takes less.
 const HEADER_ROOM: usize = 8 << 20;
 const MAX_COUNT: u64 = 65_536;
 const MAX_KEY: u64 = 64 << 10;
@@ -20,9 +20,9 @@ const MAX_ALIGNMENT: u32 = 1 << 20;
 /// ggml keeps tensor names in 64 bytes, the terminating zero included.
 const MAX_TENSOR_NAME: usize = 63;
 const MAX_DIMS: u32 = 4;
-const ALIGNMENT_KEY: &str = "general.alignment";
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 
-/// What the header holds, all of it checked.
+/// A parsed header, all of it checked.
 pub(super) struct Header {
     pub(super) version: u32,
     pub(super) alignment: u32,
@@ -33,7 +33,8 @@ pub(super) struct Header {
     pub(super) data_start: u64,
 }
 
-/// What a reading step found and what it wanted; the caller adds file and item.
+/// The value found and the values allowed where a step of reading failed; the caller adds file and
+/// item.
 struct Fault {
     found: String,
     expected: String,
@@ -55,7 +56,7 @@ type Step<T> = std::result::Result<T, Fault>;
 struct Reader<'a> {
     data: &'a [u8],
     pos: usize,
-    /// Whether `data` was cut at `MAX_HEADER`, that is, the file goes on.
+    /// True if `data` was cut at `MAX_HEADER`: the file goes on.
     capped: bool,
 }
 
@@ -143,7 +144,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `count` fixed-size numbers; the bytes are known to be there before the vector is made.
+    /// Reads `count` fixed-size numbers; the vector is made only once the bytes are known to be there.
     fn numbers<T, const N: usize>(&mut self, count: u64, read: fn([u8; N]) -> T) -> Step<Vec<T>> {
         // At most MAX_ITEMS x 8 bytes: no overflow.
         let bytes = self.take(count * N as u64)?;
@@ -214,7 +215,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A tensor as the directory tells it, before its size is judged.
+/// A tensor as the directory gives it, its size and place not yet checked.
 struct Claim {
     name: String,
     dims: Vec<u64>,
@@ -224,7 +225,8 @@ struct Claim {
 }
 
 impl Header {
-    pub(super) fn parse(path: &Path, data: &[u8]) -> Result<Header> {
+    /// Parses the header that `data`, the start of a file of `file_bytes`, begins with.
+    pub(super) fn parse(path: &Path, data: &[u8], file_bytes: u64) -> Result<Header> {
         // A header for which there is no room is an error, not the end of the process.
         let room = Vec::<u8>::new().try_reserve_exact(data.len().min(HEADER_ROOM));
         room.map_err(|_| {
@@ -250,9 +252,9 @@ impl Header {
         }
         let mut count = |item: &'static str, min_bytes: u64| -> Result<u64> {
             let n = r.u64().map_err(|f| f.at(path, item))?;
-            let most = MAX_COUNT.min(data.len() as u64 / min_bytes);
+            let most = MAX_COUNT.min(file_bytes / min_bytes);
             if n > most {
-                let expected = format!("at most {most} in a file of {} bytes", data.len());
+                let expected = format!("at most {most} in a file of {file_bytes} bytes");
                 return Err(Error::model(path, item, n, expected));
             }
             Ok(n)
@@ -301,13 +303,13 @@ impl Header {
         }
 
         let data_start = (r.pos as u64).next_multiple_of(u64::from(alignment));
-        let data_len = (data.len() as u64).saturating_sub(data_start);
+        let data_len = file_bytes.saturating_sub(data_start);
         let tensors = place(path, claims, u64::from(alignment), data_start, data_len)?;
         Ok(Header { version, alignment, kv, kv_index, tensors, tensor_index, data_start })
     }
 }
 
-/// Refuses what is not GGUF, by name where the format is one that people mix up with it.
+/// Refuses a file that is not GGUF, and names its format where it is one often mistaken for it.
 fn check_magic(path: &Path, data: &[u8]) -> Result<()> {
     if data.starts_with(b"GGUF") && data.len() >= FIXED_HEADER {
         return Ok(());
@@ -378,8 +380,8 @@ fn read_claim(r: &mut Reader<'_>, path: &Path, i: u64) -> Result<Claim> {
     Ok(Claim { name: name.to_owned(), dims, type_id, offset })
 }
 
-/// Judges type, size and place of every tensor. Holes between tensors and any order of the
-/// directory are accepted, overlaps are not.
+/// Decides type and size of every tensor and checks its place. Holes between tensors and any order
+/// of the directory are accepted, overlaps are not.
 fn place(
     path: &Path,
     claims: Vec<Claim>,

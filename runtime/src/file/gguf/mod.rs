@@ -27,7 +27,7 @@ mod write;
 pub use map::Gguf;
 pub use types::{TensorInfo, TensorType};
 pub use value::{Array, StrArray, Value};
-pub use write::GgufWriter;
+pub use write::{GgufWriter, TensorSink};
 
 /// Bytes of `magic | version | n_tensors | n_kv`.
 const FIXED_HEADER: usize = 24;

@@ -1,8 +1,8 @@
-//! Tensor types: ids, names and byte sizes; a tensor of the directory.
+//! Tensor types (ids, names, byte sizes) and the entries of the tensor directory.
 
 use std::fmt;
 
-/// How the elements of a tensor are stored. `rows` is the product of all dimensions but the first.
+/// Storage type of a tensor. `rows` is the product of all dimensions but the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "the names are the ones ggml gives them")]
 #[expect(missing_docs, reason = "each variant is the ggml type of that name")]
@@ -152,7 +152,7 @@ impl TensorType {
         self.row().2
     }
 
-    /// Whether every weight is -1, 0 or 1 times a scale.
+    /// True if every weight is -1, 0 or 1 times a scale.
     #[must_use]
     pub fn is_ternary(self) -> bool {
         use TensorType as T;
@@ -238,7 +238,7 @@ pub struct TensorInfo {
     pub name: String,
     /// Dimensions, innermost first: a matrix of `rows` outputs and `cols` inputs has `[cols, rows]`.
     pub dims: Vec<u64>,
-    /// How the elements are stored.
+    /// Storage type of the elements.
     pub ty: TensorType,
     /// First byte of the data, counted from the start of the file.
     pub offset: u64,
