@@ -5,7 +5,8 @@
 //! Of equal logits the lowest id comes first. Everything, the exponential included, is plain
 //! IEEE arithmetic in f64, so that a seed gives the same text on every CPU.
 
-use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::cpu::model::Needs;
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 /// Up to here the best `k` are found by insertion in one pass over the logits.
 const SMALL_K: usize = 256;
 
-/// What the user can set; the defaults are llama.cpp's.
+/// Settings of a [`Sampler`]; the defaults are llama.cpp's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 or below: always the most likely token.
@@ -26,7 +27,7 @@ pub struct Sampling {
     pub min_p: f32,
     /// Positive logits of recent tokens are divided by this, others multiplied; 1: off.
     pub repeat_penalty: f32,
-    /// How many tokens count as recent; 0: off.
+    /// Number of tokens that count as recent; 0: off.
     pub repeat_last_n: usize,
     /// Seed of the draws.
     pub seed: u64,
@@ -135,7 +136,10 @@ fn exp(x: f64) -> f64 {
 pub struct Sampler {
     config: Sampling,
     rng: Rng,
+    /// Recent tokens, the oldest first; empty where there is no penalty.
     recent: VecDeque<u32>,
+    /// Number of times that each of them is recent, at least 1.
+    counts: BTreeMap<u32, usize>,
     penalised: Vec<f32>,
     candidates: Vec<(f32, u32)>,
     weights: Vec<f64>,
@@ -152,6 +156,7 @@ impl Sampler {
             config,
             rng: Rng::new(config.seed),
             recent: VecDeque::new(),
+            counts: BTreeMap::new(),
             penalised: Vec::new(),
             candidates: Vec::new(),
             weights: Vec::new(),
@@ -160,20 +165,27 @@ impl Sampler {
 
     /// Tells the sampler a token of the text: each of the prompt and each generated one.
     pub fn accept(&mut self, id: u32) {
-        if self.config.repeat_last_n == 0 {
+        if self.config.repeat_last_n == 0 || self.config.repeat_penalty == 1.0 {
             return;
         }
-        if self.recent.len() >= self.config.repeat_last_n {
-            self.recent.pop_front();
+        if self.recent.len() >= self.config.repeat_last_n
+            && let Some(oldest) = self.recent.pop_front()
+            && let Entry::Occupied(mut count) = self.counts.entry(oldest)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
         }
         self.recent.push_back(id);
+        *self.counts.entry(id).or_insert(0) += 1;
     }
 
-    /// The logits that [`Sampler::sample`] needs for the next token, if those of `masked`, which are
-    /// in the vocabulary, are to be made minus infinity before: the best where there is a top-k or
-    /// the best one is taken, and those that a penalty changes. As each of the changed may have been
-    /// among the best, so many more of the best are needed. That serves for a later token as well, if
-    /// those between are the first of `drafted`.
+    /// Returns the logits that [`Sampler::sample`] needs for the next token, if those of `masked`, ids
+    /// of the vocabulary, are set to minus infinity before: the best of them, where top-k or greedy
+    /// sampling limits their number, and those that a mask or penalty changes. Each of the changed may
+    /// have been among the best, so one more of the best is needed for each. The same needs serve any
+    /// later token, if the tokens between are the first of `drafted`.
     #[must_use]
     pub fn needs(&self, masked: &[u32], drafted: &[u32]) -> Needs {
         let best = match self.config {
@@ -183,7 +195,7 @@ impl Sampler {
         };
         let mut ids = masked.to_vec();
         if self.config.repeat_penalty != 1.0 {
-            ids.extend(self.recent.iter().chain(drafted));
+            ids.extend(self.counts.keys().chain(drafted));
         }
         ids.sort_unstable();
         ids.dedup();
@@ -206,12 +218,9 @@ impl Sampler {
         id
     }
 
+    /// Changes the logit of each recent token, once however often it is recent.
     fn penalise(&self, logits: &mut [f32]) {
-        for (i, &id) in self.recent.iter().enumerate() {
-            // Once for each distinct token.
-            if self.recent.iter().take(i).any(|&seen| seen == id) {
-                continue;
-            }
+        for &id in self.counts.keys() {
             if let Some(logit) = logits.get_mut(id as usize) {
                 if *logit > 0.0 {
                     *logit /= self.config.repeat_penalty;
@@ -340,7 +349,7 @@ mod tests {
         seed: 7,
     };
 
-    /// How often each id is drawn in 20000.
+    /// Counts of each id in 20000 draws.
     fn histogram(config: Sampling, logits: &[f32]) -> Vec<u32> {
         let mut sampler = Sampler::new(config).unwrap();
         let mut counts = vec![0; logits.len()];
@@ -350,7 +359,7 @@ mod tests {
         counts
     }
 
-    /// The best, and with a penalty what it changes, now or once drafted tokens are part of the text.
+    /// The best, and with a penalty the logits it changes, now or once drafted tokens are in the text.
     #[test]
     fn what_may_be_changed_is_needed() {
         let greedy = Sampling { temperature: 0.0, ..PLAIN };
@@ -453,6 +462,48 @@ mod tests {
         // An id outside the logits is ignored.
         s.accept(u32::MAX);
         assert_eq!(s.sample(&logits), 0);
+    }
+
+    /// Against the definition: of the last `n` tokens, each that was not seen before in the window.
+    #[test]
+    fn the_penalty_is_that_of_the_last_tokens_whatever_came_before() {
+        let mut rng = Rng::new(3);
+        for (n, distinct) in [(1, 3), (2, 2), (7, 4), (64, 100), (64, 20), (300, 1000)] {
+            let config = Sampling { repeat_penalty: 1.3, repeat_last_n: n, ..PLAIN };
+            let mut sampler = Sampler::new(config).unwrap();
+            let mut text = Vec::new();
+            for step in 0..1000 {
+                let id = (rng.next_u64() % distinct) as u32;
+                sampler.accept(id);
+                text.push(id);
+                if step % 7 > 0 {
+                    continue;
+                }
+                // The last ids of the text lie beyond the logits.
+                let len = distinct as usize - 1;
+                let mut found: Vec<f32> =
+                    (0..len).map(|_| (rng.next_f64() * 8.0 - 4.0) as f32).collect();
+                let mut expected = found.clone();
+                let window = &text[text.len().saturating_sub(n)..];
+                for (i, &id) in window.iter().enumerate() {
+                    if let Some(logit) = expected.get_mut(id as usize)
+                        && !window[..i].contains(&id)
+                    {
+                        *logit = if *logit > 0.0 { *logit / 1.3 } else { *logit * 1.3 };
+                    }
+                }
+                sampler.penalise(&mut found);
+                let bits = |logits: &[f32]| logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&found), bits(&expected), "{n} of {distinct}, step {step}");
+                let mut ids = window.to_vec();
+                ids.sort_unstable();
+                ids.dedup();
+                let count = ids.len() + 1;
+                let greedy = Sampling { temperature: 0.0, ..config };
+                let needs = Sampler { config: greedy, ..sampler.clone() }.needs(&[], &[]);
+                assert_eq!(needs, Needs::Best { count, ids });
+            }
+        }
     }
 
     #[test]
