@@ -1,5 +1,6 @@
 //! Several sequences in one session: each has, to the bit, the logits that it has alone.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -150,6 +151,74 @@ fn a_sequence_is_cut_back_alone() {
         assert!(step(&mut session, &[token(1, i, true)])[0] == first[1], "token {i}");
     }
     assert_eq!(session.kv_bytes(), 12 * (2 * 4 * 6 * 128));
+}
+
+/// A prefix that was copied from another sequence serves as one that went through the model.
+#[test]
+fn a_copied_prefix_is_the_prefix() {
+    const LENGTHS: [usize; 10] = [0, 1, 15, 16, 17, 255, 256, 257, 512, 530];
+    const LONGEST: usize = 531;
+    let model = model(&Selection::default());
+    // Tokens of a text, in a sequence.
+    let text = |sequence: usize, text: usize, range: Range<usize>, logits: bool| {
+        range
+            .map(|i| BatchToken { sequence, ..token(text, i, logits) })
+            .collect::<Vec<BatchToken<'static>>>()
+    };
+    for kv_type in KvType::ALL {
+        let options = SessionOptions {
+            context: Some(LONGEST + 3),
+            kv_type: Some(kv_type),
+            sequences: 3,
+            ..SessionOptions::default()
+        };
+        let mut session = session(&model, 2, options);
+        let run = |session: &mut Session, tokens: &[BatchToken<'_>]| {
+            session.forward(tokens).unwrap();
+            let wanted = tokens.iter().filter(|token| token.needs.is_some());
+            wanted.enumerate().map(|(row, _)| bits(session.logits(row))).collect::<Vec<_>>()
+        };
+        run(&mut session, &text(0, 0, 0..LONGEST, false));
+        // The target holds another text before, and a longer one.
+        run(&mut session, &text(1, 1, 0..LONGEST + 3, false));
+        for n in LENGTHS {
+            session.copy_prefix(0, 1, n).unwrap();
+            assert_eq!([0, 1].map(|s| session.position_of(s)), [LONGEST, n]);
+            session.truncate_of(2, 0);
+            if n > 0 {
+                run(&mut session, &text(2, 0, 0..n, false));
+            }
+            // One token alone, then two more with those of the other in one pass.
+            let next = n..n + 1;
+            let copied = run(&mut session, &text(1, 2, next.clone(), true));
+            let cold = run(&mut session, &text(2, 2, next, true));
+            assert!(copied == cold, "{kv_type:?}: {n}");
+            let both = [1, 2].map(|s| text(s, 2, n + 1..n + 3, true)).concat();
+            let logits = run(&mut session, &both);
+            assert_eq!(logits.len(), 4);
+            assert!(logits[..2] == logits[2..], "{kv_type:?}: {n}, together");
+        }
+        // The source has lost nothing, and its own prefix is what it is cut back to.
+        session.copy_prefix(0, 1, LONGEST).unwrap();
+        let [source, copy] =
+            [0, 1].map(|s| run(&mut session, &text(s, 0, LONGEST..LONGEST + 1, true)));
+        assert!(source == copy, "{kv_type:?}");
+        session.copy_prefix(0, 0, 17).unwrap();
+        let held = [17, LONGEST + 1];
+        assert_eq!([0, 1].map(|s| session.position_of(s)), held);
+        let cases = [
+            ((3, 0, 1), ["sequence", "found 3", "0 to 2"]),
+            ((0, 4, 1), ["sequence", "found 4", "0 to 2"]),
+            ((0, 1, 18), ["positions", "found 18", "at most 17, what sequence 0 holds"]),
+        ];
+        for ((from, to, positions), words) in cases {
+            let error = session.copy_prefix(from, to, positions).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            let message = error.to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+            assert_eq!([0, 1].map(|s| session.position_of(s)), held);
+        }
+    }
 }
 
 /// The kernels of every tier, in the sizes of batches that they are made for and between.

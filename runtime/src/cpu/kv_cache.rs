@@ -1,5 +1,7 @@
 //! Keys and values of the positions seen so far.
 
+use std::ops::Range;
+
 use half::f16;
 use memmap2::MmapMut;
 
@@ -10,8 +12,7 @@ use crate::cpu::threads::SharedSlice;
 use crate::error::{Error, Result};
 use crate::numerics::CHUNK;
 
-/// What the elements of a KV cache are: the user's choice, never the tuner's, because it changes
-/// numbers.
+/// Element type of a KV cache: the user's choice, never the tuner's, because it changes numbers.
 ///
 /// A rounding of keys and values flips some of the int8 activations behind the attention, and each
 /// flip moves others. On the demo model f16 moves the logits by about 0.02 (at most 0.09), and so
@@ -34,8 +35,8 @@ impl KvType {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
 
-    /// The type for who does not choose: f16, but f32 for small models, where the bytes saved are
-    /// not worth the rounding: those with at most 16 KiB of f32 per position.
+    /// The default: f16, but f32 for models with at most 16 KiB of f32 per position, where the bytes
+    /// saved are not worth the rounding.
     #[must_use]
     pub fn default_for(config: &Config) -> Self {
         let per_position = 2 * Self::F32.bytes() * config.layers * config.kv_dim();
@@ -83,19 +84,19 @@ pub struct KvCache {
     layout: Layout,
 }
 
-/// Where a head's history lies.
-#[derive(Clone, Copy, Debug)]
+/// Layout of all keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     layers: usize,
     kv_heads: usize,
-    /// Whole blocks.
+    /// Positions, in whole blocks of keys.
     positions: usize,
     head_dim: usize,
     /// Elements of a position.
     row: usize,
 }
 
-/// Where keys or values of a chunk of a head begin, counted in positions.
+/// Starts of the keys and of the values of a chunk of a head, counted in positions.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     keys: usize,
@@ -103,7 +104,7 @@ struct Place {
 }
 
 impl Layout {
-    /// Nothing if it does not fit memory at all.
+    /// Returns nothing if it does not fit the address space.
     fn new(config: &Config, context: usize) -> Option<Self> {
         let &Config { layers, kv_heads, head_dim, .. } = config;
         let positions = context.checked_next_multiple_of(KEY_BLOCK)?;
@@ -118,7 +119,7 @@ impl Layout {
         2 * self.layers * self.kv_heads * self.positions
     }
 
-    /// Bytes of so many positions of all keys and values.
+    /// Bytes of `positions` positions of all keys and values.
     fn bytes(self, positions: usize, ty: KvType) -> Option<usize> {
         let one = self.row.checked_mul(ty.bytes())?.checked_add(ty.scale_bytes())?;
         (2 * self.layers * self.kv_heads * positions).checked_mul(one)
@@ -132,6 +133,20 @@ impl Layout {
         let heads = self.layers * self.kv_heads;
         let keys = 2 * (heads * first + (layer * self.kv_heads + kv_head) * len);
         Place { keys, values: keys + len }
+    }
+
+    /// Ranges of the first `positions` of all keys and values, counted in positions: all whole chunks,
+    /// then of the last, partial one the blocks of keys and the values of each head.
+    fn prefix(self, positions: usize) -> impl Iterator<Item = Range<usize>> {
+        let (chunk, rest) = (positions / CHUNK, positions % CHUNK);
+        let heads = self.layers * self.kv_heads;
+        let whole = 0..2 * heads * chunk * CHUNK;
+        let parts = (0..if rest > 0 { heads } else { 0 }).flat_map(move |head| {
+            let place = self.place(head / self.kv_heads, head % self.kv_heads, chunk);
+            let keys = place.keys..place.keys + rest.next_multiple_of(KEY_BLOCK);
+            [keys, place.values..place.values + rest]
+        });
+        std::iter::once(whole).chain(parts)
     }
 }
 
@@ -168,7 +183,7 @@ impl KvCache {
         self.context
     }
 
-    /// What the elements are.
+    /// Element type.
     #[must_use]
     pub fn ty(&self) -> KvType {
         self.ty
@@ -178,6 +193,21 @@ impl KvCache {
     #[must_use]
     pub fn bytes(&self, positions: usize) -> usize {
         self.layout.bytes(positions.min(self.layout.positions), self.ty).unwrap_or(usize::MAX)
+    }
+
+    /// Copies the first `positions` of another cache of the same shape and type; later ones may be
+    /// overwritten.
+    pub(super) fn copy_prefix(&mut self, other: &Self, positions: usize) {
+        let layout = self.layout;
+        assert!(layout == other.layout && self.ty == other.ty && positions <= layout.positions);
+        let (row, scale) = (layout.row * self.ty.bytes(), self.ty.scale_bytes());
+        let scales = layout.all() * row;
+        for range in layout.prefix(positions) {
+            for (first, bytes) in [(0, row), (scales, scale)] {
+                let range = first + range.start * bytes..first + range.end * bytes;
+                self.map[range.clone()].copy_from_slice(&other.map[range]);
+            }
+        }
     }
 
     /// A view that the workers of a run write and read.
@@ -300,7 +330,7 @@ impl SharedKv<'_> {
 }
 
 impl<T: KvBits> Heads<'_, T> {
-    /// Converts and stores; gives what the conversions of key and value gave.
+    /// Converts and stores; returns the results of both conversions, of key and value.
     ///
     /// # Safety
     /// As [`SharedKv::store`].
@@ -488,6 +518,70 @@ mod tests {
         for (scales, scale) in [(key_scales, key_scale), (value_scales, value_scale)] {
             assert_eq!((scales.len(), scales[18]), (32, scale));
             assert_eq!(scales.iter().filter(|&&s| s != 0.0).count(), 1);
+        }
+    }
+
+    /// The first positions are the same to the byte, in caches whose last chunk is a short one.
+    #[test]
+    fn a_prefix_is_copied_whole() {
+        let ops = VectorOps::best(Isa::Scalar);
+        let config = Config { head_dim: 20, ..config() };
+        let heads = [(0, 0), (0, 1), (1, 0), (1, 1)];
+        let context = 2 * CHUNK + 40;
+        let filled = |ty, number: f32| {
+            let mut cache = KvCache::new(&config, context, ty).unwrap();
+            let shared = cache.share();
+            for (place, p) in
+                heads.into_iter().zip(1..).flat_map(|at| (0..context).map(move |p| (at, p)))
+            {
+                let ((layer, head), which) = place;
+                let key: Vec<f32> =
+                    (0..20).map(|i| number * (which * (p + 1)) as f32 + i as f32).collect();
+                let value: Vec<f32> = key.iter().map(|k| 0.5 - k).collect();
+                // SAFETY: one thread.
+                unsafe { shared.store(&ops, (layer, head, p), &key, &value) };
+            }
+            cache
+        };
+        // The elements of one position of a head: its key, its value, and their scales.
+        let position = |cache: &mut KvCache, head, p: usize| -> Vec<f64> {
+            let (chunk, p) = (p / CHUNK, p % CHUNK);
+            let slots = || key_slots(20).map(|slot| slot + p % KEY_BLOCK);
+            fn pick<T: Copy + Into<f64>>(
+                (keys, values): (&[T], &[T]),
+                slots: impl Iterator<Item = usize>,
+                p: usize,
+            ) -> Vec<f64> {
+                let row = row_elements(20);
+                let block = p / KEY_BLOCK * KEY_BLOCK * row;
+                let keys = slots.map(|slot| keys[block + slot]);
+                keys.chain(values[p * row..][..20].iter().copied()).map(Into::into).collect()
+            }
+            let shared = cache.share();
+            // SAFETY: one thread.
+            match unsafe { shared.chunk(head, chunk, p + 1) } {
+                KvChunk::F16 { keys, values } => pick((keys, values), slots(), p),
+                KvChunk::F32 { keys, values } => pick((keys, values), slots(), p),
+                KvChunk::Q8 { keys, key_scales, values, value_scales } => {
+                    let mut all = pick((keys, values), slots(), p);
+                    all.extend([f64::from(key_scales[p]), f64::from(value_scales[p])]);
+                    all
+                }
+            }
+        };
+        for ty in KvType::ALL {
+            let mut source = filled(ty, 1.0);
+            for n in [0, 1, 15, 16, 17, 255, 256, 257, 511, 512, 513, context - 1, context] {
+                let mut target = filled(ty, -3.0);
+                target.copy_prefix(&source, n);
+                for head in heads {
+                    for p in 0..context {
+                        let same = position(&mut target, head, p) == position(&mut source, head, p);
+                        // The rest of the last block of keys is copied, too, but not its values.
+                        assert!(same == (p < n), "{ty:?}: {p} of {n}, {head:?}");
+                    }
+                }
+            }
         }
     }
 
