@@ -159,8 +159,11 @@ fn a_copied_prefix_is_the_prefix() {
     const LENGTHS: [usize; 10] = [0, 1, 15, 16, 17, 255, 256, 257, 512, 530];
     const LONGEST: usize = 531;
     let model = model(&Selection::default());
-    let tokens = |sequence: usize, of: usize, range: Range<usize>| -> Vec<BatchToken> {
-        range.map(|i| BatchToken { sequence, id: id(of, i), logits: false }).collect()
+    // Tokens of a text, in a sequence.
+    let text = |sequence: usize, text: usize, range: Range<usize>, logits: bool| {
+        range
+            .map(|i| BatchToken { sequence, ..token(text, i, logits) })
+            .collect::<Vec<BatchToken<'static>>>()
     };
     for kv_type in KvType::ALL {
         let options = SessionOptions {
@@ -170,36 +173,39 @@ fn a_copied_prefix_is_the_prefix() {
             ..SessionOptions::default()
         };
         let mut session = session(&model, 2, options);
-        session.forward(&tokens(0, 0, 0..LONGEST), &Needs::All).unwrap();
-        // What the target holds before is another text, and longer.
-        session.forward(&tokens(1, 1, 0..LONGEST + 3), &Needs::All).unwrap();
+        let run = |session: &mut Session, tokens: &[BatchToken<'_>]| {
+            session.forward(tokens).unwrap();
+            let wanted = tokens.iter().filter(|token| token.needs.is_some());
+            wanted.enumerate().map(|(row, _)| bits(session.logits(row))).collect::<Vec<_>>()
+        };
+        run(&mut session, &text(0, 0, 0..LONGEST, false));
+        // The target holds another text before, and a longer one.
+        run(&mut session, &text(1, 1, 0..LONGEST + 3, false));
         for n in LENGTHS {
             session.copy_prefix(0, 1, n).unwrap();
             assert_eq!([0, 1].map(|s| session.position_of(s)), [LONGEST, n]);
             session.truncate_of(2, 0);
             if n > 0 {
-                session.forward(&tokens(2, 0, 0..n), &Needs::All).unwrap();
+                run(&mut session, &text(2, 0, 0..n, false));
             }
-            // One token alone, and two more with those of the other in one pass.
-            let alone = |s: usize| BatchToken { sequence: s, id: id(2, n), logits: true };
-            let copied = bits(session.forward(&[alone(1)], &Needs::All).unwrap());
-            let cold = bits(session.forward(&[alone(2)], &Needs::All).unwrap());
+            // One token alone, then two more with those of the other in one pass.
+            let next = n..n + 1;
+            let copied = run(&mut session, &text(1, 2, next.clone(), true));
+            let cold = run(&mut session, &text(2, 2, next, true));
             assert!(copied == cold, "{kv_type:?}: {n}");
-            let both: Vec<BatchToken> = [1, 2]
-                .into_iter()
-                .flat_map(|s| tokens(s, 2, n + 1..n + 3))
-                .map(|token| BatchToken { logits: true, ..token })
-                .collect();
-            let logits = bits(session.forward(&both, &Needs::All).unwrap());
-            assert!(logits[..2 * 4096] == logits[2 * 4096..], "{kv_type:?}: {n}, together");
+            let both = [1, 2].map(|s| text(s, 2, n + 1..n + 3, true)).concat();
+            let logits = run(&mut session, &both);
+            assert_eq!(logits.len(), 4);
+            assert!(logits[..2] == logits[2..], "{kv_type:?}: {n}, together");
         }
         // The source has lost nothing, and its own prefix is what it is cut back to.
-        let next = |s: usize| BatchToken { sequence: s, id: id(0, LONGEST), logits: true };
         session.copy_prefix(0, 1, LONGEST).unwrap();
-        let source = bits(session.forward(&[next(0)], &Needs::All).unwrap());
-        assert!(source == bits(session.forward(&[next(1)], &Needs::All).unwrap()));
+        let [source, copy] =
+            [0, 1].map(|s| run(&mut session, &text(s, 0, LONGEST..LONGEST + 1, true)));
+        assert!(source == copy, "{kv_type:?}");
         session.copy_prefix(0, 0, 17).unwrap();
-        assert_eq!(session.position(), 17);
+        let held = [17, LONGEST + 1];
+        assert_eq!([0, 1].map(|s| session.position_of(s)), held);
         let cases = [
             ((3, 0, 1), ["sequence", "found 3", "0 to 2"]),
             ((0, 4, 1), ["sequence", "found 4", "0 to 2"]),
@@ -208,9 +214,9 @@ fn a_copied_prefix_is_the_prefix() {
         for ((from, to, positions), words) in cases {
             let error = session.copy_prefix(from, to, positions).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{error}");
-            let text = error.to_string();
-            assert!(words.iter().all(|word| text.contains(word)), "{text}");
-            assert_eq!([0, 1].map(|s| session.position_of(s)), [17, LONGEST + 1]);
+            let message = error.to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+            assert_eq!([0, 1].map(|s| session.position_of(s)), held);
         }
     }
 }

@@ -56,6 +56,9 @@ impl Default for SessionOptions {
 /// The context of a session that asks for none, unless the model's is smaller.
 const DEFAULT_CONTEXT: usize = 4096;
 
+/// Bytes of logits that [`Session::forward_with`] holds at a time: 64 rows of 128,000.
+const PIECE: usize = 32 << 20;
+
 /// The most sequences of a session.
 pub const MAX_SEQUENCES: usize = 256;
 
@@ -430,6 +433,63 @@ impl Session {
     /// # Errors
     /// As [`Session::prefill`]; [`Error::Usage`] for a sequence that is not there, too.
     pub fn forward(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
+        self.check(tokens)?;
+        self.start_rows(tokens);
+        for batch in tokens.chunks(self.batch) {
+            self.step(batch)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Session::forward`], in bounded memory: `each(row, logits)` gets the logits, `[vocab]`, after
+    /// the `row`-th token that needs any, the same bits as there, as soon as they are known. At most
+    /// 32 MiB of them are in memory at a time, or one row, and none is left for [`Session::logits`].
+    ///
+    /// # Errors
+    /// As [`Session::forward`]; whatever `each` returns, which ends the call: the sequences then hold
+    /// the tokens that have been through the model.
+    pub fn forward_with(
+        &mut self,
+        tokens: &[BatchToken<'_>],
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let row = self.model.config().vocab * size_of::<f32>();
+        self.forward_in_pieces(tokens, (PIECE / row).max(1), each)
+    }
+
+    /// [`Session::forward_with`], at most `most` rows of logits at a time.
+    fn forward_in_pieces(
+        &mut self,
+        tokens: &[BatchToken<'_>],
+        most: usize,
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.check(tokens)?;
+        let (mut rest, mut row) = (tokens, 0);
+        while !rest.is_empty() {
+            let mut wanted = 0;
+            let fits = |token: &&BatchToken<'_>| {
+                wanted += usize::from(token.needs.is_some());
+                wanted <= most
+            };
+            let count = rest.iter().take(self.batch).take_while(fits).count();
+            let (piece, after) = rest.split_at(count);
+            self.start_rows(piece);
+            self.step(piece)?;
+            let done = (0..self.rows.len()).try_for_each(|i| {
+                each(row, self.logits(i))?;
+                row += 1;
+                Ok(())
+            });
+            self.rows.clear();
+            done?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Whether the tokens can be appended.
+    fn check(&self, tokens: &[BatchToken<'_>]) -> Result<()> {
         let vocab = self.model.config().vocab;
         if tokens.is_empty() {
             return Err(Error::usage("prompt", "no tokens", "at least one"));
@@ -450,15 +510,17 @@ impl Session {
                 return Err(Error::usage("prompt", found, expected));
             }
         }
+        Ok(())
+    }
+
+    /// Forgets all logits and makes room for those that the tokens need.
+    fn start_rows(&mut self, tokens: &[BatchToken<'_>]) {
         self.rows.clear();
         let wanted = tokens.iter().filter(|token| token.needs.is_some()).count();
-        if self.buffers.logits.len() < wanted * vocab {
-            self.buffers.logits.resize(wanted * vocab, 0.0);
+        let len = wanted * self.model.config().vocab;
+        if self.buffers.logits.len() < len {
+            self.buffers.logits.resize(len, 0.0);
         }
-        for batch in tokens.chunks(self.batch) {
-            self.step(batch)?;
-        }
-        Ok(())
     }
 
     /// The logits after the token that was the `row`-th to need any in the last call of
@@ -953,5 +1015,88 @@ impl Pass<'_> {
                 self.kv[sequence].store(self.vector(), (layer, head, position), k, v);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::cpu::kernels::Selection;
+    use crate::cpu::model::LoadOptions;
+
+    /// Logits in pieces are those of all at once, whatever the pieces.
+    #[test]
+    fn pieces_are_the_same_as_all_at_once() {
+        let pool = Arc::new(Pool::new(2).unwrap());
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/bard-11m.i2_s.gguf"));
+        let selection = Selection::default();
+        let model = Arc::new(Model::load(path, &LoadOptions::new(&pool, &selection)).unwrap());
+        let options = SessionOptions { batch: 16, sequences: 2, ..SessionOptions::default() };
+        let mut session = Session::new(model, pool, options).unwrap();
+        // Two texts, of which most tokens need logits.
+        let tokens: Vec<BatchToken<'_>> = (0..50)
+            .map(|i| BatchToken {
+                sequence: usize::from(i % 3 == 1),
+                id: (i * 97 % 4093) as u32,
+                needs: (i % 5 != 2).then_some(Needs::ALL),
+            })
+            .collect();
+        session.forward(&tokens).unwrap();
+        let bits = |logits: &[f32]| logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+        let expected: Vec<Vec<u32>> = (0..40).map(|row| bits(session.logits(row))).collect();
+        assert!(session.logits(40).is_empty());
+        let empty = |session: &mut Session| (0..2).for_each(|s| session.truncate_of(s, 0));
+        for most in [1, 2, 7, 13, 100] {
+            empty(&mut session);
+            let mut found = Vec::new();
+            session
+                .forward_in_pieces(&tokens, most, &mut |row, logits| {
+                    assert_eq!(row, found.len());
+                    found.push(bits(logits));
+                    Ok(())
+                })
+                .unwrap();
+            assert!(found == expected, "{most} at a time");
+            assert_eq!([0, 1].map(|s| session.position_of(s)), [33, 17]);
+            assert!(session.logits(0).is_empty());
+        }
+        empty(&mut session);
+        let mut rows = 0;
+        session
+            .forward_with(&tokens, &mut |row, logits| {
+                assert!(bits(logits) == expected[row]);
+                rows += 1;
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(rows, 40);
+
+        // Room for one piece, and an error ends it.
+        empty(&mut session);
+        session.buffers.logits = Vec::new();
+        let mut stop = |row: usize, _: &[f32]| match row {
+            9 => Err(Error::Runtime("enough".into())),
+            _ => Ok(()),
+        };
+        let error = session.forward_in_pieces(&tokens, 3, &mut stop).unwrap_err();
+        assert_eq!(error.to_string(), "enough");
+        assert_eq!(session.buffers.logits.len(), 3 * 4096);
+        let held: usize = (0..2).map(|s| session.position_of(s)).sum();
+        assert_eq!(
+            held,
+            tokens
+                .iter()
+                .scan(0, |n, t| {
+                    *n += usize::from(t.needs.is_some());
+                    Some(*n)
+                })
+                .take_while(|&n| n <= 12)
+                .count()
+        );
+        let beyond = BatchToken { sequence: 2, ..tokens[0] };
+        let error = session.forward_with(&[tokens[0], beyond], &mut |_, _| Ok(())).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
     }
 }

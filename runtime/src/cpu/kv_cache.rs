@@ -12,8 +12,7 @@ use crate::cpu::threads::SharedSlice;
 use crate::error::{Error, Result};
 use crate::numerics::CHUNK;
 
-/// What the elements of a KV cache are: the user's choice, never the tuner's, because it changes
-/// numbers.
+/// Element type of a KV cache: the user's choice, never the tuner's, because it changes numbers.
 ///
 /// A rounding of keys and values flips some of the int8 activations behind the attention, and each
 /// flip moves others. On the demo model f16 moves the logits by about 0.02 (at most 0.09), and so
@@ -36,8 +35,8 @@ impl KvType {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
 
-    /// The type for who does not choose: f16, but f32 for small models, where the bytes saved are
-    /// not worth the rounding: those with at most 16 KiB of f32 per position.
+    /// The default: f16, but f32 for models with at most 16 KiB of f32 per position, where the bytes
+    /// saved are not worth the rounding.
     #[must_use]
     pub fn default_for(config: &Config) -> Self {
         let per_position = 2 * Self::F32.bytes() * config.layers * config.kv_dim();
@@ -85,19 +84,19 @@ pub struct KvCache {
     layout: Layout,
 }
 
-/// Where a head's history lies.
+/// Layout of all keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     layers: usize,
     kv_heads: usize,
-    /// Whole blocks.
+    /// Positions, in whole blocks of keys.
     positions: usize,
     head_dim: usize,
     /// Elements of a position.
     row: usize,
 }
 
-/// Where keys or values of a chunk of a head begin, counted in positions.
+/// Starts of the keys and of the values of a chunk of a head, counted in positions.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     keys: usize,
@@ -105,7 +104,7 @@ struct Place {
 }
 
 impl Layout {
-    /// Nothing if it does not fit memory at all.
+    /// Returns nothing if it does not fit the address space.
     fn new(config: &Config, context: usize) -> Option<Self> {
         let &Config { layers, kv_heads, head_dim, .. } = config;
         let positions = context.checked_next_multiple_of(KEY_BLOCK)?;
@@ -120,7 +119,7 @@ impl Layout {
         2 * self.layers * self.kv_heads * self.positions
     }
 
-    /// Bytes of so many positions of all keys and values.
+    /// Bytes of `positions` positions of all keys and values.
     fn bytes(self, positions: usize, ty: KvType) -> Option<usize> {
         let one = self.row.checked_mul(ty.bytes())?.checked_add(ty.scale_bytes())?;
         (2 * self.layers * self.kv_heads * positions).checked_mul(one)
@@ -136,8 +135,8 @@ impl Layout {
         Place { keys, values: keys + len }
     }
 
-    /// Where the first `positions` of all keys and values lie, in ranges counted in positions: whole
-    /// chunks in one, then of a part of a chunk whole blocks of keys, and values, of each head.
+    /// Ranges of the first `positions` of all keys and values, counted in positions: all whole chunks,
+    /// then of the last, partial one the blocks of keys and the values of each head.
     fn prefix(self, positions: usize) -> impl Iterator<Item = Range<usize>> {
         let (chunk, rest) = (positions / CHUNK, positions % CHUNK);
         let heads = self.layers * self.kv_heads;
@@ -184,7 +183,7 @@ impl KvCache {
         self.context
     }
 
-    /// What the elements are.
+    /// Element type.
     #[must_use]
     pub fn ty(&self) -> KvType {
         self.ty
@@ -331,7 +330,7 @@ impl SharedKv<'_> {
 }
 
 impl<T: KvBits> Heads<'_, T> {
-    /// Converts and stores; gives what the conversions of key and value gave.
+    /// Converts and stores; returns the results of both conversions, of key and value.
     ///
     /// # Safety
     /// As [`SharedKv::store`].

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// Up to here the best `k` are found by insertion in one pass over the logits.
 const SMALL_K: usize = 256;
 
-/// What the user can set; the defaults are llama.cpp's.
+/// Settings of a [`Sampler`]; the defaults are llama.cpp's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 or below: always the most likely token.
@@ -27,7 +27,7 @@ pub struct Sampling {
     pub min_p: f32,
     /// Positive logits of recent tokens are divided by this, others multiplied; 1: off.
     pub repeat_penalty: f32,
-    /// How many tokens count as recent; 0: off.
+    /// Number of tokens that count as recent; 0: off.
     pub repeat_last_n: usize,
     /// Seed of the draws.
     pub seed: u64,
@@ -138,7 +138,7 @@ pub struct Sampler {
     rng: Rng,
     /// Recent tokens, the oldest first; empty where there is no penalty.
     recent: VecDeque<u32>,
-    /// How often each of them is recent, at least once.
+    /// Number of times that each of them is recent, at least 1.
     counts: BTreeMap<u32, usize>,
     penalised: Vec<f32>,
     candidates: Vec<(f32, u32)>,
@@ -181,11 +181,11 @@ impl Sampler {
         *self.counts.entry(id).or_insert(0) += 1;
     }
 
-    /// The logits that [`Sampler::sample`] needs for the next token, if those of `masked`, which are
-    /// in the vocabulary, are to be made minus infinity before: the best where there is a top-k or
-    /// the best one is taken, and those that a penalty changes. As each of the changed may have been
-    /// among the best, so many more of the best are needed. That serves for a later token as well, if
-    /// those between are the first of `drafted`.
+    /// Returns the logits that [`Sampler::sample`] needs for the next token, if those of `masked`, ids
+    /// of the vocabulary, are set to minus infinity before: the best of them, where top-k or greedy
+    /// sampling limits their number, and those that a mask or penalty changes. Each of the changed may
+    /// have been among the best, so one more of the best is needed for each. The same needs serve any
+    /// later token, if the tokens between are the first of `drafted`.
     #[must_use]
     pub fn needs(&self, masked: &[u32], drafted: &[u32]) -> Needs {
         let best = match self.config {
@@ -349,7 +349,7 @@ mod tests {
         seed: 7,
     };
 
-    /// How often each id is drawn in 20000.
+    /// Counts of each id in 20000 draws.
     fn histogram(config: Sampling, logits: &[f32]) -> Vec<u32> {
         let mut sampler = Sampler::new(config).unwrap();
         let mut counts = vec![0; logits.len()];
@@ -359,7 +359,7 @@ mod tests {
         counts
     }
 
-    /// The best, and with a penalty what it changes, now or once drafted tokens are part of the text.
+    /// The best, and with a penalty the logits it changes, now or once drafted tokens are in the text.
     #[test]
     fn what_may_be_changed_is_needed() {
         let greedy = Sampling { temperature: 0.0, ..PLAIN };

@@ -1,4 +1,4 @@
-//! Cutting a text into the words that byte-level BPE encodes one by one.
+//! Pre-tokenizers: cut a text into the words that byte-level BPE encodes one by one.
 
 use tokenizers::utils::SysRegex;
 
@@ -17,7 +17,7 @@ pub(super) struct Cut {
     pub(super) spaces: Spaces,
 }
 
-/// What becomes of the last character of a run of white space before something else.
+/// Treatment of the last character of a run of white space before something else.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spaces {
     /// The pattern has no `\s+` of its own.
@@ -28,7 +28,7 @@ pub(super) enum Spaces {
     LastGoesOnInLine,
 }
 
-/// A pre-tokenizer: the names that mean it and what it does.
+/// A pre-tokenizer and the names that stand for it.
 pub(super) struct Family {
     names: &'static [&'static str],
     pub(super) cuts: &'static [(&'static str, Spaces)],
@@ -120,7 +120,7 @@ impl Cut {
         }
     }
 
-    /// Where the match `start..end` ends once a last space has been handed on.
+    /// End of the match `start..end` once its last space has been handed on.
     fn kept(&self, text: &str, start: usize, end: usize) -> usize {
         let found = &text[start..end];
         let Some(last) = found.chars().next_back() else {

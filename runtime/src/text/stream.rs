@@ -1,4 +1,4 @@
-//! Decoding of tokens that arrive one by one.
+//! Decodes tokens that arrive one by one.
 
 use super::tokenizer::Tokenizer;
 
@@ -11,7 +11,8 @@ pub struct StreamDecoder {
 }
 
 impl StreamDecoder {
-    /// The text that `id` completes, perhaps none. Bytes that can never become UTF-8 are U+FFFD.
+    /// Returns the text that `id` completes, perhaps none. Bytes that can never become UTF-8 are
+    /// U+FFFD.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
         tokenizer.decode_into(id, &mut self.pending);
         let mut out = String::new();
@@ -33,7 +34,7 @@ impl StreamDecoder {
         out
     }
 
-    /// The end of the stream: an unfinished character becomes U+FFFD.
+    /// Ends the stream; an unfinished character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         let out = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();
@@ -41,7 +42,7 @@ impl StreamDecoder {
     }
 }
 
-/// Whether the bytes begin a UTF-8 character and more may follow.
+/// True if the bytes are the beginning of a UTF-8 character.
 fn is_prefix(bytes: &[u8]) -> bool {
     matches!(std::str::from_utf8(bytes), Err(e) if e.error_len().is_none())
 }

@@ -10,9 +10,8 @@
 //!   scores: every split of a piece into two pieces is a merge, ranked by the score of the whole.
 //!   What no piece covers becomes byte tokens `<0x00>` to `<0xFF>`.
 //!
-//! Which names stand for which patterns, when BOS is added, which tokens end a generation and
-//! that user-defined tokens are always matched in the text follows llama.cpp, whose test vectors
-//! the tests hold.
+//! The names of pre-tokenizers, the rule for BOS, the tokens that end a generation and the matching
+//! of user-defined tokens in any text are llama.cpp's; the tests hold its test vectors.
 
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -187,7 +186,7 @@ impl Tokenizer {
         })
     }
 
-    /// What is unusual in the vocabulary though it can be used; one line each.
+    /// Warnings about a vocabulary that is unusual but can be used, one line each.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -217,7 +216,7 @@ impl Tokenizer {
         &self.end_ids
     }
 
-    /// Whether this vocabulary wants BOS before a prompt.
+    /// True if this vocabulary wants BOS before a prompt.
     #[must_use]
     pub fn add_bos(&self) -> bool {
         self.add_bos

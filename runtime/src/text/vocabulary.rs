@@ -95,7 +95,7 @@ pub(super) fn byte_token(text: &str) -> Option<u8> {
     strict.then(|| u8::from_str_radix(hex, 16).ok()).flatten()
 }
 
-/// A token that is looked for in the text before anything else.
+/// A token that is matched in the text before anything else.
 pub(super) struct Special {
     pub(super) id: u32,
     /// Found only when special tokens are asked for.
@@ -177,7 +177,8 @@ pub(super) fn read_merges(gguf: &Gguf, tokens: &StrArray) -> Result<Vec<(String,
     Ok(merges)
 }
 
-/// Every split of an ordinary piece into two pieces, the highest score of the whole first.
+/// Derives merges from scores: every split of an ordinary piece into two pieces, by falling score
+/// of the whole.
 pub(super) fn derive_merges(
     gguf: &Gguf,
     tokens: &StrArray,
@@ -218,7 +219,7 @@ pub(super) fn derive_merges(
     Ok(merges)
 }
 
-/// The tokens to look for in a text, longest first.
+/// Lists the tokens to match in a text, longest first.
 pub(super) fn find_specials(
     gguf: &Gguf,
     tokens: &StrArray,

@@ -42,7 +42,7 @@ pub struct DummyShape {
     pub kv_heads: u32,
     /// Rope base.
     pub rope_base: f32,
-    /// Whether the embedding is the head too.
+    /// True if the embedding is the head, too.
     pub tied: bool,
     /// Tokens of the synthesised vocabulary.
     pub vocab: usize,
@@ -108,27 +108,27 @@ impl DummyShape {
     }
 }
 
-/// What to write.
+/// Settings of [`write()`].
 #[derive(Clone, Debug)]
 pub struct DummyConfig {
     /// The model's shape; `layers` may be changed.
     pub shape: DummyShape,
-    /// How embedding and head are stored: F16, Q6_K, Q8_0 or Q4_0.
+    /// Type of embedding and head: F16, Q6_K, Q8_0 or Q4_0.
     pub embedding: TensorType,
     /// A GGUF whose tokenizer is taken over; none: one is made up.
     pub vocab: Option<PathBuf>,
     /// Seed of all weights.
     pub seed: u64,
-    /// How much work the weights let a program leave out.
+    /// Work that the weights let a program leave out.
     pub sparsity: DummySparsity,
-    /// Whether an existing file may be replaced.
+    /// True if an existing file may be replaced.
     pub force: bool,
 }
 
-/// How gates close and how the embedding looks.
+/// Distribution of gates and embedding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DummySparsity {
-    /// As plainly random weights do it: every second gate is closed, and no logit stands out.
+    /// Plainly random weights: every second gate is closed, and no logit stands out.
     #[default]
     Random,
     /// About as in the trained demo model. Shapes with squared ReLU only.

@@ -1,4 +1,4 @@
-//! How much work a model lets a program leave out without changing a result.
+//! Statistics of the work that a model lets a program leave out without changing a result.
 //!
 //! With squared ReLU, a gate at or below 0 makes its product with `up` exactly 0, so that row of
 //! `up` need not be read; an int8 input of `ffn_down` that is 0 makes its column of `down` count
@@ -21,7 +21,7 @@ pub const SKETCH_BITS: [u32; 3] = [4, 5, 6];
 /// Rows of the head that are looked at, unless it has fewer.
 const HEAD_ROWS: usize = 8192;
 
-/// What the feed-forward part leaves out: shares of 0 to 1, over the tokens of some texts.
+/// Work that the feed-forward part leaves out: shares of 0 to 1, over the tokens of some texts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sparsity {
     /// Gates at or below 0.
@@ -35,7 +35,7 @@ pub struct Sparsity {
 }
 
 impl Sparsity {
-    /// What the shares are of.
+    /// Names of the shares.
     pub const NAMES: [&'static str; 4] = [
         "gates closed",
         "groups of 16 gates closed",
@@ -73,14 +73,14 @@ impl Sparsity {
 /// demo model, measured as [`Sparsity::TRAINED`]; see [`Measurement::head_rows`].
 pub const TRAINED_HEAD_ROWS: [f64; SKETCH_BITS.len()] = [0.0584, 0.0044, 0.0010];
 
-/// What was measured of a model.
+/// Shares measured of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurement {
     /// Of all layers together.
     pub all: Sparsity,
     /// Layer by layer.
     pub layers: Vec<Sparsity>,
-    /// For each of [`SKETCH_BITS`], the share of the head's rows that a sketch of so many bits leaves
+    /// For each of [`SKETCH_BITS`], the share of the head's rows that a sketch of that many bits leaves
     /// in the race for the largest logit, the mean over all tokens: rows whose logit by the sketch,
     /// plus what the rest of the row can add at most (`|row - sketch row| |x|`), reaches the largest
     /// logit that is certain. The sketch has signed codes and for each 32 weights a scale, by the

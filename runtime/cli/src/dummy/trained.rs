@@ -60,7 +60,7 @@ const LAYERS: [(f32, f32); 6] = [
 /// share of the energy that is not common to all which a group's rows have in common. The first
 /// number counts twins. They give the shares of rows that survive 4, 5 and 6 bits.
 const GROUPS: [(usize, f32); 3] = [(14, 0.09), (13, 0.285), (8, 0.08)];
-/// How far the share of a group of the second kind is from the mean at most, relatively: in a
+/// Largest relative distance of the share of a group of the second kind from the mean: in a
 /// trained model too some logits stand out less.
 const UNEVEN: f32 = 0.4;
 
@@ -70,11 +70,11 @@ pub(crate) struct Trained {
     layers: usize,
     /// Quantiles of a normal distribution with deviation 1.
     normal: Vec<f32>,
-    /// What a row of a group begins with, without the signs of twins: `[groups / 2][hidden]`.
+    /// Base of the rows of a group, without the signs of twins: `[groups / 2][hidden]`.
     bases: Vec<f32>,
 }
 
-/// How a tensor is made.
+/// Recipe of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Part {
     /// Token embedding.
@@ -131,7 +131,7 @@ impl Trained {
         Ok(Self { hidden, layers: shape.layers as usize, normal, bases })
     }
 
-    /// How a tensor is made, unless it is plainly random.
+    /// Recipe of a tensor, unless it is plainly random.
     pub(crate) fn part(&self, tensor: &TensorInfo) -> Option<Part> {
         let name = tensor.name.as_str();
         if let Some(part) = match name {

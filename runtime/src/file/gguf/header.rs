@@ -10,7 +10,7 @@ use super::{Array, DEFAULT_ALIGNMENT, FIXED_HEADER, StrArray, TensorInfo, Tensor
 use crate::error::{Error, Result, quoted};
 use crate::formats::FORMATS;
 
-/// What is kept of a header, of one with 128,000 tokens too, takes no more.
+/// Memory that a parsed header may take; one with 128,000 tokens takes less.
 const HEADER_ROOM: usize = 8 << 20;
 const MAX_COUNT: u64 = 65_536;
 const MAX_KEY: u64 = 64 << 10;
@@ -23,7 +23,7 @@ const MAX_TENSOR_NAME: usize = 63;
 const MAX_DIMS: u32 = 4;
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 
-/// What the header holds, all of it checked.
+/// A parsed header, all of it checked.
 pub(super) struct Header {
     pub(super) version: u32,
     pub(super) alignment: u32,
@@ -34,7 +34,8 @@ pub(super) struct Header {
     pub(super) data_start: u64,
 }
 
-/// What a reading step found and what it wanted; the caller adds file and item.
+/// The value found and the values allowed where a step of reading failed; the caller adds file and
+/// item.
 struct Fault {
     found: String,
     expected: String,
@@ -56,7 +57,7 @@ type Step<T> = std::result::Result<T, Fault>;
 struct Reader<'a> {
     data: &'a [u8],
     pos: usize,
-    /// Whether `data` was cut at `MAX_HEADER`, that is, the file goes on.
+    /// True if `data` was cut at `MAX_HEADER`: the file goes on.
     capped: bool,
 }
 
@@ -144,7 +145,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `count` fixed-size numbers; the bytes are known to be there before the vector is made.
+    /// Reads `count` fixed-size numbers; the vector is made only once the bytes are known to be there.
     fn numbers<T, const N: usize>(&mut self, count: u64, read: fn([u8; N]) -> T) -> Step<Vec<T>> {
         // At most MAX_ITEMS x 8 bytes: no overflow.
         let bytes = self.take(count * N as u64)?;
@@ -215,7 +216,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A tensor as the directory tells it, before its size is judged.
+/// A tensor as the directory gives it, its size and place not yet checked.
 struct Claim {
     name: String,
     dims: Vec<u64>,
@@ -309,7 +310,7 @@ impl Header {
     }
 }
 
-/// Refuses what is not GGUF, by name where the format is one that people mix up with it.
+/// Refuses a file that is not GGUF, and names its format where it is one often mistaken for it.
 fn check_magic(path: &Path, data: &[u8]) -> Result<()> {
     if data.starts_with(b"GGUF") && data.len() >= FIXED_HEADER {
         return Ok(());
@@ -380,8 +381,8 @@ fn read_claim(r: &mut Reader<'_>, path: &Path, i: u64) -> Result<Claim> {
     Ok(Claim { name: name.to_owned(), dims, type_id, offset })
 }
 
-/// Judges type, size and place of every tensor. Holes between tensors and any order of the
-/// directory are accepted, overlaps are not.
+/// Decides type and size of every tensor and checks its place. Holes between tensors and any order
+/// of the directory are accepted, overlaps are not.
 fn place(
     path: &Path,
     claims: Vec<Claim>,

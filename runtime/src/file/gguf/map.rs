@@ -139,13 +139,13 @@ impl Gguf {
         self.bytes.get()
     }
 
-    /// Whether the file is mapped; otherwise it is in memory.
+    /// True if the file is mapped; otherwise it is in memory.
     #[must_use]
     pub fn is_mapped(&self) -> bool {
         matches!(self.bytes, Bytes::Mapped { .. })
     }
 
-    /// What was odd about opening the file but no obstacle, in one line.
+    /// A note on opening the file, in one line: it could not be mapped.
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
@@ -175,7 +175,7 @@ impl Gguf {
         self.header.alignment
     }
 
-    /// Where the tensor data starts in the file: the bytes of the header, padding included.
+    /// Offset of the tensor data in the file: the bytes of the header, padding included.
     #[must_use]
     pub fn data_start(&self) -> u64 {
         self.header.data_start
@@ -342,8 +342,8 @@ impl Gguf {
         byte_range(tensor).and_then(|range| self.data().get(range)).unwrap_or_default()
     }
 
-    /// Bytes `part` of the tensor's data, by way of `buffer` where the file is mapped: the system would
-    /// keep what lies around them resident, too. For few bytes here and there, which so stay few.
+    /// Bytes `part` of the tensor's data, read into `buffer` where the file is mapped. For a few bytes
+    /// here and there: read from the map they would make the pages around them resident, too.
     pub fn read_part<'a>(
         &'a self,
         tensor: &TensorInfo,
@@ -366,15 +366,14 @@ impl Gguf {
         &self.tensor_bytes(tensor)[part]
     }
 
-    /// Tells the system that this tensor's pages will not be read again soon, so that they stop
-    /// counting as resident, and, where `uncache` says so, need not be kept in its cache of the
-    /// file. Whole pages inside the tensor only: neighbours keep theirs. Reading the tensor again is
-    /// slow, not wrong.
+    /// Tells the system that this tensor's pages will not be read again soon: they stop counting as
+    /// resident, and with `uncache` need not stay in its cache of the file. Only whole pages inside
+    /// the tensor are dropped. Reading the tensor again is slow, not wrong.
     pub fn drop_pages(&self, tensor: &TensorInfo, uncache: bool) {
         self.drop_part(tensor, 0..self.tensor_bytes(tensor).len(), uncache);
     }
 
-    /// As [`Gguf::drop_pages`], for bytes `part` of the tensor's data.
+    /// Drops the pages of bytes `part` of the tensor's data, as [`Gguf::drop_pages`].
     pub fn drop_part(&self, tensor: &TensorInfo, part: std::ops::Range<usize>, uncache: bool) {
         if let Some(whole) = byte_range(tensor)
             && part.start <= part.end
@@ -384,8 +383,8 @@ impl Gguf {
         }
     }
 
-    /// As [`Gguf::drop_pages`], for the whole file: where a page is read the system brings those around
-    /// it, too, also such as were dropped before.
+    /// Drops all pages of the file, as [`Gguf::drop_pages`]: those included that the system read along
+    /// with others after they had been dropped.
     pub fn drop_all(&self) {
         self.drop_range(0..self.data().len(), false);
     }
@@ -419,7 +418,7 @@ impl Gguf {
     }
 }
 
-/// Lets the system forget what it keeps in memory of a part of a file; it may refuse.
+/// Lets the system drop a part of a file from its cache; it may refuse.
 #[cfg(unix)]
 fn forget(file: &File, range: std::ops::Range<usize>) {
     #[cfg(target_os = "linux")]

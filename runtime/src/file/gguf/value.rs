@@ -1,4 +1,4 @@
-//! Metadata values.
+//! Typed metadata values and arrays.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::error::quoted;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StrArray {
     pub(super) text: String,
-    /// Where each string ends in `text`; below 2^32 because the header is at most 512 MiB.
+    /// End of each string in `text`; below 2^32 because the header is at most 512 MiB.
     pub(super) ends: Vec<u32>,
 }
 
@@ -19,7 +19,7 @@ impl StrArray {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// True if there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
@@ -40,7 +40,7 @@ impl StrArray {
 }
 
 impl<S: AsRef<str>> FromIterator<S> for StrArray {
-    /// Texts past 4 GiB are not representable in a GGUF header and are cut off.
+    /// Collects strings; a GGUF header cannot hold more than 4 GiB of them, and the rest is cut off.
     fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
         let mut array = StrArray::default();
         for s in strings {
@@ -92,7 +92,7 @@ impl Array {
         }
     }
 
-    /// Whether there is no element.
+    /// True if there is no element.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -155,7 +155,7 @@ impl Value {
     }
 }
 
-/// Type and value, short enough for an error message; arrays by type and length.
+/// Shows type and value, short enough for an error message; of arrays type and length.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -51,7 +51,7 @@ impl GgufWriter {
         GgufWriter::default()
     }
 
-    /// Adds a metadata pair. Keys must differ; readers refuse duplicates.
+    /// Adds a metadata pair. Keys must differ.
     pub fn kv(&mut self, key: &str, value: &Value) {
         put_str(&mut self.kv, key);
         put_value(&mut self.kv, value);
@@ -61,7 +61,7 @@ impl GgufWriter {
     /// Adds a tensor of `dims` (innermost first).
     ///
     /// # Errors
-    /// What is wrong with the shape, as [`TensorType::byte_size`].
+    /// Those of [`TensorType::byte_size`].
     pub fn tensor(
         &mut self,
         name: &str,
@@ -104,9 +104,9 @@ impl GgufWriter {
     /// Writes the file to `path`: the header, then the data of the tensors in the order added. `path`
     /// holds what it held until the file is whole, and no part of one is left after an error.
     ///
-    /// `data(index, tensor, out)` is called once for each tensor and gives all of its bytes to `out`, in
-    /// pieces of any size: of a model no more than one piece need be in memory. `progress` is told the
-    /// bytes written so far and those of the whole file, after each piece.
+    /// `data(index, tensor, out)` is called once for each tensor and gives all of its bytes to `out`,
+    /// in pieces of any size: no more than one piece need be in memory. `progress` is told the bytes
+    /// written so far and those of the whole file, after each piece.
     ///
     /// # Errors
     /// [`Error::Model`] when a reader would refuse the header (a key or name twice, a name too long),
@@ -149,7 +149,7 @@ impl GgufWriter {
         replacement.commit().map_err(failed)
     }
 
-    /// Bytes of the whole file, if a reader accepts its header.
+    /// Returns the bytes of the whole file, if a reader accepts its header.
     fn checked_size(&self, path: &Path, header: &[u8]) -> Result<u64> {
         let total = (header.len() as u64).checked_add(self.data).ok_or_else(|| {
             Error::model(path, "tensor data", self.data, "less than 2^64 bytes in all")
