@@ -474,7 +474,11 @@ impl Profile {
         Ok(())
     }
 
-    fn validate(&self) -> Result<(), ProfileError> {
+    /// Checks every field, as [`Profile::parse`] does.
+    ///
+    /// # Errors
+    /// [`ProfileError::Content`] names the first field that is wrong, and what is allowed.
+    pub fn validate(&self) -> Result<(), ProfileError> {
         let Self { tool, host, model, run, ops, .. } = self;
         for (item, text) in [
             ("tool.version", &tool.version),
