@@ -255,7 +255,7 @@ mod tests {
         ]
         .map(|(target, random)| named(target, random));
         aged(&at(&abandoned), 120);
-        aged(&at(&young), 10);
+        aged(&at(&young), 0);
         aged(&at(&other), 1_000_000);
         File::create(at(&future)).unwrap();
         let late = SystemTime::now() + Duration::from_secs(86_400);

@@ -197,6 +197,16 @@ fn optional_parts_count() {
     assert_ne!(untied, llama);
 }
 
+/// G103: what splits models also writes such as are in one file.
+#[test]
+fn a_model_split_into_one_file_runs() {
+    let mut parts = sound("bitnet");
+    parts.set("split.no", Value::U16(0));
+    parts.set("split.count", Value::U16(1));
+    parts.set("split.tensors.count", Value::I32(parts.tensors.len() as i32));
+    assert_eq!(logits(parts.load().unwrap()), logits(sound("bitnet").load().unwrap()));
+}
+
 #[test]
 fn odd_but_harmless_models_warn() {
     let mut parts = sound("bitnet");
@@ -373,6 +383,27 @@ const BAD: &[(&str, Change, &[&str])] = &[
         |p| p.tensor("blk.0.attn_q.weight").data[256..260].fill(0xff),
         &["blk.0.attn_q.weight", "scale NaN"],
     ),
+    (
+        "G63 Inf",
+        |p| {
+            p.tensor("blk.0.attn_q.weight").data[256..260]
+                .copy_from_slice(&f32::INFINITY.to_le_bytes())
+        },
+        &["blk.0.attn_q.weight", "scale inf"],
+    ),
+    (
+        "G63 Inf of two factors",
+        |p| {
+            p.tensor("blk.0.attn_v.weight").data[128..132].copy_from_slice(&3e38f32.to_le_bytes());
+            p.tensors.push(Tensor {
+                name: "blk.0.attn_v.scale".into(),
+                dims: vec![1],
+                ty: TensorType::F32,
+                data: f32s([10.0]),
+            });
+        },
+        &["blk.0.attn_v.weight", "scale inf", "factor 10"],
+    ),
     ("G64", |p| p.tensor("blk.1.attn_v.weight").data[7] = 0xff, &["blk.1.attn_v.weight", "code 3"]),
     (
         "G66",
@@ -381,6 +412,25 @@ const BAD: &[(&str, Change, &[&str])] = &[
                 .copy_from_slice(&f32::INFINITY.to_le_bytes())
         },
         &["blk.1.ffn_norm.weight", "inf at 1"],
+    ),
+    (
+        "G103",
+        |p| p.set("split.count", Value::U16(3)),
+        &["split.count", "u16 3", "one file", "llama-gguf-split --merge"],
+    ),
+    ("G103 zero", |p| p.set("split.count", Value::U16(0)), &["split.count", "u16 0", "1 or more"]),
+    (
+        "G103 type",
+        |p| p.set("split.count", Value::Str("two".into())),
+        &["split.count", "string 'two'", "1 or more"],
+    ),
+    (
+        "G103 tensors",
+        |p| {
+            p.set("split.count", Value::U16(1));
+            p.set("split.tensors.count", Value::I32(99));
+        },
+        &["split.tensors.count", "i32 99", "24, the tensors of this file", "--merge"],
     ),
     (
         "ternary type",

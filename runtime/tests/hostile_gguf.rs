@@ -6,22 +6,23 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use bitnet_runtime::Error;
 use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, TensorType, Value};
 use bitnet_runtime::text::tokenizer::Tokenizer;
 
-/// Remembers the largest allocation of each thread.
+/// Remembers the largest allocation of each thread, and counts them.
 struct Watch;
 
 thread_local! {
     static LARGEST: Cell<usize> = const { Cell::new(0) };
+    static COUNT: Cell<usize> = const { Cell::new(0) };
 }
 
 fn seen(size: usize) {
     // A thread that is ending has no cell any more.
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
+    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
 }
 
 // SAFETY: every call is passed on to the system's allocator unchanged.
@@ -322,11 +323,12 @@ fn malformed_files_are_refused() {
         let path = dir.path().join("m.gguf");
         std::fs::write(&path, &bytes).unwrap();
         LARGEST.set(0);
-        let start = Instant::now();
+        COUNT.set(0);
         let error = Gguf::open(&path).err().unwrap_or_else(|| panic!("{id}: accepted"));
-        assert!(start.elapsed() < Duration::from_secs(1), "{id}");
         let limit = 4 * bytes.len() + 4096;
         assert!(LARGEST.get() <= limit, "{id}: allocated {}", LARGEST.get());
+        // Refused at the first fault: what a large claim would take is never begun.
+        assert!(COUNT.get() <= 100, "{id}: {} allocations", COUNT.get());
         assert_eq!(error.exit_code(), 3, "{id}: {error}");
         let message = error.to_string();
         assert!(message.starts_with(path.to_str().unwrap()), "{id}: {message}");
@@ -519,8 +521,9 @@ fn mutants_never_panic() {
     assert!(accepted > 200 && tokenizers > 100, "{accepted}, {tokenizers}");
 }
 
+/// Its strings are kept in one piece of memory, not each in its own.
 #[test]
-fn a_large_vocabulary_is_read_quickly() {
+fn a_large_vocabulary_takes_few_allocations() {
     const N: usize = 262_144;
     let mut w = GgufWriter::new();
     let tokens = (0..N).map(|i| format!("token{i}")).collect();
@@ -530,10 +533,9 @@ fn a_large_vocabulary_is_read_quickly() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.gguf");
     std::fs::write(&path, w.header()).unwrap();
-    let start = Instant::now();
+    COUNT.set(0);
     let gguf = Gguf::open(&path).unwrap();
-    let took = start.elapsed();
-    assert!(took < Duration::from_millis(150), "{took:?}");
+    assert!(COUNT.get() <= 200, "{} allocations", COUNT.get());
     let tokens = gguf.get_strings("tokenizer.ggml.tokens").unwrap().unwrap();
     assert_eq!(tokens.get(N - 1), Some("token262143"));
 }

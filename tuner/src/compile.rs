@@ -436,7 +436,8 @@ mod tests {
             let message = error.to_string();
             assert!(message.contains(problem), "{message} should say {problem}");
             assert!(!message.chars().any(char::is_control), "{message:?}");
-            assert!(start.elapsed() < Duration::from_secs(50), "{compile}");
+            // Long before the one that sleeps would end.
+            assert!(start.elapsed() < Duration::from_secs(500), "{compile}");
         }
     }
 

@@ -13,6 +13,7 @@ use bitnet_runtime::Error;
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::kernels::Library;
 use bitnet_runtime::cpu::kernels::cache::Cache;
+use bitnet_runtime::cpu::threads::MAX_THREADS;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -31,6 +32,92 @@ pub struct Task {
     pub library: Option<LibraryFile>,
     /// The work.
     pub work: Work,
+}
+
+/// Seconds that any work may take: a day, the longest budget.
+const MAX_SECONDS: f64 = 86_400.0;
+/// Matrices that are multiplied with one input, at most: q, k and v.
+const MAX_PARTS: usize = 3;
+/// Bytes of a model, at most: more than any machine's memory, and sums of a few do not wrap.
+const MAX_MODEL_BYTES: u64 = 1 << 48;
+
+impl Task {
+    /// Reads a task from its line of JSON. Every number that is divided by, that becomes a duration
+    /// or that memory is taken by is within its bounds.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that names what is no task, or the number that is out of bounds.
+    pub fn parse(line: &str) -> Result<Self> {
+        let task: Self = serde_json::from_str(line).map_err(|e| {
+            Error::usage("stdin", e, "a task of bitnet-tune, which starts its workers by itself")
+        })?;
+        task.check()?;
+        Ok(task)
+    }
+
+    fn check(&self) -> Result<()> {
+        within("threads", self.threads, 1, MAX_THREADS)?;
+        let (seconds, model_bytes) = match &self.work {
+            Work::Measure(task) => (task.seconds, task.model_bytes),
+            Work::Placement(task) => (task.seconds, task.model_bytes),
+            Work::Sparse(task) => (task.seconds, task.model_bytes),
+            Work::Comparison(task) => (task.seconds, task.model_bytes),
+        };
+        within("seconds", seconds, 0.0, MAX_SECONDS)?;
+        within("model_bytes", model_bytes, 0, MAX_MODEL_BYTES)?;
+        match &self.work {
+            Work::Measure(task) => {
+                let Config { heads, kv_heads, head_dim, rope_dim, .. } = task.config;
+                within("kv_heads", kv_heads, 1, Shape::MAX_COLS)?;
+                within("heads", heads, kv_heads, Shape::MAX_COLS)?;
+                within("head_dim", head_dim, 1, Shape::MAX_COLS)?;
+                within("rope_dim", rope_dim, 0, head_dim)?;
+                if !heads.is_multiple_of(kv_heads) {
+                    let expected = format!("a multiple of kv_heads, {kv_heads}");
+                    return Err(Error::usage("stdin: heads", heads, expected).into());
+                }
+                task.jobs.iter().try_for_each(|job| check_parts(&job.plan.parts))
+            }
+            Work::Placement(task) => {
+                for run in &task.placements {
+                    within("threads", run.threads as usize, 1, MAX_THREADS)?;
+                }
+                task.jobs.iter().try_for_each(|job| check_parts(&job.parts))
+            }
+            Work::Sparse(task) => task.jobs.iter().try_for_each(|job| check_parts(&job.parts)),
+            Work::Comparison(task) => {
+                within("threads", task.threads, 1, MAX_THREADS)?;
+                let why = |e| Error::usage("stdin: profile", e, "a profile as a file holds it");
+                task.profile.validate().map_err(why)?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Refuses a number that is not in `least..=most`, or not comparable.
+fn within<T: PartialOrd + std::fmt::Display>(
+    name: &str,
+    found: T,
+    least: T,
+    most: T,
+) -> Result<()> {
+    if least <= found && found <= most {
+        return Ok(());
+    }
+    Err(Error::usage(format!("stdin: {name}"), found, format!("{least} to {most}")).into())
+}
+
+/// Refuses a job without matrices, or with one of a size that no kernel takes, or whose matrices
+/// cannot be multiplied with one input.
+fn check_parts(parts: &[Shape]) -> Result<()> {
+    within("parts of a job", parts.len(), 1, MAX_PARTS)?;
+    for part in parts {
+        within("rows of a matrix", part.rows, 1, Shape::MAX_ROWS)?;
+        within("columns of a matrix", part.cols, 1, Shape::MAX_COLS)?;
+        within("columns of a job's other matrix", part.cols, parts[0].cols, parts[0].cols)?;
+    }
+    Ok(())
 }
 
 /// A library of kernels made on the host.

@@ -21,9 +21,7 @@ use crate::timing::{comparison, jobs, placement, sparse};
 pub fn run() -> Result<()> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).map_err(|e| Error::io(stdin(), "read", e))?;
-    let task: Task = serde_json::from_str(&line).map_err(|e| {
-        Error::usage("stdin", e, "a task of bitnet-tune, which starts its workers by itself")
-    })?;
+    let task = Task::parse(&line)?;
     let watch = std::thread::Builder::new().spawn(|| {
         let mut rest = Vec::new();
         // Nothing more is sent: this ends when the parent does.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -14,14 +15,14 @@ use std::time::{Duration, Instant};
 use bitnet_profiles::{Effort, Isa, KernelId, Objective, Op, Profile, Role, Shape};
 use bitnet_runtime::cpu::kernels::cache::Cache;
 use bitnet_runtime::file::gguf::Gguf;
-use bitnet_runtime::random::Random;
 use bitnet_tuner::choose::defaults;
 use bitnet_tuner::compile::{Compiler, Toolchain, Workplace};
 use bitnet_tuner::measure::{Comparison, Measurements, SparseMeasurements, Speed, Why};
 use bitnet_tuner::plan::{LayoutPlan, plan};
 use bitnet_tuner::supervise::WorkerProgram;
 use bitnet_tuner::{ModelInfo, Notice, Options, tune};
-use rustix::process::{Pid, Signal};
+use rustix::fs::OFlags;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bard-11m.i2_s.gguf");
 const TUNE: &str = env!("CARGO_BIN_EXE_bitnet-tune");
@@ -169,73 +170,178 @@ fn worker_after(child: &Child, place: &Place, least: usize) -> u32 {
     worker.unwrap()
 }
 
-/// Kills a run `count` times, at random moments and while the profile is being written.
-fn killed(count: usize) {
-    let place = Place::new();
-    let output = place.alone("1s").output().unwrap();
-    succeeded(&output);
-    let start = Instant::now();
-    succeeded(&place.alone("1s").output().unwrap());
-    let usual = start.elapsed();
-    // A profile of its own, that no run writes.
-    let text = fs::read_to_string(&place.out).unwrap();
-    let mut old = format!("{text}# the profile before\n");
-    fs::write(&place.out, &old).unwrap();
-    let mut random = Random::new(1);
-    let (mut killed, mut replaced) = (0, 0);
-    for n in 0..count {
-        let mut command = place.alone("1s");
-        if n % 2 == 1 {
+/// The profile before.
+const OLD: &str = "the profile before";
+
+/// A run that is to be killed: by this process, or by the system.
+impl Place {
+    /// As [`Place::alone`], with temporary files of its own and nobody who reads what it says.
+    fn doomed(&self, budget: &str, resume: bool) -> Command {
+        let mut command = self.alone(budget);
+        if resume {
             command.arg("--resume");
         }
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        if n % 3 == 2 {
-            // The temporary file of the profile is there, or it is over: whatever the journal says
-            // by then.
-            wait_until("no end", || {
-                let is_written = place.names().iter().any(|name| name.ends_with(".tmp"));
-                let is_late = units(&place.journal()) > 0;
-                (is_written && is_late) || child.try_wait().unwrap().is_some()
-            });
-        } else {
-            let moment = usual.mul_f64(random.below(1000) as f64 / 1000.0);
-            std::thread::sleep(moment);
-        }
-        let workers = children(child.id());
-        child.kill().unwrap();
-        killed += usize::from(child.wait().unwrap().signal() == Some(9));
-        are_gone(&workers);
-        let now = fs::read_to_string(&place.out).unwrap();
-        if now != old {
-            Profile::load(&place.out).unwrap();
-            old = format!("{now}# the profile before, number {n}\n");
-            fs::write(&place.out, &old).unwrap();
-            replaced += 1;
-        }
-        for name in place.names() {
-            let temporary = name.starts_with("host.toml.") && name.ends_with(".tmp");
-            assert!(name == "host.toml" || name == "host.toml.journal" || temporary, "{name}");
-            if temporary {
-                fs::remove_file(place.out.with_file_name(name)).unwrap();
-            }
-        }
+        command.env("TMPDIR", self.folder.path());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
     }
-    assert!(2 * killed > count, "{killed} of {count} runs were killed, {replaced} wrote a profile");
+
+    /// Does a run until a file is to grow beyond `bytes`: at that write, of which only the part that
+    /// fits is done, the system ends the process by a signal that it does not catch.
+    fn killed_at(&self, bytes: u64, run: &Command) {
+        let mut gate = Command::new("sh");
+        gate.args(["-c", "read go; exec \"$0\" \"$@\""]).arg(run.get_program());
+        gate.args(run.get_args());
+        gate.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        gate.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = gate.spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        for (resource, most) in [(Resource::Fsize, bytes), (Resource::Core, 0)] {
+            let limit = Rlimit { current: Some(most), maximum: Some(most) };
+            rustix::process::prlimit(Some(pid), resource, limit).unwrap();
+        }
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let status = child.wait().unwrap();
+        let expected = Some(Signal::XFSZ.as_raw());
+        assert_eq!(status.signal(), expected, "{bytes} bytes: {status:?}");
+    }
+
+    /// That the profile is the one before, that there is a journal if one was `begun`, and no file
+    /// but those and the temporary ones of profiles, which are removed; gives their bytes.
+    fn kept_the_old_profile(&self, begun: bool) -> Vec<u64> {
+        assert_eq!(fs::read_to_string(&self.out).unwrap(), OLD);
+        assert!(self.journal().exists() || !begun);
+        let names = self.names().into_iter();
+        let rest = names.filter(|name| name != "host.toml" && name != "host.toml.journal");
+        let remove = |name: String| {
+            assert!(name.starts_with("host.toml.") && name.ends_with(".tmp"), "{name}");
+            let path = self.out.with_file_name(name);
+            let bytes = fs::metadata(&path).unwrap().len();
+            fs::remove_file(path).unwrap();
+            bytes
+        };
+        rest.map(remove).collect()
+    }
+
+    /// Measures everything, and is killed before the profile is written: its journal is whole.
+    fn measured(&self) {
+        let folder = self.folder.path().join("record");
+        fs::create_dir(&folder).unwrap();
+        let record = folder.join("record.json");
+        let run = || {
+            let mut run = self.doomed("0", false);
+            run.arg("--record").arg(&record);
+            run
+        };
+        succeeded(&run().stderr(Stdio::piped()).output().unwrap());
+        fs::write(&self.out, OLD).unwrap();
+        // A record holds what the journal does, and takes half as much again.
+        let bytes = fs::metadata(&record).unwrap().len() * 9 / 10;
+        self.killed_at(bytes, &run());
+        assert!(self.kept_the_old_profile(true).is_empty());
+        let lengths = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().metadata().unwrap());
+        assert!(lengths.into_iter().any(|file| file.len() == bytes), "the journal is longer");
+    }
+}
+
+/// Kills runs that measure: `kills` of them by SIGKILL when they have a worker and have finished one
+/// tournament more than the run before, and one at each of the given lengths of the journal.
+fn killed_while_measuring(kills: usize, lengths: impl Iterator<Item = u64>) {
+    let place = Place::new();
+    fs::write(&place.out, OLD).unwrap();
+    for n in 0..kills {
+        // No machine is so slow that it is over before it is killed.
+        let mut child = place.doomed("1000s", n > 0).spawn().unwrap();
+        let worker = worker_after(&child, &place, n);
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
+        are_gone(&[worker]);
+        assert!(place.kept_the_old_profile(n > 0).is_empty());
+        assert!(units(&place.journal()) >= n);
+    }
+    for length in lengths {
+        place.killed_at(length, &place.doomed("0", false));
+        assert!(place.kept_the_old_profile(true).is_empty());
+        // Half a header is removed where the system lets the process go on; here it does not.
+        assert_eq!(fs::metadata(place.journal()).unwrap().len(), length);
+    }
     succeeded(&place.alone("0").arg("--resume").output().unwrap());
     Profile::load(&place.out).unwrap();
+    assert!(!place.journal().exists());
+}
+
+/// Kills runs that have measured everything when they have written so many bytes of the profile,
+/// which are `share` of it: 0 is the moment between the last line of the journal and the first of
+/// the profile.
+fn killed_while_writing(shares: impl Iterator<Item = f64>) {
+    let place = Place::new();
+    fs::write(&place.out, OLD).unwrap();
+    place.measured();
+    let journal = fs::read(place.journal()).unwrap();
+    succeeded(&place.alone("0").arg("--resume").output().unwrap());
+    let whole = fs::metadata(&place.out).unwrap().len();
+    fs::write(&place.out, OLD).unwrap();
+    fs::write(place.journal(), &journal).unwrap();
+    for share in shares {
+        let bytes = (share * whole as f64) as u64;
+        place.killed_at(bytes, &place.doomed("0", true));
+        assert_eq!(place.kept_the_old_profile(true), [bytes]);
+        assert_eq!(fs::read(place.journal()).unwrap(), journal, "{bytes} bytes");
+    }
+    succeeded(&place.alone("0").arg("--resume").output().unwrap());
+    Profile::load(&place.out).unwrap();
+    assert!(!place.journal().exists());
 }
 
 #[test]
-fn t01_a_killed_run_leaves_the_old_profile_or_the_new() {
+fn t01_a_run_killed_while_it_measures_leaves_the_old_profile() {
     let _machine = shared();
-    killed(9);
+    // Before the header, in the middle of it, in that of the first tournament, of the third.
+    killed_while_measuring(3, [0, 70, 1000, 4000].into_iter());
 }
 
 #[test]
-#[ignore = "slow: 200 runs of a second or two, five minutes"]
-fn t01_a_run_killed_200_times_leaves_the_old_profile_or_the_new() {
+fn t01_a_run_killed_while_it_writes_leaves_the_old_profile() {
     let _machine = shared();
-    killed(200);
+    killed_while_writing([0.0, 0.3, 0.9].into_iter());
+}
+
+#[test]
+#[ignore = "slow: 200 runs"]
+fn t01_a_run_killed_at_200_points_leaves_the_old_profile() {
+    let _machine = shared();
+    killed_while_measuring(8, (0..92).map(|n| 50 * n));
+    killed_while_writing((0..100).map(|n| f64::from(n) / 100.0));
+}
+
+/// A pipe that takes no more, and where to read what it holds.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+    rustix::fs::fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b' '; 512]).is_ok() {}
+    rustix::fs::fcntl_setfl(&writer, flags).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn t01_a_run_killed_after_writing_leaves_the_new_profile() {
+    let _machine = shared();
+    let place = Place::new();
+    fs::write(&place.out, OLD).unwrap();
+    let (reader, writer) = full_pipe();
+    // It cannot end before somebody reads what it says of the profile.
+    let mut child = place.doomed("0", false).stdout(writer).spawn().unwrap();
+    wait_until("no profile", || fs::read_to_string(&place.out).unwrap() != OLD);
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
+    drop(reader);
+    Profile::load(&place.out).unwrap();
+    let names = place.names();
+    assert!(
+        names.iter().all(|name| name.ends_with(".toml") || name.ends_with(".journal")),
+        "{names:?}"
+    );
 }
 
 #[test]
@@ -246,7 +352,7 @@ fn t02_a_stopped_run_can_be_gone_on_with() {
     let mut before = 0;
     // Ctrl+C goes to all processes of the terminal; who manages services tells one to end.
     for (number, to_all) in [(Signal::INT, true), (Signal::TERM, false)] {
-        let mut command = place.alone("20s");
+        let mut command = place.alone("1000s");
         if before > 0 {
             command.arg("--resume");
         }
@@ -366,10 +472,9 @@ fn t02_a_run_that_is_stopped_while_it_compiles_leaves_nothing() {
         } else {
             signal(child.id(), number);
         }
-        let start = Instant::now();
+        // Its budget and its compiler's sleep are longer than anybody waits for a test.
         let output = child.wait_with_output().unwrap();
         failed(&output, 130, "stopped");
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         are_gone(&compiler);
         run.left_nothing();
         assert_eq!(run.cached(), [""; 0]);
@@ -504,14 +609,11 @@ fn t04_a_folder_that_is_read_only_is_refused_at_once() {
     if is_root {
         command.uid(NOBODY).gid(NOBODY);
     }
-    let start = Instant::now();
     let output = command.output().unwrap();
-    let elapsed = start.elapsed();
     allow(0o755);
     failed(&output, 6, "host.toml");
+    // A run that had measured would have told more.
     assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
-    // A second, and room for a busy machine.
-    assert!(elapsed < Duration::from_secs(5), "{elapsed:?}");
     assert_eq!(fs::read_to_string(&place.out).unwrap(), "the profile before");
     assert_eq!(place.names().len(), 1);
 }
@@ -612,6 +714,9 @@ fn options(compiler: Result<Arc<dyn Compiler>, String>, cache: &Path) -> Options
         stop: Arc::new(AtomicBool::new(false)),
     }
 }
+
+/// Seconds for a run that is to come to its end, until one does: a quiet machine takes the first.
+const BUDGETS: [u64; 6] = [4, 16, 64, 256, 1024, 4096];
 
 /// What a run with one kernel of each fault found, and the lines it said; nothing where no kernels
 /// can be made.
@@ -735,7 +840,7 @@ fn what_skips_is_part_of_a_run_that_is_gone_on_with() {
         (tuned.unwrap(), skipped)
     };
     // On a busy machine other things may take all of a short time.
-    let mut runs = [4, 16, 64].into_iter().map(|seconds| run(false, seconds));
+    let mut runs = BUDGETS.into_iter().map(|seconds| run(false, seconds));
     let first = runs.find(|(_, skipped)| *skipped == 1);
     let (first, _) = first.expect("what skips is never timed");
     for job in &first.measurements.jobs {
@@ -773,12 +878,12 @@ fn what_skips_is_part_of_a_run_that_is_gone_on_with() {
 fn t10_a_worker_that_is_paused_or_loses_cpus_does_not_hang() {
     let _machine = shared();
     let place = Place::new();
-    let child = place.tune("4s").args(["--threads", "2"]).spawn().unwrap();
+    let child = place.tune("12s").args(["--threads", "2"]).spawn().unwrap();
     let worker = worker_after(&child, &place, 1);
-    // Longer than any kernel may take.
-    signal(worker, Signal::STOP);
+    // Longer than a kernel may take by the clock; what counts is the time in which it could run.
+    let paused = Paused::new(worker);
     std::thread::sleep(Duration::from_secs(5));
-    signal(worker, Signal::CONT);
+    drop(paused);
     // All its threads on one CPU.
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let cpu = (0..rustix::thread::CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).unwrap();
@@ -839,7 +944,7 @@ fn t11_too_little_memory_is_one_line() {
 fn t11_a_killed_worker_is_no_kernel_s_fault() {
     let _machine = shared();
     let place = Place::new();
-    let child = place.alone("20s").spawn().unwrap();
+    let child = place.alone("1000s").spawn().unwrap();
     signal(worker_after(&child, &place, 1), Signal::KILL);
     let output = child.wait_with_output().unwrap();
     failed(&output, 1, "killed, as the system does when memory runs out");
@@ -847,66 +952,31 @@ fn t11_a_killed_worker_is_no_kernel_s_fault() {
     assert!(!place.out.exists() && units(&place.journal()) > 0);
 }
 
+/// The budget is one of time; what a run does in it is counted in the time of its CPU, to which
+/// neighbours add nothing and a slow machine little.
 #[test]
 fn t13_the_budget_is_kept() {
-    // Alone.
+    // Alone, since the system counts what all children of this process take.
     let _machine = MACHINE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-    for budget in [6.0, 12.0] {
-        let place = Place::new();
-        let mut command = place.tune(&format!("{budget}s"));
-        let others = Others::start();
-        let start = Instant::now();
-        let output = command.output().unwrap();
-        let elapsed = start.elapsed().as_secs_f64();
-        succeeded(&output);
-        let others = others.cpus();
-        if elapsed <= 1.1 * budget {
-            continue;
-        }
-        if others > 0.2 {
-            eprintln!(
-                "skipped: {elapsed:.1} s of {budget} s, but others kept {others:.1} CPUs busy"
-            );
-            continue;
-        }
-        panic!("{elapsed:.1} s for a budget of {budget} s; others kept {others:.2} CPUs busy");
+    let seconds = |budget: f64| {
+        let before = seconds_of_children();
+        succeeded(&Place::new().alone(&format!("{budget}s")).output().unwrap());
+        seconds_of_children() - before
+    };
+    // What is done whatever the budget is.
+    let least = seconds(0.0);
+    for budget in [f64::max(6.0, 2.0 * least), f64::max(12.0, 4.0 * least)] {
+        let spent = seconds(budget);
+        assert!(spent <= 1.1 * budget, "{spent:.1} s of a CPU for a budget of {budget:.1} s");
     }
 }
 
-/// How many CPUs others than this process and its children keep busy.
-struct Others {
-    start: Instant,
-    all: f64,
-    own: f64,
-}
-
-impl Others {
-    fn start() -> Self {
-        Self { start: Instant::now(), all: Self::all(), own: Self::own() }
-    }
-
-    fn cpus(&self) -> f64 {
-        let busy = (Self::all() - self.all) - (Self::own() - self.own);
-        busy.max(0.0) / self.start.elapsed().as_secs_f64()
-    }
-
-    /// Seconds that all CPUs were busy or taken by the host.
-    fn all() -> f64 {
-        let stat = fs::read_to_string("/proc/stat").unwrap();
-        let fields: Vec<f64> =
-            stat.lines().next().unwrap().split_whitespace().flat_map(str::parse).collect();
-        // user nice system idle iowait irq softirq steal
-        let busy: f64 =
-            [0, 1, 2, 5, 6, 7].iter().map(|&i| fields.get(i).copied().unwrap_or(0.0)).sum();
-        busy / 100.0
-    }
-
-    /// Seconds of this process and the children it waited for.
-    fn own() -> f64 {
-        let stat = fs::read_to_string("/proc/self/stat").unwrap();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        fields[11..15].iter().map(|field| field.parse::<f64>().unwrap()).sum::<f64>() / 100.0
-    }
+/// Seconds that the children this process waited for, and theirs, kept a CPU busy.
+fn seconds_of_children() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let ticks: f64 = fields[13..15].iter().map(|field| field.parse::<f64>().unwrap()).sum();
+    ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
 #[test]
@@ -918,13 +988,12 @@ fn t14_a_truncated_model_is_refused_before_measuring() {
     let cut_model = place.folder.path().join("cut.gguf");
     for cut in [0, 1, 23, 24, 100, 5000, len / 4, len / 2, len - len / 8, len - 1] {
         fs::write(&cut_model, &whole[..cut]).unwrap();
-        let start = Instant::now();
         let mut command = Command::new(TUNE);
         command.arg("--model").arg(&cut_model).arg("-o").arg(&place.out);
         let output = command.output().unwrap();
         failed(&output, 3, "cut.gguf");
         assert_eq!(stderr(&output).lines().count(), 1, "{cut}: {}", stderr(&output));
-        assert!(start.elapsed() < Duration::from_secs(5), "{cut}: {:?}", start.elapsed());
+        // Before measuring a journal is begun, which would be kept.
         assert!(place.names().is_empty(), "{cut}: {:?}", place.names());
     }
 }
@@ -966,7 +1035,7 @@ fn t15_what_is_slower_on_the_model_does_not_stay() {
         arguments: ["-c", script, TUNE].map(Into::into).into(),
     };
     // On a busy machine no time may be left for the comparison.
-    let compared = [4, 16, 64].into_iter().find_map(|seconds| {
+    let compared = BUDGETS.into_iter().find_map(|seconds| {
         options.budget = Duration::from_secs(seconds);
         Some(tune(&model(), &options, &mut |_| {}).unwrap())
             .filter(|tuned| tuned.comparison.is_ok())

@@ -4,7 +4,11 @@ use super::{Choice, Profile, ProfileError, Role, Sparse};
 use crate::{KernelId, Op, Shape};
 
 impl Profile {
-    pub(super) fn validate(&self) -> Result<(), ProfileError> {
+    /// Checks every field, as [`Profile::parse`] does.
+    ///
+    /// # Errors
+    /// [`ProfileError::Content`] names the first field that is wrong, and what is allowed.
+    pub fn validate(&self) -> Result<(), ProfileError> {
         let Self { tool, host, model, run, ops, .. } = self;
         for (item, text) in [
             ("tool.version", &tool.version),

@@ -20,6 +20,7 @@ use bitnet_runtime::measure::bench::{self, Samples, Test, Tokens, mean, standard
 use bitnet_runtime::measure::probe;
 use serde::Serialize;
 
+use crate::bus_error;
 use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
 use crate::output::note;
 
@@ -188,7 +189,12 @@ pub fn run(args: &Args) -> Result<()> {
     let mut rows = Vec::new();
     for path in models {
         let (path, options) = args.kernels.open(path, args.placement)?;
-        let gguf = if args.mmap { Gguf::open(path) } else { Gguf::read(path) }?;
+        let gguf = if args.mmap {
+            bus_error::explain(&path, "leave it as it is while it is used, or give --mmap 0");
+            Gguf::open(path)?
+        } else {
+            Gguf::read(path)?
+        };
         let config = Config::from_gguf(&gguf)?;
         if let Some(test) = tests.iter().find(|test| test.context() > config.context) {
             let expected = format!("at most {}, the context of the model", config.context);

@@ -2,6 +2,7 @@
 
 pub mod argv;
 pub mod bench;
+mod bus_error;
 pub mod compare;
 pub mod dummy;
 pub mod inspect;

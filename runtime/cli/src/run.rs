@@ -19,6 +19,7 @@ use bitnet_runtime::engine::{Engine, Options, ProfileInUse};
 use bitnet_runtime::error::{Error, Result};
 use serde::Serialize;
 
+use crate::bus_error;
 use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
 use crate::output::{answer, human, note, read_text};
 
@@ -200,6 +201,9 @@ pub fn run(args: &Args) -> Result<()> {
         progress: Some(load::progress(Arc::clone(&silenced))),
         ..options
     };
+    if options.mmap {
+        bus_error::explain(&path, "leave it as it is while it is used, or give --no-mmap");
+    }
     let engine = Engine::open(&path, options)?;
     let tokenizer = engine.tokenizer()?;
     let prompt = tokenizer.prompt(&text)?;

@@ -591,6 +591,10 @@ impl<'a> Loader<'a> {
         })?;
         if let Some(factor) = self.projection_scale(name)? {
             scale *= factor;
+            if !scale.is_finite() {
+                let found = format!("scale {scale}, its own times the factor {factor} of *.scale");
+                return Err(gguf.tensor_error(name, found, "a finite scale; the file is damaged"));
+            }
         }
         Ok((tensor, codes, scale))
     }

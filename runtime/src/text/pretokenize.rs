@@ -1,8 +1,10 @@
 //! Pre-tokenizers: cut a text into the words that byte-level BPE encodes one by one.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tokenizers::utils::SysRegex;
 
-use crate::error::{Result, quoted};
+use crate::error::{Error, Result, quoted};
 use crate::file::gguf::Gguf;
 
 const KEY_PRE: &str = "tokenizer.ggml.pre";
@@ -13,8 +15,8 @@ const KEY_PRE: &str = "tokenizer.ggml.pre";
 /// that follows. Written that way it needs a backtracking engine, which gives up on long runs.
 /// Here the pattern ends in `\s+` and [`Cut::pieces`] hands the last space back, in linear time.
 pub(super) struct Cut {
-    pub(super) regex: SysRegex,
-    pub(super) spaces: Spaces,
+    regex: Arc<SysRegex>,
+    spaces: Spaces,
 }
 
 /// Treatment of the last character of a run of white space before something else.
@@ -96,6 +98,25 @@ const FAMILIES: &[Family] = &[
 ];
 
 impl Cut {
+    /// The cut of a published pattern. Each is compiled once in a process: that takes longer than to
+    /// read a small vocabulary.
+    pub(super) fn new(pattern: &'static str, spaces: Spaces) -> Result<Self> {
+        static COMPILED: Mutex<Vec<(&str, Arc<SysRegex>)>> = Mutex::new(Vec::new());
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = compiled.iter().find(|(own, _)| *own == pattern);
+        let regex = match known {
+            Some((_, regex)) => Arc::clone(regex),
+            None => {
+                let regex = SysRegex::new(pattern)
+                    .map_err(|e| Error::Runtime(format!("pattern {pattern}: {e}")))?;
+                let regex = Arc::new(regex);
+                compiled.push((pattern, Arc::clone(&regex)));
+                regex
+            }
+        };
+        Ok(Self { regex, spaces })
+    }
+
     /// Cuts `text` into the matches and what lies between them.
     pub(super) fn pieces<'t>(&self, text: &'t str, out: &mut Vec<&'t str>) {
         let mut rest = text;

@@ -15,7 +15,6 @@
 
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::utils::SysRegex;
 
 use super::pretokenize::{Cut, pre_family};
 pub use super::stream::StreamDecoder;
@@ -124,15 +123,8 @@ impl Tokenizer {
 
         let (scheme, default_bos, ignore_merges) = if byte_level {
             let family = pre_family(gguf, &mut warnings)?;
-            let cuts: Result<Vec<Cut>> = family
-                .cuts
-                .iter()
-                .map(|&(pattern, spaces)| {
-                    let regex = SysRegex::new(pattern)
-                        .map_err(|e| Error::Runtime(format!("pattern {pattern}: {e}")))?;
-                    Ok(Cut { regex, spaces })
-                })
-                .collect();
+            let cuts: Result<Vec<Cut>> =
+                family.cuts.iter().map(|&(pattern, spaces)| Cut::new(pattern, spaces)).collect();
             let scheme = Scheme::ByteLevel { cuts: cuts? };
             (scheme, family.add_bos, family.ignore_merges)
         } else {

@@ -88,9 +88,14 @@ impl Gguf {
         Self::new(path, Bytes::Memory(bytes.into()), None)
     }
 
-    fn contents(path: &Path, mut file: File) -> Result<Vec<u8>> {
+    fn contents(path: &Path, file: File) -> Result<Vec<u8>> {
+        let len = file.metadata().map_err(|e| Error::io(path, "read", e))?.len();
+        Self::read_all(path, file, len)
+    }
+
+    /// Reads `file`, about `len` bytes long, to its end.
+    fn read_all(path: &Path, mut file: impl Read, len: u64) -> Result<Vec<u8>> {
         let refused = |e| Error::io(path, "read", e);
-        let len = file.metadata().map_err(refused)?.len();
         let mut bytes = Vec::new();
         // A file that does not fit is an error, not the end of the process.
         let room = usize::try_from(len)
@@ -441,6 +446,40 @@ mod tests {
     use super::super::write::tests::sample;
     use super::super::{GgufWriter, TensorType};
     use super::*;
+
+    /// F10: a file that comes slowly, a few bytes at a time and with interruptions, as from a network,
+    /// is read whole; one that breaks off is an error of the system.
+    #[test]
+    fn a_file_may_come_in_pieces() {
+        struct Slow {
+            rest: Vec<u8>,
+            reads: usize,
+            breaks_at: usize,
+        }
+        impl Read for Slow {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.reads += 1;
+                if self.reads == self.breaks_at {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                if self.reads.is_multiple_of(3) {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                let n = self.rest.len().min(buffer.len()).min(7);
+                buffer[..n].copy_from_slice(&self.rest[..n]);
+                self.rest.drain(..n);
+                Ok(n)
+            }
+        }
+        let read = |breaks_at| {
+            let slow = Slow { rest: sample(), reads: 0, breaks_at };
+            Gguf::read_all(Path::new("m.gguf"), slow, sample().len() as u64)
+        };
+        assert_eq!(read(0).unwrap(), sample());
+        let error = read(20).unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        assert!(error.to_string().starts_with("m.gguf: cannot read: "), "{error}");
+    }
 
     /// F01: mapped, read on demand, or read because it could not be mapped, a file is the same.
     #[test]

@@ -1,0 +1,226 @@
+//! What happens to a run while it runs: its file is cut short or replaced, it is sent signals, the
+//! system has no place to write. The ids are those of the project's list of hostile inputs.
+#![cfg(target_os = "linux")]
+
+mod program;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use program::{answer, command, demo_model};
+use rustix::fs::OFlags;
+use rustix::process::{Pid, Signal};
+
+/// A model that is large enough for its first token to come before its weights are packed.
+struct Model {
+    folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Model {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        let demo = demo_model();
+        answer(&["dummy", "--shape", "125M", "--vocab", &demo, "-o", path.to_str().unwrap()]);
+        Self { folder, path }
+    }
+
+    fn args(&self) -> [&str; 9] {
+        let path = self.path.to_str().unwrap();
+        ["-m", path, "-p", "ROMEO:", "--temp", "0", "-n", "6", "--ignore-eos"]
+    }
+}
+
+/// A run that has its first token and cannot write it.
+struct Held {
+    child: Child,
+    out: std::io::PipeReader,
+    /// What the pipe held before.
+    filled: usize,
+}
+
+impl Held {
+    fn start(mut command: Command) -> Self {
+        let (out, mut writer) = std::io::pipe().unwrap();
+        let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+        rustix::fs::fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+        let mut filled = 0;
+        while let Ok(n) = writer.write(&[b'.'; 512]) {
+            filled += n;
+        }
+        rustix::fs::fcntl_setfl(&writer, flags).unwrap();
+        command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        // The parent's copy of the writing end goes, so that the pipe ends with the run.
+        drop(command);
+        let held = Self { child, out, filled };
+        held.wait_until("it does not write", |process| {
+            let call = fs::read_to_string(format!("/proc/{process}/syscall")).unwrap_or_default();
+            // The numbers of `write` on x86-64 and on 64-bit ARM, and stdout.
+            call.starts_with("1 0x1 ") || call.starts_with("64 0x1 ")
+        });
+        held
+    }
+
+    fn wait_until(&self, what: &str, is_so: impl Fn(u32) -> bool) {
+        let start = Instant::now();
+        while !is_so(self.child.id()) {
+            assert!(start.elapsed() < Duration::from_secs(120), "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Lets it go on to its end.
+    fn finish(mut self) -> Output {
+        let mut stdout = Vec::new();
+        self.out.read_to_end(&mut stdout).unwrap();
+        let output = self.child.wait_with_output().unwrap();
+        Output { stdout: stdout.split_off(self.filled), ..output }
+    }
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn wrote(output: &Output, text: &str) {
+    assert!(output.status.success(), "{:?}: {}", output.status, errors(output));
+    assert_eq!(String::from_utf8(output.stdout.clone()).unwrap(), text);
+}
+
+#[test]
+fn g105_a_file_that_is_cut_short_while_it_is_mapped_is_one_line() {
+    let model = Model::new();
+    let text = answer(&model.args());
+    let cut = || fs::File::options().write(true).open(&model.path).unwrap().set_len(4096).unwrap();
+    let whole = fs::read(&model.path).unwrap();
+
+    // In memory it cannot be pulled away.
+    let held = Held::start(command(&[&model.args()[..], &["--no-mmap"]].concat()));
+    cut();
+    wrote(&held.finish(), &text);
+
+    fs::write(&model.path, whole).unwrap();
+    let held = Held::start(command(&model.args()));
+    cut();
+    let output = held.finish();
+    let errors = errors(&output);
+    assert_eq!(output.status.code(), Some(6), "{:?}: {errors}", output.status);
+    let last = errors.lines().last().unwrap();
+    for word in ["error: ", "m.gguf: cannot read", "cut short while it was mapped", "--no-mmap"] {
+        assert!(last.contains(word), "{last} lacks {word}");
+    }
+    assert_eq!(errors.matches("error").count(), 1, "{errors}");
+}
+
+#[test]
+fn g106_a_file_that_is_replaced_while_it_is_used_stays_the_one_that_was_opened() {
+    let model = Model::new();
+    let text = answer(&model.args());
+    let held = Held::start(command(&model.args()));
+    let other = model.folder.path().join("other.gguf");
+    fs::write(&other, "something else").unwrap();
+    fs::rename(&other, &model.path).unwrap();
+    wrote(&held.finish(), &text);
+
+    // One that is written over is another model: if what is there now is none, that is told.
+    let model = Model::new();
+    let held = Held::start(command(&model.args()));
+    let len = fs::metadata(&model.path).unwrap().len();
+    let mut file = fs::File::options().write(true).open(&model.path).unwrap();
+    file.write_all(&vec![0xff; usize::try_from(len).unwrap()]).unwrap();
+    let output = held.finish();
+    assert_eq!(output.status.code(), Some(3), "{}", errors(&output));
+    assert!(errors(&output).contains("the file is damaged"), "{}", errors(&output));
+}
+
+#[test]
+fn f09_a_run_that_is_paused_goes_on_and_one_that_is_ended_ends() {
+    let model = demo_model();
+    let args = ["-m", &model, "-p", "ROMEO:", "--temp", "0", "-n", "40"];
+    let text = answer(&args);
+    let held = Held::start(command(&args));
+    // The terminal grows; Ctrl+Z and fg.
+    held.signal(Signal::WINCH);
+    held.signal(Signal::STOP);
+    held.wait_until("it does not stop", |process| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+        stat.rsplit(") ").next().unwrap().starts_with('T')
+    });
+    held.signal(Signal::CONT);
+    wrote(&held.finish(), &text);
+
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let held = Held::start(command(&args));
+        held.signal(signal);
+        let output = held.finish();
+        assert_eq!(output.status.signal(), Some(signal.as_raw()), "{}", errors(&output));
+        assert!(output.stdout.is_empty());
+        assert!(!errors(&output).contains("error"), "{}", errors(&output));
+    }
+}
+
+/// F10: a load that the system holds up, as a slow network does, takes its time and nothing else.
+#[test]
+fn f10_a_run_that_is_held_up_while_it_loads_writes_the_same() {
+    let model = Model::new();
+    let text = answer(&model.args());
+    for more in [&[][..], &["--no-mmap"]] {
+        let mut command = command(&[&model.args()[..], more].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        // Wherever that meets it.
+        while child.try_wait().unwrap().is_none() {
+            for signal in [Signal::STOP, Signal::CONT] {
+                // It has not been waited for, so its number is still its own.
+                rustix::process::kill_process(pid, signal).unwrap();
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        }
+        wrote(&child.wait_with_output().unwrap(), &text);
+    }
+}
+
+/// F14: a container with the model in a folder that is read-only, no home, no folder for temporary
+/// files, and no place where a byte could be written.
+#[test]
+fn f14_a_run_writes_no_file() {
+    /// The number that no account has rights by.
+    const NOBODY: u32 = 65_534;
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, name: &str, mode| {
+        let to = folder.path().join(name);
+        fs::copy(from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(mode)).unwrap();
+        to
+    };
+    let model = copy(Path::new(&demo_model()), "m.gguf", 0o444);
+    let program = copy(Path::new(env!("CARGO_BIN_EXE_bitnet-run")), "bitnet-run", 0o555);
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    let args = ["-p", "ROMEO:", "--temp", "0", "-n", "12"];
+    let text = answer(&[&["-m", &demo_model()], &args[..]].concat());
+
+    let mut run = Command::new("sh");
+    // Of no file a byte may be written: that would end it by SIGXFSZ.
+    run.args(["-c", "ulimit -f 0; exec \"$0\" \"$@\""]).arg(program).arg("-m").arg(model);
+    run.args(args).current_dir(folder.path()).env_clear().env("TMPDIR", "/nonexistent");
+    if rustix::process::getuid().is_root() {
+        run.uid(NOBODY).gid(NOBODY);
+    }
+    let output = run.output().unwrap();
+    wrote(&output, &text);
+    assert!(!errors(&output).contains("warning"), "{}", errors(&output));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+}
