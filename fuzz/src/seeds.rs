@@ -171,10 +171,10 @@ fn model(architecture: &str, tokenizer: Metadata) -> Vec<u8> {
         let data = [i2_s::encode(&codes), f32s(8)].concat();
         (format!("blk.0.{name}.weight"), vec![cols, rows], TensorType::I2_S, data)
     };
-    // Rows of 32 weights are one block of Q8_0.
-    let embedding = vec![0; (vocab * 34) as usize];
+    // Rows of 32 weights are one block of Q4_0.
+    let embedding = vec![0; (vocab * 18) as usize];
     let mut tensors = vec![
-        ("token_embd.weight".into(), vec![HIDDEN, vocab], TensorType::Q8_0, embedding),
+        ("token_embd.weight".into(), vec![HIDDEN, vocab], TensorType::Q4_0, embedding),
         ("output_norm.weight".into(), vec![HIDDEN], TensorType::F32, f32s(HIDDEN)),
         vector("attn_norm", HIDDEN),
         matrix("attn_q", HIDDEN, HIDDEN),

@@ -101,7 +101,7 @@ fn failed(output: &Output, code: i32, says: &str) {
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
+        assert!(start.elapsed() < Duration::from_secs(600), "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -270,9 +270,9 @@ fn killed_while_measuring(kills: usize, lengths: impl Iterator<Item = u64>) {
     assert!(!place.journal().exists());
 }
 
-/// Kills runs that have measured everything when they have written so many bytes of the profile,
-/// which are `share` of it: 0 is the moment between the last line of the journal and the first of
-/// the profile.
+/// Kills a run between the last line of its journal and the first of its profile, and others that go
+/// on with it when they have written so large a share of the profile; a tenth at least, since a
+/// worker's own file is to fit.
 fn killed_while_writing(shares: impl Iterator<Item = f64>) {
     let place = Place::new();
     fs::write(&place.out, OLD).unwrap();
@@ -303,15 +303,15 @@ fn t01_a_run_killed_while_it_measures_leaves_the_old_profile() {
 #[test]
 fn t01_a_run_killed_while_it_writes_leaves_the_old_profile() {
     let _machine = shared();
-    killed_while_writing([0.0, 0.3, 0.9].into_iter());
+    killed_while_writing([0.1, 0.5, 0.9].into_iter());
 }
 
 #[test]
 #[ignore = "slow: 200 runs"]
 fn t01_a_run_killed_at_200_points_leaves_the_old_profile() {
     let _machine = shared();
-    killed_while_measuring(8, (0..92).map(|n| 50 * n));
-    killed_while_writing((0..100).map(|n| f64::from(n) / 100.0));
+    killed_while_measuring(10, (0..100).map(|n| 50 * n));
+    killed_while_writing((10..100).map(|n| f64::from(n) / 100.0));
 }
 
 /// A pipe that takes no more, and where to read what it holds.
