@@ -1,5 +1,6 @@
 //! From a model's file to a text.
 
+mod fit;
 mod generate;
 pub mod lookup;
 mod note;
@@ -11,6 +12,7 @@ pub mod sampler;
 pub mod sequence;
 mod trust;
 
+pub use fit::{AbsentKernel, FINGERPRINT, ProfileFit};
 pub use generate::{GenerateOptions, Generation};
 pub use note::Note;
 pub use open::{Engine, Placement};

@@ -175,7 +175,7 @@ fn origin(shipped: &registry::Shipped, config: &Config) -> String {
 }
 
 /// Whether a profile was made on this kind of CPU.
-fn is_of(profile: &Profile, host: &Host) -> bool {
+pub(super) fn is_of(profile: &Profile, host: &Host) -> bool {
     let own = &profile.host;
     (&own.vendor, own.family, own.model) == (&host.vendor, host.family, host.model)
 }

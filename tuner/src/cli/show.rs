@@ -5,13 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bitnet_profiles::registry::{Defaults, Shipped};
-use bitnet_profiles::{
-    Choice, Isa, KernelId, Op, Profile, Provenance, Role, Shape, paths, printable,
-};
+use bitnet_profiles::{Choice, Isa, Profile, Provenance, Role, Shape, paths, printable};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
-use bitnet_runtime::cpu::kernels::cache::Cache;
-use bitnet_runtime::cpu::kernels::{self, AttentionKernel, GatherKernel, HeadKernel};
+use bitnet_runtime::engine::{AbsentKernel, ProfileFit};
 use bitnet_runtime::error::quoted;
 use bitnet_runtime::file::gguf::Gguf;
 use serde::Serialize;
@@ -204,105 +201,25 @@ fn only_with_auto() -> crate::Error {
 /// Use that `bitnet-run` makes of a profile on this CPU, with this build.
 #[derive(Debug, Serialize)]
 struct Here {
-    /// Reason for which it refuses the whole profile.
-    refused: Option<String>,
     /// True if it ships with the program.
     shipped: bool,
     /// Name of the shipped profile that serves on this CPU where nothing was tuned.
     shipped_here: &'static str,
     /// True if the profile was made on this kind of CPU; of shipped ones, if it serves on it.
     same_cpu: bool,
-    /// True if this build's generator made it; none where the profile does not say.
-    same_fingerprint: Option<bool>,
-    /// Presence of the library of its host-made kernels, or why it is not used; none where it has
-    /// none.
-    library: Option<std::result::Result<(), String>>,
-    /// Kernels that come from this library.
-    from_library: usize,
-    /// Kernels that are neither built in nor in the library.
-    absent: Vec<Absent>,
-}
-
-/// A kernel that is not present.
-#[derive(Debug, Serialize)]
-struct Absent {
-    role: Role,
-    parts: Vec<Shape>,
-    phase: &'static str,
-    kernel: KernelId,
-    /// Kernel that serves instead; none where it is the default.
-    instead: Option<KernelId>,
+    #[serde(flatten)]
+    fit: ProfileFit,
 }
 
 impl Here {
     fn of(named: &Named, host: &Host) -> Self {
-        let Named { profile, is_shipped, .. } = named;
         let shipped_here = shipped_for(host);
-        let kernels = profile.ops.iter().flat_map(Choice::kernels);
-        let mut isas = kernels.flat_map(|(_, kernel, built_in)| [kernel.isa, built_in.isa]);
-        let lacks = isas.find(|isa| !isa.is_supported());
-        let own = &profile.host;
-        let same_fingerprint =
-            (profile.tool.fingerprint.as_ref()).map(|own| *own == bitnet_codegen::fingerprint());
-        let library = profile.tool.library_sha256.as_ref().map(|sha256| {
-            if same_fingerprint == Some(false) {
-                return Err("another generator made it".into());
-            }
-            let cache = Cache::of_user(|name| std::env::var_os(name));
-            // Looked at only: nothing of it runs.
-            cache.and_then(|cache| cache.open(sha256)).map(drop).map_err(|e| e.to_string())
-        });
-        let absent = |choice: &Choice| -> Vec<Absent> {
-            let kernels = choice.kernels().filter(|(_, kernel, _)| !is_built_in(kernel));
-            let absent = |(phase, kernel, built_in): (&'static str, KernelId, KernelId)| Absent {
-                role: choice.role,
-                parts: choice.parts.clone(),
-                phase,
-                kernel,
-                instead: is_built_in(&built_in).then_some(built_in),
-            };
-            kernels.map(absent).collect()
+        let fit = ProfileFit::of(&named.profile, host);
+        let same_cpu = match named.is_shipped {
+            true => named.path.as_os_str() == shipped_here,
+            false => fit.same_cpu,
         };
-        let mut absent: Vec<Absent> = match lacks {
-            Some(_) => Vec::new(),
-            None => profile.ops.iter().flat_map(absent).collect(),
-        };
-        let mut from_library = 0;
-        if library == Some(Ok(())) {
-            from_library = absent.len();
-            absent.clear();
-        }
-        Self {
-            refused: lacks.map(|isa| {
-                let runs = bitnet_profiles::Isa::supported_names();
-                format!("it has kernels of {isa}, and this CPU runs {runs}")
-            }),
-            shipped: *is_shipped,
-            shipped_here,
-            same_cpu: match is_shipped {
-                true => named.path.as_os_str() == shipped_here,
-                false => {
-                    (own.vendor.as_str(), own.family, own.model)
-                        == (host.vendor.as_str(), host.family, host.model)
-                }
-            },
-            same_fingerprint,
-            library,
-            from_library,
-            absent,
-        }
-    }
-}
-
-/// True if this build holds the kernel and this CPU runs it.
-fn is_built_in(id: &KernelId) -> bool {
-    match id.op {
-        Op::Ternary(_) => kernels::find(id).is_some(),
-        Op::Head(_) => HeadKernel::find(id).is_some(),
-        // No choice names one.
-        Op::Sketch(_) => false,
-        Op::Attention => AttentionKernel::find(id).is_some(),
-        Op::Rows(_) | Op::Columns(_) => GatherKernel::find(id).is_some(),
+        Self { shipped: named.is_shipped, shipped_here, same_cpu, fit }
     }
 }
 
@@ -428,8 +345,8 @@ impl Shown<'_> {
 
     /// Writes how `bitnet-run` uses it.
     fn verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Here { refused, shipped, shipped_here, same_cpu, same_fingerprint, .. } = self.here;
-        let Here { library, from_library, absent, .. } = self.here;
+        let Here { shipped, shipped_here, same_cpu, fit } = self.here;
+        let ProfileFit { refused, same_fingerprint, library, from_library, absent, .. } = fit;
         let tool = &self.named.profile.tool;
         writeln!(f, "\nhere")?;
         match (refused, same_cpu) {
@@ -454,7 +371,7 @@ impl Shown<'_> {
                 f,
                 "  other    made with another generator ({own}, this one is {}): the figures may \
                  not hold",
-                bitnet_codegen::fingerprint()
+                bitnet_runtime::engine::FINGERPRINT
             )?,
             (None, _) => {}
         }
@@ -480,7 +397,7 @@ impl Shown<'_> {
             (0, some) => writeln!(f, "  kernels  {built_in} are built in, {some} in the library")?,
             (some, _) => writeln!(f, "  kernels  {some} of {all} are not here:")?,
         }
-        for Absent { role, phase, kernel, instead, .. } in absent {
+        for AbsentKernel { role, phase, kernel, instead, .. } in absent {
             let instead = instead.map_or("the default".into(), |kernel| kernel.to_string());
             writeln!(f, "           {role} {phase}: {kernel}, else {instead}")?;
         }

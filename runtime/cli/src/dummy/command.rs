@@ -1,19 +1,14 @@
 //! `bitnet-run dummy`: a random model of a published shape.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::dummy::statistics::{self, SKETCH_BITS, Sparsity, TRAINED_HEAD_ROWS};
 use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
 use crate::output::{human, note};
-use bitnet_runtime::cpu::host::Host;
-use bitnet_runtime::cpu::kernels::Selection;
-use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
-use bitnet_runtime::cpu::threads::Pool;
-use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::TensorType;
+use bitnet_runtime::{Engine, Error, Needs, Options, ProfileChoice, Result, SessionOptions, Start};
 
 /// Tokens that a model as sparse as a trained one is measured with.
 const MEASURED_TOKENS: usize = 64;
@@ -122,13 +117,19 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Runs the model written and prints its shares beside those of the trained demo model.
 fn report(path: &Path) -> Result<()> {
-    let (pool, selection) =
-        (Arc::new(Pool::new(Host::detect().physical_cores)?), Selection::default());
-    let model = Arc::new(Model::load(path, &LoadOptions::new(&pool, &selection))?);
-    let text = statistics::random_text(model.config().vocab, MEASURED_TOKENS);
+    // All logits are looked at, and no text is.
+    let options = Options {
+        profile: ProfileChoice::Shipped,
+        needs: Needs::All,
+        tokenizer: false,
+        start: Start::Packed,
+        ..Options::default()
+    };
+    let engine = Engine::open(path, options)?;
+    let text = statistics::random_text(engine.config().vocab, MEASURED_TOKENS);
     let options =
         SessionOptions { context: Some(text.len()), batch: 1, kv_type: None, sequences: 1 };
-    let found = statistics::measure(&mut Session::new(model, pool, options)?, &[text])?;
+    let found = statistics::measure(&mut engine.session(options)?, &[text])?;
     let shares = Sparsity::NAMES.map(str::to_owned).into_iter();
     let sketch = SKETCH_BITS.map(|bits| format!("head rows left by {bits} bits")).into_iter();
     let found = found.all.shares().into_iter().chain(found.head_rows);
