@@ -18,5 +18,5 @@ mod prepare;
 mod run;
 mod verdict;
 
-pub use run::{Options, check};
+pub use run::{CheckOptions, check};
 pub use verdict::{Checked, PhaseCheck, Rival, RivalKind, RoleCheck, Skipped, SparseCheck};

@@ -14,9 +14,9 @@ use crate::protocol::{Event, LibraryFile, SparseJob, SparseTask, Work};
 use crate::supervise::{self, Client, Notice, WorkerProgram};
 use crate::{ModelInfo, Result};
 
-/// Options of a check.
+/// CheckOptions of a check.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct CheckOptions {
     /// Threads.
     pub threads: usize,
     /// Time for all of it.
@@ -36,7 +36,7 @@ pub struct Options {
 pub fn check(
     profile: &Profile,
     model: &ModelInfo,
-    options: &Options,
+    options: &CheckOptions,
     notify: &mut dyn FnMut(Notice),
 ) -> Result<Checked> {
     let start = Instant::now();
@@ -91,7 +91,7 @@ pub fn check(
 /// A check under way.
 struct Checking<'a> {
     model: &'a ModelInfo,
-    options: &'a Options,
+    options: &'a CheckOptions,
     known: Findings,
     /// Jobs with activation sparsity.
     sparse: Vec<SparseJob>,

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::show::{find, job, read};
 use super::{Bar, answer, answer_json, note, stopped_by_signals, threads};
 use crate::check::{
-    Checked, Options, PhaseCheck, Rival, RivalKind, RoleCheck, Skipped, SparseCheck, check,
+    CheckOptions, Checked, PhaseCheck, Rival, RivalKind, RoleCheck, Skipped, SparseCheck, check,
 };
 use crate::measure::Excluded;
 use crate::supervise::WorkerProgram;
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<bool> {
     if own != (host.vendor.as_str(), host.family, host.model) {
         note(format_args!("the profile was made on another CPU, {}", printable(&profile.host.cpu)));
     }
-    let options = Options {
+    let options = CheckOptions {
         threads,
         budget: args.budget,
         worker: WorkerProgram::this()?,
