@@ -90,6 +90,12 @@ impl Held {
     }
 }
 
+/// Whether a process is in a state, as /proc writes it.
+fn is_in_state(process: u32, state: char) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().starts_with(state)
+}
+
 fn errors(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -154,16 +160,15 @@ fn f09_a_run_that_is_paused_goes_on_and_one_that_is_ended_ends() {
     // The terminal grows; Ctrl+Z and fg.
     held.signal(Signal::WINCH);
     held.signal(Signal::STOP);
-    held.wait_until("it does not stop", |process| {
-        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-        stat.rsplit(") ").next().unwrap().starts_with('T')
-    });
+    held.wait_until("it does not stop", |process| is_in_state(process, 'T'));
     held.signal(Signal::CONT);
     wrote(&held.finish(), &text);
 
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let held = Held::start(command(&args));
         held.signal(signal);
+        // Before there is room in the pipe, or it might write a piece first.
+        held.wait_until("it does not end", |process| is_in_state(process, 'Z'));
         let output = held.finish();
         assert_eq!(output.status.signal(), Some(signal.as_raw()), "{}", errors(&output));
         assert!(output.stdout.is_empty());

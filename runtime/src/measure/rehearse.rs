@@ -353,8 +353,11 @@ mod tests {
     use crate::formats::{Codes, i2_s};
     use crate::random::Random;
 
-    /// Jobs of two matrices, `[rows][cols]` and half as many rows, whose codes it gives, too.
-    fn jobs(count: usize, prefill: Kernel, pool: &Pool) -> (Vec<Job>, Vec<Vec<u8>>) {
+    const COLS: usize = 256;
+
+    /// Two jobs of two matrices each, of `rows` rows in all, whose codes it gives, too.
+    fn jobs([rows, cols]: [usize; 2], prefill: Kernel) -> (Vec<Job>, Vec<Vec<u8>>) {
+        let pool = Pool::new(2).unwrap();
         let layout = prefill.layout();
         let is_decode = |kernel: &&Kernel| kernel.layout() == layout && kernel.tokens() == 1;
         let decode = *kernels::builtin().iter().rfind(is_decode).unwrap();
@@ -362,22 +365,18 @@ mod tests {
         let job = |_| {
             let mut all = Vec::new();
             let pack = |rows: usize| {
-                let shape = Shape::new(rows, COLS);
+                let shape = Shape::new(rows, cols);
                 let codes: Vec<u8> = (0..shape.weights()).map(|_| random.below(3) as u8).collect();
                 let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
-                let file = i2_s::encode(&codes);
+                let file = to_file_codes(&codes);
                 all.extend(codes);
-                let file = Codes::i2_s(&file, shape);
-                PackedMatrix::pack(file, 1.0, layout, buffer, pool).unwrap().unwrap()
+                PackedMatrix::pack(&file, shape, 1.0, layout, buffer, &pool).unwrap().unwrap()
             };
-            let parts = [ROWS, ROWS / 2].map(pack).into();
+            let parts = [rows - rows / 3, rows / 3].map(pack).into();
             (Job::new(parts, decode, prefill).unwrap(), all)
         };
-        (0..count).map(job).unzip()
+        (0..2).map(job).unzip()
     }
-
-    const COLS: usize = 256;
-    const ROWS: usize = 6000;
 
     /// Kernels for many tokens of the last of each layout that this CPU runs, and one that expands.
     fn prefill_kernels() -> Vec<Kernel> {
@@ -394,21 +393,23 @@ mod tests {
     }
 
     /// Rounds follow each other with nothing but a barrier between them, and the last one's products are
-    /// those of its job: with claims (above a megabyte) and shares, from the packing and expanded.
+    /// those of its job: from weights that are claimed (of a megabyte) and shared out, packed and expanded.
     #[test]
     fn every_round_multiplies_its_job() {
-        for threads in [1, 2, 3] {
-            let pool = Pool::new(threads).unwrap();
-            for kernel in prefill_kernels() {
-                let (jobs, codes) = jobs(2, kernel, &pool);
+        let rounds = Rounds { first: 1, untimed: 2, timed: 3 };
+        assert_eq!((rounds.next(2), rounds.next(0)), (0, 0));
+        for kernel in prefill_kernels() {
+            for ([rows, cols], tokens) in
+                [([6000, 1024], 1), ([120, 256], 1), ([120, 256], 3), ([120, 256], 100)]
+            {
+                let (jobs, codes) = jobs([rows, cols], kernel);
                 let mut random = Random::new(2);
-                for tokens in [1, 3, 100] {
-                    let q: Vec<i8> =
-                        (0..tokens * COLS).map(|_| random.below(255) as u8 as i8).collect();
-                    let rows = jobs[0].rows();
+                let q: Vec<i8> =
+                    (0..tokens * cols).map(|_| random.below(255) as u8 as i8).collect();
+                let wanted = reference::matmul(&codes[1], &q, cols);
+                for threads in [1, 2, 3] {
+                    let pool = Pool::new(threads).unwrap();
                     let mut out = vec![f32::NAN; tokens * rows];
-                    let rounds = Rounds { first: 1, untimed: 2, timed: 3 };
-                    assert_eq!(rounds.next(2), 0);
                     if tokens == 1 {
                         decode(&pool, &jobs, (&q, 1.0), &[1; 999], rounds, &mut out).unwrap();
                     } else {
@@ -418,10 +419,8 @@ mod tests {
                         let input = (&q[..], &scales[..]);
                         prefill(&pool, &jobs, input, &mut workspace, rounds, &mut out).unwrap();
                     }
-                    let last = (rounds.next(2) + 1) % 2;
-                    let wanted = reference::matmul(&codes[last], &q, COLS);
-                    let same = out.iter().zip(wanted).all(|(&y, dot)| y == dot as f32);
-                    assert!(same, "{}, {tokens} tokens, {threads} threads", kernel.id());
+                    let same = out.iter().zip(&wanted).all(|(&y, &dot)| y == dot as f32);
+                    assert!(same, "{}, {rows} {tokens}, {threads} threads", kernel.id());
                 }
             }
         }
@@ -431,7 +430,7 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let pool = Pool::new(2).unwrap();
         let kernel = Kernel::direct(Layout::I2sT16, Isa::best()).unwrap();
-        let (jobs, _) = jobs(1, kernel, &pool);
+        let (jobs, _) = jobs([96, COLS], kernel);
         let (q, scales) = ([1; 2 * COLS], [1.0; 2]);
         let mut out = vec![0.0; 2 * jobs[0].rows()];
         let one = Rounds::ONE;

@@ -457,7 +457,7 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let inside = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            for _ in 0..3 {
+            let callers = [(); 3].map(|()| {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         pool.run(|w| {
@@ -469,8 +469,9 @@ mod tests {
                         })
                         .unwrap();
                     }
-                });
-            }
+                })
+            });
+            callers.into_iter().for_each(|caller| caller.join().unwrap());
         });
     }
 
@@ -524,10 +525,11 @@ mod tests {
         }
         // Whichever thread the caller is.
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let other = scope.spawn(|| {
                 assert_eq!(of_worker(), expected);
                 assert_eq!(affinity::usable().unwrap(), before);
             });
+            other.join().unwrap();
         });
         // However the run ends.
         pool.run(|_| resume_unwind(Box::new("no"))).unwrap_err();
