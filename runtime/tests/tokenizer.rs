@@ -1,10 +1,12 @@
 //! Tokenizers against llama.cpp's published test vectors, and against malformed vocabularies.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, Value};
 use bitnet_runtime::text::tokenizer::{MAX_TEXT, StreamDecoder, Tokenizer};
+use bitnet_trials::{Need, Tested, suite};
 
 fn vectors(folder: &Path, name: &str) {
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(folder.join(format!("{name}.gguf"))).unwrap())
@@ -35,35 +37,29 @@ fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizers")
 }
 
-#[test]
 fn vectors_of_gpt_2() {
     vectors(&shipped(), "gpt-2");
 }
 
-#[test]
 fn vectors_of_falcon() {
     vectors(&shipped(), "falcon");
 }
 
-#[test]
 fn vectors_of_phi_3() {
     vectors(&shipped(), "phi-3");
 }
 
 /// The llama vocabularies may not be shipped: they are tested where BITNET_TEST_DATA points.
-#[test]
-fn vectors_of_the_llama_vocabularies() {
-    let Some(folder) = std::env::var_os("BITNET_TEST_DATA") else {
-        eprintln!("skipped: BITNET_TEST_DATA is not set, llama-bpe and llama-spm are not tested");
-        return;
-    };
+fn vectors_of_the_llama_vocabularies() -> Tested {
+    let folder = std::env::var_os("BITNET_TEST_DATA").ok_or("BITNET_TEST_DATA is not set");
+    let folder = Need::Vocabularies.met(folder)?;
     let folder = PathBuf::from(folder).join("tokenizers");
     vectors(&folder, "llama-spm");
     vectors(&folder, "llama-bpe");
+    Ok(())
 }
 
 /// The demo model's golden prompts and continuations: BOS first, and back to the same text.
-#[test]
 fn golden_ids_of_the_demo_model() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
     let gguf = Gguf::open(models.join("bard-11m.i2_s.gguf")).unwrap();
@@ -141,7 +137,6 @@ fn with(mut kv: Metadata, key: &'static str, value: Option<Value>) -> Metadata {
     kv
 }
 
-#[test]
 fn special_tokens_count_only_when_asked_and_user_defined_ones_always() {
     let t = build(&byte_level()).unwrap();
     let id = |text: &str| (0..t.vocab_size() as u32).find(|&i| t.token_text(i) == Some(text));
@@ -155,7 +150,6 @@ fn special_tokens_count_only_when_asked_and_user_defined_ones_always() {
     assert_eq!(t.decode(&[user, eot, id("he").unwrap()]), "<user>he");
 }
 
-#[test]
 fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
     let t = build(&sentencepiece()).unwrap();
     let ids = t.encode("ab ba\u{e9}", t.add_bos(), false).unwrap();
@@ -168,7 +162,6 @@ fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
     assert_eq!(t.encode("</s>", false, true).unwrap(), [2]);
 }
 
-#[test]
 fn streaming_never_splits_a_character() {
     let t = build(&sentencepiece()).unwrap();
     let byte = |b: u8| 3 + u32::from(b);
@@ -186,7 +179,6 @@ fn streaming_never_splits_a_character() {
 }
 
 /// In linear time: in quadratic time they would take hours.
-#[test]
 fn long_runs_end() {
     let start = Instant::now();
     for kv in [byte_level(), sentencepiece()] {
@@ -204,7 +196,6 @@ fn long_runs_end() {
 }
 
 /// HOSTILE G83 to G96: what is wrong, in which key, and what would be right.
-#[test]
 fn malformed_vocabularies_are_refused_by_name() {
     let strings = |v: &[&str]| Some(Value::Array(Array::Str(v.iter().collect())));
     let replaced = |mut kv: Metadata, id: usize, text: &str| {
@@ -287,7 +278,6 @@ fn malformed_vocabularies_are_refused_by_name() {
     }
 }
 
-#[test]
 fn unusual_vocabularies_still_work() {
     // G91: a missing `pre` is a warning, as in llama.cpp; G96: so is a missing end token.
     let t = build(&with(byte_level(), "tokenizer.ggml.pre", None)).unwrap();
@@ -307,4 +297,21 @@ fn unusual_vocabularies_still_work() {
     assert_eq!(t.encode("ab", false, false).unwrap(), [2, 3]);
     // G95: what no token expresses is an error, never dropped in silence.
     assert_eq!(t.encode("abc", false, false).unwrap_err().exit_code(), 2);
+}
+
+fn main() -> ExitCode {
+    suite![
+        vectors_of_gpt_2,
+        vectors_of_falcon,
+        vectors_of_phi_3,
+        vectors_of_the_llama_vocabularies,
+        golden_ids_of_the_demo_model,
+        special_tokens_count_only_when_asked_and_user_defined_ones_always,
+        sentencepiece_joins_by_score_and_falls_back_to_bytes,
+        streaming_never_splits_a_character,
+        long_runs_end,
+        malformed_vocabularies_are_refused_by_name,
+        unusual_vocabularies_still_work,
+    ]
+    .run()
 }

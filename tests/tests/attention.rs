@@ -1,7 +1,11 @@
 //! Every attention kernel equals its scalar definition, `to_bits`, one chunk at a time and over
 //! several.
 
-use bitnet_profiles::Isa;
+use std::env;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use bitnet_profiles::{Isa, KernelId, Op};
 use bitnet_runtime::cpu::kernels::VectorOps;
 use bitnet_runtime::cpu::kernels::attention::{
     AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
@@ -9,6 +13,7 @@ use bitnet_runtime::cpu::kernels::attention::{
 use bitnet_runtime::cpu::memory::Buffer;
 use bitnet_runtime::numerics::{self, CHUNK, KvElement, Softmax};
 use bitnet_tests::Random;
+use bitnet_trials::{Need, Tested, suite};
 use half::f16;
 
 /// Heads that fill whole vectors, every number of them that a kernel holds at once, and tails.
@@ -129,60 +134,77 @@ struct Case {
     kind: usize,
 }
 
-/// Attention of `case` by the kernels and by the definition, with what they leave before it is
-/// divided, and after.
-fn check<T: Element>(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case) {
-    let &Case { heads, head_dim, ref seen, kind } = case;
-    let random = &mut Random::new((head_dim * 1000 + seen[0] * 10 + kind) as u64);
-    let (tokens, positions) = (seen.len(), seen.iter().copied().max().unwrap());
-    let stride = heads * head_dim + 5;
-    let queries = floats(tokens * stride, kind, random);
-    let head = Head::<T>::new(positions.max(1), head_dim, kind, random);
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let row = row_elements(head_dim);
+/// A chunk of a row merged into those before it, by the definition.
+struct Merge {
+    before: (Softmax, Vec<f32>),
+    chunk: (Softmax, Vec<f32>),
+    after: (Softmax, Vec<f32>),
+}
 
-    let (mut states, mut out) = (Vec::new(), Vec::new());
-    let (mut scores, mut part) = ([0.0; CHUNK], vec![0.0; head_dim]);
-    for (t, &seen) in seen.iter().enumerate() {
-        for h in 0..heads {
-            let query = &queries[t * stride + h * head_dim..][..head_dim];
-            let mut of_chunk = |first: usize, out: &mut [f32]| {
-                let positions = first..seen.min(first + CHUNK);
-                let range = positions.start * head_dim..positions.end * head_dim;
-                let k = (&head.keys[range.clone()], &head.key_scales[positions.clone()]);
-                let v = (&head.values[range], &head.value_scales[positions]);
-                numerics::attention_chunk(query, k, v, scale, &mut scores, out)
-            };
-            let mut sum = vec![0.0; head_dim];
-            let mut state = of_chunk(0, &mut sum);
-            for first in (CHUNK..seen).step_by(CHUNK) {
-                let chunk = of_chunk(first, &mut part);
-                let before = (state, sum.clone());
-                numerics::attention_merge(&mut state, &mut sum, chunk, &part);
-                for ops in ops {
-                    let (mut found, mut merged) = before.clone();
-                    ops.attention_merge(&mut found, &mut merged, chunk, &part);
-                    assert_eq!(state_bits(&[found]), state_bits(&[state]), "{ops:?}");
-                    assert_eq!(bits(&merged), bits(&sum), "{ops:?}");
+/// A case with keys and values of one type, and its attention by the definition.
+struct Defined<T> {
+    case: Case,
+    queries: Vec<f32>,
+    head: Head<T>,
+    merges: Vec<Merge>,
+    /// For each row, before the sums are divided.
+    states: Vec<Softmax>,
+    sums: Vec<f32>,
+}
+
+impl<T: Element> Defined<T> {
+    fn new(case: &Case) -> Self {
+        let Case { heads, head_dim, ref seen, kind } = *case;
+        let random = &mut Random::new((head_dim * 1000 + seen[0] * 10 + kind) as u64);
+        let (tokens, positions) = (seen.len(), seen.iter().copied().max().unwrap());
+        let stride = heads * head_dim + 5;
+        let queries = floats(tokens * stride, kind, random);
+        let head = Head::<T>::new(positions.max(1), head_dim, kind, random);
+        let (mut states, mut sums, mut merges) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut scores, mut part) = ([0.0; CHUNK], vec![0.0; head_dim]);
+        for (t, &seen) in seen.iter().enumerate() {
+            for h in 0..heads {
+                let query = &queries[t * stride + h * head_dim..][..head_dim];
+                let mut of_chunk = |first: usize, out: &mut [f32]| {
+                    let positions = first..seen.min(first + CHUNK);
+                    let range = positions.start * head_dim..positions.end * head_dim;
+                    let k = (&head.keys[range.clone()], &head.key_scales[positions.clone()]);
+                    let v = (&head.values[range], &head.value_scales[positions]);
+                    numerics::attention_chunk(query, k, v, scale(head_dim), &mut scores, out)
+                };
+                let mut sum = vec![0.0; head_dim];
+                let mut state = of_chunk(0, &mut sum);
+                for first in (CHUNK..seen).step_by(CHUNK) {
+                    let chunk = of_chunk(first, &mut part);
+                    let before = (state, sum.clone());
+                    numerics::attention_merge(&mut state, &mut sum, chunk, &part);
+                    let (chunk, after) = ((chunk, part.clone()), (state, sum.clone()));
+                    merges.push(Merge { before, chunk, after });
                 }
+                states.push(state);
+                sums.extend(sum);
             }
-            for ops in ops {
-                let (mut a, mut b) = (sum.clone(), sum.clone());
-                numerics::attention_finish(state, &mut a);
-                ops.attention_finish(state, &mut b);
-                assert_eq!(bits(&a), bits(&b), "{ops:?}");
-            }
-            states.push(state);
-            out.extend(sum);
         }
+        let case = Case { seen: seen.clone(), ..*case };
+        Self { case, queries, head, merges, states, sums }
     }
 
-    for kernel in kernels {
+    fn name(&self) -> String {
+        let Case { heads, head_dim, seen, kind } = &self.case;
+        format!("{}: kind {kind}, {heads} heads of {head_dim}, positions {seen:?}", T::NAME)
+    }
+
+    /// What the kernel leaves before it is divided equals the definition.
+    fn check(&self, kernel: &AttentionKernel) {
+        let Self { case: Case { heads, head_dim, seen, .. }, head, .. } = self;
+        let (heads, head_dim, tokens) = (*heads, *head_dim, seen.len());
+        let (stride, row) = (heads * head_dim + 5, row_elements(head_dim));
         let mut scratch = Buffer::zeroed(kernel.scratch_bytes(head_dim)).unwrap();
         // What was there before must not matter.
         scratch.fill(0xff);
-        let mut found_states = vec![Softmax { max: f32::NAN, sum: f32::NAN }; tokens * heads];
-        let mut found = vec![f32::NAN; tokens * heads * head_dim];
+        let mut states = vec![Softmax { max: f32::NAN, sum: f32::NAN }; tokens * heads];
+        let mut sums = vec![f32::NAN; tokens * heads * head_dim];
+        let positions = seen.iter().copied().max().unwrap();
         for first in (0..positions.max(1)).step_by(CHUNK) {
             let counts: Vec<usize> =
                 seen.iter().map(|seen| seen.saturating_sub(first).min(CHUNK)).collect();
@@ -192,62 +214,88 @@ fn check<T: Element>(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case
                 (&head.blocks[first * row..][..whole * row], &head.key_scales[first..][..whole]);
             let values = &head.rows[first * row..][..most * row];
             let chunk = T::chunk(keys, (values, &head.value_scales[first..][..whole]));
-            let queries = &queries[..(tokens - 1) * stride + heads * head_dim];
-            let counts = &counts[..];
+            let queries = &self.queries[..(tokens - 1) * stride + heads * head_dim];
+            let (counts, scale) = (&counts[..], scale(head_dim));
             let input = AttentionInput { queries, stride, heads, head_dim, counts, chunk, scale };
-            kernel.run(&input, first > 0, &mut found_states, &mut found, &mut scratch);
+            kernel.run(&input, first > 0, &mut states, &mut sums, &mut scratch);
         }
-        let what = || {
-            let (id, ty) = (kernel.id(), T::NAME);
-            format!("{id}: {ty}, kind {kind}, {heads} heads of {head_dim}, positions {seen:?}")
-        };
-        assert_eq!(state_bits(&found_states), state_bits(&states), "{}", what());
-        assert_eq!(bits(&found), bits(&out), "{}", what());
+        assert_eq!(state_bits(&states), state_bits(&self.states), "{}", self.name());
+        assert_eq!(bits(&sums), bits(&self.sums), "{}", self.name());
     }
-}
 
-fn check_all(kernels: &[AttentionKernel], ops: &[VectorOps], case: &Case) {
-    check::<f16>(kernels, ops, case);
-    check::<f32>(kernels, ops, case);
-    check::<i8>(kernels, ops, case);
-}
-
-fn all() -> (Vec<AttentionKernel>, Vec<VectorOps>) {
-    for &isa in Isa::ALL.iter().filter(|isa| !isa.is_supported()) {
-        eprintln!("skipped: {isa}, which this CPU lacks");
-    }
-    let kernels: Vec<_> = AttentionKernel::builtin().collect();
-    assert!(kernels.len() >= 2, "{kernels:?}");
-    (kernels, VectorOps::supported().collect())
-}
-
-#[test]
-fn one_chunk_of_every_size() {
-    let (kernels, ops) = all();
-    for &head_dim in HEAD_DIMS {
-        for &positions in POSITIONS {
-            for kind in 0..4 {
-                // 7 rows leave every tail that a kernel has.
-                let case = Case { heads: 7, head_dim, seen: vec![positions], kind };
-                check_all(&kernels, &ops, &case);
-            }
+    /// Chunks are merged, and sums divided, as by the definition.
+    fn check_ops(&self, ops: &VectorOps) {
+        for Merge { before, chunk: (chunk, part), after: (state, sum) } in &self.merges {
+            let (mut found, mut merged) = before.clone();
+            ops.attention_merge(&mut found, &mut merged, *chunk, part);
+            assert_eq!(state_bits(&[found]), state_bits(&[*state]), "{}", self.name());
+            assert_eq!(bits(&merged), bits(sum), "{}", self.name());
+        }
+        for (state, sum) in self.states.iter().zip(self.sums.chunks_exact(self.case.head_dim)) {
+            let (mut a, mut b) = (sum.to_vec(), sum.to_vec());
+            numerics::attention_finish(*state, &mut a);
+            ops.attention_finish(*state, &mut b);
+            assert_eq!(bits(&a), bits(&b), "{}", self.name());
         }
     }
 }
 
-#[test]
-fn every_number_of_rows() {
-    let (kernels, ops) = all();
-    for rows in 1..=17 {
-        let seen = vec![37];
-        check_all(&kernels, &ops, &Case { heads: rows, head_dim: 64, seen: seen.clone(), kind: 0 });
-        check_all(&kernels, &ops, &Case { heads: 1, head_dim: 48, seen: vec![37; rows], kind: 0 });
+fn scale(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt()
+}
+
+/// Cases with every type of keys and values.
+struct Cases {
+    f16: Vec<Defined<f16>>,
+    f32: Vec<Defined<f32>>,
+    q8: Vec<Defined<i8>>,
+}
+
+impl Cases {
+    fn new(cases: impl IntoIterator<Item = Case>) -> Self {
+        let (mut f16, mut f32, mut q8) = (Vec::new(), Vec::new(), Vec::new());
+        for case in cases {
+            f16.push(Defined::new(&case));
+            f32.push(Defined::new(&case));
+            q8.push(Defined::new(&case));
+        }
+        assert!(!f16.is_empty());
+        Self { f16, f32, q8 }
+    }
+
+    fn check(&self, kernel: &AttentionKernel) {
+        self.f16.iter().for_each(|case| case.check(kernel));
+        self.f32.iter().for_each(|case| case.check(kernel));
+        self.q8.iter().for_each(|case| case.check(kernel));
+    }
+
+    fn check_ops(&self, ops: &VectorOps) {
+        self.f16.iter().for_each(|case| case.check_ops(ops));
+        self.f32.iter().for_each(|case| case.check_ops(ops));
+        self.q8.iter().for_each(|case| case.check_ops(ops));
     }
 }
 
-#[test]
-fn rows_may_see_different_numbers_of_positions() {
-    let (kernels, ops) = all();
+static ONE_CHUNK_OF_EVERY_SIZE: LazyLock<Cases> = LazyLock::new(|| {
+    let sizes = HEAD_DIMS.iter().flat_map(|&d| POSITIONS.iter().map(move |&p| (d, p)));
+    let of_kind = |(head_dim, positions)| {
+        // 7 rows leave every tail that a kernel has.
+        (0..4).map(move |kind| Case { heads: 7, head_dim, seen: vec![positions], kind })
+    };
+    Cases::new(sizes.flat_map(of_kind))
+});
+
+static EVERY_NUMBER_OF_ROWS: LazyLock<Cases> = LazyLock::new(|| {
+    Cases::new((1..=17).flat_map(|rows| {
+        [
+            Case { heads: rows, head_dim: 64, seen: vec![37], kind: 0 },
+            Case { heads: 1, head_dim: 48, seen: vec![37; rows], kind: 0 },
+        ]
+    }))
+});
+
+static ROWS_SEE_DIFFERENT_NUMBERS_OF_POSITIONS: LazyLock<Cases> = LazyLock::new(|| {
+    let mut cases = Vec::new();
     for head_dim in [24, 64, 128] {
         for heads in [1, 3, 4] {
             let ragged = [
@@ -257,30 +305,33 @@ fn rows_may_see_different_numbers_of_positions() {
                 vec![100, 3, 100, 100, 64],
                 vec![0, 0, 0, 0, 0],
             ];
-            for seen in ragged {
-                check_all(&kernels, &ops, &Case { heads, head_dim, seen, kind: 0 });
-            }
+            cases.extend(ragged.map(|seen| Case { heads, head_dim, seen, kind: 0 }));
         }
     }
-}
+    Cases::new(cases)
+});
 
-#[test]
-fn chunks_are_merged_left_to_right() {
-    let (kernels, ops) = all();
+static CHUNKS_ARE_MERGED_LEFT_TO_RIGHT: LazyLock<Cases> = LazyLock::new(|| {
+    let mut cases = Vec::new();
     for kind in 0..3 {
         for heads in [1, 3, 4] {
             // Tokens on both sides of a chunk's end: some see nothing of the next one.
             let histories =
                 [vec![257], vec![600, 600], (250..=262).collect(), vec![1024, 5, 513, 512, 256]];
-            for seen in histories {
-                check_all(&kernels, &ops, &Case { heads, head_dim: 64, seen, kind });
-            }
+            cases.extend(histories.map(|seen| Case { heads, head_dim: 64, seen, kind }));
         }
     }
-}
+    Cases::new(cases)
+});
+
+const PROPERTIES: [(&str, &LazyLock<Cases>); 4] = [
+    ("one_chunk_of_every_size", &ONE_CHUNK_OF_EVERY_SIZE),
+    ("every_number_of_rows", &EVERY_NUMBER_OF_ROWS),
+    ("rows_see_different_numbers_of_positions", &ROWS_SEE_DIFFERENT_NUMBERS_OF_POSITIONS),
+    ("chunks_are_merged_left_to_right", &CHUNKS_ARE_MERGED_LEFT_TO_RIGHT),
+];
 
 /// No size that does not fit reaches a kernel.
-#[test]
 fn sizes_are_checked() {
     const D: usize = 20;
     let kernel = AttentionKernel::default(Isa::best()).unwrap();
@@ -339,7 +390,6 @@ fn sizes_are_checked() {
 }
 
 /// The layout of keys, without a kernel: every element has its own place.
-#[test]
 fn every_key_element_has_a_place() {
     for &head_dim in HEAD_DIMS {
         let mut slots: Vec<usize> = key_slots(head_dim).collect();
@@ -354,4 +404,33 @@ fn every_key_element_has_a_place() {
     let slots: Vec<usize> = key_slots(32).map(|slot| slot / KEY_BLOCK).collect();
     assert_eq!([slots[0], slots[8], slots[4], slots[12]], [0, 1, 2, 3]);
     assert_eq!([slots[16], slots[24], slots[2], slots[31]], [4, 5, 8, 31]);
+}
+
+fn main() -> ExitCode {
+    let isas = Isa::of_arch(env::consts::ARCH);
+    let mut suite = suite![sizes_are_checked, every_key_element_has_a_place];
+    let ids = bitnet_codegen::grid(isas);
+    let kernels: Vec<KernelId> = ids.into_iter().filter(|id| id.op == Op::Attention).collect();
+    for (property, cases) in PROPERTIES {
+        for &id in &kernels {
+            suite.add(format!("{property}::{id}"), move || -> Tested {
+                Need::isa(id.isa)?;
+                let kernel = AttentionKernel::find(&id).expect("every build holds the grid");
+                cases.check(&kernel);
+                Ok(())
+            });
+        }
+    }
+    // What is done between and after the kernels, for each tier of float operations.
+    for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
+        suite.add(format!("merged_and_divided::{isa}"), move || -> Tested {
+            Need::isa(isa)?;
+            let ops = VectorOps::best(isa);
+            assert_eq!(ops.isa(), isa);
+            assert!(CHUNKS_ARE_MERGED_LEFT_TO_RIGHT.f16.iter().any(|case| !case.merges.is_empty()));
+            PROPERTIES.iter().for_each(|(_, cases)| cases.check_ops(&ops));
+            Ok(())
+        });
+    }
+    suite.run()
 }

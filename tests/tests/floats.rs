@@ -1,9 +1,13 @@
 //! Every float kernel of every ISA equals its scalar definition, `to_bits`.
 
-use bitnet_profiles::Isa;
+use std::env;
+use std::process::ExitCode;
+
+use bitnet_profiles::{Isa, KernelId, Op};
 use bitnet_runtime::cpu::kernels::{HeadKernel, SketchKernel, VectorOps, verify};
 use bitnet_runtime::numerics;
 use bitnet_tests::Random;
+use bitnet_trials::{Need, Suite, Tested};
 use half::f16;
 
 /// Lengths that fill whole vectors, leave tails, or are shorter than one.
@@ -32,26 +36,20 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
 }
 
-/// Calls `f` for every ISA, length and kind of numbers.
-fn for_all(f: impl Fn(&VectorOps, usize, usize, &mut Random)) {
-    for &isa in Isa::ALL.iter().filter(|isa| !isa.is_supported()) {
-        eprintln!("skipped: {isa}, which this CPU lacks");
-    }
-    for ops in VectorOps::supported() {
-        for &n in LENGTHS {
-            for kind in 0..5 {
-                f(&ops, n, kind, &mut Random::new((n * 10 + kind) as u64));
-            }
+/// Calls `f` for every length and kind of numbers.
+fn for_all(f: impl Fn(usize, usize, &mut Random)) {
+    for &n in LENGTHS {
+        for kind in 0..5 {
+            f(n, kind, &mut Random::new((n * 10 + kind) as u64));
         }
     }
 }
 
-#[test]
-fn elementwise_operations() {
-    for_all(|ops, n, kind, random| {
+fn elementwise_operations(ops: &VectorOps) {
+    for_all(|n, kind, random| {
         let (x, y) = (floats(n, kind, random), floats(n, kind, random));
         let (mut a, mut b) = (vec![0.0; n], vec![0.0; n]);
-        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+        let what = |name| format!("{name}: n {n}, kind {kind}");
 
         numerics::silu_mul(&x, &y, &mut a);
         ops.silu_mul(&x, &y, &mut b);
@@ -104,8 +102,7 @@ fn elementwise_operations() {
     });
 }
 
-#[test]
-fn every_half_float_boundary_rounds_alike() {
+fn every_half_float_boundary_rounds_alike(ops: &VectorOps) {
     // All half floats, the midpoints between neighbours, and what lies just beside those.
     let mut x = Vec::new();
     for bits in 0..0x7c00u16 {
@@ -116,19 +113,16 @@ fn every_half_float_boundary_rounds_alike() {
     }
     let mut expected = vec![f16::ZERO; x.len()];
     numerics::to_kv(&x, &mut expected);
-    for ops in VectorOps::supported() {
-        let mut got = vec![f16::ZERO; x.len()];
-        ops.to_f16(&x, &mut got);
-        let wrong = (0..x.len()).find(|&i| got[i].to_bits() != expected[i].to_bits());
-        assert_eq!(wrong.map(|i| (x[i], got[i], expected[i])), None, "{}", ops.isa());
-    }
+    let mut got = vec![f16::ZERO; x.len()];
+    ops.to_f16(&x, &mut got);
+    let wrong = (0..x.len()).find(|&i| got[i].to_bits() != expected[i].to_bits());
+    assert_eq!(wrong.map(|i| (x[i], got[i], expected[i])), None);
 }
 
-#[test]
-fn reductions_and_quantisation() {
-    for_all(|ops, n, kind, random| {
+fn reductions_and_quantisation(ops: &VectorOps) {
+    for_all(|n, kind, random| {
         let (x, w) = (floats(n, kind, random), floats(n, 0, random));
-        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+        let what = |name| format!("{name}: n {n}, kind {kind}");
 
         let (mut a, mut b) = (vec![0.0; n], vec![0.0; n]);
         numerics::rms_norm(&x, &w, 1e-5, &mut a);
@@ -150,27 +144,23 @@ fn reductions_and_quantisation() {
     });
 }
 
-#[test]
-fn ties_round_to_even_on_every_isa() {
+fn ties_round_to_even(ops: &VectorOps) {
     // 127 as the largest makes the scale 1: the halves stay halves.
     let mut x: Vec<f32> = (-126..126).map(|i| i as f32 + 0.5).collect();
     x.push(127.0);
     let mut expected = vec![0; x.len()];
     assert_eq!(numerics::quantise_activations(&x, &mut expected), 1.0);
     assert_eq!((expected[126], expected[127], expected[125]), (0, 2, 0));
-    for ops in VectorOps::supported() {
-        let mut got = vec![0; x.len()];
-        ops.quantise_activations(&x, &mut got);
-        assert_eq!(got, expected, "{}", ops.isa());
-    }
+    let mut got = vec![0; x.len()];
+    ops.quantise_activations(&x, &mut got);
+    assert_eq!(got, expected);
 }
 
-#[test]
-fn rotary_embedding() {
-    for_all(|ops, n, kind, random| {
+fn rotary_embedding(ops: &VectorOps) {
+    for_all(|n, kind, random| {
         let x = floats(2 * n + 3, kind, random);
         let (cos, sin) = (floats(n, 0, random), floats(n, 0, random));
-        let what = |name| format!("{name} on {}, n {n}, kind {kind}", ops.isa());
+        let what = |name| format!("{name}: n {n}, kind {kind}");
         let (mut a, mut b) = (x.clone(), x.clone());
         numerics::rope_neox(&mut a, &cos, &sin);
         ops.rope_neox(&mut b, &cos, &sin);
@@ -182,47 +172,74 @@ fn rotary_embedding() {
     });
 }
 
-#[test]
-fn exp_over_its_whole_range() {
+fn exp_over_its_whole_range(ops: &VectorOps) {
     // silu with gate x and up 1 shows exp(-x) for every exponent and some mantissas of each.
     let x: Vec<f32> = (0..=u32::MAX >> 12).map(|i| f32::from_bits(i << 12 | i & 0xfff)).collect();
     let one = vec![1.0; x.len()];
     let mut expected = vec![0.0; x.len()];
     numerics::silu_mul(&x, &one, &mut expected);
-    for ops in VectorOps::supported() {
-        let mut got = vec![0.0; x.len()];
-        ops.silu_mul(&x, &one, &mut got);
-        let (got, expected) = (bits(&got), bits(&expected));
-        let wrong = (0..x.len()).find(|&i| got[i] != expected[i]);
-        assert_eq!(wrong.map(|i| x[i]), None, "{}", ops.isa());
-    }
+    let mut got = vec![0.0; x.len()];
+    ops.silu_mul(&x, &one, &mut got);
+    let (got, expected) = (bits(&got), bits(&expected));
+    let wrong = (0..x.len()).find(|&i| got[i] != expected[i]);
+    assert_eq!(wrong.map(|i| x[i]), None);
 }
 
-#[test]
-fn every_head_kernel() {
-    let mut tested = 0;
-    for kernel in HeadKernel::builtin() {
-        let lengths: &[usize] = match kernel.format().block_weights() {
-            1 => &[1, 15, 16, 17, 96, 100, 384, 2560],
-            32 => &[32, 96, 384, 512, 544, 1536, 3200],
-            _ => &[256, 512, 768, 1280, 2560],
-        };
-        for &cols in lengths {
-            assert_eq!(verify::head(&kernel, cols).unwrap(), None);
-        }
-        tested += 1;
+fn head(id: &KernelId) -> Tested {
+    Need::isa(id.isa)?;
+    let kernel = HeadKernel::find(id).expect("every build holds the grid");
+    let lengths: &[usize] = match kernel.format().block_weights() {
+        1 => &[1, 15, 16, 17, 96, 100, 384, 2560],
+        32 => &[32, 96, 384, 512, 544, 1536, 3200],
+        _ => &[256, 512, 768, 1280, 2560],
+    };
+    for &cols in lengths {
+        assert_eq!(verify::head(&kernel, cols).unwrap(), None);
     }
-    assert!(tested >= 6, "{tested}");
+    Ok(())
 }
 
-#[test]
-fn every_scan_of_a_sketch() {
-    let mut tested = 0;
-    for kernel in SketchKernel::builtin() {
-        for cols in [1, 31, 32, 33, 96, 384, 2560, 2568] {
-            assert_eq!(verify::sketch(&kernel, cols), None);
-        }
-        tested += 1;
+fn sketch(id: &KernelId) -> Tested {
+    Need::isa(id.isa)?;
+    let mut kernels = SketchKernel::builtin();
+    let kernel = kernels.find(|kernel| kernel.id() == id).expect("every build holds the grid");
+    for cols in [1, 31, 32, 33, 96, 384, 2560, 2568] {
+        assert_eq!(verify::sketch(&kernel, cols), None);
     }
-    assert!(tested >= 2, "{tested}");
+    Ok(())
+}
+
+/// A property of the float operations of one ISA.
+type Property = fn(&VectorOps);
+
+fn main() -> ExitCode {
+    let properties: [(&str, Property); 6] = [
+        ("elementwise_operations", elementwise_operations),
+        ("every_half_float_boundary_rounds_alike", every_half_float_boundary_rounds_alike),
+        ("reductions_and_quantisation", reductions_and_quantisation),
+        ("ties_round_to_even", ties_round_to_even),
+        ("rotary_embedding", rotary_embedding),
+        ("exp_over_its_whole_range", exp_over_its_whole_range),
+    ];
+    let isas = Isa::of_arch(env::consts::ARCH);
+    let mut suite = Suite::default();
+    for (name, property) in properties {
+        for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
+            suite.add(format!("{name}::{isa}"), move || {
+                Need::isa(isa)?;
+                let ops = VectorOps::best(isa);
+                assert_eq!(ops.isa(), isa);
+                property(&ops);
+                Ok(())
+            });
+        }
+    }
+    for id in bitnet_codegen::grid(isas) {
+        match id.op {
+            Op::Head(_) => suite.add(format!("head::{id}"), move || head(&id)),
+            Op::Sketch(_) => suite.add(format!("sketch::{id}"), move || sketch(&id)),
+            _ => (),
+        }
+    }
+    suite.run()
 }

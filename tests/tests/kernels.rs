@@ -1,6 +1,12 @@
-//! Every kernel of the set, on ragged shapes and adversarial inputs, equals the reference.
+//! Every ternary kernel of the set, on ragged shapes and adversarial inputs, equals the reference: two
+//! tests for each kernel.
 
-use bitnet_profiles::{Isa, Layout, Op, Shape};
+use std::collections::HashMap;
+use std::env;
+use std::process::ExitCode;
+use std::sync::{LazyLock, OnceLock};
+
+use bitnet_profiles::{Isa, KernelId, Layout, Op, Shape};
 use bitnet_runtime::cpu::kernels::{self, Kernel, Operand};
 use bitnet_runtime::cpu::memory::Buffer;
 use bitnet_runtime::cpu::packing::PackedMatrix;
@@ -8,6 +14,7 @@ use bitnet_runtime::cpu::reference;
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_tests::{Pattern, Random};
+use bitnet_trials::{Need, Tested, suite};
 
 /// Rows by columns: as many as the models have, and what divides nothing. I2_S in the file needs
 /// the product to be a multiple of 128, and nothing else.
@@ -65,48 +72,63 @@ fn multiply(kernel: &Kernel, matrix: &PackedMatrix, quantised: &[i8]) -> Vec<i32
     result
 }
 
-#[test]
-fn every_kernel_equals_the_reference() {
-    let pool = Pool::new(2).unwrap();
-    let kernels = kernels::builtin();
-    for &isa in Isa::ALL.iter().filter(|isa| !isa.is_supported()) {
-        eprintln!("skipped: {isa}, which this CPU lacks");
-    }
-    let mut layouts: Vec<Layout> = kernels.iter().map(Kernel::layout).collect();
-    layouts.sort();
-    layouts.dedup();
-    let most = kernels.iter().map(Kernel::tokens).max().unwrap();
-    for &shape in SHAPES {
-        for &pattern in Pattern::ALL {
-            let (codes, activations) = pattern.fill(shape.rows, shape.cols, most + 1);
-            let expected = reference::matmul(&codes, &activations, shape.cols);
-            for &layout in &layouts {
-                let matrix = pack(&codes, shape, layout, &pool);
-                for kernel in kernels.iter().filter(|k| k.layout() == layout) {
-                    // One row more than a group, so that the last group is short.
-                    let tokens = kernel.tokens() + 1;
-                    let got = multiply(kernel, &matrix, &activations[..tokens * shape.cols]);
-                    let expected = &expected[..tokens * shape.rows];
-                    let wrong = got.iter().zip(expected).position(|(a, b)| a != b);
-                    if let Some(at) = wrong {
-                        panic!(
-                            "{} on {shape}, {pattern:?}: token {}, row {}: {} instead of {}",
-                            kernel.id(),
-                            at / shape.rows,
-                            at % shape.rows,
-                            got[at],
-                            expected[at]
-                        );
-                    }
-                }
-            }
+/// A product of a matrix and the activations of the most tokens that a test has, by the reference.
+struct Case {
+    shape: Shape,
+    pattern: Pattern,
+    codes: Vec<u8>,
+    activations: Vec<i8>,
+    expected: Vec<i32>,
+}
+
+/// All shapes with all patterns.
+static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    // One row more than the largest group.
+    let tokens = kernels::builtin().iter().map(Kernel::tokens).max().unwrap() + 1;
+    let case = |shape: Shape, pattern: Pattern| {
+        let (codes, activations) = pattern.fill(shape.rows, shape.cols, tokens);
+        let expected = reference::matmul(&codes, &activations, shape.cols);
+        Case { shape, pattern, codes, activations, expected }
+    };
+    let of_shape = |&shape| Pattern::ALL.iter().map(move |&pattern| case(shape, pattern));
+    SHAPES.iter().flat_map(of_shape).collect()
+});
+
+/// The matrices of [`CASES`], packed for a layout when they are first asked for.
+fn packed(layout: Layout) -> &'static [PackedMatrix] {
+    static PACKED: LazyLock<HashMap<Layout, OnceLock<Vec<PackedMatrix>>>> =
+        LazyLock::new(|| Layout::ALL.iter().map(|&layout| (layout, OnceLock::new())).collect());
+    PACKED[&layout].get_or_init(|| {
+        let pool = Pool::new(2).unwrap();
+        CASES.iter().map(|case| pack(&case.codes, case.shape, layout, &pool)).collect()
+    })
+}
+
+/// The kernel of a name, where this CPU runs it.
+fn kernel(id: &KernelId) -> Tested<&'static Kernel> {
+    Need::isa(id.isa)?;
+    Ok(kernels::find(id).expect("every build holds the grid"))
+}
+
+fn equals_the_reference(id: &KernelId) -> Tested {
+    let kernel = kernel(id)?;
+    for (case, matrix) in CASES.iter().zip(packed(kernel.layout())) {
+        let Case { shape, pattern, .. } = case;
+        // One row more than a group, so that the last group is short.
+        let tokens = kernel.tokens() + 1;
+        let got = multiply(kernel, matrix, &case.activations[..tokens * shape.cols]);
+        let expected = &case.expected[..tokens * shape.rows];
+        assert_eq!(got.len(), expected.len());
+        if let Some(at) = got.iter().zip(expected).position(|(a, b)| a != b) {
+            let (token, row) = (at / shape.rows, at % shape.rows);
+            let (got, expected) = (got[at], expected[at]);
+            panic!("{shape}, {pattern:?}: token {token}, row {row}: {got} instead of {expected}");
         }
     }
-    println!("{} kernels on {} shapes", kernels.len(), SHAPES.len());
+    Ok(())
 }
 
 /// The reference by another way, on numbers small enough to check by hand.
-#[test]
 fn the_reference_is_right() {
     let codes = [0, 1, 2, 2, 2, 2];
     let activations = [10, -20, 30, 127, 127, 127];
@@ -114,45 +136,40 @@ fn the_reference_is_right() {
 }
 
 /// A kernel that ignored its weights, or a test that compared nothing, would not see one code.
-#[test]
-fn one_flipped_code_changes_the_result() {
+fn sees_one_flipped_code(id: &KernelId) -> Tested {
+    let (kernel, layout) = (kernel(id)?, kernel(id)?.layout());
     let pool = Pool::new(1).unwrap();
     let shape = Shape::new(64, 96);
+    let (codes, mut activations) = Pattern::Random.fill(shape.rows, shape.cols, 1);
+    activations.iter_mut().filter(|q| **q == 0).for_each(|q| *q = 1);
+    let expected = reference::matmul(&codes, &activations, shape.cols);
+    let mut matrix = pack(&codes, shape, layout, &pool);
+    let packed = matrix.data().to_vec();
     let mut random = Random::new(7);
-    for &layout in Layout::ALL {
-        let Some(kernel) = kernels::builtin().iter().find(|k| k.layout() == layout) else {
-            let isas: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_supported()).collect();
-            eprintln!("skipped: {layout}, which no kernel for {isas:?} reads");
-            continue;
-        };
-        let (codes, mut activations) = Pattern::Random.fill(shape.rows, shape.cols, 1);
-        activations.iter_mut().filter(|q| **q == 0).for_each(|q| *q = 1);
-        let expected = reference::matmul(&codes, &activations, shape.cols);
-        for _ in 0..50 {
-            let at = random.below((shape.rows * shape.cols) as u64) as usize;
-            let mut changed = codes.clone();
-            changed[at] = (codes[at] + 1) % 3;
-            // The bytes that differ between the two packings are that one code's.
-            let mut matrix = pack(&codes, shape, layout, &pool);
-            let other = pack(&changed, shape, layout, &pool);
-            let flips: Vec<usize> =
-                (0..matrix.data().len()).filter(|&i| matrix.data()[i] != other.data()[i]).collect();
-            assert!((1..=5).contains(&flips.len()), "{layout}: {} bytes", flips.len());
-            for i in flips {
-                matrix.data_mut()[i] = other.data()[i];
-            }
-            let got = multiply(kernel, &matrix, &activations);
-            let (row, col) = (at / shape.cols, at % shape.cols);
-            for (r, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                let step = i32::from(changed[at]) - i32::from(codes[at]);
-                let delta = if r == row { step * i32::from(activations[col]) } else { 0 };
-                assert_eq!(*got, expected + delta, "{layout}: row {r}, code {row},{col} changed");
-            }
+    for _ in 0..10 {
+        let at = random.below((shape.rows * shape.cols) as u64) as usize;
+        let mut changed = codes.clone();
+        changed[at] = (codes[at] + 1) % 3;
+        // The bytes that differ between the two packings are that one code's.
+        let other = pack(&changed, shape, layout, &pool);
+        let flips: Vec<usize> =
+            (0..packed.len()).filter(|&i| packed[i] != other.data()[i]).collect();
+        assert!((1..=5).contains(&flips.len()), "{} bytes", flips.len());
+        matrix.data_mut().copy_from_slice(&packed);
+        for i in flips {
+            matrix.data_mut()[i] = other.data()[i];
+        }
+        let got = multiply(kernel, &matrix, &activations);
+        let (row, col) = (at / shape.cols, at % shape.cols);
+        for (r, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let step = i32::from(changed[at]) - i32::from(codes[at]);
+            let delta = if r == row { step * i32::from(activations[col]) } else { 0 };
+            assert_eq!(*got, expected + delta, "row {r}, code {row},{col} changed");
         }
     }
+    Ok(())
 }
 
-#[test]
 fn code_3_is_refused() {
     let pool = Pool::new(2).unwrap();
     let shape = Shape::new(64, 96);
@@ -170,7 +187,6 @@ fn code_3_is_refused() {
     }
 }
 
-#[test]
 fn every_supported_op_has_kernels() {
     for &layout in Layout::ALL {
         let ids: Vec<_> = bitnet_codegen::grid(Isa::ALL);
@@ -179,4 +195,15 @@ fn every_supported_op_has_kernels() {
         };
         assert!(phases(|n| n == 1) && phases(|n| n > 1), "{layout}");
     }
+}
+
+fn main() -> ExitCode {
+    let mut suite =
+        suite![the_reference_is_right, code_3_is_refused, every_supported_op_has_kernels];
+    let ids = bitnet_codegen::grid(Isa::of_arch(env::consts::ARCH));
+    for id in ids.into_iter().filter(|id| matches!(id.op, Op::Ternary(_))) {
+        suite.add(format!("exact::{id}"), move || equals_the_reference(&id));
+        suite.add(format!("flipped_code::{id}"), move || sees_one_flipped_code(&id));
+    }
+    suite.run()
 }

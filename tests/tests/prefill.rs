@@ -1,7 +1,10 @@
 //! Many tokens through a job whose kernel has the packing expanded: the same as from the packing, by
 //! any number of threads, in one chunk of the expanded form or several.
 
-use bitnet_profiles::{Layout, Shape};
+use std::env;
+use std::process::ExitCode;
+
+use bitnet_profiles::{Isa, KernelId, Layout, Shape};
 use bitnet_runtime::cpu::kernels::{self, Kernel};
 use bitnet_runtime::cpu::matmul::Job;
 use bitnet_runtime::cpu::memory::Buffer;
@@ -10,6 +13,7 @@ use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_runtime::measure::rehearse::{self, Rounds};
 use bitnet_tests::Pattern;
+use bitnet_trials::{Need, Suite, Tested};
 
 const COLS: usize = 2560;
 
@@ -43,15 +47,13 @@ fn multiply(job: &Job, threads: usize, q: &[i8], scales: &[f32]) -> Vec<u32> {
     out.iter().map(|value| value.to_bits()).collect()
 }
 
-#[test]
-fn expanded_weights_give_the_bits_of_packed_ones() {
-    let mut expanding = kernels::builtin().iter().filter(|kernel| kernel.expands());
-    let Some(&kernel) = expanding.next_back() else {
-        panic!("plain code has such a kernel, so every program does");
-    };
-    let direct = Kernel::direct(Layout::T5T32, kernel.id().isa).unwrap();
+/// Expanded weights give the bits of packed ones.
+fn is_the_same(id: &KernelId) -> Tested {
+    Need::isa(id.isa)?;
+    let kernel = *kernels::find(id).expect("every build holds the grid");
+    let direct = Kernel::direct(Layout::T5T32, id.isa).unwrap();
     // Few rows: a band for all threads. Many: a band for each, in more chunks than one.
-    let vector = kernel.id().isa.lanes() > 4;
+    let vector = id.isa.lanes() > 4;
     let cases: &[[usize; 2]] =
         if vector { &[[200, 64], [3000, 641], [9000, 128]] } else { &[[200, 64]] };
     for &rows in cases {
@@ -67,4 +69,14 @@ fn expanded_weights_give_the_bits_of_packed_ones() {
             }
         }
     }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let ids = bitnet_codegen::grid(Isa::of_arch(env::consts::ARCH));
+    let mut suite = Suite::default();
+    for id in ids.into_iter().filter(|id| id.expands()) {
+        suite.add(format!("expanded::{id}"), move || is_the_same(&id));
+    }
+    suite.run()
 }

@@ -1,11 +1,14 @@
 //! What is skipped changes nothing: kernels with a list of lines equal the reference, jobs that skip
 //! give the floats of those that do not, and models the same logits, to the bit.
 
+use std::env;
+use std::panic;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use bitnet_cli::dummy::{self, DummyConfig, DummyShape, DummySparsity};
-use bitnet_profiles::{Isa, Role, Shape};
+use bitnet_profiles::{Isa, KernelId, Op, Role, Shape};
 use bitnet_runtime::cpu::gather::{Along, GatherMatrix};
 use bitnet_runtime::cpu::kernels::{GatherKernel, Selection, VectorOps, verify};
 use bitnet_runtime::cpu::matmul::Job;
@@ -19,6 +22,7 @@ use bitnet_runtime::file::gguf::TensorType;
 use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_runtime::measure::rehearse::{self, Rounds};
 use bitnet_tests::{Pattern, Random};
+use bitnet_trials::{Need, Tested, suite};
 
 /// Rows by columns, some of which fill whole units of any layout and some none.
 const SHAPES: &[Shape] = &[
@@ -86,98 +90,83 @@ fn expected(along: Along, codes: &[u8], list: &[u32], q: &[i8]) -> Vec<i32> {
     }
 }
 
-#[test]
-fn every_kernel_with_a_list_equals_the_reference() {
+/// The kernel of a name, where this CPU runs it.
+fn kernel(id: &KernelId) -> Tested<GatherKernel> {
+    Need::isa(id.isa)?;
+    Ok(GatherKernel::find(id).expect("every build holds the grid"))
+}
+
+fn equals_the_reference(id: &KernelId) -> Tested {
+    let kernel = kernel(id)?;
     let pool = Pool::new(3).unwrap();
-    for &isa in Isa::ALL.iter().filter(|isa| !isa.is_supported()) {
-        eprintln!("skipped: {isa}, which this CPU lacks");
-    }
-    let kernels: Vec<GatherKernel> = GatherKernel::builtin().collect();
-    for along in [Along::Rows, Along::Columns] {
-        assert!(kernels.iter().any(|kernel| kernel.along() == along));
-    }
     for &shape in SHAPES {
         for &pattern in Pattern::ALL {
             let (codes, q) = pattern.fill(shape.rows, shape.cols, 1);
-            let mut packed: Vec<GatherMatrix> = Vec::new();
-            for kernel in &kernels {
-                let same =
-                    |p: &GatherMatrix| (p.layout(), p.along()) == (kernel.layout(), kernel.along());
-                if !packed.iter().any(same) {
-                    packed.push(pack(&codes, shape, kernel, &pool));
-                }
-                let matrix = packed.iter().find(|&p| same(p)).unwrap();
-                for &density in DENSITIES {
-                    let mut random = Random::new(density);
-                    let lines = 0..matrix.lines() as u32;
-                    let list: Vec<u32> = lines.filter(|_| random.below(100) < density).collect();
-                    let got = multiply(kernel, matrix, &list, &q);
-                    let expected = expected(kernel.along(), &codes, &list, &q);
-                    assert!(
-                        got == expected,
-                        "{} on {shape}, {pattern:?}, {} lines",
-                        kernel.id(),
-                        list.len()
-                    );
-                }
+            let matrix = pack(&codes, shape, &kernel, &pool);
+            for &density in DENSITIES {
+                let mut random = Random::new(density);
+                let lines = 0..matrix.lines() as u32;
+                let list: Vec<u32> = lines.filter(|_| random.below(100) < density).collect();
+                let got = multiply(&kernel, &matrix, &list, &q);
+                let expected = expected(kernel.along(), &codes, &list, &q);
+                assert!(got == expected, "{shape}, {pattern:?}, {} lines", list.len());
             }
         }
     }
+    Ok(())
 }
 
 /// The longest rows there are, and as many columns: sums in place must not wrap.
-#[test]
-fn sums_of_the_longest_lines_do_not_wrap() {
+fn sums_do_not_wrap(id: &KernelId) -> Tested {
+    let kernel = kernel(id)?;
     let pool = Pool::new(1).unwrap();
     let shape = Shape::new(1, Shape::MAX_COLS);
-    for kernel in GatherKernel::builtin() {
-        for (code, activation) in [(2, 127), (2, -128), (0, -128)] {
-            let (codes, q) = Pattern::Constant { code, activation }.fill(1, shape.cols, 1);
-            let matrix = pack(&codes, shape, &kernel, &pool);
-            let list: Vec<u32> = (0..matrix.lines() as u32).collect();
-            let got = multiply(&kernel, &matrix, &list, &q);
-            let dot = (i32::from(code) - 1) * i32::from(activation) * shape.cols as i32;
-            assert_eq!(got, [dot], "{}: {code} times {activation}", kernel.id());
-        }
+    for (code, activation) in [(2, 127), (2, -128), (0, -128)] {
+        let (codes, q) = Pattern::Constant { code, activation }.fill(1, shape.cols, 1);
+        let matrix = pack(&codes, shape, &kernel, &pool);
+        let list: Vec<u32> = (0..matrix.lines() as u32).collect();
+        let got = multiply(&kernel, &matrix, &list, &q);
+        let dot = (i32::from(code) - 1) * i32::from(activation) * shape.cols as i32;
+        assert_eq!(got, [dot], "{code} times {activation}");
     }
+    Ok(())
 }
 
 /// As before use: the kernels that a tuner or a library brings.
-#[test]
-fn built_in_kernels_hold_their_self_check() {
-    for kernel in GatherKernel::builtin() {
-        for cols in [384, 250, 1] {
-            assert_eq!(verify::lines(&kernel, cols).unwrap(), None, "{}", kernel.id());
-        }
+fn holds_its_self_check(id: &KernelId) -> Tested {
+    let kernel = kernel(id)?;
+    for cols in [384, 250, 1] {
+        assert_eq!(verify::lines(&kernel, cols).unwrap(), None);
     }
+    Ok(())
 }
 
-#[test]
-#[should_panic(expected = "line 7")]
+fn refuses_code_3(id: &KernelId) -> Tested {
+    let kernel = kernel(id)?;
+    let pool = Pool::new(2).unwrap();
+    let shape = Shape::new(64, 96);
+    let mut file = i2_s::encode(&vec![1; shape.weights()]);
+    let (layout, along) = (kernel.layout(), kernel.along());
+    for (byte, bits) in [(0, 0xc0), (31, 0x30), (777, 0x0c), (1535, 0x03)] {
+        let before = file[byte];
+        file[byte] |= bits;
+        let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape)).unwrap();
+        let packed =
+            GatherMatrix::pack(Codes::i2_s(&file, shape), 1.0, (layout, along), buffer, &pool);
+        assert!(packed.unwrap().is_err(), "byte {byte}");
+        file[byte] = before;
+    }
+    Ok(())
+}
+
 fn a_line_that_is_not_there_is_refused() {
     let pool = Pool::new(1).unwrap();
     let kernel = GatherKernel::default(Along::Rows, None, Isa::best()).unwrap();
     let matrix = pack(&[1; 7 * 128], Shape::new(7, 128), &kernel, &pool);
-    multiply(&kernel, &matrix, &[0, 7], &[1; 128]);
-}
-
-#[test]
-fn code_3_is_refused() {
-    let pool = Pool::new(2).unwrap();
-    let shape = Shape::new(64, 96);
-    let mut file = i2_s::encode(&vec![1; shape.weights()]);
-    for kernel in GatherKernel::builtin() {
-        let (layout, along) = (kernel.layout(), kernel.along());
-        for (byte, bits) in [(0, 0xc0), (31, 0x30), (777, 0x0c), (1535, 0x03)] {
-            let before = file[byte];
-            file[byte] |= bits;
-            let buffer = Buffer::zeroed(along.matrix_bytes(layout, shape)).unwrap();
-            let packed =
-                GatherMatrix::pack(Codes::i2_s(&file, shape), 1.0, (layout, along), buffer, &pool);
-            assert!(packed.unwrap().is_err(), "{}: byte {byte}", kernel.id());
-            file[byte] = before;
-        }
-    }
+    let run = panic::AssertUnwindSafe(|| multiply(&kernel, &matrix, &[0, 7], &[1; 128]));
+    let message = panic::catch_unwind(run).unwrap_err();
+    let message = message.downcast_ref::<String>().unwrap();
+    assert!(message.contains("line 7"), "{message}");
 }
 
 /// A job of matrices of one shape, without and with lines of the last of them.
@@ -221,14 +210,9 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
-/// The best tier of this CPU, and one that reads I2_S.
-fn tiers() -> impl Iterator<Item = Isa> {
-    [Isa::Scalar, Isa::Avx2, Isa::Neon, Isa::best()].into_iter().filter(|isa| isa.is_supported())
-}
-
 /// Shares of open gates: what weights of a gate, all the same or not, make of positive activations.
-#[test]
-fn a_gated_job_gives_the_same_input_of_down() {
+fn a_gated_job_gives_the_same_input_of_down(isa: Isa) -> Tested {
+    Need::isa(isa)?;
     let shape = Shape::new(1000, 640);
     let mut random = Random::new(3);
     let up: Vec<u8> = (0..shape.weights()).map(|_| random.below(3) as u8).collect();
@@ -240,70 +224,66 @@ fn a_gated_job_gives_the_same_input_of_down() {
         ("open", vec![2; shape.weights()]),
     ];
     for (name, gate) in gates {
-        for isa in tiers() {
-            for below in [f64::INFINITY, 0.5, 0.0] {
-                let parts = [gate.clone(), up.clone()];
-                let [dense, sparse] = jobs(shape, &parts, Along::Rows, isa, below);
-                // A scale, and what a token of infinities has.
-                for s in [3.7, 0.0] {
-                    for threads in 1..=4 {
-                        let what = format!("{name}, {isa}, {below}, {s}, {threads} threads");
-                        let (a, b) = (decode(&dense, 1, &q, s), decode(&sparse, threads, &q, s));
-                        let same = |a: &[f32], b: &[f32]| {
-                            a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan())
-                        };
-                        assert!(same(&a[..shape.rows], &b[..shape.rows]), "{what}");
-                        let input = |out: &[f32]| {
-                            let (gate, up) = out.split_at(shape.rows);
-                            let ops = VectorOps::best(isa);
-                            let (mut product, mut normed) =
-                                (vec![0.0; shape.rows], vec![0.0; shape.rows]);
-                            let mut q = vec![0; shape.rows];
-                            ops.relu2_mul(gate, up, &mut product);
-                            ops.rms_norm(&product, &vec![1.0; shape.rows], 1e-5, &mut normed);
-                            (ops.quantise_activations(&normed, &mut q).to_bits(), q)
-                        };
-                        assert_eq!(input(&a), input(&b), "{what}");
-                        for row in 0..shape.rows {
-                            let (gate, up) = (b[row], b[shape.rows + row]);
-                            let skipped = gate <= 0.0 && up.to_bits() == 0;
-                            assert!(skipped || same(&[a[shape.rows + row]], &[up]), "{what}");
-                        }
+        for below in [f64::INFINITY, 0.5, 0.0] {
+            let parts = [gate.clone(), up.clone()];
+            let [dense, sparse] = jobs(shape, &parts, Along::Rows, isa, below);
+            // A scale, and what a token of infinities has.
+            for s in [3.7, 0.0] {
+                for threads in 1..=4 {
+                    let what = format!("{name}, {isa}, {below}, {s}, {threads} threads");
+                    let (a, b) = (decode(&dense, 1, &q, s), decode(&sparse, threads, &q, s));
+                    let same = |a: &[f32], b: &[f32]| {
+                        a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan())
+                    };
+                    assert!(same(&a[..shape.rows], &b[..shape.rows]), "{what}");
+                    let input = |out: &[f32]| {
+                        let (gate, up) = out.split_at(shape.rows);
+                        let ops = VectorOps::best(isa);
+                        let (mut product, mut normed) =
+                            (vec![0.0; shape.rows], vec![0.0; shape.rows]);
+                        let mut q = vec![0; shape.rows];
+                        ops.relu2_mul(gate, up, &mut product);
+                        ops.rms_norm(&product, &vec![1.0; shape.rows], 1e-5, &mut normed);
+                        (ops.quantise_activations(&normed, &mut q).to_bits(), q)
+                    };
+                    assert_eq!(input(&a), input(&b), "{what}");
+                    for row in 0..shape.rows {
+                        let (gate, up) = (b[row], b[shape.rows + row]);
+                        let skipped = gate <= 0.0 && up.to_bits() == 0;
+                        assert!(skipped || same(&[a[shape.rows + row]], &[up]), "{what}");
                     }
                 }
             }
         }
     }
+    Ok(())
 }
 
-#[test]
-fn a_job_that_skips_columns_gives_the_same_floats() {
+fn a_job_that_skips_columns_gives_the_same_floats(isa: Isa) -> Tested {
+    Need::isa(isa)?;
     let mut random = Random::new(5);
     for shape in [Shape::new(1000, 640), Shape::new(320, 1024), Shape::new(128, 7)] {
         let down: Vec<u8> = (0..shape.weights()).map(|_| random.below(3) as u8).collect();
-        for isa in tiers() {
-            for below in [f64::INFINITY, 0.5, 0.0] {
-                let parts = [down.clone()];
-                let [dense, sparse] = jobs(shape, &parts, Along::Columns, isa, below);
-                for &density in DENSITIES {
-                    let byte = |random: &mut Random| (random.below(255) + 1) as u8 as i8;
-                    let mut pick =
-                        || if random.below(100) < density { byte(&mut random) } else { 0 };
-                    let q: Vec<i8> = (0..shape.cols).map(|_| pick()).collect();
-                    let expected = bits(&decode(&dense, 1, &q, 1.7));
-                    for threads in 1..=4 {
-                        let got = bits(&decode(&sparse, threads, &q, 1.7));
-                        let what = format!("{shape}, {isa}, {below}, {density} %, {threads}");
-                        assert!(got == expected, "{what} threads");
-                    }
+        for below in [f64::INFINITY, 0.5, 0.0] {
+            let parts = [down.clone()];
+            let [dense, sparse] = jobs(shape, &parts, Along::Columns, isa, below);
+            for &density in DENSITIES {
+                let byte = |random: &mut Random| (random.below(255) + 1) as u8 as i8;
+                let mut pick = || if random.below(100) < density { byte(&mut random) } else { 0 };
+                let q: Vec<i8> = (0..shape.cols).map(|_| pick()).collect();
+                let expected = bits(&decode(&dense, 1, &q, 1.7));
+                for threads in 1..=4 {
+                    let got = bits(&decode(&sparse, threads, &q, 1.7));
+                    let what = format!("{shape}, {isa}, {below}, {density} %, {threads}");
+                    assert!(got == expected, "{what} threads");
                 }
             }
         }
     }
+    Ok(())
 }
 
 /// Where lines do not belong to a job nothing is skipped: there is no such job.
-#[test]
 fn lines_of_another_matrix_are_refused() {
     let shape = Shape::new(64, 128);
     let of = |along, parts: usize| {
@@ -332,7 +312,6 @@ fn lines_of_another_matrix_are_refused() {
 }
 
 /// A job skips by the lines it was given last, which it gives back; a copy of them is as good.
-#[test]
 fn lines_can_be_copied_and_taken_back() {
     let shape = Shape::new(64, 128);
     let pool = Pool::new(3).unwrap();
@@ -376,28 +355,24 @@ fn logits(path: &Path, isa: Isa, mode: Mode, threads: usize, ids: &[u32]) -> (Ve
     (all, [Along::Rows, Along::Columns].map(|along| session.tally(along).density().unwrap_or(1.0)))
 }
 
-#[test]
-fn the_demo_model_has_the_same_logits_and_skips_most() {
+fn the_demo_model_has_the_same_logits_and_skips_most(isa: Isa) -> Tested {
+    Need::isa(isa)?;
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/bard-11m.i2_s.gguf");
     let ids = [0, 51, 1200, 17, 300, 4, 5, 6, 7, 2000, 81, 9];
     // Small matrices are read whole unless asked otherwise.
     let (expected, _) = logits(&demo, Isa::Scalar, Mode::Auto, 1, &ids);
-    for isa in tiers() {
-        for threads in 1..=3 {
-            let (found, [open, nonzero]) = logits(&demo, isa, Mode::On, threads, &ids);
-            assert!(found == expected, "{isa}, {threads} threads");
-            assert!(
-                (0.05..0.3).contains(&open) && (0.02..0.2).contains(&nonzero),
-                "{open} {nonzero}"
-            );
-        }
-        assert!(logits(&demo, isa, Mode::Off, 2, &ids).0 == expected, "{isa}");
+    for threads in 1..=3 {
+        let (found, [open, nonzero]) = logits(&demo, isa, Mode::On, threads, &ids);
+        assert!(found == expected, "{isa}, {threads} threads");
+        assert!((0.05..0.3).contains(&open) && (0.02..0.2).contains(&nonzero), "{open} {nonzero}");
     }
+    assert!(logits(&demo, isa, Mode::Off, 2, &ids).0 == expected, "{isa}");
+    Ok(())
 }
 
 /// Random weights: half the gates are open.
-#[test]
-fn a_random_model_has_the_same_logits() {
+fn a_random_model_has_the_same_logits(isa: Isa) -> Tested {
+    Need::isa(isa)?;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.gguf");
     let published = DummyShape::find("2b4t").unwrap();
@@ -421,17 +396,15 @@ fn a_random_model_has_the_same_logits() {
     dummy::write(&config, &path, &mut |_, _| ()).unwrap();
     let ids: Vec<u32> = (0..16).map(|i| i * 37 % 1000).collect();
     let (expected, _) = logits(&path, Isa::best(), Mode::Off, 1, &ids);
-    for isa in tiers() {
-        for threads in [1, 2, 4] {
-            let (found, [open, nonzero]) = logits(&path, isa, Mode::On, threads, &ids);
-            assert!(found == expected, "{isa}, {threads} threads");
-            assert!((0.4..0.6).contains(&open) && nonzero < open, "{open} {nonzero}");
-        }
+    for threads in [1, 2, 4] {
+        let (found, [open, nonzero]) = logits(&path, isa, Mode::On, threads, &ids);
+        assert!(found == expected, "{isa}, {threads} threads");
+        assert!((0.4..0.6).contains(&open) && nonzero < open, "{open} {nonzero}");
     }
+    Ok(())
 }
 
 /// Models of another gate have no zeros to skip, and say so where they are asked to.
-#[test]
 fn other_gates_are_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("silu.gguf");
@@ -454,4 +427,36 @@ fn other_gates_are_left_alone() {
         let said = model.warnings().iter().any(|line| line.contains("squared ReLU"));
         assert_eq!(said, warns, "{:?}", model.warnings());
     }
+}
+
+/// A property of jobs and models on a tier.
+type Property = fn(Isa) -> Tested;
+
+fn main() -> ExitCode {
+    let mut suite = suite![
+        a_line_that_is_not_there_is_refused,
+        lines_of_another_matrix_are_refused,
+        lines_can_be_copied_and_taken_back,
+        other_gates_are_left_alone,
+    ];
+    let isas = Isa::of_arch(env::consts::ARCH);
+    let ids = bitnet_codegen::grid(isas);
+    for id in ids.into_iter().filter(|id| matches!(id.op, Op::Rows(_) | Op::Columns(_))) {
+        suite.add(format!("exact::{id}"), move || equals_the_reference(&id));
+        suite.add(format!("no_wrap::{id}"), move || sums_do_not_wrap(&id));
+        suite.add(format!("self_check::{id}"), move || holds_its_self_check(&id));
+        suite.add(format!("code_3::{id}"), move || refuses_code_3(&id));
+    }
+    let properties: [(&str, Property); 4] = [
+        ("gated_job", a_gated_job_gives_the_same_input_of_down),
+        ("columns_job", a_job_that_skips_columns_gives_the_same_floats),
+        ("demo_model", the_demo_model_has_the_same_logits_and_skips_most),
+        ("random_model", a_random_model_has_the_same_logits),
+    ];
+    for (name, property) in properties {
+        for &isa in isas {
+            suite.add(format!("{name}::{isa}"), move || property(isa));
+        }
+    }
+    suite.run()
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, ExitCode, Output};
 use std::time::Duration;
 
 use bitnet_profiles::{Isa, KernelId, Op, Pick, Profile, Role, Shape, registry};
@@ -11,6 +11,7 @@ use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels;
 use bitnet_runtime::cpu::kernels::cache::Cache;
 use bitnet_runtime::file::gguf::Gguf;
+use bitnet_trials::{Need, Tested, suite};
 use bitnet_tuner::ModelInfo;
 use bitnet_tuner::compile::{Toolchain, Workplace};
 use serde_json::Value;
@@ -57,7 +58,6 @@ fn made_here() -> Profile {
     profile
 }
 
-#[test]
 fn a_check_says_how_every_pick_stands() {
     let place = Place::new();
     let file = place.write("host.toml", &made_here());
@@ -88,7 +88,6 @@ fn a_check_says_how_every_pick_stands() {
     }
 }
 
-#[test]
 fn json_holds_the_same_and_the_exit_code_says_whether_all_is_well() {
     let place = Place::new();
     let mut profile = made_here();
@@ -121,13 +120,11 @@ fn json_holds_the_same_and_the_exit_code_says_whether_all_is_well() {
 
 /// Kernels made on this host are those of the user's cache, or their fallbacks where it does not hold
 /// what the profile says.
-#[test]
 #[cfg(unix)]
-fn kernels_made_on_the_host_are_timed() {
+fn kernels_made_on_the_host_are_timed() -> Tested {
+    Need::vectors()?;
     let place = Place::new();
-    let Some(isa) = Isa::supported().filter(|&isa| isa != Isa::Scalar).last() else {
-        return eprintln!("skipped: kernels made on the host; this CPU has no vectors");
-    };
+    let isa = Isa::supported().last().unwrap();
     let one = |id: &KernelId| matches!(id.op, Op::Ternary(_)) && id.tile.tokens == 1;
     let made = bitnet_codegen::candidates(isa, Some(Shape::new(384, 384)));
     let made = made.into_iter().find(one).unwrap();
@@ -166,10 +163,10 @@ fn kernels_made_on_the_host_are_timed() {
     let (serves, _, notes) = decode();
     assert_eq!(serves, profile.ops[0].decode.built_in.to_string());
     assert!(notes.to_string().contains("made for this profile are not used"), "{notes}");
+    Ok(())
 }
 
 /// Profile and model by name, or found: relative to the profile, or in the program itself.
-#[test]
 fn the_model_is_found() {
     let place = Place::new();
     let check = |profile: &Profile, more: &[&str]| {
@@ -198,7 +195,6 @@ fn the_model_is_found() {
     assert!(code == 0 && text.contains("nothing to check"), "{text}");
 }
 
-#[test]
 fn what_does_not_fit_is_refused() {
     let place = Place::new();
     let refused = |args: &[&str], expected: i32, says: &str| {
@@ -221,18 +217,16 @@ fn what_does_not_fit_is_refused() {
     let text = place.0.path().join("text.toml");
     fs::write(&text, "schema = 1\nfree = \"text\"\n").unwrap();
     refused(&["--profile", text.to_str().unwrap()], 4, "text.toml");
-    if let Some(&isa) = Isa::ALL.iter().find(|isa| !isa.is_supported()) {
-        let kernels = registry::generic(None, isa);
-        let mut foreign = profile.clone();
-        let choice = &mut foreign.ops[0];
-        choice.layout = Some(kernels.layout());
-        choice.decode = Pick::untimed(kernels.decode);
-        choice.prefill = Some(Pick::untimed(kernels.prefill));
-        let foreign = place.write("foreign.toml", &foreign);
-        refused(&["--profile", &foreign], 4, isa.name());
-    } else {
-        eprintln!("skipped: a kernel that this CPU lacks; it has them all");
-    }
+    let lacking = Isa::ALL.iter().find(|isa| !isa.is_supported());
+    let &isa = lacking.expect("no CPU runs the tiers of two architectures");
+    let kernels = registry::generic(None, isa);
+    let mut foreign = profile.clone();
+    let choice = &mut foreign.ops[0];
+    choice.layout = Some(kernels.layout());
+    choice.decode = Pick::untimed(kernels.decode);
+    choice.prefill = Some(Pick::untimed(kernels.prefill));
+    let foreign = place.write("foreign.toml", &foreign);
+    refused(&["--profile", &foreign], 4, isa.name());
 
     // Another model than the profile's.
     let mut other = profile.clone();
@@ -244,4 +238,16 @@ fn what_does_not_fit_is_refused() {
     other.model.path = None;
     let file = place.write("other.toml", &other);
     refused(&["--profile", &file], 2, "--model MODEL");
+}
+
+fn main() -> ExitCode {
+    suite![
+        a_check_says_how_every_pick_stands,
+        json_holds_the_same_and_the_exit_code_says_whether_all_is_well,
+        #[cfg(unix)]
+        kernels_made_on_the_host_are_timed,
+        the_model_is_found,
+        what_does_not_fit_is_refused,
+    ]
+    .run()
 }

@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
 
 use bitnet_profiles::{Isa, KernelId, Objective, Op, Pick, Profile, Provenance, Role, Shape};
 use bitnet_runtime::cpu::kernels;
+use bitnet_trials::{Need, Tested, suite};
 use bitnet_tuner::choose::choose;
 use bitnet_tuner::measure::Measurements;
 use serde_json::{Value, json};
@@ -46,7 +47,6 @@ fn refused(args: &[&str], code: i32, says: &str) {
     }
 }
 
-#[test]
 fn emit_prints_the_kernel_of_an_id() {
     let id = "i2_s_t16__avx512vnni__m6912_k2560__r16_c0_n8_u2_p4096";
     let output = run(&["emit", id]);
@@ -59,7 +59,6 @@ fn emit_prints_the_kernel_of_an_id() {
     assert_eq!(source, stdout(&run(&["emit", id])));
 }
 
-#[test]
 fn emit_refuses_what_is_no_kernel() {
     refused(&["emit", "fn"], 2, "no kernel id");
     refused(&["emit", "i2_s_t16__avx512vnni__any__r17_c0_n1_u1_p0"], 2, "multiple of");
@@ -69,7 +68,6 @@ fn emit_refuses_what_is_no_kernel() {
 }
 
 /// Whatever a worker reads, it does not panic.
-#[test]
 fn a_worker_refuses_what_is_no_task() {
     let decode = "i2_s_t16__scalar__any__r16_c0_n1_u1_p0";
     let prefill = "i2_s_t16__scalar__any__r16_c0_n4_u1_p0";
@@ -120,7 +118,6 @@ fn a_worker_refuses_what_is_no_task() {
     }
 }
 
-#[test]
 fn a_reader_that_leaves_is_no_error() {
     let mut child = command()
         .args(["list", "--model", MODEL, "--effort", "patient"])
@@ -133,7 +130,6 @@ fn a_reader_that_leaves_is_no_error() {
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
 }
 
-#[test]
 fn list_shows_roles_shapes_and_ids() {
     let list = |more: &[&str]| -> Vec<(String, String, String, KernelId)> {
         let output = run(&[&["list", "--model", MODEL], more].concat());
@@ -168,7 +164,6 @@ fn list_shows_roles_shapes_and_ids() {
     }
 }
 
-#[test]
 fn bad_input_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| -> String {
@@ -263,7 +258,6 @@ fn check_kernels(profile: &Profile) {
     assert_eq!(profile.tool.fingerprint, Some(bitnet_codegen::fingerprint()));
 }
 
-#[test]
 fn an_estimate_takes_what_ships_for_this_cpu() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("host.toml");
@@ -297,7 +291,6 @@ fn an_estimate_takes_what_ships_for_this_cpu() {
     assert!(!fs::read_to_string(&out).unwrap().contains("_us"));
 }
 
-#[test]
 fn tuning_writes_a_profile_and_the_choice_can_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("host.toml");
@@ -345,7 +338,6 @@ fn tuning_writes_a_profile_and_the_choice_can_be_repeated() {
     }
 }
 
-#[test]
 fn a_ceiling_holds() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("host.toml");
@@ -358,11 +350,8 @@ fn a_ceiling_holds() {
     assert_eq!(profile.tool.objective, Objective::Decode);
 }
 
-#[test]
-fn without_a_compiler_a_run_says_what_it_would_take() {
-    if Isa::best() == Isa::Scalar {
-        return eprintln!("skipped: kernels made on the host; this CPU has no vectors");
-    }
+fn without_a_compiler_a_run_says_what_it_would_take() -> Tested {
+    Need::vectors()?;
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("host.toml");
     let mut command = command();
@@ -381,6 +370,7 @@ fn without_a_compiler_a_run_says_what_it_would_take() {
     let (text, profile) = (stdout(&output), Profile::load(&out).unwrap());
     assert!(text.contains(&closing), "{text}");
     check(&profile);
+    Ok(())
 }
 
 /// Runs a demo: the text it streamed, what followed that, and the rest.
@@ -393,7 +383,6 @@ fn demo(command: &mut Command) -> (String, String, Output) {
     (text.into(), report.into(), output)
 }
 
-#[test]
 fn the_demo_tunes_writes_and_runs() {
     let dir = tempfile::tempdir().unwrap();
     let mut at_home = command();
@@ -421,4 +410,21 @@ fn the_demo_tunes_writes_and_runs() {
     let (again, _, output) = demo(&mut homeless);
     assert_eq!(again, text);
     assert!(stderr(&output).contains("no profile was written"), "{}", stderr(&output));
+}
+
+fn main() -> ExitCode {
+    suite![
+        emit_prints_the_kernel_of_an_id,
+        emit_refuses_what_is_no_kernel,
+        a_worker_refuses_what_is_no_task,
+        an_estimate_takes_what_ships_for_this_cpu,
+        a_reader_that_leaves_is_no_error,
+        list_shows_roles_shapes_and_ids,
+        bad_input_is_refused,
+        tuning_writes_a_profile_and_the_choice_can_be_repeated,
+        a_ceiling_holds,
+        without_a_compiler_a_run_says_what_it_would_take,
+        the_demo_tunes_writes_and_runs,
+    ]
+    .run()
 }

@@ -220,7 +220,7 @@ fn address_space_available() -> Option<u64> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
     #[test]
@@ -250,52 +250,5 @@ pub(crate) mod tests {
         assert_eq!(field("max\n", ""), None);
         #[cfg(target_os = "linux")]
         assert!(available().is_some_and(|free| free > 1 << 20));
-    }
-
-    /// The flags that the system keeps of the mapping at an address: `hg` for huge pages asked for,
-    /// `nh` for refused, `lo` for locked.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn flags(address: usize) -> Vec<String> {
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut inside = false;
-        for line in maps.lines() {
-            let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
-            let hex = |text| usize::from_str_radix(text, 16).ok();
-            if let Some((start, end)) = range.and_then(|(a, b)| hex(a).zip(hex(b))) {
-                inside = (start..end).contains(&address);
-            } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| inside) {
-                return flags.split_whitespace().map(str::to_owned).collect();
-            }
-        }
-        panic!("no mapping at {address:x}");
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn pages_are_asked_for_as_told() {
-        if !Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
-            eprintln!("skipped: this system has no huge pages");
-            return;
-        }
-        for (buffer, flag, other) in [
-            (Buffer::zeroed(1 << 22).unwrap(), "hg", "nh"),
-            (Buffer::with(1 << 22, Pages::Huge).unwrap(), "hg", "nh"),
-            (Buffer::with(1 << 22, Pages::Small).unwrap(), "nh", "hg"),
-        ] {
-            let flags = flags(buffer.as_ptr() as usize);
-            let has = |flag: &str| flags.iter().any(|own| own == flag);
-            assert!(has(flag) && !has(other), "{flag}: {flags:?}");
-        }
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn memory_is_locked_as_told() {
-        let buffer = Buffer::zeroed(4096).unwrap();
-        if let Err(error) = buffer.lock() {
-            eprintln!("skipped: this user may lock no memory: {error}");
-            return;
-        }
-        assert!(flags(buffer.as_ptr() as usize).contains(&"lo".to_owned()));
     }
 }

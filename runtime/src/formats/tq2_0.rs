@@ -94,7 +94,7 @@ mod tests {
             let seen = codes.read(row, first, &mut out);
             let wanted: Vec<u8> = (first..first + n).map(|col| expected(row, col)).collect();
             assert_eq!(out, wanted, "row {row}, {n} from {first}");
-            assert_eq!(seen, Seen { bad: false, weights: n > 0 });
+            assert!(!seen.bad && (seen.weights || n == 0), "row {row}, {n} from {first}: {seen:?}");
         }
         assert!(!Codes::new(TensorType::TQ2_0, &bytes[1..], SHAPE).unwrap().fits());
         assert!(!Codes::new(TensorType::TQ2_0, &bytes, Shape::new(4, 256 - 64)).unwrap().fits());

@@ -368,9 +368,10 @@ mod tests {
                 let shape = Shape::new(rows, cols);
                 let codes: Vec<u8> = (0..shape.weights()).map(|_| random.below(3) as u8).collect();
                 let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
-                let file = to_file_codes(&codes);
+                let file = i2_s::encode(&codes);
                 all.extend(codes);
-                PackedMatrix::pack(&file, shape, 1.0, layout, buffer, &pool).unwrap().unwrap()
+                let file = Codes::i2_s(&file, shape);
+                PackedMatrix::pack(file, 1.0, layout, buffer, &pool).unwrap().unwrap()
             };
             let parts = [rows - rows / 3, rows / 3].map(pack).into();
             (Job::new(parts, decode, prefill).unwrap(), all)

@@ -5,7 +5,6 @@
 //! Nothing is run, so every built-in kernel is looked at, whatever this CPU is; and, where there is a
 //! compiler, one of each kind that is made on the host alone, for columns of its own. Kernels for ARM
 //! are not: the disassembler reads x86 only. Their loops were read with `objdump` when they were written.
-#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::LazyLock;
@@ -16,6 +15,7 @@ use bitnet_kernels::{ATTENTION, HEADS, LINES, SKETCHES, TERNARY, abi};
 use bitnet_profiles::{
     Format, GatherLayout, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, Shape, SketchFormat,
 };
+use bitnet_trials::{Need, Suite, Tested, suite};
 use bitnet_tuner::compile::{Toolchain, Workplace};
 use iced_x86::{
     Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, Register,
@@ -124,11 +124,8 @@ static MADE: LazyLock<Result<Vec<Kernel>, String>> = LazyLock::new(|| {
 });
 
 /// Kernels made on the host, where there is a compiler.
-fn made() -> &'static [Kernel] {
-    MADE.as_deref().unwrap_or_else(|why| {
-        eprintln!("skipped: kernels made on the host; {why}");
-        &[]
-    })
+fn made() -> Tested<&'static [Kernel]> {
+    Need::Rustc.met(MADE.as_deref())
 }
 
 fn i2_s(id: &KernelId) -> bool {
@@ -625,14 +622,13 @@ fn check(kernel: &Kernel) -> Result<f64, String> {
     Ok(per_1000(hot.len() as f64))
 }
 
-#[test]
 fn hot_loops_hold_what_the_kernels_were_written_for() {
     hold_what_they_were_written_for(&kernels());
 }
 
-#[test]
-fn hot_loops_of_kernels_made_on_the_host_do_too() {
-    hold_what_they_were_written_for(made());
+fn hot_loops_of_kernels_made_on_the_host_do_too() -> Tested {
+    hold_what_they_were_written_for(made()?);
+    Ok(())
 }
 
 fn hold_what_they_were_written_for(kernels: &[Kernel]) {
@@ -664,14 +660,13 @@ fn hold_what_they_were_written_for(kernels: &[Kernel]) {
 /// Attention has loops for scores and for values, of f16, f32 and int8, and for fewer rows than the id
 /// says. Those that hold the most sums have nothing beside the multiply-adds but loading and
 /// widening up to 8 vectors, asking for as many ahead, broadcasts, and the loop itself.
-#[test]
 fn attention_holds_its_sums_in_registers() {
     have_sums_in_registers(&kernels());
 }
 
-#[test]
-fn attention_made_on_the_host_does_too() {
-    have_sums_in_registers(made());
+fn attention_made_on_the_host_does_too() -> Tested {
+    have_sums_in_registers(made()?);
+    Ok(())
 }
 
 fn have_sums_in_registers(kernels: &[Kernel]) {
@@ -737,14 +732,13 @@ fn have_sums_in_registers(kernels: &[Kernel]) {
 /// Kernels with a list of lines have one loop that multiplies, over the units of some lines or over
 /// the list: without a call, with the sums in registers, and with no more beside a multiplication
 /// than unpacking and the list ask for.
-#[test]
 fn lists_of_lines_are_walked_at_once() {
     walk_lists(&kernels());
 }
 
-#[test]
-fn those_made_on_the_host_are_too() {
-    walk_lists(made());
+fn those_made_on_the_host_are_too() -> Tested {
+    walk_lists(made()?);
+    Ok(())
 }
 
 fn walk_lists(kernels: &[Kernel]) {
@@ -813,7 +807,6 @@ fn unpack(id: &KernelId) -> usize {
 
 /// Scalar kernels are what the compiler makes of them; but their vocabulary must melt away. A `memset`
 /// of the C library, which is called by a pointer, is what the compiler may make of sums set to zero.
-#[test]
 fn scalar_kernels_call_nothing_in_their_loops() {
     let mut wrong = Vec::new();
     let ternary = |kernel: &&Kernel| matches!(kernel.id.op, Op::Ternary(_));
@@ -830,14 +823,13 @@ fn scalar_kernels_call_nothing_in_their_loops() {
 
 /// Two ids with the same code: a constant of the template is without effect, and one of the two
 /// kernels is tuned for nothing.
-#[test]
 fn no_two_kernels_are_the_same_code() {
     differ(&kernels());
 }
 
-#[test]
-fn no_two_kernels_made_on_the_host_are_the_same_code() {
-    differ(made());
+fn no_two_kernels_made_on_the_host_are_the_same_code() -> Tested {
+    differ(made()?);
+    Ok(())
 }
 
 fn differ(kernels: &[Kernel]) {
@@ -855,7 +847,6 @@ fn differ(kernels: &[Kernel]) {
 }
 
 /// The analysis itself, on two nested loops.
-#[test]
 fn loops_are_found() {
     let code: &[u8] = &[
         0x31, 0xc0, // 0: xor eax, eax
@@ -875,4 +866,20 @@ fn loops_are_found() {
         .map(|body| body.iter().map(|i| i.ip()).collect())
         .collect();
     assert_eq!(loops, [[4, 6, 9]]);
+}
+
+/// The tests of this file.
+pub fn tests() -> Suite {
+    suite![
+        hot_loops_hold_what_the_kernels_were_written_for,
+        hot_loops_of_kernels_made_on_the_host_do_too,
+        attention_holds_its_sums_in_registers,
+        attention_made_on_the_host_does_too,
+        lists_of_lines_are_walked_at_once,
+        those_made_on_the_host_are_too,
+        scalar_kernels_call_nothing_in_their_loops,
+        no_two_kernels_are_the_same_code,
+        no_two_kernels_made_on_the_host_are_the_same_code,
+        loops_are_found,
+    ]
 }

@@ -1,14 +1,12 @@
 //! A profile whose kernels were made on this host: the program runs them, and where they cannot be
 //! used it says so in one line and writes the same text with those that are built in.
-#![cfg(target_os = "linux")]
-
-mod program;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::program::{command, demo_model};
 use bitnet_kernels as builtin;
 use bitnet_profiles::{
     Choice, Effort, HeadFormat, Host, Isa, KernelId, KernelSpec, Model, Objective, Op, Pick,
@@ -17,7 +15,7 @@ use bitnet_profiles::{
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::kernels::cache::Cache;
 use bitnet_runtime::file::gguf::Gguf;
-use program::{command, demo_model};
+use bitnet_trials::{Need, Suite, Tested, suite};
 use serde_json::Value;
 
 /// A folder that is trusted, whatever the umask.
@@ -65,11 +63,8 @@ fn pick(kernel: KernelId) -> Pick {
 }
 
 impl Tuned {
-    fn new() -> Option<Self> {
-        if Isa::best() == Isa::Scalar {
-            eprintln!("skipped: kernels of this CPU are scalar, which are not made on the host");
-            return None;
-        }
+    fn new() -> Tested<Self> {
+        Need::vectors()?;
         let config = Config::from_gguf(&Gguf::open(demo_model()).unwrap()).unwrap();
         let of_op = |role, parts: Vec<Shape>, op: Op| Choice {
             role,
@@ -150,7 +145,7 @@ impl Tuned {
             run: Run { threads: 2, pinning: Pinning::None, huge_pages: true },
             ops,
         };
-        Some(Self { folder, profile, cache, library, source })
+        Ok(Self { folder, profile, cache, library, source })
     }
 
     /// Runs the demo model with a profile, in an environment of `variables`.
@@ -196,9 +191,8 @@ fn lines(found: &Text) -> Vec<&str> {
     found.errors.lines().filter(|line| line.contains("used") || line.contains("using")).collect()
 }
 
-#[test]
-fn kernels_made_on_the_host_serve_or_are_replaced() {
-    let Some(tuned) = Tuned::new() else { return };
+fn kernels_made_on_the_host_serve_or_are_replaced() -> Tested {
+    let tuned = Tuned::new()?;
     let profile = &tuned.profile;
     let expected = run("none", &[]);
     assert!(expected.text.len() > 20);
@@ -254,12 +248,12 @@ fn kernels_made_on_the_host_serve_or_are_replaced() {
 
     // And as it was.
     assert_kernels(profile, |pick| pick.kernel, &tuned.run_here(profile));
+    Ok(())
 }
 
 /// The self-check: of a head that errs in a sign, the model sees nothing.
-#[test]
-fn a_kernel_that_computes_something_wrong_is_replaced() {
-    let Some(tuned) = Tuned::new() else { return };
+fn a_kernel_that_computes_something_wrong_is_replaced() -> Tested {
+    let tuned = Tuned::new()?;
     let right = "out.add(t * stride + r).write(isa::f32_reduce_add(sums[r][t]));";
     assert_eq!(tuned.source.matches(right).count(), 1);
     let wrong = tuned.source.replace(right, &right.replace("isa::f32", "-isa::f32"));
@@ -272,12 +266,12 @@ fn a_kernel_that_computes_something_wrong_is_replaced() {
     assert_eq!(found.kernels["lm_head"]["decode"], head.built_in.to_string());
     let line = format!("not used: {} computed something wrong: 384 columns", head.kernel);
     assert!(lines(&found).len() == 1 && found.errors.contains(&line), "{}", found.errors);
+    Ok(())
 }
 
 /// P07: a kernel that is neither built in nor made. Each is told, as nothing else explains it.
-#[test]
-fn a_kernel_that_is_not_present_is_replaced() {
-    let Some(tuned) = Tuned::new() else { return };
+fn a_kernel_that_is_not_present_is_replaced() -> Tested {
+    let tuned = Tuned::new()?;
     let mut profile = tuned.profile.clone();
     profile.tool.library_sha256 = None;
     let found = tuned.run_here(&profile);
@@ -311,4 +305,14 @@ fn a_kernel_that_is_not_present_is_replaced() {
     assert_eq!(found.text, run("none", &[]).text);
     assert_eq!(lines(&found).len(), 1, "{}", found.errors);
     assert!(found.errors.contains("is not for f16, using the default"), "{}", found.errors);
+    Ok(())
+}
+
+/// The tests of this file.
+pub fn tests() -> Suite {
+    suite![
+        kernels_made_on_the_host_serve_or_are_replaced,
+        a_kernel_that_computes_something_wrong_is_replaced,
+        a_kernel_that_is_not_present_is_replaced,
+    ]
 }

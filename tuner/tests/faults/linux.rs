@@ -1,5 +1,4 @@
 //! What goes wrong while tuning: faults T01 to T16, one test each. T16 is in `choose.rs`.
-#![cfg(target_os = "linux")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use bitnet_profiles::{Effort, Isa, KernelId, Objective, Op, Profile, Role, Shape};
 use bitnet_runtime::cpu::kernels::cache::Cache;
 use bitnet_runtime::file::gguf::Gguf;
+use bitnet_trials::{Lacking, Need, Suite, Tested, suite};
 use bitnet_tuner::choose::defaults;
 use bitnet_tuner::compile::{Compiler, Toolchain, Workplace};
 use bitnet_tuner::measure::{Comparison, Measurements, SparseMeasurements, Speed, Why};
@@ -293,21 +293,17 @@ fn killed_while_writing(shares: impl Iterator<Item = f64>) {
     assert!(!place.journal().exists());
 }
 
-#[test]
 fn t01_a_run_killed_while_it_measures_leaves_the_old_profile() {
     let _machine = shared();
     // Before the header, in the middle of it, in that of the first tournament, of the third.
     killed_while_measuring(3, [0, 70, 1000, 4000].into_iter());
 }
 
-#[test]
 fn t01_a_run_killed_while_it_writes_leaves_the_old_profile() {
     let _machine = shared();
     killed_while_writing([0.1, 0.5, 0.9].into_iter());
 }
 
-#[test]
-#[ignore = "slow: 200 runs"]
 fn t01_a_run_killed_at_200_points_leaves_the_old_profile() {
     let _machine = shared();
     killed_while_measuring(10, (0..100).map(|n| 50 * n));
@@ -324,7 +320,6 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     (reader, writer)
 }
 
-#[test]
 fn t01_a_run_killed_after_writing_leaves_the_new_profile() {
     let _machine = shared();
     let place = Place::new();
@@ -344,7 +339,6 @@ fn t01_a_run_killed_after_writing_leaves_the_new_profile() {
     );
 }
 
-#[test]
 fn t02_a_stopped_run_can_be_gone_on_with() {
     let _machine = shared();
     let place = Place::new();
@@ -448,19 +442,8 @@ impl Compiling {
     }
 }
 
-fn has_made_kernels() -> bool {
-    let has = Isa::best() != Isa::Scalar;
-    if !has {
-        eprintln!("skipped: kernels made on the host; this CPU has no vectors");
-    }
-    has
-}
-
-#[test]
-fn t02_a_run_that_is_stopped_while_it_compiles_leaves_nothing() {
-    if !has_made_kernels() {
-        return;
-    }
+fn t02_a_run_that_is_stopped_while_it_compiles_leaves_nothing() -> Tested {
+    Need::vectors()?;
     let _machine = shared();
     let run = Compiling::new();
     for (number, to_all) in [(Signal::INT, true), (Signal::TERM, false)] {
@@ -479,9 +462,9 @@ fn t02_a_run_that_is_stopped_while_it_compiles_leaves_nothing() {
         run.left_nothing();
         assert_eq!(run.cached(), [""; 0]);
     }
+    Ok(())
 }
 
-#[test]
 fn t02_a_check_that_is_stopped_leaves_nothing() {
     let _machine = shared();
     let place = Place::new();
@@ -511,11 +494,8 @@ fn t02_a_check_that_is_stopped_leaves_nothing() {
 }
 
 /// What a compiler and a killed run leave is gone after the next run, unless somebody needs it.
-#[test]
-fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() {
-    if !has_made_kernels() {
-        return;
-    }
+fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() -> Tested {
+    Need::vectors()?;
     let _machine = shared();
     let run = Compiling::new();
     let (mut killed, compiler) = run.start();
@@ -550,9 +530,9 @@ fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() {
     are_gone(&compiler);
     run.left_nothing();
     assert_eq!(run.cached(), [""; 0]);
+    Ok(())
 }
 
-#[test]
 fn t03_a_full_disk_leaves_the_old_profile() {
     let _machine = shared();
     let place = Place::new();
@@ -579,7 +559,6 @@ fn t03_a_full_disk_leaves_the_old_profile() {
     Profile::load(&place.out).unwrap();
 }
 
-#[test]
 fn t04_a_folder_that_is_read_only_is_refused_at_once() {
     /// The number that no account has rights by.
     const NOBODY: u32 = 65_534;
@@ -618,7 +597,6 @@ fn t04_a_folder_that_is_read_only_is_refused_at_once() {
     assert_eq!(place.names().len(), 1);
 }
 
-#[test]
 fn t05_of_two_runs_for_one_output_the_second_is_refused() {
     let _machine = shared();
     let place = Place::new();
@@ -718,8 +696,7 @@ fn options(compiler: Result<Arc<dyn Compiler>, String>, cache: &Path) -> Options
 /// Seconds for a run that is to come to its end, until one does: a quiet machine takes the first.
 const BUDGETS: [u64; 6] = [4, 16, 64, 256, 1024, 4096];
 
-/// What a run with one kernel of each fault found, and the lines it said; nothing where no kernels
-/// can be made.
+/// What a run with one kernel of each fault found, and the lines it said.
 struct Sabotaged {
     culprits: Vec<KernelId>,
     measurements: Measurements,
@@ -727,8 +704,9 @@ struct Sabotaged {
     lines: Vec<String>,
 }
 
-static SABOTAGED: LazyLock<Result<Sabotaged, String>> = LazyLock::new(|| {
-    let toolchain = Toolchain::find(Workplace::default()).map_err(|e| e.to_string())?;
+static SABOTAGED: LazyLock<Tested<Sabotaged>> = LazyLock::new(|| {
+    Need::vectors()?;
+    let toolchain = Need::Rustc.met(Toolchain::find(Workplace::default()))?;
     let model = model();
     let shapes = model.jobs.iter().map(|job| job.parts[0]);
     let isas = || Isa::ALL.iter().copied().filter(|isa| *isa != Isa::Scalar && isa.is_supported());
@@ -741,9 +719,7 @@ static SABOTAGED: LazyLock<Result<Sabotaged, String>> = LazyLock::new(|| {
     let planned: BTreeSet<KernelId> = planned.copied().collect();
     // Neighbours in the alphabet, so that the faults meet.
     let culprits: Vec<KernelId> = planned.into_iter().take(FAULTS.len()).collect();
-    if culprits.len() < FAULTS.len() {
-        return Err("this CPU has no ISA that kernels are made for".into());
-    }
+    assert_eq!(culprits.len(), FAULTS.len());
     let cache = tempfile::tempdir().unwrap();
     let saboteur = Saboteur { toolchain, culprits: culprits.clone() };
     let mut options = options(Ok(Arc::new(saboteur)), &cache.path().join("kernels"));
@@ -760,12 +736,10 @@ static SABOTAGED: LazyLock<Result<Sabotaged, String>> = LazyLock::new(|| {
 });
 
 /// That the kernel with one of the faults was found out, and cost itself alone.
-fn is_contained(fault: usize) {
+fn is_contained(fault: usize) -> Tested {
     let _machine = shared();
-    let Sabotaged { culprits, measurements, profile, lines } = match &*SABOTAGED {
-        Ok(sabotaged) => sabotaged,
-        Err(why) => return eprintln!("skipped: {why}"),
-    };
+    let Sabotaged { culprits, measurements, profile, lines } =
+        SABOTAGED.as_ref().map_err(Lacking::clone)?;
     let (why, found, _) = FAULTS[fault];
     let culprit = culprits[fault];
     let excluded = &measurements.excluded;
@@ -787,30 +761,26 @@ fn is_contained(fault: usize) {
     let text = fs::read_to_string(file.path()).unwrap();
     assert!(!text.contains(&culprit.to_string()), "{culprit}");
     assert!(profile.check_isa(|isa| isa.is_supported()).is_ok());
+    Ok(())
 }
 
-#[test]
-fn t06_a_kernel_with_wrong_results_is_left_out() {
-    is_contained(0);
+fn t06_a_kernel_with_wrong_results_is_left_out() -> Tested {
+    is_contained(0)
 }
 
-#[test]
-fn t07_an_illegal_instruction_costs_its_kernel_alone() {
-    is_contained(1);
+fn t07_an_illegal_instruction_costs_its_kernel_alone() -> Tested {
+    is_contained(1)
 }
 
-#[test]
-fn t07_a_segmentation_fault_costs_its_kernel_alone() {
-    is_contained(2);
+fn t07_a_segmentation_fault_costs_its_kernel_alone() -> Tested {
+    is_contained(2)
 }
 
-#[test]
-fn t08_a_kernel_that_hangs_costs_itself_alone() {
-    is_contained(3);
+fn t08_a_kernel_that_hangs_costs_itself_alone() -> Tested {
+    is_contained(3)
 }
 
 /// Activation sparsity is measured, kept in the journal and not measured again.
-#[test]
 fn what_skips_is_part_of_a_run_that_is_gone_on_with() {
     let _machine = shared();
     let folder = tempfile::tempdir().unwrap();
@@ -874,7 +844,6 @@ fn what_skips_is_part_of_a_run_that_is_gone_on_with() {
     }
 }
 
-#[test]
 fn t10_a_worker_that_is_paused_or_loses_cpus_does_not_hang() {
     let _machine = shared();
     let place = Place::new();
@@ -902,7 +871,6 @@ fn t10_a_worker_that_is_paused_or_loses_cpus_does_not_hang() {
     Profile::load(&place.out).unwrap();
 }
 
-#[test]
 fn t11_too_little_memory_is_one_line() {
     let _machine = shared();
     let place = Place::new();
@@ -940,7 +908,6 @@ fn t11_too_little_memory_is_one_line() {
 }
 
 /// What the system does when memory runs out.
-#[test]
 fn t11_a_killed_worker_is_no_kernel_s_fault() {
     let _machine = shared();
     let place = Place::new();
@@ -954,7 +921,6 @@ fn t11_a_killed_worker_is_no_kernel_s_fault() {
 
 /// The budget is one of time; what a run does in it is counted in the time of its CPU, to which
 /// neighbours add nothing and a slow machine little.
-#[test]
 fn t13_the_budget_is_kept() {
     // Alone, since the system counts what all children of this process take.
     let _machine = MACHINE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -979,7 +945,6 @@ fn seconds_of_children() -> f64 {
     ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
-#[test]
 fn t14_a_truncated_model_is_refused_before_measuring() {
     let _machine = shared();
     let place = Place::new();
@@ -1004,7 +969,6 @@ fn comparison(decode: f64, prefill: f64, half_width: f64) -> Comparison {
     Comparison { decode: speed(decode), prefill: speed(prefill), loads: 5, limit_gb_per_s: 50.0 }
 }
 
-#[test]
 fn t15_a_profile_that_loses_is_told_from_noise() {
     use Objective::{Balanced, Decode, Prefill};
     for (decode, prefill, half_width, objective, is_slower) in [
@@ -1024,7 +988,6 @@ fn t15_a_profile_that_loses_is_told_from_noise() {
 }
 
 /// A worker that finds the profile half as fast, whatever it is.
-#[test]
 fn t15_what_is_slower_on_the_model_does_not_stay() {
     let _machine = shared();
     let folder = tempfile::tempdir().unwrap();
@@ -1054,4 +1017,38 @@ fn t15_what_is_slower_on_the_model_does_not_stay() {
         }
     }
     assert_eq!(tuned.profile.run.threads, 1);
+}
+
+/// The tests of this file.
+pub fn tests() -> Suite {
+    let mut suite = suite![
+        t01_a_run_killed_while_it_measures_leaves_the_old_profile,
+        t01_a_run_killed_while_it_writes_leaves_the_old_profile,
+        t01_a_run_killed_after_writing_leaves_the_new_profile,
+        t02_a_stopped_run_can_be_gone_on_with,
+        t02_a_run_that_is_stopped_while_it_compiles_leaves_nothing,
+        t02_a_check_that_is_stopped_leaves_nothing,
+        t01_what_a_run_left_that_was_killed_while_it_compiled_goes,
+        t03_a_full_disk_leaves_the_old_profile,
+        t04_a_folder_that_is_read_only_is_refused_at_once,
+        t05_of_two_runs_for_one_output_the_second_is_refused,
+        t06_a_kernel_with_wrong_results_is_left_out,
+        t07_an_illegal_instruction_costs_its_kernel_alone,
+        t07_a_segmentation_fault_costs_its_kernel_alone,
+        t08_a_kernel_that_hangs_costs_itself_alone,
+        what_skips_is_part_of_a_run_that_is_gone_on_with,
+        t10_a_worker_that_is_paused_or_loses_cpus_does_not_hang,
+        t11_too_little_memory_is_one_line,
+        t11_a_killed_worker_is_no_kernel_s_fault,
+        t13_the_budget_is_kept,
+        t14_a_truncated_model_is_refused_before_measuring,
+        t15_a_profile_that_loses_is_told_from_noise,
+        t15_what_is_slower_on_the_model_does_not_stay,
+    ];
+    suite.add_ignored(
+        "slow: 200 runs of a second or two, five minutes",
+        "t01_a_run_killed_at_200_points_leaves_the_old_profile",
+        t01_a_run_killed_at_200_points_leaves_the_old_profile,
+    );
+    suite
 }

@@ -1,6 +1,5 @@
 //! Kernels made on the host: they are generated, compiled, kept, loaded, and compute what the
 //! built-in ones do. What is damaged, foreign or open to others is refused with its reason.
-#![cfg(target_os = "linux")]
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -16,6 +15,7 @@ use bitnet_runtime::cpu::kernels::cache::Cache;
 use bitnet_runtime::cpu::kernels::verify::{self, Oracle};
 use bitnet_runtime::cpu::kernels::{Kernel, Library, Unusable};
 use bitnet_runtime::cpu::threads::Pool;
+use bitnet_trials::{Need, Suite, Tested, suite};
 use bitnet_tuner::compile::{Toolchain, Workplace};
 
 /// Long enough for a busy machine.
@@ -56,19 +56,8 @@ fn library() -> &'static [u8] {
     LIBRARY.get_or_init(|| toolchain().compile(&ids(), LIMIT).unwrap())
 }
 
-fn skipped() -> bool {
-    let skipped = Isa::best() == Isa::Scalar;
-    if skipped {
-        eprintln!("skipped: kernels of this CPU are scalar, which are not made on the host");
-    }
-    skipped
-}
-
-#[test]
-fn a_library_computes_what_is_built_in() {
-    if skipped() {
-        return;
-    }
+fn a_library_computes_what_is_built_in() -> Tested {
+    Need::vectors()?;
     let folder = private_folder();
     let cache = Cache::at(folder.path().join("bitnet/kernels"));
     let sha256 = cache.store(library()).unwrap();
@@ -99,15 +88,14 @@ fn a_library_computes_what_is_built_in() {
     for kernel in loaded.lines() {
         assert_eq!(verify::lines(kernel, COLS).unwrap(), None);
     }
+    Ok(())
 }
 
-#[test]
-fn the_same_ids_give_the_same_bytes() {
-    if skipped() {
-        return;
-    }
+fn the_same_ids_give_the_same_bytes() -> Tested {
+    Need::vectors()?;
     assert!(toolchain().compile(&ids(), LIMIT).unwrap() == library());
     assert!(toolchain().compile(&ids()[1..], LIMIT).unwrap() != library());
+    Ok(())
 }
 
 /// A cache in a folder of its own, and what is in it.
@@ -152,7 +140,6 @@ fn mode(path: &Path, mode: u32) {
 const BYTES: &[u8] = &[7; 5000];
 
 /// C01, C02: what was cut short or changed has another hash.
-#[test]
 fn damaged_content_is_refused() {
     let stored = Stored::new(BYTES);
     stored.open().unwrap();
@@ -179,11 +166,8 @@ fn damaged_content_is_refused() {
 }
 
 /// C03: of another ABI, of other templates. C04: for a better CPU. And what has no valid id.
-#[test]
-fn a_library_for_another_program_or_cpu_is_refused() {
-    if skipped() {
-        return;
-    }
+fn a_library_for_another_program_or_cpu_is_refused() -> Tested {
+    Need::vectors()?;
     let at = |needle: &[u8]| library().windows(needle.len()).position(|w| w == needle).unwrap();
     let with = |at: usize, bytes: &[u8]| {
         let mut changed = library().to_vec();
@@ -219,10 +203,10 @@ fn a_library_for_another_program_or_cpu_is_refused() {
     renamed[symbol] = b'X';
     let reason = one_line(&Stored::new(&renamed).load(Isa::best()).unwrap_err());
     assert!(reason.contains("BITNET_KERNELS_HEADER"), "{reason}");
+    Ok(())
 }
 
 /// C05: where others may write, nothing is trusted. A sticky folder such as /tmp is no harm.
-#[test]
 fn folders_and_files_open_to_others_are_refused() {
     let stored = Stored::new(BYTES);
     let (top, folder, file) = (stored.folder.path(), stored.cache.folder(), &stored.path());
@@ -250,15 +234,11 @@ fn folders_and_files_open_to_others_are_refused() {
 }
 
 /// C06
-#[test]
-fn what_belongs_to_another_user_is_refused() {
+fn what_belongs_to_another_user_is_refused() -> Tested {
     let stored = Stored::new(BYTES);
     let folder = stored.cache.folder();
     let own = fs::metadata(folder).map(|meta| std::os::unix::fs::MetadataExt::uid(&meta)).unwrap();
-    if chown(folder, Some(own + 4242), None).is_err() {
-        eprintln!("skipped: only root gives folders away");
-        return;
-    }
+    Need::Root.met(chown(folder, Some(own + 4242), None))?;
     chown(folder, Some(own), None).unwrap();
     for path in [folder, &stored.path(), folder.parent().unwrap()] {
         chown(path, Some(own + 4242), None).unwrap();
@@ -267,10 +247,10 @@ fn what_belongs_to_another_user_is_refused() {
         chown(path, Some(own), None).unwrap();
         stored.open().unwrap();
     }
+    Ok(())
 }
 
 /// C07: neither the folder nor the file is a link, or anything but a folder and a file.
-#[test]
 fn links_and_pipes_are_refused() {
     let stored = Stored::new(BYTES);
     let (folder, file) = (stored.cache.folder(), stored.path());
@@ -309,7 +289,6 @@ fn links_and_pipes_are_refused() {
 }
 
 /// C09: many who store the same and other things at once.
-#[test]
 fn writers_do_not_disturb_each_other() {
     let folder = private_folder();
     let cache = Cache::at(folder.path().join("bitnet/kernels"));
@@ -340,7 +319,6 @@ fn used(path: &Path, seconds_ago: u64) {
     fs::File::open(path).unwrap().set_modified(time).unwrap();
 }
 
-#[test]
 fn libraries_that_nobody_has_used_for_long_go() {
     let folder = private_folder();
     let cache = Cache::at(folder.path().join("bitnet/kernels"));
@@ -380,7 +358,6 @@ fn libraries_that_nobody_has_used_for_long_go() {
 }
 
 /// What is kept while a process lives goes with it: by itself, or when the next one begins.
-#[test]
 fn what_killed_processes_left_in_a_cache_goes_and_nothing_else() {
     let folder = private_folder();
     let cache = Cache::at(folder.path().join("bitnet/kernels"));
@@ -452,11 +429,8 @@ fn what_killed_processes_left_in_a_cache_goes_and_nothing_else() {
 
 /// C11: what was checked is what is loaded, whatever the file has become. And the loader never takes
 /// one library for another.
-#[test]
-fn a_file_swapped_after_the_check_changes_nothing() {
-    if skipped() {
-        return;
-    }
+fn a_file_swapped_after_the_check_changes_nothing() -> Tested {
+    Need::vectors()?;
     let few = toolchain().compile(&ids()[..1], LIMIT).unwrap();
     let stored = Stored::new(library());
     let checked = stored.cache.open(&stored.sha256).unwrap();
@@ -470,10 +444,10 @@ fn a_file_swapped_after_the_check_changes_nothing() {
     assert_eq!(of(&Stored::new(&few).load(Isa::best()).unwrap()), 1);
     assert_eq!(of(&Library::load(&checked, Isa::best()).unwrap()), ids().len());
     assert_eq!(of(&loaded), ids().len());
+    Ok(())
 }
 
 /// C12
-#[test]
 fn without_a_home_there_is_no_cache() {
     assert!(matches!(Cache::of_user(|_| None), Err(Unusable::NoFolder)));
     let relative = |name: &str| (name == "HOME").then(|| "home".into());
@@ -489,72 +463,73 @@ fn without_a_home_there_is_no_cache() {
 }
 
 /// Runs a test of this file that is ignored in the ordinary run, by a shell script that ends with
-/// `"$@"`; says why where it cannot.
-fn in_shell(script: &str, test: &str) -> bool {
+/// `"$@"`, or with status 77 where there are no mount namespaces.
+fn in_shell(script: &str, test: &str) -> Tested {
     let output = Command::new("sh")
         .args(["-c", script, "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", test])
+        .args(["--ignored", "--exact", test])
         .output()
         .unwrap();
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|x| String::from_utf8_lossy(x));
-    if output.status.code() == Some(77) {
-        eprintln!("skipped: {test}: {}", stderr.trim());
-        return false;
-    }
+    let mounted = if output.status.code() == Some(77) { Err(stderr.trim()) } else { Ok(()) };
+    Need::Mounts.met(mounted)?;
     assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
-    true
+    Ok(())
 }
 
-/// C08, C10 and C12 on file systems of their own, which nobody else sees.
-#[test]
-fn file_systems_that_are_noexec_full_or_read_only() {
+/// Runs a test on a file system of its own, which nobody else sees.
+fn mounted(options: &str, test: &str) -> Tested {
     let folder = private_folder();
     let path = folder.path().to_str().unwrap();
-    let mount = |options: &str| {
-        format!(
-            "unshare --mount true 2>/dev/null || {{ echo 'no mount namespaces here' >&2; exit 77; }}; \
-             exec unshare --mount sh -c 'mount -t tmpfs -o mode=700,{options} none {path} || \
-             exit 77; export BITNET_TEST_FOLDER={path}; exec \"$@\"' sh \"$@\""
-        )
-    };
-    in_shell(&mount("noexec"), "on_a_noexec_mount");
-    in_shell(&mount("size=64k"), "on_a_full_disk");
-    in_shell(&mount("ro"), "on_a_read_only_mount");
+    let script = format!(
+        "unshare --mount true 2>/dev/null || {{ echo 'no mount namespaces here' >&2; exit 77; }}; \
+         exec unshare --mount sh -c 'mount -t tmpfs -o mode=700,{options} none {path} || \
+         exit 77; export BITNET_TEST_FOLDER={path}; exec \"$@\"' sh \"$@\""
+    );
+    in_shell(&script, test)
+}
+
+/// C08
+fn a_file_system_that_is_noexec() -> Tested {
+    mounted("noexec", "on_a_noexec_mount")
+}
+
+/// C10
+fn a_file_system_that_is_full() -> Tested {
+    mounted("size=64k", "on_a_full_disk")
+}
+
+/// C12
+fn a_file_system_that_is_read_only() -> Tested {
+    mounted("ro", "on_a_read_only_mount")
 }
 
 /// C10 without a file system of its own.
-#[test]
 fn a_limit_on_the_size_of_files_is_a_full_disk() {
     let folder = private_folder();
     let path = folder.path().to_str().unwrap();
     // 16 KiB; the signal is ignored, so that writing fails.
     let script =
         format!("trap '' XFSZ; ulimit -f 32; export BITNET_TEST_FOLDER={path}; exec \"$@\"");
-    assert!(in_shell(&script, "on_a_full_disk"));
+    assert_eq!(in_shell(&script, "on_a_full_disk"), Ok(()));
 }
 
 /// A cache where the test that runs this one wants it.
-fn test_cache() -> Option<Cache> {
-    let Some(folder) = std::env::var_os("BITNET_TEST_FOLDER") else {
-        eprintln!("skipped: another test runs this, in an environment of its own");
-        return None;
-    };
-    Some(Cache::at(Path::new(&folder).join("bitnet/kernels")))
+fn test_cache() -> Cache {
+    let folder =
+        std::env::var_os("BITNET_TEST_FOLDER").expect("set by the test that runs this one");
+    Cache::at(Path::new(&folder).join("bitnet/kernels"))
 }
 
-#[test]
-#[ignore = "run by another test, in an environment of its own"]
 fn on_a_noexec_mount() {
-    let Some(cache) = test_cache() else { return };
+    let cache = test_cache();
     let reason = one_line(&cache.store(BYTES).unwrap_err());
     assert!(reason.contains("mounted noexec; set XDG_CACHE_HOME"), "{reason}");
 }
 
-#[test]
-#[ignore = "run by another test, in an environment of its own"]
 fn on_a_full_disk() {
-    let Some(cache) = test_cache() else { return };
+    let cache = test_cache();
     let sha256 = cache.store(BYTES).unwrap();
     let reason = one_line(&cache.store(&[1; 100_000]).unwrap_err());
     assert!(reason.contains("cannot write"), "{reason}");
@@ -563,10 +538,35 @@ fn on_a_full_disk() {
     cache.open(&sha256).unwrap();
 }
 
-#[test]
-#[ignore = "run by another test, in an environment of its own"]
 fn on_a_read_only_mount() {
-    let Some(cache) = test_cache() else { return };
+    let cache = test_cache();
     let reason = one_line(&cache.store(BYTES).unwrap_err());
     assert!(reason.contains("cannot create"), "{reason}");
+}
+
+/// The tests of this file.
+pub fn tests() -> Suite {
+    let mut suite = suite![
+        a_library_computes_what_is_built_in,
+        the_same_ids_give_the_same_bytes,
+        damaged_content_is_refused,
+        a_library_for_another_program_or_cpu_is_refused,
+        folders_and_files_open_to_others_are_refused,
+        what_belongs_to_another_user_is_refused,
+        links_and_pipes_are_refused,
+        writers_do_not_disturb_each_other,
+        libraries_that_nobody_has_used_for_long_go,
+        what_killed_processes_left_in_a_cache_goes_and_nothing_else,
+        a_file_swapped_after_the_check_changes_nothing,
+        without_a_home_there_is_no_cache,
+        a_file_system_that_is_noexec,
+        a_file_system_that_is_full,
+        a_file_system_that_is_read_only,
+        a_limit_on_the_size_of_files_is_a_full_disk,
+    ];
+    let why = "run by another test, in an environment of its own";
+    suite.add_ignored(why, "on_a_noexec_mount", on_a_noexec_mount);
+    suite.add_ignored(why, "on_a_full_disk", on_a_full_disk);
+    suite.add_ignored(why, "on_a_read_only_mount", on_a_read_only_mount);
+    suite
 }

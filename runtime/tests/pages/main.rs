@@ -1,0 +1,13 @@
+//! The pages of buffers and weights.
+
+use std::process::ExitCode;
+
+#[cfg(target_os = "linux")]
+mod linux;
+
+fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::tests().run();
+    #[cfg(not(target_os = "linux"))]
+    bitnet_trials::Suite::default().run()
+}

@@ -1,0 +1,13 @@
+//! Kernels made on the host, from the generator to the loader.
+
+use std::process::ExitCode;
+
+#[cfg(target_os = "linux")]
+mod linux;
+
+fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::tests().run();
+    #[cfg(not(target_os = "linux"))]
+    bitnet_trials::Suite::default().run()
+}
