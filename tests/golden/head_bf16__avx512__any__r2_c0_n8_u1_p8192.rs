@@ -3,7 +3,7 @@
 pub mod head_bf16__avx512__any__r2_c0_n8_u1_p8192 {
     //! The lm_head in F32, F16 or BF16: logits of consecutive rows, straight from the file's blocks.
     //!
-    //! Each logit is a dot product over 16 virtual lanes (`numerics::dot_f16_row` and its siblings),
+    //! Each logit is a dot product over 16 virtual lanes (`formats/float.rs` in the runtime),
     //! which is one chain of fused multiply-adds; several rows at once keep the adders busy, and share
     //! the loads of the activations, as several activation rows share those of the weights.
 

@@ -5,7 +5,7 @@ pub mod head_q4_0__neondot__any__r1_c0_n8_u1_p0 {
     //!
     //! Activations are quantised per block of 32 to int8. Each block of weights gives one exact int32,
     //! and block `b` adds `(weight scale * activation scale) * int` to virtual lane `b % 16`, fused
-    //! (`numerics::dot_q6_k_row` and its siblings). So 16 blocks, 512 weights, fill the lanes once.
+    //! (`formats/q6_k.rs` in the runtime, and its siblings). So 16 blocks, 512 weights, fill the lanes once.
     //!
     //! Byte products leave 4 sums for every 16 weights, a 128-bit lane. `i32_sum_quads` adds them up
     //! for 4 vectors at once and puts the sum of sub-block `L` of vector `i` at `4 L + i`; scales of
