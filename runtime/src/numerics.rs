@@ -71,7 +71,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     dot_with(a, |i| b[i])
 }
 
-/// As [`dot`], with `b(i)` for `b[i]`.
+/// Dot product as in [`dot`], with `b(i)` for `b[i]`.
 #[inline]
 pub(crate) fn dot_with(a: &[f32], b: impl Fn(usize) -> f32) -> f32 {
     accumulate(a.len(), |i, acc| a[i].mul_add(b(i), acc))

@@ -104,14 +104,14 @@ pub struct Format {
 /// Way of reading the weights of a format.
 #[derive(Debug)]
 pub enum Reader {
-    /// Not at all: a model that needs such a tensor is refused.
+    /// None: a model that needs such a tensor is refused.
     None {
         /// True if its weights are ternary.
         ternary: bool,
     },
-    /// As rows of floats.
+    /// Reads rows of floats.
     Rows(Rows),
-    /// As ternary codes.
+    /// Reads ternary codes.
     Ternary(Ternary),
 }
 
