@@ -62,11 +62,11 @@ pub enum Error {
     /// The CPU lacks a feature that was asked for.
     #[error("{item}: found {found}, expected {expected}")]
     Cpu {
-        /// What asked for the feature.
+        /// The option or setting that asked for the feature.
         item: String,
-        /// What this CPU offers.
+        /// The value found.
         found: String,
-        /// What is needed, and what to do.
+        /// The values allowed, and what to do.
         expected: String,
     },
 
@@ -75,7 +75,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was attempted, as a verb: `open`, `read`, `write`.
+        /// The attempted action, as a verb: `open`, `read`, `write`.
         action: &'static str,
         /// The operating system's answer.
         source: io::Error,
@@ -83,7 +83,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The process exit code of this error: 1 runtime, 2 usage, 3 bad model, 4 bad profile,
+    /// Returns the process exit code of this error: 1 runtime, 2 usage, 3 bad model, 4 bad profile,
     /// 5 CPU lacks a feature, 6 I/O.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -97,7 +97,7 @@ impl Error {
         }
     }
 
-    /// Why a profile's file is refused, and the command that makes another.
+    /// Makes the error of a refused profile: the reason, and the command that makes another.
     pub fn profile(path: &Path, error: ProfileError) -> Self {
         match error {
             ProfileError::Io { path, action, source } => {
@@ -111,7 +111,7 @@ impl Error {
         }
     }
 
-    /// A [`Error::Model`] from anything printable.
+    /// Makes an [`Error::Model`] from anything printable.
     pub fn model(
         path: &Path,
         item: impl Display,
@@ -126,7 +126,7 @@ impl Error {
         }
     }
 
-    /// A [`Error::Usage`] from anything printable.
+    /// Makes an [`Error::Usage`] from anything printable.
     pub fn usage(item: impl Display, found: impl Display, expected: impl Display) -> Self {
         Error::Usage {
             item: item.to_string(),
@@ -135,12 +135,12 @@ impl Error {
         }
     }
 
-    /// A [`Error::Io`]; `action` is a verb such as `open`.
+    /// Makes an [`Error::Io`]; `action` is a verb such as `open`.
     pub fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
         Error::Io { path: path.to_path_buf(), action, source }
     }
 
-    /// Whether the reader of a pipe we write to has gone (`bitnet-run ... | head`): not an error
+    /// True if the reader of a pipe we write to has gone (`bitnet-run ... | head`): not an error
     /// worth a message.
     #[must_use]
     pub fn is_broken_pipe(&self) -> bool {

@@ -1,5 +1,4 @@
-//! The one float arithmetic: every float operation of the forward pass, defined once, in scalar
-//! code.
+//! The float arithmetic of the forward pass: every operation defined once, in scalar code.
 //!
 //! Each vector kernel equals the function here bit for bit (`to_bits`), so that text never depends
 //! on the CPU, the profile, the number of threads or the batch. To make that possible every
@@ -72,7 +71,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     dot_with(a, |i| b[i])
 }
 
-/// As [`dot`], with `b(i)` for `b[i]`.
+/// Dot product as in [`dot`], with `b(i)` for `b[i]`.
 #[inline]
 pub(crate) fn dot_with(a: &[f32], b: impl Fn(usize) -> f32) -> f32 {
     accumulate(a.len(), |i, acc| a[i].mul_add(b(i), acc))
@@ -195,39 +194,42 @@ pub fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Writes the numbers of the elements above 0, in order, and gives how many they are. NaN is none.
+/// Writes the indices of the elements above 0, in order, and returns their number. NaN does not
+/// count.
 pub fn list_positive(x: &[f32], list: &mut [u32]) -> usize {
     let positive = x.iter().zip(0..).filter(|(v, _)| **v > 0.0);
     list.iter_mut().zip(positive).map(|(number, (_, i))| *number = i).count()
 }
 
-/// Writes the numbers of the elements other than 0, in order, the elements beside them, and gives
-/// how many they are.
+/// Writes the indices of the elements other than 0, in order, and beside them the elements, and
+/// returns their number.
 pub fn list_nonzero(q: &[i8], list: &mut [u32], values: &mut [i8]) -> usize {
     let nonzero = q.iter().zip(0..).filter(|(q, _)| **q != 0);
     let out = list.iter_mut().zip(values);
     out.zip(nonzero).map(|((number, value), (&q, i))| (*number, *value) = (i, q)).count()
 }
 
-/// What the logit of a row is to reach, and by how much its estimate may be too small.
+/// Bound that the logits of rows are compared with, and the error terms of their estimates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reach {
-    /// What the row's residual is multiplied with.
+    /// Factor of the row's residual.
     pub norm: f32,
-    /// What is added to that.
+    /// Added to this product.
     pub slack: f32,
-    /// What is to be reached, a number.
+    /// The bound, a number.
     pub least: f32,
 }
 
-/// Whether a logit that is at most `upper` may be as large as `least`; of no bound it may.
+/// True if a logit that is at most `upper` may be as large as `least`; a NaN is no bound, so it
+/// may.
 #[must_use]
 pub fn reaches(upper: f32, least: f32) -> bool {
     upper >= least || upper.is_nan()
 }
 
-/// Writes the numbers of the rows, of which the first is `first`, that may reach `least`, in order, and
-/// gives how many they are: those of which `estimates[i] + (residuals[i] * norm + slack)` [`reaches`] it.
+/// Writes the numbers of the rows, the first of which is `first`, that may reach `least`, in order,
+/// and returns how many they are: those for which `estimates[i] + (residuals[i] * norm + slack)`
+/// [`reaches`] it.
 pub fn list_reaching(
     (estimates, residuals): (&[f32], &[f32]),
     Reach { norm, slack, least }: Reach,
@@ -277,15 +279,15 @@ pub fn rope_norm(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// An element of the KV cache.
+/// Type of the elements of the KV cache.
 pub trait KvElement: Copy + Default {
     /// Converts a head and returns the scale of its elements.
     fn convert(x: &[f32], out: &mut [Self]) -> f32;
-    /// The exact value, without the scale.
+    /// Returns the exact value, without the scale.
     fn to_f32(self) -> f32;
 }
 
-/// To nearest, ties to even; the scale is 1.
+/// Rounds to nearest, ties to even; the scale is 1.
 impl KvElement for f16 {
     fn convert(x: &[f32], out: &mut [Self]) -> f32 {
         for (out, &x) in out.iter_mut().zip(x) {
@@ -298,7 +300,7 @@ impl KvElement for f16 {
     }
 }
 
-/// As they are; the scale is 1.
+/// Copies; the scale is 1.
 impl KvElement for f32 {
     fn convert(x: &[f32], out: &mut [Self]) -> f32 {
         out.copy_from_slice(x);
@@ -309,7 +311,7 @@ impl KvElement for f32 {
     }
 }
 
-/// Codes, made as [`quantise_activations`] makes those of a token; the scale is `1 / s`.
+/// Quantises to codes as [`quantise_activations`] does; the scale is `1 / s`.
 impl KvElement for i8 {
     fn convert(x: &[f32], out: &mut [Self]) -> f32 {
         1.0 / quantise_activations(x, out)
@@ -474,7 +476,7 @@ pub fn dot_sketch_row(
 mod tests {
     use super::*;
 
-    /// Deterministic numbers in -1..1 (splitmix64).
+    /// Returns deterministic numbers in -1..1 (splitmix64).
     fn random(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         (0..n)
@@ -520,7 +522,7 @@ mod tests {
 
     #[test]
     fn reductions_follow_the_lanes_and_the_tree() {
-        // 2^24 + 1 is not an f32: in which lane, and when, a 1 meets 2^24 decides the result.
+        // 2^24 + 1 is not an f32: the lane and the step at which a 1 meets 2^24 decide the result.
         let big = 16_777_216.0;
         let mut x = [0.0; 33];
         (x[0], x[16], x[32]) = (big, 1.0, 1.0); // one lane, in order: each 1 is lost
@@ -693,7 +695,7 @@ mod tests {
         assert_eq!((state, out), (Softmax { max: 500.0, sum: 1.0 }, [2.0]));
     }
 
-    /// Attention over chunks, as the forward pass puts it together, of elements whose scale is 1.
+    /// Computes attention over chunks as the forward pass does, of elements whose scale is 1.
     fn attention<T: KvElement>(q: &[f32], k: &[T], v: &[T], scale: f32) -> Vec<f32> {
         let d = q.len();
         let ones = vec![1.0; k.len() / d];

@@ -1,16 +1,16 @@
-//! Numbers for tests of kernels and for workloads: not for secrets, and not for sampling.
+//! Random numbers for tests of kernels and for workloads: not for secrets, and not for sampling.
 
 /// A small deterministic generator (xorshift64*): two runs see the same numbers.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// A stream of its own for every seed.
+    /// Starts the stream of a seed, a different one for each.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// A number below `n`, which is at most 2^32.
+    /// Returns a number below `n`, which is at most 2^32.
     pub fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -10,7 +10,7 @@ use crate::file::gguf::Gguf;
 /// The hyperparameters of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    /// The architecture.
+    /// Its architecture.
     pub architecture: &'static Architecture,
     /// Transformer layers.
     pub layers: usize,
@@ -28,7 +28,7 @@ pub struct Config {
     pub rope_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_base: f32,
-    /// Linear stretch of positions; 1: none.
+    /// Linear scaling of positions; 1: none.
     pub rope_scale: f32,
     /// Epsilon of every RMS norm.
     pub eps: f32,
@@ -38,11 +38,11 @@ pub struct Config {
     pub vocab: usize,
 }
 
-/// More layers than any ternary model has; a file that claims more is broken.
+/// Most layers of a model: no ternary model has as many, so a file that claims more is broken.
 const MAX_LAYERS: u32 = 1024;
 /// Positions up to which the rotary tables are accurate.
 const MAX_CONTEXT: u32 = 1 << 20;
-/// Widths and vocabularies beyond this are not read, so that products of two stay small.
+/// Largest width or vocabulary that is read, so that products of two stay small.
 const MAX_WIDTH: u32 = 1 << 24;
 
 impl Config {
@@ -175,8 +175,8 @@ impl Config {
         .into()
     }
 
-    /// The ternary matrices of a layer that a role multiplies with one input, by the names of their
-    /// tensors; none for a role that multiplies no such matrices.
+    /// Returns the ternary matrices of a layer that a role multiplies with one input, by the names
+    /// of their tensors; none for a role that multiplies no such matrices.
     #[must_use]
     pub fn matrices(&self, layer: usize, role: Role) -> Vec<(String, Shape)> {
         let jobs = self.jobs().into_iter().filter(|job| job.role == role);
@@ -193,14 +193,14 @@ impl Config {
         (0..self.layers).flat_map(layer).flat_map(|(layer, role)| self.matrices(layer, role))
     }
 
-    /// What attention is known by in a tuning profile: the query heads and the key-value heads of a
-    /// token, and the elements of each.
+    /// Returns the shapes that identify attention in a tuning profile: the query heads and the
+    /// key-value heads of a token, and the elements of each.
     #[must_use]
     pub fn attention_shapes(&self) -> [Shape; 2] {
         [self.heads, self.kv_heads].map(|heads| Shape::new(heads, self.head_dim))
     }
 
-    /// The hash that tuning profiles know these jobs by, see [`shapes_hash`].
+    /// Returns the hash that identifies these jobs in tuning profiles, see [`shapes_hash`].
     #[must_use]
     pub fn shapes_hash(&self) -> String {
         let jobs = self.jobs();
@@ -211,11 +211,11 @@ impl Config {
 /// The matrices that are multiplied with one input, as one job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobShapes {
-    /// What the job is for.
+    /// Role of the job.
     pub role: Role,
     /// Its matrices, in the order of their outputs.
     pub parts: Vec<Shape>,
-    /// Times per token that it runs: the layers, at most 1024.
+    /// Runs per token: the layers, at most 1024.
     pub count: u32,
 }
 
@@ -258,7 +258,8 @@ fn architecture(gguf: &Gguf) -> Result<&'static Architecture> {
     })
 }
 
-/// Linear position scaling. The llama family also knows others, which would change the text.
+/// Reads the factor of linear position scaling. The llama family has other kinds of scaling, which
+/// would change the text.
 fn rope_scale(gguf: &Gguf, architecture: &Architecture) -> Result<f32> {
     let key = |name: &str| format!("{}.rope.{name}", architecture.name);
     let kind_key = key("scaling.type");
@@ -277,7 +278,8 @@ fn rope_scale(gguf: &Gguf, architecture: &Architecture) -> Result<f32> {
     }
 }
 
-/// Rows of the embedding, which the key `vocab_size` and the tokenizer have to agree with.
+/// Returns the rows of the embedding, which the key `vocab_size` and the tokenizer have to agree
+/// with.
 fn vocabulary(gguf: &Gguf, architecture: &Architecture) -> Result<usize> {
     let name = architecture.tensors.embedding;
     let Some(tensor) = gguf.tensor(name) else {

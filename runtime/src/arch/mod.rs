@@ -1,15 +1,15 @@
-//! Model architectures: one value for each, of how it computes and what its tensors are called.
+//! Model architectures: one value for each, with its operations and the names of its tensors.
 //!
 //! A transformer layer is the same in all of them: attention with grouped key-value heads, then a
 //! gated feed-forward part, ternary matrices throughout, an RMS norm before either. An
-//! [`Architecture`] says in what they differ; [`config`] reads the sizes of a model from its file.
+//! [`Architecture`] holds the differences; [`config`] reads the sizes of a model from its file.
 
 pub mod config;
 
 use bitnet_profiles::Role;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// What is particular to an architecture.
+/// Properties of an architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Architecture {
     /// The value of `general.architecture`, which is also the prefix of the other keys.
@@ -18,11 +18,11 @@ pub struct Architecture {
     pub rope_pairs: RopePairs,
     /// The non-linearity of the feed-forward part.
     pub activation: Activation,
-    /// What its tensors are called.
+    /// Names of its tensors.
     pub tensors: TensorNames,
 }
 
-/// How rotary embedding pairs the elements of a head.
+/// Pairing of the elements of a head in rotary embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopePairs {
     /// Element i with i + dim / 2 (NEOX).
@@ -49,14 +49,14 @@ pub struct TensorNames {
     pub head: &'static str,
     /// The norm before the head, `[hidden]`.
     pub output_norm: &'static str,
-    /// Divisors of the rotary frequencies, `[rope_dim / 2]`, which a file may hold; none are read
-    /// without a name.
+    /// Divisors of the rotary frequencies, `[rope_dim / 2]`, optional in a file; `None`: none are
+    /// read.
     pub rope_factors: Option<&'static str>,
     /// The norm before attention, `[hidden]`.
     pub attn_norm: &'static str,
     /// q, k and v: `[q_dim][hidden]`, `[kv_dim][hidden]`, `[kv_dim][hidden]`.
     pub qkv: [&'static str; 3],
-    /// The norm before `attn_output`, `[q_dim]`; there is none without a name.
+    /// The norm before `attn_output`, `[q_dim]`; `None`: there is none.
     pub attn_sub_norm: Option<&'static str>,
     /// `[hidden][q_dim]`
     pub attn_output: [&'static str; 1],
@@ -64,13 +64,13 @@ pub struct TensorNames {
     pub ffn_norm: &'static str,
     /// gate and up: `[ffn][hidden]`, `[ffn][hidden]`.
     pub gate_up: [&'static str; 2],
-    /// The norm before `down`, `[ffn]`; there is none without a name.
+    /// The norm before `down`, `[ffn]`; `None`: there is none.
     pub ffn_sub_norm: Option<&'static str>,
     /// `[hidden][ffn]`
     pub down: [&'static str; 1],
 }
 
-/// The names that llama.cpp gives, with sub-norms and without factors of rotary frequencies.
+/// llama.cpp's names, with sub-norms and without factors of rotary frequencies.
 const NAMES: TensorNames = TensorNames {
     embedding: EMBEDDING,
     head: HEAD,
@@ -86,9 +86,9 @@ const NAMES: TensorNames = TensorNames {
     down: ["ffn_down"],
 };
 
-/// The embedding in files of any architecture.
+/// Name of the embedding in files of any architecture.
 pub const EMBEDDING: &str = "token_embd.weight";
-/// The head in files of any architecture, unless it is the embedding.
+/// Name of the head in files of any architecture; a file without it uses the embedding.
 pub const HEAD: &str = "output.weight";
 
 /// microsoft/BitNet-b1.58-2B-4T.
@@ -131,26 +131,26 @@ pub static LLAMA: Architecture = Architecture {
 /// All architectures that this runtime runs.
 pub static ARCHITECTURES: [&Architecture; 4] = [&BITNET_B158, &BITNET_25, &BITNET, &LLAMA];
 
-/// The name of a tensor of a layer.
+/// Returns the full name of a tensor of a layer.
 #[must_use]
 pub fn layer_tensor(layer: usize, name: &str) -> String {
     format!("blk.{layer}.{name}.weight")
 }
 
 impl Architecture {
-    /// The architecture of that name.
+    /// Returns the architecture of that name.
     #[must_use]
     pub fn find(name: &str) -> Option<&'static Self> {
         ARCHITECTURES.into_iter().find(|architecture| architecture.name == name)
     }
 
-    /// The names of all, separated by commas.
+    /// Returns the names of all, separated by commas.
     #[must_use]
     pub fn names() -> String {
         ARCHITECTURES.map(|architecture| architecture.name).join(", ")
     }
 
-    /// The ternary matrices of a layer that a role multiplies with one input, by name.
+    /// Returns the ternary matrices of a layer that a role multiplies with one input, by name.
     #[must_use]
     pub fn matrices(&self, role: Role) -> &[&'static str] {
         let TensorNames { qkv, attn_output, gate_up, down, .. } = &self.tensors;
@@ -164,7 +164,7 @@ impl Architecture {
     }
 }
 
-/// By name.
+/// Serialised as its name.
 impl Serialize for Architecture {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name)

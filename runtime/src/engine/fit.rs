@@ -1,4 +1,4 @@
-//! What becomes of a profile on this CPU, with this build, without loading a model.
+//! Fit of a profile to this CPU and build, found without loading a model.
 
 use bitnet_profiles::{Choice, Isa, KernelId, Op, Profile, Role, Shape};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::cpu::kernels::{self, AttentionKernel, GatherKernel, HeadKernel};
 /// Fingerprint of the generator that made the built-in kernels.
 pub const FINGERPRINT: &str = bitnet_kernels::FINGERPRINT;
 
-/// What becomes of a profile here.
+/// Fit of a profile to this CPU and build.
 #[derive(Debug, Serialize)]
 pub struct ProfileFit {
     /// Reason for which the whole profile is refused.
@@ -46,7 +46,7 @@ pub struct AbsentKernel {
 }
 
 impl ProfileFit {
-    /// Looks at a profile as [`Engine::open`](super::Engine::open) would.
+    /// Checks a profile as [`Engine::open`](super::Engine::open) would.
     #[must_use]
     pub fn of(profile: &Profile, host: &Host) -> Self {
         let kernels = profile.ops.iter().flat_map(Choice::kernels);
@@ -112,7 +112,7 @@ fn is_built_in(id: &KernelId) -> bool {
     match id.op {
         Op::Ternary(_) => kernels::find(id).is_some(),
         Op::Head(_) => HeadKernel::find(id).is_some(),
-        // No choice names one.
+        // A profile never names one.
         Op::Sketch(_) => false,
         Op::Attention => AttentionKernel::find(id).is_some(),
         Op::Rows(_) | Op::Columns(_) => GatherKernel::find(id).is_some(),

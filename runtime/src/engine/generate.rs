@@ -1,4 +1,4 @@
-//! One call from a prompt to its text.
+//! Text generation in one call.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,31 +9,31 @@ use super::sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats};
 use crate::cpu::forward::SessionOptions;
 use crate::error::Result;
 
-/// How a text is written.
+/// Options of one generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GenerateOptions {
-    /// How tokens are drawn.
+    /// Sampling of tokens.
     pub sampling: Sampling,
-    /// What ends the text.
+    /// Conditions that end the text.
     pub sequence: SequenceOptions,
     /// The KV cache.
     pub session: SessionOptions,
 }
 
-/// A text that was written.
+/// A generated text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generation {
-    /// The tokens of the prompt.
+    /// Tokens of the prompt.
     pub prompt: Vec<u32>,
-    /// The tokens written, without the one that ended the text.
+    /// Tokens written, without the one that ended the text.
     pub ids: Vec<u32>,
     /// Their text, as it was streamed.
     pub text: String,
-    /// Why it ended.
+    /// Reason for which the text ended.
     pub finish_reason: FinishReason,
     /// Counts and times.
     pub stats: SequenceStats,
-    /// Packing weights behind the first token, which counts as none of these.
+    /// Time spent packing weights behind the first token, which is part of none of the times above.
     pub pack_time: Option<Duration>,
 }
 

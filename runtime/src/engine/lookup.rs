@@ -1,11 +1,12 @@
-//! Prompt-lookup decoding: where the text goes on as it did before, what followed then is a draft of
-//! what follows now. A batch of drafted tokens takes little longer than one token, and tells how many
-//! of them the sampler would have chosen itself; only these are written.
+//! Prompt-lookup decoding: where the end of the text repeats an earlier part of it, the tokens that
+//! followed there are a draft of those to come. A batch of drafted tokens takes little longer than
+//! one token and shows how many of them the sampler would have chosen itself; only these are
+//! written.
 //!
-//! How often a draft comes true is known from the whole text, drafted or not, by the number of tokens
-//! before it that agree; how long batches take is measured. So the length of a draft is the one with
-//! most tokens per second expected, and where none is faster than one token at a time, nothing is
-//! drafted.
+//! The rate at which drafts come true is estimated from the whole text, drafted or not, by the
+//! number of agreeing tokens before; the times of batches are measured. The length of a draft is
+//! the one with the most expected tokens per second; where none beats one token at a time, nothing
+//! is drafted.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,40 +14,41 @@ use std::time::Duration;
 /// Lengths of the n-grams that are looked up, the longest first.
 const GRAMS: [usize; 3] = [LONGEST, 3, 2];
 const LONGEST: usize = 4;
-/// Fills shorter n-grams up: no token has this id.
+/// Padding of shorter n-grams: no token has this id.
 const NO_TOKEN: u32 = u32::MAX;
 
-/// From so many agreeing tokens on, the next one agrees as often as the second number says before
-/// anything is known.
+/// Prior probability that the next token agrees, by the least number of tokens before it that
+/// agree.
 const AGREEING: [(usize, f64); 6] = [(0, 0.2), (3, 0.35), (4, 0.5), (5, 0.65), (8, 0.8), (16, 0.9)];
-/// Tokens that count as much as what is assumed, and by what older ones lose against new ones.
+/// Weight of the prior, in tokens, and the factor by which older observations fade at each new one.
 const ASSUMED: f64 = 2.0;
 const FADE: f64 = 0.97;
 
-/// The time of a batch before it was measured: that of the next smaller one times this.
+/// Assumed time of a batch that was not measured yet, relative to that of the next smaller size.
 const ASSUMED_COST: f64 = 1.5;
-/// How much faster a draft must promise to be.
+/// Least expected speedup of a draft.
 const WORTHWHILE: f64 = 1.1;
-/// What measured times lose for every token, so that what was slow once is tried again some day.
+/// Factor on the measured times of other batch sizes at every batch, so that a size that was slow
+/// once is tried again.
 const FORGET: f64 = 0.9998;
-/// Tokens of batches, at most, by classes: most kernels are made for 4 or 8 tokens, and take as long
-/// for fewer.
+/// Size classes of batches by their most tokens: most kernels are made for 4 or 8 tokens, and take
+/// as long for fewer.
 const SIZES: [usize; 6] = [1, 4, 8, 16, 32, 64];
 /// The longest draft, which with the token before it makes the largest batch.
 pub const MAX_DRAFT: usize = SIZES[SIZES.len() - 1] - 1;
 
-/// The text so far, and where it may go on as it did.
+/// Index of the text so far by its n-grams, for finding repetitions.
 #[derive(Clone, Debug, Default)]
 pub struct Lookup {
     text: Vec<u32>,
-    /// The place behind the last occurrence of every n-gram.
+    /// Position behind the last occurrence of every n-gram.
     last: HashMap<[u32; LONGEST], usize>,
     source: Option<Source>,
     rates: [Rate; AGREEING.len()],
     costs: Costs,
 }
 
-/// A place in the text, and how many tokens before it agree with the end of the text.
+/// A position in the text, and the number of tokens before it that agree with the end of the text.
 #[derive(Clone, Copy, Debug)]
 struct Source {
     next: usize,
@@ -54,7 +56,7 @@ struct Source {
 }
 
 impl Lookup {
-    /// Appends a token of the text. Takes the same time however long the text is.
+    /// Appends a token of the text, in time independent of the text's length.
     pub fn push(&mut self, id: u32) {
         let followed = self.source.filter(|source| {
             let comes_true = self.text[source.next] == id;
@@ -74,7 +76,7 @@ impl Lookup {
         self.source = next.or(found);
     }
 
-    /// Appends a draft of up to `most` tokens, as many as promise to be worth their time.
+    /// Appends a draft of up to `most` tokens, as many as are expected to be worth their time.
     pub fn draft(&self, most: usize, draft: &mut Vec<u32>) {
         if let Some(source) = self.source {
             // A text that repeats itself at once is drafted beyond its end.
@@ -83,8 +85,9 @@ impl Lookup {
         }
     }
 
-    /// The length of the draft with the most tokens per time expected; 0: better none. A batch that was
-    /// not measured yet is tried where the next smaller one was, and pays.
+    /// Returns the length of the draft with the most expected tokens per time; 0: better none. A
+    /// batch size that was not measured yet is tried where the next smaller one was measured and
+    /// pays.
     fn length(&self, source: Source, most: usize) -> usize {
         // Tokens that one batch yields: the last one comes from the logits after those that agree.
         let (mut expected, mut all_agree, mut drafted) = (1.0, 1.0, 0);
@@ -111,25 +114,25 @@ impl Lookup {
         length
     }
 
-    /// How often the next token agrees after so many that do.
+    /// Returns the estimated probability that the next token agrees after `agree` that do.
     fn rate(&self, agree: usize) -> f64 {
         let class = rate_of(agree);
         let Rate { seen, hits } = self.rates[class];
         (hits + ASSUMED * AGREEING[class].1) / (seen + ASSUMED)
     }
 
-    /// How long a batch of so many tokens took.
+    /// Records the time of a batch of so many tokens.
     pub fn took(&mut self, tokens: usize, time: Duration) {
         self.costs.took(tokens, time.as_secs_f64());
     }
 }
 
-/// The number of the rate for so many agreeing tokens.
+/// Index of the rate for so many agreeing tokens.
 fn rate_of(agree: usize) -> usize {
     AGREEING.iter().rposition(|&(least, _)| agree >= least).unwrap_or(0)
 }
 
-/// How often something came true, lately.
+/// Fading average of how often something came true.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rate {
     seen: f64,
@@ -143,8 +146,8 @@ impl Rate {
     }
 }
 
-/// Seconds that batches take, by classes of their sizes; 0: not measured yet. The first of a size counts
-/// for none: it touches memory that the later ones find, which may take longer than the batch.
+/// Seconds of a batch by size class; 0: not measured yet. The first batch of a size is not counted:
+/// it touches memory that later ones find in place, which may take longer than the batch.
 #[derive(Clone, Copy, Debug, Default)]
 struct Costs {
     seconds: [f64; SIZES.len()],
@@ -157,7 +160,7 @@ impl Costs {
         let counts = std::mem::replace(&mut self.begun[class], true);
         for (other, known) in self.seconds.iter_mut().enumerate() {
             if other == class && counts {
-                // What takes longer than usual was disturbed, more often than not.
+                // A time longer than usual was more often than not disturbed.
                 let weight = match *known {
                     0.0 => 1.0,
                     usual if seconds < usual => 0.5,
@@ -180,7 +183,7 @@ impl Costs {
         }
     }
 
-    /// The time of a batch, in times of one token, if both are known.
+    /// Returns the time of a batch in units of the time of one token, if both are known.
     fn of(self, class: usize) -> Option<f64> {
         let (one, own) = (self.seconds[0], self.seconds[class]);
         (one > 0.0 && own > 0.0).then(|| own / one)
@@ -203,13 +206,13 @@ mod tests {
         draft
     }
 
-    /// A batch of so many tokens, after one that touched memory.
+    /// Records a batch of so many tokens, after an uncounted first one.
     fn measured(lookup: &mut Lookup, tokens: usize, ms: u64) {
         lookup.took(tokens, Duration::from_secs(9));
         lookup.took(tokens, Duration::from_millis(ms));
     }
 
-    /// Batches that take as long as one token.
+    /// Makes all batches take as long as one token.
     fn free(mut lookup: Lookup) -> Lookup {
         SIZES.into_iter().for_each(|size| measured(&mut lookup, size, 1));
         lookup
@@ -221,10 +224,10 @@ mod tests {
             (&[], &[]),
             (&[1], &[]),
             (&[1, 2, 3, 4, 5], &[]),
-            // One token alone is no reason.
+            // One agreeing token alone gives no draft.
             (&[1, 2, 3, 1], &[]),
             (&[1, 2, 3, 4, 1, 2], &[3, 4, 1, 2, 3, 4]),
-            // The longest n-gram counts, and of equals the last.
+            // The longest n-gram counts; among equals, the last.
             (&[9, 2, 3, 4, 5, 8, 2, 3, 7, 6, 9, 2, 3], &[4, 5, 8, 2, 3, 7]),
             (&[5, 5, 5, 5, 5, 5], &[5, 5, 5, 5, 5, 5]),
         ];
@@ -238,12 +241,12 @@ mod tests {
 
     #[test]
     fn drafts_are_as_long_as_they_pay() {
-        // Nothing but repetition: the longest draft, while time is free.
+        // Pure repetition: the longest draft, as long as batches cost nothing.
         let repeated: Vec<u32> = (0..200).map(|i| i % 9).collect();
         let lookup = free(of(&repeated));
         assert_eq!(draft(&lookup, MAX_DRAFT + 9).len(), MAX_DRAFT);
         assert_eq!(draft(&lookup, 5).len(), 5);
-        // Batches of more than 8 tokens take as long as their tokens.
+        // Batches of more than 8 tokens take as long as their tokens one by one.
         let mut lookup = of(&repeated);
         for (tokens, ms) in [(1, 10), (4, 13), (8, 20), (16, 160), (32, 320), (64, 640)] {
             measured(&mut lookup, tokens, ms);
@@ -257,7 +260,7 @@ mod tests {
         assert!(draft(&lookup, MAX_DRAFT).is_empty());
     }
 
-    /// Of what is not known yet the smallest batch is tried, and the next one where it pays.
+    /// Among unmeasured sizes the smallest is tried first, and the next one where it pays.
     #[test]
     fn larger_batches_are_tried_where_smaller_ones_pay() {
         let repeated: Vec<u32> = (0..200).map(|i| i % 9).collect();
@@ -267,7 +270,7 @@ mod tests {
         assert_eq!(draft(&lookup, 16).len(), 3);
         measured(&mut lookup, 4, 20);
         assert_eq!(draft(&lookup, 16).len(), 7);
-        // The first of a size says nothing, however long it takes.
+        // The first batch of a size does not count, however long it takes.
         let mut first = lookup.clone();
         first.took(8, Duration::from_secs(9));
         assert_eq!(draft(&first, 16).len(), 7);
@@ -280,8 +283,8 @@ mod tests {
         assert_eq!((draft(&lookup, 16).len(), draft(&lookup, 5).len()), (15, 3));
     }
 
-    /// Pairs that come again and again but never go on in the same way are not drafted for long, and
-    /// what does repeat is drafted again.
+    /// Pairs that recur but never continue in the same way are soon no longer drafted; a real
+    /// repetition is drafted again.
     #[test]
     fn drafts_that_fail_stop() {
         let mut lookup = free(of(&[]));

@@ -1,4 +1,4 @@
-//! From a model's file to a text.
+//! Generation: from a model's file to a text.
 
 mod fit;
 mod generate;

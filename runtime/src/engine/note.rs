@@ -1,32 +1,31 @@
-//! Remarks: what the library wants a user to know, as data.
+//! Notes for the user, as data.
 
 use std::fmt;
 
-/// Something to tell the user that is no error: which profile was taken, an oddity of the file. One
-/// line.
+/// A one-line note to the user that is no error: the profile taken, an oddity of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// Whether it tells of something amiss.
+    /// True if it warns of a problem.
     pub is_warning: bool,
     /// The line, without "warning: ".
     pub text: String,
 }
 
 impl Note {
-    /// Tells how things are.
+    /// Makes a note for information.
     #[must_use]
     pub fn info(text: impl Into<String>) -> Self {
         Self { is_warning: false, text: text.into() }
     }
 
-    /// Tells of something amiss.
+    /// Makes a warning.
     #[must_use]
     pub fn warning(text: impl Into<String>) -> Self {
         Self { is_warning: true, text: text.into() }
     }
 }
 
-/// The line as programs print it.
+/// Formats the line as programs print it.
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let prefix = if self.is_warning { "warning: " } else { "" };

@@ -26,12 +26,11 @@ use crate::error::Result;
 use crate::file::gguf::Gguf;
 use crate::text::tokenizer::Tokenizer;
 
-/// Tokens of a prompt up to which a text begins with the weights in the file. 46 tokens of a 2B-4T shape
-/// with an f16 head take 0.3 s there on two cores of Zen 5, 0.15 s packed, and packing takes 0.8 to 3 s, as
-/// the system has memory at hand.
+/// Longest prompt, in tokens, that starts on the weights in the file: 46 tokens of a 2B-4T shape
+/// with an f16 head take 0.3 s there and 0.15 s packed, but packing takes 0.8 to 3 s.
 const FEW_TOKENS: usize = 64;
-/// Bytes of ternary weights in the file for which it pays to begin there: fewer are packed in no time, and
-/// more take so long that there should be a line of progress, which cannot be where the text is.
+/// Bytes of ternary weights in the file for which starting there pays: fewer are packed in no time,
+/// and more take so long that a line of progress is needed, which cannot be shown amid the text.
 const MAPPED_BYTES: RangeInclusive<u64> = 16 << 20..=1 << 30;
 
 /// A model ready to run, shared by any number of [`Session`]s and threads.
@@ -47,24 +46,24 @@ pub struct Engine {
     state: Mutex<State>,
 }
 
-/// Where threads and weights go.
+/// Placement of threads and weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
-    /// How workers are bound.
+    /// Binding of workers to CPUs.
     pub pinning: Pinning,
-    /// The pages of the weights.
+    /// Kind of pages of the weights.
     pub pages: Pages,
 }
 
-/// What comes to be while the engine runs.
+/// State that changes while the engine runs.
 struct State {
     selection: Selection,
-    /// With the weights as they lie in the file, until they are packed.
+    /// The model on the weights in the file, until they are packed.
     mapped: Option<Arc<Model>>,
     packed: Option<Arc<Model>>,
     pack_time: Option<Duration>,
     notes: Vec<Note>,
-    /// Notes that were handed out.
+    /// Number of notes already handed out.
     told: usize,
 }
 
@@ -89,7 +88,7 @@ impl Engine {
         Self::from_gguf(gguf, options)
     }
 
-    /// Opens a model whose file is open.
+    /// Opens a model from a GGUF file that is already open.
     ///
     /// # Errors
     /// As [`Engine::open`].
@@ -137,8 +136,8 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Whether weights may be multiplied as they lie in the file at first. Not if a format was asked for,
-    /// nor where memory is scarce, which is to be told before anything is written.
+    /// True if weights may at first be multiplied as they lie in the file. Not if a format was
+    /// asked for, nor where memory is scarce, which is to be told before anything is written.
     fn may_start_mapped(&self) -> bool {
         let ternary = self.gguf.tensors().iter().filter(|tensor| tensor.ty.is_ternary());
         self.options.start == Start::Auto
@@ -152,7 +151,7 @@ impl Engine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The model with its weights packed, which are packed now if they are not yet.
+    /// Returns the model with packed weights, packing them now if they are not yet.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) for weights that this library does not run,
@@ -183,7 +182,7 @@ impl Engine {
         Ok(model)
     }
 
-    /// The model with its weights in the file.
+    /// Returns the model on the weights in the file.
     fn mapped(&self) -> Result<Arc<Model>> {
         let mut state = self.state();
         if let Some(model) = &state.mapped {
@@ -216,7 +215,7 @@ impl Engine {
         )
     }
 
-    /// Notes what loading a model had to say, once.
+    /// Notes the warnings of loading a model, once.
     fn loaded(&self, state: &mut State, model: Model) -> Arc<Model> {
         let warnings = model.warnings().iter().cloned().chain(self.pool.warning());
         let notes = state.selection.take_notes().into_iter().map(Note::info);
@@ -226,7 +225,7 @@ impl Engine {
         Arc::new(model)
     }
 
-    /// Starts texts with empty KV caches on the packed model.
+    /// Starts a session with empty KV caches on the packed model.
     ///
     /// # Errors
     /// Those of [`Engine::model`] and [`Session::new`].
@@ -234,8 +233,8 @@ impl Engine {
         self.start(self.model()?, options)
     }
 
-    /// Starts a text whose prompt has so many tokens: a short one on the weights in the file, where these
-    /// are not packed yet. [`Engine::step`] then packs them behind the first token.
+    /// Starts a session for a prompt of so many tokens: a short one on the weights in the file, if
+    /// these are not packed yet. [`Engine::step`] then packs them behind the first token.
     ///
     /// # Errors
     /// As [`Engine::session`].
@@ -266,8 +265,8 @@ impl Engine {
         Ok(session)
     }
 
-    /// As [`Sequence::step`]. Where the session began on the weights in the file, they are packed before
-    /// the second token.
+    /// Runs [`Sequence::step`]. Where the session began on the weights in the file, they are packed
+    /// before the second token.
     ///
     /// # Errors
     /// Those of [`Sequence::step`] and [`Engine::model`].
@@ -279,7 +278,7 @@ impl Engine {
         sequence.step(session)
     }
 
-    /// The notes that were not handed out yet, in the order in which they arose.
+    /// Returns the notes that were not handed out yet, in the order in which they arose.
     pub fn take_notes(&self) -> Vec<Note> {
         let mut state = self.state();
         let new = state.notes[state.told..].to_vec();
@@ -287,7 +286,7 @@ impl Engine {
         new
     }
 
-    /// How long packing took; none while the weights are in the file.
+    /// Returns the time packing took; none while the weights are in the file.
     #[must_use]
     pub fn pack_time(&self) -> Option<Duration> {
         self.state().pack_time
@@ -324,7 +323,7 @@ impl Engine {
         &self.profile
     }
 
-    /// Where threads and weights are.
+    /// The placement of threads and weights.
     #[must_use]
     pub fn placement(&self) -> Placement {
         self.placement
@@ -336,13 +335,13 @@ impl Engine {
         &self.pool
     }
 
-    /// This machine.
+    /// The host machine.
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// The best instructions that may be used.
+    /// The best ISA that may be used.
     #[must_use]
     pub fn ceiling(&self) -> Isa {
         self.options.isa.unwrap_or_else(Isa::best)
@@ -350,7 +349,7 @@ impl Engine {
 }
 
 impl State {
-    /// Keeps a note that was not made yet.
+    /// Adds a note unless it was made before.
     fn note(&mut self, note: Note) {
         if !self.notes.contains(&note) {
             self.notes.push(note);
@@ -358,8 +357,8 @@ impl State {
     }
 }
 
-/// The number of threads: as asked for, the profile's as far as this process may use so many, which is
-/// noted, or one for each physical core.
+/// Returns the number of threads: the number asked for; or the profile's, limited to what this
+/// process may use, which is noted; or one for each physical core.
 fn thread_count(
     asked: Option<usize>,
     profile: &ProfileInUse,

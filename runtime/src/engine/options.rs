@@ -1,4 +1,4 @@
-//! How an [`Engine`](super::Engine) is opened.
+//! Options for opening an [`Engine`](super::Engine).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,68 +10,68 @@ use crate::cpu::head::choose::HeadMode;
 use crate::cpu::head::screen::Needs;
 use crate::cpu::sparse;
 
-/// Which tuning profile chooses the kernels.
+/// Choice of the tuning profile, which chooses the kernels.
 #[derive(Clone, Debug, Default)]
 pub enum ProfileChoice {
-    /// The user's own for this CPU and these shapes, else the shipped one.
+    /// The user's profile for this CPU and these shapes, else the shipped one.
     #[default]
     Auto,
-    /// The one shipped for this CPU.
+    /// The profile shipped for this CPU.
     Shipped,
-    /// That of a file.
+    /// A profile read from a file.
     File(PathBuf),
-    /// One that was read before.
+    /// A profile that was read before.
     Named(Box<NamedProfile>),
 }
 
-/// When weights are packed for the kernels.
+/// Time at which weights are packed for the kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
-    /// When the engine is opened, but of models that can be run as they lie in the file, and are neither
-    /// so small nor so large that it does not pay: there a short prompt is answered at once, and weights
-    /// are packed behind its first token.
+    /// On opening the engine, except for models that can be run as they lie in the file and for
+    /// whose size this pays: there a short prompt is answered at once, and weights are packed
+    /// behind its first token.
     #[default]
     Auto,
-    /// When the engine is opened.
+    /// On opening the engine.
     Packed,
 }
 
-/// Told how many bytes of how many are packed.
+/// Callback for progress: bytes packed, and bytes in all.
 pub type Progress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 
-/// How an engine is opened. The default is what `bitnet-run` does without flags. None of it changes a
-/// number that the model computes.
+/// Options for opening an engine. The default is what `bitnet-run` does without flags. No option
+/// changes a number that the model computes.
 #[derive(Clone)]
 pub struct Options {
     /// The tuning profile.
     pub profile: ProfileChoice,
     /// Packs all ternary weights in this format, whatever a profile says.
     pub format: Option<Format>,
-    /// Uses no better instructions than these, whatever a profile says.
+    /// Uses no better ISA than this, whatever a profile says.
     pub isa: Option<Isa>,
-    /// How the best logits are found where not all are needed.
+    /// Method of finding the best logits where not all are needed.
     pub lm_head: HeadMode,
-    /// The logits that most tokens will need, which decides the form of the head in memory. Any others
-    /// may be asked for all the same.
+    /// Logits that most tokens will need, which decides the form of the head in memory; others may
+    /// still be asked for.
     pub needs: Needs,
-    /// Activation sparsity: whether single tokens skip weights that meet a zero.
+    /// Activation sparsity: skipping, for single tokens, the weights that meet a zero.
     pub sparse: sparse::Mode,
     /// Worker threads; `None`: the profile's number, else one for each physical core.
     pub threads: Option<usize>,
-    /// How workers are bound to CPUs; `None`: as the profile says, else not.
+    /// Binding of workers to CPUs; `None`: as the profile says, else none.
     pub pinning: Option<Pinning>,
-    /// Whether weights lie in huge pages; `None`: as the profile says, else they do.
+    /// True to put the weights in huge pages; `None`: as the profile says, else true.
     pub huge_pages: Option<bool>,
     /// Keeps the weights from being swapped out.
     pub mlock: bool,
-    /// Maps the file; else it is read into memory.
+    /// Maps the file instead of reading it into memory.
     pub mmap: bool,
-    /// Reads the tokenizer when the engine is opened, so that a file without one is refused at once; else
-    /// when it is asked for.
+    /// Reads the tokenizer when the engine is opened, so that a file without one is refused at
+    /// once; otherwise it is read on first use.
     pub tokenizer: bool,
-    /// When weights are packed.
+    /// Time at which weights are packed.
     pub start: Start,
-    /// Told while weights are packed.
+    /// Callback while weights are packed.
     pub progress: Option<Progress>,
 }
 

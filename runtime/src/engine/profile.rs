@@ -1,4 +1,4 @@
-//! Which tuning profile serves a model on this CPU.
+//! Choice of the tuning profile for a model on this CPU.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::cpu::host::Host;
 use crate::cpu::kernels;
 use crate::error::{Error, Result};
 
-/// Where the choice of kernels came from.
+/// Origin of the choice of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProfileSource {
@@ -28,11 +28,11 @@ pub enum ProfileSource {
 /// The profile that serves a model.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProfileInUse {
-    /// Where it came from.
+    /// Its origin.
     pub source: ProfileSource,
     /// Its file, or the name of the defaults.
     pub name: String,
-    /// Why it was taken.
+    /// Reason for which it was taken.
     pub reason: String,
     /// The profile, unless the defaults serve.
     #[serde(skip)]
@@ -54,12 +54,12 @@ impl ProfileInUse {
     }
 }
 
-/// A profile that somebody named, read and checked.
+/// A profile that the user named, read and checked.
 #[derive(Clone, Debug)]
 pub struct NamedProfile {
     /// Its file.
     pub path: PathBuf,
-    /// What it holds.
+    /// Its content.
     pub profile: Profile,
 }
 
@@ -73,8 +73,8 @@ impl NamedProfile {
         Ok(Self { path: path.to_path_buf(), profile })
     }
 
-    /// The model that the profile was made for, if it says so. A relative path begins where the profile
-    /// is.
+    /// Returns the model that the profile was made for, if it names one. A relative path is
+    /// resolved from the profile's folder.
     #[must_use]
     pub fn model(&self) -> Option<PathBuf> {
         let path = self.profile.model.path.as_ref()?;
@@ -82,8 +82,8 @@ impl NamedProfile {
     }
 }
 
-/// The profile for a model: the one that was named, the user's, or the defaults; a forced ISA or format
-/// overrides any.
+/// Chooses the profile for a model: the named one, the user's, or the defaults; a forced ISA or
+/// format overrides any.
 ///
 /// # Errors
 /// Those of [`NamedProfile::load`].
@@ -161,7 +161,7 @@ pub(super) fn choose(
     })
 }
 
-/// Says how a shipped profile came to be, and whether it knows the model.
+/// Describes the origin of a shipped profile, and if it covers the model.
 fn origin(shipped: &registry::Shipped, config: &Config) -> String {
     let profile = shipped.profile();
     let Tool { provenance, date, .. } = &profile.tool;
@@ -174,7 +174,7 @@ fn origin(shipped: &registry::Shipped, config: &Config) -> String {
     format!("{how}, {shapes}")
 }
 
-/// Whether a profile was made on this kind of CPU.
+/// True if the profile was made on this kind of CPU.
 pub(super) fn is_of(profile: &Profile, host: &Host) -> bool {
     let own = &profile.host;
     (&own.vendor, own.family, own.model) == (&host.vendor, host.family, host.model)
@@ -187,8 +187,8 @@ fn load(path: &Path) -> std::result::Result<Profile, ProfileError> {
     Ok(profile)
 }
 
-/// The user's own profile for these shapes and this CPU. One that is refused is set aside, which is
-/// noted.
+/// Returns the user's own profile for these shapes and this CPU. A refused one is set aside, with a
+/// note.
 fn users(shapes: &str, host: &Host, notes: &mut Vec<Note>) -> Option<(PathBuf, Profile)> {
     let folder = paths::user_folder(|name| std::env::var_os(name))?;
     let name = paths::user_file_name(shapes, &host.vendor, host.family, host.model);

@@ -1,4 +1,4 @@
-//! What a model and its sessions used, for reports.
+//! Reports of the kernels and the head work of a model and its sessions.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use crate::cpu::model::Model;
 /// The kernels of one role.
 #[derive(Clone, Debug, Serialize)]
 pub struct RoleReport {
-    /// The packing in memory, or `file` where there is none; of the head the type in the file;
-    /// `kv_cache` of attention.
+    /// Packing in memory, or `file` where there is none; for the head, the type in the file; for
+    /// attention, `kv_cache`.
     pub layout: String,
     /// The kernel for one token.
     pub decode: KernelId,
     /// The kernel for many tokens.
     pub prefill: KernelId,
-    /// Bytes of the weights as they are read, of all layers.
+    /// Bytes of the weights in the form that is read, over all layers.
     pub packed_bytes: usize,
-    /// The kernel for one token that skips weights which meet a zero.
+    /// The kernel for one token that skips the weights that meet a zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sparse: Option<KernelId>,
-    /// Bytes of the weights that it reads some of, which are packed a second time.
+    /// Bytes of the second packing, from which that kernel reads a part.
     #[serde(skip_serializing_if = "is_zero")]
     pub sparse_bytes: usize,
 }
@@ -39,7 +39,7 @@ fn is_zero(bytes: &usize) -> bool {
 pub struct KernelReport(pub BTreeMap<&'static str, RoleReport>);
 
 impl KernelReport {
-    /// Of a model as it is.
+    /// Reports on a model as it is.
     #[must_use]
     pub fn of(model: &Model) -> Self {
         let head = model.weights().head.tensor().ty.name();
@@ -63,7 +63,7 @@ impl KernelReport {
         Self(roles.collect())
     }
 
-    /// Bytes of weights packed in memory; the head is read from the file's own blocks.
+    /// Bytes of weights packed in memory; the head is read in the file's own blocks.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
         let packed = |report: &&RoleReport| matches!(report.decode.op, Op::Ternary(_));
@@ -72,23 +72,23 @@ impl KernelReport {
     }
 }
 
-/// What the head did for the tokens of a session.
+/// Work of the head for the tokens of a session.
 #[derive(Clone, Debug, Serialize)]
 pub struct HeadReport {
-    /// The kernel that scans a low-bit copy; none where all of the head is read.
+    /// Kernel that scans the sketch; none where the whole head is read.
     pub scan: Option<KernelId>,
-    /// Share of the tokens for which it was used.
+    /// Share of the tokens for which the sketch was used.
     pub scanned: f64,
-    /// Of these the mean share of the rows that were looked at again.
+    /// Among these, the mean share of the rows that were refined.
     pub refined: f64,
-    /// Of these the mean share of the rows that the full head's kernel computed.
+    /// Among these, the mean share of the rows that the full head's kernel computed.
     pub rescored: f64,
-    /// Bytes that a token read, on average.
+    /// Mean bytes read per token.
     pub bytes_per_token: f64,
 }
 
 impl HeadReport {
-    /// Of the tokens between two looks at
+    /// Reports on the tokens between two readings of
     /// [`Session::head_stats`](crate::cpu::forward::Session::head_stats).
     #[must_use]
     pub fn between(model: &Model, before: HeadStats, after: HeadStats) -> Self {

@@ -1,9 +1,9 @@
-//! Chooses the next token from the logits.
+//! Sampling: choosing the next token from the logits.
 //!
 //! The steps, their order and their defaults are llama.cpp's: repeat penalty, top-k, top-p, min-p,
 //! temperature, then one draw. A temperature of 0 or below takes the most likely token instead.
-//! Of equal logits the lowest id comes first. Everything, the exponential included, is plain
-//! IEEE arithmetic in f64, so that a seed gives the same text on every CPU.
+//! Among equal logits the lowest id comes first. All arithmetic, the exponential included, is plain
+//! IEEE f64, so that a seed gives the same text on every CPU.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -11,21 +11,21 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::cpu::model::Needs;
 use crate::error::{Error, Result};
 
-/// Up to here the best `k` are found by insertion in one pass over the logits.
+/// Largest `k` for which the best are found by insertion in one pass over the logits.
 const SMALL_K: usize = 256;
 
 /// Settings of a [`Sampler`]; the defaults are llama.cpp's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 or below: always the most likely token.
+    /// Divisor of the logits; 0 or below: always the most likely token.
     pub temperature: f32,
-    /// Only the `top_k` most likely tokens; 0: all.
+    /// Number of most likely tokens to keep; 0: all.
     pub top_k: usize,
-    /// Only the most likely tokens that together reach this probability; 1: all.
+    /// Probability that the most likely tokens kept must reach together; 1: all.
     pub top_p: f32,
-    /// Only tokens at least this likely relative to the most likely one; 0: all.
+    /// Least probability of a kept token relative to the most likely one; 0: all.
     pub min_p: f32,
-    /// Positive logits of recent tokens are divided by this, others multiplied; 1: off.
+    /// Divisor of the positive logits of recent tokens, and factor of the others; 1: off.
     pub repeat_penalty: f32,
     /// Number of tokens that count as recent; 0: off.
     pub repeat_last_n: usize,
@@ -48,7 +48,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Checks every number.
+    /// Checks that every setting is in range.
     ///
     /// # Errors
     /// [`Error::Usage`] naming the flag, the value and what is allowed.
@@ -84,7 +84,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A stream of its own for every seed.
+    /// Starts the stream of a seed, a different one for each.
     pub fn new(mut seed: u64) -> Rng {
         let state = std::array::from_fn(|_| {
             seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -96,7 +96,7 @@ impl Rng {
         Rng { state }
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
         let s = &mut self.state;
         let out = s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
@@ -110,7 +110,7 @@ impl Rng {
         out
     }
 
-    /// Uniform in [0, 1), 53 random bits.
+    /// Returns a uniform number in [0, 1) of 53 random bits.
     fn next_f64(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
@@ -131,7 +131,7 @@ fn exp(x: f64) -> f64 {
     series * power
 }
 
-/// Chooses tokens one after the other; remembers the recent ones for the penalty.
+/// Token sampler; remembers the recent tokens for the penalty.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: Sampling,
@@ -146,7 +146,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler that has seen no token yet.
+    /// Makes a sampler that has seen no token yet.
     ///
     /// # Errors
     /// As [`Sampling::validate`].
@@ -163,7 +163,7 @@ impl Sampler {
         })
     }
 
-    /// Tells the sampler a token of the text: each of the prompt and each generated one.
+    /// Records a token of the text: each of the prompt and each generated one.
     pub fn accept(&mut self, id: u32) {
         if self.config.repeat_last_n == 0 || self.config.repeat_penalty == 1.0 {
             return;
@@ -181,11 +181,11 @@ impl Sampler {
         *self.counts.entry(id).or_insert(0) += 1;
     }
 
-    /// Returns the logits that [`Sampler::sample`] needs for the next token, if those of `masked`, ids
-    /// of the vocabulary, are set to minus infinity before: the best of them, where top-k or greedy
-    /// sampling limits their number, and those that a mask or penalty changes. Each of the changed may
-    /// have been among the best, so one more of the best is needed for each. The same needs serve any
-    /// later token, if the tokens between are the first of `drafted`.
+    /// Returns the logits that [`Sampler::sample`] needs for the next token, if those of `masked`,
+    /// ids of the vocabulary, are set to minus infinity before: the best of them, where top-k or
+    /// greedy sampling limits their number, and those that a mask or penalty changes. Each of the
+    /// changed may have been among the best, so one more of the best is needed for each. The same
+    /// needs serve any later token, if the tokens between are the first of `drafted`.
     #[must_use]
     pub fn needs(&self, masked: &[u32], drafted: &[u32]) -> Needs {
         let best = match self.config {
@@ -202,8 +202,8 @@ impl Sampler {
         Needs::Best { count: best.saturating_add(ids.len()), ids }
     }
 
-    /// The next token. NaN counts as minus infinity; where no logit is a number the lowest id is
-    /// chosen.
+    /// Samples the next token. NaN counts as minus infinity; where no logit is a number the lowest
+    /// id is chosen.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         let mut penalised = std::mem::take(&mut self.penalised);
         let id = if self.config.repeat_penalty == 1.0 || self.recent.is_empty() {
@@ -218,7 +218,7 @@ impl Sampler {
         id
     }
 
-    /// Changes the logit of each recent token, once however often it is recent.
+    /// Penalises the logit of each recent token, once however often it is recent.
     fn penalise(&self, logits: &mut [f32]) {
         for &id in self.counts.keys() {
             if let Some(logit) = logits.get_mut(id as usize) {
@@ -246,7 +246,7 @@ impl Sampler {
         self.draw()
     }
 
-    /// Fills `candidates` with the best `top_k`, in falling order.
+    /// Fills `candidates` with the best `top_k`, in descending order.
     fn take_top_k(&mut self, logits: &[f32]) {
         let k = match self.config.top_k {
             0 => logits.len(),
@@ -279,7 +279,7 @@ impl Sampler {
         }
     }
 
-    /// Unnormalised probabilities of the candidates; the first one's is 1.
+    /// Computes the unnormalised probabilities of the candidates; the first one's is 1.
     fn weigh(&mut self, temperature: f64) {
         let max = self.candidates.first().map_or(0.0, |c| f64::from(c.0));
         self.weights.clear();
@@ -316,13 +316,13 @@ impl Sampler {
             left -= w;
             left < 0.0
         });
-        // Rounding may leave a crumb beyond the last candidate.
+        // Rounding may leave a small rest beyond the last candidate.
         let drawn = drawn.unwrap_or(self.candidates.len().saturating_sub(1));
         self.candidates.get(drawn).map_or(0, |c| c.1)
     }
 }
 
-/// The id of the largest logit, the lowest of equal ones; NaN never wins.
+/// Returns the id of the largest logit, the lowest of equal ones; NaN never wins.
 #[must_use]
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
@@ -349,7 +349,7 @@ mod tests {
         seed: 7,
     };
 
-    /// Counts of each id in 20000 draws.
+    /// Counts each id in 20000 draws.
     fn histogram(config: Sampling, logits: &[f32]) -> Vec<u32> {
         let mut sampler = Sampler::new(config).unwrap();
         let mut counts = vec![0; logits.len()];
@@ -359,7 +359,8 @@ mod tests {
         counts
     }
 
-    /// The best, and with a penalty the logits it changes, now or once drafted tokens are in the text.
+    /// Checks that the needs are the best logits and, with a penalty, those it changes, now or once
+    /// drafted tokens are in the text.
     #[test]
     fn what_may_be_changed_is_needed() {
         let greedy = Sampling { temperature: 0.0, ..PLAIN };
@@ -464,7 +465,7 @@ mod tests {
         assert_eq!(s.sample(&logits), 0);
     }
 
-    /// Against the definition: of the last `n` tokens, each that was not seen before in the window.
+    /// Compares with the definition: each distinct token of the last `n` is penalised once.
     #[test]
     fn the_penalty_is_that_of_the_last_tokens_whatever_came_before() {
         let mut rng = Rng::new(3);

@@ -1,8 +1,8 @@
-//! One text on its way through a model: its prompt, drafts, sampler, and what ends it.
+//! Sequence: one text on its way through a model, with its prompt, drafts, sampler, and end.
 //!
-//! A sequence runs nothing itself. It says which tokens it wants to go through the model next
-//! ([`Sequence::wants`]) and takes the logits after them ([`Sequence::accept`]); [`Sequence::step`] does
-//! both for one text alone, and a scheduler does them for many in one pass.
+//! A sequence runs nothing itself. It returns the tokens that are to go through the model next
+//! ([`Sequence::wants`]) and takes the logits after them ([`Sequence::accept`]); [`Sequence::step`]
+//! does both for a single text, and a scheduler does them for many in one pass.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,30 +14,30 @@ use crate::cpu::head::screen::Needs;
 use crate::error::{Error, Result};
 use crate::text::tokenizer::{StreamDecoder, Tokenizer};
 
-/// What ends a text, and how far to look ahead.
+/// Options of a sequence: its end, and its drafts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SequenceOptions {
-    /// Tokens to write; `None`: until the model ends the text or the context is full.
+    /// Most tokens to write; `None`: until the model ends the text or the context is full.
     pub tokens: Option<usize>,
-    /// Never choose a token that ends the text.
+    /// Never chooses a token that ends the text.
     pub ignore_eos: bool,
-    /// Tokens to draft at once by prompt lookup, at most; 0: none. The text is the same.
+    /// Most tokens to draft at once by prompt lookup; 0: none. The text is the same.
     pub draft: usize,
 }
 
-/// Why a text ended.
+/// Reason for which a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     /// The model ended it.
     Stop,
-    /// As many tokens as were asked for.
+    /// The requested number of tokens was written.
     Length,
     /// The context is full.
     Context,
 }
 
 impl FinishReason {
-    /// `stop`, `length` or `context`.
+    /// Returns `stop`, `length` or `context`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -51,9 +51,9 @@ impl FinishReason {
 /// Counts and times of a sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SequenceStats {
-    /// Taking the prompt through the model, by [`Sequence::step`].
+    /// Time of the prompt in the model, by [`Sequence::step`].
     pub prompt_time: Duration,
-    /// All later steps: sampling, and `steps` tokens through the model.
+    /// Time of all later steps: sampling, and `steps` tokens through the model.
     pub generation_time: Duration,
     /// Written tokens that went through the model. The last one does not, because nothing follows it.
     pub steps: usize,
@@ -63,20 +63,20 @@ pub struct SequenceStats {
     pub accepted: usize,
 }
 
-/// Tokens that a sequence wants to go through the model, behind those that its place in the session
-/// holds.
+/// Tokens that are to go through the model next, behind those that the sequence's place in the
+/// session holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Wants<'a> {
     /// The tokens, at least one.
     pub ids: &'a [u32],
-    /// How many of the last ones need logits; 0 inside of a prompt.
+    /// Number of tokens at the end that need logits; 0 inside of a prompt.
     pub rows: usize,
     /// The logits that each of these needs.
     pub needs: &'a Needs,
 }
 
 impl<'a> Wants<'a> {
-    /// The tokens for [`Session::forward`], in that sequence of the session.
+    /// Returns the tokens for [`Session::forward`], in that sequence of the session.
     pub fn tokens(self, sequence: usize) -> impl Iterator<Item = BatchToken<'a>> {
         let first = self.ids.len() - self.rows;
         self.ids.iter().enumerate().map(move |(i, &id)| BatchToken {
@@ -93,16 +93,16 @@ pub struct Sequence {
     tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
     options: SequenceOptions,
-    /// None where nothing is to be drafted.
+    /// Index for drafts; none where nothing is to be drafted.
     lookup: Option<Lookup>,
-    /// What goes through the model next: the rest of the prompt, or the token chosen last and a draft of
-    /// those that follow it.
+    /// Tokens that go through the model next: the rest of the prompt, or the token chosen last and
+    /// a draft of those that follow it.
     pending: Vec<u32>,
-    /// How many of `pending` go through in the present step, and how many tokens of the prompt are left.
+    /// Number of `pending` tokens in the present step, and number of prompt tokens left.
     taken: usize,
     prompt_left: usize,
     needs: Needs,
-    /// The logits with end tokens ruled out, where they are.
+    /// Scratch for the logits with end tokens ruled out.
     masked: Vec<f32>,
     ids: Vec<u32>,
     decoder: StreamDecoder,
@@ -112,7 +112,8 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A text that begins with the tokens of `prompt`, at least one. [`Tokenizer::prompt`] makes them.
+    /// Makes a text that begins with the tokens of `prompt`, at least one. [`Tokenizer::prompt`]
+    /// makes them.
     ///
     /// # Errors
     /// [`Error::Usage`] for an empty prompt or sampling that is out of range.
@@ -149,8 +150,8 @@ impl Sequence {
         })
     }
 
-    /// The tokens that are to go through the model next, `most` of a prompt at most, where its sequence
-    /// of the session has `room` for so many; `None` when the text has ended.
+    /// Returns the tokens that are to go through the model next, at most `most` of a prompt, where
+    /// its sequence of the session has `room` for so many; `None` when the text has ended.
     ///
     /// # Errors
     /// [`Error::Usage`] when the prompt does not fit into the context.
@@ -185,7 +186,7 @@ impl Sequence {
         Ok(Some(Wants { ids: &self.pending[..self.taken], rows, needs: &self.needs }))
     }
 
-    /// Drafts what may follow the token chosen last, up to so many tokens.
+    /// Drafts up to `room` tokens that may follow the token chosen last.
     fn draft(&mut self, room: usize) {
         self.pending.truncate(1);
         let Some(lookup) = &self.lookup else { return };
@@ -195,12 +196,12 @@ impl Sequence {
         self.stats.drafted += self.pending.len() - 1;
     }
 
-    /// Takes the logits after the tokens that were wanted last: those of the `row`-th that needs any from
-    /// `logits(row)`. Returns how many of the tokens, drafted ones that were not chosen, are to be cut off
-    /// the end of the sequence in the session again.
+    /// Takes the logits after the tokens that were wanted last: `logits(row)` are those of the
+    /// `row`-th token that needs any. Returns how many of the tokens, drafted ones that were not
+    /// chosen, are to be cut off the end of the sequence in the session again.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when the model gives no numbers any more.
+    /// [`Error::Runtime`] when the model no longer gives numbers.
     pub fn accept<'l>(&mut self, logits: impl Fn(usize) -> &'l [f32]) -> Result<usize> {
         if self.prompt_left > 0 {
             self.pending.drain(..self.taken);
@@ -219,7 +220,7 @@ impl Sequence {
         let mut row = 0;
         self.learn(self.pending[0]);
         while let Some(id) = self.choose(logits(row))? {
-            // What was drafted rightly has been through the model, and the next row follows it.
+            // A correct draft has been through the model, and the next row follows it.
             if self.pending.get(row + 1) != Some(&id) {
                 self.pending.clear();
                 self.pending.push(id);
@@ -233,7 +234,7 @@ impl Sequence {
         Ok(self.taken - row - 1)
     }
 
-    /// The next token of the text; none where it ends, before or with it.
+    /// Chooses the next token of the text; none where it ends, before or with it.
     fn choose(&mut self, logits: &[f32]) -> Result<Option<u32>> {
         let id = if self.options.ignore_eos {
             self.masked.clear();
@@ -248,7 +249,7 @@ impl Sequence {
             self.sampler.sample(logits)
         };
         if !logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
-            // Any text from here on would be made up.
+            // Any further text would be made up.
             return Err(Error::Runtime(format!(
                 "after {} tokens of text the model gives no numbers any more; the file may be damaged",
                 self.ids.len()
@@ -279,14 +280,14 @@ impl Sequence {
         }
     }
 
-    /// The tokens that must not be chosen.
+    /// Returns the tokens that must not be chosen.
     fn ruled_out(&self) -> &[u32] {
         if self.options.ignore_eos { self.tokenizer.eos_ids() } else { &[] }
     }
 
-    /// Takes what is wanted next through the model, in the first sequence of a session: the whole
-    /// prompt, or a token and its draft. False when the text has ended. After an error the session holds
-    /// what it held before.
+    /// Takes the tokens wanted next through the model, in the first sequence of a session: the
+    /// whole prompt, or a token and its draft. Returns false when the text has ended. After an
+    /// error the session holds what it held before.
     ///
     /// # Errors
     /// Those of [`Sequence::wants`], [`Session::forward`] and [`Sequence::accept`].
@@ -312,7 +313,7 @@ impl Sequence {
         accepted.map(|_| true)
     }
 
-    /// The text that was written since this was called last: it never splits a character.
+    /// Returns the text written since the last call: it never splits a character.
     pub fn take_text(&mut self) -> String {
         std::mem::take(&mut self.text)
     }
@@ -323,7 +324,7 @@ impl Sequence {
         &self.ids
     }
 
-    /// Why the text ended, if it has.
+    /// The reason for which the text ended, if it has.
     #[must_use]
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finish

@@ -1,11 +1,12 @@
-//! Whether somebody else than the user could have written a profile. The worst that a profile can
-//! do is to be slow, or to name another model; still nobody should have to run a stranger's.
+//! Trust in profiles: a check that nobody but the user could have written one. The worst that a
+//! profile can do is to be slow, or to name another model; still nobody should have to run a
+//! stranger's.
 
 use std::path::Path;
 
 use super::note::Note;
 
-/// What is doubtful about where a file lies. Nothing is on systems without such permissions.
+/// Doubts about a file's place. There are none on systems without such permissions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Trust {
     symlink: bool,
@@ -15,7 +16,7 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    /// Looks at a file; one that is not there has nothing doubtful about it.
+    /// Checks a file; one that does not exist raises no doubt.
     #[cfg(unix)]
     pub fn of(path: &Path) -> Self {
         use std::os::unix::fs::MetadataExt;
@@ -38,7 +39,7 @@ impl Trust {
         Self::default()
     }
 
-    /// Why a file that nobody named is not used.
+    /// Returns the reason for which a file that nobody named is not used.
     pub fn forbids(self) -> Option<&'static str> {
         if self.writable {
             Some("anyone may write it")
@@ -51,8 +52,8 @@ impl Trust {
         }
     }
 
-    /// A warning of a file that is used all the same. Whose it is does not matter here: a profile may be
-    /// shared.
+    /// Returns a warning about a file that is used all the same. Its owner does not matter here: a
+    /// profile may be shared.
     pub fn warning(self, path: &Path) -> Option<Note> {
         let doubts: Vec<&str> = [
             (self.symlink, "it is a symbolic link"),

@@ -1,11 +1,11 @@
-//! What formats in blocks have in common: reading parts of them, and rounding to codes.
+//! Common parts of block formats: reading parts of blocks, and rounding to codes.
 
 use std::ops::BitOrAssign;
 
 /// The code of weight 0.
 pub(crate) const ZERO: u8 = 1;
 
-/// What there was among some codes: perhaps also among others of the blocks they lie in.
+/// Kinds of codes seen in a read; it may also count others of the blocks that the codes lie in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// A code 3.
@@ -15,7 +15,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// What there is among bytes of four codes each, in any order.
+    /// Returns the kinds among bytes of four codes each, in any order.
     pub(crate) fn among(bytes: &[u8]) -> Self {
         let bad = bytes.iter().fold(0, |bad, byte| bad | (byte & (byte >> 1) & 0x55));
         let weights = bytes.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
@@ -30,8 +30,8 @@ impl BitOrAssign for Seen {
     }
 }
 
-/// Reads the codes of weights `first..first + codes.len()` of `bytes`, blocks that follow each
-/// other, of which `spread` puts every code in its byte.
+/// Reads the codes of weights `first..first + codes.len()` of `bytes`, consecutive blocks; `spread`
+/// unpacks a block to one code per byte.
 pub(super) fn read<const WEIGHTS: usize, const BYTES: usize>(
     bytes: &[u8],
     first: usize,
@@ -53,17 +53,17 @@ pub(super) fn read<const WEIGHTS: usize, const BYTES: usize>(
     }
 }
 
-/// The largest magnitude.
+/// Returns the largest magnitude.
 pub(super) fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0f32, |m, v| m.max(v.abs()))
 }
 
-/// What to multiply with to divide by `scale`: of a block of zeros, whose scale is 0, with 0.
+/// Returns the factor that divides by `scale`: 0 for a block of zeros, whose scale is 0.
 pub(super) fn reciprocal(scale: f32) -> f32 {
     if scale > 0.0 { 1.0 / scale } else { 0.0 }
 }
 
-/// The nearest code of `least..=most`, ties to even.
+/// Returns the nearest code of `least..=most`, ties to even.
 pub(super) fn nearest(x: f32, least: i32, most: i32) -> i32 {
     (x.round_ties_even() as i32).clamp(least, most)
 }
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn parts_of_blocks_are_read() {
-        // Blocks of 4 codes in 2 bytes: a number, and the codes are that and the next three.
+        // Blocks of 4 codes in 2 bytes: the first code, from which the four count up.
         let bytes = [[10, 0], [20, 0], [30, 0]].concat();
         let all = [10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33];
         for first in 0..=12 {

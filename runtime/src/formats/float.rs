@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use super::{Format, Reader, Rows, Size, TensorType};
 use crate::numerics::dot_with;
 
-/// Of 32 bits.
+/// F32, 32 bits.
 pub const F32: Format = Format {
     ty: TensorType::F32,
     id: 0,
@@ -24,7 +24,7 @@ pub const F32: Format = Format {
     }),
 };
 
-/// Of 16 bits, 5 of them exponent.
+/// F16, 16 bits, 5 of them exponent.
 pub const F16: Format = Format {
     ty: TensorType::F16,
     id: 1,
@@ -41,7 +41,7 @@ pub const F16: Format = Format {
     }),
 };
 
-/// Of 16 bits, the upper half of an F32.
+/// BF16, 16 bits, the upper half of an F32.
 pub const BF16: Format = Format {
     ty: TensorType::BF16,
     id: 30,
@@ -63,7 +63,7 @@ pub const BF16: Format = Format {
     }),
 };
 
-/// Number `i` of a row of f16.
+/// Returns number `i` of a row of f16.
 pub(super) fn f16_at(bytes: &[u8], i: usize) -> f32 {
     f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
 }

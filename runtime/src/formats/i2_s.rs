@@ -12,7 +12,7 @@ pub(crate) const BLOCK: usize = 128;
 /// Bytes of a block.
 const BLOCK_BYTES: usize = 32;
 
-/// The format.
+/// The format's entry.
 pub const FORMAT: Format = Format {
     ty: TensorType::I2_S,
     id: 36,
@@ -21,7 +21,7 @@ pub const FORMAT: Format = Format {
     reader: Reader::Ternary(Ternary { scales, read }),
 };
 
-/// The scale behind the codes; NaN where it was left out.
+/// Reads the scale behind the codes; NaN where it was left out.
 fn scales(codes: Codes<'_>) -> Scales {
     let tail = codes.bytes().get(codes.shape().weights() / 4..);
     let scale = tail.and_then(|tail| tail.first_chunk());
@@ -36,7 +36,7 @@ fn read(codes: Codes<'_>, row: usize, first: usize, out: &mut [u8]) -> Seen {
     Seen::among(&bytes[blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES])
 }
 
-/// The codes of a block, each in its byte.
+/// Unpacks a block to one code per byte.
 fn spread(block: &[u8; BLOCK_BYTES], codes: &mut [u8; BLOCK]) {
     for (quarter, codes) in codes.chunks_exact_mut(BLOCK_BYTES).enumerate() {
         for (code, byte) in codes.iter_mut().zip(block) {
@@ -45,8 +45,8 @@ fn spread(block: &[u8; BLOCK_BYTES], codes: &mut [u8; BLOCK]) {
     }
 }
 
-/// Codes, a multiple of 128 of them with one in each byte, as the file holds them; the scale and
-/// what fills its 32 bytes is to follow.
+/// Packs codes, one per byte and a multiple of 128 of them, as the file holds them. The scale with
+/// the rest of its 32 bytes is left for the caller to append.
 #[must_use]
 pub fn encode(codes: &[u8]) -> Vec<u8> {
     let block = |block: &[u8]| -> [u8; BLOCK_BYTES] {

@@ -1,12 +1,12 @@
-//! Tensor formats of model files: how weights lie in the bytes of a tensor.
+//! Tensor formats of model files: the layout of weights in the bytes of a tensor.
 //!
-//! [`FORMATS`] has one row for each. A format that can be run is a value in a file of its own, and
-//! says how its weights are read: as rows of floats ([`Rows`]: an embedding, a head, a norm), or as
-//! ternary codes with scales ([`Ternary`]). Of the others only the size is known, so that tensors
-//! can be placed in a file, listed, and refused by name.
+//! [`FORMATS`] has one row for each. A format that can be run is a value in a file of its own,
+//! which holds the functions that read its weights: as rows of floats ([`Rows`]: an embedding, a
+//! head, a norm), or as ternary codes with scales ([`Ternary`]). Of the others only the size is
+//! known, so that tensors can be placed in a file, listed, and refused by name.
 //!
-//! Kernels read none of these but heads: ternary matrices are packed from [`Codes`] to a layout of
-//! the kernels ([`cpu::packing`](crate::cpu::packing)) when a model is loaded.
+//! Kernels read only heads in these formats: ternary matrices are packed from [`Codes`] to a layout
+//! of the kernels ([`cpu::packing`](crate::cpu::packing)) when a model is loaded.
 
 mod blocks;
 mod float;
@@ -26,7 +26,7 @@ pub(crate) use blocks::{Seen, ZERO};
 pub use scales::Scales;
 pub use types::{Size, TensorType};
 
-/// All formats that the reader of files knows. An id may occur more than once: some were given to
+/// All formats known to the reader of files. An id may occur more than once: some were given to
 /// different formats by different projects.
 pub const FORMATS: &[Format] = {
     use TensorType as T;
@@ -95,48 +95,49 @@ pub struct Format {
     pub id: u32,
     /// Its name as ggml prints it, such as `q6_K`.
     pub name: &'static str,
-    /// Bytes of a tensor.
+    /// Size of a tensor in bytes, by its shape.
     pub size: Size,
-    /// How its weights are read.
+    /// Way of reading its weights.
     pub reader: Reader,
 }
 
-/// How the weights of a format are read.
+/// Way of reading the weights of a format.
 #[derive(Debug)]
 pub enum Reader {
-    /// Not at all: a model that needs such a tensor is refused.
+    /// None: a model that needs such a tensor is refused.
     None {
-        /// Whether they are ternary.
+        /// True if its weights are ternary.
         ternary: bool,
     },
-    /// As rows of floats.
+    /// Reads rows of floats.
     Rows(Rows),
-    /// As ternary codes.
+    /// Reads ternary codes.
     Ternary(Ternary),
 }
 
-/// Rows of floats, or of blocks of integers with scales. `out`, `x` and `values` are `[cols]`, `row`
-/// holds the bytes of one row.
+/// Rows of floats, or of blocks of integers with scales. `out`, `x` and `values` are `[cols]`,
+/// `row` holds the bytes of one row.
 #[derive(Debug)]
 pub struct Rows {
-    /// What the kernels for the head call the format.
+    /// Name of the format for the kernels of the head.
     pub head: HeadFormat,
     /// Reads a row: `dequantise(row, out)`.
     pub dequantise: fn(&[u8], &mut [f32]),
-    /// Defines a logit, the product of a row and the activations: `dot(x, row)`. Kernels equal it
-    /// bit for bit.
+    /// Computes a logit by its definition, the product of a row and the activations: `dot(x, row)`.
+    /// Kernels equal it bit for bit.
     pub dot: fn(&[f32], &[u8]) -> f32,
-    /// Appends a row of the nearest numbers: `quantise(values, bytes)`.
+    /// Appends a row of values rounded to the nearest that the format has: `quantise(values,
+    /// bytes)`.
     pub quantise: fn(&[f32], &mut Vec<u8>),
 }
 
 /// Ternary matrices: codes 0, 1, 2 for weights of -1, 0, +1 times a scale.
 #[derive(Debug)]
 pub struct Ternary {
-    /// Reads the scales of a tensor, as they are.
+    /// Reads the scales of a tensor, unchanged.
     pub(crate) scales: fn(Codes<'_>) -> Scales,
-    /// Reads the codes of columns `first..first + out.len()` of a row, one in each byte:
-    /// `read(codes, row, first, out)`.
+    /// Reads the codes of columns `first..first + out.len()` of a row, one per byte: `read(codes,
+    /// row, first, out)`.
     pub(crate) read: fn(Codes<'_>, usize, usize, &mut [u8]) -> Seen,
 }
 
@@ -150,7 +151,7 @@ pub struct Codes<'a> {
 }
 
 impl Format {
-    /// The rows of floats that a tensor holds, if it does.
+    /// Returns the reader of rows of floats, if the format has one.
     #[must_use]
     pub fn rows(&self) -> Option<&Rows> {
         match &self.reader {
@@ -159,7 +160,7 @@ impl Format {
         }
     }
 
-    /// The ternary codes that a tensor holds, if they are read.
+    /// Returns the reader of ternary codes, if the format has one.
     #[must_use]
     pub fn ternary(&self) -> Option<&Ternary> {
         match &self.reader {
@@ -168,13 +169,13 @@ impl Format {
         }
     }
 
-    /// Whether every weight is -1, 0 or 1 times a scale, read or not.
+    /// True if every weight is -1, 0 or 1 times a scale, whether it can be read or not.
     #[must_use]
     pub fn is_ternary(&self) -> bool {
         matches!(self.reader, Reader::Ternary(_) | Reader::None { ternary: true })
     }
 
-    /// Names of the formats of which `is` holds, for messages: `a, b or c`.
+    /// Returns the names of the formats for which `is` holds, for messages: `a, b or c`.
     #[must_use]
     pub fn names(is: fn(&Format) -> bool) -> String {
         let names: Vec<&str> = FORMATS.iter().filter(|f| is(f)).map(|f| f.name).collect();
@@ -186,26 +187,27 @@ impl Format {
     }
 }
 
-/// The format whose rows the kernels of a head read.
+/// Returns the format whose rows the kernels of a head read.
 pub(crate) fn of_head(head: HeadFormat) -> &'static Format {
     let serves = |format: &&Format| format.rows().is_some_and(|rows| rows.head == head);
     FORMATS.iter().find(serves).expect("a test finds a format for every kind of head")
 }
 
-/// How a head format's rows are read.
+/// Returns the reader of a head format's rows.
 pub(crate) fn head_rows(head: HeadFormat) -> &'static Rows {
     of_head(head).rows().expect("`of_head` gives formats of rows")
 }
 
 impl<'a> Codes<'a> {
-    /// The tensor `bytes` as a matrix of `shape`; `None` of a type whose codes are not read.
+    /// Views the tensor `bytes` as a matrix of `shape`; `None` for a type whose codes are not read.
     #[must_use]
     pub fn new(ty: TensorType, bytes: &'a [u8], shape: Shape) -> Option<Self> {
         let format = ty.format();
         Some(Self { bytes, shape, format, ternary: format.ternary()? })
     }
 
-    /// A matrix of `shape` in I2_S, its scale left out or not: see [`i2_s::encode`].
+    /// Views `bytes` as a matrix of `shape` in I2_S; the scale may be left out: see
+    /// [`i2_s::encode`].
     #[must_use]
     pub fn i2_s(bytes: &'a [u8], shape: Shape) -> Self {
         Self::new(TensorType::I2_S, bytes, shape).expect("codes of I2_S are read")
@@ -221,7 +223,8 @@ impl<'a> Codes<'a> {
         self.shape
     }
 
-    /// Whether the tensor is as long as its shape asks for, a scale behind all codes left out or not.
+    /// True if the tensor is as long as its shape requires; a scale behind all codes may be left
+    /// out.
     pub(crate) fn fits(&self) -> bool {
         let (bytes, tail) = (self.bytes.len() as u64, self.format.size.tail_bytes());
         let dims = [self.shape.cols as u64, self.shape.rows as u64];
@@ -229,12 +232,12 @@ impl<'a> Codes<'a> {
         wanted.is_ok_and(|wanted| bytes == wanted || bytes == wanted - tail)
     }
 
-    /// The scales, as the file holds them.
+    /// Reads the scales, unchanged.
     pub(crate) fn scales(&self) -> Scales {
         (self.ternary.scales)(*self)
     }
 
-    /// Reads the codes of columns `first..first + out.len()` of a row, one in each byte.
+    /// Reads the codes of columns `first..first + out.len()` of a row, one per byte.
     ///
     /// # Panics
     /// When the tensor is too short: see [`Codes::fits`].
@@ -255,8 +258,9 @@ mod tests {
     use crate::numerics::{BLOCK, in_blocks};
     use crate::random::Random;
 
-    /// Rows of 1024 random bytes each, of which `fill` completes block b and says what weights it
-    /// stands for: read exactly, and their products near those of exact arithmetic.
+    /// Checks rows of 1024 random bytes each, of which `fill` completes block b and returns the
+    /// weights it stands for: they must be read exactly, and their products be near those of exact
+    /// arithmetic.
     pub(super) fn check_rows(format: &Format, fill: impl Fn(&mut [u8], usize) -> Vec<f32>) {
         const COLS: usize = 1024; // 32 blocks of activations: every lane of a sum gets two
         let random = &mut Random::new(16);
@@ -293,7 +297,8 @@ mod tests {
         assert_eq!(FORMATS.iter().filter(|f| f.rows().is_some()).count(), HeadFormat::ALL.len());
     }
 
-    /// What is quantised and read again is near, and a logit is near the product of what is read.
+    /// Values that are quantised and read again are near, and a logit is near the product of the
+    /// values read.
     #[test]
     fn rows_are_read_as_they_are_written() {
         let random = &mut Random::new(7);

@@ -14,7 +14,7 @@ const BLOCK: usize = 32;
 /// Bytes of a block.
 const BYTES: usize = 18;
 
-/// The format.
+/// The format's entry.
 pub const FORMAT: Format = Format {
     ty: TensorType::Q4_0,
     id: 2,
@@ -23,14 +23,14 @@ pub const FORMAT: Format = Format {
     reader: Reader::Rows(Rows { head: HeadFormat::Q4_0, dequantise, dot, quantise }),
 };
 
-/// Weight `i` of a block, without its scale: -8..=7.
+/// Returns weight `i` of a block, without its scale: -8..=7.
 #[inline]
 fn weight(block: &[u8], i: usize) -> i32 {
     let byte = block[2 + i % 16];
     i32::from(if i < 16 { byte & 15 } else { byte >> 4 }) - 8
 }
 
-/// Each weight is `d * (w as f32)`.
+/// Reads a row: each weight is `d * (w as f32)`.
 fn dequantise(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len() * BLOCK, out.len() * BYTES);
     for (block, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(BLOCK)) {
@@ -50,7 +50,7 @@ fn dot(x: &[f32], row: &[u8]) -> f32 {
     })
 }
 
-/// Scales by the largest of each block, to codes of -7 to 7.
+/// Quantises with scales from the largest of each block, to codes of -7 to 7.
 fn quantise(values: &[f32], out: &mut Vec<u8>) {
     for block in values.chunks_exact(BLOCK) {
         let scale = f16::from_f32(largest(block) / 7.0);

@@ -16,10 +16,10 @@ use crate::numerics::{self, dot_blocks, idot, in_blocks};
 const BLOCK: usize = 256;
 /// Bytes of a block.
 const BYTES: usize = 210;
-/// Where the scale is, in f16s.
+/// Index of the scale in a block, in f16s.
 const SCALE: usize = 208 / 2;
 
-/// The format.
+/// The format's entry.
 pub const FORMAT: Format = Format {
     ty: TensorType::Q6_K,
     id: 14,
@@ -28,7 +28,7 @@ pub const FORMAT: Format = Format {
     reader: Reader::Rows(Rows { head: HeadFormat::Q6K, dequantise, dot, quantise }),
 };
 
-/// Weight `i` of a block, without its scales: -32..=31.
+/// Returns weight `i` of a block, without its scales: -32..=31.
 #[inline]
 fn weight(block: &[u8], i: usize) -> i32 {
     let (half, t, l) = (i / 128, i % 128 / 32, i % 32);
@@ -37,18 +37,18 @@ fn weight(block: &[u8], i: usize) -> i32 {
     i32::from(low | high << 4) - 32
 }
 
-/// The int8 scale of weight `i` of a block.
+/// Returns the int8 scale of weight `i` of a block.
 #[inline]
 fn scale(block: &[u8], i: usize) -> i32 {
     i32::from(block[192 + i / 16] as i8)
 }
 
-/// Each weight is `d * ((scale * w) as f32)`.
+/// Reads a row: each weight is `d * ((scale * w) as f32)`.
 fn dequantise(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len() * BLOCK, out.len() * BYTES);
     for (block, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(BLOCK)) {
         let d = f16_at(block, SCALE);
-        // 16 weights share a scale, and where their bits lie.
+        // 16 weights share a scale and the position of their bits.
         for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
             let (half, t, l) = (part / 8, part % 8 / 2, part % 2 * 16);
             let low = &block[64 * half + 32 * (t % 2) + l..][..16];
@@ -83,8 +83,8 @@ fn dot_quantised(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
     })
 }
 
-/// Scales by the largest of each 16, to codes of -32 to 31; the scales are multiples, up to 127, of
-/// the block's.
+/// Quantises with scales from the largest of each 16, to codes of -32 to 31; the scales are
+/// multiples, up to 127, of the block's.
 fn quantise(values: &[f32], out: &mut Vec<u8>) {
     for block in values.chunks_exact(BLOCK) {
         let unit = f16::from_f32(largest(block) / (31.0 * 127.0));

@@ -13,7 +13,7 @@ const BLOCK: usize = 32;
 /// Bytes of a block.
 const BYTES: usize = 34;
 
-/// The format.
+/// The format's entry.
 pub const FORMAT: Format = Format {
     ty: TensorType::Q8_0,
     id: 8,
@@ -22,7 +22,7 @@ pub const FORMAT: Format = Format {
     reader: Reader::Rows(Rows { head: HeadFormat::Q8_0, dequantise, dot, quantise }),
 };
 
-/// Each weight is `d * (w as f32)`.
+/// Reads a row: each weight is `d * (w as f32)`.
 fn dequantise(row: &[u8], out: &mut [f32]) {
     assert_eq!(row.len() * BLOCK, out.len() * BYTES);
     for (block, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(BLOCK)) {
@@ -42,7 +42,7 @@ fn dot(x: &[f32], row: &[u8]) -> f32 {
     })
 }
 
-/// Scales by the largest of each block, to codes of -127 to 127.
+/// Quantises with scales from the largest of each block, to codes of -127 to 127.
 fn quantise(values: &[f32], out: &mut Vec<u8>) {
     for block in values.chunks_exact(BLOCK) {
         let scale = f16::from_f32(largest(block) / 127.0);

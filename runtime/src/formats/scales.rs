@@ -1,9 +1,9 @@
-//! Scales of ternary matrices: how many weights share one.
+//! Scales of ternary matrices: for the tensor, each row, or each block.
 
-/// What the ternary weights of a matrix are multiplied with.
+/// Factors of the ternary weights of a matrix.
 ///
-/// Where there are several, one of 0 says that its weights are zero, whatever their codes: such
-/// codes are read as zeros.
+/// Among several scales, a scale of 0 makes its weights zero, whatever their codes: such codes are
+/// read as zeros.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scales {
     /// One for all.
@@ -26,7 +26,7 @@ impl From<f32> for Scales {
 }
 
 impl Scales {
-    /// The one scale of a tensor, if there is but one.
+    /// Returns the scale of the whole tensor, if there is only one.
     #[must_use]
     pub fn of_tensor(&self) -> Option<f32> {
         match *self {
@@ -44,7 +44,7 @@ impl Scales {
         }
     }
 
-    /// Something that is shared by the weights of one scale, for messages.
+    /// Names the unit that shares a scale, for messages.
     #[must_use]
     pub fn unit(&self) -> &'static str {
         match self {
@@ -54,7 +54,7 @@ impl Scales {
         }
     }
 
-    /// A scale that is none: not finite, negative, or 0 where it is the only one.
+    /// Returns an invalid scale, if any: not finite, negative, or 0 where it is the only one.
     #[must_use]
     pub fn broken(&self) -> Option<f32> {
         let several = !matches!(self, Self::Tensor(_));
@@ -62,8 +62,8 @@ impl Scales {
         self.values().iter().copied().find(|scale| !sound(scale))
     }
 
-    /// The scale of a kernel that knows but one, exactly: where all that are not 0 are equal. Where
-    /// all are 0 any will do, and it is 1.
+    /// Returns the single exact scale for a kernel that takes only one: where all scales that are
+    /// not 0 are equal. Where all are 0 any will do, and it is 1.
     ///
     /// # Errors
     /// Two scales that differ.

@@ -14,7 +14,7 @@ const CODES: usize = 64;
 /// Bytes of a block.
 const BLOCK_BYTES: usize = CODES + 2;
 
-/// The format.
+/// The format's entry.
 pub const FORMAT: Format = Format {
     ty: TensorType::TQ2_0,
     id: 35,
@@ -59,7 +59,7 @@ mod tests {
 
     use super::*;
 
-    /// Two rows of two blocks: the codes of `code`, and scales.
+    /// Builds two rows of two blocks: the codes of `code`, and scales.
     fn tensor(code: impl Fn(usize) -> u8, scales: [f32; 4]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (block, scale) in scales.into_iter().enumerate() {
@@ -85,7 +85,7 @@ mod tests {
         let values = vec![0.5, 0.5, 0.0, 0.25];
         assert_eq!(codes.scales(), Scales::Blocks { width: 256, values });
         let expected = |row: usize, col: usize| match (row, col / BLOCK) {
-            // Of a scale of 0, zeros.
+            // A scale of 0 gives zeros.
             (1, 0) => 1,
             _ => code(row * SHAPE.cols + col),
         };
@@ -100,7 +100,7 @@ mod tests {
         assert!(!Codes::new(TensorType::TQ2_0, &bytes, Shape::new(4, 256 - 64)).unwrap().fits());
     }
 
-    /// Code 3 anywhere, but where the scale is 0 and makes it a zero.
+    /// Code 3 is reported anywhere, except where the scale is 0 and makes it a zero.
     #[test]
     fn code_3_is_seen() {
         for at in [0, 31, 32, 127, 128, 255, 256, 700, 1023] {

@@ -1,4 +1,4 @@
-//! Types of tensors: names for all formats, and the sizes that they ask for.
+//! Types of tensors: names of all formats, and the sizes of tensors.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use super::{FORMATS, Format};
 /// Defines the types and the list of them.
 macro_rules! types {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// A tensor format, by name: [`TensorType::format`] says what is known of it.
+        /// A tensor format, by name; [`TensorType::format`] returns its entry.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(non_camel_case_types, reason = "the names are the ones ggml gives them")]
         #[expect(missing_docs, reason = "each variant is the ggml type of that name")]
@@ -95,7 +95,7 @@ pub enum Size {
 const SCALE_BYTES: u64 = 32;
 
 impl Size {
-    /// Bytes that hold the scale of the whole tensor, behind its codes.
+    /// Returns the bytes that hold the scale of the whole tensor, behind its codes.
     #[must_use]
     pub const fn tail_bytes(self) -> u64 {
         match self {
@@ -104,7 +104,7 @@ impl Size {
         }
     }
 
-    /// Elements and bytes of the smallest part that can be read alone; TL2 has none.
+    /// Returns the elements and bytes of the smallest part that can be read alone; TL2 has none.
     #[must_use]
     pub const fn block(self) -> Option<(u64, u64)> {
         match self {
@@ -116,32 +116,33 @@ impl Size {
 }
 
 impl TensorType {
-    /// What is known of the format.
+    /// Returns the format's entry in the table.
     #[must_use]
     pub fn format(self) -> &'static Format {
         let own = |format: &&Format| format.ty == self;
         FORMATS.iter().find(own).expect("a test finds a format for every type")
     }
 
-    /// The id of this type in a GGUF file.
+    /// Returns the id of this type in a GGUF file.
     #[must_use]
     pub fn id(self) -> u32 {
         self.format().id
     }
 
-    /// The name ggml prints, such as `q6_K`.
+    /// Returns the name ggml prints, such as `q6_K`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.format().name
     }
 
-    /// Whether every weight is -1, 0 or 1 times a scale.
+    /// True if every weight is -1, 0 or 1 times a scale.
     #[must_use]
     pub fn is_ternary(self) -> bool {
         self.format().is_ternary()
     }
 
-    /// Bytes of a tensor of `dims` (innermost first), or what is wrong with the shape.
+    /// Returns the bytes of a tensor of `dims` (innermost first), or an error that describes the
+    /// shape.
     ///
     /// # Errors
     /// The shape does not divide into blocks of this type, or its size does not fit 64 bits.

@@ -9,7 +9,7 @@ use crate::cpu::model::{BatchToken, Needs, Session, StageTimes};
 use crate::engine::sampler::{self, Rng};
 use crate::error::{Error, Result};
 
-/// What to time.
+/// A test to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Test {
     /// Tokens of the prompt of each sequence, which go through the model together.
@@ -29,14 +29,14 @@ impl Test {
         self.n_prompt + self.n_gen + self.n_depth
     }
 
-    /// Tokens that are timed, of all sequences.
+    /// Tokens that are timed, over all sequences.
     #[must_use]
     pub fn tokens(&self) -> usize {
         (self.n_prompt + self.n_gen) * self.n_parallel
     }
 }
 
-/// As llama-bench writes it: `pp128`, `tg64`, `pp128+tg64`, `tg64 @ d512`; several sequences as
+/// Formats as llama-bench does: `pp128`, `tg64`, `pp128+tg64`, `tg64 @ d512`; several sequences as
 /// `tg64 x 8`.
 impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,35 +61,35 @@ impl fmt::Display for Test {
 /// The times of a test.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Samples {
-    /// Tokens of each repetition, of all sequences.
+    /// Tokens of each repetition, over all sequences.
     pub tokens: usize,
     /// Nanoseconds of each repetition.
     pub ns: Vec<u64>,
-    /// Where the time of all repetitions went.
+    /// Times of the stages over all repetitions.
     pub stages: StageTimes,
 }
 
 impl Samples {
-    /// Tokens per second of each repetition.
+    /// Returns the tokens per second of each repetition.
     #[must_use]
     pub fn per_second(&self) -> Vec<f64> {
         self.ns.iter().map(|&ns| self.tokens as f64 * 1e9 / ns.max(1) as f64).collect()
     }
 
-    /// Nanoseconds as floats.
+    /// Returns the nanoseconds as floats.
     #[must_use]
     pub fn ns_f64(&self) -> Vec<f64> {
         self.ns.iter().map(|&ns| ns as f64).collect()
     }
 }
 
-/// The mean; 0 of nothing.
+/// Returns the mean; 0 of an empty slice.
 #[must_use]
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-/// The median; 0 of nothing.
+/// Returns the median; 0 of an empty slice.
 #[must_use]
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
@@ -101,7 +101,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The standard deviation of a sample (divided by n - 1); 0 of fewer than two values.
+/// Returns the standard deviation of a sample (divided by n - 1); 0 of fewer than two values.
 #[must_use]
 pub fn standard_deviation(values: &[f64]) -> f64 {
     if values.len() < 2 {
@@ -117,7 +117,7 @@ pub fn standard_deviation(values: &[f64]) -> f64 {
 pub struct Tokens(Rng);
 
 impl Tokens {
-    /// From the beginning.
+    /// Starts from the beginning.
     #[must_use]
     pub fn new() -> Self {
         Self(Rng::new(1))
@@ -133,7 +133,7 @@ impl Tokens {
         batch.clear();
         for sequence in 0..test.n_parallel {
             for i in 0..n {
-                // As a greedy run would.
+                // Needs the best logit, as a greedy run would.
                 let needs = if logits && i + 1 == n { Some(Needs::GREEDY) } else { None };
                 batch.push(BatchToken { sequence, id: self.next(vocab), needs });
             }
@@ -147,7 +147,7 @@ impl Default for Tokens {
     }
 }
 
-/// One pass that is not timed: the whole prompt, one token of a generation.
+/// Makes one pass that is not timed: the whole prompt, or one token of a generation.
 ///
 /// # Errors
 /// As [`time`].
@@ -202,7 +202,7 @@ pub fn time(
             session.forward(&batch)?;
         }
         ns.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        // Those that were not needed read minus infinity, but the best is a number.
+        // Logits that were not needed read minus infinity, but the best is a number.
         let wrong = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
         for row in 0..test.n_parallel {
             let logits = session.logits(row);
@@ -218,8 +218,8 @@ pub fn time(
     Ok(Samples { tokens: test.tokens(), ns, stages: session.stages().unwrap_or_default() })
 }
 
-/// Seconds since 1970 as `2026-11-20T09:16:00Z`, by the civil calendar (every 400 years have the
-/// same 146097 days).
+/// Formats seconds since 1970 as `2026-11-20T09:16:00Z`, by the civil calendar (every 400 years
+/// have the same 146097 days).
 #[must_use]
 pub fn utc(seconds: u64) -> String {
     let (days, time) = (seconds / 86_400, seconds % 86_400);

@@ -1,4 +1,4 @@
-//! The machine's limits, measured: what share of them a kernel reaches is what its speed means.
+//! Measured limits of the machine, with which the speed of a kernel is compared.
 
 use std::hint::black_box;
 use std::sync::Mutex;
@@ -10,14 +10,14 @@ use crate::cpu::memory::Buffer;
 use crate::cpu::threads::{Pool, Worker};
 use crate::{Error, Result};
 
-/// Something to read again and again: what memory or a cache gives changes with what else the
-/// machine does.
+/// A buffer to read again and again: the bandwidth of memory or of a cache changes with what else
+/// the machine does.
 #[derive(Debug)]
 pub struct Stream(Buffer);
 
 impl Stream {
-    /// Of so many bytes. For the speed of memory, take several times the L3 cache; for that of a
-    /// cache, as much as fits.
+    /// Makes a buffer of so many bytes. For the bandwidth of memory, take several times the L3
+    /// cache; for that of a cache, as much as fits.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory or a worker panicked.
@@ -27,14 +27,15 @@ impl Stream {
         Ok(Self(buffer))
     }
 
-    /// Bytes per second that the pool's threads read together when each streams its own part, with
-    /// or without software prefetch, whichever is faster here: the best of `rounds` passes of each.
+    /// Measures the bytes per second that the pool's threads read together when each streams its
+    /// own part, with or without software prefetch, whichever is faster here: the best of `rounds`
+    /// passes of each.
     ///
     /// # Errors
     /// [`Error::Runtime`] when a worker panicked.
     pub fn read_bandwidth(&self, pool: &Pool, rounds: usize) -> Result<f64> {
         let len = self.0.len();
-        // A pass over a small buffer is repeated until a clock can time it.
+        // A pass over a small buffer is repeated until it is long enough to time.
         let passes = (1_usize << 24).div_ceil(len.max(1));
         let mut best = Duration::MAX;
         for sum in sums() {
@@ -49,9 +50,9 @@ impl Stream {
     }
 }
 
-/// Multiply-adds of int8 numbers per second that the pool's threads reach together on the best
-/// tier up to `isa`, with everything in registers and no widening: the best of `rounds`. Nothing
-/// for the scalar tier, whose limit is the compiler's.
+/// Measures the multiply-adds of int8 numbers per second that the pool's threads reach together on
+/// the best tier up to `isa`, with everything in registers and no widening: the best of `rounds`.
+/// `None` for the scalar tier, whose limit is the compiler's.
 ///
 /// # Errors
 /// [`Error::Runtime`] when a worker panicked.
@@ -69,7 +70,7 @@ pub fn multiply_add_rate(pool: &Pool, isa: Isa, rounds: usize) -> Result<Option<
     Ok(Some((pool.threads() * per_worker) as f64 / time.as_secs_f64()))
 }
 
-/// The shortest time, of `rounds`, in which all workers have done `work`.
+/// Returns the shortest time, of `rounds`, in which all workers have done `work`.
 fn best_time<F>(pool: &Pool, rounds: usize, work: F) -> Result<Duration>
 where
     F: Fn(&Worker<'_>) + Sync,
@@ -97,12 +98,12 @@ where
 type Sum = fn(&[u8]) -> u64;
 type MultiplyAdds = fn(usize) -> usize;
 
-/// Bytes ahead that are asked for by software prefetch: what the streams of weights on Zen 5 want.
+/// Prefetch distance in bytes: the best for streams of weights on Zen 5.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const AHEAD: usize = 8192;
 
-/// Reads every byte; unrolled far enough that loads are all that takes time. Of every 256 bytes it
-/// tells `begin` where they are.
+/// Reads every byte; unrolled far enough that only the loads take time. Calls `begin` with the
+/// address of every 256 bytes.
 #[inline(always)]
 fn sum(data: &[u8], begin: impl Fn(*const u8)) -> u64 {
     const WORDS: usize = 32;
@@ -120,10 +121,10 @@ fn sum(data: &[u8], begin: impl Fn(*const u8)) -> u64 {
     sums.iter().fold(rest, |a, &b| a.wrapping_add(b))
 }
 
-/// `steps` times so many independent products of vectors on a tier, by the function of its vocabulary
-/// that does `each` multiply-adds for a 32-bit lane: enough to hide its latency, of 1 cycle where
-/// products are added apart and of up to 5 where one instruction does both, at 2 a cycle. Gives the
-/// multiply-adds done.
+/// Defines a loop that makes `steps` times so many independent products of vectors on a tier, by
+/// the function of its vocabulary that does `each` multiply-adds per 32-bit lane: enough to hide
+/// its latency, of 1 cycle where products are added apart and of up to 5 where one instruction does
+/// both, at 2 a cycle. The loop returns the multiply-adds done.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! multiply_with {
     ($name:ident, $isa:ident, $dot:ident, $each:literal, $sums:literal, $features:literal) => {
@@ -181,7 +182,7 @@ multiply_with!(multiply_neondot, neondot, dot, 4, 16, "neon,dotprod");
 #[cfg(target_arch = "aarch64")]
 multiply_with!(multiply_neoni8mm, neoni8mm, dot_2x2, 8, 16, "neon,dotprod,i8mm");
 
-/// The loop of the best tier this CPU runs that is not above `ceiling`.
+/// Returns the loop of the best tier up to `ceiling` that this CPU runs.
 fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
     match Isa::supported().filter(|&isa| isa <= ceiling).last()? {
         #[cfg(target_arch = "x86_64")]
@@ -202,9 +203,9 @@ fn multiply_adds(ceiling: Isa) -> Option<MultiplyAdds> {
     }
 }
 
-/// [`sum`] with vectors of 32 bytes, of which every AVX2 core loads at least one a cycle, more than
-/// any cache below L1 gives. (With AVX-512 the compiler gathers across iterations instead, at a
-/// tenth of the speed.)
+/// Runs [`sum`] with vectors of 32 bytes, of which every AVX2 core loads at least one a cycle, more
+/// than any cache below L1 gives. (With AVX-512 the compiler gathers across iterations instead, at
+/// a tenth of the speed.)
 #[cfg(target_arch = "x86_64")]
 fn sum_avx2(data: &[u8]) -> u64 {
     #[target_feature(enable = "avx2")]
@@ -215,7 +216,7 @@ fn sum_avx2(data: &[u8]) -> u64 {
     unsafe { inner(data) }
 }
 
-/// A sum that asks for the lines [`AHEAD`] of where it is, by the vocabulary of a tier.
+/// Defines a sum that prefetches the lines [`AHEAD`] of its position, by the vocabulary of a tier.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! sum_ahead_with {
     ($name:ident, $isa:ident, $features:literal) => {
@@ -240,7 +241,7 @@ sum_ahead_with!(sum_ahead_avx2, avx2, "avx2");
 #[cfg(target_arch = "aarch64")]
 sum_ahead_with!(sum_ahead_neon, neon, "neon");
 
-/// The ways to read that may be the fastest on this CPU.
+/// Returns the ways to read that may be the fastest on this CPU.
 fn sums() -> Vec<Sum> {
     #[cfg(target_arch = "x86_64")]
     if Isa::Avx2.is_supported() {
@@ -270,8 +271,8 @@ mod tests {
         }
     }
 
-    /// Wide bounds: a machine reads more than 10 MB/s and less than 100 TB/s, and one whose loop
-    /// the compiler removed would seem faster.
+    /// Checks rates within wide bounds: a machine reads more than 10 MB/s and less than 100 TB/s,
+    /// and one whose loop the compiler removed would seem faster.
     #[test]
     fn rates_are_of_this_world() {
         let pool = Pool::new(2).unwrap();

@@ -1,9 +1,10 @@
-//! Rehearsals: what the forward pass runs (products, logits, attention) on its own, round after round, by
-//! all workers of a pool. The tuner times kernels so, and tests multiply so.
+//! Rehearsals: the parts of the forward pass (products, logits, attention) run alone, round after
+//! round, by all workers of a pool. The tuner times kernels this way, and tests multiply this way.
 //!
-//! What is rehearsed is sound only where barriers separate its calls. So those functions are this crate's
-//! own, and the barriers are here: one after each round, and those that a product brings along. A caller
-//! hands over matrices, inputs and buffers, the latter borrowed exclusively until all workers are done.
+//! The rehearsed functions are sound only where barriers separate their calls. So they are private
+//! to this crate, and the barriers are here: one after each round, and those within a product. A
+//! caller hands over matrices, inputs and buffers, the latter borrowed exclusively until all
+//! workers are done.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -20,11 +21,11 @@ use crate::cpu::threads::{Pool, SharedSlice, Worker};
 use crate::numerics::{CHUNK, Softmax};
 use crate::{Error, Result};
 
-/// Rounds of a rehearsal. Each takes the next of the things rehearsed (jobs, copies of a head, layers), and
-/// after the last of them the first again.
+/// Rounds of a rehearsal. Each takes the next of the things rehearsed (jobs, copies of a head,
+/// layers), and after the last of them the first again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rounds {
-    /// The number of the thing that the first round takes.
+    /// Index of the thing that the first round takes.
     pub first: usize,
     /// Rounds before the clock starts.
     pub untimed: usize,
@@ -33,23 +34,23 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// One round, with the first thing: for who wants what it computes.
+    /// One round, with the first thing: for callers that want its result.
     pub const ONE: Self = Self { first: 0, untimed: 0, timed: 1 };
 
-    /// The number of the thing, of so many, that follows the last round's; 0 of none.
+    /// Returns the index of the thing, of so many, that follows the last round's; 0 of none.
     #[must_use]
     pub fn next(&self, things: usize) -> usize {
         (self.first + self.untimed + self.timed).checked_rem(things).unwrap_or(0)
     }
 }
 
-/// The time that the timed rounds took, barriers included.
+/// Time of the timed rounds, barriers included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elapsed {
-    /// From the barrier before the first to that after the last, by the clock of worker 0.
+    /// Time from the barrier before the first to that after the last, by the clock of worker 0.
     pub time: Duration,
-    /// The longest time that a worker was ready to run meanwhile and did not, because another thread had
-    /// its CPU; zero where the system does not say.
+    /// Longest time that a worker was ready to run meanwhile and did not, because another thread
+    /// had its CPU; zero where the system does not report it.
     pub delay: Duration,
 }
 
@@ -119,7 +120,7 @@ pub fn prefill(
     })
 }
 
-/// Refuses jobs that cannot multiply so many activations, of so many tokens, into so many outputs.
+/// Checks that the jobs can multiply so many activations, of so many tokens, into so many outputs.
 fn check(jobs: &[Job], (activations, tokens): (usize, usize), outputs: usize) -> Result<()> {
     let fits = |job: &Job| {
         tokens.checked_mul(job.cols()) == Some(activations)
@@ -234,7 +235,7 @@ impl AttentionLayers {
         })
     }
 
-    /// Layers of the cache.
+    /// Number of layers of the cache.
     #[must_use]
     pub fn layers(&self) -> usize {
         self.config.layers
@@ -246,8 +247,8 @@ impl AttentionLayers {
         self.kv.bytes(self.depth + 1) / self.config.layers
     }
 
-    /// Attends with one token (`tokens` 1, its chunks not merged) or several (at most as many as there is
-    /// room for) in one of the layers in each round.
+    /// Attends, in one of the layers in each round, with one token (`tokens` 1, its chunks not
+    /// merged) or several (at most as many as there is room for).
     ///
     /// # Errors
     /// [`Error::Runtime`] when there is no layer, the system refuses memory or a worker panicked.
@@ -298,7 +299,7 @@ impl AttentionLayers {
     }
 }
 
-/// Makes something for every worker of a pool to have for itself.
+/// Makes one value for every worker of a pool.
 fn for_each_worker<S>(pool: &Pool, make: impl Fn() -> Result<S>) -> Result<Vec<Mutex<S>>> {
     (0..pool.threads()).map(|_| make().map(Mutex::new)).collect()
 }
@@ -335,8 +336,8 @@ fn rehearse<S: Send>(
     Ok(Elapsed { time, delay: Duration::from_nanos(delay.into_inner()) })
 }
 
-/// Nanoseconds that this thread was ready to run and did not, because another had its CPU; 0 where
-/// the system does not say.
+/// Returns the nanoseconds that this thread was ready to run and did not, because another had its
+/// CPU; 0 where the system does not report it.
 fn run_delay() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0)
@@ -355,7 +356,7 @@ mod tests {
 
     const COLS: usize = 256;
 
-    /// Two jobs of two matrices each, of `rows` rows in all, whose codes it gives, too.
+    /// Makes two jobs of two matrices each, of `rows` rows in all, and returns their codes too.
     fn jobs([rows, cols]: [usize; 2], prefill: Kernel) -> (Vec<Job>, Vec<Vec<u8>>) {
         let pool = Pool::new(2).unwrap();
         let layout = prefill.layout();
@@ -379,7 +380,8 @@ mod tests {
         (0..2).map(job).unzip()
     }
 
-    /// Kernels for many tokens of the last of each layout that this CPU runs, and one that expands.
+    /// Returns kernels for many tokens: the last of each layout that this CPU runs, and one that
+    /// expands.
     fn prefill_kernels() -> Vec<Kernel> {
         let all = kernels::builtin().iter().rev().filter(|kernel| kernel.tokens() > 1);
         let mut kernels: Vec<Kernel> = Vec::new();
@@ -486,7 +488,7 @@ mod tests {
         }
     }
 
-    /// What is timed is computed: every kernel leaves the same numbers.
+    /// Checks that timed work is computed: every kernel leaves the same numbers.
     #[test]
     fn every_attention_kernel_leaves_the_same() {
         let pool = Pool::new(2).unwrap();

@@ -1,4 +1,4 @@
-//! The attention kernels, and how keys and values lie for them.
+//! The attention kernels, and the layout of keys and values for them.
 
 use bitnet_profiles::{Isa, KernelId, Op};
 use half::f16;
@@ -7,16 +7,16 @@ use crate::cpu::memory::ALIGN;
 use crate::numerics::{CHUNK, LANES, Softmax};
 use bitnet_kernels::{self as builtin, abi};
 
-/// Positions of a block of keys. A head's keys begin with a block, and its last one is whole.
+/// Positions of a block of keys. A head's keys begin with a block, and the last block is whole.
 pub const KEY_BLOCK: usize = LANES;
 
-/// Elements that a key or a value of a head takes; those beyond the head's are 0.
+/// Returns the elements that a key or a value of a head takes; those beyond the head's are 0.
 pub const fn row_elements(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LANES)
 }
 
-/// Where element 0 and up of the keys of a block lie, of position 0 of the block; those of position
-/// `p` lie `p` further. [`abi::AttentionCall`] says why.
+/// Returns, for each element of a key, its offset in a block for position 0 of the block; that of
+/// position `p` is `p` higher. [`abi::AttentionCall`] gives the reason.
 pub fn key_slots(head_dim: usize) -> impl Iterator<Item = usize> {
     const REVERSED: [usize; LANES] = {
         let (mut reversed, mut i) = ([0; LANES], 0);
@@ -79,15 +79,15 @@ pub struct AttentionInput<'a> {
     pub heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// For every token how many positions of the chunk it sees, 0 to [`CHUNK`].
+    /// Positions of the chunk that each token sees, 0 to [`CHUNK`].
     pub counts: &'a [usize],
-    /// What they attend to.
+    /// The chunk that they attend to.
     pub chunk: KvChunk<'a>,
-    /// Scores are dot products times this.
+    /// Factor of the dot products, which gives the scores.
     pub scale: f32,
 }
 
-// What is handed over as the other.
+// Kernels take a `Softmax` as the ABI's type: both have the same layout.
 const _: () = assert!(
     size_of::<Softmax>() == size_of::<abi::Softmax>()
         && align_of::<Softmax>() == align_of::<abi::Softmax>()
@@ -102,18 +102,18 @@ impl AttentionKernel {
         (id.op == Op::Attention && id.isa.is_supported()).then_some(Self { id, entry })
     }
 
-    /// The built-in kernels that this CPU can run, in the order of the generator's table.
+    /// Returns the built-in kernels that this CPU can run, in the order of the generator's table.
     pub fn builtin() -> impl Iterator<Item = Self> {
         builtin::ATTENTION.iter().filter_map(Self::new)
     }
 
-    /// The built-in kernel of that name, if there is one and this CPU can run it.
+    /// Returns the built-in kernel of that name, if there is one and this CPU can run it.
     pub fn find(id: &KernelId) -> Option<Self> {
         Self::builtin().find(|kernel| kernel.id == *id)
     }
 
-    /// The default: of the best ISA up to `ceiling` the one with the most rows at once, which
-    /// computes fewer in smaller steps.
+    /// Returns the default: of the best ISA up to `ceiling` the one with the most rows at once,
+    /// which computes fewer in smaller steps.
     pub fn default(ceiling: Isa) -> Option<Self> {
         Self::builtin()
             .filter(|kernel| kernel.id.isa <= ceiling)
@@ -130,15 +130,16 @@ impl AttentionKernel {
         self.id.tile.rows
     }
 
-    /// Bytes of scratch for heads of so many elements.
+    /// Returns the bytes of scratch for heads of so many elements.
     pub fn scratch_bytes(&self, head_dim: usize) -> usize {
         (self.entry.scratch)(head_dim)
     }
 
-    /// [`numerics::attention_chunk`] for every head of every token; `states` is `[tokens][heads]`
-    /// and `out` `[tokens][heads][head_dim]`. With `merge` they hold the chunks before, and the
-    /// outcome is merged into them ([`numerics::attention_merge`]) unless the token sees nothing
-    /// of this one. `scratch` is [`AttentionKernel::scratch_bytes`] long and aligned to [`ALIGN`].
+    /// Computes [`numerics::attention_chunk`] for every head of every token; `states` is
+    /// `[tokens][heads]` and `out` `[tokens][heads][head_dim]`. With `merge` they hold the result
+    /// of the chunks before, and this chunk's is merged into it ([`numerics::attention_merge`])
+    /// unless the token sees nothing of this one. `scratch` is [`AttentionKernel::scratch_bytes`]
+    /// long and aligned to [`ALIGN`].
     ///
     /// [`numerics::attention_chunk`]: crate::numerics::attention_chunk
     /// [`numerics::attention_merge`]: crate::numerics::attention_merge
@@ -160,7 +161,7 @@ impl AttentionKernel {
         assert_eq!(scratch.len(), self.scratch_bytes(head_dim));
         assert_eq!(scratch.as_ptr() as usize % ALIGN, 0);
         let Some(last) = counts.len().checked_sub(1) else { return };
-        // `out` is as long as the queries of a token at least.
+        // `out` is at least as long as the queries of a token.
         let end = last.checked_mul(stride).and_then(|n| n.checked_add(heads * head_dim));
         assert!(end.is_some_and(|end| end <= queries.len()), "queries end early");
         let most = counts.iter().copied().max().unwrap_or(0);

@@ -1,10 +1,12 @@
-//! The folder of libraries made on the host. A library is code, so nothing in it is used before the
-//! folder and the file were found to be nobody else's, and the content to be what was stored.
+//! Cache folder of the libraries made on the host. A library is code, so nothing in it is used
+//! before the folder and the file are checked to be nobody else's, and the content to be what was
+//! stored.
 //!
-//! It does not grow for ever: when a library is stored, those that were used longest ago go, beyond
-//! [`Cache::MOST`] of them or [`Cache::MOST_BYTES`] in all. A profile that names one which has gone
-//! takes the built-in kernels that it names beside. Who makes libraries works in a folder within
-//! ([`Scratch`]); what killed processes leave there, the next to make one removes.
+//! The cache is bounded: when a library is stored, the least recently used ones beyond
+//! [`Cache::MOST`] of them or [`Cache::MOST_BYTES`] in all are removed. A profile that names a
+//! removed one takes the built-in kernels that it names beside. A process that makes libraries
+//! works in a folder within ([`Scratch`]); leftovers of killed processes are removed by the next
+//! one to make a folder.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -21,56 +23,56 @@ use tempfile::TempDir;
 use super::library::Unusable;
 use crate::error::quoted;
 
-/// Bits of a mode that let others write.
+/// Mode bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
-/// The bit of a folder's mode that keeps its entries to their owners.
+/// The mode bit of a folder that keeps its entries to their owners.
 const STICKY: u32 = 0o1000;
 
-/// What the name of a [`Scratch`] begins with.
+/// Prefix of the name of a [`Scratch`].
 const SCRATCH: &str = "run-";
-/// What the name of a library ends in.
+/// Suffix of the name of a library.
 const LIBRARY: &str = ".so";
 
-/// Libraries under the SHA-256 of their content.
+/// Cache of libraries, named by the SHA-256 of their content.
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: PathBuf,
 }
 
-/// The content of a library, read once and found to be what was stored, and trusted.
+/// The content of a library, read once, checked against its hash, and trusted.
 #[derive(Clone, Debug)]
 pub struct Checked {
     pub(super) bytes: Vec<u8>,
     pub(super) path: PathBuf,
 }
 
-/// A folder within the cache for the work of one process, of this user's alone. It goes, with what
-/// is in it, when this is dropped; where the process is killed, when the next one begins.
+/// Work folder of one process within the cache, for this user alone. It is removed with its content
+/// when this is dropped or, if the process is killed, when the next one is made.
 #[derive(Debug)]
 pub struct Scratch {
     folder: TempDir,
-    /// Says that this process lives: a lock that ends with it.
+    /// Lock that marks this process as alive: it ends with the process.
     _lock: File,
 }
 
 impl Scratch {
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 }
 
 impl Cache {
-    /// The most libraries that are kept.
+    /// Most libraries that are kept.
     pub const MOST: usize = 64;
-    /// The most that all libraries may have, in bytes.
+    /// Most bytes of all libraries together.
     pub const MOST_BYTES: u64 = 256 << 20;
 
-    /// The most a library may have, in bytes; one of 300 kernels has about 10^6.
+    /// Most bytes of one library; one of 300 kernels has about 10^6.
     pub const MAX_BYTES: u64 = 64 << 20;
 
-    /// The user's cache: `bitnet/kernels` in `$XDG_CACHE_HOME` or `~/.cache`. `variable` looks up a
-    /// variable of the environment. Nothing is read or created.
+    /// Returns the user's cache: `bitnet/kernels` in `$XDG_CACHE_HOME` or `~/.cache`. `variable`
+    /// looks up an environment variable. Nothing is read or created.
     ///
     /// # Errors
     /// [`Unusable::NoFolder`]
@@ -78,19 +80,20 @@ impl Cache {
         paths::cache_folder(variable).map(Self::at).ok_or(Unusable::NoFolder)
     }
 
-    /// A cache elsewhere.
+    /// Returns a cache in another folder.
     pub fn at(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into() }
     }
 
-    /// Where the libraries are.
+    /// Folder of the libraries.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Keeps a library and gives its SHA-256, 64 hexadecimal digits. The folder is created, for the
-    /// user alone, where it is missing. The file appears whole or not at all; who stores the same
-    /// content at the same time does no harm. Libraries that nobody has used for long may go.
+    /// Stores a library and returns its SHA-256, 64 hexadecimal digits. The folder is created, for
+    /// the user alone, where it is missing. The file appears whole or not at all; storing the same
+    /// content at the same time elsewhere does no harm. Libraries that nobody has used for long may
+    /// be removed.
     ///
     /// # Errors
     /// The system refuses, or the folder is not to be trusted.
@@ -107,8 +110,8 @@ impl Cache {
         Ok(sha256)
     }
 
-    /// A folder to make a library in, and to keep it in for as long as one process needs it. Those of
-    /// killed processes are removed, and their temporary files.
+    /// Makes a folder to make a library in, and to keep it in for as long as one process needs it.
+    /// Folders and temporary files of killed processes are removed.
     ///
     /// # Errors
     /// As [`Cache::store`].
@@ -127,22 +130,22 @@ impl Cache {
         Ok(Scratch { folder, _lock: lock })
     }
 
-    /// Removes what killed processes left, as [`Cache::scratch`] does, where there is a cache and it is
-    /// to be trusted.
+    /// Removes the leftovers of killed processes, as [`Cache::scratch`] does, where there is a
+    /// cache and it is to be trusted.
     pub fn remove_leftovers(&self) {
         if let Ok(folder) = self.trusted_folder() {
             remove_leftovers(&folder);
         }
     }
 
-    /// The folder, which is created where it is missing, by its real path.
+    /// Returns the real path of the folder, creating it where it is missing.
     fn created_folder(&self) -> Result<PathBuf, Unusable> {
         let io = |source| Unusable::Io { path: self.folder.clone(), action: "create", source };
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(io)?;
         self.trusted_folder()
     }
 
-    /// Reads a library, once, through one open file, and checks that nobody else can have made or
+    /// Reads a library once, through one open file, and checks that nobody else can have made or
     /// changed it.
     ///
     /// # Errors
@@ -158,7 +161,7 @@ impl Cache {
             let path = path.clone();
             move |source| Unusable::Io { path, action, source }
         };
-        // Not through a link, and without waiting for the writer of a pipe.
+        // Links are not followed, and the writer of a pipe is not waited for.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let mut options = OpenOptions::new();
         let file = options.read(true).custom_flags(flags.bits().cast_signed()).open(&path);
@@ -173,7 +176,7 @@ impl Cache {
         private(&path, &meta)?;
         executable(&path, &file)?;
         let mut bytes = Vec::new();
-        // One more than is allowed, to see whether there is more.
+        // One byte more than is allowed, to detect a longer file.
         let mut content = file.take(Self::MAX_BYTES + 1);
         content.read_to_end(&mut bytes).map_err(io("read"))?;
         if bytes.len() as u64 > Self::MAX_BYTES {
@@ -183,12 +186,13 @@ impl Cache {
         if found != sha256 {
             return Err(Unusable::Hash { path, found });
         }
-        // It was used now; where that cannot be written, it counts as used before.
+        // The library counts as used now; where that cannot be written, as used before.
         let _ = content.into_inner().set_modified(SystemTime::now());
         Ok(Checked { bytes, path })
     }
 
-    /// The folder by its real path, if only this user can change what is in it or above it.
+    /// Returns the real path of the folder, if only this user can change its content or the folders
+    /// above.
     fn trusted_folder(&self) -> Result<PathBuf, Unusable> {
         let io = |action| {
             let path = self.folder.clone();
@@ -199,7 +203,7 @@ impl Cache {
             return Err(kind(&self.folder, &meta, "folder"));
         }
         private(&self.folder, &meta)?;
-        // Links further up are as good as the folders on the real path.
+        // Links further up are as safe as the folders on the real path.
         let folder = fs::canonicalize(&self.folder).map_err(io("open"))?;
         for parent in folder.ancestors().skip(1) {
             let meta = fs::symlink_metadata(parent).map_err(io("open"))?;
@@ -222,14 +226,15 @@ fn file_name(sha256: &str) -> String {
     format!("{sha256}{LIBRARY}")
 }
 
-/// Whether a file of that name is a library: see [`file_name`].
+/// True if a file of that name is a library: see [`file_name`].
 fn is_library(name: &[u8]) -> bool {
     let digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     let sha256 = name.strip_suffix(LIBRARY.as_bytes());
     sha256.is_some_and(|sha256| sha256.len() == 64 && sha256.iter().all(digit))
 }
 
-/// What is in a folder of this user's and belongs to this user, by name: links are what they are.
+/// Returns the entries of one of this user's folders that belong to this user, by name; links are
+/// not followed.
 fn own_entries(folder: &Path) -> impl Iterator<Item = (OsString, Metadata)> {
     let own = rustix::process::geteuid().as_raw();
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -237,8 +242,8 @@ fn own_entries(folder: &Path) -> impl Iterator<Item = (OsString, Metadata)> {
     with_meta.filter(move |(_, meta)| meta.uid() == own)
 }
 
-/// Removes the libraries that were used longest ago, so many that those which stay, `newest` among
-/// them, keep to the bounds of a [`Cache`].
+/// Removes the least recently used libraries, so many that those that stay, `newest` among them,
+/// keep to the bounds of a [`Cache`].
 fn remove_unused(folder: &Path, newest: &Path) {
     let mut libraries: Vec<(SystemTime, u64, PathBuf)> = own_entries(folder)
         .filter(|(name, meta)| meta.is_file() && is_library(name.as_encoded_bytes()))
@@ -249,14 +254,14 @@ fn remove_unused(folder: &Path, newest: &Path) {
     for (_, len, path) in libraries {
         (count, bytes) = (count + 1, bytes + len);
         if count > Cache::MOST || bytes > Cache::MOST_BYTES {
-            // What cannot be removed stays.
+            // A file that cannot be removed stays.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// Removes what killed processes left in the cache: temporary files of libraries, and the folders they
-/// worked in.
+/// Removes the leftovers of killed processes in the cache: temporary files of libraries, and work
+/// folders.
 fn remove_leftovers(folder: &Path) {
     if let Ok(meta) = fs::symlink_metadata(folder) {
         atomic_file::remove_leftovers(folder, is_library, &meta);
@@ -277,12 +282,12 @@ fn remove_leftovers(folder: &Path) {
     }
 }
 
-/// The SHA-256 of `bytes`, as 64 hexadecimal digits.
+/// Returns the SHA-256 of `bytes`, as 64 hexadecimal digits.
 fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// This user's alone to write.
+/// Checks that only this user can write to it.
 fn private(path: &Path, meta: &Metadata) -> Result<(), Unusable> {
     let own = rustix::process::geteuid().as_raw();
     if meta.uid() != own {
@@ -294,8 +299,8 @@ fn private(path: &Path, meta: &Metadata) -> Result<(), Unusable> {
     Ok(())
 }
 
-/// On a file system from which code may be executed. It would not be executed from there, which is
-/// no reason to do what its mount forbids.
+/// Checks that the file system allows execution. Code is not executed from there, but that is no
+/// reason to bypass a mount option that forbids it.
 fn executable(path: &Path, file: &File) -> Result<(), Unusable> {
     let mount = rustix::fs::fstatvfs(file).map_err(|error| Unusable::Io {
         path: path.into(),

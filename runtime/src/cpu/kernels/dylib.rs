@@ -1,9 +1,9 @@
-//! Loads a library made on the host.
+//! Loading of a library made on the host.
 //!
 //! The bytes that were checked are the bytes that are loaded: on Linux from a sealed file in
-//! memory, elsewhere from the path that they were read from. One symbol says what the library was
-//! made for, and nothing else in it is touched unless that is this program. Then every entry of its
-//! tables becomes a kernel of the same types as the built-in ones.
+//! memory, elsewhere from the path that they were read from. One symbol names the program that the
+//! library was made for, and nothing else in it is touched unless that is this program. Then every
+//! entry of its tables becomes a kernel of the same types as the built-in ones.
 
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ use super::library::{Library, Unusable};
 use super::{AttentionKernel, GatherKernel, HeadKernel, Kernel};
 use bitnet_kernels::{self as builtin, abi};
 
-/// The most entries of a table.
+/// Most entries of a table.
 const MAX_ENTRIES: usize = 1 << 16;
 
 impl Library {
-    /// Loads a library whose kernels need no better instructions than `ceiling`. Every call maps it
-    /// once more, for as long as the process lives.
+    /// Loads a library whose kernels need no better ISA than `ceiling`. Every call maps it once
+    /// more, for as long as the process lives.
     ///
     /// # Errors
     /// The system refuses, or the library was made for another program or CPU.
@@ -88,7 +88,7 @@ impl Library {
     }
 }
 
-/// The address of a symbol, if it is one of a `T`.
+/// Returns the address of a symbol, if it may be that of a `T`.
 fn symbol<T>(library: &Handle, name: &str, path: &Path) -> Result<*const T, Unusable> {
     let problem = |problem| Unusable::Load { path: path.into(), problem };
     // SAFETY: an address has the size of a pointer to anything; nothing is read yet.
@@ -100,10 +100,10 @@ fn symbol<T>(library: &Handle, name: &str, path: &Path) -> Result<*const T, Unus
     Ok(address)
 }
 
-/// A table of the library; nothing if its address or size cannot be one.
+/// Returns a table of the library; nothing if its address or size is invalid.
 ///
 /// # Safety
-/// If they can be one, `first` points to `len` entries that live and stay as they are for ever.
+/// If they are valid, `first` points to `len` entries that live and stay unchanged for ever.
 unsafe fn table<T: 'static>(first: *const T, len: usize) -> Option<&'static [T]> {
     if len > MAX_ENTRIES || first.is_null() || !first.is_aligned() {
         return None;
@@ -112,7 +112,7 @@ unsafe fn table<T: 'static>(first: *const T, len: usize) -> Option<&'static [T]>
     Some(unsafe { std::slice::from_raw_parts(first, len) })
 }
 
-/// What the system's loader said, on one line.
+/// Returns the message of the system's loader, on one line.
 fn said(error: &libloading::Error) -> String {
     let source = std::error::Error::source(error).map(|source| format!(": {source}"));
     printable(&format!("{error}{}", source.unwrap_or_default())).into_owned()
@@ -129,7 +129,7 @@ fn open(library: &Checked) -> Result<ManuallyDrop<Handle>, Unusable> {
         .map_err(|error| Unusable::Load { path: library.path.clone(), problem: said(&error) })
 }
 
-/// A path to load the bytes from: that of a file in memory which nobody can change.
+/// Returns a path to load the bytes from: that of a file in memory which nobody can change.
 #[cfg(target_os = "linux")]
 fn source(library: &Checked) -> Result<PathBuf, Unusable> {
     use std::fs::File;
@@ -158,14 +158,14 @@ fn source(library: &Checked) -> Result<PathBuf, Unusable> {
         action: "copy to memory",
         source,
     })?;
-    // The file stays open for ever: the loader takes a second library under the same number for
-    // the first one.
+    // The file stays open for ever: the loader would take a second library under the same number
+    // for the first one.
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     std::mem::forget(file);
     Ok(path)
 }
 
-/// The path that the bytes were read from.
+/// Returns the path that the bytes were read from.
 #[cfg(not(target_os = "linux"))]
 fn source(library: &Checked) -> Result<PathBuf, Unusable> {
     Ok(library.path.clone())

@@ -1,4 +1,4 @@
-//! The kernels that are given a list of lines of a matrix, its rows or its columns.
+//! Gather kernels: they take a list of lines of a matrix, its rows or its columns.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use crate::cpu::gather::{Along, GatherView};
 use crate::cpu::memory::ALIGN;
 use bitnet_kernels::{self as builtin, abi};
 
-/// A kernel with a list of lines that this CPU can run.
+/// A gather kernel that this CPU can run.
 #[derive(Clone, Copy)]
 pub struct GatherKernel {
     id: KernelId,
@@ -35,18 +35,18 @@ impl GatherKernel {
         id.isa.is_supported().then_some(Self { id, layout, along, entry })
     }
 
-    /// The built-in kernels that this CPU can run, in the order of the generator's table.
+    /// Returns the built-in kernels that this CPU can run, in the order of the generator's table.
     pub fn builtin() -> impl Iterator<Item = Self> {
         builtin::LINES.iter().filter_map(Self::new)
     }
 
-    /// The built-in kernel of that name, if there is one and this CPU can run it.
+    /// Returns the built-in kernel of that name, if there is one and this CPU can run it.
     pub fn find(id: &KernelId) -> Option<Self> {
         Self::builtin().find(|kernel| kernel.id == *id)
     }
 
-    /// The default: of the best ISA up to `ceiling` the first in the generator's table, of T5 where
-    /// that ISA reads it and `format` does not ask for another.
+    /// Returns the default: of the best ISA up to `ceiling` the first in the generator's table, of
+    /// T5 where that ISA reads it and `format` does not ask for another.
     pub fn default(along: Along, format: Option<Format>, ceiling: Isa) -> Option<Self> {
         let dense = format.is_none_or(|format| format == Format::T5);
         let fits = |kernel: &Self| {
@@ -55,14 +55,13 @@ impl GatherKernel {
                 && (dense || kernel.layout.format() != Format::T5)
         };
         let rank = |kernel: &Self| (kernel.id.isa, kernel.layout);
-        // Of equals the first.
+        // Among equals the first.
         Self::builtin().filter(fits).reduce(|a, b| if rank(&b) > rank(&a) { b } else { a })
     }
 
-    /// The share of lines needed at which reading all of them takes as long, where nobody measured.
-    /// T5 from memory on two cores of Zen 5, microseconds for 6912 lines of 2560 weights of which 8,
-    /// 20, 35, 50, 65 and 100 % are needed: rows 7, 16, 31, 46, 56, 58; columns 9, 19, 31, 44, 59, 79;
-    /// the whole matrix 47. Bytes that are left out are not left out of what the hardware prefetches.
+    /// Returns the share of needed lines at which reading all lines takes as long, where nobody
+    /// measured. For T5 from memory, half of the rows or columns took nearly as long as the whole
+    /// matrix (46 and 44 microseconds of 47): the hardware prefetches bytes that are left out, too.
     pub fn break_even(&self) -> f64 {
         0.5
     }
@@ -82,12 +81,13 @@ impl GatherKernel {
         self.along
     }
 
-    /// Bytes of so many prepared activations.
+    /// Returns the bytes of so many prepared activations.
     pub fn group_bytes(&self, activations: usize) -> usize {
         (self.entry.scratch)(activations).next_multiple_of(ALIGN)
     }
 
-    /// Dot products that [`GatherKernel::run`] writes for so many lines and units.
+    /// Returns the number of dot products that [`GatherKernel::run`] writes for so many lines and
+    /// units.
     pub fn outputs(&self, lines: usize, units: usize) -> usize {
         match self.along {
             Along::Rows => lines,
@@ -155,7 +155,7 @@ impl GatherKernel {
             }
             Along::Columns => list.len(),
         };
-        // Without a branch for each, so that the compiler takes many at once.
+        // No branch for each line, so that the compiler vectorises.
         let highest = list.iter().fold(0, |highest, &line| highest.max(line));
         assert!(list.is_empty() || (highest as usize) < matrix.lines(), "line {highest}");
         let last = matrix.lines().saturating_sub(1) * matrix.line_bytes();

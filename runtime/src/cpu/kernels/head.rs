@@ -1,4 +1,4 @@
-//! The kernels of the lm_head.
+//! Kernels of the lm_head.
 
 use bitnet_profiles::{HeadFormat, Isa, KernelId, Op, Shape};
 
@@ -7,10 +7,10 @@ use crate::cpu::memory::ALIGN;
 use crate::cpu::threads::{SharedSlice, Worker};
 use bitnet_kernels::{self as builtin, abi};
 
-/// The most activation rows of a head kernel.
+/// Most activation rows of a head kernel.
 const MAX_TOKENS: usize = 8;
 
-/// Rows whose logits of several tokens are put in their places together.
+/// Rows whose logits of several tokens are copied to their places together.
 const BLOCK_ROWS: usize = 64;
 
 /// A head kernel that this CPU can run.
@@ -37,20 +37,19 @@ impl HeadKernel {
         }
     }
 
-    /// The built-in kernels that this CPU can run, in the order of the generator's table.
+    /// Returns the built-in kernels that this CPU can run, in the order of the generator's table.
     pub fn builtin() -> impl Iterator<Item = Self> {
         builtin::HEADS.iter().filter_map(Self::new)
     }
 
-    /// The built-in kernel of that name, if there is one and this CPU can run it.
+    /// Returns the built-in kernel of that name, if there is one and this CPU can run it.
     pub fn find(id: &KernelId) -> Option<Self> {
         Self::builtin().find(|kernel| kernel.id == *id)
     }
 
-    /// The default for a format and one token: of the best ISA up to `ceiling`, the one with one row
-    /// at a time where there is a choice. More rows are faster from the cache (f16, 4 rows: 129 GB/s
-    /// instead of 43 on a core of Zen 5) but from memory their streams cost more than they gain
-    /// (21 GB/s instead of 32 on one core, 36 instead of 48 on two).
+    /// Returns the default for a format and one token: of the best ISA up to `ceiling`, the one
+    /// with one row at a time where there is a choice. More rows at a time are faster from the
+    /// cache but slower from memory, where their streams cost more than they gain.
     pub fn default(format: HeadFormat, ceiling: Isa) -> Option<Self> {
         Self::builtin()
             .filter(|kernel| kernel.format == format && kernel.id.isa <= ceiling)
@@ -61,7 +60,8 @@ impl HeadKernel {
             })
     }
 
-    /// The kernels for several tokens, of the best ISA up to `ceiling` that has any, by their number.
+    /// Returns the kernels for several tokens, of the best ISA up to `ceiling` that has any, by
+    /// their number.
     pub fn for_batches(format: HeadFormat, ceiling: Isa) -> Vec<Self> {
         let fits = |kernel: &Self| {
             kernel.format == format && kernel.id.isa.is_within(ceiling) && kernel.tokens() > 1
@@ -78,17 +78,17 @@ impl HeadKernel {
         &self.id
     }
 
-    /// How the rows are stored.
+    /// Storage format of the rows.
     pub fn format(&self) -> HeadFormat {
         self.format
     }
 
-    /// Activation rows that go with each row of weights, at most.
+    /// Most activation rows that go with each row of weights.
     pub fn tokens(&self) -> usize {
         self.id.tile.tokens
     }
 
-    /// Bytes of prepared activations of so many columns.
+    /// Returns the bytes of prepared activations of so many columns.
     pub fn prepared_bytes(&self, cols: usize) -> usize {
         (self.entry.scratch)(cols)
     }
@@ -111,9 +111,10 @@ impl HeadKernel {
         unsafe { (self.entry.prepare)(&prepare) }
     }
 
-    /// The worker's share of the logits of a head for `tokens` tokens: `rows` are those of the head, in the
-    /// file's blocks, and `x` is `[tokens][cols]`, which each worker prepares for itself in `prepared`;
-    /// `out` is `[tokens][rows]`, and a barrier must follow before it is read.
+    /// Computes the worker's share of the logits of a head for `tokens` tokens: `rows` are those of
+    /// the head, in the file's blocks, and `x` is `[tokens][cols]`, which each worker prepares for
+    /// itself in `prepared`; `out` is `[tokens][rows]`, and a barrier must follow before it is
+    /// read.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all with
@@ -155,17 +156,17 @@ impl HeadKernel {
         }
     }
 
-    /// Checks that the columns are whole blocks, those that the kernel is made for, and so few that no size
-    /// wraps.
+    /// Checks that the columns are whole blocks, those that the kernel is made for, and so few that
+    /// no size overflows.
     fn check_cols(&self, cols: usize) {
         let own = self.id.shape.is_none_or(|shape| shape.cols == cols);
         let blocks = cols.is_multiple_of(self.format.block_weights());
         assert!(own && blocks && cols <= Shape::MAX_COLS, "{}: {cols} columns", self.id);
     }
 
-    /// The logits of consecutive rows of `cols` weights, which stand in `rows` in the file's blocks:
-    /// row `r` times activation row `t` goes to `out[t * stride + r]`, for as many activation rows as
-    /// the kernel takes; those beyond the prepared ones have no meaning.
+    /// Computes the logits of consecutive rows of `cols` weights, which are in `rows` in the file's
+    /// blocks: row `r` times activation row `t` goes to `out[t * stride + r]`, for as many
+    /// activation rows as the kernel takes; those beyond the prepared ones have no meaning.
     ///
     /// # Panics
     /// When a size or the alignment does not fit.

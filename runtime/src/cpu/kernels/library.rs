@@ -1,4 +1,4 @@
-//! Kernels made on the host: what a loaded library holds, and why one is not used.
+//! Loaded libraries of kernels made on the host, and the reasons for which one is not used.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use super::verify::{self, Oracle, Wrong};
 use super::{AttentionKernel, GatherKernel, HeadKernel, Kernel};
 use crate::cpu::threads::Pool;
 
-/// The kernels of a library that this process has loaded, which it never unloads.
+/// The kernels of a library that this process has loaded and never unloads.
 #[derive(Clone, Debug)]
 pub struct Library {
     pub(super) ternary: Vec<Kernel>,
@@ -34,37 +34,37 @@ impl Library {
         &self.attention
     }
 
-    /// The kernels that are given a list of lines.
+    /// The gather kernels.
     pub fn lines(&self) -> &[GatherKernel] {
         &self.lines
     }
 
-    /// The ternary kernel of that name.
+    /// Returns the ternary kernel of that name.
     pub fn find(&self, id: &KernelId) -> Option<Kernel> {
         self.ternary.iter().find(|kernel| kernel.id() == id).copied()
     }
 
-    /// The head kernel of that name.
+    /// Returns the head kernel of that name.
     pub fn find_head(&self, id: &KernelId) -> Option<HeadKernel> {
         self.heads.iter().find(|kernel| kernel.id() == id).copied()
     }
 
-    /// The attention kernel of that name.
+    /// Returns the attention kernel of that name.
     pub fn find_attention(&self, id: &KernelId) -> Option<AttentionKernel> {
         self.attention.iter().find(|kernel| kernel.id() == id).copied()
     }
 
-    /// The kernel of that name that is given a list of lines.
+    /// Returns the gather kernel of that name.
     pub fn find_gather(&self, id: &KernelId) -> Option<GatherKernel> {
         self.lines.iter().find(|kernel| kernel.id() == id).copied()
     }
 
-    /// Holds those of `ids` that are here against their definitions, on rows of `cols` weights or
+    /// Checks those of `ids` that are here against their definitions, on rows of `cols` weights or
     /// heads of `cols` elements.
     ///
     /// # Errors
-    /// [`Unusable::Wrong`] names the first one that errs; [`Unusable::Check`] when the system refuses
-    /// the memory.
+    /// [`Unusable::Wrong`] with the first one that errs; [`Unusable::Check`] when the system
+    /// refuses the memory.
     ///
     /// # Panics
     /// When a kernel is made for other columns, or `cols` is not whole blocks of a head's format.
@@ -91,17 +91,17 @@ impl Library {
     }
 }
 
-/// Why kernels made on the host are not used. No reason to stop: built-in ones serve instead.
+/// Reason for which kernels made on the host are not used. Not fatal: built-in ones serve instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unusable {
     /// There is no place for a cache.
     #[error("there is no cache folder: neither XDG_CACHE_HOME nor HOME is an absolute path")]
     NoFolder,
-    /// Libraries are loaded on Unix, from a program that can load any.
+    /// Libraries are loaded only on Unix, and only by a program that can load any.
     #[error("this program cannot load libraries: {reason}")]
     System {
-        /// What is missing.
+        /// The reason.
         reason: &'static str,
     },
     /// The system refused to open, read, write or load.
@@ -109,28 +109,28 @@ pub enum Unusable {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was attempted, as a verb.
+        /// The attempted action, as a verb.
         action: &'static str,
         /// The system's answer.
         source: io::Error,
     },
-    /// Not what a library is named by.
+    /// The name is not that of a library.
     #[error("{found} is no SHA-256")]
     Name {
         /// The name.
         found: String,
     },
-    /// Something else than a plain file or folder.
+    /// The path is no plain file or folder.
     #[error("{}: {found}, but only a plain {expected} is trusted", .path.display())]
     Kind {
         /// Its path.
         path: PathBuf,
-        /// What it is.
+        /// The kind found.
         found: &'static str,
-        /// What it should be.
+        /// The kind expected.
         expected: &'static str,
     },
-    /// Another user owns it.
+    /// Another user owns the file or folder.
     #[error("{}: belongs to user {found}, but only user {own} is trusted", .path.display())]
     Owner {
         /// The file or folder.
@@ -150,7 +150,7 @@ pub enum Unusable {
         /// Its permissions.
         mode: u32,
     },
-    /// The administrator wants nothing to be executed from there.
+    /// The administrator forbids execution from there.
     #[error(
         "{}: its file system is mounted noexec; set XDG_CACHE_HOME to a folder on another one",
         .path.display()
@@ -159,7 +159,7 @@ pub enum Unusable {
         /// The file or folder.
         path: PathBuf,
     },
-    /// Larger than any library the tuner makes.
+    /// The file is larger than any library the tuner makes.
     #[error("{}: more than {} bytes, the most a library has", .path.display(), .most)]
     Size {
         /// The file.
@@ -167,7 +167,7 @@ pub enum Unusable {
         /// Bytes allowed.
         most: u64,
     },
-    /// Not the bytes that were stored.
+    /// The bytes are not those that were stored.
     #[error("{}: its SHA-256 is {found}; the file is damaged", .path.display())]
     Hash {
         /// The file.
@@ -175,15 +175,15 @@ pub enum Unusable {
         /// The hash of its content.
         found: String,
     },
-    /// The system's loader refused it, or what the loader found has not the form of a library.
+    /// The system's loader refused the library, or its symbols have not the form of a library.
     #[error("{}: {problem}", .path.display())]
     Load {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// Made for another version of the runtime.
+    /// The library was made for another version of the runtime.
     #[error("{}: made for ABI {found}, but this program has {own}", .path.display())]
     Abi {
         /// The file.
@@ -193,7 +193,7 @@ pub enum Unusable {
         /// The program's.
         own: u32,
     },
-    /// Made from other templates.
+    /// The library was made from other templates.
     #[error("{}: made by a generator {found}, but this program has {own}", .path.display())]
     Fingerprint {
         /// The file.
@@ -203,7 +203,7 @@ pub enum Unusable {
         /// The program's.
         own: &'static str,
     },
-    /// A kernel for another CPU, or beyond what may be used.
+    /// A kernel needs another CPU, or an ISA beyond what may be used.
     #[error("{}: {kernel} is not for this CPU, which runs up to {most}", .path.display())]
     Isa {
         /// The file.
@@ -218,7 +218,7 @@ pub enum Unusable {
     Wrong {
         /// The kernel.
         kernel: KernelId,
-        /// Where it went wrong, in words.
+        /// Description of the first error.
         found: String,
     },
     /// The self-check could not be made.

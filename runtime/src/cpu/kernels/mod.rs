@@ -1,4 +1,4 @@
-//! The kernels, and which one serves what.
+//! Kernels, and the selection of those that serve a model.
 //!
 //! A kernel is a pair of functions over raw memory ([`bitnet_kernels::abi`]). `prepare` lays out the int8
 //! rows of one group of activations (for table lookups it builds the tables), once per group and
@@ -72,7 +72,7 @@ impl Kernel {
         self.layout
     }
 
-    /// Rows of one step. A kernel that expands goes tile by tile.
+    /// Rows of one step. A kernel that expands proceeds by tiles.
     pub fn step_rows(&self) -> usize {
         if self.expands() { self.layout.tile_rows() } else { self.id.tile.rows }
     }
@@ -82,14 +82,15 @@ impl Kernel {
         self.id.tile.rows / self.layout.tile_rows()
     }
 
-    /// Whether it multiplies from the expanded form of a matrix: `Kernel::expand` makes it, and
-    /// [`Kernel::run_expanded`] reads it. Else [`Kernel::run`] reads the packing.
+    /// True if it multiplies from the expanded form of a matrix, which `Kernel::expand` makes and
+    /// [`Kernel::run_expanded`] reads; otherwise [`Kernel::run`] reads the packing.
     pub fn expands(&self) -> bool {
         self.entry.expansion.is_some()
     }
 
-    /// The kernel for a few activation rows that reads the packing as it is, from memory: of those for the
-    /// most rows the one that prefetches (8 rows of a 2B-4T shape take 1.3 times as long without).
+    /// Returns the kernel for a few activation rows that reads the packing directly, from memory:
+    /// of those for the most rows the one that prefetches (8 rows of a 2B-4T shape take 1.3 times
+    /// as long without).
     pub fn direct(layout: Layout, ceiling: Isa) -> Option<Self> {
         let fits = |kernel: &&Self| {
             kernel.layout == layout && kernel.id.isa <= ceiling && !kernel.expands()
@@ -104,13 +105,13 @@ impl Kernel {
         self.id.tile.tokens
     }
 
-    /// Steps that cover a matrix of so many rows.
+    /// Returns the number of steps that cover a matrix of so many rows.
     pub fn steps(&self, rows: usize) -> usize {
         rows.div_ceil(self.step_rows())
     }
 
-    /// Bytes of a prepared group for so many columns, rounded up so that groups can follow each
-    /// other.
+    /// Returns the bytes of a prepared group for so many columns, rounded up so that groups can
+    /// follow each other.
     pub fn group_bytes(&self, cols: usize) -> usize {
         (self.entry.scratch)(cols).next_multiple_of(ALIGN)
     }
@@ -184,7 +185,8 @@ impl Kernel {
         unsafe { (self.entry.run)(&call) }
     }
 
-    /// Bytes of the expanded form of so many tiles: a kernel may read one beyond the last.
+    /// Returns the bytes of the expanded form of so many tiles: a kernel may read one byte beyond
+    /// the last.
     ///
     /// # Panics
     /// When the kernel does not expand, or so many tiles do not fit memory.
@@ -194,8 +196,8 @@ impl Kernel {
         bytes.and_then(|bytes| bytes.checked_add(1)).expect("a form that fits memory")
     }
 
-    /// Expands tiles `tiles` of `matrix` to the places from `first` on in the expanded form of `all`
-    /// tiles, [`Kernel::expanded_bytes`] long.
+    /// Expands tiles `tiles` of `matrix` into the places from `first` on in the expanded form of
+    /// `all` tiles, [`Kernel::expanded_bytes`] long.
     ///
     /// # Safety
     /// Nobody else accesses `expanded` meanwhile, but for workers that expand to other places.
@@ -228,9 +230,9 @@ impl Kernel {
         unsafe { (expansion.run)(&expand) }
     }
 
-    /// As [`Kernel::run`], with tiles `tiles` of the expanded form of `all` tiles of `cols` columns:
-    /// whole steps of [`Kernel::step_tiles`], but for the form's last one.
-    /// What is in `out` before does not matter.
+    /// Multiplies as [`Kernel::run`] does, with tiles `tiles` of the expanded form of `all` tiles
+    /// of `cols` columns: whole steps of [`Kernel::step_tiles`], except for the form's last one.
+    /// The previous content of `out` does not matter.
     ///
     /// # Panics
     /// When the kernel does not expand or a size does not fit.
@@ -269,22 +271,22 @@ impl Kernel {
     }
 }
 
-/// Whether `out` holds `rows` results of each of some tokens, `stride` apart.
+/// True if `out` holds `rows` results of each of some tokens, `stride` apart.
 fn reaches<T>(out: &[T], (tokens, stride): (usize, usize), rows: usize) -> bool {
     let end = (tokens - 1).checked_mul(stride).and_then(|last| last.checked_add(rows));
     end.is_some_and(|end| end <= out.len())
 }
 
-/// A matrix as a kernel reads it, for whoever multiplies with one thread: packed, or expanded too.
+/// A matrix in the form that a kernel reads, for use by one thread: packed, or also expanded.
 #[derive(Debug)]
 pub struct Operand<'m> {
     matrix: &'m PackedMatrix,
-    /// The expanded form, and its tiles.
+    /// The expanded form, and its number of tiles.
     expanded: Option<(Buffer, usize)>,
 }
 
 impl<'m> Operand<'m> {
-    /// Expands the matrix if the kernel wants that.
+    /// Expands the matrix if the kernel needs that.
     ///
     /// # Errors
     /// [`crate::Error::Runtime`] when the system refuses the memory.
@@ -303,10 +305,11 @@ impl<'m> Operand<'m> {
         Ok(Self { matrix, expanded })
     }
 
-    /// [`Kernel::run`] or [`Kernel::run_expanded`], by the kernel that it was made for.
+    /// Runs [`Kernel::run`] or [`Kernel::run_expanded`], by the kernel that the operand was made
+    /// for.
     ///
     /// # Panics
-    /// As these, and when it was made for a kernel that wants the other form.
+    /// As these, and when the operand was made for a kernel that reads the other form.
     pub fn run(
         &self,
         kernel: &Kernel,
@@ -325,13 +328,13 @@ impl<'m> Operand<'m> {
     }
 }
 
-/// The built-in kernels that this CPU can run, in the order of the generator's table.
+/// Returns the built-in kernels that this CPU can run, in the order of the generator's table.
 pub fn builtin() -> &'static [Kernel] {
     static KERNELS: OnceLock<Vec<Kernel>> = OnceLock::new();
     KERNELS.get_or_init(|| builtin::TERNARY.iter().filter_map(Kernel::new).collect())
 }
 
-/// The built-in kernel of that name, if there is one and this CPU can run it.
+/// Returns the built-in kernel of that name, if there is one and this CPU can run it.
 pub fn find(id: &KernelId) -> Option<&'static Kernel> {
     builtin().iter().find(|kernel| kernel.id() == id)
 }

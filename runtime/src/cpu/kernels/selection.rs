@@ -1,10 +1,10 @@
-//! Which kernels serve a model: the one dispatch.
+//! Selection of the kernels that serve a model: the one dispatch.
 //!
-//! In order: what the user forces (a format, an ISA ceiling), the choice that the user's profile holds
-//! for this role and these shapes, that of the profile shipped for this CPU, the default pair beside it.
-//! A kernel that the user's profile names is built in, or in the library that was made on this host with
-//! the profile. One that is neither, or that fails its self-check, is replaced by the built-in one named
-//! beside it.
+//! Precedence: what the user forces (a format, an ISA ceiling), the choice that the user's profile
+//! holds for this role and these shapes, that of the profile shipped for this CPU, the default pair
+//! beside it. A kernel that the user's profile names is built in, or in the library that was made
+//! on this host with the profile. One that is neither, or that fails its self-check, is replaced by
+//! the built-in one named beside it.
 
 use std::cell::{Cell, RefCell};
 use std::sync::OnceLock;
@@ -20,22 +20,22 @@ use crate::cpu::gather::Along;
 use crate::cpu::host::Host;
 use crate::{Error, Result};
 
-/// What decides on kernels, and what it had to say.
+/// Selector of kernels, and its notes.
 #[derive(Debug)]
 pub struct Selection {
     ceiling: Isa,
     format: Option<Format>,
     profile: Option<Profile>,
-    /// The kernels made for the profile.
+    /// Library of the kernels made for the profile.
     library: RefCell<Option<Library>>,
-    /// Whether the profile's kernels are those of another version, of which the fallbacks serve.
+    /// True if the profile's kernels are those of another version; then their fallbacks serve.
     foreign: bool,
-    /// Whether it was said, once for all, why kernels of the profile are not used.
+    /// True once it was noted, once for all, why kernels of the profile are not used.
     told: Cell<bool>,
     notes: RefCell<Vec<String>>,
 }
 
-/// The shipped defaults for this CPU.
+/// Returns the shipped defaults for this CPU.
 pub fn shipped() -> &'static registry::Defaults {
     static SHIPPED: OnceLock<registry::Defaults> = OnceLock::new();
     SHIPPED.get_or_init(|| {
@@ -45,7 +45,7 @@ pub fn shipped() -> &'static registry::Defaults {
 }
 
 impl Default for Selection {
-    /// The shipped defaults for this CPU.
+    /// Selects the shipped defaults for this CPU.
     fn default() -> Self {
         Self {
             ceiling: Isa::best(),
@@ -60,8 +60,8 @@ impl Default for Selection {
 }
 
 impl Selection {
-    /// A forced `isa` ceiling or `format` overrides the profile, and says so. If the profile names a
-    /// library of kernels, it is loaded from the user's cache.
+    /// Makes a selection. A forced `isa` ceiling or `format` overrides the profile, with a note. If
+    /// the profile names a library of kernels, it is loaded from the user's cache.
     ///
     /// # Errors
     /// [`Error::Cpu`] when the CPU lacks `isa`.
@@ -90,14 +90,14 @@ impl Selection {
         Ok(selection)
     }
 
-    /// Loads the library of the profile, if it has one, or says why not.
+    /// Loads the library of the profile, if it has one, or notes why not.
     fn load_library(&mut self) {
         let Some(tool) = self.profile.as_ref().map(|profile| &profile.tool) else { return };
         let own = builtin::FINGERPRINT;
         let found = match &tool.fingerprint {
             Some(fingerprint) => fingerprint.as_str(),
             None if tool.library_sha256.is_some() => "none",
-            // Shipped: made for any version.
+            // A shipped profile is for any version.
             None => own,
         };
         if found != own {
@@ -121,17 +121,17 @@ impl Selection {
         self.profile.as_ref()
     }
 
-    /// The highest tier that may be used.
+    /// The highest ISA that may be used.
     pub fn ceiling(&self) -> Isa {
         self.ceiling
     }
 
-    /// What there was to say, one line each; they are handed out once.
+    /// Returns the notes, one line each, and forgets them.
     pub fn take_notes(&self) -> Vec<String> {
         self.notes.take()
     }
 
-    /// The kernels for decode and for prefill of a ternary role.
+    /// Returns the kernels for decode and for prefill of a ternary role.
     ///
     /// # Errors
     /// [`Error::Runtime`] when this program lacks even the default, which a test rules out.
@@ -159,8 +159,8 @@ impl Selection {
         Ok((get(&default.decode)?, get(&default.prefill)?))
     }
 
-    /// The profile's choice for a role and these shapes. That it has none is told, where a profile
-    /// may be expected to have one.
+    /// Returns the profile's choice for a role and these shapes. A missing one is noted, where a
+    /// profile may be expected to have it.
     fn choice(&self, role: Role, parts: &[Shape]) -> Option<&Choice> {
         let profile = self.profile.as_ref()?;
         let choice = profile.choice(role, parts);
@@ -173,8 +173,8 @@ impl Selection {
         choice
     }
 
-    /// The kernels of the library that serve a choice hold their self-check on these columns; if one
-    /// does not, the library serves no more.
+    /// Runs the self-check of the library's kernels that serve a choice, on these columns; if one
+    /// fails, the library is no longer used.
     fn verify(&self, choice: &Choice, cols: usize) {
         let picks = [Some(&choice.decode), choice.prefill.as_ref()];
         let ids = picks.into_iter().flatten().map(|pick| pick.kernel);
@@ -186,8 +186,9 @@ impl Selection {
         }
     }
 
-    /// The kernel that skips what meets a zero in the last of a role's matrices, and the share of its
-    /// lines above which it takes as long as to read it whole. Only `gate_up` and `down` have one.
+    /// Returns the kernel that skips what meets a zero in the last of a role's matrices, and the
+    /// share of its lines above which skipping takes as long as reading all. Only `gate_up` and
+    /// `down` have one.
     pub fn lines(&self, role: Role, parts: &[Shape]) -> Option<(GatherKernel, f64)> {
         let along = match role {
             Role::GateUp => Along::Rows,
@@ -211,7 +212,7 @@ impl Selection {
         Some((kernel, kernel.break_even()))
     }
 
-    /// The first kernel, or the second, its fallback.
+    /// Returns the first kernel if it is present, or else the second, its fallback.
     fn present<K>(
         &self,
         role: Role,
@@ -239,7 +240,7 @@ impl Selection {
         found
     }
 
-    /// The kernel for a head of that format.
+    /// Returns the kernel for a head of that format.
     ///
     /// # Errors
     /// As [`Selection::ternary`].
@@ -259,8 +260,8 @@ impl Selection {
             .ok_or_else(|| Error::Runtime(format!("no kernel for a head in {format}")))
     }
 
-    /// The kernels for a head of that format, by the tokens that they take at once: for one token
-    /// that of [`Selection::head`], for more the defaults.
+    /// Returns the kernels for a head of that format, by the number of tokens that they take at
+    /// once: for one token that of [`Selection::head`], for more the defaults.
     ///
     /// # Errors
     /// As [`Selection::ternary`].
@@ -270,7 +271,7 @@ impl Selection {
         Ok(kernels)
     }
 
-    /// The kernel for attention.
+    /// Returns the kernel for attention.
     ///
     /// # Errors
     /// As [`Selection::ternary`].
@@ -285,12 +286,12 @@ impl Selection {
             .ok_or_else(|| Error::Runtime("no kernel for attention".into()))
     }
 
-    /// The float operations.
+    /// Returns the float operations.
     pub fn vector(&self) -> VectorOps {
         VectorOps::best(self.ceiling)
     }
 
-    /// Says that the library is not used, and nothing of the kernels that are missed for it.
+    /// Notes that the library is not used, so that its missing kernels are not noted too.
     fn give_up(&self, reason: &Unusable) {
         self.tell(format!(
             "kernels made for this profile are not used: {reason}; built-in ones instead"
@@ -310,19 +311,19 @@ impl Selection {
     }
 }
 
-/// A pick's kernel and its fallback.
+/// Returns a pick's kernel and its fallback.
 fn ids(pick: &Pick) -> (&KernelId, &KernelId) {
     (&pick.kernel, &pick.built_in)
 }
 
-/// The library of that content in the user's cache.
+/// Loads the library of that content from the user's cache.
 #[cfg(unix)]
 fn open(sha256: &str, ceiling: Isa) -> std::result::Result<Library, Unusable> {
     let cache = super::cache::Cache::of_user(|name| std::env::var_os(name))?;
     Library::load(&cache.open(sha256)?, ceiling)
 }
 
-/// Only Unix has what makes a library trusted.
+/// Refuses: the trust in a library rests on checks that only Unix has.
 #[cfg(not(unix))]
 fn open(_: &str, _: Isa) -> std::result::Result<Library, Unusable> {
     Err(Unusable::System { reason: "this system is not supported" })

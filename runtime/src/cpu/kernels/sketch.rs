@@ -1,4 +1,4 @@
-//! The kernels that scan a sketch, a low-bit copy of the lm_head.
+//! Kernels that scan a sketch, a low-bit copy of the lm_head.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use super::HeadKernel;
 use crate::numerics;
 use bitnet_kernels::{self as builtin, abi};
 
-/// A kernel that scans sketch, and that this CPU can run.
+/// A sketch kernel that this CPU can run.
 #[derive(Clone, Copy)]
 pub struct SketchKernel {
     id: KernelId,
@@ -22,8 +22,8 @@ impl std::fmt::Debug for SketchKernel {
     }
 }
 
-/// The activations of the tokens of a scan, padded with zeros to whole blocks and to the tokens that
-/// a kernel takes.
+/// Activations of the tokens of a scan, padded with zeros to whole blocks and to the number of
+/// tokens that a kernel takes.
 #[derive(Clone, Debug, Default)]
 pub struct SketchInput {
     cols: usize,
@@ -35,14 +35,14 @@ pub struct SketchInput {
     /// Scales of the blocks, `[block][token]`, relative to those of the tokens.
     factors: Vec<f32>,
     scales: Vec<f32>,
-    /// Factors of one token.
+    /// Scratch for the factors of one token.
     relative: Vec<f32>,
 }
 
 impl SketchInput {
-    /// Takes what [`numerics::quantise_blocks`](crate::numerics::quantise_blocks) gave for each
-    /// of some tokens, `cols` activations padded with zeros to whole blocks and as many scales, for
-    /// `kernel`.
+    /// Sets the input for `kernel`: the result of
+    /// [`numerics::quantise_blocks`](crate::numerics::quantise_blocks) for each of some tokens,
+    /// `cols` activations padded with zeros to whole blocks and as many scales.
     ///
     /// # Panics
     /// When there are more tokens than the kernel takes, or more or fewer blocks.
@@ -93,14 +93,15 @@ impl SketchKernel {
         }
     }
 
-    /// The built-in kernels that this CPU can run, in the order of the generator's table.
+    /// Returns the built-in kernels that this CPU can run, in the order of the generator's table.
     pub fn builtin() -> impl Iterator<Item = Self> {
         builtin::SKETCHES.iter().filter_map(Self::new)
     }
 
-    /// The defaults for a format, by the tokens they take: of the best ISA up to `ceiling`, those that
-    /// prefetch about as far ahead as the kernel of the head, which was chosen for this CPU. From
-    /// memory one core of Zen 5 reads 44 GB/s of sketch with 8192 bytes, 40 with 4096 and 37 with none.
+    /// Returns the defaults for a format, by the number of tokens they take: of the best ISA up to
+    /// `ceiling`, those that prefetch about as far ahead as the kernel of the head, which was
+    /// chosen for this CPU. (From memory, prefetching 8192 bytes ahead is faster than 4096, and
+    /// that faster than none.)
     pub fn defaults(format: SketchFormat, ceiling: Isa, head: &HeadKernel) -> Vec<Self> {
         let prefetch = head.id().tile.prefetch;
         let mut kernels: Vec<Self> = Self::builtin()
@@ -118,17 +119,17 @@ impl SketchKernel {
         &self.id
     }
 
-    /// The sketch it scans.
+    /// Format of the sketch it scans.
     pub fn format(&self) -> SketchFormat {
         self.format
     }
 
-    /// The tokens it takes at once.
+    /// Number of tokens it takes at once.
     pub fn tokens(&self) -> usize {
         self.id.tile.tokens
     }
 
-    /// The estimates of the rows of some tiles, `out`, `[token][tiles][16]`: see
+    /// Computes the estimates of the rows of some tiles, `out`, `[token][tiles][16]`: see
     /// [`numerics::dot_sketch_row`](crate::numerics::dot_sketch_row). `data` are the tiles of a
     /// sketch, `scales` those of its rows, `[tiles][16]`.
     ///

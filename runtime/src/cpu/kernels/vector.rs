@@ -1,5 +1,5 @@
-//! The float operations of one ISA, behind safe methods. [`crate::numerics`] defines each of
-//! them; what an ISA computes is the same to the bit.
+//! The float operations of one ISA, behind safe methods. [`crate::numerics`] defines each of them;
+//! the results of every ISA are the same to the bit.
 
 use bitnet_profiles::Isa;
 use half::f16;
@@ -21,7 +21,7 @@ impl std::fmt::Debug for VectorOps {
 }
 
 impl VectorOps {
-    /// All that this CPU can run, the best last.
+    /// Returns the operations of every ISA that this CPU can run, the best last.
     pub fn supported() -> impl Iterator<Item = Self> {
         builtin::VECTOR.iter().filter_map(|(isa, entry)| {
             let isa: Isa = isa.parse().ok()?;
@@ -29,7 +29,7 @@ impl VectorOps {
         })
     }
 
-    /// The best up to `ceiling`.
+    /// Returns those of the best ISA up to `ceiling`.
     pub fn best(ceiling: Isa) -> Self {
         let scalar = &builtin::VECTOR[0];
         Self::supported()

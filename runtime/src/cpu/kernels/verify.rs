@@ -1,6 +1,6 @@
-//! Kernels against their definitions, before they are used: those that a tuner is about to time, and
-//! those made on the host that a model is about to run. A kernel that is wrong is a bug to report,
-//! and never serves.
+//! Self-checks: kernels are compared with their definitions before they are used, both those that a
+//! tuner is about to time and those made on the host that a model is about to run. A kernel that is
+//! wrong is a bug to report, and never serves.
 
 use bitnet_profiles::{HeadFormat, KernelId, Layout, Shape, SketchFormat};
 use half::f16;
@@ -19,16 +19,16 @@ use crate::numerics::{self, CHUNK, KvElement, Softmax};
 use crate::random::Random;
 use crate::{Error, Result};
 
-/// A kernel that computed something else than the oracle.
+/// A kernel whose result differs from the oracle's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
     /// Its id.
     pub kernel: KernelId,
-    /// Where it went wrong, in words.
+    /// Description of the first error.
     pub found: String,
 }
 
-/// Codes, activations and the products they must give.
+/// Codes, activations and their correct products.
 #[derive(Debug)]
 struct Case {
     name: &'static str,
@@ -37,10 +37,10 @@ struct Case {
     expected: Vec<i32>,
 }
 
-/// A code and an activation for a column.
+/// Function that gives a code and an activation for a column.
 type Pattern = fn(&mut Random, usize) -> (u8, i8);
 
-/// What every kernel must get right: the largest sums there are, zeros, and noise.
+/// Inputs that every kernel must get right: the largest possible sums, zeros, and noise.
 const PATTERNS: &[(&str, Pattern)] = &[
     ("random", |random, _| (random.below(3) as u8, random.below(256) as u8 as i8)),
     ("all +1 times 127", |_, _| (2, 127)),
@@ -52,8 +52,8 @@ const PATTERNS: &[(&str, Pattern)] = &[
     ("signs aligned", |_, col| if col % 3 == 0 { (0, -128) } else { (2, 127) }),
 ];
 
-/// The products of some columns that ternary kernels are held against: more rows than any kernel
-/// takes in a step, and the worst activations and weights there are.
+/// Correct products of matrices with a number of columns, for checking ternary kernels: more rows
+/// than any kernel takes in a step, and the most extreme activations and weights.
 #[derive(Debug)]
 pub struct Oracle {
     shape: Shape,
@@ -62,7 +62,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// For kernels of up to `tokens` activation rows, on `cols` columns.
+    /// Makes the oracle for kernels of up to `tokens` activation rows, on `cols` columns.
     pub fn new(cols: usize, tokens: usize) -> Self {
         // More than a step of any kernel, and ragged; rows times columns must fill whole blocks of
         // 128 in the file's layout.
@@ -81,8 +81,8 @@ impl Oracle {
         Self { shape, tokens, cases: cases.collect() }
     }
 
-    /// Those of `kernels`, which read `layout`, that go wrong; `begin` is told of each before it is
-    /// called.
+    /// Returns those of `kernels`, which read `layout`, that are wrong; `begin` is called with each
+    /// before it runs.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory or a worker panics.
@@ -117,7 +117,7 @@ impl Oracle {
         Ok(wrong)
     }
 
-    /// Multiplies as a thread would, group by group, and says where the first difference is.
+    /// Multiplies as a thread would, group by group, and describes the first difference.
     fn difference(
         &self,
         case: &Case,
@@ -154,8 +154,8 @@ impl Oracle {
     }
 }
 
-/// Where a kernel with a list of lines goes wrong, if it does: on rows of `cols` weights, or on
-/// `cols` columns.
+/// Checks a gather kernel on rows of `cols` weights, or on `cols` columns, and returns the first
+/// error, if any.
 ///
 /// # Errors
 /// [`Error::Runtime`] when the system refuses the memory or a worker panics.
@@ -191,7 +191,7 @@ pub fn lines(kernel: &GatherKernel, cols: usize) -> Result<Option<Wrong>> {
     Ok(None)
 }
 
-/// Where a kernel with a list of lines goes wrong on the first activations of a case.
+/// Describes the first error of a gather kernel on the first activations of a case.
 fn lines_difference(
     kernel: &GatherKernel,
     matrix: &GatherMatrix,
@@ -220,10 +220,10 @@ fn lines_difference(
     Ok(wrong.map(|i| format!("output {i}: {} instead of {}", got[i], expected[i])))
 }
 
-/// Rows of a head that is checked: steps of 8 rows, 4 rows and single ones.
+/// Rows of a checked head: steps of 8 rows, 4 rows and single ones.
 const HEAD_ROWS: usize = 21;
 
-/// Where a head kernel goes wrong on rows of `cols` weights, if it does.
+/// Checks a head kernel on rows of `cols` weights, and returns the first error, if any.
 ///
 /// # Errors
 /// [`Error::Runtime`] when the system refuses the memory.
@@ -258,8 +258,8 @@ pub fn head(kernel: &HeadKernel, cols: usize) -> Result<Option<Wrong>> {
     Ok(None)
 }
 
-/// Where a kernel that scans sketch goes wrong on rows of `cols` weights, if it does: on the largest
-/// sums there are and on noise.
+/// Checks a sketch kernel on rows of `cols` weights, with the largest possible sums and with noise,
+/// and returns the first error, if any.
 pub fn sketch(kernel: &SketchKernel, cols: usize) -> Option<Wrong> {
     const TILES: usize = 3;
     const ROWS: usize = SketchFormat::TILE_ROWS;
@@ -295,7 +295,7 @@ pub fn sketch(kernel: &SketchKernel, cols: usize) -> Option<Wrong> {
                 let code = |row: usize, col: usize| {
                     codes[(tile * ROWS + row) * padded + block * SketchFormat::BLOCK_COLS + col]
                 };
-                // As `SketchFormat` says: byte 4r + b.
+                // The layout that `SketchFormat` defines: byte 4r + b.
                 for (group, byte) in (0..4).flat_map(|g| (0..4 * ROWS).map(move |byte| (g, byte))) {
                     let (row, col) = (byte / 4, 8 * group + byte % 4);
                     data.push(code(row, col) & 15 | code(row, col + 4) << 4);
@@ -335,12 +335,12 @@ pub fn sketch(kernel: &SketchKernel, cols: usize) -> Option<Wrong> {
     None
 }
 
-/// What floats look like.
+/// Kinds of random floats.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     /// -1 to 1.
     Plain,
-    /// All magnitudes of which sums stay finite.
+    /// All magnitudes whose sums stay finite.
     Wide,
     /// Zeros of both signs, subnormals, halves.
     Special,
@@ -361,12 +361,12 @@ impl Kind {
     }
 }
 
-/// One NaN is as good as another.
+/// Returns the bits, the same for every NaN.
 fn bits(x: f32) -> u32 {
     if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }
 }
 
-/// A row of `cols` random weights in a format's blocks, with finite scales.
+/// Returns a row of `cols` random weights in a format's blocks, with finite scales.
 pub(crate) fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> Vec<u8> {
     let half = |random: &mut Random| {
         f16::from_f32((random.below(2000) as f32 / 1000.0 - 1.0) * 0.01).to_le_bytes()
@@ -393,7 +393,7 @@ pub(crate) fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> 
     row
 }
 
-/// Where an attention kernel goes wrong on heads of `head_dim` elements, if it does.
+/// Checks an attention kernel on heads of `head_dim` elements, and returns the first error, if any.
 ///
 /// # Errors
 /// [`Error::Runtime`] when the system refuses the memory.
@@ -401,8 +401,8 @@ pub(crate) fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> 
 /// # Panics
 /// When the kernel is made for other heads, or `head_dim` is 0.
 pub fn attention(kernel: &AttentionKernel, head_dim: usize) -> Result<Option<Wrong>> {
-    // Several tokens of several heads, so that every number of rows at once occurs, tokens that see
-    // all, little and nothing of the last chunk among them.
+    // Several tokens of several heads, so that every number of rows at once occurs, including
+    // tokens that see all, little and nothing of the last chunk.
     let cases: &[(usize, &[usize])] =
         &[(1, &[1]), (7, &[100]), (3, &[257, 511, 256]), (4, &[17, 16, 15, 300, 2])];
     for &(heads, seen) in cases {
@@ -428,7 +428,7 @@ pub fn attention(kernel: &AttentionKernel, head_dim: usize) -> Result<Option<Wro
 struct AttentionCase<'a> {
     heads: usize,
     head_dim: usize,
-    /// For every token how many positions it sees.
+    /// Number of positions that each token sees.
     seen: &'a [usize],
     /// `[token][head][head_dim]`
     queries: Vec<f32>,
@@ -440,7 +440,7 @@ struct AttentionCase<'a> {
 /// Elements `[position][head_dim]`, and a scale for each position.
 type Scaled<'a, T> = (&'a [T], &'a [f32]);
 
-/// How an element is handed over, beside what the definition needs.
+/// Type of cache element, with the conversion to a kernel's chunk.
 trait Element: KvElement {
     fn chunk<'a>(keys: Scaled<'a, Self>, values: Scaled<'a, Self>) -> KvChunk<'a>;
 }
@@ -478,7 +478,8 @@ impl<'a> AttentionCase<'a> {
         Self { heads, head_dim, seen, queries, keys: floats(positions), values: floats(positions) }
     }
 
-    /// Attends by the kernel and by the definition, chunk by chunk, and says where they differ.
+    /// Attends by the kernel and by the definition, chunk by chunk, and describes the first
+    /// difference.
     fn difference<T: Element>(&self, kernel: &AttentionKernel) -> Result<Option<String>> {
         let &Self { heads, head_dim, seen, ref queries, .. } = self;
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -494,7 +495,7 @@ impl<'a> AttentionCase<'a> {
         let mut out = vec![f32::NAN; rows * head_dim];
         let (mut expected_states, mut expected) = (states.clone(), out.clone());
         let mut scratch = Buffer::zeroed(kernel.scratch_bytes(head_dim))?;
-        // What was there before must not matter.
+        // The previous content must not matter.
         scratch.fill(0xff);
         let (mut scores, mut part) = ([0.0; CHUNK], vec![0.0; head_dim]);
         for first in (0..keys.1.len()).step_by(CHUNK) {
@@ -555,7 +556,7 @@ impl<'a> AttentionCase<'a> {
     }
 }
 
-/// `count` positions from `first` on.
+/// Returns `count` positions from `first` on.
 fn of_chunk<T>(
     (elements, scales): &(Vec<T>, Vec<f32>),
     first: usize,
@@ -565,7 +566,7 @@ fn of_chunk<T>(
     (&elements[first * head_dim..][..count * head_dim], &scales[first..][..count])
 }
 
-/// Keys `[position][head_dim]` in whole blocks, as kernels read them.
+/// Packs keys `[position][head_dim]` into whole blocks, as kernels read them.
 fn pack_keys<T: Element>(keys: &[T], head_dim: usize) -> Vec<T> {
     let row = row_elements(head_dim);
     let positions = (keys.len() / head_dim).next_multiple_of(KEY_BLOCK);
@@ -579,7 +580,7 @@ fn pack_keys<T: Element>(keys: &[T], head_dim: usize) -> Vec<T> {
     blocks
 }
 
-/// Values `[position][head_dim]`, padded, as kernels read them.
+/// Pads values `[position][head_dim]`, as kernels read them.
 fn pack_values<T: Element>(values: &[T], head_dim: usize) -> Vec<T> {
     let padding = vec![T::default(); row_elements(head_dim) - head_dim];
     values.chunks_exact(head_dim).flat_map(|value| value.iter().chain(&padding)).copied().collect()
@@ -600,7 +601,7 @@ mod tests {
             let kernel = *kernels::builtin().iter().find(|k| k.id().isa == Isa::Scalar).unwrap();
             let mut oracle = Oracle::new(cols, kernel.tokens());
             assert_eq!(oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| ()).unwrap(), []);
-            // The oracle errs instead of the kernel: the difference must show all the same, in
+            // The oracle errs instead of the kernel: the difference must be found all the same, in
             // every case and at the last product.
             for case in 0..oracle.cases.len() {
                 let at = oracle.shape.rows * (kernel.tokens() + 1) - 1;
@@ -622,7 +623,7 @@ mod tests {
         }
     }
 
-    /// Kernels that err in the last bit of the last number they write.
+    /// Kernels with an error in the last bit of the last number they write are found.
     #[test]
     fn wrong_heads_and_attention_are_seen() {
         use builtin::abi::{AttentionCall, AttentionEntry, HeadCall, HeadEntry};

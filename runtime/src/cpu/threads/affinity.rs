@@ -1,4 +1,4 @@
-//! Which CPU a thread runs on: binding, and the order in which workers take CPUs.
+//! CPU affinity of threads: binding, and the order in which workers take CPUs.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -8,16 +8,17 @@ use crate::cpu::host::cpu_list;
 
 pub use system::{bind, usable};
 
-/// The CPUs that this thread may use, in the order in which workers take them.
+/// Returns the CPUs that this thread may use, in the order in which workers take them.
 ///
 /// # Errors
-/// What the system said; [`std::io::ErrorKind::Unsupported`] where threads cannot be bound.
+/// The system's error; [`std::io::ErrorKind::Unsupported`] where threads cannot be bound.
 pub fn usable_in_order() -> std::io::Result<Vec<usize>> {
     Ok(in_order(Path::new("/sys/devices"), &usable()?))
 }
 
-/// One thread of every core before the second threads, of these the faster cores first, of equals
-/// the lower number. What `devices` (`/sys/devices`) does not tell makes no difference.
+/// Orders CPUs: one thread of every core before the second threads, among these the faster cores
+/// first, among equals the lower number. Properties missing from `devices` (`/sys/devices`) make no
+/// difference.
 fn in_order(devices: &Path, usable: &[usize]) -> Vec<usize> {
     let read = |path: &str| fs::read_to_string(devices.join(path)).unwrap_or_default();
     let number = |text: String| text.trim().parse::<u64>().unwrap_or(0);
@@ -44,13 +45,13 @@ mod system {
 
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-    /// The CPUs that this thread may use, ascending.
+    /// Returns the CPUs that this thread may use, ascending.
     pub fn usable() -> io::Result<Vec<usize>> {
         let set = sched_getaffinity(None)?;
         Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
     }
 
-    /// Lets this thread run on one CPU only, until the result is dropped.
+    /// Binds this thread to one CPU, until the result is dropped.
     pub fn bind(cpu: usize) -> io::Result<Bound> {
         let before = sched_getaffinity(None)?;
         let mut one = CpuSet::new();
@@ -59,7 +60,7 @@ mod system {
         Ok(Bound { before })
     }
 
-    /// A thread bound to a CPU; dropped, by the same thread, it may run where it could before.
+    /// Binding of a thread to a CPU; dropped, by the same thread, it restores the CPUs used before.
     #[derive(Debug)]
     #[must_use]
     pub struct Bound {
@@ -95,7 +96,7 @@ mod system {
 mod tests {
     use super::*;
 
-    /// A folder like `/sys/devices` with the files given.
+    /// Makes a folder like `/sys/devices` with the files given.
     fn devices(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::pool::Worker;
 
-/// What was claimed of a worker's share, in this phase and the next by turns: so many parts from its
-/// beginning in the low half, from its end in the high one. Two cache lines, as they may be fetched in
+/// Number of parts claimed of a worker's share, for alternate phases: those from its beginning in
+/// the low half, those from its end in the high half. Two cache lines, as they may be fetched in
 /// pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Claims(pub(super) [AtomicU64; 2]);
 
 impl Claims {
-    /// A claim from the beginning, and one from the end.
+    /// One claim from the beginning, and one from the end.
     const FIRST: u64 = 1;
     const LAST: u64 = 1 << 32;
 
@@ -22,16 +22,16 @@ impl Claims {
         &self.0[phase % 2]
     }
 
-    /// Parts from the beginning and from the end.
+    /// Splits the counts of parts claimed from the beginning and from the end.
     fn split(claimed: u64) -> (usize, usize) {
         (claimed as u32 as usize, (claimed >> 32) as usize)
     }
 }
 
 impl Worker<'_> {
-    /// One of `0..n` that no worker has claimed since the last barrier, or none where all are: those of
-    /// its own [`Worker::share`] in order, then those of others' from the end. Between two barriers there
-    /// is one `n`.
+    /// Claims one of `0..n` that no worker has claimed since the last barrier, or none where all
+    /// are: first those of this worker's [`Worker::share`] in order, then those of others' from the
+    /// end. `n` is the same for all calls between two barriers.
     #[must_use]
     pub fn claim(&self, n: usize) -> Option<usize> {
         let phase = self.shared.phase.load(Ordering::Relaxed);
@@ -44,7 +44,8 @@ impl Worker<'_> {
             if first + last >= share.len() {
                 return None;
             }
-            // As many claims as there are parts find fewer before them, each another sum.
+            // As many claims as there are parts see a smaller sum before them, each a different
+            // one.
             let (first, last) = Claims::split(claimed.fetch_add(claim, Ordering::Relaxed));
             let part =
                 if other == 0 { share.start + first } else { share.end.wrapping_sub(last + 1) };
@@ -52,13 +53,14 @@ impl Worker<'_> {
         })
     }
 
-    /// This worker's part of `0..n`: contiguous, in worker order, sizes differing by at most one.
+    /// Returns this worker's part of `0..n`: contiguous, in worker order, sizes differing by at
+    /// most one.
     #[must_use]
     pub fn share(&self, n: usize) -> Range<usize> {
         self.share_of(self.index, n)
     }
 
-    /// As [`Worker::share`], that of any worker.
+    /// Returns the [`Worker::share`] of worker `index`.
     #[must_use]
     pub fn share_of(&self, index: usize, n: usize) -> Range<usize> {
         let (size, longer) = (n / self.threads, n % self.threads);
@@ -103,7 +105,7 @@ mod tests {
                 let claimed: Vec<Mutex<Vec<usize>>> = (0..7).map(|_| Mutex::default()).collect();
                 pool.run(|w| {
                     for (phase, claimed) in claimed.iter().enumerate() {
-                        // One is late, each time another.
+                        // One worker is late, each time another.
                         if (phase + run) % threads == w.index {
                             std::thread::yield_now();
                         }

@@ -1,4 +1,4 @@
-//! Gates and barriers: how threads wait for one another, spinning first and then asleep.
+//! Gates and barriers, on which threads wait for one another: bounded spin, then sleep.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,8 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// The number of openings so far; to be read before the event that will open it is provoked.
+    /// Returns the number of openings so far; to be read before the event that will open it is
+    /// provoked.
     pub(super) fn seen(&self) -> u32 {
         self.openings.load(Ordering::SeqCst)
     }
@@ -40,7 +41,7 @@ impl Gate {
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Lets everyone who waits go on.
+    /// Lets all waiting threads go on.
     pub(super) fn open(&self) {
         self.openings.fetch_add(1, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
@@ -55,13 +56,14 @@ impl Gate {
 pub(super) struct Poisoned;
 
 impl Worker<'_> {
-    /// Waits until every worker of the run has arrived. What was written before the barrier by any
-    /// worker is visible to all after it.
+    /// Waits until every worker of the run has arrived. Writes before the barrier by any worker are
+    /// visible to all after it.
     ///
-    /// When another worker has panicked this unwinds out of the job, quietly.
+    /// If another worker has panicked, this unwinds out of the job without a message.
     pub fn barrier(&self) {
         let shared = self.shared;
-        // It stays until all are here, and so does what is claimed in the next phase unused.
+        // The phase stays the same until all are here, and the claims of the next phase stay
+        // unused.
         let phase = shared.phase.load(Ordering::Relaxed);
         shared.claims[self.index].of(phase + 1).store(0, Ordering::Relaxed);
         if shared.threads == 1 {
@@ -93,8 +95,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As the other one, but it never waits in the standard library, where ThreadSanitizer does not see who gave
-/// way to whom.
+/// Locks as above, but never waits in the standard library, where ThreadSanitizer does not see the
+/// order of the threads.
 #[cfg(tsan)]
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     loop {

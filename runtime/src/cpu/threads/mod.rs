@@ -7,13 +7,13 @@
 //! (see [`Pool::warning`]).
 //!
 //! Workers may be bound to CPUs, one each ([`PoolOptions::pinning`]). Helpers are bound for life;
-//! worker 0 is somebody else's thread and is bound for the length of a run only, so that threads it
-//! starts between runs, and whoever asks how many CPUs there are, find what they would without a
-//! pool. That costs 2.5 microseconds a run (Zen 5, in a VM): a part in a thousand of a token of a
-//! model of 1 GB, and more than it gains with one of a few MB.
+//! worker 0 is the caller's thread and is bound only for the length of a run, so that threads it
+//! starts between runs, and queries for the number of CPUs, find the same as without a pool. That
+//! costs a few microseconds a run: about a thousandth of a token of a model of 1 GB, and more than
+//! it gains with one of a few MB.
 //!
-//! A worker that panics poisons the run: everyone else leaves at the next barrier, `Pool::run`
-//! returns an error, and the pool is ready for the next run.
+//! A worker that panics poisons the run: all others leave at the next barrier, `Pool::run` returns
+//! an error, and the pool is ready for the next run.
 
 mod affinity;
 mod claims;

@@ -1,4 +1,4 @@
-//! The pool itself: its threads, their life, and the runs that they make together.
+//! The thread pool: its threads, their life, and their common runs.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -15,23 +15,23 @@ use super::gate::{Gate, Poisoned, lock};
 use super::shared::SharedSlice;
 use crate::error::{Error, Result};
 
-/// The largest pool that can be asked for.
+/// Most workers of a pool.
 pub const MAX_THREADS: usize = 1024;
 
 /// Iterations of a waiting loop before it sleeps: 20 to 100 microseconds, the length of a phase of
 /// the forward pass rather than of the pause between two tokens.
 const SPINS: u32 = 4096;
 
-/// What a [`Pool`] is made of.
+/// Options of a [`Pool`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolOptions {
-    /// Workers, the thread that runs them included: 1 to [`MAX_THREADS`].
+    /// Number of workers, the calling thread included: 1 to [`MAX_THREADS`].
     pub threads: usize,
-    /// How they are bound to CPUs.
+    /// Binding of workers to CPUs.
     pub pinning: Pinning,
 }
 
-/// A fixed set of threads that do the same work together, each its share; the thread that has them do it
+/// A fixed set of threads that run the same closure together, each on its share; the calling thread
 /// is worker 0.
 #[derive(Debug)]
 pub struct Pool {
@@ -42,7 +42,7 @@ pub struct Pool {
     cpus: usize,
     /// The CPU of worker 0, where workers are bound.
     home: Option<usize>,
-    /// Why workers are not bound although that was asked for.
+    /// Reason for which workers are not bound although that was asked for.
     unpinned: Option<String>,
 }
 
@@ -69,9 +69,9 @@ pub(super) struct Shared {
     /// Opened when the last worker arrives at a barrier, and by a worker that panics.
     pub(super) meet: Gate,
     pub(super) arrived: AtomicUsize,
-    /// Barriers that all workers have passed.
+    /// Number of barriers that all workers have passed.
     pub(super) phase: AtomicUsize,
-    /// What was claimed of each worker's share.
+    /// Claimed parts of each worker's share.
     pub(super) claims: Box<[Claims]>,
     /// Helpers (workers other than 0) still in the run.
     running: AtomicUsize,
@@ -99,7 +99,7 @@ impl std::fmt::Debug for Shared {
 }
 
 thread_local! {
-    /// Whether this thread is inside a run, to refuse a nested one, which could only hang.
+    /// True if this thread is inside a run, to refuse a nested one, which could only hang.
     static IN_RUN: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -113,9 +113,9 @@ impl Pool {
         Self::with(PoolOptions { threads, pinning: Pinning::None })
     }
 
-    /// As [`Pool::new`], with workers bound to CPUs if asked for: worker by worker to those that
-    /// the calling thread may use, one thread of every core before the second threads, fast cores
-    /// before slow ones. Where that is not to be had, [`Pool::warning`] says so.
+    /// Starts a pool as [`Pool::new`] does, with workers bound to CPUs if asked for: worker by
+    /// worker to those that the calling thread may use, one thread of every core before the second
+    /// threads, fast cores before slow ones. Where binding fails, [`Pool::warning`] reports it.
     ///
     /// # Errors
     /// As [`Pool::new`].
@@ -163,7 +163,7 @@ impl Pool {
                 .name(format!("worker-{index}"))
                 .spawn(move || {
                     let bound = home.map(affinity::bind).transpose();
-                    // The pool may have been given up for want of a thread.
+                    // The pool may have been given up because a thread could not be started.
                     let _ = tell.send(bound.as_ref().err().map(ToString::to_string));
                     drop(tell);
                     help(&shared, index);
@@ -185,7 +185,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// How workers are bound: as was asked for, unless [`Pool::warning`] says that none is.
+    /// Binding of the workers: as asked for, unless [`Pool::warning`] reports that none is bound.
     #[must_use]
     pub fn pinning(&self) -> Pinning {
         if self.home.is_some() { Pinning::Cores } else { Pinning::None }
@@ -197,8 +197,8 @@ impl Pool {
         self.shared.threads
     }
 
-    /// One line to show the user when the pool has more threads than CPUs to run on, or when its
-    /// threads are not bound to CPUs although that was asked for.
+    /// Returns one line to show the user when the pool has more threads than CPUs to run on, or
+    /// when its threads are not bound to CPUs although that was asked for.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         if self.threads() > self.cpus {
@@ -243,7 +243,7 @@ impl Pool {
 
         shared.work(0, &f);
 
-        // A loop, because the last opening of the run before may come as late as this.
+        // A loop, because the last opening of the previous run may come as late as this.
         loop {
             let seen = shared.done.seen();
             if shared.running.load(Ordering::Acquire) == 0 {
@@ -251,7 +251,7 @@ impl Pool {
             }
             shared.done.wait(seen, shared.spins);
         }
-        // Everyone has left: make the barrier whole again.
+        // All have left: reset the barrier.
         shared.arrived.store(0, Ordering::Relaxed);
         for claims in &shared.claims {
             claims.0.iter().for_each(|claimed| claimed.store(0, Ordering::Relaxed));
@@ -265,8 +265,8 @@ impl Pool {
 }
 
 impl Pool {
-    /// Fills `data`, every worker its share, so that the pages of a new buffer come into being
-    /// where their reader runs.
+    /// Fills `data`, every worker its share, so that the pages of a new buffer are allocated near
+    /// the worker that reads them.
     ///
     /// # Errors
     /// [`Error::Runtime`] when a worker panicked.
@@ -291,19 +291,19 @@ impl Drop for Pool {
     }
 }
 
-/// A CPU for each of `threads` workers, or why there is none.
+/// Returns a CPU for each of `threads` workers, or the reason for which there is none.
 fn homes(threads: usize) -> std::result::Result<Vec<usize>, String> {
     let mut cpus = affinity::usable_in_order().map_err(|e| e.to_string())?;
     if cpus.len() < threads {
         return Err(format!("{threads} threads have only {} CPUs", cpus.len()));
     }
     cpus.truncate(threads);
-    // Tried here, because worker 0 has nobody to tell later.
+    // Tried here, because worker 0 cannot report it later.
     cpus.first().map_or(Ok(()), |&cpu| affinity::bind(cpu).map(drop)).map_err(|e| e.to_string())?;
     Ok(cpus)
 }
 
-/// The life of a helper thread.
+/// Runs a helper thread until the pool ends.
 fn help(shared: &Shared, index: usize) {
     let mut seen = 0;
     loop {
@@ -340,8 +340,8 @@ impl Shared {
                 .get_or_insert_with(|| format!("worker {index} panicked: {text}"));
             self.poisoned.store(true, Ordering::SeqCst);
             self.meet.open();
-            // What a panic carries may panic once more when it is dropped. Nothing may unwind out of here
-            // while others use the job.
+            // The payload of a panic may panic once more when it is dropped. Nothing may unwind out
+            // of here while others use the job.
             if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
                 std::mem::forget(again);
             }
@@ -429,7 +429,7 @@ mod tests {
         }
     }
 
-    /// What unwinds out of a run would free the job under the hands of the other workers.
+    /// A panic that unwinds out of a run would free the job while other workers still use it.
     #[test]
     fn a_payload_that_panics_when_dropped_ends_the_run_like_any_other() {
         struct Bomb;
@@ -523,7 +523,7 @@ mod tests {
             assert_eq!(of_worker(), expected);
             assert_eq!(affinity::usable().unwrap(), before);
         }
-        // Whichever thread the caller is.
+        // Holds whichever thread the caller is.
         std::thread::scope(|scope| {
             let other = scope.spawn(|| {
                 assert_eq!(of_worker(), expected);
@@ -531,10 +531,10 @@ mod tests {
             });
             other.join().unwrap();
         });
-        // However the run ends.
+        // Holds however the run ends.
         pool.run(|_| resume_unwind(Box::new("no"))).unwrap_err();
         assert_eq!(affinity::usable().unwrap(), before);
-        // A pool that is not asked to pins nobody, though a pinned one is there.
+        // A pool without pinning binds nobody, even beside a pinned one.
         let free = Pool::new(threads).unwrap();
         assert_eq!(free.pinning(), Pinning::None);
         free.run(|_| assert_eq!(affinity::usable().unwrap(), before)).unwrap();
@@ -544,7 +544,7 @@ mod tests {
 
     #[test]
     fn threads_without_a_cpu_each_are_not_pinned() {
-        // Where the system binds none, one is too many.
+        // Where the system binds none, one thread is too many.
         let threads = affinity::usable().map_or(1, |cpus| cpus.len() + 1);
         let pool = Pool::with(PoolOptions { threads, pinning: Pinning::Cores }).unwrap();
         assert_eq!(pool.pinning(), Pinning::None);

@@ -1,4 +1,4 @@
-//! Slices that the workers of a run share.
+//! Slices shared by the workers of a run.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -32,7 +32,7 @@ impl<'a, T> SharedSlice<'a, T> {
         self.len
     }
 
-    /// A range of it, to be shared by the same rule.
+    /// Returns a range of it, shared by the same rule.
     ///
     /// # Panics
     /// When the range leaves the slice.
@@ -44,7 +44,8 @@ impl<'a, T> SharedSlice<'a, T> {
         SharedSlice { start, len: range.len(), data: PhantomData }
     }
 
-    /// The first element, for what writes parts that are no ranges. The rule above holds for them too.
+    /// Pointer to the first element, for writes of parts that are no ranges. The rule above holds
+    /// for them too.
     #[must_use]
     pub fn as_mut_ptr(&self) -> *mut T {
         self.start
