@@ -272,10 +272,14 @@ fn of_kernel(id: &KernelId) -> Option<BTreeSet<String>> {
 /// Rule 6 for profiles in the project's list of hostile inputs.
 #[test]
 fn no_profile_changes_the_identifiers_in_generated_code() {
-    let mut expected: BTreeMap<(Op, Isa), BTreeSet<String>> = BTreeMap::new();
+    // A format may have several templates, such as T5's for lookups, which its tiles tell apart.
+    let mut expected: BTreeMap<(Op, Isa), BTreeSet<BTreeSet<String>>> = BTreeMap::new();
+    let mut kinds = BTreeSet::new();
     for id in grid(Isa::ALL) {
-        let own = || of_kernel(&id).unwrap_or_else(|| panic!("{id} has no template"));
-        expected.entry((id.op, id.isa)).or_insert_with(own);
+        if kinds.insert((id.op, id.isa, id.tile.cols, id.tile.tokens > 1)) {
+            let own = of_kernel(&id).unwrap_or_else(|| panic!("{id} has no template"));
+            expected.entry((id.op, id.isa)).or_default().insert(own);
+        }
     }
     let mut seen: BTreeSet<KernelId> = grid(Isa::ALL).into_iter().collect();
     let (mut accepted, mut generated, mut all) = (0, 0, 0);
@@ -303,7 +307,7 @@ fn no_profile_changes_the_identifiers_in_generated_code() {
                     && let Some(expected) = expected.get(&(id.op, id.isa))
                     && let Some(found) = of_kernel(&id)
                 {
-                    assert_eq!(found, *expected, "{id} from:\n{text}");
+                    assert!(expected.contains(&found), "{id} has {found:?} from:\n{text}");
                     generated += 1;
                 }
             }
