@@ -503,7 +503,7 @@ impl Job {
         let bytes = kernel.group_bytes(self.cols);
         let rows: Vec<&[i8]> = q.chunks(kernel.tokens() * self.cols).collect();
         for index in worker.share(rows.len()) {
-            // SAFETY: shares of groups are disjoint, and nobody else is there, as the caller promises.
+            // SAFETY: shares of groups are disjoint, and nothing else accesses them, as the caller promises.
             let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
             let tokens = rows[index].len() / self.cols;
             let kernel = if kernel.expands() { kernel } else { self.group_kernel(tokens) };
@@ -675,7 +675,7 @@ impl Job {
         let (from, to) = (chunk.start + share.start, chunk.start + share.end);
         self.for_steps(from..to, self.prefill.step_rows(), |part, tiles, at| {
             let place = (at - chunk.start, chunk.len());
-            // SAFETY: shares of a chunk are disjoint, and nobody else is there, as the caller promises.
+            // SAFETY: shares of a chunk are disjoint, and nothing else accesses them, as the caller promises.
             unsafe { self.prefill.expand(part.matrix, tiles, place, &expanded) };
         });
     }

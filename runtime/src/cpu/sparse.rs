@@ -1,7 +1,7 @@
 //! Activation sparsity: decode without the weights that are multiplied by a zero, in models whose
 //! gate is a squared ReLU.
 //!
-//! Where the gate is not above 0, the product of gate and up is 0 whatever up is, so these *rows*
+//! A gate that is not above 0 makes the product of gate and up 0, whatever up is, so these *rows*
 //! of up are not read. Many inputs of down are 0 after quantisation to int8, so these *columns* of
 //! down are not read. All nonzero integer products are the same, and so is the text.
 //!
@@ -27,11 +27,11 @@ pub const SMALL: usize = 1 << 19;
 /// Activation sparsity: whether one token skips weights that are multiplied by a zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// If the model has a squared ReLU, for matrices that are not [`SMALL`], and for tokens that
-    /// need few enough lines.
+    /// For models with a squared ReLU, matrices that are not [`SMALL`], and tokens that need few
+    /// enough lines.
     #[default]
     Auto,
-    /// Always if the model has a squared ReLU.
+    /// For all models with a squared ReLU.
     On,
     /// Never; nothing is packed by lines.
     Off,
