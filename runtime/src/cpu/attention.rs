@@ -128,8 +128,8 @@ impl Attention<'_> {
                     }
                     let row = chunk * config.heads;
                     let rows = row + heads.start..row + heads.end;
-                    // SAFETY: each unit belongs to one worker, and nothing else accesses them, as the caller
-                    // promises.
+                    // SAFETY: each unit belongs to one worker, and nothing else accesses it, as the
+                    // caller promises.
                     let (out, states) = unsafe {
                         (self.partial.rows_mut(rows.clone()), self.partial_state.write(rows))
                     };
@@ -198,7 +198,8 @@ impl Attention<'_> {
                     continue;
                 }
                 let rows = kv_head * n + tokens.start..kv_head * n + tokens.end;
-                // SAFETY: each unit belongs to one worker, and nothing else accesses them, as the caller promises.
+                // SAFETY: each unit belongs to one worker, and nothing else accesses it, as the
+                // caller promises.
                 let out = unsafe { self.out.rows_mut(rows) };
                 let states = &mut scratch.states[..tokens.len() * group];
                 let heads = kv_head * group..(kv_head + 1) * group;

@@ -314,8 +314,8 @@ impl Session {
         self.buffers.scratch.iter_mut().for_each(|scratch| scratch.matmul.reset_tally());
     }
 
-    /// Counts of the lines that single tokens needed, of up by rows or of down by columns, since
-    /// the last call of [`Session::time_stages`].
+    /// Counts of the lines of up (by rows) or of down (by columns) that single tokens needed, and
+    /// of the bytes read, since the last call of [`Session::time_stages`].
     #[must_use]
     pub fn tally(&self, along: Along) -> Tally {
         let mut sum = Tally::default();

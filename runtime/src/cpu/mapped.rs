@@ -165,7 +165,8 @@ impl MappedJob {
                 for start in share.clone().step_by(self.block_rows()) {
                     let rows = start..(start + self.block_rows()).min(share.end);
                     let tokens = (first, tokens);
-                    // SAFETY: shares are disjoint; nothing else accesses them, as the caller promises.
+                    // SAFETY: shares are disjoint; nothing else accesses them, as the caller
+                    // promises.
                     unsafe { self.multiply_block(part, (rows, offset), tokens, scratch, out) };
                 }
                 offset += part.shape.rows;

@@ -503,7 +503,8 @@ impl Job {
         let bytes = kernel.group_bytes(self.cols);
         let rows: Vec<&[i8]> = q.chunks(kernel.tokens() * self.cols).collect();
         for index in worker.share(rows.len()) {
-            // SAFETY: shares of groups are disjoint, and nothing else accesses them, as the caller promises.
+            // SAFETY: shares of groups are disjoint, and nothing else accesses them, as the caller
+            // promises.
             let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
             let tokens = rows[index].len() / self.cols;
             let kernel = if kernel.expands() { kernel } else { self.group_kernel(tokens) };
@@ -570,8 +571,8 @@ impl Job {
                     kernel.run(matrix, steps.clone(), group, dots, BLOCK_ROWS);
                     for (i, &s) in scales.iter().enumerate() {
                         let token = (index * tokens + i) * self.rows + offset;
-                        // SAFETY: these rows were claimed, which happens once in a phase; nobody else
-                        // is there, as the caller promises.
+                        // SAFETY: these rows were claimed, which happens once in a phase; nothing
+                        // else accesses them, as the caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * BLOCK_ROWS..][..rows.len()];
                         self.ops.scale_output(dots, s, scale, out);
@@ -637,8 +638,8 @@ impl Job {
                     let tokens = scales.chunks(kernel.tokens()).nth(index).unwrap_or(&[]);
                     for (i, &s) in tokens.iter().enumerate() {
                         let token = (index * kernel.tokens() + i) * self.rows + offset;
-                        // SAFETY: units are disjoint, and so are bands; nobody else is there, as the
-                        // caller promises.
+                        // SAFETY: units are disjoint, and so are bands; nothing else accesses them,
+                        // as the caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * stride + at..][..rows.len()];
                         self.ops.scale_output(dots, s, scale, out);
@@ -675,7 +676,8 @@ impl Job {
         let (from, to) = (chunk.start + share.start, chunk.start + share.end);
         self.for_steps(from..to, self.prefill.step_rows(), |part, tiles, at| {
             let place = (at - chunk.start, chunk.len());
-            // SAFETY: shares of a chunk are disjoint, and nothing else accesses them, as the caller promises.
+            // SAFETY: shares of a chunk are disjoint, and nothing else accesses them, as the caller
+            // promises.
             unsafe { self.prefill.expand(part.matrix, tiles, place, &expanded) };
         });
     }

@@ -263,8 +263,8 @@ impl Sparse {
             let group = &mut group[..self.kernel.group_bytes(nonzero)];
             self.kernel.prepare(&own.values[..nonzero], group);
             self.kernel.run(&self.lines, share, &own.list[..nonzero], group, dots);
-            // SAFETY: shares of units are disjoint, and so are their rows; nobody else is there, as the
-            // caller promises.
+            // SAFETY: shares of units are disjoint, and so are their rows; nothing else accesses them,
+            // as the caller promises.
             let out = unsafe { out.write(rows.clone()) };
             ops.scale_output(&dots[..rows.len()], s, self.scale, out);
         }

@@ -128,7 +128,7 @@ pub(crate) struct Screen {
     best: Vec<(f32, u32)>,
     /// Logits of the chosen rows, `[token][count and ids]`.
     exact: Vec<f32>,
-    /// The activations of each token, and true if bounds hold; if none does, all logits are
+    /// The activations of each token, and true if bounds hold for it; otherwise all its logits are
     /// computed.
     queries: Vec<(Query, bool)>,
     workers: Vec<Own>,
