@@ -15,7 +15,7 @@ use crate::numerics::{CHUNK, Softmax};
 /// Tokens of a prompt that attend together, at most.
 const TILE_TOKENS: usize = 16;
 
-/// Where a token stands.
+/// Position of a token: its sequence, and its place in that sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct At {
     pub sequence: usize,
@@ -23,23 +23,24 @@ pub(crate) struct At {
 }
 
 impl At {
-    /// Positions that the token sees.
+    /// Number of positions that the token attends to, its own included.
     fn seen(self) -> usize {
         self.position + 1
     }
 
-    /// Whether `next` follows in the same sequence.
+    /// True if `next` is the next token of the same sequence.
     fn is_before(self, next: Self) -> bool {
         (self.sequence, self.position + 1) == (next.sequence, next.position)
     }
 }
 
-/// One layer's attention of the tokens of a pass. Shapes are those of the forward pass's buffers.
+/// Attention over the tokens of a pass, one layer at a time. Shapes are those of the forward pass's
+/// buffers.
 pub(crate) struct Attention<'a> {
     pub kernel: &'a AttentionKernel,
     pub ops: &'a VectorOps,
     pub config: &'a Config,
-    /// Where the tokens of the pass stand.
+    /// Positions of the tokens of the pass.
     pub at: &'a [At],
     pub queries: &'a Rows<'a, f32>,
     /// One per sequence.
@@ -51,7 +52,7 @@ pub(crate) struct Attention<'a> {
     pub partial_state: &'a SharedSlice<'a, Softmax>,
 }
 
-/// What a worker needs for itself.
+/// Scratch space of one worker.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     kernel: Buffer,
@@ -67,7 +68,7 @@ impl Scratch {
 }
 
 impl Attention<'_> {
-    /// The input of attention of query heads of some tokens of a sequence, heads that share `kv_head`,
+    /// Builds the kernel's input: query heads that share `kv_head`, of some tokens of a sequence,
     /// over one chunk.
     ///
     /// # Safety
@@ -93,7 +94,8 @@ impl Attention<'_> {
         AttentionInput { queries, stride, heads: heads.len(), head_dim, counts, chunk, scale }
     }
 
-    /// Attention of one token: units of chunk and heads that share keys, to be merged after a barrier.
+    /// Computes attention for one token (decode). A unit of work is one chunk and query heads that
+    /// share its keys; [`Attention::merge_chunks`] merges the chunks after a barrier.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all
@@ -109,8 +111,8 @@ impl Attention<'_> {
         let (threads, group) = (worker.threads, config.group());
         let seen = self.at[0].seen();
         let chunks = seen.div_ceil(CHUNK);
-        // Each unit reads its keys and values. So all heads that share them are one unit, unless
-        // there were too few to share out evenly.
+        // Each unit reads its keys and values, so all heads that share them form one unit, unless
+        // that gives too few units to balance the load.
         let units = config.kv_heads * chunks;
         let parts = if threads == 1 { 1 } else { (8 * threads).div_ceil(units).clamp(1, group) };
         let mut share = Share::new(worker, config.heads * seen);
@@ -126,8 +128,8 @@ impl Attention<'_> {
                     }
                     let row = chunk * config.heads;
                     let rows = row + heads.start..row + heads.end;
-                    // SAFETY: each unit belongs to one worker, and nobody else is there, as the caller
-                    // promises.
+                    // SAFETY: each unit belongs to one worker, and nothing else accesses it, as the
+                    // caller promises.
                     let (out, states) = unsafe {
                         (self.partial.rows_mut(rows.clone()), self.partial_state.write(rows))
                     };
@@ -165,8 +167,8 @@ impl Attention<'_> {
         }
     }
 
-    /// Attention of many tokens: units of key-value head and tile of tokens, each over all chunks. A
-    /// barrier must follow before `out` is read.
+    /// Computes attention for many tokens (prefill). A unit of work is one KV head and one tile of
+    /// tokens, over all chunks. A barrier must follow before `out` is read.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all
@@ -180,8 +182,8 @@ impl Attention<'_> {
     ) {
         let config = self.config;
         let (n, group) = (self.at.len(), config.group());
-        // Tokens of a tile share the keys and values that they bring near; but there must be tiles
-        // for everybody.
+        // Tokens of a tile reuse the keys and values in cache, but there must be enough tiles for
+        // all workers.
         let most = (n * config.kv_heads / (4 * worker.threads)).clamp(1, TILE_TOKENS);
         let work = |tokens: &Range<usize>| -> usize {
             self.at[tokens.clone()].iter().map(|at| at.seen()).sum()
@@ -196,7 +198,8 @@ impl Attention<'_> {
                     continue;
                 }
                 let rows = kv_head * n + tokens.start..kv_head * n + tokens.end;
-                // SAFETY: each unit belongs to one worker, and nobody else is there, as the caller promises.
+                // SAFETY: each unit belongs to one worker, and nothing else accesses it, as the
+                // caller promises.
                 let out = unsafe { self.out.rows_mut(rows) };
                 let states = &mut scratch.states[..tokens.len() * group];
                 let heads = kv_head * group..(kv_head + 1) * group;
@@ -220,7 +223,7 @@ impl Attention<'_> {
         }
     }
 
-    /// The tokens from `first` on, at most `most`, that follow each other in one sequence.
+    /// Returns the tokens from `first` on, at most `most`, that are consecutive in one sequence.
     fn tile(&self, first: usize, most: usize) -> Range<usize> {
         let at = &self.at[first..self.at.len().min(first + most)];
         let breaks = at.windows(2).position(|two| !two[0].is_before(two[1]));
@@ -228,8 +231,8 @@ impl Attention<'_> {
     }
 }
 
-/// A worker's share of units of different size: those whose middle lies in its part of the work. All
-/// workers ask about all units in the same order.
+/// A worker's share of units of different size: the units whose middle lies in its part of the
+/// work. All workers go through all units in the same order.
 struct Share {
     threads: usize,
     part: Range<usize>,
@@ -243,7 +246,7 @@ impl Share {
         Self { threads: worker.threads, part, before: 0 }
     }
 
-    /// Whether the next unit, of so much work, is the worker's.
+    /// True if the next unit, with so much work, belongs to this worker.
     fn takes(&mut self, work: usize) -> bool {
         let middle = (2 * self.before + work) * self.threads;
         self.before += work;

@@ -1,7 +1,7 @@
 //! The forward pass, run by all workers of the pool together.
 //!
-//! One run of the pool takes n tokens through the model, of one sequence or of several. Its
-//! *phases* are separated by barriers; inside a phase a worker writes only what is its own:
+//! One run of the pool takes n tokens through the model, of one sequence or of several. Barriers
+//! separate its *phases*; inside a phase a worker writes only its own part:
 //!
 //! - **slots** (residual stream, quantised activations, rope tables). With n > 1, slot t is token
 //!   t, and the tokens are shared out: a worker computes the slots of its share. With n = 1, slot w
@@ -10,7 +10,8 @@
 //! - **outputs** of matrix products, `[token][rows]`: a worker writes its share of the rows.
 //! - **rows** in attention, query heads of tokens: a worker writes the outputs of its units.
 //!
-//! No number depends on the split: each is made by one sequence of operations, whoever runs it.
+//! No result depends on the split: each number comes from one fixed sequence of operations,
+//! whichever worker runs it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use crate::cpu::weights::{Layer, Projection};
 use crate::error::{Error, Result};
 use crate::numerics::{CHUNK, Softmax};
 
-/// How a [`Session`] is set up.
+/// Settings of a [`Session`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Positions of the KV cache; `None`: the model's own, at most 4096.
@@ -62,20 +63,20 @@ const PIECE: usize = 32 << 20;
 /// The most sequences of a session.
 pub const MAX_SEQUENCES: usize = 256;
 
-/// A token on its way through a model, behind those that its sequence holds.
+/// A token to append to its sequence in a pass through the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchToken<'a> {
     /// The number of its sequence, from 0.
     pub sequence: usize,
     /// The token.
     pub id: u32,
-    /// The logits after it that are needed; `None`: none. Tokens of one pass may need different ones: a
-    /// text that needs all logits leaves the others their scans.
+    /// The logits that are needed after it; `None`: none. Tokens of one pass may have different
+    /// needs: one that needs all logits does not prevent scans for the others.
     pub needs: Option<&'a Needs>,
 }
 
-/// Sequences of tokens on their way through a model, in most sessions one: their KV caches and all
-/// buffers, which are allocated once.
+/// Sequences of tokens that run through a model, usually one: their KV caches and all buffers,
+/// which are allocated once.
 #[derive(Debug)]
 pub struct Session {
     model: Arc<Model>,
@@ -86,15 +87,15 @@ pub struct Session {
     positions: Vec<usize>,
     batch: usize,
     buffers: Buffers,
-    /// Where the tokens of a pass stand.
+    /// Positions of the tokens of a pass.
     at: Vec<At>,
-    /// Where the logits of the last call lie: the row of `Buffers::logits` for each token that asked.
+    /// Row in `Buffers::logits` of each token of the last call that asked for logits.
     rows: Vec<usize>,
     /// The tokens of a pass that need logits, in the order of their rows.
     order: Vec<usize>,
     screen: Option<Screen>,
     head_stats: HeadStats,
-    /// Time per stage since it was asked for.
+    /// Time per stage, if it is measured.
     stages: Option<StageTimes>,
     observer: Option<Arc<dyn Observer>>,
 }
@@ -106,9 +107,9 @@ struct Buffers {
     x: Vec<f32>,
     /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
     input: Vec<i8>,
-    /// What the products of many tokens need: see [`matmul::Job::prefill`].
+    /// Workspace of prefill products: see [`matmul::Job::prefill`].
     workspace: Buffer,
-    /// Its scales `[S]`.
+    /// Scales of `input`, `[S]`.
     input_scale: Vec<f32>,
     /// Rope tables `[S][rope_dim / 2]`.
     cos: Vec<f32>,
@@ -122,9 +123,9 @@ struct Buffers {
     partial_state: Vec<Softmax>,
     /// Output of `attn_output` and of `ffn_down`, `[B][hidden]`.
     y: Vec<f32>,
-    /// Gates and what they let through, `[B][2 ffn]`.
+    /// Output of gate and up, `[B][2 ffn]`.
     gate_up: Vec<f32>,
-    /// `[vocab]` for as many tokens as have asked for logits at once.
+    /// `[vocab]` for each of the most tokens that have asked for logits at once.
     logits: Vec<f32>,
     /// One per worker.
     scratch: Vec<Scratch>,
@@ -169,24 +170,24 @@ impl Buffers {
     }
 }
 
-/// What a worker needs for itself.
+/// Scratch space of one worker.
 #[derive(Debug)]
 struct Scratch {
     /// One token's activations before and after a norm, as wide as the widest.
     raw: Vec<f32>,
     normed: Vec<f32>,
     attention: attention::Scratch,
-    /// For the products, with packed weights and with those in the file.
+    /// For products with packed weights, and with weights in the file.
     matmul: matmul::Scratch,
     mapped: mapped::Scratch,
-    /// Input of the head as its kernel reads it.
+    /// Input of the head, prepared for its kernel.
     head_input: Buffer,
-    /// A row of the embedding, where it is in the file.
+    /// A row of the embedding, where that stays in the file.
     row: Vec<u8>,
 }
 
 impl Session {
-    /// Starts with empty sequences.
+    /// Creates a session with empty sequences.
     ///
     /// # Errors
     /// [`Error::Usage`] for a context or batch of 0, a context beyond the model's or a number of
@@ -230,12 +231,12 @@ impl Session {
         })
     }
 
-    /// Goes on with another model of the same file, such as one whose weights have been packed since:
-    /// what the sequences hold stays, the logits of the last call do not.
+    /// Replaces the model by another one of the same file, for example one whose weights have been
+    /// packed since. The sequences keep their tokens; the logits of the last call are discarded.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when the model has other hyperparameters, or there is not enough memory; the
-    /// session then keeps the one it has.
+    /// [`Error::Runtime`] when the model has other hyperparameters, or there is not enough memory;
+    /// the session then keeps its model.
     pub fn continue_with(&mut self, model: Arc<Model>) -> Result<()> {
         if model.config() != self.model.config() {
             let found = model.gguf().path().display();
@@ -264,31 +265,31 @@ impl Session {
         &self.pool
     }
 
-    /// Sequences.
+    /// Number of sequences.
     #[must_use]
     pub fn sequences(&self) -> usize {
         self.kv.len()
     }
 
-    /// Tokens that the first sequence holds, which is the only one of most sessions.
+    /// Tokens in the first sequence, which is the only one in most sessions.
     #[must_use]
     pub fn position(&self) -> usize {
         self.positions[0]
     }
 
-    /// Tokens that a sequence holds; 0 where there is none of that number.
+    /// Tokens in a sequence; 0 if there is no sequence of that number.
     #[must_use]
     pub fn position_of(&self, sequence: usize) -> usize {
         self.positions.get(sequence).copied().unwrap_or(0)
     }
 
-    /// Tokens that the KV cache of a sequence can hold.
+    /// Capacity of the KV cache of a sequence, in tokens.
     #[must_use]
     pub fn context(&self) -> usize {
         self.kv[0].context()
     }
 
-    /// What the elements of the KV caches are.
+    /// Element type of the KV caches.
     #[must_use]
     pub fn kv_type(&self) -> KvType {
         self.kv[0].ty()
@@ -300,21 +301,21 @@ impl Session {
         self.kv.iter().zip(&self.positions).map(|(kv, &position)| kv.bytes(position)).sum()
     }
 
-    /// Bytes of KV cache that full contexts take.
+    /// Bytes of KV cache at full context.
     #[must_use]
     pub fn kv_reserved_bytes(&self) -> usize {
         self.kv.iter().map(|kv| kv.bytes(kv.context())).sum()
     }
 
-    /// Measures from now on how long each stage takes, which costs some 50 ns a phase, and counts from
-    /// 0 what single tokens skip.
+    /// Starts measuring the time of each stage, at a cost of some 50 ns a phase, and resets the
+    /// counts of what single tokens skip.
     pub fn time_stages(&mut self) {
         self.stages = Some(StageTimes::default());
         self.buffers.scratch.iter_mut().for_each(|scratch| scratch.matmul.reset_tally());
     }
 
-    /// What single tokens needed of up, by rows, or of down, by columns, since
-    /// [`Session::time_stages`] was called last.
+    /// Counts of the lines of up (by rows) or of down (by columns) that single tokens needed, and
+    /// of the bytes read, since the last call of [`Session::time_stages`].
     #[must_use]
     pub fn tally(&self, along: Along) -> Tally {
         let mut sum = Tally::default();
@@ -322,7 +323,7 @@ impl Session {
         sum
     }
 
-    /// Time per stage since [`Session::time_stages`] was called last, if it was.
+    /// Time per stage since the last call of [`Session::time_stages`]; `None` if there was none.
     #[must_use]
     pub fn stages(&self) -> Option<StageTimes> {
         self.stages
@@ -334,36 +335,36 @@ impl Session {
         first.map_or(&[], |scratch| &scratch.normed[..self.model.config().hidden])
     }
 
-    /// Shows what is computed from now on to `observer`, or to nobody.
+    /// Sets the observer of the values computed from now on, or removes it.
     pub fn observe(&mut self, observer: Option<Arc<dyn Observer>>) {
         self.observer = observer;
     }
 
-    /// What the head has read since the session began.
+    /// Statistics of what the head has read since the session began.
     #[must_use]
     pub fn head_stats(&self) -> HeadStats {
         self.head_stats
     }
 
-    /// Forgets all tokens of the first sequence from `position` on.
+    /// Removes all tokens of the first sequence from `position` on.
     pub fn truncate(&mut self, position: usize) {
         self.truncate_of(0, position);
     }
 
-    /// Forgets all tokens of a sequence from `position` on.
+    /// Removes all tokens of a sequence from `position` on.
     pub fn truncate_of(&mut self, sequence: usize, position: usize) {
         if let Some(own) = self.positions.get_mut(sequence) {
             *own = position.min(*own);
         }
     }
 
-    /// Replaces what sequence `to` holds by the first `positions` tokens that sequence `from` holds:
-    /// what follows has the same logits, to the bit, as after those tokens themselves. Costs a copy of
-    /// their part of the KV cache ([`KvCache::bytes`]), and the other sequence keeps its own.
+    /// Replaces the tokens of sequence `to` by the first `positions` tokens of sequence `from`:
+    /// tokens that follow have the same logits, to the bit, as after those tokens themselves. Costs
+    /// a copy of their part of the KV cache ([`KvCache::bytes`]); sequence `from` does not change.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a sequence that is not there or more positions than `from` holds; nothing
-    /// changes then.
+    /// [`Error::Usage`] for a sequence that does not exist or more positions than `from` holds;
+    /// nothing changes then.
     pub fn copy_prefix(&mut self, from: usize, to: usize, positions: usize) -> Result<()> {
         let sequences = self.sequences();
         if let Some(sequence) = [from, to].into_iter().find(|&sequence| sequence >= sequences) {
@@ -393,8 +394,8 @@ impl Session {
         self.prefill_for(ids, Needs::ALL)
     }
 
-    /// As [`Session::prefill`], where only some of the logits are needed: what is exact is the same,
-    /// to the bit, as there.
+    /// As [`Session::prefill`], where only some of the logits are needed: those that are exact are
+    /// the same, to the bit, as there.
     ///
     /// # Errors
     /// As [`Session::prefill`].
@@ -426,12 +427,12 @@ impl Session {
         self.prefill_for(&[id], needs)
     }
 
-    /// Appends tokens, each to its sequence, in this order, a batch at a time. [`Session::logits`] then
-    /// has the logits after those that need any. Logits are those of the sequence alone, whatever goes
-    /// through the model beside it.
+    /// Appends tokens, each to its sequence, in this order, a batch at a time. [`Session::logits`]
+    /// then returns the logits after those that need any. Logits do not depend on the other
+    /// sequences in the pass.
     ///
     /// # Errors
-    /// As [`Session::prefill`]; [`Error::Usage`] for a sequence that is not there, too.
+    /// As [`Session::prefill`]; also [`Error::Usage`] for a sequence that does not exist.
     pub fn forward(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.check(tokens)?;
         self.start_rows(tokens);
@@ -441,9 +442,10 @@ impl Session {
         Ok(())
     }
 
-    /// As [`Session::forward`], in bounded memory: `each(row, logits)` gets the logits, `[vocab]`, after
-    /// the `row`-th token that needs any, the same bits as there, as soon as they are known. At most
-    /// 32 MiB of them are in memory at a time, or one row, and none is left for [`Session::logits`].
+    /// As [`Session::forward`], in bounded memory: `each(row, logits)` gets the logits, `[vocab]`,
+    /// after the `row`-th token that needs any, the same bits as there, as soon as they are known.
+    /// At most 32 MiB of logits, or one row, are in memory at a time, and none is left for
+    /// [`Session::logits`].
     ///
     /// # Errors
     /// As [`Session::forward`]; whatever `each` returns, which ends the call: the sequences then hold
@@ -488,7 +490,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the tokens can be appended.
+    /// Checks that the tokens can be appended.
     fn check(&self, tokens: &[BatchToken<'_>]) -> Result<()> {
         let vocab = self.model.config().vocab;
         if tokens.is_empty() {
@@ -513,7 +515,7 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets all logits and makes room for those that the tokens need.
+    /// Discards all logits and allocates room for those that the tokens need.
     fn start_rows(&mut self, tokens: &[BatchToken<'_>]) {
         self.rows.clear();
         let wanted = tokens.iter().filter(|token| token.needs.is_some()).count();
@@ -523,16 +525,17 @@ impl Session {
         }
     }
 
-    /// The logits after the token that was the `row`-th to need any in the last call of
-    /// [`Session::forward`], `[vocab]`: at least those that it needed; nothing where there was none.
+    /// Returns the logits, `[vocab]`, after the `row`-th of the tokens that needed any in the last
+    /// call of [`Session::forward`]: at least those that it needed are exact. Empty if there was no
+    /// such token.
     #[must_use]
     pub fn logits(&self, row: usize) -> &[f32] {
         let vocab = self.model.config().vocab;
         self.rows.get(row).map_or(&[], |row| &self.buffers.logits[row * vocab..(row + 1) * vocab])
     }
 
-    /// Takes at most a batch of tokens through the model; the rows of their logits follow those that
-    /// are there.
+    /// Runs at most a batch of tokens through the model; the rows of their logits are appended to
+    /// those that exist.
     fn step(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.at.clear();
         for &BatchToken { sequence, .. } in tokens {
@@ -585,7 +588,7 @@ impl Session {
             stages.add(clock.times());
         }
         if done.is_err() {
-            // Nothing was appended.
+            // The tokens were not appended.
             self.rows.clear();
             for at in self.at.iter().rev() {
                 self.positions[at.sequence] = at.position;
@@ -603,9 +606,9 @@ impl Session {
         Ok(())
     }
 
-    /// Gives a row of logits to each token of a pass that needs any, behind those that are there: first
-    /// to tokens whose logits a scan finds, whose number is returned, then to those for which all of the
-    /// head is read.
+    /// Assigns a row of logits to each token of a pass that needs any, after the rows that exist:
+    /// first to tokens whose logits a scan finds, then to those for which the full head is read.
+    /// Returns the number of tokens of the first kind.
     fn order_rows(&mut self, tokens: &[BatchToken<'_>]) -> usize {
         let vocab = self.model.config().vocab;
         let scannable = |token: &BatchToken<'_>| {
@@ -629,17 +632,17 @@ impl Session {
     }
 }
 
-/// One run of the workers: what they share. Shapes are those of [`Buffers`].
+/// State that the workers share in one run. Shapes are those of [`Buffers`].
 struct Pass<'a> {
     model: &'a Model,
     tokens: &'a [BatchToken<'a>],
-    /// Where each token stands.
+    /// Position of each token.
     at: &'a [At],
     /// Tokens that need logits, in the order of the rows of `logits`.
     order: &'a [usize],
-    /// How many of them a scan serves, the first ones.
+    /// Number of tokens, the first of `order`, that a scan serves.
     scanned: usize,
-    /// Set where it serves any.
+    /// `Some` if it serves any.
     scan: Option<Scan<'a>>,
     clock: Option<StageClock>,
     observer: Option<&'a dyn Observer>,
@@ -685,7 +688,8 @@ impl Place<'_> {
         if self.n == 1 { self.own_slots() } else { 0..self.n }
     }
 
-    /// Whether this worker's copy of a slot is the one to show: with n = 1 all have one.
+    /// True if this worker reports the slot to the observer: with n = 1 all workers have a copy,
+    /// and one reports it.
     fn shows(self, slot: usize) -> bool {
         self.n > 1 || slot == 0
     }
@@ -697,7 +701,7 @@ impl Place<'_> {
 }
 
 impl Pass<'_> {
-    /// What each worker does, from the embedding to the logits.
+    /// Runs a worker's part of the pass, from the embedding to the logits.
     fn work(&self, worker: &Worker<'_>) {
         let place = Place { worker, n: self.tokens.len() };
         // SAFETY: each worker takes its own scratch, once per run.
@@ -713,7 +717,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Ends a phase: everybody waits, and the clock, if there is one, knows what it was for.
+    /// Ends a phase with a barrier, and adds its time to `stage`.
     fn end_phase(&self, place: Place<'_>, stage: Stage) {
         place.worker.barrier();
         self.lap(place, stage);
@@ -725,7 +729,8 @@ impl Pass<'_> {
         }
     }
 
-    /// The end of a phase in which slots were written; with n = 1 nobody reads those of others.
+    /// Ends a phase in which slots were written; with n = 1 no worker reads another's slot, so
+    /// there is no barrier.
     fn slots_ready(&self, place: Place<'_>) {
         if place.n > 1 {
             place.worker.barrier();
@@ -835,7 +840,7 @@ impl Pass<'_> {
         self.add_residual(place);
     }
 
-    /// logits = head(norm(x)) of the tokens that need them, as many at once as there is a kernel for.
+    /// logits = head(norm(x)) of the tokens that need them, as many at once as a kernel takes.
     fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
         self.slots_ready(place);
         let (config, weights) = (self.model.config(), self.model.weights());
@@ -910,7 +915,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Quantises one token's activations into `input`, whose rows are as wide as they are.
+    /// Quantises one token's activations into `input`, in which a row is `x.len()` wide.
     fn quantise(&self, slot: usize, x: &[f32]) {
         // SAFETY: a worker's own slot. Between a change of the row width and the previous product
         // that read `input` there was the barrier after that product.
@@ -931,7 +936,7 @@ impl Pass<'_> {
         }
     }
 
-    /// out = job * input for the worker's share of the rows and all tokens; it ends without a barrier.
+    /// out = job * input for the worker's share of the rows and all tokens; ends without a barrier.
     fn multiply(
         &self,
         place: Place<'_>,
@@ -1026,7 +1031,7 @@ mod tests {
     use crate::cpu::kernels::Selection;
     use crate::cpu::model::LoadOptions;
 
-    /// Logits in pieces are those of all at once, whatever the pieces.
+    /// Logits computed in pieces equal those computed at once, whatever the size of the pieces.
     #[test]
     fn pieces_are_the_same_as_all_at_once() {
         let pool = Arc::new(Pool::new(2).unwrap());

@@ -1,5 +1,5 @@
-//! Packs ternary matrices by lines, rows or columns, of which decode reads those that a list names:
-//! from the format of the file, as in [`crate::cpu::packing`].
+//! Packing of ternary matrices by lines (rows or columns), so that decode can read only the lines
+//! in a list. The input is the format of the file, as in [`crate::cpu::packing`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use crate::cpu::threads::{Pool, SharedSlice};
 use crate::formats::{Codes, Scales, ZERO, i2_s};
 use crate::{Error, Result};
 
-/// What the lines of a matrix are.
+/// Direction of the lines of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Along {
     /// Its rows: a line is as long as the matrix has columns.
@@ -21,7 +21,7 @@ pub enum Along {
 }
 
 impl Along {
-    /// Lines of a matrix, and weights of a line.
+    /// Returns the number of lines of a matrix and the number of weights in a line.
     #[must_use]
     pub fn lines(self, shape: Shape) -> (usize, usize) {
         match self {
@@ -30,7 +30,7 @@ impl Along {
         }
     }
 
-    /// Bytes of a matrix packed by lines.
+    /// Returns the bytes of a matrix packed by lines.
     #[must_use]
     pub fn matrix_bytes(self, layout: GatherLayout, shape: Shape) -> usize {
         let (lines, length) = self.lines(shape);
@@ -91,13 +91,13 @@ impl GatherMatrix {
         Ok(Ok(Self { layout, along, shape, scales, data: buffer }))
     }
 
-    /// Rows that were packed by [`pack_row`].
+    /// Wraps rows that [`pack_row`] packed; the scale is 1.
     pub(crate) fn of_rows(layout: GatherLayout, shape: Shape, data: Buffer) -> Self {
         assert_eq!(data.len(), Along::Rows.matrix_bytes(layout, shape));
         Self { layout, along: Along::Rows, shape, scales: Scales::Tensor(1.0), data }
     }
 
-    /// The same lines once more, in `buffer`.
+    /// Copies the lines into `buffer`.
     ///
     /// # Errors
     /// As [`crate::cpu::packing::PackedMatrix::copy`].
@@ -123,7 +123,7 @@ impl GatherMatrix {
         self.layout
     }
 
-    /// What the lines are.
+    /// Direction of the lines.
     pub fn along(&self) -> Along {
         self.along
     }
@@ -138,7 +138,7 @@ impl GatherMatrix {
         &self.scales
     }
 
-    /// How many lines there are.
+    /// Number of lines.
     pub fn lines(&self) -> usize {
         GatherView::from(self).lines()
     }
@@ -148,7 +148,7 @@ impl GatherMatrix {
         GatherView::from(self).units()
     }
 
-    /// Keeps the lines in memory.
+    /// Locks the lines in memory, so that they are not swapped out.
     pub(crate) fn lock(&self) -> std::io::Result<()> {
         self.data.lock()
     }
@@ -159,13 +159,13 @@ impl GatherMatrix {
     }
 }
 
-/// A ternary matrix, line by line, wherever its lines lie.
+/// A view of a ternary matrix by lines, in a [`GatherMatrix`] or in a file.
 #[derive(Debug, Clone, Copy)]
 pub struct GatherView<'a> {
     layout: GatherLayout,
     along: Along,
     shape: Shape,
-    /// From one line to the next.
+    /// Bytes from one line to the next.
     line_bytes: usize,
     data: &'a [u8],
 }
@@ -181,10 +181,11 @@ impl<'a> GatherView<'a> {
     /// Columns in a block of a file's I2_S: a row of whole blocks can be read as it lies there.
     pub const FILE_BLOCK: usize = i2_s::BLOCK;
 
-    /// The rows of a matrix of `shape` as a file holds them in I2_S: `file` are its codes and the 32
-    /// bytes that follow. Two blocks are a unit of [`GatherLayout::I2sL64`] but for the order of its
-    /// columns, which [`GatherView::to_file_order`] gives activations, too. Where a row is not of whole units
-    /// its last one ends with bytes of the next row, or with those 32, which meet zeros.
+    /// Views the rows of a matrix of `shape` as a file holds them in I2_S: `file` is its codes and
+    /// the 32 bytes that follow. Two blocks are a unit of [`GatherLayout::I2sL64`] except for the
+    /// order of their columns; [`GatherView::to_file_order`] reorders activations to match. Where a
+    /// row is not a whole number of units, its last unit ends with bytes of the next row, or with
+    /// those 32 bytes, and these are multiplied by zeros.
     ///
     /// # Errors
     /// [`Error::Runtime`] when rows are not of whole blocks, or `file` is not as long as that.
@@ -203,7 +204,8 @@ impl<'a> GatherView<'a> {
         Ok(Self { layout, along, shape, line_bytes, data: file })
     }
 
-    /// Activations of every column in the order of [`GatherView::mapped`], with zeros up to a whole unit.
+    /// Reorders the activations of all columns to the order of [`GatherView::mapped`] and pads them
+    /// with zeros to a whole unit.
     pub fn to_file_order(q: &[i8], out: &mut Vec<i8>) {
         /// Bytes of a block, and columns of one of its four fields.
         const RUN: usize = GatherView::FILE_BLOCK / 4;
@@ -223,7 +225,7 @@ impl<'a> GatherView<'a> {
         self.layout
     }
 
-    /// What the lines are.
+    /// Direction of the lines.
     pub fn along(&self) -> Along {
         self.along
     }
@@ -233,12 +235,12 @@ impl<'a> GatherView<'a> {
         self.shape
     }
 
-    /// From one line to the next.
+    /// Bytes from one line to the next.
     pub fn line_bytes(&self) -> usize {
         self.line_bytes
     }
 
-    /// How many lines there are.
+    /// Number of lines.
     pub fn lines(&self) -> usize {
         self.along.lines(self.shape).0
     }
@@ -248,13 +250,13 @@ impl<'a> GatherView<'a> {
         self.layout.units(self.along.lines(self.shape).1)
     }
 
-    /// The lines, one after the other, the last with whole units.
+    /// The lines, one after the other; the last one is whole units.
     pub fn data(&self) -> &'a [u8] {
         self.data
     }
 }
 
-/// Packs rows; says whether a code was 3.
+/// Packs rows. Returns true if a code was 3.
 ///
 /// # Safety
 /// Until the call returns nothing else reads or writes the lines of `rows` in `out`.
@@ -286,7 +288,7 @@ pub(crate) fn pack_row(layout: GatherLayout, codes: &[u8], line: &mut [u8]) {
     }
 }
 
-/// Packs some units of all columns; says whether a code was 3.
+/// Packs some units of all columns. Returns true if a code was 3.
 ///
 /// # Safety
 /// Until the call returns nothing else reads or writes these units of any line in `out`.
@@ -296,7 +298,7 @@ unsafe fn pack_columns(
     units: std::ops::Range<usize>,
     out: &SharedSlice<'_, u8>,
 ) -> bool {
-    /// Columns at once: their codes stay in the L2 cache.
+    /// Columns packed at once: their codes stay in the L2 cache.
     const COLS: usize = 512;
     const BYTES: usize = GatherLayout::UNIT_BYTES;
     let shape = file.shape();
@@ -315,7 +317,7 @@ unsafe fn pack_columns(
                     codes.fill(ZERO);
                 }
             }
-            // Byte i of the unit for all columns, then turned over.
+            // Byte i of the unit for all columns, then transposed.
             for (i, bytes) in bytes.chunks_exact_mut(COLS).enumerate() {
                 join(layout, |f| &codes[(f * BYTES + i) * COLS..][..COLS], bytes);
             }
@@ -332,7 +334,7 @@ unsafe fn pack_columns(
     bad
 }
 
-/// The bytes that hold a code of each field, as the layout says.
+/// Combines one code of each field into each byte of `out`, as the layout specifies.
 fn join<'a>(layout: GatherLayout, field: impl Fn(usize) -> &'a [u8], out: &mut [u8]) {
     let n = out.len();
     let [a, b, c, d] = [0, 1, 2, 3].map(|f| &field(f)[..n]);
@@ -345,7 +347,7 @@ fn join<'a>(layout: GatherLayout, field: impl Fn(usize) -> &'a [u8], out: &mut [
         GatherLayout::T5L64 => {
             let e = &field(4)[..n];
             for i in 0..n {
-                // A code 3 is refused in the end: until then it must only not panic.
+                // A code 3 is rejected later; here it only must not panic.
                 let number =
                     a[i].wrapping_add(b[i] * 3).wrapping_add(c[i] * 9).wrapping_add(d[i] * 27);
                 let small = number.wrapping_add(e[i] << 6);

@@ -1,16 +1,17 @@
-//! What the host is, as far as tuning profiles and reports name it. Nothing here decides what runs:
-//! CPU features are detected in [`bitnet_profiles::Isa`] alone.
+//! Description of the host for tuning profiles and reports. Nothing here decides what runs: CPU
+//! features are detected in [`bitnet_profiles::Isa`] alone.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The CPU and its caches; 0 or `unknown` where the system does not say.
+/// The CPU and its caches; 0 or `unknown` where the system does not report a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
     /// The CPU's name.
     pub cpu: String,
-    /// Vendor as the CPU says it: `GenuineIntel`, `AuthenticAMD`; on ARM the implementer's number.
+    /// Vendor as the CPU reports it: `GenuineIntel`, `AuthenticAMD`; on ARM the implementer's
+    /// number.
     pub vendor: String,
     /// Family number; 8 on 64-bit ARM.
     pub family: u32,
@@ -29,7 +30,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Looks at this machine: `/proc/cpuinfo` and `/sys/devices/system/cpu` where they exist.
+    /// Detects this machine, from `/proc/cpuinfo` and `/sys/devices/system/cpu` where they exist.
     #[must_use]
     pub fn detect() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -40,14 +41,15 @@ impl Host {
         Self::from_parts(&cpuinfo, Path::new("/sys/devices/system/cpu"), usable.as_ref(), threads)
     }
 
-    /// `usable`: the CPUs this process may run on, where that is known.
+    /// Builds the description from its sources. `usable`: the CPUs this process may run on, where
+    /// that is known.
     fn from_parts(
         cpuinfo: &str,
         cpus: &Path,
         usable: Option<&BTreeSet<usize>>,
         threads: usize,
     ) -> Self {
-        // The first entry; cores of other kinds, if there are any, follow.
+        // The first entry only; cores of other kinds, if any, come later.
         let fields: BTreeMap<&str, &str> = cpuinfo
             .lines()
             .skip_while(|line| line.trim().is_empty())
@@ -128,18 +130,18 @@ impl Topology {
     }
 }
 
-/// The CPUs of a list such as `0-3,8`; what is no number is left out.
+/// Parses a list of CPUs such as `0-3,8`; items that are not numbers are skipped.
 pub(crate) fn cpu_list(text: &str) -> BTreeSet<usize> {
     let range = |item: &str| {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
         let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
-        // More CPUs than any system has would only be a way to fill memory.
+        // The limit keeps a bad list from filling memory.
         Some(first..=last.min(1 << 16))
     };
     text.trim().split(',').filter_map(range).flatten().collect()
 }
 
-/// `1024K` or `32M` in bytes.
+/// Parses a size such as `1024K` or `32M`, in bytes.
 fn bytes(size: &str) -> Option<u64> {
     let digits = size.trim_end_matches(['K', 'M', 'G']);
     let unit = match &size[digits.len()..] {

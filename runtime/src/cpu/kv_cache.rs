@@ -1,4 +1,4 @@
-//! Keys and values of the positions seen so far.
+//! KV cache: keys and values of the positions so far.
 
 use std::ops::Range;
 
@@ -14,20 +14,20 @@ use crate::numerics::CHUNK;
 
 /// Element type of a KV cache: the user's choice, never the tuner's, because it changes numbers.
 ///
-/// A rounding of keys and values flips some of the int8 activations behind the attention, and each
-/// flip moves others. On the demo model f16 moves the logits by about 0.02 (at most 0.09), and so
-/// would a finer 16-bit format: one int16 with a scale per head and position, 30 times finer, was
-/// tried and moved them as far.
+/// Rounding of keys and values flips some of the int8 activations after the attention, and each
+/// flip moves others. On the demo model f16 moves the logits by about 0.02 (at most 0.09). A finer
+/// 16-bit format, one int16 with a scale per head and position and 30 times finer, was tried and
+/// moved them as far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvType {
     /// 2 bytes.
     F16,
     /// 4 bytes, no rounding.
     F32,
-    /// int8 codes, and for each key and each value of a head one f32 scale
-    /// ([`to_kv`](crate::numerics::to_kv)): 1.03 bytes for heads of 128. Not llama.cpp's blocks of 32
-    /// with f16 scales, 1.06 bytes: one scale for 16 positions of keys is one multiplication, and for a
-    /// value none beside its weight.
+    /// int8 codes, and one f32 scale for each key and each value of a head
+    /// ([`to_kv`](crate::numerics::to_kv)): 1.03 bytes for heads of 128. Differs from llama.cpp's
+    /// blocks of 32 with f16 scales, 1.06 bytes: here the scales of 16 positions of keys are
+    /// applied in one multiplication, and a value's scale is folded into its weight.
     Q8_0,
 }
 
@@ -35,15 +35,15 @@ impl KvType {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
 
-    /// The default: f16, but f32 for models with at most 16 KiB of f32 per position, where the bytes
-    /// saved are not worth the rounding.
+    /// Returns the default: f16, but f32 for models with at most 16 KiB of f32 per position, where
+    /// the bytes saved are not worth the rounding.
     #[must_use]
     pub fn default_for(config: &Config) -> Self {
         let per_position = 2 * Self::F32.bytes() * config.layers * config.kv_dim();
         if per_position <= 16 * 1024 { Self::F32 } else { Self::F16 }
     }
 
-    /// Its name, as llama.cpp spells it.
+    /// The name, as llama.cpp spells it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -69,13 +69,14 @@ impl KvType {
     }
 }
 
-/// The KV cache of one sequence: `[chunk][layer][kv_head]`, and there the keys of a chunk's positions,
-/// then its values, [`row_elements`] for each. So what a layer reads of a chunk is one sequential
-/// stream; but of keys each [`KEY_BLOCK`] positions lie as attention reads them ([`key_slots`]).
-/// Scales, if any, lie behind all elements in the same order.
+/// The KV cache of one sequence: `[chunk][layer][kv_head]`, and in each the keys of a chunk's
+/// positions, then its values, [`row_elements`] for each. So a layer reads a chunk as one
+/// sequential stream. Keys are interleaved in blocks of [`KEY_BLOCK`] positions, as attention reads
+/// them ([`key_slots`]). Scales, if any, follow all elements in the same order.
 ///
-/// The memory is reserved for the whole context but zero pages come from the system only as they
-/// are first written, so a short text in a long context takes little. Padding is never written.
+/// The memory is reserved for the whole context, but the system provides pages, zeroed, only as
+/// they are first written, so a short text in a long context takes little. Padding is never
+/// written.
 #[derive(Debug)]
 pub struct KvCache {
     map: MmapMut,
@@ -104,7 +105,7 @@ struct Place {
 }
 
 impl Layout {
-    /// Returns nothing if it does not fit the address space.
+    /// Returns `None` if it does not fit the address space.
     fn new(config: &Config, context: usize) -> Option<Self> {
         let &Config { layers, kv_heads, head_dim, .. } = config;
         let positions = context.checked_next_multiple_of(KEY_BLOCK)?;
@@ -125,7 +126,7 @@ impl Layout {
         (2 * self.layers * self.kv_heads * positions).checked_mul(one)
     }
 
-    /// A chunk of a head. The last chunk may be shorter than the others.
+    /// Returns the place of a chunk of a head. The last chunk may be shorter than the others.
     fn place(self, layer: usize, kv_head: usize, chunk: usize) -> Place {
         let first = chunk * CHUNK;
         assert!(layer < self.layers && kv_head < self.kv_heads && first < self.positions);
@@ -135,8 +136,9 @@ impl Layout {
         Place { keys, values: keys + len }
     }
 
-    /// Ranges of the first `positions` of all keys and values, counted in positions: all whole chunks,
-    /// then of the last, partial one the blocks of keys and the values of each head.
+    /// Returns the ranges of the first `positions` of all keys and values, counted in positions:
+    /// all whole chunks, then, of a last partial chunk, the blocks of keys and the values of each
+    /// head.
     fn prefix(self, positions: usize) -> impl Iterator<Item = Range<usize>> {
         let (chunk, rest) = (positions / CHUNK, positions % CHUNK);
         let heads = self.layers * self.kv_heads;
@@ -167,9 +169,9 @@ impl KvCache {
         let (layout, len) =
             layout.zip(bytes).ok_or_else(|| refused("beyond the address space".into()))?;
         let map = MmapMut::map_anon(len).map_err(|e| refused(e.to_string()))?;
-        // Attention took 0.86 times as long in huge pages (Zen 5, 3500 positions of a 2B-4T shape). They
-        // come a chunk of all layers at a time, 20 MB there: not worth it for a text within the first.
-        // Whatever the pages, everything works; only the speed differs.
+        // Attention takes 0.86 times as long in huge pages (3500 positions of a 2B-4T shape). They
+        // are allocated for a chunk of all layers at a time, 20 MB there: not worth it for a text
+        // within the first chunk. A hint: only the speed depends on it.
         #[cfg(target_os = "linux")]
         if let Some(first) = layout.bytes(CHUNK, ty).filter(|&first| first < len) {
             let _ = map.advise_range(memmap2::Advice::HugePage, first, len - first);
@@ -177,7 +179,7 @@ impl KvCache {
         Ok(Self { map, ty, context, layout })
     }
 
-    /// Positions the cache can hold.
+    /// Capacity in positions.
     #[must_use]
     pub fn context(&self) -> usize {
         self.context
@@ -189,7 +191,8 @@ impl KvCache {
         self.ty
     }
 
-    /// Bytes that `positions` positions take, without the rest of the last block of keys.
+    /// Returns the bytes that `positions` positions take, without the rest of the last block of
+    /// keys.
     #[must_use]
     pub fn bytes(&self, positions: usize) -> usize {
         self.layout.bytes(positions.min(self.layout.positions), self.ty).unwrap_or(usize::MAX)
@@ -210,7 +213,7 @@ impl KvCache {
         }
     }
 
-    /// A view that the workers of a run write and read.
+    /// Returns a view that the workers of a run write and read.
     pub(crate) fn share(&mut self) -> SharedKv<'_> {
         match self.ty {
             KvType::F16 => SharedKv::F16(self.heads().0),
@@ -222,7 +225,7 @@ impl KvCache {
         }
     }
 
-    /// All elements, and the scales behind them.
+    /// Returns all elements, and the scales that follow them.
     fn heads<T: KvBits>(&mut self) -> (Heads<'_, T>, SharedSlice<'_, f32>) {
         let layout = self.layout;
         let (elements, scales) = self.map.split_at_mut(layout.all() * layout.row * size_of::<T>());
@@ -295,7 +298,7 @@ impl SharedKv<'_> {
         }
     }
 
-    /// The first `positions` of a chunk of a head, as attention reads them.
+    /// Returns the first `positions` of a chunk of a head, as attention reads them.
     ///
     /// # Safety
     /// While the result lives no worker stores to this head.
@@ -330,7 +333,7 @@ impl SharedKv<'_> {
 }
 
 impl<T: KvBits> Heads<'_, T> {
-    /// Converts and stores; returns the results of both conversions, of key and value.
+    /// Converts and stores a key and a value; returns the results of both conversions.
     ///
     /// # Safety
     /// As [`SharedKv::store`].
@@ -350,7 +353,7 @@ impl<T: KvBits> Heads<'_, T> {
         let at = (place.values + in_chunk) * row;
         // SAFETY: passed on to the caller.
         let values = unsafe { self.elements.write(at..at + head_dim) };
-        // The value's place serves the key first.
+        // The value's place is scratch space for the key first.
         let of_key = convert(key, values);
         for (&element, slot) in values.iter().zip(key_slots(head_dim)) {
             // SAFETY: slots of a block lie within it; elements of this position are the caller's.
@@ -407,7 +410,8 @@ mod tests {
         }
     }
 
-    /// The outcome of one query that is `query` everywhere, in the last chunk of what it sees.
+    /// Runs attention for a query whose elements are all `query`, over the last chunk of the
+    /// positions it sees. Returns the output and the maximum score.
     fn attend(shared: &SharedKv<'_>, head: (usize, usize), seen: usize, query: f32) -> Vec<f32> {
         let kernel = AttentionKernel::default(Isa::Scalar).unwrap();
         let chunk = (seen - 1) / CHUNK;
@@ -424,13 +428,13 @@ mod tests {
         out
     }
 
-    /// Of one position attention returns the value, and the score is the largest one: so they show
-    /// which place was read.
+    /// With one dominant position attention returns its value, and its score is the maximum: so the
+    /// output shows which place was read.
     #[test]
     fn every_place_is_its_own() {
         let ops = VectorOps::best(Isa::Scalar);
         for ty in KvType::ALL {
-            // More than a chunk, and an end that is no block's.
+            // More than a chunk, and not a whole number of blocks.
             let context = 291;
             let mut cache = KvCache::new(&config(), context, ty).unwrap();
             assert_eq!(cache.context(), context);

@@ -1,9 +1,9 @@
-//! Products with matrices as the file holds them, for the few tokens of a first prompt: packing takes
-//! longer than those, and memory that a system hands out takes longer still.
+//! Products with matrices as the file holds them, for the few tokens of a first prompt: packing
+//! takes longer than those products, and the system takes longer still to provide the memory.
 //!
-//! A row of I2_S is a line of the kernels that are given a list of lines, once activations are in the
-//! order of the file ([`GatherView::mapped`]). They take one token at a time, so some rows, as many as stay
-//! in the L1 cache, meet all tokens before the next ones do.
+//! A row of I2_S is a line of the gather kernels, once activations are in the order of the file
+//! ([`GatherView::mapped`]). These kernels take one token at a time, so products are blocked: a
+//! block of rows that fits the L1 cache is multiplied with all tokens before the next block.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::{Error, Result};
 
 /// Tokens whose activations are prepared together: they stay in the L2 cache.
 const TOKENS: usize = 64;
-/// Bytes of the rows that meet all of these before the next rows do.
+/// Bytes of a block of rows, which is multiplied with all of these tokens before the next block.
 const BLOCK_BYTES: usize = 32 << 10;
 
-/// Whether all ternary matrices of a model can be multiplied as its file holds them: in I2_S, rows of
-/// whole blocks.
+/// True if all ternary matrices of a model can be multiplied as its file holds them: in I2_S, rows
+/// of whole blocks.
 #[must_use]
 pub fn serves(gguf: &Gguf, config: &Config) -> bool {
     config.all_matrices().all(|(name, shape)| {
@@ -44,7 +44,7 @@ pub struct FileMatrix {
 }
 
 impl FileMatrix {
-    /// The tensor, whose codes are 0 to 2, as a matrix of `shape` with that scale.
+    /// Wraps a tensor, whose codes are 0 to 2, as a matrix of `shape` with the given scale.
     ///
     /// # Errors
     /// As [`GatherView::mapped`].
@@ -59,8 +59,8 @@ impl FileMatrix {
     }
 }
 
-/// Matrices with the same input, and the kernel that multiplies them: a [`crate::cpu::matmul::Job`] for which
-/// nothing is packed.
+/// Matrices with the same input, and the kernel that multiplies them: the counterpart of
+/// [`crate::cpu::matmul::Job`] for matrices that are not packed.
 #[derive(Debug)]
 pub struct MappedJob {
     parts: Vec<FileMatrix>,
@@ -70,7 +70,7 @@ pub struct MappedJob {
     rows: usize,
 }
 
-/// What a worker needs for itself.
+/// Scratch space of one worker.
 #[derive(Debug)]
 pub struct Scratch {
     /// One token in the order of the file.
@@ -82,7 +82,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Enough for any of `jobs`.
+    /// Allocates enough for any of `jobs`.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory.
@@ -130,14 +130,14 @@ impl MappedJob {
         self.rows * self.cols / 4
     }
 
-    /// Rows that meet all tokens before the next ones do.
+    /// Rows of a block, which is multiplied with all tokens before the next block.
     fn block_rows(&self) -> usize {
         (4 * BLOCK_BYTES / self.cols).max(4)
     }
 
-    /// Multiplies any number of tokens: `q` is `[tokens][cols]`, token `t` has scale `scales[t]` and output
-    /// `out[t * rows .. (t + 1) * rows]`. Every worker writes its share of the rows; a barrier must follow
-    /// before `out` is read.
+    /// Multiplies any number of tokens: `q` is `[tokens][cols]`, and token `t` has scale
+    /// `scales[t]` and output `out[t * rows .. (t + 1) * rows]`. Every worker writes its share of
+    /// the rows; a barrier must follow before `out` is read.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all with
@@ -165,7 +165,8 @@ impl MappedJob {
                 for start in share.clone().step_by(self.block_rows()) {
                     let rows = start..(start + self.block_rows()).min(share.end);
                     let tokens = (first, tokens);
-                    // SAFETY: shares are disjoint; nobody else is there, as the caller promises.
+                    // SAFETY: shares are disjoint; nothing else accesses them, as the caller
+                    // promises.
                     unsafe { self.multiply_block(part, (rows, offset), tokens, scratch, out) };
                 }
                 offset += part.shape.rows;
@@ -173,8 +174,8 @@ impl MappedJob {
         }
     }
 
-    /// Multiplies some rows of a part, whose rows begin at `offset` of each token's, with the tokens
-    /// prepared, of which `first` is the first.
+    /// Multiplies some rows of a part with the prepared tokens. The part's rows begin at `offset`
+    /// in each token's output; `first` is the number of the first of these tokens.
     ///
     /// # Safety
     /// Until the call returns nothing else reads or writes the elements of `out` that these rows have for
@@ -213,7 +214,8 @@ mod tests {
     use crate::formats::i2_s;
     use crate::random::Random;
 
-    /// A file of matrices, each of random codes that it gives, too, before a tail that is no codes.
+    /// Builds a file of matrices of random codes, and returns the codes too. Each matrix ends with
+    /// a tail that holds no codes.
     fn file(shapes: &[Shape], random: &mut Random) -> (Arc<Gguf>, Vec<Vec<u8>>) {
         let mut writer = GgufWriter::new();
         let names = (0..shapes.len()).map(|i| format!("blk.{i}.attn_q.weight"));

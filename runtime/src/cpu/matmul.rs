@@ -14,54 +14,54 @@ use crate::cpu::sparse::{self, Sparse, Tally};
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::{Error, Result};
 
-/// Rows that a worker multiplies with all groups of activations before it goes on: their weights
-/// stay in its L2 cache meanwhile. A multiple of every kernel's step.
+/// Rows of a block, which a worker multiplies with all groups of activations before the next block:
+/// its weights stay in the worker's L2 cache meanwhile. A multiple of every kernel's step.
 const BLOCK_ROWS: usize = 4 * Layout::ROW_PADDING;
 
-/// Pieces that a worker's share of the rows is claimed in for one token: a half, a quarter and so on,
-/// the last two of a size. Who is done with its own takes others' from the end, where they are small.
-/// A 2B-4T shape on two cores of Zen 5 takes 0.94 to 1.00 times as long as with fixed shares, as memory
-/// is (20 medians of 280 tokens each in turns, half of them below 0.993); with pieces of one size it
-/// takes as long.
+/// Pieces of a worker's share of the rows for one token: a half, a quarter and so on, the last two
+/// of the same size. Work stealing: a worker that has finished its share takes pieces from the end
+/// of another's, where they are small. A 2B-4T shape takes 0.94 to 1.00 times as long on two cores
+/// as with fixed shares; pieces of one size were tried and gain nothing.
 const PIECES: usize = 6;
 
-/// Bytes of weights from which on one token's rows are claimed. Shares of less take microseconds, which
-/// to begin anew and to count would take too.
+/// Smallest matrix, in bytes of weights, whose rows are claimed in pieces for one token. Smaller
+/// shares take only microseconds, about what claiming costs.
 const CLAIMED_BYTES: usize = 1 << 20;
 
-/// Pieces for a few tokens: products take longer than weights do, so that new beginnings hardly cost.
+/// Pieces of each worker's share for a few tokens: these are bound by computation, not by reading
+/// weights, so that starting a piece costs next to nothing.
 const EQUAL_PIECES: usize = 16;
 
-/// Bytes of the expanded form that there are at a time: they stay in the caches. At a 2B-4T shape on two
-/// cores of Zen 5, 128 tokens took 268 to 287 ms of ternary products with 6 MiB, 271 to 306 with 16.
+/// Bytes of the expanded form in the workspace at a time: they stay in the caches. The ternary
+/// products of 128 tokens took 268 to 287 ms with 6 MiB, 271 to 306 ms with 16 MiB.
 const CHUNK_BYTES: usize = 6 << 20;
 
-/// From so many tokens on it pays to expand the packing before; fewer are multiplied with it as it is.
-/// At a 2B-4T shape 128 tokens take 0.89 times as long on one core of Zen 5 and as long on two, 512 take
-/// 0.9 times as long.
+/// Smallest number of tokens for which the packing is expanded first; fewer are multiplied from the
+/// packing. At a 2B-4T shape 128 tokens take 0.89 times as long expanded on one core and as long on
+/// two; 512 take 0.9 times as long.
 const EXPAND_FROM: usize = 96;
 
-/// Tiles that a band of rows has at least: each band makes the tables of all tokens anew.
+/// Smallest number of tiles in a band of rows: each band builds the tables of all tokens again.
 const BAND_TILES: usize = 40;
 
-/// Parts of the work with a chunk that each member of a team should have: then it hardly matters that
-/// they cannot be shared out evenly. Fewer where they would have less than `PART_TILES` tiles.
+/// Parts of the work on a chunk for each member of a team, enough to balance the load. Fewer where
+/// a part would have less than `PART_TILES` tiles.
 const PARTS: usize = 4;
 const PART_TILES: usize = 24;
 
-/// Workers that share a band of the rows: one of them alone where there are rows enough, for what one
-/// core has expanded another reads slowly (128 tokens: 335 to 352 ms shared by two).
+/// Workers that share a band of the rows. A team is one worker where there are rows enough, since a
+/// core reads slowly what another core has expanded.
 struct Team {
-    /// Bands, and this team's.
+    /// Number of bands, and the band of this team.
     bands: usize,
     band: usize,
-    /// Workers of a team, and this one's number among them.
+    /// Number of workers in a team, and this worker's number in it.
     members: usize,
     member: usize,
 }
 
 impl Team {
-    /// This worker's part of `0..n`, as [`Worker::share`] has it.
+    /// Returns this worker's part of `0..n`, split as by [`Worker::share`].
     fn share(&self, n: usize) -> Range<usize> {
         n * self.member / self.members..n * (self.member + 1) / self.members
     }
@@ -71,9 +71,9 @@ impl Team {
 #[derive(Debug, Clone, Copy)]
 struct Part<'a> {
     matrix: &'a PackedMatrix,
-    /// Where its rows begin among those of the job.
+    /// Offset of its rows in those of the job.
     offset: usize,
-    /// What its products are multiplied with.
+    /// Scale of its products.
     scale: f32,
 }
 
@@ -81,13 +81,14 @@ struct Part<'a> {
 #[derive(Debug)]
 pub struct Job {
     parts: Vec<PackedMatrix>,
-    /// What products with each part are multiplied with.
+    /// Scale of the products of each part.
     scales: Vec<f32>,
     decode: Kernel,
     prefill: Kernel,
     /// For a few tokens: the same as `prefill` unless that expands.
     batch: Kernel,
-    /// For a last group of half as many tokens or fewer: it would be multiplied as a whole one.
+    /// For a last group of at most half as many tokens, which `batch` would multiply as a whole
+    /// group.
     few: Option<Kernel>,
     ops: VectorOps,
     cols: usize,
@@ -95,17 +96,17 @@ pub struct Job {
     sparse: Option<Sparse>,
 }
 
-/// What a worker needs for itself.
+/// Scratch space of one worker.
 #[derive(Debug)]
 pub struct Scratch {
     group: Buffer,
-    /// Of int32: `Buffer::as_i32_mut`. Kernels add to it in whole cache lines.
+    /// int32 dot products: `Buffer::as_i32_mut`. Kernels add to them in whole cache lines.
     dots: Buffer,
     sparse: sparse::Scratch,
 }
 
 impl Scratch {
-    /// All of it, for the sparse kernels.
+    /// Lends all of it to the sparse kernels.
     fn space<'a>(&'a mut self, ops: &'a VectorOps) -> sparse::Space<'a> {
         sparse::Space {
             group: &mut self.group,
@@ -115,7 +116,7 @@ impl Scratch {
         }
     }
 
-    /// Enough for any of `jobs`.
+    /// Allocates enough for any of `jobs`.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory.
@@ -142,12 +143,12 @@ impl Scratch {
         Ok(Self { group: Buffer::zeroed(group)?, dots, sparse })
     }
 
-    /// What this worker counted of the jobs with such lines since [`Scratch::reset_tally`].
+    /// This worker's counts for jobs with such lines since [`Scratch::reset_tally`].
     pub fn tally(&self, along: Along) -> Tally {
         self.sparse.tally(along)
     }
 
-    /// Counts from 0 again.
+    /// Resets the counts to 0.
     pub fn reset_tally(&mut self) {
         self.sparse.reset();
     }
@@ -188,21 +189,22 @@ impl Job {
         Ok(Self { parts, scales, decode, prefill, batch, few, ops, cols, rows, sparse: None })
     }
 
-    /// The kernel for a group of so many tokens that multiplies from the packing.
+    /// Returns the kernel that multiplies a group of so many tokens from the packing.
     fn group_kernel(&self, tokens: usize) -> &Kernel {
         self.few.as_ref().filter(|few| tokens <= few.tokens()).unwrap_or(&self.batch)
     }
 
-    /// Lets one token skip what meets a zero.
+    /// Enables sparse decode: one token skips weights that are multiplied by a zero.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when the lines are not of the matrix that is skipped in.
+    /// [`Error::Runtime`] when the lines do not belong to the matrix of the job in which weights
+    /// are skipped.
     pub fn with_sparse(mut self, sparse: Sparse) -> Result<Self> {
         self.set_sparse(Some(sparse))?;
         Ok(self)
     }
 
-    /// Lets one token skip in another way, or not at all, and gives what it had.
+    /// Replaces or removes the sparse form, and returns the previous one.
     ///
     /// # Errors
     /// As [`Job::with_sparse`].
@@ -217,7 +219,7 @@ impl Job {
         Ok(std::mem::replace(&mut self.sparse, sparse))
     }
 
-    /// Lets other kernels multiply the same matrices.
+    /// Replaces the kernels that multiply the matrices.
     ///
     /// # Errors
     /// As [`Job::new`]; the job then holds no matrices.
@@ -227,7 +229,7 @@ impl Job {
         Ok(())
     }
 
-    /// What one token may skip.
+    /// The sparse form, if one token may skip weights.
     pub fn sparse(&self) -> Option<&Sparse> {
         self.sparse.as_ref()
     }
@@ -262,13 +264,12 @@ impl Job {
         self.parts.iter().map(|part| part.data().len()).sum()
     }
 
-    /// Multiplies one token: `q` is `[cols]` with scale `s`, and `out` is `[rows]`. Every worker writes
-    /// the rows that it takes; a barrier must follow before `out` is read. Each prepares the activations
-    /// for itself, which is cheaper than a barrier.
+    /// Multiplies one token (GEMV): `q` is `[cols]` with scale `s`, and `out` is `[rows]`. Every
+    /// worker writes the rows that it claims; a barrier must follow before `out` is read. Each
+    /// worker prepares the activations for itself, which is cheaper than a barrier.
     ///
-    /// To ask for the first 16 KiB of a worker's share before the barrier in front, when memory is
-    /// idle, hardly pays: on two cores of Zen 5, token by token in turns, a 2B-4T shape took 0.997
-    /// times as long, one of 1B weights 0.99.
+    /// Prefetching the first 16 KiB of a worker's share before the preceding barrier, when memory
+    /// is idle, was tried and gains at most 1 %.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all
@@ -319,9 +320,9 @@ impl Job {
         }
     }
 
-    /// As [`Job::decode`] for a gate and what it gates: each worker the same rows of both, so that it
-    /// knows what is needed of the second without waiting for others. Shares are fixed: claimed in pieces,
-    /// as other rows are, they take as long (8 medians of 280 pairs, 0.997 to 1.010).
+    /// As [`Job::decode`] for gate and up: each worker computes the same rows of both, so that it
+    /// knows which rows of up are needed without waiting for other workers. Shares are fixed:
+    /// claiming them in pieces, as for other rows, was tried and takes as long.
     ///
     /// # Safety
     /// As [`Job::decode`].
@@ -361,8 +362,8 @@ impl Job {
         self.decode.prepare(q, self.cols, group);
     }
 
-    /// Multiplies some steps of a matrix with the token that was prepared, and gives the bytes of
-    /// weights that it read.
+    /// Multiplies some steps of a matrix with the prepared token. Returns the bytes of weights that
+    /// it read.
     ///
     /// # Safety
     /// As [`Job::decode`]; of the workers only this one is given these steps of the matrix in this phase,
@@ -389,11 +390,11 @@ impl Job {
         bytes
     }
 
-    /// Multiplies `scales.len()` tokens: `q` is `[tokens][cols]`, and token `t` has scale `scales[t]` and
-    /// output `out[t * rows .. (t + 1) * rows]`; a barrier must follow before `out` is read. `workspace` is
-    /// at least [`Job::workspace_bytes`] long and begins aligned to [`crate::cpu::memory::ALIGN`]. Where all
-    /// tokens are one group each worker lays it out for itself, which is cheaper than a barrier; else they
-    /// meet at barriers on the way.
+    /// Multiplies `scales.len()` tokens (GEMM): `q` is `[tokens][cols]`, and token `t` has scale
+    /// `scales[t]` and output `out[t * rows .. (t + 1) * rows]`; a barrier must follow before `out`
+    /// is read. `workspace` is at least [`Job::workspace_bytes`] long and begins aligned to
+    /// [`crate::cpu::memory::ALIGN`]. If all tokens are one group, each worker prepares it for
+    /// itself, which is cheaper than a barrier; otherwise the call contains barriers.
     ///
     /// # Safety
     /// All workers of one run call it, each with the same job, `q`, `scales`, `workspace` and `out`, and the
@@ -424,13 +425,13 @@ impl Job {
         unsafe { self.prefill_prepared(worker, workspace, scales, scratch, out) };
     }
 
-    /// The kernel for so many tokens, more than one.
+    /// Returns the kernel for so many tokens, more than one.
     fn kernel_for(&self, tokens: usize) -> &Kernel {
         if tokens < EXPAND_FROM { &self.batch } else { &self.prefill }
     }
 
-    /// Bytes of workspace that a product of many tokens needs for up to so many tokens, by so many threads at
-    /// most.
+    /// Returns the bytes of workspace for products of up to so many tokens, by at most so many
+    /// threads.
     pub fn workspace_bytes(&self, tokens: usize, threads: usize) -> usize {
         let chunks = |threads| {
             let bands = self.bands(threads);
@@ -442,13 +443,13 @@ impl Job {
         few.max(self.groups_bytes(tokens) + chunks)
     }
 
-    /// Bytes of the prepared activations of so many tokens.
+    /// Returns the bytes of the prepared activations of so many tokens.
     fn groups_bytes(&self, tokens: usize) -> usize {
         let kernel = self.kernel_for(tokens);
         tokens.div_ceil(kernel.tokens()) * kernel.group_bytes(self.cols)
     }
 
-    /// Bands of rows for so many workers: as many as there are workers, or a divisor of that.
+    /// Returns the number of bands of rows for so many workers: that number or a divisor of it.
     fn bands(&self, threads: usize) -> usize {
         let most = (self.tiles() / BAND_TILES).clamp(1, threads);
         (1..=most).rev().find(|bands| threads.is_multiple_of(*bands)).unwrap_or(1)
@@ -461,7 +462,7 @@ impl Job {
         Team { bands, band, members, member }
     }
 
-    /// Tiles of a band, whole steps but for the last.
+    /// Returns the tiles of a band: whole steps, except in the last band.
     fn band(&self, bands: usize, band: usize) -> Range<usize> {
         let start = |band: usize| {
             let tile = self.tiles() * band / bands;
@@ -470,26 +471,28 @@ impl Job {
         start(band)..start(band + 1)
     }
 
-    /// Tiles of a band that are expanded at a time, where there are so many bands: whole steps.
+    /// Returns the tiles of a band that are expanded at a time, a whole number of steps, for so
+    /// many bands.
     fn chunk_tiles(&self, bands: usize) -> usize {
         let step = self.prefill.step_tiles();
         let most = CHUNK_BYTES / bands / self.prefill.expanded_bytes(1, self.cols) / step * step;
         most.clamp(step, self.tiles().div_ceil(bands).next_multiple_of(step) + step)
     }
 
-    /// Bytes that a chunk takes in the workspace.
+    /// Returns the bytes of a chunk in the workspace.
     fn chunk_bytes(&self, bands: usize) -> usize {
         self.prefill.expanded_bytes(self.chunk_tiles(bands), self.cols).next_multiple_of(ALIGN)
     }
 
-    /// Tiles of all parts, the steps of a kernel that expands.
+    /// Returns the number of tiles of all parts, which are the steps of a kernel that expands.
     fn tiles(&self) -> usize {
         self.steps(self.prefill.layout().tile_rows())
     }
 
-    /// Lays out the activations `q`, `[tokens][cols]`, in `workspace`, each worker its share of groups,
-    /// and beside them the first chunk of the expanded form where the kernel wants it; a barrier must
-    /// follow before [`Job::prefill_prepared`]. `workspace` begins aligned to [`crate::cpu::memory::ALIGN`].
+    /// Prepares the activations `q`, `[tokens][cols]`, in `workspace`, each worker its share of
+    /// groups, followed by the first chunk of the expanded form if the kernel uses it; a barrier
+    /// must follow before [`Job::prefill_prepared`]. `workspace` begins aligned to
+    /// [`crate::cpu::memory::ALIGN`].
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase, all with the same job, `q` and `workspace`,
@@ -500,7 +503,8 @@ impl Job {
         let bytes = kernel.group_bytes(self.cols);
         let rows: Vec<&[i8]> = q.chunks(kernel.tokens() * self.cols).collect();
         for index in worker.share(rows.len()) {
-            // SAFETY: shares of groups are disjoint, and nobody else is there, as the caller promises.
+            // SAFETY: shares of groups are disjoint, and nothing else accesses them, as the caller
+            // promises.
             let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
             let tokens = rows[index].len() / self.cols;
             let kernel = if kernel.expands() { kernel } else { self.group_kernel(tokens) };
@@ -512,8 +516,8 @@ impl Job {
         }
     }
 
-    /// Multiplies `scales.len()` tokens that [`Job::prepare`] laid out in `workspace`. Every worker writes
-    /// the part that it takes.
+    /// Multiplies `scales.len()` tokens that [`Job::prepare`] prepared in `workspace`. Every worker
+    /// writes the part that it claims.
     ///
     /// # Safety
     /// As [`Job::prefill`], after a barrier that followed [`Job::prepare`] with the same `workspace` and as
@@ -537,7 +541,8 @@ impl Job {
         }
     }
 
-    /// [`Job::prefill_prepared`] from the packing: workers claim some rows at a time, for all tokens.
+    /// [`Job::prefill_prepared`] from the packing: workers claim a few rows at a time, for all
+    /// tokens.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase, all with the same job, `scales` and `out`.
@@ -566,8 +571,8 @@ impl Job {
                     kernel.run(matrix, steps.clone(), group, dots, BLOCK_ROWS);
                     for (i, &s) in scales.iter().enumerate() {
                         let token = (index * tokens + i) * self.rows + offset;
-                        // SAFETY: these rows were claimed, which happens once in a phase; nobody else
-                        // is there, as the caller promises.
+                        // SAFETY: these rows were claimed, which happens once in a phase; nothing
+                        // else accesses them, as the caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * BLOCK_ROWS..][..rows.len()];
                         self.ops.scale_output(dots, s, scale, out);
@@ -577,8 +582,8 @@ impl Job {
         }
     }
 
-    /// [`Job::prefill_prepared`] from the expanded form, chunk by chunk: every team takes a band of the
-    /// rows, and every member of it some of the tokens.
+    /// [`Job::prefill_prepared`] from the expanded form, chunk by chunk: every team has a band of
+    /// the rows, and every member of it some of the tokens.
     ///
     /// # Safety
     /// As [`Job::prefill_prepared`]; `groups` are those in front of the chunks in `workspace`.
@@ -633,8 +638,8 @@ impl Job {
                     let tokens = scales.chunks(kernel.tokens()).nth(index).unwrap_or(&[]);
                     for (i, &s) in tokens.iter().enumerate() {
                         let token = (index * kernel.tokens() + i) * self.rows + offset;
-                        // SAFETY: units are disjoint, and so are bands; nobody else is there, as the
-                        // caller promises.
+                        // SAFETY: units are disjoint, and so are bands; nothing else accesses them,
+                        // as the caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * stride + at..][..rows.len()];
                         self.ops.scale_output(dots, s, scale, out);
@@ -644,7 +649,7 @@ impl Job {
         }
     }
 
-    /// Tiles of a team's chunk.
+    /// Returns the tiles of a team's chunk.
     fn chunk(&self, team: &Team, index: usize) -> Range<usize> {
         let band = self.band(team.bands, team.band);
         let most = self.chunk_tiles(team.bands);
@@ -671,23 +676,24 @@ impl Job {
         let (from, to) = (chunk.start + share.start, chunk.start + share.end);
         self.for_steps(from..to, self.prefill.step_rows(), |part, tiles, at| {
             let place = (at - chunk.start, chunk.len());
-            // SAFETY: shares of a chunk are disjoint, and nobody else is there, as the caller promises.
+            // SAFETY: shares of a chunk are disjoint, and nothing else accesses them, as the caller
+            // promises.
             unsafe { self.prefill.expand(part.matrix, tiles, place, &expanded) };
         });
     }
 
-    /// Where in the workspace a team's chunk of so many tiles is.
+    /// Returns the range in the workspace of a team's chunk of so many tiles.
     fn chunk_range(&self, team: &Team, tiles: usize, tokens: usize) -> Range<usize> {
         let start = self.groups_bytes(tokens) + team.band * self.chunk_bytes(team.bands);
         start..start + self.prefill.expanded_bytes(tiles, self.cols)
     }
 
-    /// Steps of so many rows of all parts.
+    /// Returns the number of steps, of so many rows each, of all parts.
     fn steps(&self, step_rows: usize) -> usize {
         self.parts.iter().map(|part| part.shape().rows.div_ceil(step_rows)).sum()
     }
 
-    /// The matrices, with their places.
+    /// Returns the matrices with their offsets and scales.
     fn placed(&self) -> impl Iterator<Item = Part<'_>> {
         let mut end = 0;
         self.parts.iter().zip(&self.scales).map(move |(matrix, &scale)| {
@@ -697,8 +703,8 @@ impl Job {
         })
     }
 
-    /// Calls `f(part, steps of it, the first one's number)` for every part that has some of `steps`, of
-    /// so many rows, which are numbered over all parts.
+    /// Calls `f(part, its steps, number of the first)` for every part that has some of `steps`.
+    /// Steps have `step_rows` rows and are numbered over all parts.
     fn for_steps(
         &self,
         steps: Range<usize>,
@@ -717,18 +723,18 @@ impl Job {
     }
 }
 
-/// The next piece that the worker takes of `all` steps with one token, until there is none.
+/// Claims the worker's next piece of `all` steps for one token; `None` when no piece is left.
 fn claim(worker: &Worker<'_>, all: usize) -> Option<Range<usize>> {
     let claimed = worker.claim(worker.threads * PIECES)?;
     let share = worker.share_of(claimed / PIECES, all);
-    // What is left of the share when so many pieces have gone.
+    // Steps that are left of the share after so many pieces.
     let left = |pieces: usize| if pieces < PIECES { share.len() >> pieces } else { 0 };
     let piece = claimed % PIECES;
     Some(share.end - left(piece)..share.end - left(piece + 1))
 }
 
-/// The built-in kernel that differs from a prefill kernel in taking at most half as many tokens, the
-/// most of those that do.
+/// Returns the built-in kernel of the same tile as a prefill kernel that takes at most half as many
+/// tokens; of several, the one that takes most.
 fn few(prefill: &Kernel) -> Option<Kernel> {
     let id = prefill.id();
     let tile = |kernel: &Kernel| {
@@ -738,12 +744,12 @@ fn few(prefill: &Kernel) -> Option<Kernel> {
     let fits = |kernel: &&Kernel| {
         tile(kernel) == tile(prefill) && (2..=id.tile.tokens / 2).contains(&kernel.tokens())
     };
-    // What few tokens multiply comes from memory.
+    // With few tokens the weights come from memory, so prefetching is preferred.
     let order = |kernel: &&Kernel| (kernel.tokens(), kernel.id().tile.prefetch);
     kernels::builtin().iter().filter(fits).max_by_key(order).copied()
 }
 
-/// The rows of a matrix that some of its steps hold, without padding.
+/// Returns the rows in some steps of a matrix, without padding.
 fn rows_of(part: &PackedMatrix, step_rows: usize, steps: &Range<usize>) -> Range<usize> {
     steps.start * step_rows..(steps.end * step_rows).min(part.shape().rows)
 }

@@ -12,13 +12,13 @@ use crate::{Error, Result};
 /// Alignment of every buffer and scratch area, in bytes: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
 
-/// The pages that memory is asked to come in.
+/// Page size to request for memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pages {
-    /// Large ones (2 MiB on x86) where the system has them, which spares lookups of addresses.
+    /// Huge pages (2 MiB on x86) where the system has them, for fewer TLB misses.
     #[default]
     Huge,
-    /// Those of the system's usual size, even where it would give large ones unasked.
+    /// Pages of the system's base size, even where it would give huge pages unasked.
     Small,
 }
 
@@ -39,7 +39,7 @@ impl Arena {
         Self::with(bytes, buffers, Pages::Huge)
     }
 
-    /// As [`Arena::new`], in pages of that size. A system that has no choice gives what it has.
+    /// As [`Arena::new`], in pages of the given size; ignored where the system offers no choice.
     ///
     /// # Errors
     /// As [`Arena::new`].
@@ -49,7 +49,7 @@ impl Arena {
             Error::Runtime(format!("cannot reserve {len} bytes of memory for the weights: {e}"))
         })?;
         let map = MmapRaw::from(map);
-        // Whatever the pages, everything works; only the speed differs.
+        // A hint: only the speed depends on the page size.
         #[cfg(target_os = "linux")]
         let _ = map.advise(match pages {
             Pages::Huge => memmap2::Advice::HugePage,
@@ -65,16 +65,16 @@ impl Arena {
         self.used
     }
 
-    /// Keeps all of it in memory, handed out or not, until the last buffer is gone. To be called
-    /// when it has been written: pages that were never touched come into being here.
+    /// Locks the whole arena in memory, handed out or not, until the last buffer is dropped. Call
+    /// it after the memory was written: it populates pages that were never touched.
     ///
     /// # Errors
-    /// What the system said; usually that it lets this user lock less.
+    /// The system's error; usually that the user's limit for locked memory is lower.
     pub fn lock(&self) -> io::Result<()> {
         lock(&self.map)
     }
 
-    /// The next `len` bytes, or nothing when the arena is used up.
+    /// Returns the next `len` bytes, or `None` when the arena is used up.
     pub fn take(&mut self, len: usize) -> Option<Buffer> {
         let end = self.used.checked_add(len)?;
         if end > self.map.len() {
@@ -95,7 +95,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer of its own, zeroed, in huge pages.
+    /// Allocates a zeroed buffer with its own arena, in huge pages.
     ///
     /// # Errors
     /// As [`Arena::new`].
@@ -103,7 +103,7 @@ impl Buffer {
         Self::with(len, Pages::Huge)
     }
 
-    /// As [`Buffer::zeroed`], in pages of that size.
+    /// As [`Buffer::zeroed`], in pages of the given size.
     ///
     /// # Errors
     /// As [`Arena::new`].
@@ -112,7 +112,7 @@ impl Buffer {
         Arena::with(len, 1, pages)?.take(len).ok_or_else(refused)
     }
 
-    /// As [`Arena::lock`], for the arena that the buffer is of.
+    /// As [`Arena::lock`], for the arena that the buffer belongs to.
     ///
     /// # Errors
     /// As [`Arena::lock`].
@@ -122,7 +122,7 @@ impl Buffer {
 }
 
 impl Buffer {
-    /// Its whole integers.
+    /// Returns the buffer as integers, without a partial one at the end.
     pub fn as_i32_mut(&mut self) -> &mut [i32] {
         let len = self.len() / size_of::<i32>();
         // SAFETY: as long as that, aligned to `ALIGN`, borrowed exclusively, and any bytes are an
@@ -158,7 +158,8 @@ fn lock(_map: &MmapRaw) -> io::Result<()> {
     Err(io::Error::from(io::ErrorKind::Unsupported))
 }
 
-/// Peak resident memory of this process in bytes, or nothing where the system does not say.
+/// Returns the peak resident memory of this process in bytes, or `None` where the system does not
+/// report it.
 pub fn peak_resident() -> Option<u64> {
     let status = std::fs::read_to_string(Path::new("/proc/self/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -166,9 +167,9 @@ pub fn peak_resident() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// Bytes of memory that this process can still get: what the machine has, what the limits of its
-/// control group leave, and what its address space does (`ulimit -v`), whichever is least. Nothing
-/// where the system does not say.
+/// Returns the bytes of memory that this process can still get: the least of what the machine has
+/// available and what the limits of its control group and of its address space (`ulimit -v`) leave.
+/// `None` where the system does not report it.
 pub fn available() -> Option<u64> {
     let machine = || {
         let info = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -177,20 +178,20 @@ pub fn available() -> Option<u64> {
     [machine(), group_available(), address_space_available()].into_iter().flatten().min()
 }
 
-/// Bytes that the machine could still swap out: 0 where the system does not say.
+/// Returns the bytes of free swap space; 0 where the system does not report it.
 pub fn swap_available() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     1024 * field(&info, "SwapFree:").unwrap_or(0)
 }
 
-/// The number after a name, in a text of lines of both.
+/// Returns the number after a name, in a text with one name and number a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let mut rest = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();
     rest.next()?.parse().ok()
 }
 
-/// What the control group (version 2) and those above it leave. Pages of files that are not in use
-/// are given up when the limit is reached.
+/// Returns the bytes that the limits of the control group (version 2) and of its ancestors leave.
+/// Inactive pages of files count as free, since they are given up when the limit is reached.
 fn group_available() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;

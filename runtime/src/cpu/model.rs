@@ -24,26 +24,26 @@ pub use super::stages::{Stage, StageTimes};
 use super::weights::{Projection, Weights};
 use crate::arch::config::Config;
 
-/// How a [`Model`] is loaded.
+/// Settings for loading a [`Model`].
 #[derive(Clone, Copy)]
 pub struct LoadOptions<'a> {
-    /// The workers that pack the weights: those that will read them.
+    /// The workers that pack the weights: the same that will read them.
     pub pool: &'a Pool,
-    /// What decides on the kernels.
+    /// Choice of the kernels.
     pub selection: &'a Selection,
-    /// The pages that weights come in.
+    /// Page size for the weights.
     pub pages: Pages,
-    /// Whether weights are kept from being swapped out.
+    /// Locks weights in memory, so that they are not swapped out.
     pub lock: bool,
-    /// Whether the head is copied into memory. If not it is read from the file, which
+    /// Copies the head into memory. Otherwise it is read from the file, which
     /// [`Model::choose_head`] may change.
     pub copy_head: bool,
-    /// Whether ternary weights are packed. If not they are multiplied as they lie in the file, which
+    /// Packs the ternary weights. Otherwise they are multiplied as the file holds them, which
     /// serves until there is time to pack them, in a model that [`crate::cpu::mapped::serves`].
     pub pack: bool,
-    /// Whether one token skips what meets a zero.
+    /// Activation sparsity: whether one token skips weights that are multiplied by a zero.
     pub sparse: sparse::Mode,
-    /// Told after every matrix how many bytes of how many are packed.
+    /// Called after every matrix with the bytes packed so far and the total.
     pub progress: &'a dyn Fn(usize, usize),
 }
 
@@ -70,7 +70,7 @@ pub struct Model {
     pub(crate) gguf: Arc<Gguf>,
     pub(crate) config: Config,
     pub(crate) weights: Weights,
-    /// By the tokens that they take at once, for one token first.
+    /// Kernels of the head, in order of the tokens that they take at once, one token first.
     pub(crate) heads: Vec<HeadKernel>,
     pub(crate) sketch: Option<HeadSketch>,
     attention: AttentionKernel,
@@ -79,7 +79,7 @@ pub struct Model {
     pub(crate) warnings: Vec<String>,
 }
 
-/// The kernels that serve a role, for people and for reports.
+/// The kernels of a role, for display and for reports.
 #[derive(Clone, Debug)]
 pub struct RoleKernels {
     /// The role.
@@ -88,13 +88,13 @@ pub struct RoleKernels {
     pub layout: Option<Layout>,
     /// For one token.
     pub decode: KernelId,
-    /// For many, where that is another.
+    /// For many tokens, if that is another kernel.
     pub prefill: Option<KernelId>,
     /// Bytes of weights that one token reads, over all layers, if it skips nothing.
     pub bytes: usize,
-    /// For one token that skips what meets a zero.
+    /// For one token with activation sparsity.
     pub sparse: Option<KernelId>,
-    /// Bytes of the weights that lie in memory once more for that, over all layers.
+    /// Bytes of the second copy of the weights for that kernel, over all layers.
     pub sparse_bytes: usize,
 }
 
@@ -116,7 +116,7 @@ impl Model {
         let gguf = gguf.into();
         let config = Config::from_gguf(&gguf)?;
         if options.pack {
-            // What was read of it before, if it was run from the file.
+            // Pages that were read before, if the model was run from the file.
             gguf.drop_all();
         }
         let mut warnings: Vec<String> = gguf.warning().map(str::to_owned).into_iter().collect();
@@ -185,7 +185,7 @@ impl Model {
         ]
     }
 
-    /// Whether its weights are packed. If not they are multiplied as they lie in the file.
+    /// True if the weights are packed; otherwise they are multiplied as the file holds them.
     #[must_use]
     pub fn is_packed(&self) -> bool {
         self.weights.layers.first().is_none_or(|layer| layer.qkv.packed().is_some())
@@ -209,29 +209,29 @@ impl Model {
         &self.weights
     }
 
-    /// What was odd about the file but no obstacle, one line each.
+    /// Warnings about the file, one line each: oddities that do not prevent loading.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// The kernel for the head of so many tokens at once: at most [`Model::head_tokens`].
+    /// Returns the kernel of the head for so many tokens at once, at most [`Model::head_tokens`].
     pub(crate) fn head(&self, tokens: usize) -> &HeadKernel {
         let fits = self.heads.iter().find(|kernel| kernel.tokens() >= tokens);
         fits.unwrap_or(&self.heads[0])
     }
 
-    /// Tokens that the head takes at once.
+    /// Most tokens that the head takes at once.
     pub(crate) fn head_tokens(&self) -> usize {
         self.heads.iter().map(HeadKernel::tokens).max().unwrap_or(1)
     }
 
-    /// Tokens whose logits are computed at once, at most: by the head or by a scan.
+    /// Most tokens whose logits are computed at once, by the head or by a scan.
     pub(crate) fn logits_at_once(&self) -> usize {
         self.head_tokens().max(self.sketch.as_ref().map_or(1, HeadSketch::tokens))
     }
 
-    /// Bytes of what any kernel for the head prepares.
+    /// Bytes of prepared input, enough for any kernel of the head.
     pub(crate) fn head_input_bytes(&self) -> usize {
         let bytes = |kernel: &HeadKernel| kernel.prepared_bytes(self.config.hidden);
         self.heads.iter().map(bytes).max().unwrap_or(0)

@@ -1,16 +1,16 @@
-//! A look into the forward pass, for measurements.
+//! Observation of the forward pass, for measurements.
 
 use std::fmt::Debug;
 
-/// Sees values of the forward pass as they are computed ([`Session::observe`]): tokens that go
-/// through the model together are seen in no order, by several workers at once.
+/// Receives values of the forward pass as they are computed ([`Session::observe`]). Tokens that go
+/// through the model together arrive in no order, from several workers at once.
 ///
 /// [`Session::observe`]: crate::Session::observe
 pub trait Observer: Debug + Send + Sync {
-    /// The feed-forward part of one layer at one position: `gate`, `[ffn]`, before the
-    /// non-linearity, and `input`, `[ffn]`, what `ffn_down` is multiplied with.
+    /// Feed-forward part of one layer at one position: `gate`, `[ffn]`, before the non-linearity,
+    /// and `input`, `[ffn]`, the input of `ffn_down`.
     fn feed_forward(&self, layer: usize, position: usize, gate: &[f32], input: &[i8]);
 
-    /// What the head is multiplied with at one position, `[hidden]`: seen where logits are wanted.
+    /// Input of the head at one position, `[hidden]`; called where logits are needed.
     fn head(&self, position: usize, input: &[f32]);
 }

@@ -1,4 +1,4 @@
-//! Packs ternary matrices: from the format of the file to the layout of the kernels that were chosen.
+//! Packing of ternary matrices, from the format of the file to the layout of the selected kernels.
 //!
 //! A row of codes is read from the file ([`Codes`]), padded with zero weights, and handed to the
 //! packer of the layout.
@@ -12,7 +12,7 @@ use crate::cpu::threads::{Pool, SharedSlice};
 use crate::formats::{Codes, Scales, Seen, ZERO};
 use crate::{Error, Result};
 
-/// A ternary matrix in the layout it was packed for.
+/// A packed ternary matrix.
 #[derive(Debug)]
 pub struct PackedMatrix {
     layout: Layout,
@@ -22,7 +22,7 @@ pub struct PackedMatrix {
     data: Buffer,
 }
 
-/// A matrix holds code 3, which stands for no weight.
+/// Error: a matrix holds code 3, which is not a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadCode;
 
@@ -88,7 +88,7 @@ impl PackedMatrix {
         Ok(Ok(Self { layout, shape, scales, zero, data: buffer }))
     }
 
-    /// The same matrix once more, in `buffer`. Every worker copies the tiles it owns.
+    /// Copies the matrix into `buffer`. Every worker copies the tiles it owns.
     ///
     /// # Errors
     /// [`Error::Runtime`] when `buffer` is not as long as [`PackedMatrix::data`] or a worker
@@ -113,7 +113,7 @@ impl PackedMatrix {
         Ok(Self { data: buffer, scales: self.scales.clone(), ..*self })
     }
 
-    /// The layout the matrix was packed for.
+    /// Layout of the packed matrix.
     pub fn layout(&self) -> Layout {
         self.layout
     }
@@ -123,13 +123,13 @@ impl PackedMatrix {
         self.shape
     }
 
-    /// What integer dot products are multiplied with, after they are divided by the activations'
+    /// Scales that integer dot products are multiplied with, after division by the activations'
     /// scale.
     pub fn scales(&self) -> &Scales {
         &self.scales
     }
 
-    /// Whether every weight is zero, which no trained model has.
+    /// True if every weight is zero, which is never so in a trained model.
     pub fn is_zero(&self) -> bool {
         self.zero
     }
@@ -139,18 +139,18 @@ impl PackedMatrix {
         &self.data
     }
 
-    /// The packed tiles, to be changed by tests that show that every code counts.
+    /// The packed tiles, mutable for tests that show that every code counts.
     pub fn data_mut(&mut self) -> &mut [u8] {
         &mut self.data
     }
 }
 
-/// Looks at codes of 2 bits, each worker at a share of them.
+/// Checks codes of 2 bits, each worker a share of them.
 ///
 /// # Errors
 /// [`Error::Runtime`] when a worker panicked.
 pub(crate) fn look_at(file: &[u8], pool: &Pool) -> Result<Seen> {
-    /// Bytes of which each is looked at twice: they stay in the L1 cache.
+    /// Bytes checked at once, in two passes: they stay in the L1 cache.
     const CHUNK: usize = 16 << 10;
     let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
     pool.run(|worker| {
@@ -180,7 +180,7 @@ fn pack_i2_s(codes: &[u8], stride: usize, out: &mut [u8]) {
 /// Packs one tile of rows of `stride` codes as [`Layout::Tl1T32`].
 fn pack_tl1(codes: &[u8], stride: usize, out: &mut [u8]) {
     let rows = codes.len() / stride;
-    // Codes are one more than weights, so `3a + b + 4` is this.
+    // Codes are weights plus one, so this is `3a + b + 4` of the weights.
     let index = |pair: &[u8]| 3 * pair[0] + pair[1];
     for (row, codes) in codes.chunks_exact(stride).enumerate() {
         for (unit, codes) in codes.chunks_exact(4).enumerate() {
@@ -189,7 +189,8 @@ fn pack_tl1(codes: &[u8], stride: usize, out: &mut [u8]) {
     }
 }
 
-/// The magnitude of `9a + 3b + c`, and whether it is negative, from the codes of three weights.
+/// Returns the magnitude of `9a + 3b + c` and true if it is negative, from the codes of three
+/// weights.
 fn triple(codes: &[u8]) -> (u8, bool) {
     let value = 9 * codes[0] + 3 * codes[1] + codes[2];
     (value.abs_diff(13), value < 13)
@@ -241,7 +242,7 @@ fn pack_t5(codes: &[u8], stride: usize, out: &mut [u8]) {
     let rows = codes.len() / stride;
     for (row, codes) in codes.chunks_exact(stride).enumerate() {
         for (unit, codes) in codes.as_chunks::<20>().0.iter().enumerate() {
-            // Four bytes at once, as no sum leaves its own: a number is at most 80.
+            // Four bytes at once: no sum overflows its byte, since a number is at most 80.
             let (fields, _) = codes.as_chunks::<4>();
             let field = |i: usize| u32::from_le_bytes(fields[i]);
             let number = field(0) + 3 * field(1) + 9 * field(2) + 27 * field(3);

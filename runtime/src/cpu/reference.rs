@@ -1,4 +1,4 @@
-//! The oracle: an independent triple loop that every kernel must equal.
+//! Reference implementation: an independent triple loop that every kernel must equal.
 
 /// Integer dot products of `tokens` activation rows with every row of a ternary matrix.
 ///

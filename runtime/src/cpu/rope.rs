@@ -1,8 +1,8 @@
 //! Rotary position tables: cos and sin as f32, computed in f64.
 //!
-//! The system's `sin`, `exp` and `ln` differ between C libraries, and inside one library between
-//! CPUs, in the last bit. These are our own, of plain additions, multiplications and divisions,
-//! so that every machine rounds to the same f32.
+//! The last bit of the system's `sin`, `exp` and `ln` differs between C libraries, and within a
+//! library between CPUs. The functions here use only additions, multiplications and divisions, so
+//! that every machine rounds to the same f32.
 
 use std::f64::consts::{LN_2, SQRT_2};
 
@@ -14,13 +14,14 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Frequency i of `dim / 2`: `base^(-2i / dim) / (scale * factors[i])`.
+    /// Computes the frequencies: number i of `dim / 2` is `base^(-2i / dim) / (scale *
+    /// factors[i])`.
     ///
     /// `scale` is the linear context stretch (1: none); `factors` is the tensor `rope_freqs.weight`
     /// of Llama 3.1, `[dim / 2]`.
     ///
     /// # Panics
-    /// When `factors` has another length than `dim / 2`; the loader has checked it.
+    /// Panics if the length of `factors` is not `dim / 2`, which the loader has checked.
     #[must_use]
     pub fn new(dim: usize, base: f32, scale: f32, factors: Option<&[f32]>) -> Self {
         let pairs = dim / 2;
@@ -35,7 +36,7 @@ impl Rope {
         Self { frequencies }
     }
 
-    /// Pairs of elements that are rotated: the length of a row of cosines.
+    /// Number of pairs of elements that are rotated: the length of a row of cosines.
     #[must_use]
     pub fn pairs(&self) -> usize {
         self.frequencies.len()
@@ -82,7 +83,7 @@ fn exp(x: f64) -> f64 {
 /// sin and cos of `x` >= 0, to 1e-10 up to 2^20: `x = n pi/2 + r`, Taylor series of r.
 fn sin_cos(x: f64) -> (f64, f64) {
     // pi/2 in two parts; the first has 33 bits, so that n times it is exact up to n = 2^20.
-    // The idea is Cody and Waite's.
+    // Range reduction after Cody and Waite.
     const HALF_PI_HIGH: f64 = 1.570_796_326_734_125_6;
     const HALF_PI_LOW: f64 = 6.077_100_506_506_192e-11;
     let n = (x / std::f64::consts::FRAC_PI_2).round();

@@ -16,7 +16,7 @@ impl<'a, T> Rows<'a, T> {
         Self { data: SharedSlice::new(data), width }
     }
 
-    /// Some rows, shared by the same rules.
+    /// Returns some rows, shared by the same rules.
     pub(crate) fn part_of(&self, rows: Range<usize>) -> SharedSlice<'_, T> {
         self.data.part(rows.start * self.width..rows.end * self.width)
     }
@@ -36,7 +36,7 @@ impl<'a, T> Rows<'a, T> {
         unsafe { self.data.write(rows.start * self.width..rows.end * self.width) }
     }
 
-    /// Elements `part` of a row.
+    /// Returns elements `part` of a row.
     ///
     /// # Safety
     /// As [`SharedSlice::read`]: nobody writes them in this phase.
@@ -55,7 +55,7 @@ impl<'a, T> Rows<'a, T> {
         unsafe { self.data.write(row * self.width..(row + 1) * self.width) }
     }
 
-    /// Elements `part` of a row.
+    /// Returns elements `part` of a row.
     ///
     /// # Safety
     /// As [`Rows::row_mut`], of these elements.

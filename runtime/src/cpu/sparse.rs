@@ -1,13 +1,14 @@
-//! Decode without the weights that meet a zero, in models whose gate is a squared ReLU.
+//! Activation sparsity: decode without the weights that are multiplied by a zero, in models whose
+//! gate is a squared ReLU.
 //!
-//! Where the gate is not above 0 the product of gate and up is 0, whatever up is: these *rows* of up
-//! are not read. And many inputs of down are 0 once they are int8: these *columns* of down are not
-//! read. The integers that count are the same, so is the text.
+//! A gate that is not above 0 makes the product of gate and up 0, whatever up is, so these *rows*
+//! of up are not read. Many inputs of down are 0 after quantisation to int8, so these *columns* of
+//! down are not read. All nonzero integer products are the same, and so is the text.
 //!
-//! The matrix lies in memory a second time for that, by lines ([`GatherMatrix`]): rows of up, columns
-//! of down. What is skipped is known before the first weight is read, exactly, so each worker
-//! chooses between the two packings token by token, by the share of lines that it needs; no
-//! prediction from earlier tokens could be better.
+//! For that the matrix is in memory a second time, by lines ([`GatherMatrix`]): rows of up, columns
+//! of down. The lines to skip are known exactly before the first weight is read, so each worker
+//! chooses between the two packings token by token, by the share of lines that it needs; a
+//! prediction from earlier tokens could not be better.
 
 use std::ops::Range;
 
@@ -19,71 +20,71 @@ use crate::cpu::packing::PackedMatrix;
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::{Error, Result};
 
-/// The largest matrix, packed by lines, for which that is not worth it: it stays in the cache, and
-/// to list its lines takes as long as to multiply them.
+/// Matrices smaller than this, in bytes packed by lines, are not worth it: they stay in the cache,
+/// and listing their lines takes as long as multiplying them.
 pub const SMALL: usize = 1 << 19;
 
-/// Whether one token skips what meets a zero.
+/// Activation sparsity: whether one token skips weights that are multiplied by a zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Where the model has a squared ReLU and its matrices are not [`SMALL`], and then where few
-    /// enough lines are needed.
+    /// For models with a squared ReLU, matrices that are not [`SMALL`], and tokens that need few
+    /// enough lines.
     #[default]
     Auto,
-    /// Wherever the model has a squared ReLU.
+    /// For all models with a squared ReLU.
     On,
-    /// Never; nothing is packed for it.
+    /// Never; nothing is packed by lines.
     Off,
 }
 
-/// A matrix of a job by lines, beside the packing in which it is read whole.
+/// A matrix of a job packed by lines, in addition to the packing for dense products.
 #[derive(Debug)]
 pub struct Sparse {
     lines: GatherMatrix,
     kernel: GatherKernel,
     below: f64,
-    /// What products are multiplied with.
+    /// Scale of the products.
     scale: f32,
 }
 
-/// What there was to skip, and what was read, over all tokens and layers.
+/// Counts of lines and of bytes read, over all tokens and layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
-    /// Lines that there were.
+    /// Lines in all.
     pub lines: u64,
-    /// Lines that were needed: whose gate was open, whose input was not zero.
+    /// Lines that were needed: rows with a positive gate, columns with a nonzero input.
     pub needed: u64,
-    /// Bytes of weights that were read: of the whole job.
+    /// Bytes of weights read, for the whole job.
     pub bytes: u64,
 }
 
 impl Tally {
-    /// Adds what others counted.
+    /// Adds other counts.
     pub fn add(&mut self, other: Self) {
         self.lines += other.lines;
         self.needed += other.needed;
         self.bytes += other.bytes;
     }
 
-    /// The share of lines that were needed; nothing of no lines.
+    /// Returns the share of lines that were needed; `None` if there were no lines.
     #[must_use]
     pub fn density(&self) -> Option<f64> {
         (self.lines > 0).then(|| self.needed as f64 / self.lines as f64)
     }
 }
 
-/// What a worker needs for itself.
+/// Scratch space of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     list: Vec<u32>,
     values: Vec<i8>,
     floats: Vec<f32>,
-    /// Of rows, then of columns.
+    /// Counts for rows, then for columns.
     tallies: [Tally; 2],
 }
 
 impl Scratch {
-    /// Makes room for a job.
+    /// Grows to serve a job.
     pub(crate) fn grow(&mut self, sparse: &Sparse) {
         let lines = sparse.lines.lines().next_multiple_of(16);
         let grown = |len: usize| len.max(lines);
@@ -92,23 +93,24 @@ impl Scratch {
         self.floats.resize(grown(self.floats.len()), 0.0);
     }
 
-    /// What this worker counted of the jobs with such lines.
+    /// This worker's counts for jobs with such lines.
     pub(crate) fn tally(&self, along: Along) -> Tally {
         self.tallies[along as usize]
     }
 
-    /// Counts weights that were read whole.
+    /// Counts weights read by dense products.
     pub(crate) fn count_bytes(&mut self, along: Along, bytes: usize) {
         self.tallies[along as usize].bytes += bytes as u64;
     }
 
-    /// Counts from 0 again.
+    /// Resets the counts to 0.
     pub(crate) fn reset(&mut self) {
         self.tallies = Default::default();
     }
 }
 
-/// What a worker works with: bytes for prepared activations, and integers for dot products.
+/// Working memory lent by the job's scratch: bytes for prepared activations, integers for dot
+/// products.
 pub(crate) struct Space<'a> {
     pub(crate) group: &'a mut [u8],
     pub(crate) dots: &'a mut [i32],
@@ -117,8 +119,8 @@ pub(crate) struct Space<'a> {
 }
 
 impl Sparse {
-    /// The lines of a matrix, to be read by `kernel` where at most the share `below` of them is
-    /// needed: the density at which both packings take as long.
+    /// Combines the lines of a matrix with the kernel that reads them where at most the share
+    /// `below` of them is needed: the density at which both packings take as long.
     ///
     /// # Errors
     /// [`Error::Runtime`] when they do not fit together.
@@ -148,20 +150,20 @@ impl Sparse {
         &self.lines
     }
 
-    /// The share of lines above which the matrix is read whole.
+    /// Density threshold: the share of needed lines above which the matrix is read whole.
     #[must_use]
     pub fn below(&self) -> f64 {
         self.below
     }
 
-    /// The matrix, for another kernel.
+    /// Returns the matrix, for another kernel.
     #[must_use]
     pub fn into_lines(self) -> GatherMatrix {
         self.lines
     }
 
-    /// Whether these are lines of the matrix that the job skips in: up, the second of two matrices of
-    /// one shape, by rows; the only one, down, by columns.
+    /// True if these are the lines of the matrix of the job in which weights are skipped: by rows
+    /// up, the second of two matrices of one shape; by columns down, the only one.
     pub(crate) fn fits(&self, parts: &[PackedMatrix]) -> bool {
         let own = |part: &PackedMatrix| {
             part.shape() == self.lines.shape() && part.scales() == self.lines.scales()
@@ -173,26 +175,26 @@ impl Sparse {
         }
     }
 
-    /// Bytes of prepared activations, at most.
+    /// Most bytes of prepared activations.
     pub(crate) fn group_bytes(&self) -> usize {
         self.kernel.group_bytes(self.lines.shape().cols)
     }
 
-    /// Dot products, at most.
+    /// Most dot products.
     pub(crate) fn outputs(&self) -> usize {
         self.kernel.outputs(self.lines.lines(), self.lines.units())
     }
 
-    /// Whether every product of up is finite for a token of scale `s`: only then is it 0 times what a
-    /// closed gate lets through.
+    /// True if every product of up is finite for a token of scale `s`: only then is its product
+    /// with a gate of 0 equal to 0.
     pub(crate) fn products_are_finite(&self, s: f32) -> bool {
-        // No dot product is larger, and each rounding is monotonic.
+        // An upper bound of all dot products; each rounding is monotonic.
         let most = 128 * self.lines.shape().cols;
         ((most as f32 / s) * self.scale).is_finite()
     }
 
-    /// Multiplies those of the rows `rows` whose gate is above 0, and gives 0 for the others, in
-    /// `up`; `false` where the caller is to multiply all of them.
+    /// Multiplies those of the rows `rows` whose gate is above 0, and writes them, and 0 for the
+    /// others, to `up`. Returns false if the caller must multiply all of them.
     pub(crate) fn rows(
         &self,
         (q, s): (&[i8], f32),
@@ -225,8 +227,8 @@ impl Sparse {
         true
     }
 
-    /// Multiplies the columns whose input is not 0, for the worker's share of the rows; `false` where
-    /// the caller is to multiply all of them.
+    /// Multiplies the columns whose input is not 0, for the worker's share of the rows. Returns
+    /// false if the caller must multiply all of them.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase, all with the same `q`, `s` and `out`. In
@@ -241,12 +243,12 @@ impl Sparse {
         let Space { group, dots, own, ops } = space;
         let nonzero = ops.list_nonzero(q, &mut own.list, &mut own.values);
         let tally = &mut own.tallies[Along::Columns as usize];
-        // Everybody sees all inputs.
+        // All workers see all inputs; one counts them.
         if worker.index == 0 {
             tally.lines += q.len() as u64;
             tally.needed += nonzero as u64;
         }
-        // The largest share of whole units takes the longest.
+        // The worker with the most units takes the longest.
         let units = self.lines.units();
         let largest = units.div_ceil(worker.threads) * worker.threads;
         if (nonzero * largest) as f64 > self.below * (q.len() * units) as f64 {
@@ -261,8 +263,8 @@ impl Sparse {
             let group = &mut group[..self.kernel.group_bytes(nonzero)];
             self.kernel.prepare(&own.values[..nonzero], group);
             self.kernel.run(&self.lines, share, &own.list[..nonzero], group, dots);
-            // SAFETY: shares of units are disjoint, and so are their rows; nobody else is there, as the
-            // caller promises.
+            // SAFETY: shares of units are disjoint, and so are their rows; nothing else accesses them,
+            // as the caller promises.
             let out = unsafe { out.write(rows.clone()) };
             ops.scale_output(&dots[..rows.len()], s, self.scale, out);
         }

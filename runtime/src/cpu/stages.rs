@@ -1,4 +1,4 @@
-//! Where the time of the forward pass goes.
+//! Timing of the stages of the forward pass.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,11 +10,12 @@ use crate::cpu::threads::Worker;
 pub enum Stage {
     /// Embedding, norms, quantisation, activation, rotation, residuals.
     Elementwise,
-    /// Ternary products of attention, q, k, v and output, the preparation of their inputs included.
+    /// Ternary products of attention (q, k, v and output), including the preparation of their
+    /// inputs.
     Ternary,
-    /// Those of gate and up.
+    /// Ternary products of gate and up.
     GateUp,
-    /// That of down.
+    /// Ternary product of down.
     Down,
     /// Attention over the KV cache.
     Attention,
@@ -26,7 +27,7 @@ impl Stage {
     /// All of them.
     pub const ALL: [Self; 6] =
         [Self::Elementwise, Self::Ternary, Self::GateUp, Self::Down, Self::Attention, Self::Head];
-    /// Those of ternary products.
+    /// The stages of ternary products.
     pub const PRODUCTS: [Self; 3] = [Self::Ternary, Self::GateUp, Self::Down];
 
     /// The name used in reports.
@@ -43,7 +44,7 @@ impl Stage {
     }
 }
 
-/// Time per stage, as worker 0 sees it: its own work and its wait for the others.
+/// Time per stage, measured by worker 0: its own work and its wait for the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageTimes([Duration; Stage::ALL.len()]);
 
@@ -62,8 +63,8 @@ impl StageTimes {
     }
 }
 
-/// The clock of one pass. Only worker 0 reads and sets it: atomics are there because all workers
-/// hold it.
+/// The clock of one pass. Only worker 0 reads and sets it; the values are atomic because all
+/// workers share it.
 pub(super) struct StageClock {
     start: Instant,
     /// Nanoseconds since `start` at the end of the last phase.
@@ -76,7 +77,7 @@ impl StageClock {
         Self { start: Instant::now(), last: AtomicU64::new(0), stages: Default::default() }
     }
 
-    /// The time since the last phase was this stage's.
+    /// Adds the time since the end of the last phase to a stage.
     pub(super) fn end_of(&self, stage: Stage, worker: &Worker<'_>) {
         if worker.index == 0 {
             // 2^64 nanoseconds are 584 years.

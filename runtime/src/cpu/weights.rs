@@ -1,5 +1,5 @@
-//! The weights of a model: every tensor found by name and held to the shape that the
-//! hyperparameters ask for.
+//! The weights of a model: every tensor is found by name and checked against the shape that the
+//! hyperparameters require.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::error::{Error, Result, quoted};
 use crate::file::gguf::{Gguf, TensorInfo, TensorType};
 use crate::formats::{self, Codes, Format};
 
-/// All weights. The embedding and the head keep the file's own blocks; the embedding is read from
-/// the file, all else is in memory, unless [`LoadOptions::pack`] says otherwise.
+/// All weights. The embedding and the head keep the file's block formats; the embedding is read
+/// from the file, all else is in memory, unless [`LoadOptions::pack`] says otherwise.
 #[derive(Debug)]
 pub struct Weights {
     /// `[vocab][hidden]`
@@ -58,17 +58,17 @@ pub struct Layer {
     pub down: Projection,
 }
 
-/// The matrices of a layer that have one input.
+/// The matrices of a layer that share one input.
 #[derive(Debug)]
 pub enum Projection {
-    /// In memory, as kernels want them.
+    /// Packed in memory, in the layout of the kernels.
     Packed(Box<Job>),
-    /// In the file, as it holds them.
+    /// In the file, in the file's format.
     Mapped(MappedJob),
 }
 
 impl Projection {
-    /// The packed matrices, if they are.
+    /// The matrices if they are packed.
     #[must_use]
     pub fn packed(&self) -> Option<&Job> {
         match self {
@@ -77,7 +77,7 @@ impl Projection {
         }
     }
 
-    /// The matrices in the file, if they are there.
+    /// The matrices if they are in the file.
     #[must_use]
     pub fn mapped(&self) -> Option<&MappedJob> {
         match self {
@@ -110,13 +110,13 @@ pub struct Table {
     tensor: TensorInfo,
     format: HeadFormat,
     rows: usize,
-    /// The blocks, where they were copied out of the file.
+    /// The blocks, if they were copied out of the file.
     memory: Option<Arc<Buffer>>,
 }
 
 impl Table {
-    /// A table that is the only tensor of a file in memory: `bytes` are its rows in the format's
-    /// blocks.
+    /// Builds a table that is the only tensor of a file in memory: `bytes` are its rows in the
+    /// format's blocks.
     #[cfg(test)]
     pub(super) fn alone(format: HeadFormat, cols: usize, bytes: &[u8]) -> (Gguf, Self) {
         let ty = formats::of_head(format).ty;
@@ -131,20 +131,20 @@ impl Table {
         (gguf, Self { tensor, format, rows, memory: None })
     }
 
-    /// How the rows are stored.
+    /// Format of the rows.
     #[must_use]
     pub fn format(&self) -> HeadFormat {
         self.format
     }
 
-    /// Rows.
+    /// Number of rows.
     #[must_use]
     pub fn row_count(&self) -> usize {
         self.rows
     }
 
-    /// Gives back the pages of the file that hold consecutive rows; they are read again when they
-    /// are needed.
+    /// Releases the pages of the file that hold consecutive rows; they are read again when they are
+    /// needed.
     pub(super) fn drop_rows(&self, gguf: &Gguf, rows: Range<usize>) {
         let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
         gguf.drop_part(&self.tensor, rows.start * width..rows.end * width, false);
@@ -164,11 +164,11 @@ impl Table {
         &bytes[rows.start * width..rows.end * width]
     }
 
-    /// Copies the table out of the file, each worker the rows it will read, and drops the file's
-    /// pages on the way. Memory comes in huge pages, which the file's do not: one core of Zen 5 takes
-    /// 8.3 ms for the q6_K head of 2B-4T instead of 9.2.
+    /// Copies the table out of the file, each worker the rows it will read, and releases the file's
+    /// pages on the way. Unlike the file's mapping, the copy can be in huge pages, and is then read
+    /// faster.
     pub(super) fn copied(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
-        /// Rows between two drops.
+        /// Rows copied between two releases of pages.
         const ROWS: usize = 1024;
         let bytes = gguf.tensor_bytes(&self.tensor);
         let width = bytes.len() / self.rows;
@@ -187,19 +187,19 @@ impl Table {
         Ok(Self { memory: Some(Arc::new(buffer)), ..self })
     }
 
-    /// Keeps the copy in memory, if there is one.
+    /// Locks the copy in memory, if there is one.
     pub(super) fn lock(&self) -> std::io::Result<()> {
         self.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock())
     }
 
-    /// Whether rows that are needed alone are read out of the file, [`Gguf::read_part`]: unless all of
-    /// them may as well be in memory.
+    /// True if single rows are read out of the file with [`Gguf::read_part`], which is so unless
+    /// the table is in memory or small enough to be.
     pub(super) fn stays_in_file(&self) -> bool {
         const SMALL: u64 = 16 << 20;
         self.memory.is_none() && self.tensor.bytes >= SMALL
     }
 
-    /// A row that is needed alone, in the file's blocks.
+    /// Returns a single row, in the file's blocks.
     pub(super) fn row<'a>(
         &'a self,
         gguf: &'a Gguf,
@@ -218,16 +218,16 @@ impl Table {
         self.dequantise(self.rows(gguf, row..row + 1), out);
     }
 
-    /// A row as f32, `[hidden]`.
+    /// Converts a row to f32, `[hidden]`.
     pub(super) fn dequantise(&self, row: &[u8], out: &mut [f32]) {
         (formats::head_rows(self.format).dequantise)(row, out);
     }
 }
 
 impl Weights {
-    /// Finds and checks all tensors, and packs the ternary ones for the kernels selected, if they are to
-    /// be. What is odd but no obstacle (tensors nobody uses, a matrix of zeros) goes to `warnings`, one
-    /// line each.
+    /// Finds and checks all tensors, and packs the ternary ones for the selected kernels if
+    /// [`LoadOptions::pack`] says so. Oddities that do not prevent loading (unused tensors, a
+    /// matrix of zeros) go to `warnings`, one line each.
     ///
     /// # Errors
     /// [`Error::Model`] naming the tensor, what it is and what it should be;
@@ -251,7 +251,7 @@ impl Weights {
 }
 
 impl Packing {
-    /// Which kernels serve which job, and the memory for what they read.
+    /// Plans the kernels of each job and reserves the memory for the packed weights.
     fn new(
         gguf: &Gguf,
         config: &Config,
@@ -286,7 +286,7 @@ impl Packing {
         let head_bytes = head.map_or(0, |head| head.bytes);
         let with_lines = (bytes + lines_bytes) as u64 + head_bytes;
         if options.sparse == sparse::Mode::Auto && free.is_some_and(|free| free < with_lines) {
-            // Nobody asked for what it takes.
+            // The sparse form is optional here, so it must not exhaust memory.
             jobs.iter_mut().for_each(|job| job.sparse = None);
             lines_bytes = 0;
         }
@@ -305,7 +305,7 @@ impl Packing {
     }
 }
 
-/// Says how much memory the weights need, and which format needs less.
+/// Builds the message that says how much memory the weights need, and which format needs less.
 fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) -> String {
     let in_layout = |layout: Layout| -> u64 {
         let bytes = |job: &JobShapes| {
@@ -328,8 +328,8 @@ fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) 
     )
 }
 
-/// The kernel that skips what meets a zero in a job, if any is to, and the share of lines above which
-/// it does not pay.
+/// Returns the gather kernel for sparse decode of a job, if it has any, and the share of lines
+/// above which it does not pay.
 fn sparse_kernel(
     config: &Config,
     options: &LoadOptions<'_>,
@@ -347,32 +347,32 @@ fn sparse_kernel(
     }
 }
 
-/// A job of every layer, and what serves it.
+/// A job of every layer, and the kernels for it.
 #[derive(Clone)]
 struct PlannedJob {
     role: Role,
-    /// For one token and for many.
+    /// Kernels for one token and for many.
     decode: Kernel,
     prefill: Kernel,
-    /// For one token that skips, and up to which density.
+    /// Kernel for one token with activation sparsity, and the density up to which it is used.
     sparse: Option<(GatherKernel, f64)>,
 }
 
-/// What weights are packed for and into.
+/// The plan for packing weights, and the memory for them.
 struct Packing {
     /// The jobs of a layer.
     jobs: Vec<PlannedJob>,
     arena: Arena,
-    /// Bytes that the arena will hold.
+    /// Bytes that the arena holds in the end.
     bytes: usize,
-    /// Whether memory does not hold the file too.
+    /// True if memory does not have room for the file as well.
     uncache: bool,
 }
 
 struct Loader<'a> {
     gguf: &'a Arc<Gguf>,
     options: &'a LoadOptions<'a>,
-    /// None where weights stay in the file.
+    /// `None` if weights stay in the file.
     packing: Option<Packing>,
     used: Vec<&'a str>,
     warnings: &'a mut Vec<String>,
@@ -421,14 +421,14 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// The tensor of that name with exactly these dimensions, innermost first.
+    /// Returns the tensor of that name, which must have exactly these dimensions, innermost first.
     fn tensor(&mut self, name: &str, dims: &[usize]) -> Result<&'a TensorInfo> {
         let wanted: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
         let Some(tensor) = self.gguf.tensor(name) else {
             let expected = format!("a tensor of {wanted:?}; the file is incomplete");
             return Err(self.gguf.tensor_error(name, "no such tensor", expected));
         };
-        // Dimensions of 1 at the end say nothing.
+        // Trailing dimensions of 1 are ignored.
         let ones = tensor.dims.iter().rev().take_while(|&&d| d == 1).count();
         let kept = (tensor.dims.len() - ones).max(wanted.len()).min(tensor.dims.len());
         if tensor.dims[..kept] != wanted {
@@ -440,7 +440,7 @@ impl<'a> Loader<'a> {
         Ok(tensor)
     }
 
-    /// A vector of f32, all of them finite.
+    /// Reads a vector of f32, all of which must be finite.
     fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
         let tensor = self.tensor(name, &[n])?;
         if tensor.ty != TensorType::F32 {
@@ -484,7 +484,7 @@ impl<'a> Loader<'a> {
         Ok(Table { tensor: tensor.clone(), format: rows_of.head, rows, memory: None })
     }
 
-    /// Copies a table out of the file, unless it is to stay there.
+    /// Copies a table out of the file, unless [`LoadOptions::copy_head`] is off.
     fn copy(&self, table: Table) -> Result<Table> {
         if !self.options.copy_head {
             return Ok(table);
@@ -492,7 +492,7 @@ impl<'a> Loader<'a> {
         table.copied(self.gguf, self.options.pool, self.options.pages)
     }
 
-    /// Keeps the packed weights and the head in memory, or says that the system does not.
+    /// Locks the packed weights and the head in memory, or warns that the system refused.
     fn lock(&mut self, head: &Table) {
         let packed = self.packing.as_ref().map_or(Ok(()), |packing| packing.arena.lock());
         if let Err(error) = packed.and(head.lock()) {
@@ -500,7 +500,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The matrices of a layer's job: packed for the kernels of its role, or as they are.
+    /// Loads the matrices of a layer's job: packed for the kernels of its role, or as the file
+    /// holds them.
     fn job(&mut self, config: &Config, layer: usize, role: Role) -> Result<Projection> {
         let matrices = config.matrices(layer, role);
         match self.packing.take() {
@@ -538,7 +539,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The matrices as the file holds them, after a look at every code.
+    /// Checks every code of the matrices, which stay as the file holds them.
     fn file_job(&mut self, matrices: &[(String, Shape)]) -> Result<MappedJob> {
         let ceiling = self.options.selection.ceiling();
         let kernel =
@@ -563,7 +564,7 @@ impl<'a> Loader<'a> {
         MappedJob::new(parts, kernel)
     }
 
-    /// A ternary tensor: its codes, and what its integer products are multiplied with.
+    /// Returns a ternary tensor, its codes, and the scale of its integer products.
     fn ternary(&mut self, name: &str, shape: Shape) -> Result<(&'a TensorInfo, Codes<'a>, f32)> {
         let gguf = self.gguf;
         let tensor = self.tensor(name, &[shape.cols, shape.rows])?;
@@ -612,7 +613,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Packs a matrix, and its lines where a kernel skips some.
+    /// Packs a matrix, and its lines if there is a sparse kernel.
     fn pack(
         &mut self,
         packing: &mut Packing,
@@ -646,7 +647,7 @@ impl<'a> Loader<'a> {
         Ok((matrix, lines))
     }
 
-    /// The optional tensor `*.scale` of one f32 beside a `*.weight` (architecture `bitnet`).
+    /// Reads the optional tensor `*.scale` of one f32 beside a `*.weight` (architecture `bitnet`).
     fn projection_scale(&mut self, weight: &str) -> Result<Option<f32>> {
         let Some(stem) = weight.strip_suffix("weight") else { return Ok(None) };
         let name = format!("{stem}scale");
@@ -672,7 +673,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// What there is to say when the system does not lock memory.
+/// Builds the warning for when the system does not lock memory.
 pub(super) fn not_locked(error: &std::io::Error) -> String {
     format!(
         "the weights may be swapped out, the system does not keep them in memory: {error}; raise \

@@ -1,4 +1,4 @@
-//! Which form the head takes in memory: its own blocks, or low-bit copies that are scanned.
+//! Choice of the head's form in memory: its own blocks, or low-bit copies that are scanned.
 
 use std::sync::Arc;
 
@@ -16,49 +16,52 @@ use crate::error::{Error, Result};
 use crate::numerics::reaches;
 use crate::random::Random;
 
-/// How the best logits are found where not all are needed. Logits are the same either way.
+/// Method of finding the best logits where not all are needed. Logits are the same with each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadMode {
-    /// By a scan of a low-bit copy where that reads less, which is measured on the model.
+    /// A scan of a low-bit copy where that reads less, as measured on the model.
     #[default]
     Auto,
-    /// By such a scan.
+    /// Always a scan.
     Exact,
-    /// By reading all of the head.
+    /// Always the full head.
     Full,
 }
 
-/// What [`Model::choose_head`] goes by.
+/// Options of [`Model::choose_head`].
 #[derive(Clone, Copy, Debug)]
 pub struct HeadOptions {
-    /// What was asked for.
+    /// The requested method.
     pub mode: HeadMode,
-    /// How many of the best logits will be needed.
+    /// Number of the best logits that will be needed.
     pub count: usize,
-    /// The best instructions that may be used.
+    /// The best instruction set that may be used.
     pub ceiling: Isa,
-    /// The pages of what is kept in memory.
+    /// Page size for the head or its copies.
     pub pages: Pages,
-    /// Whether it is kept from being swapped out.
+    /// Locks them in memory, so that they are not swapped out.
     pub lock: bool,
 }
 
-/// A smaller head stays in the cache, where reading less gains little.
+/// Smallest head, in bytes, that is worth scanning: a smaller one stays in the cache, where reading
+/// less gains little.
 const WORTHWHILE_BYTES: usize = 16 << 20;
-/// What a scan may cost relative to the full head.
+/// Largest cost of a scan relative to the full head.
 const WORTHWHILE: f64 = 0.9;
-/// Tokens of a made-up prompt, and those after it, after each of which logits are looked at.
+/// Tokens of a random prompt, and tokens decoded after it; logits are sampled after the prompt and
+/// after each of these.
 const TOKENS: (usize, usize) = (4, 2);
-/// Rows that costs are estimated from.
+/// Rows sampled to estimate costs.
 const SAMPLE: usize = 1024;
 
 impl Model {
-    /// Decides how the best logits are found, and takes into memory what that reads. The head must
-    /// not have been copied: see [`LoadOptions::copy_head`](crate::cpu::model::LoadOptions::copy_head).
+    /// Chooses how the best logits are found, and loads into memory what that reads. The head must
+    /// not have been copied: see
+    /// [`LoadOptions::copy_head`](crate::cpu::model::LoadOptions::copy_head).
     ///
-    /// To decide, some tokens go through the model, and some rows are coded to see how many of them
-    /// could not be ruled out: weights without structure leave no logit standing out, and ask for
-    /// more bits than a trained head.
+    /// The choice is measured: some tokens go through the model, and some rows are coded to see how
+    /// many of them could not be ruled out. In a model whose weights have no structure no logit
+    /// stands out, so that it needs more bits than a trained head.
     ///
     /// # Errors
     /// [`Error::Runtime`] when there is not enough memory or a worker panicked.
@@ -108,7 +111,7 @@ impl Model {
         Ok(self)
     }
 
-    /// Whether a scan that left over no row would be worthwhile.
+    /// True if a scan that ruled out every row would be worthwhile.
     fn scan_could_pay(&self) -> bool {
         let (rows, cols) = (self.config.vocab, self.config.hidden);
         let scan = HeadSketch::sketch_bytes(SketchFormat::P4, rows, cols);
@@ -116,7 +119,7 @@ impl Model {
         full >= WORTHWHILE_BYTES && (scan as f64) < WORTHWHILE * full as f64
     }
 
-    /// The format whose scan reads least, and how much relative to the full head.
+    /// Returns the format whose scan costs least, and its cost relative to the full head.
     fn cheapest(
         self,
         pool: &Arc<Pool>,
@@ -139,7 +142,7 @@ impl Model {
             let coder = (format, options.ceiling);
             sketch::residuals(&model.gguf, &model.weights.head, cols, coder, sample())
         });
-        // Of each format the rows that the scan, and then the refinement copy, do not rule out.
+        // For each format the rows that are left after the scan, and after the refinement copy.
         let (mut left, mut seen) = ([[0usize; 2]; 2], 0);
         for i in 0..=context - prompt.len() {
             let logits = if i == 0 { session.prefill(&prompt)? } else { session.decode(token())? };
@@ -177,7 +180,7 @@ impl Model {
     }
 }
 
-/// The kernel that reads refinement rows.
+/// Returns the kernel that reads refinement rows.
 fn refinement_kernel(options: &HeadOptions) -> Option<GatherKernel> {
     GatherKernel::default(Along::Rows, None, options.ceiling)
 }

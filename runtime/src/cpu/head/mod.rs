@@ -1,4 +1,4 @@
-//! The `lm_head`: which logits are needed, and how they are found without reading all of it.
+//! The `lm_head`: finding the logits that are needed without reading all of it.
 
 pub mod choose;
 pub mod screen;

@@ -1,15 +1,16 @@
-//! The logits that matter, without reading all of the head.
+//! Screening of the head: the logits that are needed, without reading all of it.
 //!
-//! A scan of a low-bit copy ([`HeadSketch`]) estimates every logit. The rows with the best estimates are
-//! computed by the full head's own kernel; the worst of these bounds from below what a row needs to
-//! be among the best. Every other row whose estimate, plus the most that it can be wrong by, does
-//! not stay below is looked at again: first with the refinement copy, then by the full head's kernel.
-//! So the best k logits, and all that equal the k-th, are those of the full head, bit for bit.
+//! A scan of a low-bit copy ([`HeadSketch`]) estimates every logit. The full head's own kernel
+//! computes the rows with the best estimates; the smallest of these logits is a lower bound of what
+//! a row needs to be among the best. Every other row is a survivor unless its estimate, plus the
+//! bound of its error, is below that. Survivors are checked again: first with the refinement copy,
+//! then by the full head's kernel. So the best k logits, and all that equal the k-th, are those of
+//! the full head, bit for bit.
 //!
-//! Several tokens are served by one scan. It takes five phases of the pool, with four barriers between
-//! them. To look at estimates band by band, as long as they are in the L2 cache, does not pay: with
-//! either the bound of each tile or the rows that may still be among the best kept on the way, the head of
-//! 8 sequences took 0.5 to 0.8 ms more on one core of Zen 5, of 10.6 (three pairs of runs each).
+//! One scan serves several tokens. It takes five phases of the pool, with four barriers between
+//! them. Checking estimates band by band, while they are in the L2 cache, was tried and does not
+//! pay: the head of 8 sequences took 0.5 to 0.8 ms more, of 10.6, both with a bound kept for each
+//! tile and with a list of the rows that may still be among the best.
 
 use std::ops::Range;
 
@@ -26,12 +27,13 @@ use crate::file::gguf::Gguf;
 pub enum Needs {
     /// All of them.
     All,
-    /// Exactly the `count` largest, and all that equal the last of these, and those of `ids`. Any
-    /// other may read minus infinity instead.
+    /// Exactly the `count` largest, all that equal the smallest of these, and those of `ids`. Any
+    /// other may be minus infinity instead.
     Best {
-        /// How many, at least 1.
+        /// Number of largest logits, at least 1.
         count: usize,
-        /// Those of `ids` that are in the vocabulary; each may stand here more than once.
+        /// Ids of other logits that are needed; ids beyond the vocabulary are ignored, and
+        /// duplicates are allowed.
         ids: Vec<u32>,
     },
 }
@@ -43,13 +45,13 @@ impl Needs {
     pub const GREEDY: &'static Self = &Self::Best { count: 1, ids: Vec::new() };
 }
 
-/// The most best logits that a scan looks for; beyond that it is no longer cheap, and all of the head
+/// Most of the best logits that a scan looks for; for more it is no longer cheap, and the full head
 /// is read.
 pub(crate) fn most(rows: usize) -> usize {
     1024.min(rows / 4)
 }
 
-/// Whether a scan of a head of so many rows can find what is needed.
+/// True if a scan of a head of so many rows can find the logits that are needed.
 pub(crate) fn scannable(needs: &Needs, rows: usize) -> bool {
     match needs {
         Needs::All => false,
@@ -57,29 +59,30 @@ pub(crate) fn scannable(needs: &Needs, rows: usize) -> bool {
     }
 }
 
-/// Rows that are looked at again at once.
+/// Survivors checked with the refinement copy at once.
 const REFINED: usize = 256;
-/// A refinement row read alone costs more than as many bytes of a scan: one core of Zen 5 takes 3.2 ms for
-/// 33 MB of them, and 4.0 for the 172 MB of a sketch.
+/// Cost of a byte of a refinement row, which is read alone, relative to a byte of a scan: one core
+/// takes 3.2 ms for 33 MB of such rows, and 4.0 ms for the 172 MB of a sketch.
 pub(crate) const ALONE: f64 = 4.0;
-/// As [`ALONE`], for rows of a head: if the system reads them out of the file, 2 kB take 1.3
-/// microseconds.
+/// As [`ALONE`], for rows of the head; higher if the system reads them out of the file, at 1.3
+/// microseconds for 2 kB.
 pub(crate) fn alone(head: &Table) -> f64 {
     if head.stays_in_file() { 25.0 } else { ALONE }
 }
-/// Tokens of which costs are averaged, roughly.
+/// Number of recent tokens over which costs are averaged, roughly.
 const MEMORY: f64 = 8.0;
-/// Tokens for which the full head serves when the scan did not pay; it doubles up to the second.
+/// Tokens for which the full head is used after scans did not pay: the first number, doubled each
+/// time up to the second.
 const REST: (usize, usize) = (32, 1024);
 
-/// What the head read for the tokens of a session whose logits were asked for.
+/// Statistics of what the head read for the tokens of a session that needed logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeadStats {
-    /// Tokens.
+    /// Tokens that needed logits.
     pub tokens: u64,
-    /// Tokens of which the copies of the head were scanned.
+    /// Tokens served by a scan.
     pub scanned: u64,
-    /// Rows that were looked at again after a scan, of all tokens.
+    /// Survivors of scans, whose refinement rows were read, of all tokens.
     pub refined: u64,
     /// Rows that the full head's kernel computed after a scan.
     pub rescored: u64,
@@ -112,52 +115,53 @@ impl ScreenedHead<'_> {
     }
 }
 
-/// What a session keeps for the head. What belongs to rows lies in parts of the workers, `[token][rows]`
-/// of each: see [`Part`].
+/// A session's buffers and state for scans of the head. Buffers by row are split into the workers'
+/// parts, `[token][rows]` each: see [`Part`].
 #[derive(Debug)]
 pub(crate) struct Screen {
     estimates: Vec<f32>,
     /// Rows that were not ruled out by the scan.
     survivors: Vec<u32>,
-    /// How many these are, `[worker][token]`.
+    /// Number of survivors, `[worker][token]`.
     found: Vec<usize>,
     /// The best estimates of each worker, `[worker][token][count]`.
     best: Vec<(f32, u32)>,
     /// Logits of the chosen rows, `[token][count and ids]`.
     exact: Vec<f32>,
-    /// The activations of each token, and whether bounds hold; where none does all logits are computed.
+    /// The activations of each token, and true if bounds hold for it; otherwise all its logits are
+    /// computed.
     queries: Vec<(Query, bool)>,
     workers: Vec<Own>,
     policy: Policy,
 }
 
-/// What one worker keeps.
+/// State of one worker.
 #[derive(Debug, Default)]
 struct Own {
     input: SketchInput,
-    /// The rows that are computed first, the same for all workers, of each token.
+    /// For each token the rows that are computed first, the same for all workers.
     chosen: Vec<Vec<u32>>,
     sorted: Vec<(f32, u32)>,
     /// Products of refinement rows.
     dots: Vec<i32>,
-    /// What a logit needs to be among the best, of each token.
+    /// For each token a lower bound of the logits that are among the best.
     least: Vec<f32>,
     /// A row of the full head.
     row: Vec<u8>,
     read: Read,
 }
 
-/// What a worker read beside what it scanned.
+/// Rows that a worker read in addition to the scan.
 #[derive(Clone, Copy, Debug, Default)]
 struct Read {
     refined: usize,
     rescored: usize,
 }
 
-/// A worker's part of the rows, counted with those that fill the last tile.
+/// A worker's part of the rows, with the padding of the last tile.
 struct Part {
     padded: Range<usize>,
-    /// Those that there are.
+    /// The rows without padding.
     rows: Range<usize>,
     tokens: usize,
 }
@@ -169,25 +173,25 @@ impl Part {
         Self { padded, rows, tokens }
     }
 
-    /// Where the part of all tokens lies.
+    /// Returns the range of the part, for all tokens.
     fn whole(&self) -> Range<usize> {
         self.tokens * self.padded.start..self.tokens * self.padded.end
     }
 
-    /// Where a token's rows lie.
+    /// Returns the range of a token's rows.
     fn of(&self, token: usize) -> Range<usize> {
         let padded = self.padded_of(token);
         padded.start..padded.start + self.rows.len()
     }
 
-    /// Where these and those that fill the last tile lie.
+    /// Returns the range of a token's rows with the padding of the last tile.
     fn padded_of(&self, token: usize) -> Range<usize> {
         let first = self.tokens * self.padded.start + token * self.padded.len();
         first..first + self.padded.len()
     }
 }
 
-/// Whether to scan, from what it cost of late.
+/// Policy that decides whether to scan, from recent costs.
 #[derive(Debug)]
 struct Policy {
     /// Cost of a scan relative to the full head.
@@ -197,7 +201,7 @@ struct Policy {
 }
 
 impl Policy {
-    /// Whether the next token is to be scanned.
+    /// True if the next token is to be served by a scan.
     fn scans(&mut self) -> bool {
         if self.resting == 0 {
             return true;
@@ -236,13 +240,13 @@ impl Screen {
         })
     }
 
-    /// Whether scans pay at present, which is to be asked once for each pass that could use them.
+    /// True if scans pay at present. Call it once for each pass that could use them.
     pub(crate) fn scans(&mut self) -> bool {
         self.policy.scans()
     }
 
-    /// What the workers share for scans for the tokens of a batch that `order` names, at least one. The
-    /// needs of each are [`scannable`].
+    /// Sets up the shared state of the workers for scans for the tokens of a batch that `order`
+    /// names, at least one. The needs of each are [`scannable`].
     pub(crate) fn share<'a>(
         &'a mut self,
         head: ScreenedHead<'a>,
@@ -254,7 +258,8 @@ impl Screen {
         let needs = || (0..order.len()).map(|row| wanted.of(row));
         let count = needs().map(|(count, _)| count).max().unwrap_or(1);
         let places = needs().map(|(count, ids)| count + ids.len()).max().unwrap_or(1);
-        // Of one scan; those of a kernel that takes more than there are tokens have places, too.
+        // Tokens of one scan: the kernel may take more than there are, and needs room for all that
+        // it takes.
         let tokens = sketch.kernel(order.len().min(sketch.tokens())).tokens();
         let rows = sketch.tile_count() * TILE_ROWS;
         self.estimates.resize(self.estimates.len().max(tokens * rows), 0.0);
@@ -284,7 +289,7 @@ impl Screen {
         }
     }
 
-    /// After scans for `tokens` tokens, at most so many at once: learns what they cost.
+    /// Updates the policy and `stats` after scans for `tokens` tokens, at most `at_once` at a time.
     pub(crate) fn finish(
         &mut self,
         head: ScreenedHead<'_>,
@@ -315,7 +320,8 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    /// How many of the best logits a row needs, and the ids of others. A row beyond the last needs none.
+    /// Returns how many of the best logits a row needs, and the ids of others. For a row beyond the
+    /// last these are 1 and none.
     fn of(self, row: usize) -> (usize, &'a [u32]) {
         match self.order.get(row).and_then(|&token| self.batch[token].needs) {
             Some(Needs::Best { count, ids }) => ((*count).max(1), ids),
@@ -324,11 +330,11 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// Scans: what the workers share.
+/// State that the workers share for scans.
 pub(crate) struct Scan<'a> {
     head: ScreenedHead<'a>,
     wanted: Wanted<'a>,
-    /// The most that any row needs: of the best, and with other ids.
+    /// Largest number that any row needs, of the best logits, and of these and other ids.
     count: usize,
     places: usize,
     tokens: usize,
@@ -342,14 +348,14 @@ pub(crate) struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// Tokens that a scan serves at most.
+    /// Most tokens that a scan serves.
     pub(crate) fn tokens(&self) -> usize {
         self.tokens
     }
 
     /// Does a worker's part for the next [`Scan::tokens`] rows at most, from `first` on: `x`,
-    /// `[tokens][cols]`, is the input of the head, the same for all workers; `prepared` is for its kernel for one token, `logits`
-    /// `[tokens][vocab]`.
+    /// `[tokens][cols]`, is the input of the head, the same for all workers; `prepared` is for its
+    /// kernel for one token; `logits` is `[tokens][vocab]`.
     ///
     /// # Safety
     /// All workers of one run call it, with the same scan, `x`, number of tokens and `logits`, and the same
@@ -465,8 +471,8 @@ impl Scan<'_> {
         }
     }
 
-    /// Looks at the survivors of a token again, one of so many that were scanned at once: those of all
-    /// workers together in equal parts.
+    /// Checks the survivors of a token again; the scan served `at_once` tokens. Those of all
+    /// workers together are shared out in equal parts.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once for a token, in a phase in which nothing writes what
@@ -525,27 +531,27 @@ impl Scan<'_> {
         }
     }
 
-    /// Where a worker's best estimates for a token lie, so many.
+    /// Returns the range of a worker's `count` best estimates for a token.
     fn best_of(&self, worker: usize, token: usize, count: usize) -> Range<usize> {
         let first = (worker * self.tokens + token) * self.count;
         first..first + count
     }
 
-    /// Where it says how many rows it found for a token.
+    /// Returns the place of a worker's number of survivors for a token.
     fn found_at(&self, worker: usize, token: usize) -> Range<usize> {
         let at = worker * self.tokens + token;
         at..at + 1
     }
 }
-/// Puts the largest estimates, in falling order, and their rows into `best`; the first of equal
-/// ones. Where there are fewer, no row follows. `first` is the row of the first estimate.
+/// Writes the largest estimates, in descending order, and their rows to `best`; of equal ones the
+/// first. Unused places hold no row (`u32::MAX`). `first` is the row of the first estimate.
 fn find_best(estimates: &[f32], first: usize, best: &mut [(f32, u32)]) {
     const CHUNK: usize = 16;
     best.fill((f32::NEG_INFINITY, u32::MAX));
     let mut found = 0;
     for (chunk, values) in estimates.chunks(CHUNK).enumerate() {
         let last = if found < best.len() { f32::NEG_INFINITY } else { best[found - 1].0 };
-        // Most chunks have none, which vectors see at once.
+        // Most chunks have none, which a vector comparison shows at once.
         if found == best.len() && values.iter().fold(true, |none, &v| none & (v <= last)) {
             continue;
         }
@@ -562,7 +568,7 @@ fn find_best(estimates: &[f32], first: usize, best: &mut [(f32, u32)]) {
 }
 
 impl Own {
-    /// The best rows of all workers, and those asked for, each once.
+    /// Collects the best rows of all workers and those of `ids`, each once.
     fn choose<'a>(
         &mut self,
         token: usize,
@@ -581,7 +587,7 @@ impl Own {
         chosen.dedup();
     }
 
-    /// The `count`-th largest of some logits; minus infinity where there are fewer numbers.
+    /// Returns the `count`-th largest of some logits; minus infinity where there are fewer numbers.
     fn kth(&mut self, logits: &[f32], count: usize) -> f32 {
         self.sorted.clear();
         self.sorted.extend(logits.iter().filter(|l| !l.is_nan()).map(|&l| (l, 0)));
@@ -600,8 +606,8 @@ mod tests {
     use crate::cpu::threads::Pool;
     use crate::random::Random;
 
-    /// The logits that scans give for some tokens, `[token][vocab]`, if there are any. Tokens take their
-    /// needs from the list in turns.
+    /// Returns the logits that scans give for some tokens, `[token][vocab]`, or `None` if there was
+    /// no scan. Tokens take their needs from the list in turns.
     fn scanned(
         exact: &mut Screen,
         head: ScreenedHead<'_>,
@@ -647,7 +653,8 @@ mod tests {
         Some((out, stats))
     }
 
-    /// What was asked for is that of the full head, and all else is too, or is ruled out.
+    /// Asserts that needed logits equal those of the full head, and that all others do too or are
+    /// ruled out.
     fn check(expected: &[f32], got: &[f32], needs: &Needs, what: &str) {
         let Needs::Best { count, ids } = needs else { panic!("{needs:?}") };
         let mut sorted: Vec<f32> = expected.iter().copied().filter(|l| !l.is_nan()).collect();
@@ -665,8 +672,8 @@ mod tests {
         Needs::Best { count, ids: ids.to_vec() }
     }
 
-    /// On every kind of head and input, with every number of workers; rows that fill tiles, and that
-    /// do not.
+    /// Covers every kind of head and input, several numbers of workers, and numbers of rows that do
+    /// and do not fill tiles.
     #[test]
     fn the_best_are_those_of_the_full_head() {
         let vector = VectorOps::best(bitnet_profiles::Isa::best());
@@ -723,8 +730,8 @@ mod tests {
         }
     }
 
-    /// Tokens together, those that no bound holds for among them, are what each is alone, whether they
-    /// fill scans or not.
+    /// Tokens together, including some without a bound, have the logits that each has alone,
+    /// whether or not they fill scans.
     #[test]
     fn tokens_together_are_what_they_are_alone() {
         let vector = VectorOps::best(bitnet_profiles::Isa::best());
@@ -765,7 +772,7 @@ mod tests {
         }
     }
 
-    /// A head with a row that stands out, and 4000 that do not.
+    /// Builds a head of 4000 rows, of which one stands out.
     fn trained(random: &mut Random) -> (Case, Vec<f32>) {
         let cols = 256;
         let x = input(cols, random);
@@ -791,7 +798,8 @@ mod tests {
             scanned(&mut exact, head, &pool, (&x, 1), std::slice::from_ref(Needs::GREEDY)).unwrap();
         assert!(stats.refined <= 4 && stats.rescored <= 4, "{stats:?}");
         assert!(stats.bytes < table.rows(gguf, 0..4000).len() as u64 / 6, "{stats:?}");
-        // All logits are 0, and so among the best: after that the full head serves for a while.
+        // All logits are 0, and so all are among the best: after that the full head is used for a
+        // while.
         let nothing = vec![0.0; x.len()];
         let (_, stats) =
             scanned(&mut exact, head, &pool, (&nothing, 1), std::slice::from_ref(Needs::GREEDY))

@@ -1,9 +1,9 @@
-//! Low-bit copies of the lm_head, and how far an estimate from them can be from the logit.
+//! Low-bit copies of the `lm_head`, and bounds of the error of estimates from them.
 //!
-//! Two copies: the *sketch* ([`SketchFormat`]), which a scan reads whole, and the *refinement* rows, what
-//! the sketch leaves of each row as a ternary one with a scale, which are read for the rows that may
-//! still be among the best, by a kernel with a list of rows. With w a row of the head, p and b its
-//! rows in the two copies, both exact real vectors, and x the activations as the full head sees them,
+//! There are two copies. A scan reads the *sketch* ([`SketchFormat`]) whole. The *refinement* rows
+//! hold what the sketch leaves of each row, as a ternary row with a scale; a gather kernel reads
+//! them for the rows that may still be among the best. With w a row of the head, p and b its rows
+//! in the two copies, both exact real vectors, and x the activations as the full head sees them,
 //!
 //! ```text
 //! logit = w x + e,   |e| <= gamma |w| |x|         (rounding, of the depth of the full head's sum)
@@ -14,15 +14,16 @@
 //! |logit - scan - refinement| <= |w - p - b| |x| + |p| |x - x'| + |b| |x - x"| + e + e' + e"
 //! ```
 //!
-//! by Cauchy and Schwarz. `|w - p|` and `|w - p - b|` are kept for each row, rounded up; all other
-//! terms are small and take the largest norm of all rows. Heads of quantised blocks take x in such
-//! blocks too, so that x' is x. For a head of floats a token alone is two rows of activations, what
-//! 8 bits leave being the second: with one, a 2B-4T f16 head of noise had 3.2 % of its rows looked at
-//! again, not 1.6. Norms are never computed smaller than they are: sums of f32 are taken for as wrong
-//! as their depth allows, and what underflow could hide is added.
+//! by the Cauchy-Schwarz inequality. `|w - p|` and `|w - p - b|` are kept for each row, rounded up;
+//! all other terms are small and take the largest norm of all rows. Heads of quantised blocks take
+//! x in such blocks too, so that x' is x. For a head of floats a token alone is two rows of
+//! activations, the second being what 8 bits leave: with only one, a 2B-4T f16 head of noise had
+//! 3.2 % of its rows as survivors instead of 1.6 %. Norms are never computed smaller than they are:
+//! sums of f32 are assumed to be as wrong as their depth allows, and a bound of what underflow
+//! could hide is added.
 //!
-//! Fine rows of 4 bits in blocks left fewer rows to compute, 0.1 % of them, but took 185 MB of a 2B-4T
-//! head instead of 66.
+//! Refinement rows of 4 bits in blocks were tried: they left fewer rows to compute, 0.1 % of them,
+//! but took 185 MB for a 2B-4T head instead of 66 MB.
 
 use std::ops::Range;
 
@@ -39,13 +40,13 @@ use crate::numerics::{BLOCK, Reach, reaches};
 
 /// Rows in a tile of a sketch.
 pub(crate) const TILE_ROWS: usize = SketchFormat::TILE_ROWS;
-/// Tiles after which pages of the file are given back.
+/// Tiles after which pages of the file are released.
 const TILES_PER_DROP: usize = 64;
 /// Unit roundoff of f32.
 const U: f64 = 1.0 / (1 << 24) as f64;
-/// More than what underflow can take from a norm of up to 2^18 elements, or from a sum.
+/// Bound of what underflow can take from a norm of up to 2^18 elements, or from a sum.
 const UNDERFLOW: f64 = 1.0 / (1u64 << 60) as f64;
-/// Products of norms beyond this could leave the range of f32 on the way.
+/// Largest product of norms; beyond it intermediate values could overflow f32.
 const MAX_PRODUCT: f64 = 1e30;
 
 /// The copies of a head.
@@ -53,9 +54,9 @@ const MAX_PRODUCT: f64 = 1e30;
 pub struct HeadSketch {
     rows: usize,
     cols: usize,
-    /// Whether the full head quantises its activations in blocks of 32.
+    /// True if the full head quantises its activations in blocks of 32.
     block_head: bool,
-    /// By the tokens they take, from one on.
+    /// Scan kernels in order of the tokens they take, from one on.
     kernels: Vec<SketchKernel>,
     refinement_kernel: GatherKernel,
     tiles: Buffer,
@@ -64,7 +65,7 @@ pub struct HeadSketch {
     refinement: GatherMatrix,
     /// The scale of each refinement row.
     refinement_scales: Vec<f32>,
-    /// What the sketch leaves of each row and what both leave, upper bounds of the norms.
+    /// Upper bounds of the norms of each row's residual after the sketch, and after both copies.
     residuals: Vec<f32>,
     refinement_residuals: Vec<f32>,
     /// The largest norms of |w| + |w - p| and of |w - p| + |w - p - b|.
@@ -72,7 +73,7 @@ pub struct HeadSketch {
     refinement_norm: f64,
 }
 
-/// A row as it was coded.
+/// Scales, norm and residuals of a coded row.
 struct Coded {
     scale: f32,
     refinement_scale: f32,
@@ -81,12 +82,12 @@ struct Coded {
     refinement_residual: f64,
 }
 
-/// What a row is coded in, of one worker: all are whole blocks.
+/// A worker's buffers for coding a row, all of whole blocks.
 struct Room {
     weights: Vec<f32>,
-    /// What the sketch leaves.
+    /// Residual after the sketch.
     rest: Vec<f32>,
-    /// Of the refinement row, whole units.
+    /// Codes of the refinement row, in whole units.
     codes: Vec<u8>,
 }
 
@@ -98,13 +99,13 @@ impl Room {
     }
 }
 
-/// The smallest float that is not less.
+/// Returns the smallest f32 that is not less than `x`.
 fn up(x: f64) -> f32 {
     let nearest = x as f32;
     if f64::from(nearest) < x { nearest.next_up() } else { nearest }
 }
 
-/// An upper bound of the norm of `n` elements, summed in f64.
+/// Returns an upper bound of the norm of `n` elements, summed in f64.
 fn norm(n: usize, element: impl Fn(usize) -> f64) -> f64 {
     let mut lanes = [0.0; 8];
     for i in 0..n {
@@ -114,19 +115,19 @@ fn norm(n: usize, element: impl Fn(usize) -> f64) -> f64 {
 }
 
 impl HeadSketch {
-    /// Bytes that a scan of a head of so many rows and columns reads.
+    /// Returns the bytes that a scan of a head of so many rows and columns reads.
     pub(crate) fn sketch_bytes(format: SketchFormat, rows: usize, cols: usize) -> usize {
         rows.div_ceil(TILE_ROWS) * format.tile_bytes(cols) + rows * 2 * size_of::<f32>()
     }
 
-    /// Bytes of a refinement row, its scale and its residual.
+    /// Returns the bytes of a refinement row, its scale and its residual.
     pub(crate) fn refinement_bytes(layout: GatherLayout, cols: usize) -> usize {
         layout.line_bytes(cols) + 2 * size_of::<f32>()
     }
 
-    /// Makes the copies of `head`, whose rows hold `cols` weights, for the kernels that read them:
-    /// those that scan, by the tokens they take, and one that takes a list of rows. Each worker writes
-    /// what it will read, and gives back the pages of the file on the way.
+    /// Builds the copies of `head`, whose rows hold `cols` weights, for the kernels that read them:
+    /// the scan kernels, in order of the tokens they take, and a gather kernel. Each worker writes
+    /// the part that it will read, and releases the pages of the file on the way.
     ///
     /// # Errors
     /// [`crate::Error::Runtime`] when there is not enough memory or a worker panicked.
@@ -212,7 +213,7 @@ impl HeadSketch {
                         largest.0 = largest.0.max(coded.norm + coded.residual);
                         largest.1 = largest.1.max(coded.residual + coded.refinement_residual);
                     }
-                    // Rarely, as part of a page stays at either end.
+                    // Rarely, since a partial page stays at either end.
                     let since = (tile - share.start) / TILES_PER_DROP * TILES_PER_DROP;
                     if tile + 1 == share.end || tile - share.start + 1 == since + TILES_PER_DROP {
                         head.drop_rows(gguf, (share.start + since) * TILE_ROWS..filled.end);
@@ -230,7 +231,7 @@ impl HeadSketch {
         Ok(sketch)
     }
 
-    /// The kernel that scans for so many tokens: at most [`HeadSketch::tokens`].
+    /// Returns the kernel that scans for so many tokens, at most [`HeadSketch::tokens`].
     #[must_use]
     pub fn kernel(&self, tokens: usize) -> &SketchKernel {
         let rows = if self.has_residual_row(tokens) { 2 } else { tokens };
@@ -238,29 +239,30 @@ impl HeadSketch {
         fits.unwrap_or(&self.kernels[0])
     }
 
-    /// Whether tokens, if they are so many, are two rows of activations each.
+    /// True if so many tokens have two rows of activations each: one token alone, for a head of
+    /// floats, if a kernel takes two rows.
     pub(crate) fn has_residual_row(&self, tokens: usize) -> bool {
         tokens == 1 && !self.block_head && self.tokens() > 1
     }
 
-    /// Tokens that a scan serves at most.
+    /// Most tokens that a scan serves.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.kernels.iter().map(SketchKernel::tokens).max().unwrap_or(1)
     }
 
-    /// Rows of the head.
+    /// Number of rows of the head.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Tiles of the sketch.
+    /// Number of tiles of the sketch.
     pub(crate) fn tile_count(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
     }
 
-    /// Bytes that a scan reads: the sketch, and scale and residual of every row.
+    /// Bytes that a scan reads: the sketch, and the scale and residual of every row.
     #[must_use]
     pub fn scan_bytes(&self) -> usize {
         self.tiles.len() + self.rows * 2 * size_of::<f32>()
@@ -272,12 +274,12 @@ impl HeadSketch {
         Self::refinement_bytes(self.refinement.layout(), self.cols)
     }
 
-    /// Keeps the copies in memory, if so asked.
+    /// Locks the copies in memory if `lock` is set.
     pub(crate) fn lock_if(&self, lock: bool) -> std::io::Result<()> {
         if lock { self.tiles.lock().and(self.refinement.lock()) } else { Ok(()) }
     }
 
-    /// Takes the activations of some tokens for [`HeadSketch::scan`].
+    /// Sets the activations of some tokens in the input of [`HeadSketch::scan`].
     pub(crate) fn set<'a>(
         &self,
         input: &mut SketchInput,
@@ -289,8 +291,8 @@ impl HeadSketch {
         input.set(kernel, self.cols, rows.map(|row| (&row.q[..], &row.d[..])));
     }
 
-    /// Estimates of the rows of some tiles for so many tokens, `[token][tiles][16]` with a place for all
-    /// that the kernel takes.
+    /// Computes the estimates of the rows of some tiles for so many tokens, `[token][tiles][16]`,
+    /// with a place for all tokens that the kernel takes.
     pub(crate) fn scan(
         &self,
         tokens: usize,
@@ -307,8 +309,9 @@ impl HeadSketch {
         }
     }
 
-    /// The rows, of those that begin with `first`, whose logits may reach `least`: into `found`, as
-    /// long as `estimates`, rounded up to whole tiles. Gives how many.
+    /// Lists the survivors among the rows from `first` on: those whose logits may reach `least`.
+    /// They go to `found`, which is as long as `estimates`, rounded up to whole tiles. Returns
+    /// their number.
     pub(crate) fn survivors(
         &self,
         (first, estimates): (usize, &[f32]),
@@ -322,7 +325,8 @@ impl HeadSketch {
         ops.list_reaching((estimates, residuals), reach, first as u32, found)
     }
 
-    /// Products of some refinement rows with the activations, for [`HeadSketch::survives`].
+    /// Computes the products of some refinement rows with the activations, for
+    /// [`HeadSketch::survives`].
     pub(crate) fn refinement_dots(&self, rows: &[u32], query: &Query, dots: &mut [i32]) {
         self.refinement_kernel.run(
             &self.refinement,
@@ -333,8 +337,8 @@ impl HeadSketch {
         );
     }
 
-    /// Whether a row's logit may reach `least` by its better estimate, if the scan's and the product
-    /// of its refinement row are these.
+    /// True if a row's logit may reach `least` by its refined estimate, given the scan's estimate
+    /// and the product of its refinement row.
     pub(crate) fn survives(
         &self,
         row: usize,
@@ -348,14 +352,15 @@ impl HeadSketch {
     }
 }
 
-/// Codes one row, row `r` of its tile, and its refinement row. Nothing is written, and nothing given,
-/// where the weights are no numbers or too large.
+/// Function that codes one row, row `r` of its tile, and its refinement row. It writes nothing and
+/// returns `None` if the weights are not finite or too large.
 ///
 /// # Safety
 /// The CPU has the features that the function was chosen for.
 type Coder = unsafe fn(&mut Room, usize, &mut [u8]) -> Option<Coded>;
 
-/// The coder for a format, of instructions up to those of `isa`. All give the same.
+/// Returns the coder for a format, with instructions up to those of `isa`. All give the same
+/// result.
 fn coder(format: SketchFormat, isa: Isa) -> Coder {
     #[cfg(target_arch = "x86_64")]
     if isa.includes(Isa::Avx2) && Isa::Avx2.is_supported() {
@@ -371,14 +376,15 @@ fn coder(format: SketchFormat, isa: Isa) -> Coder {
     }
 }
 
-/// [`code_row`] in vectors twice as long.
+/// [`code_row`] with AVX2, whose vectors are twice as long.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn code_row_avx2<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Option<Coded> {
     code_row::<BITS>(room, r, out)
 }
 
-/// What the copies would leave of some rows: the norms after the sketch and after both.
+/// Returns the norms of the residuals that the copies would leave of some rows: after the sketch
+/// and after both.
 pub(crate) fn residuals(
     gguf: &Gguf,
     head: &Table,
@@ -412,22 +418,23 @@ impl BlockRow {
     }
 }
 
-/// The activations of one token as the scan and the refinement rows read them, and what they add to the
-/// bounds.
+/// The activations of one token as the scan and the refinement rows read them, and their part of
+/// the error bounds.
 #[derive(Debug)]
 pub(crate) struct Query {
-    /// As the full head sees them, padded with zeros.
+    /// Activations as the full head sees them, padded with zeros.
     x: Vec<f32>,
-    /// In blocks, and what that leaves.
+    /// Activations quantised in blocks, and the quantised residual of that.
     rows: [BlockRow; 2],
     rest: Vec<f32>,
-    /// With one scale, what a step of it stands for; prepared for the refinement rows.
+    /// Activations quantised with one scale, the value of one step, and the codes prepared for the
+    /// refinement rows.
     q8: Vec<i8>,
     step: f32,
     refinement: Buffer,
-    /// Not below |x|.
+    /// An upper bound of |x|.
     norm: f32,
-    /// What is added to the residuals' part of the bounds.
+    /// Terms of the bounds that do not depend on the row's residual.
     slack: f32,
     refinement_slack: f32,
 }
@@ -448,8 +455,8 @@ impl Query {
         })
     }
 
-    /// Takes the activations, as two rows if so asked; false where no bound holds: they are not finite,
-    /// or too large.
+    /// Sets the activations, as two rows if `refinement` is set. Returns false if no bound holds
+    /// because they are not finite or too large.
     pub(crate) fn set(
         &mut self,
         sketch: &HeadSketch,
@@ -462,7 +469,8 @@ impl Query {
         let [row, rest] = &mut self.rows;
         ops.quantise_blocks(&self.x, &mut row.q, &mut row.d);
         if sketch.block_head {
-            // What the full head multiplies. As floats they are rounded once, which counts below.
+            // The values that the full head multiplies. As floats they are rounded once, which
+            // counts below.
             dequantise(row, &mut self.x);
         }
         if refinement {
@@ -486,7 +494,7 @@ impl Query {
         let narrow = |i| f64::from(self.q8[i]) * f64::from(self.step) - x(i);
         let narrow = norm(n, narrow) + U * size;
         // Depths of the three sums: 16 lanes and a tree, for blocks with a product of scales; one
-        // chain over the blocks of the sketch. What is left pays for the sums of bounds themselves.
+        // chain over the blocks of the sketch. The rest covers the sums of the bounds themselves.
         let lanes = n as f64 / 16.0 + 16.0;
         let blocks = (n / BLOCK) as f64 + 16.0;
         let rounding = (lanes + blocks + 32.0) * 1.01 * U;
@@ -509,14 +517,14 @@ fn dequantise(row: &BlockRow, x: &mut [f32]) {
 
 /// Code of a weight of 0 in a refinement row.
 const ZERO: u8 = 1;
-/// The scale of a refinement row in root mean squares: the best for what rounding to equal steps leaves, of
-/// which two thirds of the largest are so many.
+/// Scale of a refinement row in root mean squares of the residual, 2 / sqrt(3): rounding to equal
+/// steps leaves uniform residuals, for which the best ternary scale is two thirds of the largest.
 const FINE_STEP: f32 = 1.154_700_5;
 
-/// Lanes of the sums of squares here, so that the compiler can use vectors.
+/// Lanes of the sums of squares in [`code_row`], so that the compiler can use vectors.
 const LANES: usize = 16;
 
-/// See [`Coder`]; written for the compiler's vectors, here and in what it calls.
+/// Implements [`Coder`]. Written, with the functions that it calls, for the compiler to vectorise.
 #[inline(always)]
 fn code_row<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Option<Coded> {
     let (blocks, _) = room.weights.as_chunks::<BLOCK>();
@@ -533,7 +541,7 @@ fn code_row<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Opt
     if !total.is_finite() {
         return None;
     }
-    // A step of 1 in the scale of a block; of weights that small no scale is a normal number.
+    // A step of 1 in the scale of a block; 0 for weights so small that no scale is a normal number.
     let largest = largest(lanes);
     let unit = if largest < 1e-30 { 0.0 } else { largest / (levels / 2.0 * 255.0) };
     let per_unit = if unit == 0.0 { 0.0 } else { 1.0 / unit };
@@ -546,7 +554,7 @@ fn code_row<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Opt
         let mut codes = [0u8; BLOCK];
         *rest = quantise(block, step, middle, levels - 1.0, &mut codes);
         add_squares(&mut squares[1], rest);
-        // Four or eight codes at once, each in its byte.
+        // Four or eight codes at once, one in each byte.
         for (group, codes) in codes.as_chunks::<8>().0.iter().enumerate() {
             let low = u64::from_le_bytes(*codes) & 0x0f0f_0f0f_0f0f_0f0f;
             let nibbles = (low | low >> 28) as u32;
@@ -575,7 +583,7 @@ fn code_row<const BITS: usize>(room: &mut Room, r: usize, out: &mut [u8]) -> Opt
     // The step, the coded weight and the difference were rounded, and perhaps the weight itself.
     let rounding = 16.0 * U * (weights_norm + residual);
     Some(Coded {
-        // Scans sum twice the codes.
+        // Half, because scans sum twice the codes.
         scale: unit / 2.0,
         refinement_scale,
         norm: weights_norm,
@@ -596,7 +604,7 @@ fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// Takes larger magnitudes into lanes.
+/// Updates the lanes to the larger magnitudes.
 #[inline(always)]
 fn larger(lanes: &mut [f32; LANES], block: &[f32; BLOCK]) {
     for half in block.as_chunks::<LANES>().0 {
@@ -604,7 +612,8 @@ fn larger(lanes: &mut [f32; LANES], block: &[f32; BLOCK]) {
     }
 }
 
-/// The largest of some lanes; as a tree, since in a chain each would wait for the one before.
+/// Returns the largest of some lanes; as a tree, since in a chain each step would wait for the one
+/// before.
 #[inline(always)]
 fn largest(lanes: [f32; LANES]) -> f32 {
     let lanes: [f32; 8] = std::array::from_fn(|i| max(lanes[i], lanes[i + 8]));
@@ -612,7 +621,7 @@ fn largest(lanes: [f32; LANES]) -> f32 {
     max(max(lanes[0], lanes[2]), max(lanes[1], lanes[3]))
 }
 
-/// The largest magnitude.
+/// Returns the largest magnitude.
 #[inline(always)]
 fn top(block: &[f32; BLOCK]) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -620,7 +629,7 @@ fn top(block: &[f32; BLOCK]) -> f32 {
     largest(lanes)
 }
 
-/// Codes a block: `round(w / step + middle)`, 0 to `last`; gives what is left of it.
+/// Codes a block: `round(w / step + middle)`, 0 to `last`. Returns its residual.
 #[inline(always)]
 fn quantise(
     block: &[f32; BLOCK],
@@ -629,7 +638,7 @@ fn quantise(
     last: f32,
     codes: &mut [u8; BLOCK],
 ) -> [f32; BLOCK] {
-    /// Adding this rounds 0..2^22 to an integer, which stands in the low bits.
+    /// Adding this rounds 0..2^22 to an integer, in the low bits of the float.
     const ROUND: f32 = 8_388_608.0;
     let per_step = if step < 1e-30 { 0.0 } else { 1.0 / step };
     let mut rest = [0.0; BLOCK];
@@ -655,7 +664,7 @@ pub(crate) mod tests {
     use crate::cpu::kernels::verify::head_row;
     use crate::random::Random;
 
-    /// A head, and activations to try on it.
+    /// A head and test inputs for it.
     pub struct Case {
         pub name: &'static str,
         pub gguf: Gguf,
@@ -664,7 +673,7 @@ pub(crate) mod tests {
         pub inputs: Vec<Vec<f32>>,
     }
 
-    /// About normal.
+    /// Returns an approximately normal number.
     fn normal(random: &mut Random) -> f32 {
         let unit = |random: &mut Random| random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5;
         (0..6).map(|_| unit(random)).sum()
@@ -674,7 +683,7 @@ pub(crate) mod tests {
         (0..cols).map(|_| normal(random)).collect()
     }
 
-    /// Activations of every kind that there may be: also such that no bound can hold.
+    /// Builds activations of every kind, including some for which no bound can hold.
     fn inputs(cols: usize, random: &mut Random) -> Vec<Vec<f32>> {
         let mut inputs: Vec<Vec<f32>> = (0..6).map(|_| input(cols, random)).collect();
         inputs.push(vec![0.0; cols]);
@@ -701,7 +710,7 @@ pub(crate) mod tests {
 
     type Rows = fn(usize, usize, &mut Random) -> Vec<f32>;
 
-    /// Heads of floats: rows from their number and their columns.
+    /// Heads of floats: each function builds a row from its number and its columns.
     const FLOATS: &[(&str, Rows)] = &[
         ("noise", |_, cols, random| input(cols, random)),
         ("all rows equal", |_, cols, _| (0..cols).map(|i| (i % 13) as f32 - 6.0).collect()),
@@ -727,7 +736,7 @@ pub(crate) mod tests {
         }),
     ];
 
-    /// Every kind of head, of `rows` rows.
+    /// Builds every kind of head, with `rows` rows.
     pub fn cases(rows: usize) -> Vec<Case> {
         let random = &mut Random::new(rows as u64);
         let mut cases = Vec::new();
@@ -748,7 +757,7 @@ pub(crate) mod tests {
         cases
     }
 
-    /// The full head's kernel and the copies of a case.
+    /// Returns the full head's kernel and the copies of a case.
     pub fn sketch(case: &Case, format: SketchFormat, pool: &Pool) -> (HeadKernel, HeadSketch) {
         let best = bitnet_profiles::Isa::best();
         let head = HeadKernel::default(case.table.format(), best).unwrap();
@@ -758,7 +767,7 @@ pub(crate) mod tests {
         (head, HeadSketch::build(gguf, table, *cols, scan, refinement, pool, Pages::Small).unwrap())
     }
 
-    /// The estimates of all rows for one token.
+    /// Returns the estimates of all rows for one token.
     fn estimate(sketch: &HeadSketch, query: &Query) -> Vec<f32> {
         let mut input = SketchInput::default();
         sketch.set(&mut input, std::iter::once(query));
@@ -778,7 +787,7 @@ pub(crate) mod tests {
         sketch.survives(row, (estimate, refinement_dot(sketch, row, query)), query, least)
     }
 
-    /// All logits, by the full head's kernel.
+    /// Returns all logits, by the full head's kernel.
     pub fn logits(case: &Case, head: &HeadKernel, x: &[f32]) -> Vec<f32> {
         let rows = case.table.row_count();
         let mut prepared = Buffer::zeroed(head.prepared_bytes(x.len())).unwrap();
@@ -788,8 +797,8 @@ pub(crate) mod tests {
         out
     }
 
-    /// No logit is further from its estimates than their bounds say; and bounds are worth something:
-    /// where a case is plain noise they are within a few hundredths of the product of the norms.
+    /// No logit is further from its estimates than their bounds say, and the bounds are useful: for
+    /// plain noise they are within a few hundredths of the product of the norms.
     #[test]
     fn bounds_hold() {
         let (pool, ops) = (Pool::new(2).unwrap(), VectorOps::best(bitnet_profiles::Isa::best()));
@@ -832,8 +841,8 @@ pub(crate) mod tests {
         assert!(tight > 100, "{tight}");
     }
 
-    /// Activations along what the copies leave of a row are the worst there are: bounds hold there
-    /// too, and with next to nothing to spare.
+    /// Activations along a row's residual are the worst case: bounds hold there too, and are almost
+    /// reached.
     #[test]
     fn bounds_hold_where_they_are_reached() {
         let (pool, ops) = (Pool::new(1).unwrap(), VectorOps::best(Isa::best()));
@@ -845,7 +854,7 @@ pub(crate) mod tests {
         for format in [SketchFormat::P4, SketchFormat::P5] {
             let (head, sketch) = sketch(&case, format, &pool);
             let mut query = Query::new(&sketch).unwrap();
-            // One column after the other shows what the copies hold.
+            // One column after the other reveals the contents of the copies.
             let (mut left, mut left_by_both) = (weights.clone(), weights.clone());
             for col in 0..cols {
                 let mut x = vec![0.0; cols];
