@@ -2,6 +2,8 @@
 
 mod demo;
 
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use bitnet_profiles::Format;
@@ -10,6 +12,7 @@ use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::cpu::sparse;
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::file::gguf::{Gguf, GgufWriter, TensorType, Value};
+use bitnet_trials::{Need, Tested, suite};
 use half::f16;
 
 #[derive(Clone)]
@@ -219,7 +222,6 @@ fn golden_logits(model: Model) -> Vec<Vec<u32>> {
     demo::writes_its_golden_text(&mut session)
 }
 
-#[test]
 fn tq2_0_is_packed_and_writes_like_i2_s() {
     let i2_s = doubled();
     let tq2_0 = in_tq2_0(i2_s.clone());
@@ -230,13 +232,10 @@ fn tq2_0_is_packed_and_writes_like_i2_s() {
 }
 
 /// A file made by another engine: bard-11m-pad768.tq2_0.gguf of the shared test data.
-#[test]
-fn a_file_of_another_engine_writes_the_golden_text() {
-    let Some(folder) = std::env::var_os("BITNET_TEST_DATA") else {
-        eprintln!("skipped: BITNET_TEST_DATA is not set, tq2_0 of another engine is not tested");
-        return;
-    };
-    let path = std::path::Path::new(&folder).join("models/formats/bard-11m-pad768.tq2_0.gguf");
+fn a_file_of_another_engine_writes_the_golden_text() -> Tested {
+    let folder = std::env::var_os("BITNET_TEST_DATA").ok_or("BITNET_TEST_DATA is not set");
+    let folder = PathBuf::from(Need::Models.met(folder)?);
+    let path = folder.join("models/formats/bard-11m-pad768.tq2_0.gguf");
     let gguf = Arc::new(Gguf::open(path).unwrap());
     let mut parts = Parts::of(&gguf);
     let mut ternary = 0;
@@ -251,10 +250,10 @@ fn a_file_of_another_engine_writes_the_golden_text() {
     let [i2_s, tq2_0] =
         [i2_s, gguf].map(|gguf| golden_logits(load_with(&gguf, None, true).unwrap()));
     assert!(i2_s == tq2_0, "logits differ");
+    Ok(())
 }
 
 /// Of a matrix of zeros, in TQ2_0 without any scale, all loads and is told.
-#[test]
 fn a_matrix_of_zeros_needs_no_scale() {
     let mut parts = in_tq2_0(doubled());
     let name = "blk.3.ffn_down.weight";
@@ -283,7 +282,6 @@ const BAD: &[(&str, Change, &[&str])] = &[
     ("negative", |data| data[65] |= 0x80, &["scale -"]),
 ];
 
-#[test]
 fn bad_tensors_are_refused_with_a_clear_error() {
     let sound = in_tq2_0(doubled());
     let name = "blk.1.attn_v.weight";
@@ -311,7 +309,6 @@ fn bad_tensors_are_refused_with_a_clear_error() {
 }
 
 /// Only I2_S is multiplied as a file holds it, and nothing else is taken for it.
-#[test]
 fn only_i2_s_is_multiplied_without_packing() {
     use bitnet_runtime::arch::config::Config;
     use bitnet_runtime::cpu::mapped;
@@ -328,4 +325,15 @@ fn only_i2_s_is_multiplied_without_packing() {
     assert_eq!(error.exit_code(), 3, "{message}");
     assert!(message.contains("blk.5.ffn_up.weight") && message.contains("tq2_0"), "{message}");
     assert_packed_alike(&i2_s, &mixed);
+}
+
+fn main() -> ExitCode {
+    suite![
+        tq2_0_is_packed_and_writes_like_i2_s,
+        a_file_of_another_engine_writes_the_golden_text,
+        a_matrix_of_zeros_needs_no_scale,
+        bad_tensors_are_refused_with_a_clear_error,
+        only_i2_s_is_multiplied_without_packing,
+    ]
+    .run()
 }

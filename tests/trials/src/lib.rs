@@ -50,6 +50,9 @@ pub enum Need {
     Rustc,
     /// Vocabularies that may not be shipped, in the folder that `BITNET_TEST_DATA` names.
     Vocabularies,
+    /// Models of other engines, which are too large to be shipped, in the folder that
+    /// `BITNET_TEST_DATA` names.
+    Models,
     /// A kernel that has transparent huge pages.
     HugePages,
     /// A user that may lock memory.
@@ -65,6 +68,7 @@ impl Need {
     const OTHERS: &[Self] = &[
         Self::Rustc,
         Self::Vocabularies,
+        Self::Models,
         Self::HugePages,
         Self::LockedMemory,
         Self::Root,
@@ -83,6 +87,7 @@ impl Need {
             Self::Isa(isa) => isa.name(),
             Self::Rustc => "rustc",
             Self::Vocabularies => "vocabularies",
+            Self::Models => "models",
             Self::HugePages => "huge-pages",
             Self::LockedMemory => "locked-memory",
             Self::Root => "root",
