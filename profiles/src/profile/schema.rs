@@ -171,7 +171,7 @@ pub struct Model {
     pub name: String,
     /// Architecture from the model's metadata.
     pub architecture: String,
-    /// Hash of the roles and shapes, see [`shapes_hash`].
+    /// Hash of the roles and shapes, see [`shapes_hash`](crate::shapes_hash).
     pub shapes: String,
     /// Where the model was: a hint. Only ever opened as a GGUF.
     #[serde(skip_serializing_if = "Option::is_none")]
