@@ -8,6 +8,7 @@ use std::{env, fs};
 use bitnet_codegen::{emit_cdylib, emit_kernel, emit_library, grid};
 use bitnet_kernels as builtin;
 use bitnet_profiles::{Isa, KernelId, KernelSpec, Op, Shape, TileConfig};
+use similar::TextDiff;
 
 fn emit(id: &KernelId) -> String {
     emit_kernel(id).unwrap_or_else(|error| panic!("{error}"))
@@ -214,35 +215,60 @@ fn an_isa_changes_its_import_and_the_target_features() {
     }
 }
 
+/// The golden files by name. For each template the whole text of one example, its first; and in
+/// `tiers.diff` how the others differ from it: constants, vocabulary, features.
+fn golden() -> BTreeMap<String, String> {
+    let mut by_template: BTreeMap<String, Vec<(KernelId, String)>> = BTreeMap::new();
+    for id in examples() {
+        let text = emit(&id);
+        let header = text.lines().next().unwrap_or_default().to_string();
+        by_template.entry(header).or_default().push((id, text));
+    }
+    assert_eq!(by_template.len(), bitnet_templates::TEMPLATES.len());
+    let (mut files, mut tiers) = (BTreeMap::new(), String::new());
+    for mut examples in by_template.into_values() {
+        examples.sort_by_key(|(id, _)| (id.isa, *id));
+        let (base, whole) = examples.remove(0);
+        for (id, text) in examples {
+            let diff = TextDiff::from_lines(&whole, &text);
+            let (from, to) = (format!("{base}.rs"), format!("{id}.rs"));
+            let diff = diff.unified_diff().context_radius(0).header(&from, &to).to_string();
+            assert!(diff.lines().count() < whole.lines().count() / 2, "{id} is unlike {base}");
+            tiers.push_str(&diff);
+        }
+        files.insert(format!("{base}.rs"), whole);
+    }
+    files.insert("tiers.diff".to_string(), tiers);
+    files
+}
+
 /// Changes to templates and generator are to be looked at where they end up.
 #[test]
 fn kernels_are_as_blessed() {
     const HOW: &str = "run `BLESS=1 cargo test --release -p bitnet-tests --test generator`, and \
                        look at the difference before it is committed";
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden");
-    let name = |id: &KernelId| format!("{id}.rs");
-    let expected: BTreeSet<String> = examples().iter().map(name).collect();
+    let expected = golden();
     let found: BTreeSet<String> = fs::read_dir(&folder)
         .map(|entries| entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect())
         .unwrap_or_default();
     if env::var_os("BLESS").is_some_and(|value| value == "1") {
         fs::create_dir_all(&folder).unwrap();
-        for stale in found.difference(&expected) {
+        for stale in found.iter().filter(|name| !expected.contains_key(*name)) {
             fs::remove_file(folder.join(stale)).unwrap();
         }
-        for id in examples() {
-            fs::write(folder.join(name(&id)), emit(&id)).unwrap();
+        for (name, text) in expected {
+            fs::write(folder.join(name), text).unwrap();
         }
         return;
     }
-    assert_eq!(found, expected, "tests/golden holds other kernels: {HOW}");
-    for id in examples() {
-        let golden = fs::read_to_string(folder.join(name(&id))).unwrap();
-        let text = emit(&id);
+    assert!(found.iter().eq(expected.keys()), "tests/golden holds other kernels: {HOW}");
+    for (name, text) in expected {
+        let golden = fs::read_to_string(folder.join(&name)).unwrap();
         if golden != text {
             let same = golden.lines().zip(text.lines()).take_while(|(a, b)| a == b).count();
             panic!(
-                "tests/golden/{id}.rs, line {}: `{}` became `{}`; if that is meant, {HOW}",
+                "tests/golden/{name}, line {}: `{}` became `{}`; if that is meant, {HOW}",
                 same + 1,
                 golden.lines().nth(same).unwrap_or("(the end)"),
                 text.lines().nth(same).unwrap_or("(the end)"),
