@@ -83,7 +83,8 @@ fn a_worker_refuses_what_is_no_task() {
         *task.pointer_mut(pointer).unwrap() = value;
         task
     };
-    let work = |name: &str| format!("/work/placement/{name}");
+    // A JSON pointer into the task.
+    let work = |name: &str| ["", "work", "placement", name].join("/");
     for (task, code, says) in [
         // Sound, but for its status file.
         (sound.clone(), 6, "/nonexistent: cannot open"),
@@ -102,15 +103,18 @@ fn a_worker_refuses_what_is_no_task() {
         (task(&[Shape::new(0, 1)]), 2, "rows of a matrix: found 0"),
         (task(&[Shape::new(64, 32), Shape::new(64, 64)]), 2, "found 64, expected 32 to 32"),
     ] {
-        let child = command()
+        let mut child = command()
             .arg("worker")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        writeln!(child.stdin.as_ref().unwrap(), "{task}").unwrap();
+        // Open until the worker has ended: one whose stdin ends has lost its parent, and ends at once.
+        let mut stdin = child.stdin.take().unwrap();
+        writeln!(stdin, "{task}").unwrap();
         let output = child.wait_with_output().unwrap();
+        drop(stdin);
         let errors = stderr(&output);
         assert_eq!(output.status.code(), Some(code), "{task}: {errors}");
         assert!(errors.starts_with("error: ") && errors.contains(says), "{says}: {errors}");
