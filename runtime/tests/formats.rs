@@ -2,7 +2,6 @@
 
 mod demo;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -233,9 +232,7 @@ fn tq2_0_is_packed_and_writes_like_i2_s() {
 
 /// A file made by another engine: bard-11m-pad768.tq2_0.gguf of the shared test data.
 fn a_file_of_another_engine_writes_the_golden_text() -> Tested {
-    let folder = std::env::var_os("BITNET_TEST_DATA").ok_or("BITNET_TEST_DATA is not set");
-    let folder = PathBuf::from(Need::Models.met(folder)?);
-    let path = folder.join("models/formats/bard-11m-pad768.tq2_0.gguf");
+    let path = Need::Models.data("models/formats/bard-11m-pad768.tq2_0.gguf")?;
     let gguf = Arc::new(Gguf::open(path).unwrap());
     let mut parts = Parts::of(&gguf);
     let mut ternary = 0;

@@ -51,9 +51,7 @@ fn vectors_of_phi_3() {
 
 /// The llama vocabularies may not be shipped: they are tested where BITNET_TEST_DATA points.
 fn vectors_of_the_llama_vocabularies() -> Tested {
-    let folder = std::env::var_os("BITNET_TEST_DATA").ok_or("BITNET_TEST_DATA is not set");
-    let folder = Need::Vocabularies.met(folder)?;
-    let folder = PathBuf::from(folder).join("tokenizers");
+    let folder = Need::Vocabularies.data("tokenizers")?;
     vectors(&folder, "llama-spm");
     vectors(&folder, "llama-bpe");
     Ok(())

@@ -32,6 +32,7 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fmt::{self, Display};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bitnet_profiles::Isa;
@@ -40,6 +41,9 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 /// The environment variable that lists needs, separated by commas: a test that lacks one of these
 /// fails.
 pub const REQUIRE: &str = "BITNET_REQUIRE";
+
+/// The environment variable that names a folder of data that may not be shipped.
+const TEST_DATA: &str = "BITNET_TEST_DATA";
 
 /// A property that a test needs of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +123,17 @@ impl Need {
     /// [`Lacking`] when it does not: the least such tier of the architecture.
     pub fn vectors() -> Tested {
         Self::isa(Isa::of_arch(env::consts::ARCH).get(1).copied().unwrap_or(Isa::Avx2))
+    }
+
+    /// Requires a folder or file of the one that `BITNET_TEST_DATA` names, and returns its path.
+    ///
+    /// # Errors
+    /// [`Lacking`] when the variable is not set, or there is no such path.
+    pub fn data(self, path: &str) -> Tested<PathBuf> {
+        let folder = self.met(env::var_os(TEST_DATA).ok_or(format!("{TEST_DATA} is not set")))?;
+        let path = PathBuf::from(folder).join(path);
+        let missing = format!("{} does not exist", path.display());
+        self.met(path.exists().then_some(path).ok_or(missing))
     }
 }
 
