@@ -80,6 +80,9 @@ pub struct Args {
     #[arg(short, long, value_name = "LIST", value_parser = |text: &str| list(text, 1, MAX_THREADS),
           help_heading = PERFORMANCE)]
     threads: Vec<List>,
+    /// Keep all threads at work, even while other programs need the CPUs and fewer would be faster
+    #[arg(long, help_heading = PERFORMANCE)]
+    fixed_threads: bool,
     #[command(flatten, next_help_heading = PERFORMANCE)]
     kernels: KernelArgs,
     #[command(flatten)]
@@ -226,7 +229,11 @@ pub fn run(args: &Args) -> Result<()> {
                 engine.session(options)?
             } else {
                 let pinning = engine.placement().pinning;
-                let pool = Arc::new(Pool::with(PoolOptions { threads, pinning })?);
+                let pool = Arc::new(Pool::with(PoolOptions {
+                    threads,
+                    pinning,
+                    spare: !args.fixed_threads,
+                })?);
                 Session::new(Arc::clone(&model), pool, options)?
             };
             load::tell(&engine);

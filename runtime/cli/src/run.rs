@@ -158,6 +158,9 @@ pub struct Args {
     /// Threads [default: the profile's, else one for each physical core]
     #[arg(short, long, value_name = "N", value_parser = load::threads(), help_heading = PERFORMANCE)]
     threads: Option<u64>,
+    /// Keep all threads at work, even while other programs need the CPUs and fewer would be faster
+    #[arg(long, help_heading = PERFORMANCE)]
+    fixed_threads: bool,
     #[command(flatten, next_help_heading = PERFORMANCE)]
     kernels: KernelArgs,
     #[command(flatten)]
@@ -197,6 +200,7 @@ pub fn run(args: &Args) -> Result<()> {
     let options = Options {
         needs: Sampler::new(sampling)?.needs(&[], &[]),
         threads: args.threads.map(|threads| threads as usize),
+        fixed_threads: args.fixed_threads,
         mmap: !args.no_mmap,
         progress: Some(load::progress(Arc::clone(&silenced))),
         ..options

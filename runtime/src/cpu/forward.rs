@@ -30,7 +30,7 @@ use crate::cpu::matmul;
 use crate::cpu::memory::Buffer;
 use crate::cpu::model::Model;
 use crate::cpu::sparse::Tally;
-use crate::cpu::threads::{Pool, SharedSlice, Worker};
+use crate::cpu::threads::{Load, Pool, SharedSlice, Worker};
 use crate::cpu::weights::{Layer, Projection};
 use crate::error::{Error, Result};
 use crate::numerics::{CHUNK, Softmax};
@@ -56,6 +56,10 @@ impl Default for SessionOptions {
 
 /// The context of a session that asks for none, unless the model's is smaller.
 const DEFAULT_CONTEXT: usize = 4096;
+
+/// Tokens from which each layer is a run of the pool of its own: it takes a millisecond or more, and
+/// the next one may take fewer workers.
+const LAYERWISE: usize = 128;
 
 /// Bytes of logits that [`Session::forward_with`] holds at a time: 64 rows of 128,000.
 const PIECE: usize = 32 << 20;
@@ -583,7 +587,7 @@ impl Session {
             ),
             scratch: SharedSlice::new(&mut b.scratch),
         };
-        let done = self.pool.run(|worker| pass.work(worker));
+        let done = pass.run(&self.pool);
         if let (Some(stages), Some(clock)) = (&mut self.stages, pass.clock) {
             stages.add(clock.times());
         }
@@ -701,20 +705,38 @@ impl Place<'_> {
 }
 
 impl Pass<'_> {
-    /// Runs a worker's part of the pass, from the embedding to the logits.
-    fn work(&self, worker: &Worker<'_>) {
-        let place = Place { worker, n: self.tokens.len() };
-        // SAFETY: each worker takes its own scratch, once per run.
-        let scratch = unsafe { &mut self.scratch.write(worker.index..worker.index + 1)[0] };
-        self.embed(place, &mut scratch.row);
-        for (index, layer) in self.model.weights().layers.iter().enumerate() {
-            self.attention_block(place, scratch, index, layer);
-            self.feed_forward_block(place, scratch, index, layer);
+    /// Runs the pass, from the embedding to the logits.
+    fn run(&self, pool: &Pool) -> Result<()> {
+        let (n, layers) = (self.tokens.len(), self.model.weights().layers.len());
+        if n < LAYERWISE {
+            let all = self.share(|place, scratch| {
+                self.embed(place, &mut scratch.row);
+                (0..layers).for_each(|index| self.layer(place, scratch, index));
+                self.head(place, scratch);
+            });
+            return pool.run_spared(Load::Short, n, all);
         }
-        if !self.order.is_empty() {
-            self.head(place, scratch);
-            self.lap(place, Stage::Head);
+        pool.run(self.share(|place, scratch| self.embed(place, &mut scratch.row)))?;
+        for index in 0..layers {
+            let layer = self.share(|place, scratch| self.layer(place, scratch, index));
+            pool.run_spared(Load::Long, n, layer)?;
         }
+        pool.run(self.share(|place, scratch| self.head(place, scratch)))
+    }
+
+    /// Returns the part of a run that each worker calls, with its place and its scratch space.
+    fn share(&self, work: impl Fn(Place<'_>, &mut Scratch) + Sync) -> impl Fn(&Worker<'_>) + Sync {
+        move |worker| {
+            // SAFETY: each worker of a run has an element of its own.
+            let scratch = unsafe { self.scratch.write(worker.index..worker.index + 1) };
+            work(Place { worker, n: self.tokens.len() }, &mut scratch[0]);
+        }
+    }
+
+    fn layer(&self, place: Place<'_>, scratch: &mut Scratch, index: usize) {
+        let layer = &self.model.weights().layers[index];
+        self.attention_block(place, scratch, index, layer);
+        self.feed_forward_block(place, scratch, index, layer);
     }
 
     /// Ends a phase with a barrier, and adds its time to `stage`.
@@ -842,6 +864,9 @@ impl Pass<'_> {
 
     /// logits = head(norm(x)) of the tokens that need them, as many at once as a kernel takes.
     fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
+        if self.order.is_empty() {
+            return;
+        }
         self.slots_ready(place);
         let (config, weights) = (self.model.config(), self.model.weights());
         let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
@@ -883,6 +908,7 @@ impl Pass<'_> {
             }
             first += tokens;
         }
+        self.lap(place, Stage::Head);
     }
 
     /// input = quantise(norm(x)) for the worker's slots.

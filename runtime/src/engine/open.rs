@@ -65,6 +65,8 @@ struct State {
     notes: Vec<Note>,
     /// Number of notes already handed out.
     told: usize,
+    /// True if a note says that fewer workers took part.
+    told_of_spared: bool,
 }
 
 impl std::fmt::Debug for Engine {
@@ -109,7 +111,8 @@ impl Engine {
         let huge = options.huge_pages.or(run.map(|run| run.huge_pages)).unwrap_or(true);
         let pages = if huge { Pages::Huge } else { Pages::Small };
         let threads = thread_count(options.threads, &profile, &host, &mut notes);
-        let pool = Arc::new(Pool::with(PoolOptions { threads, pinning })?);
+        let spare = !options.fixed_threads;
+        let pool = Arc::new(Pool::with(PoolOptions { threads, pinning, spare })?);
         notes.push(Note::info(format!("profile: {} ({})", profile.name, profile.reason)));
         let selection = Selection::new(options.isa, options.format, profile.profile.clone())?;
         let engine = Self {
@@ -128,6 +131,7 @@ impl Engine {
                 pack_time: None,
                 notes,
                 told: 0,
+                told_of_spared: false,
             }),
         };
         if !engine.may_start_mapped() {
@@ -281,6 +285,14 @@ impl Engine {
     /// Returns the notes that were not handed out yet, in the order in which they arose.
     pub fn take_notes(&self) -> Vec<Note> {
         let mut state = self.state();
+        let (threads, fewest) = (self.pool.threads(), self.pool.fewest());
+        if fewest < threads && !state.told_of_spared {
+            state.told_of_spared = true;
+            state.note(Note::info(format!(
+                "threads: down to {fewest} of {threads} at times, which was faster while other programs \
+                 used the CPUs"
+            )));
+        }
         let new = state.notes[state.told..].to_vec();
         state.told = state.notes.len();
         new

@@ -58,6 +58,9 @@ pub struct Options {
     pub sparse: sparse::Mode,
     /// Worker threads; `None`: the profile's number, else one for each physical core.
     pub threads: Option<usize>,
+    /// Keeps all worker threads at work; otherwise passes through the model take fewer while other
+    /// programs need the CPUs and fewer are faster.
+    pub fixed_threads: bool,
     /// Binding of workers to CPUs; `None`: as the profile says, else none.
     pub pinning: Option<Pinning>,
     /// True to put the weights in huge pages; `None`: as the profile says, else true.
@@ -88,6 +91,7 @@ impl Default for Options {
             },
             sparse: sparse::Mode::Auto,
             threads: None,
+            fixed_threads: false,
             pinning: None,
             huge_pages: None,
             mlock: false,

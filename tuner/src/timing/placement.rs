@@ -93,7 +93,7 @@ pub(crate) fn measure(
 }
 
 fn pool(run: &Run) -> Result<Pool> {
-    let options = PoolOptions { threads: run.threads as usize, pinning: run.pinning };
+    let options = PoolOptions { threads: run.threads as usize, pinning: run.pinning, spare: false };
     Ok(Pool::with(options)?)
 }
 

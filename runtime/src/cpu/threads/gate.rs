@@ -3,6 +3,7 @@
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::pool::Worker;
 
@@ -22,14 +23,15 @@ impl Gate {
         self.openings.load(Ordering::SeqCst)
     }
 
-    /// Waits until the number of openings is no longer `seen`.
-    pub(super) fn wait(&self, seen: u32, spins: u32) {
+    /// Waits until the number of openings is no longer `seen`. Returns the time asleep.
+    pub(super) fn wait(&self, seen: u32, spins: u32) -> Duration {
         for _ in 0..spins {
             if self.openings.load(Ordering::Acquire) != seen {
-                return;
+                return Duration::ZERO;
             }
             std::hint::spin_loop();
         }
+        let start = Instant::now();
         // Sequentially consistent on both sides: either `open` sees this sleeper and takes the
         // lock to wake it, or this thread sees the opening before it sleeps.
         self.sleepers.fetch_add(1, Ordering::SeqCst);
@@ -39,6 +41,7 @@ impl Gate {
         }
         drop(guard);
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        start.elapsed()
     }
 
     /// Lets all waiting threads go on.
@@ -66,7 +69,7 @@ impl Worker<'_> {
         // unused.
         let phase = shared.phase.load(Ordering::Relaxed);
         shared.claims[self.index].of(phase + 1).store(0, Ordering::Relaxed);
-        if shared.threads == 1 {
+        if self.threads == 1 {
             shared.phase.store(phase + 1, Ordering::Relaxed);
             return;
         }
@@ -75,12 +78,12 @@ impl Worker<'_> {
         // not sleep below.
         let seen = shared.meet.seen();
         if !shared.poisoned.load(Ordering::SeqCst) {
-            if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == shared.threads {
+            if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
                 shared.arrived.store(0, Ordering::Relaxed);
                 shared.phase.store(phase + 1, Ordering::Relaxed);
                 shared.meet.open();
             } else {
-                shared.meet.wait(seen, shared.spins);
+                shared.slept(shared.meet.wait(seen, shared.spins));
             }
         }
         if shared.poisoned.load(Ordering::SeqCst) {

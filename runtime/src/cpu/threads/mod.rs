@@ -18,9 +18,11 @@
 mod affinity;
 mod claims;
 mod gate;
+mod governor;
 mod pool;
+mod queue;
 mod shared;
 
-pub(crate) use pool::Worker;
+pub(crate) use pool::{Load, Worker};
 pub use pool::{MAX_THREADS, Pool, PoolOptions};
 pub(crate) use shared::SharedSlice;

@@ -3,15 +3,18 @@
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bitnet_profiles::Pinning;
 
 use super::affinity;
 use super::claims::Claims;
 use super::gate::{Gate, Poisoned, lock};
+use super::governor::Governor;
+use super::queue::ThreadId;
 use super::shared::SharedSlice;
 use crate::error::{Error, Result};
 
@@ -29,6 +32,9 @@ pub struct PoolOptions {
     pub threads: usize,
     /// Binding of workers to CPUs.
     pub pinning: Pinning,
+    /// Spares workers where other programs need the CPUs: passes through a model take fewer while
+    /// that is faster.
+    pub spare: bool,
 }
 
 /// A fixed set of threads that run the same closure together, each on its share; the calling thread
@@ -37,8 +43,13 @@ pub struct PoolOptions {
 pub struct Pool {
     shared: Arc<Shared>,
     /// Held for the length of a run: runs started by several threads take turns.
-    turn: Mutex<()>,
+    turn: Mutex<Turn>,
     handles: Vec<JoinHandle<()>>,
+    /// The helpers, by number from 1.
+    ids: Vec<ThreadId>,
+    spare: bool,
+    /// Fewest workers that have taken part in a run.
+    fewest: AtomicUsize,
     cpus: usize,
     /// The CPU of worker 0, where workers are bound.
     home: Option<usize>,
@@ -46,12 +57,31 @@ pub struct Pool {
     unpinned: Option<String>,
 }
 
+/// A kind of run, by what its workers do between two barriers. Each may be fastest with another
+/// number of workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Work of microseconds.
+    Short,
+    /// Work of milliseconds, about a time slice of the scheduler.
+    Long,
+}
+
+/// Changes between runs only.
+#[derive(Debug)]
+struct Turn {
+    /// Workers that take part in a run; the other helpers are parked.
+    active: usize,
+    /// Choose their number for runs that [`Pool::run_spared`] starts: one for each [`Load`].
+    governors: [Governor; 2],
+}
+
 /// One thread's view of a run.
 #[derive(Debug)]
 pub(crate) struct Worker<'run> {
     /// This worker's number, `0..threads`.
     pub index: usize,
-    /// The number of workers in the run.
+    /// The number of workers in the run: those of the pool, or fewer.
     pub threads: usize,
     pub(super) shared: &'run Shared,
 }
@@ -62,8 +92,12 @@ type Job = *const (dyn Fn(&Worker<'_>) + Sync);
 pub(super) struct Shared {
     pub(super) threads: usize,
     pub(super) spins: u32,
-    /// Opened once per run, after `job` was set.
+    /// Workers that take part in a run. Changes only while no helper is in one.
+    active: AtomicUsize,
+    /// Opened once per run, after `job` was set. Without a job helpers beyond `active` park.
     start: Gate,
+    /// Opened when `active` grows; parked helpers wait here.
+    recall: Gate,
     /// Opened when the last helper has left the run.
     done: Gate,
     /// Opened when the last worker arrives at a barrier, and by a worker that panics.
@@ -75,6 +109,8 @@ pub(super) struct Shared {
     pub(super) claims: Box<[Claims]>,
     /// Helpers (workers other than 0) still in the run.
     running: AtomicUsize,
+    /// Nanoseconds that workers have slept while they waited for others in runs.
+    asleep: AtomicU64,
     pub(super) poisoned: AtomicBool,
     shutdown: AtomicBool,
     first_panic: Mutex<Option<String>>,
@@ -110,7 +146,7 @@ impl Pool {
     /// [`Error::Usage`] for a number out of bounds, [`Error::Runtime`] when the operating system
     /// refuses a thread.
     pub fn new(threads: usize) -> Result<Self> {
-        Self::with(PoolOptions { threads, pinning: Pinning::None })
+        Self::with(PoolOptions { threads, pinning: Pinning::None, spare: false })
     }
 
     /// Starts a pool as [`Pool::new`] does, with workers bound to CPUs if asked for: worker by
@@ -120,7 +156,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::new`].
     pub fn with(options: PoolOptions) -> Result<Self> {
-        let PoolOptions { threads, pinning } = options;
+        let PoolOptions { threads, pinning, spare } = options;
         if !(1..=MAX_THREADS).contains(&threads) {
             return Err(Error::usage(
                 "threads",
@@ -140,21 +176,35 @@ impl Pool {
         let shared = Arc::new(Shared {
             threads,
             spins: if threads > cpus { 0 } else { SPINS },
+            active: AtomicUsize::new(threads),
             start: Gate::default(),
+            recall: Gate::default(),
             done: Gate::default(),
             meet: Gate::default(),
             arrived: AtomicUsize::new(0),
             phase: AtomicUsize::new(0),
             claims: (0..threads).map(|_| Claims::default()).collect(),
             running: AtomicUsize::new(0),
+            asleep: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             shutdown: AtomicBool::new(false),
             first_panic: Mutex::new(None),
             job: UnsafeCell::new(None),
         });
         let home = homes.first().copied();
-        let mut pool =
-            Self { shared, turn: Mutex::new(()), handles: Vec::new(), cpus, home, unpinned };
+        let governors = [(); 2].map(|()| Governor::new(threads));
+        let turn = Turn { active: threads, governors };
+        let mut pool = Self {
+            shared,
+            turn: Mutex::new(turn),
+            handles: Vec::new(),
+            ids: Vec::new(),
+            spare,
+            fewest: AtomicUsize::new(threads),
+            cpus,
+            home,
+            unpinned,
+        };
         let (tell, told) = mpsc::channel();
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
@@ -164,7 +214,8 @@ impl Pool {
                 .spawn(move || {
                     let bound = home.map(affinity::bind).transpose();
                     // The pool may have been given up because a thread could not be started.
-                    let _ = tell.send(bound.as_ref().err().map(ToString::to_string));
+                    let refused = bound.as_ref().err().map(ToString::to_string);
+                    let _ = tell.send((ThreadId::current(), refused));
                     drop(tell);
                     help(&shared, index);
                 })
@@ -177,10 +228,11 @@ impl Pool {
             pool.handles.push(handle);
         }
         drop(tell);
-        if !homes.is_empty()
-            && let Some(why) = told.into_iter().find_map(|refused| refused)
-        {
-            (pool.home, pool.unpinned) = (None, Some(why));
+        for (id, refused) in told {
+            pool.ids.push(id);
+            if let Some(why) = refused {
+                (pool.home, pool.unpinned) = (None, Some(why));
+            }
         }
         Ok(pool)
     }
@@ -195,6 +247,13 @@ impl Pool {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.shared.threads
+    }
+
+    /// The fewest workers that have taken part in a pass through a model so far: fewer than
+    /// [`Pool::threads`] where other programs needed the CPUs.
+    #[must_use]
+    pub fn fewest(&self) -> usize {
+        self.fewest.load(Ordering::Relaxed)
     }
 
     /// Returns one line to show the user when the pool has more threads than CPUs to run on, or
@@ -213,23 +272,92 @@ impl Pool {
         Some(format!("threads are not bound to CPUs, which may be slower: {why}"))
     }
 
-    /// Runs `f` once on every worker, the calling thread being worker 0, and returns when all have
-    /// finished. Every worker has to meet the same number of barriers. A run may not be started
-    /// from inside a run.
+    /// Runs `f` once on every worker that takes part, the calling thread being worker 0, and
+    /// returns when all have finished. Every worker has to meet the same number of barriers. A run
+    /// may not be started from inside a run.
     ///
     /// # Errors
     /// [`Error::Runtime`] with the first panic's message when a worker panicked.
     pub(crate) fn run<F: Fn(&Worker<'_>) + Sync>(&self, f: F) -> Result<()> {
+        let turn = self.turn()?;
+        self.run_in(&turn, f)
+    }
+
+    /// As [`Pool::run`], for `tokens` tokens that go through a model or a layer of it: runs of the
+    /// same load and as many tokens take equally long. With [`PoolOptions::spare`], and where other
+    /// programs need the CPUs, fewer workers take part in the runs that follow if that is faster:
+    /// see [`Governor`].
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub(crate) fn run_spared<F: Fn(&Worker<'_>) + Sync>(
+        &self,
+        load: Load,
+        tokens: usize,
+        f: F,
+    ) -> Result<()> {
+        let mut turn = self.turn()?;
+        if !self.spare || self.threads() == 1 {
+            return self.run_in(&turn, f);
+        }
+        let active = turn.governors[load as usize].active();
+        if active != turn.active {
+            self.regroup(&mut turn, active);
+        }
+        let asleep = || Duration::from_nanos(self.shared.asleep.load(Ordering::Relaxed));
+        let (start, before) = (Instant::now(), asleep());
+        self.run_in(&turn, f)?;
+        let (time, asleep) = (start.elapsed(), asleep() - before);
+        let workers = || self.ids[..active - 1].iter().copied().chain([ThreadId::current()]);
+        let mut queued = || workers().map(ThreadId::queued).sum();
+        turn.governors[load as usize].ran(tokens, time, asleep, &mut queued);
+        Ok(())
+    }
+
+    /// Waits until no other thread runs anything, and keeps it so.
+    fn turn(&self) -> Result<MutexGuard<'_, Turn>> {
         if IN_RUN.get() {
             return Err(Error::Runtime(
                 "a run of the thread pool was started from inside a run".into(),
             ));
         }
-        let _turn = lock(&self.turn);
+        Ok(lock(&self.turn))
+    }
+
+    /// Lets `active` workers take part from the next run on, `1 <= active <= threads`.
+    fn regroup(&self, turn: &mut Turn, active: usize) {
+        let shared = &*self.shared;
+        let fewer = active < turn.active;
+        // Those who wait for a run park, or parked ones return: all of the one kind answer.
+        let asked = if fewer { turn.active - 1 } else { shared.threads - turn.active };
+        shared.active.store(active, Ordering::Relaxed);
+        shared.running.store(asked, Ordering::Relaxed);
+        // SAFETY: no helper is in a run, and `turn` keeps other callers out.
+        unsafe { *shared.job.get() = None };
+        if fewer { &shared.start } else { &shared.recall }.open();
+        self.wait_for_helpers();
+        turn.active = active;
+        self.fewest.fetch_min(active, Ordering::Relaxed);
+    }
+
+    /// Waits until every helper that was asked has answered. Returns the time asleep.
+    fn wait_for_helpers(&self) -> Duration {
+        let (shared, mut asleep) = (&*self.shared, Duration::ZERO);
+        // A loop, because the last opening of the previous run may come as late as this.
+        loop {
+            let seen = shared.done.seen();
+            if shared.running.load(Ordering::Acquire) == 0 {
+                return asleep;
+            }
+            asleep += shared.done.wait(seen, shared.spins);
+        }
+    }
+
+    fn run_in<F: Fn(&Worker<'_>) + Sync>(&self, turn: &Turn, f: F) -> Result<()> {
         // A CPU may have gone since the pool was made; then the run is only slower.
         let _bound = self.home.and_then(|cpu| affinity::bind(cpu).ok());
         let shared = &*self.shared;
-        let helpers = shared.threads - 1;
+        let helpers = turn.active - 1;
         let erased: *const (dyn Fn(&Worker<'_>) + Sync + '_) = &raw const f;
         // SAFETY: only the lifetime changes. The pointer is followed by helpers inside this call
         // only: it returns (and `f` is dropped) after `running` is back at 0.
@@ -241,16 +369,9 @@ impl Pool {
         shared.running.store(helpers, Ordering::Relaxed);
         shared.start.open();
 
-        shared.work(0, &f);
+        shared.work(0, turn.active, &f);
 
-        // A loop, because the last opening of the previous run may come as late as this.
-        loop {
-            let seen = shared.done.seen();
-            if shared.running.load(Ordering::Acquire) == 0 {
-                break;
-            }
-            shared.done.wait(seen, shared.spins);
-        }
+        shared.slept(self.wait_for_helpers());
         // All have left: reset the barrier.
         shared.arrived.store(0, Ordering::Relaxed);
         for claims in &shared.claims {
@@ -284,6 +405,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.shutdown.store(true, Ordering::Relaxed);
         self.shared.start.open();
+        self.shared.recall.open();
         for handle in self.handles.drain(..) {
             // A helper catches every panic of a job, so there is nothing to report here.
             let _ = handle.join();
@@ -305,19 +427,31 @@ fn homes(threads: usize) -> std::result::Result<Vec<usize>, String> {
 
 /// Runs a helper thread until the pool ends.
 fn help(shared: &Shared, index: usize) {
-    let mut seen = 0;
+    let (mut seen, mut parked) = (0, None);
     loop {
-        shared.start.wait(seen, shared.spins);
-        // A run starts only after all helpers left the one before, so no opening is missed.
-        seen = seen.wrapping_add(1);
+        match parked {
+            None => {
+                shared.start.wait(seen, shared.spins);
+                // A run starts only after all helpers left the one before, so no opening is missed.
+                seen = seen.wrapping_add(1);
+            }
+            // Sleeps at once: this may take seconds.
+            Some(recalls) => drop(shared.recall.wait(recalls, 0)),
+        }
         if shared.shutdown.load(Ordering::Relaxed) {
             return;
         }
-        // SAFETY: `start` was opened for a run that counts on this helper: `job` is set, and both
-        // it and the closure stay untouched until `running` is decremented below.
-        if let Some(job) = unsafe { *shared.job.get() } {
+        // SAFETY: the gate was opened for a run or a change that counts on this helper: `job` is
+        // set, and both it and the closure stay untouched until `running` is decremented below.
+        let job = unsafe { *shared.job.get() };
+        let active = shared.active.load(Ordering::Relaxed);
+        if let Some(job) = job {
             // SAFETY: as above, the closure lives until then.
-            shared.work(index, unsafe { &*job });
+            shared.work(index, active, unsafe { &*job });
+        } else {
+            // Read before the answer below, so that no opening that follows it is missed.
+            parked = (index >= active).then(|| shared.recall.seen());
+            seen = shared.start.seen();
         }
         if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             shared.done.open();
@@ -326,9 +460,17 @@ fn help(shared: &Shared, index: usize) {
 }
 
 impl Shared {
-    /// Runs the job as worker `index`, turning a panic into a poisoned run.
-    fn work(&self, index: usize, job: &(dyn Fn(&Worker<'_>) + Sync)) {
-        let worker = Worker { index, threads: self.threads, shared: self };
+    /// Adds to the time that workers have slept in runs.
+    pub(super) fn slept(&self, time: Duration) {
+        if !time.is_zero() {
+            // 2^64 nanoseconds are 584 years.
+            self.asleep.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs the job as worker `index` of `threads`, turning a panic into a poisoned run.
+    fn work(&self, index: usize, threads: usize, job: &(dyn Fn(&Worker<'_>) + Sync)) {
+        let worker = Worker { index, threads, shared: self };
         IN_RUN.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| job(&worker)));
         IN_RUN.set(false);
@@ -453,6 +595,28 @@ mod tests {
     }
 
     #[test]
+    fn helpers_park_and_return() {
+        let pool = Pool::new(4).unwrap();
+        for (round, active) in [3, 1, 2, 4, 2, 1, 4, 3, 4].into_iter().cycle().take(900).enumerate()
+        {
+            pool.regroup(&mut lock(&pool.turn), active);
+            for _ in 0..round % 3 {
+                let seen: [AtomicUsize; 4] = Default::default();
+                pool.run(|w| {
+                    assert_eq!(w.threads, active);
+                    seen[w.index].fetch_add(1, Ordering::Relaxed);
+                    w.barrier();
+                    let all = seen.iter().map(|s| s.load(Ordering::Relaxed)).sum::<usize>();
+                    assert_eq!(all, active);
+                })
+                .unwrap();
+            }
+        }
+        assert_eq!(pool.fewest(), 1);
+        pool.regroup(&mut lock(&pool.turn), 2);
+    }
+
+    #[test]
     fn runs_from_several_threads_take_turns() {
         let pool = Pool::new(2).unwrap();
         let inside = AtomicUsize::new(0);
@@ -511,7 +675,8 @@ mod tests {
         let before = affinity::usable().unwrap();
         let order = affinity::usable_in_order().unwrap();
         let threads = order.len().min(4);
-        let pool = Pool::with(PoolOptions { threads, pinning: Pinning::Cores }).unwrap();
+        let pool =
+            Pool::with(PoolOptions { threads, pinning: Pinning::Cores, spare: false }).unwrap();
         assert_eq!((pool.pinning(), pool.warning()), (Pinning::Cores, None));
         let of_worker = || {
             let found: Vec<Mutex<Vec<usize>>> = (0..threads).map(|_| Mutex::default()).collect();
@@ -546,7 +711,8 @@ mod tests {
     fn threads_without_a_cpu_each_are_not_pinned() {
         // Where the system binds none, one thread is too many.
         let threads = affinity::usable().map_or(1, |cpus| cpus.len() + 1);
-        let pool = Pool::with(PoolOptions { threads, pinning: Pinning::Cores }).unwrap();
+        let pool =
+            Pool::with(PoolOptions { threads, pinning: Pinning::Cores, spare: false }).unwrap();
         assert_eq!(pool.pinning(), Pinning::None);
         let warning = pool.warning().unwrap();
         assert!(warning.contains(" CPUs") && warning.lines().count() == 1, "{warning}");

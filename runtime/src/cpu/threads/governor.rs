@@ -1,0 +1,329 @@
+//! The number of workers that take part in a run, where other programs need the CPUs too.
+//!
+//! A phase ends when every worker has arrived. A worker that the scheduler has put aside comes back
+//! after a time slice of milliseconds, so one busy neighbour can make a token of a small model cost
+//! tens of times as much. The [`Governor`] sees that workers wait long at barriers, asks whether they
+//! were queued for a CPU, tries the next runs with one worker less, and keeps whichever was faster.
+//! From time to time it tries one more again, so that the pool is whole soon after the neighbour
+//! has left. Where nobody waits long it costs two readings of the clock a run.
+
+use std::time::Duration;
+
+/// Shortest stretch of runs that is judged: longer than a time slice of the scheduler.
+const WINDOW: Duration = Duration::from_millis(5);
+/// Fewest runs that are judged.
+const WINDOW_RUNS: u32 = 2;
+/// Share of the time that a worker sleeps at barriers, on average: less is uneven work.
+const SUSPECT: f64 = 0.05;
+/// Share of the time, summed over workers, that they are queued for a CPU when it is crowded.
+const QUEUED: f64 = 0.05;
+/// Windows in a row in which workers wait much although none was queued, after which fewer are
+/// tried anyway: a hypervisor that takes the CPU away queues nobody.
+const PATIENCE: u32 = 4;
+/// A number of workers is kept if a run takes at most this share of the time it took before.
+const GAIN: f64 = 0.97;
+/// First and longest time of running until a number of workers that lost is tried again.
+const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// Least time until then, in lengths of the trial, which bounds what trials cost, and the most that
+/// this makes.
+const RETRY_TRIALS: u32 = 30;
+const RETRY_MOST: Duration = Duration::from_secs(5);
+/// Runs of other sizes after which a trial is given up.
+const STRAYS: u32 = 32;
+
+/// Decides after each run how many workers take part in the next one.
+#[derive(Debug)]
+pub(super) struct Governor {
+    /// The most that may take part.
+    threads: usize,
+    /// Those that take part now.
+    active: usize,
+    /// Time of all runs so far.
+    clock: Duration,
+    window: Window,
+    trial: Option<Trial>,
+    /// Reading of the time that workers were queued, and when it was taken.
+    queued: Option<(Duration, Duration)>,
+    /// Windows in a row in which workers waited much.
+    suspects: u32,
+    /// For fewer workers and for more.
+    retry: [Retry; 2],
+}
+
+/// Runs of the same number of tokens.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    tokens: usize,
+    runs: u32,
+    time: Duration,
+    /// Sum of the workers' sleep at barriers.
+    asleep: Duration,
+}
+
+impl Window {
+    /// Time of a run.
+    fn pace(&self) -> Duration {
+        self.time / self.runs.max(1)
+    }
+}
+
+/// A try with one worker less or one more.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// Number of workers before, and what a run of `tokens` tokens took.
+    before: usize,
+    pace: Duration,
+    tokens: usize,
+    /// Runs of other sizes so far.
+    strays: u32,
+}
+
+/// Time at which a direction is tried again.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Duration,
+    after: Duration,
+}
+
+const FEWER: usize = 0;
+const MORE: usize = 1;
+
+impl Governor {
+    pub(super) fn new(threads: usize) -> Self {
+        Self {
+            threads,
+            active: threads,
+            clock: Duration::ZERO,
+            window: Window::default(),
+            trial: None,
+            queued: None,
+            suspects: 0,
+            retry: [Retry { at: Duration::ZERO, after: RETRY[0] }; 2],
+        }
+    }
+
+    /// The number of workers for the next run.
+    pub(super) fn active(&self) -> usize {
+        self.active
+    }
+
+    /// Takes note of a run of `tokens` tokens that took `time`, in which workers slept at barriers
+    /// for `asleep` in all. `queued` reads the
+    /// time that all workers have spent queued for a CPU so far; `None` where the system does not
+    /// say.
+    pub(super) fn ran(
+        &mut self,
+        tokens: usize,
+        time: Duration,
+        asleep: Duration,
+        queued: &mut dyn FnMut() -> Option<Duration>,
+    ) {
+        self.clock += time;
+        if let Some(trial) = &mut self.trial
+            && trial.tokens != tokens
+        {
+            trial.strays += 1;
+            if trial.strays > STRAYS {
+                self.active = trial.before;
+                self.trial = None;
+            }
+            return;
+        }
+        if self.window.tokens != tokens {
+            self.window = Window { tokens, ..Window::default() };
+        }
+        self.window.runs += 1;
+        self.window.time += time;
+        self.window.asleep += asleep;
+        if self.window.runs >= WINDOW_RUNS && self.window.time >= WINDOW {
+            let window =
+                std::mem::replace(&mut self.window, Window { tokens, ..Window::default() });
+            match self.trial.take() {
+                Some(trial) => self.judge(trial, window),
+                None => self.watch(window, queued),
+            }
+        }
+    }
+
+    /// Keeps what was tried, or takes it back.
+    fn judge(&mut self, trial: Trial, window: Window) {
+        let direction = if self.active < trial.before { FEWER } else { MORE };
+        let wait = (RETRY_TRIALS * window.time).min(RETRY_MOST);
+        let retry = &mut self.retry[direction];
+        if window.pace().as_secs_f64() <= GAIN * trial.pace.as_secs_f64() {
+            // What was right in this direction may be right again.
+            *retry = Retry { at: self.clock, after: RETRY[0] };
+            let back = &mut self.retry[1 - direction];
+            *back = Retry { at: self.clock + wait.max(RETRY[0]), ..*back };
+        } else {
+            self.active = trial.before;
+            let after = (2 * retry.after).min(RETRY[1]);
+            *retry = Retry { at: self.clock + wait.max(retry.after), after };
+        }
+        self.suspects = 0;
+        self.queued = None;
+    }
+
+    /// Begins a trial where there is reason for one.
+    fn watch(&mut self, window: Window, queued: &mut dyn FnMut() -> Option<Duration>) {
+        let time = window.time.as_secs_f64();
+        let may = |retry: Retry| self.clock >= retry.at;
+        let suspect = window.asleep.as_secs_f64() > SUSPECT * time * self.active as f64;
+        self.suspects = if suspect { self.suspects + 1 } else { 0 };
+        let active = if suspect && self.active > 1 && may(self.retry[FEWER]) {
+            if !self.crowded(queued) {
+                return;
+            }
+            self.active - 1
+        } else if self.active < self.threads && may(self.retry[MORE]) {
+            self.active + 1
+        } else {
+            return;
+        };
+        let (before, pace, tokens) = (self.active, window.pace(), window.tokens);
+        self.trial = Some(Trial { before, pace, tokens, strays: 0 });
+        self.active = active;
+    }
+
+    /// True if workers were queued for a CPU since the last reading. The first call only reads.
+    fn crowded(&mut self, queued: &mut dyn FnMut() -> Option<Duration>) -> bool {
+        let before = self.queued;
+        self.queued = queued().map(|total| (total, self.clock));
+        let long = match (before, self.queued) {
+            (Some((before, then)), Some((total, now))) => {
+                let queued = total.saturating_sub(before).as_secs_f64();
+                queued > QUEUED * (now - then).as_secs_f64()
+            }
+            _ => false,
+        };
+        if !long && self.suspects.is_multiple_of(PATIENCE) {
+            return true;
+        }
+        long
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MICROSECOND: Duration = Duration::from_micros(1);
+
+    /// A machine on which a token takes so many microseconds with each number of workers, and on
+    /// which workers sleep and queue for shares of that time.
+    struct Machine {
+        pace: fn(usize) -> u32,
+        asleep: fn(usize) -> f64,
+        queued: fn(usize) -> f64,
+        total: Duration,
+        readings: u32,
+    }
+
+    impl Machine {
+        const QUIET: Self = Self {
+            pace: |workers| 800 / workers as u32,
+            asleep: |_| 0.0,
+            queued: |_| 0.0,
+            total: Duration::ZERO,
+            readings: 0,
+        };
+        /// One of the CPUs is another's half of the time, as soon as all are wanted.
+        const CROWDED: Self = Self {
+            pace: |workers| if workers == 4 { 3000 } else { 800 / workers as u32 },
+            asleep: |workers| if workers == 4 { 2.0 } else { 0.0 },
+            queued: |workers| if workers == 4 { 0.5 } else { 0.0 },
+            ..Self::QUIET
+        };
+
+        /// Runs tokens for a time, and returns the share of it that runs took with each number of
+        /// workers.
+        fn run(&mut self, governor: &mut Governor, time: Duration) -> [f64; 5] {
+            let mut spent = [Duration::ZERO; 5];
+            while spent.iter().sum::<Duration>() < time {
+                let workers = governor.active;
+                let one = MICROSECOND * (self.pace)(workers);
+                spent[workers] += one;
+                self.total += one.mul_f64((self.queued)(workers));
+                let (total, readings) = (self.total, &mut self.readings);
+                let asleep = one.mul_f64((self.asleep)(workers));
+                governor.ran(1, one, asleep, &mut || {
+                    *readings += 1;
+                    Some(total)
+                });
+            }
+            spent.map(|part| part.as_secs_f64() / time.as_secs_f64())
+        }
+    }
+
+    #[test]
+    fn a_quiet_machine_keeps_all_workers_and_is_asked_nothing() {
+        let (mut governor, mut quiet) = (Governor::new(4), Machine::QUIET);
+        assert!(quiet.run(&mut governor, Duration::from_secs(20))[4] >= 1.0);
+        assert_eq!(quiet.readings, 0);
+    }
+
+    #[test]
+    fn a_worker_is_spared_while_a_neighbour_is_busy_and_comes_back_after() {
+        let (mut governor, mut crowded) = (Governor::new(4), Machine::CROWDED);
+        crowded.run(&mut governor, Duration::from_millis(50));
+        assert_eq!(governor.active, 3);
+        let spent = crowded.run(&mut governor, Duration::from_secs(20));
+        assert!(spent[3] > 0.98 && spent[1] + spent[2] < 0.001, "{spent:?}");
+        let mut quiet = Machine::QUIET;
+        quiet.run(&mut governor, Duration::from_millis(1100));
+        assert_eq!(governor.active, 4);
+    }
+
+    /// Two neighbours: what helps once is done again.
+    #[test]
+    fn as_many_are_spared_as_pays() {
+        let mut governor = Governor::new(4);
+        let mut crowded = Machine {
+            pace: |workers| if workers > 2 { 1000 * workers as u32 } else { 800 / workers as u32 },
+            asleep: |workers| if workers > 2 { 1.0 } else { 0.0 },
+            queued: |workers| if workers > 2 { 0.5 } else { 0.0 },
+            ..Machine::QUIET
+        };
+        crowded.run(&mut governor, Duration::from_millis(100));
+        assert_eq!(governor.active, 2);
+        assert!(crowded.run(&mut governor, Duration::from_secs(20))[2] > 0.98);
+    }
+
+    /// Workers of a large model that share their work well lose less to a neighbour than by
+    /// sparing one.
+    #[test]
+    fn a_worker_that_pays_is_kept() {
+        let mut governor = Governor::new(4);
+        let mut crowded = Machine {
+            pace: |workers| if workers == 4 { 230 } else { 800 / workers as u32 },
+            ..Machine::CROWDED
+        };
+        let spent = crowded.run(&mut governor, Duration::from_secs(20));
+        assert!(spent[4] > 0.98 && spent[3] > 0.0, "{spent:?}");
+    }
+
+    /// A CPU that a hypervisor takes away: nobody is queued for it.
+    #[test]
+    fn workers_that_sleep_long_are_reason_enough() {
+        let (mut governor, nobody) = (Governor::new(4), |_| 0.0);
+        let mut stolen = Machine { queued: nobody, ..Machine::CROWDED };
+        stolen.run(&mut governor, Duration::from_millis(100));
+        assert_eq!(governor.active, 3);
+    }
+
+    /// Runs of another size say nothing about a trial, and too many of them end it.
+    #[test]
+    fn a_trial_compares_like_with_like() {
+        let (mut governor, mut crowded) = (Governor::new(4), Machine::CROWDED);
+        while governor.trial.is_none() {
+            crowded.run(&mut governor, 3000 * MICROSECOND);
+        }
+        assert_eq!(governor.active, 3);
+        for _ in 0..STRAYS {
+            governor.ran(512, 9000 * MICROSECOND, Duration::ZERO, &mut || None);
+            assert_eq!(governor.active, 3);
+        }
+        governor.ran(512, 9000 * MICROSECOND, Duration::ZERO, &mut || None);
+        assert!(governor.active == 4 && governor.trial.is_none());
+    }
+}
