@@ -228,7 +228,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 
     let begins_mapped = !session.model().is_packed();
-    // Behind the first token a line of progress would get between the text.
+    // Amid the text a line of progress would get between its words.
     silenced.store(begins_mapped && io::stdout().is_terminal(), Ordering::Relaxed);
     let mut out = io::stdout().lock();
     let mut text = String::new();
@@ -391,7 +391,7 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct Timings {
     load_ms: f64,
-    /// Behind the first token, where that did not wait for it.
+    /// Amid the text, where that began on the weights in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pack_ms: Option<f64>,
     prompt_n: usize,
@@ -464,7 +464,7 @@ impl Report<'_> {
             t.prompt_per_second
         ));
         if let Some(pack_ms) = t.pack_ms.filter(|&ms| ms > 0.0) {
-            note(format_args!("packed: behind the first token, in {:.2} s", pack_ms / 1e3));
+            note(format_args!("packed: amid the text, in {:.2} s", pack_ms / 1e3));
         }
         note(format_args!(
             "decode: {} tokens in {:.2} s, {:.1} tokens/s ({})",

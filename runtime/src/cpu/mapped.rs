@@ -90,7 +90,7 @@ impl Scratch {
         let (mut group, mut rows) = (0, 0);
         for job in jobs {
             group = group.max(job.kernel.group_bytes(job.cols));
-            rows = rows.max(job.block_rows());
+            rows = rows.max(job.rows).max(job.block_rows());
         }
         let groups = Buffer::zeroed(TOKENS * group)?;
         Ok(Self { ordered: Vec::new(), groups, list: vec![0; rows], dots: vec![0; rows] })
@@ -162,8 +162,10 @@ impl MappedJob {
             let mut offset = 0;
             for part in &self.parts {
                 let share = worker.share(part.shape.rows);
-                for start in share.clone().step_by(self.block_rows()) {
-                    let rows = start..(start + self.block_rows()).min(share.end);
+                // One token reads each row once; a kernel prefetches within a list only.
+                let most = if tokens.len() == 1 { share.len().max(1) } else { self.block_rows() };
+                for start in share.clone().step_by(most) {
+                    let rows = start..(start + most).min(share.end);
                     let tokens = (first, tokens);
                     // SAFETY: shares are disjoint; nothing else accesses them, as the caller
                     // promises.

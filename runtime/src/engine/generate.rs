@@ -33,7 +33,7 @@ pub struct Generation {
     pub finish_reason: FinishReason,
     /// Counts and times.
     pub stats: SequenceStats,
-    /// Time spent packing weights behind the first token, which is part of none of the times above.
+    /// Time spent packing weights amid the text, which is part of none of the times above.
     pub pack_time: Option<Duration>,
 }
 

@@ -28,8 +28,8 @@ pub enum ProfileChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// On opening the engine, except for models that can be run as they lie in the file and for
-    /// whose size this pays: there a short prompt is answered at once, and weights are packed
-    /// behind its first token.
+    /// whose size this pays: there a short prompt is answered at once, and weights are packed once
+    /// the text has become long.
     #[default]
     Auto,
     /// On opening the engine.

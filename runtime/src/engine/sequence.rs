@@ -324,6 +324,12 @@ impl Sequence {
         &self.ids
     }
 
+    /// Most tokens that may still be written; `None` where there is no limit.
+    #[must_use]
+    pub fn remaining(&self) -> Option<usize> {
+        self.options.tokens.map(|most| most.saturating_sub(self.ids.len()))
+    }
+
     /// The reason for which the text ended, if it has.
     #[must_use]
     pub fn finish_reason(&self) -> Option<FinishReason> {
