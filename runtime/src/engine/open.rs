@@ -306,8 +306,7 @@ impl Engine {
         if fewest < threads && !state.told_of_spared {
             state.told_of_spared = true;
             state.note(Note::info(format!(
-                "threads: down to {fewest} of {threads} at times, which was faster while other programs \
-                 used the CPUs"
+                "threads: down to {fewest} of {threads} at times, which was faster beside other programs"
             )));
         }
         let new = state.notes[state.told..].to_vec();
