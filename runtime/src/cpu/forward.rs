@@ -293,6 +293,12 @@ impl Session {
         self.kv[0].context()
     }
 
+    /// Returns the most tokens that go through the model together.
+    #[must_use]
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
     /// Element type of the KV caches.
     #[must_use]
     pub fn kv_type(&self) -> KvType {

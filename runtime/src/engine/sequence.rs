@@ -34,16 +34,19 @@ pub enum FinishReason {
     Length,
     /// The context is full.
     Context,
+    /// The caller ended it by [`Sequence::interrupt`].
+    Interrupted,
 }
 
 impl FinishReason {
-    /// Returns `stop`, `length` or `context`.
+    /// Returns `stop`, `length`, `context` or `interrupted`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
             Self::Context => "context",
+            Self::Interrupted => "interrupted",
         }
     }
 }
@@ -285,8 +288,15 @@ impl Sequence {
         if self.options.ignore_eos { self.tokenizer.eos_ids() } else { &[] }
     }
 
-    /// Takes the tokens wanted next through the model, in the first sequence of a session: the
-    /// whole prompt, or a token and its draft. Returns false when the text has ended. After an
+    /// Ends the text where it is, unless it has ended.
+    pub fn interrupt(&mut self) {
+        if self.finish.is_none() {
+            self.end(FinishReason::Interrupted);
+        }
+    }
+
+    /// Takes the tokens wanted next through the model, in the first sequence of a session: a batch
+    /// of the prompt, or a token and its draft. Returns false when the text has ended. After an
     /// error the session holds what it held before.
     ///
     /// # Errors
@@ -295,9 +305,9 @@ impl Sequence {
         let room = session.context() - session.position();
         let is_prompt = self.prompt_left > 0;
         let start = Instant::now();
-        let Some(wants) = self.wants(usize::MAX, room)? else { return Ok(false) };
+        let Some(wants) = self.wants(session.batch(), room)? else { return Ok(false) };
         match *wants.ids {
-            [id] => drop(session.decode_for(id, wants.needs)?),
+            [id] if wants.rows == 1 => drop(session.decode_for(id, wants.needs)?),
             _ => session.forward(&wants.tokens(0).collect::<Vec<_>>())?,
         }
         let through = Instant::now();
