@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::{Format, Isa, Pinning};
@@ -18,6 +19,9 @@ use crate::output::note;
 
 /// The heading of these flags in the help.
 pub const PERFORMANCE: &str = "Performance";
+
+/// More tokens than this do not go through the model together, whatever is asked for.
+pub const MAX_BATCH: usize = 1 << 16;
 
 /// The flags that choose kernels.
 #[derive(Clone, Debug, clap::Args)]
@@ -84,31 +88,33 @@ impl From<SparseFlag> for sparse::Mode {
     }
 }
 
-/// Flags of the session that `bench` has too.
+/// Flags of the session, of which `bench` has lists.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct SessionArgs {
     /// Tokens of the prompt that go through the model together, at most
     #[arg(short, long = "batch-size", value_name = "N", default_value_t = 2048,
-          value_parser = clap::value_parser!(u32).range(1..=1 << 16), help_heading = PERFORMANCE)]
-    batch: u32,
-    /// The same; the smaller of both counts
+          allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = PERFORMANCE)]
+    pub batch: u32,
+    /// The same; the smaller of both counts; 0: as --batch-size
     #[arg(long = "ubatch-size", visible_alias = "ub", value_name = "N", default_value_t = 512,
-          value_parser = clap::value_parser!(u32).range(1..=1 << 16), help_heading = PERFORMANCE)]
-    ubatch: u32,
+          allow_negative_numbers = true,
+          help_heading = PERFORMANCE)]
+    pub ubatch: u32,
     /// Keys in the KV cache: f16, f32 or q8_0, int8 with a scale for each head and position, which takes
     /// half the memory of f16 and moves logits more [default: f16, f32 for small models]
     #[arg(long = "cache-type-k", visible_alias = "ctk", value_name = "TYPE",
           help_heading = PERFORMANCE)]
-    cache_type_k: Option<CacheType>,
+    pub cache_type_k: Option<CacheType>,
     /// Values in the KV cache: the same type as keys
     #[arg(long = "cache-type-v", visible_alias = "ctv", value_name = "TYPE",
           help_heading = PERFORMANCE)]
-    cache_type_v: Option<CacheType>,
+    pub cache_type_v: Option<CacheType>,
 }
 
 /// Types of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum CacheType {
+pub enum CacheType {
     F16,
     F32,
     #[value(name = "q8_0")]
@@ -128,7 +134,8 @@ impl From<CacheType> for KvType {
 impl SessionArgs {
     /// Tokens that go through the model together.
     pub fn batch(&self) -> usize {
-        self.batch.min(self.ubatch) as usize
+        let ubatch = if self.ubatch == 0 { self.batch } else { self.ubatch };
+        (self.batch.min(ubatch) as usize).min(MAX_BATCH)
     }
 
     /// The options of a session with a context of so many positions.
@@ -168,9 +175,14 @@ pub fn switch() -> impl clap::builder::TypedValueParser<Value = bool> {
     clap::builder::PossibleValuesParser::new(["0", "1"]).map(|value| value == "1")
 }
 
-/// The number of worker threads, for clap.
-pub fn threads() -> impl clap::builder::TypedValueParser<Value = u64> {
-    clap::value_parser!(u64).range(1..=MAX_THREADS as u64)
+/// The number of worker threads, for clap: 0 or less stands for one for each CPU that the program may
+/// use.
+pub fn threads(text: &str) -> std::result::Result<usize, String> {
+    match text.parse::<i64>() {
+        Ok(..=0) => Ok(thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)),
+        Ok(threads) if threads <= MAX_THREADS as i64 => Ok(threads as usize),
+        _ => Err(format!("it is not in 1..={MAX_THREADS}; 0 or less: one for each CPU")),
+    }
 }
 
 impl KernelArgs {

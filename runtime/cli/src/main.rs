@@ -28,23 +28,24 @@ enum Command {
     Dummy(bitnet_cli::dummy::command::Args),
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Some(command) = &arguments.command else {
         return bitnet_cli::run::run(&arguments.run);
     };
     match command {
-        Command::Bench(args) => bitnet_cli::bench::run(args),
-        Command::Compare(args) => bitnet_cli::compare::run(args),
-        Command::Inspect(args) => bitnet_cli::inspect::run(args),
-        Command::Tokenize(args) => bitnet_cli::tokenize::run(args),
-        Command::Dummy(args) => bitnet_cli::dummy::command::run(args),
+        Command::Bench(args) => bitnet_cli::bench::run(args)?,
+        Command::Compare(args) => bitnet_cli::compare::run(args)?,
+        Command::Inspect(args) => bitnet_cli::inspect::run(args)?,
+        Command::Tokenize(args) => bitnet_cli::tokenize::run(args)?,
+        Command::Dummy(args) => bitnet_cli::dummy::command::run(args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
     let args = bitnet_cli::argv::two_dashes(&Arguments::command(), std::env::args_os());
     match run(&Arguments::parse_from(args)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             // Not eprintln!, which panics when stderr is closed.

@@ -1,12 +1,10 @@
 //! What the program writes: answers to stdout, everything else to stderr.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use bitnet_runtime::error::{Error, Result};
-use bitnet_runtime::text::tokenizer::MAX_TEXT;
 
 /// Writes an answer to stdout, buffered; a reader that has gone is an error that
 /// [`Error::is_broken_pipe`] tells apart.
@@ -61,24 +59,6 @@ pub fn human(bytes: u64) -> String {
         unit += 1;
     }
     format!("{value:.1} {}", UNITS[unit])
-}
-
-/// A UTF-8 text of at most [`MAX_TEXT`] bytes.
-pub fn read_text(path: &Path) -> Result<String> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_TEXT as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(path, "read", e))?;
-    if bytes.len() > MAX_TEXT {
-        let message = format!("it is over {MAX_TEXT} bytes; give it in parts");
-        return Err(Error::io(path, "read", io::Error::other(message)));
-    }
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let message = format!("byte {at} is not UTF-8; convert the text");
-        Error::io(path, "read", io::Error::other(message))
-    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,8 +21,10 @@ use bitnet_runtime::error::{Error, Result};
 use serde::Serialize;
 
 use crate::bus_error;
+use crate::interrupt::Interrupt;
 use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
-use crate::output::{answer, human, note, read_text};
+use crate::output::{answer, human, note};
+use crate::prompt::PromptArgs;
 
 const SAMPLING: &str = "Sampling";
 
@@ -31,15 +34,8 @@ pub struct Args {
     /// The model; without it the one that --profile FILE was made for
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// The text to continue; none: from the begin-of-text token
-    #[arg(short, long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
-    prompt: Option<String>,
-    /// A file with the text; a newline at its end is left out
-    #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
-    /// Take \n, \r, \t, \", \' and \\ in the text for the characters they stand for
-    #[arg(short, long)]
-    escape: bool,
+    #[command(flatten)]
+    prompt: PromptArgs,
     /// Tokens to write; -1: until the model ends the text or the context is full
     #[arg(
         short = 'n',
@@ -48,7 +44,7 @@ pub struct Args {
         value_name = "N",
         default_value_t = 128,
         allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-2..=i64::from(i32::MAX))
+        value_parser = clap::value_parser!(i64).range(..=i64::from(i32::MAX))
     )]
     predict: i64,
     /// Positions of the context; 0: the model's own, which is also the most [default: the model's
@@ -57,6 +53,7 @@ pub struct Args {
         short,
         long = "ctx-size",
         value_name = "N",
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX))
     )]
     context: Option<u32>,
@@ -72,8 +69,10 @@ pub struct Args {
         long,
         alias = "draft",
         alias = "draft-n",
+        alias = "spec-draft-n-max",
         value_name = "N",
         default_value_t = 16,
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u64).range(1..=MAX_DRAFT as u64),
         help_heading = PERFORMANCE
     )]
@@ -82,44 +81,44 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// 0: always the most likely token
+    /// 0 or less: always the most likely token
     #[arg(
         long,
         alias = "temperature",
         value_name = "T",
         default_value_t = 0.8,
         allow_negative_numbers = true,
-        value_parser = |text: &str| number(text, 0.0, 100.0),
+        value_parser = temperature,
         help_heading = SAMPLING
     )]
     temp: f32,
-    /// Only the K most likely tokens; 0: all
+    /// Only the K most likely tokens; 0 or less: all
     #[arg(
         long,
         value_name = "K",
         default_value_t = 40,
         allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-1..=i64::from(i32::MAX)),
+        value_parser = clap::value_parser!(i64).range(..=i64::from(i32::MAX)),
         help_heading = SAMPLING
     )]
     top_k: i64,
-    /// Only the most likely tokens that together reach this probability; 1: all
+    /// Only the most likely tokens that together reach this probability; 1 or more: all
     #[arg(
         long,
         value_name = "P",
         default_value_t = 0.95,
         allow_negative_numbers = true,
-        value_parser = |text: &str| number(text, 0.0, 1.0),
+        value_parser = share,
         help_heading = SAMPLING
     )]
     top_p: f32,
-    /// Only tokens this likely relative to the most likely one; 0: all
+    /// Only tokens this likely relative to the most likely one; 0 or less: all
     #[arg(
         long,
         value_name = "P",
         default_value_t = 0.05,
         allow_negative_numbers = true,
-        value_parser = |text: &str| number(text, 0.0, 1.0),
+        value_parser = share,
         help_heading = SAMPLING
     )]
     min_p: f32,
@@ -129,7 +128,7 @@ pub struct Args {
         value_name = "X",
         default_value_t = 1.0,
         allow_negative_numbers = true,
-        value_parser = |text: &str| number(text, 0.01, 100.0),
+        value_parser = penalty,
         help_heading = SAMPLING
     )]
     repeat_penalty: f32,
@@ -143,21 +142,27 @@ pub struct Args {
         help_heading = SAMPLING
     )]
     repeat_last_n: i64,
-    /// The same seed writes the same text; -1: another each time
+    /// The same seed, of which 32 bits count, writes the same text; -1: another each time
     #[arg(
         short,
         long,
         value_name = "SEED",
         default_value_t = -1,
         allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)),
         help_heading = SAMPLING
     )]
     seed: i64,
 
-    /// Threads [default: the profile's, else one for each physical core]
-    #[arg(short, long, value_name = "N", value_parser = load::threads(), help_heading = PERFORMANCE)]
-    threads: Option<u64>,
+    /// Threads; 0 or less: one for each CPU [default: the profile's, else one for each physical core]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = load::threads,
+        help_heading = PERFORMANCE
+    )]
+    threads: Option<usize>,
     /// Keep all threads at work, even while other programs need the CPUs and fewer would be faster
     #[arg(long, help_heading = PERFORMANCE)]
     fixed_threads: bool,
@@ -167,29 +172,47 @@ pub struct Args {
     session: SessionArgs,
     #[command(flatten)]
     placement: PlacementArgs,
+    /// Map the file, which is so anyway
+    #[arg(long, overrides_with = "no_mmap", help_heading = PERFORMANCE)]
+    mmap: bool,
     /// Read the file into memory instead of mapping it
-    #[arg(long, help_heading = PERFORMANCE)]
+    #[arg(long, overrides_with = "mmap", help_heading = PERFORMANCE)]
     no_mmap: bool,
 }
 
-/// A number for clap, with the range in the message.
-fn number(text: &str, min: f32, max: f32) -> std::result::Result<f32, String> {
+/// A temperature for clap: what is below 0 is 0.
+fn temperature(text: &str) -> std::result::Result<f32, String> {
     match text.parse::<f32>() {
-        Ok(value) if (min..=max).contains(&value) => Ok(value),
-        Ok(_) => Err(format!("it is not in {min}..={max}")),
-        Err(_) => Err(format!("it is no number in {min}..={max}")),
+        Ok(value) if value <= 100.0 => Ok(value.max(0.0)),
+        _ => Err("it is no number up to 100".into()),
     }
 }
 
-/// Writes the text.
+/// A probability for clap: what is below 0 or above 1 does the same as these.
+fn share(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if !value.is_nan() => Ok(value.clamp(0.0, 1.0)),
+        _ => Err("it is no number; a share is 0 to 1".into()),
+    }
+}
+
+/// A penalty for clap.
+fn penalty(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (0.01..=100.0).contains(&value) => Ok(value),
+        _ => Err("it is no number in 0.01..=100".into()),
+    }
+}
+
+/// Writes the text, until it ends or Ctrl+C ends it. Returns the program's exit code.
 ///
 /// # Errors
 /// Those of loading the model, and of the session; [`Error::Usage`] for a prompt longer than the
 /// context; [`Error::Io`] when stdout refuses.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let (path, options) = args.kernels.open(args.model.as_deref(), args.placement)?;
-    let text = args.text()?;
+    let text = args.prompt.text()?;
     let sampling = args.sampling();
     let limits = SequenceOptions {
         tokens: usize::try_from(args.predict).ok(),
@@ -199,7 +222,7 @@ pub fn run(args: &Args) -> Result<()> {
     let silenced = Arc::new(AtomicBool::new(false));
     let options = Options {
         needs: Sampler::new(sampling)?.needs(&[], &[]),
-        threads: args.threads.map(|threads| threads as usize),
+        threads: args.threads,
         fixed_threads: args.fixed_threads,
         mmap: !args.no_mmap,
         progress: Some(load::progress(Arc::clone(&silenced))),
@@ -216,6 +239,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut session = engine.session_for(prompt.len(), session)?;
     load::tell(&engine);
     let load_time = start.elapsed();
+    let interrupt = Interrupt::watch();
     note(format_args!(
         "loaded: {} in {:.2} s, {} threads, context {}",
         path.display(),
@@ -239,6 +263,9 @@ pub fn run(args: &Args) -> Result<()> {
             write(&mut out, &piece)?;
         }
         text += &piece;
+        if interrupt.is_requested() {
+            sequence.interrupt();
+        }
         if !goes_on {
             break;
         }
@@ -256,7 +283,8 @@ pub fn run(args: &Args) -> Result<()> {
     let report = Report {
         timings: Timings::new(
             (load_time, begins_mapped.then_some(pack_time)),
-            prompt.len(),
+            // An interrupted one is not read to its end.
+            session.position().min(prompt.len()),
             &sequence,
             args.lookup,
         ),
@@ -286,7 +314,7 @@ pub fn run(args: &Args) -> Result<()> {
             .map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;
         answer(|out| writeln!(out, "{json}"))?;
     }
-    Ok(())
+    Ok(interrupt.exit_code())
 }
 
 /// Writes a piece of the text at once.
@@ -296,24 +324,6 @@ fn write(out: &mut impl Write, piece: &str) -> Result<()> {
 }
 
 impl Args {
-    fn text(&self) -> Result<String> {
-        let mut text = match (&self.prompt, &self.file) {
-            (Some(text), _) => text.clone(),
-            (None, Some(path)) => {
-                let mut text = read_text(path)?;
-                if text.ends_with('\n') {
-                    text.pop();
-                }
-                text
-            }
-            (None, None) => String::new(),
-        };
-        if self.escape {
-            text = unescape(&text);
-        }
-        Ok(text)
-    }
-
     /// The context of the session, never more than the model's.
     fn context(&self, config: &Config) -> Option<usize> {
         match self.context {
@@ -330,8 +340,15 @@ impl Args {
         }
     }
 
+    /// 32 bits of the seed given; all of them set, as -1 has them, are llama.cpp's word for any other.
+    fn seed(&self) -> u32 {
+        match self.seed as u32 {
+            u32::MAX => (RandomState::new().hash_one(0) % u64::from(u32::MAX)) as u32,
+            seed => seed,
+        }
+    }
+
     fn sampling(&self) -> Sampling {
-        let seed = u64::try_from(self.seed);
         Sampling {
             temperature: self.temp,
             top_k: usize::try_from(self.top_k).unwrap_or(0),
@@ -339,33 +356,9 @@ impl Args {
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
             repeat_last_n: usize::try_from(self.repeat_last_n).unwrap_or(usize::MAX),
-            // 32 bits are easier to type again.
-            seed: seed.unwrap_or_else(|_| RandomState::new().hash_one(0) >> 32),
+            seed: self.seed().into(),
         }
     }
-}
-
-/// Replaces \n, \r, \t, \", \' and \\ by the characters they stand for; other backslashes stay.
-fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        if c != '\\' {
-            out.push(c);
-            continue;
-        }
-        match chars.next() {
-            Some('n') => out.push('\n'),
-            Some('r') => out.push('\r'),
-            Some('t') => out.push('\t'),
-            Some(c @ ('"' | '\'' | '\\')) => out.push(c),
-            other => {
-                out.push('\\');
-                out.extend(other);
-            }
-        }
-    }
-    out
 }
 
 /// What `--json` prints.
@@ -485,23 +478,5 @@ impl Report<'_> {
             human(m.tokenizer_bytes as u64),
             m.peak_rss_bytes.map_or("unknown".into(), human)
         ));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn escapes() {
-        let cases = [
-            (r"a\nb\tc\r", "a\nb\tc\r"),
-            (r#"\"\'\\n"#, "\"'\\n"),
-            (r"\x41 \", r"\x41 \"),
-            ("é\\né", "é\né"),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(unescape(text), expected);
-        }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::output::{answer, note, read_text};
+use crate::output::{answer, note};
+use crate::prompt::{EscapeArgs, LastLineEnd, from_path, unescape};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::text::tokenizer::Tokenizer;
@@ -19,9 +20,11 @@ pub struct Args {
     /// The text
     #[arg(short, long, value_name = "TEXT", group = "text", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// A file with the text, taken as it is
+    /// A file with the text, or - for stdin; it is taken as it is, backslashes too unless -e is given
     #[arg(short, long, value_name = "FILE", group = "text")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    escapes: EscapeArgs,
     /// Put the begin-of-text token first
     #[arg(long)]
     bos: bool,
@@ -36,11 +39,11 @@ pub struct Args {
 /// A bad vocabulary, a text that is missing, too long or not UTF-8, or stdout refusing.
 pub fn run(args: &Args) -> Result<()> {
     let text = match (&args.prompt, &args.file) {
-        (Some(text), _) => text.clone(),
-        (None, Some(path)) => read_text(path)?,
+        (None, Some(path)) => from_path(path, LastLineEnd::Kept)?,
         // clap requires one of the two.
-        (None, None) => String::new(),
+        (text, _) => text.clone().unwrap_or_default(),
     };
+    let text = if args.escapes.apply(args.file.is_none()) { unescape(&text)? } else { text };
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
     for warning in tokenizer.warnings() {
         note(format_args!("warning: {warning}"));

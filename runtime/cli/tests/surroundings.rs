@@ -96,6 +96,13 @@ fn is_in_state(process: u32, state: char) -> bool {
     stat.rsplit(") ").next().unwrap().starts_with(state)
 }
 
+/// Whether a signal was sent to a process and has not arrived.
+fn is_pending(process: u32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
+}
+
 fn errors(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -164,8 +171,13 @@ fn f09_a_run_that_is_paused_goes_on_and_one_that_is_ended_ends() {
     held.signal(Signal::CONT);
     wrote(&held.finish(), &text);
 
-    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+    for (signal, times) in [(Signal::INT, 2), (Signal::TERM, 1), (Signal::HUP, 1)] {
         let held = Held::start(command(&args));
+        // The first Ctrl+C is a request to stop, and is seen before the second one is sent.
+        for _ in 1..times {
+            held.signal(signal);
+            held.wait_until("it does not take it", |process| !is_pending(process, signal));
+        }
         held.signal(signal);
         // Before there is room in the pipe, or it might write a piece first.
         held.wait_until("it does not end", |process| is_in_state(process, 'Z'));
@@ -174,6 +186,58 @@ fn f09_a_run_that_is_paused_goes_on_and_one_that_is_ended_ends() {
         assert!(output.stdout.is_empty());
         assert!(!errors(&output).contains("error"), "{}", errors(&output));
     }
+}
+
+/// H9: Ctrl+C ends a text where it is: what there is of it stays, and is summed up.
+#[test]
+fn h9_an_interrupted_run_says_what_it_has() {
+    let model = demo_model();
+    let args = ["-m", &model, "-p", "ROMEO:", "--temp", "0", "-n", "400", "--ignore-eos"];
+    let text = answer(&args);
+    let held = Held::start(command(&args));
+    held.signal(Signal::INT);
+    held.wait_until("it does not take it", |process| !is_pending(process, Signal::INT));
+    let output = held.finish();
+    assert_eq!(output.status.code(), Some(130), "{}", errors(&output));
+    let part = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(!part.is_empty() && part.len() < text.len() && text.starts_with(&part), "{part}");
+    assert!(errors(&output).contains("tokens/s (interrupted)\n"), "{}", errors(&output));
+
+    // With --json the object so far; the model is loaded, and its text has no end soon.
+    let endless = ["-n", "-1", "--ignore-eos", "--json", "--isa", "scalar", "-t", "1"];
+    let output = interrupted(command(&[&args[..6], &endless].concat()), "loaded: ");
+    assert_eq!(output.status.code(), Some(130));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["finish_reason"], "interrupted");
+    let ids = report["ids"].as_array().unwrap();
+    assert_eq!(report["timings"]["predicted_n"], ids.len());
+    assert_eq!(report["text"].as_str().unwrap().is_empty(), ids.is_empty(), "{report}");
+
+    // A long prompt is read in batches, and may be left in the middle.
+    let long = "king ".repeat(900);
+    let args = ["-m", &model, "-p", &long, "--json", "--isa", "scalar", "-t", "1", "-b", "1"];
+    let output = interrupted(command(&args), "loaded: ");
+    assert_eq!(output.status.code(), Some(130));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["finish_reason"], "interrupted");
+    let read = report["timings"]["prompt_n"].as_u64().unwrap();
+    assert!(read < report["prompt_ids"].as_array().unwrap().len() as u64, "{read}");
+}
+
+/// What becomes of a run that Ctrl+C meets as soon as its stderr holds some words.
+fn interrupted(mut command: Command, words: &str) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let (mut told, mut piece) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&told).contains(words) {
+        let n = stderr.read(&mut piece).unwrap();
+        assert!(n > 0, "{}", String::from_utf8_lossy(&told));
+        told.extend_from_slice(&piece[..n]);
+    }
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::INT).unwrap();
+    stderr.read_to_end(&mut told).unwrap();
+    child.wait_with_output().unwrap()
 }
 
 /// F10: a load that the system holds up, as a slow network does, takes its time and nothing else.
