@@ -13,7 +13,7 @@ use bitnet_profiles::printable;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::{List, MAX_TOKENS, Output, list, values};
+use crate::bench::{List, MAX_TOKENS, list, values};
 use crate::output::{answer, note};
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::threads::MAX_THREADS;
@@ -59,6 +59,13 @@ pub struct Args {
     /// More arguments for this program's own bench, after --
     #[arg(last = true, value_name = "ARG")]
     own_args: Vec<String>,
+}
+
+/// Format of the ratios.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Md,
+    Json,
 }
 
 /// Runs the tests and prints the ratios.

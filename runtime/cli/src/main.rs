@@ -33,7 +33,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         return bitnet_cli::run::run(&arguments.run);
     };
     match command {
-        Command::Bench(args) => bitnet_cli::bench::run(args)?,
+        Command::Bench(args) => return bitnet_cli::bench::run(args),
         Command::Compare(args) => bitnet_cli::compare::run(args)?,
         Command::Inspect(args) => bitnet_cli::inspect::run(args)?,
         Command::Tokenize(args) => bitnet_cli::tokenize::run(args)?,

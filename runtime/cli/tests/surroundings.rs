@@ -37,6 +37,27 @@ impl Model {
     }
 }
 
+/// Returns true if a signal is in a mask of a process, both named as in /proc.
+fn has_signal(process: &str, mask: &str, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap();
+    u64::from_str_radix(mask.trim_start_matches(':').trim(), 16).unwrap() >> (signal.as_raw() - 1)
+        & 1
+        == 1
+}
+
+/// A command that Ctrl+C reaches, also where these tests run in the background of a shell, which makes
+/// all below it ignore that.
+fn interruptible(command: Command) -> Command {
+    if !has_signal("self", "SigIgn", Signal::INT) {
+        return command;
+    }
+    let mut env = Command::new("env");
+    env.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    env.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    env
+}
+
 /// A run that has its first token and cannot write it.
 struct Held {
     child: Child,
@@ -46,7 +67,8 @@ struct Held {
 }
 
 impl Held {
-    fn start(mut command: Command) -> Self {
+    fn start(command: Command) -> Self {
+        let mut command = interruptible(command);
         let (out, mut writer) = std::io::pipe().unwrap();
         let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
         rustix::fs::fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
@@ -96,11 +118,9 @@ fn is_in_state(process: u32, state: char) -> bool {
     stat.rsplit(") ").next().unwrap().starts_with(state)
 }
 
-/// Whether a signal was sent to a process and has not arrived.
+/// Returns true while a signal that was sent to a process has not arrived.
 fn is_pending(process: u32, signal: Signal) -> bool {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
-    u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
+    has_signal(&process.to_string(), "ShdPnd", signal)
 }
 
 fn errors(output: &Output) -> String {
@@ -224,8 +244,22 @@ fn h9_an_interrupted_run_says_what_it_has() {
     assert!(read < report["prompt_ids"].as_array().unwrap().len() as u64, "{read}");
 }
 
-/// What becomes of a run that Ctrl+C meets as soon as its stderr holds some words.
-fn interrupted(mut command: Command, words: &str) -> Output {
+/// H9: of a benchmark the results so far.
+#[test]
+fn h9_an_interrupted_benchmark_prints_what_it_has() {
+    let model = demo_model();
+    let slow = ["--isa", "scalar", "-t", "1", "-p", "1", "-n", "900", "-r", "40"];
+    let args = [&["bench", "-m", &model, "-o", "json", "-oe", "jsonl"], &slow[..]].concat();
+    // stderr tells when the first test is done.
+    let output = interrupted(command(&args), "\n{\"");
+    assert_eq!(output.status.code(), Some(130));
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(matches!(&rows[..], [row] if row["n_prompt"] == 1), "{rows:?}");
+}
+
+/// The output of a run that Ctrl+C meets as soon as its stderr holds some words.
+fn interrupted(command: Command, words: &str) -> Output {
+    let mut command = interruptible(command);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = child.stderr.take().unwrap();
     let (mut told, mut piece) = (Vec::new(), [0; 4096]);

@@ -1,27 +1,37 @@
 //! `bitnet-run bench`: llama-bench's table, and what share of the machine's limits is reached.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+mod list;
+mod output;
+mod row;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bitnet_profiles::{Isa, KernelId, Op, Pinning, Role};
-use bitnet_runtime::arch::config::{Config, JobShapes};
+use bitnet_profiles::{Pinning, Role};
+use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::gather::Along;
 use bitnet_runtime::cpu::memory::{self, Pages};
 use bitnet_runtime::cpu::model::{MAX_SEQUENCES, Needs, Session, SessionOptions, Stage};
 use bitnet_runtime::cpu::threads::{MAX_THREADS, Pool, PoolOptions};
-use bitnet_runtime::engine::report::{HeadReport, KernelReport, RoleReport};
-use bitnet_runtime::engine::{Engine, Options, ProfileInUse, Start};
+use bitnet_runtime::engine::report::{HeadReport, KernelReport};
+use bitnet_runtime::engine::{Engine, Options, Start};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::{Gguf, TensorInfo};
 use bitnet_runtime::measure::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use bitnet_runtime::measure::probe;
-use serde::Serialize;
 
+use self::list::pair;
+pub(crate) use self::list::{List, MAX_TOKENS, list, values};
+use self::output::{Columns, Format, Printer, Stream};
+use self::row::{DecodeBytes, Reached, Row, Skipped, multiply_adds, short_count, ternary_type};
 use crate::bus_error;
-use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
+use crate::interrupt::Interrupt;
+use crate::load::{
+    self, CacheType, KernelArgs, MAX_BATCH, PERFORMANCE, PlacementArgs, SessionArgs,
+};
 use crate::output::note;
 
 /// Bytes that the bandwidth probe streams: several times any L3 cache.
@@ -32,10 +42,6 @@ const LEAST_PROBE_BYTES: usize = 1 << 28;
 const CACHED_BYTES: usize = 64 << 20;
 /// Passes of the probe of multiply-adds, of which the best counts.
 const PROBE_ROUNDS: usize = 5;
-/// The longest prompt, generation or depth that can be asked for.
-pub(crate) const MAX_TOKENS: usize = 1 << 20;
-/// The most values one list may hold.
-const MAX_VALUES: usize = 1024;
 
 /// Time prompts and generations as llama-bench does
 ///
@@ -65,13 +71,16 @@ pub struct Args {
     #[arg(long, visible_alias = "np", alias = "npl", value_name = "LIST", default_value = "1",
           value_parser = |text: &str| list(text, 1, MAX_SEQUENCES))]
     parallel: Vec<List>,
-    /// How often each test is repeated
+    /// Repetitions of each test
     #[arg(short, long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repetitions: u32,
-    /// A table, or llama-bench's JSON
-    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
-    output: Output,
+    /// A table for people or one of llama-bench's for programs: md, json, jsonl, csv or sql
+    #[arg(short, long, value_name = "FORMAT", default_value = "md", hide_possible_values = true)]
+    output: Format,
+    /// The same on stderr
+    #[arg(long, visible_alias = "oe", value_name = "FORMAT", hide_possible_values = true)]
+    output_err: Option<Format>,
     /// Leave out the run before each test that is not timed
     #[arg(long)]
     no_warmup: bool,
@@ -85,8 +94,22 @@ pub struct Args {
     fixed_threads: bool,
     #[command(flatten, next_help_heading = PERFORMANCE)]
     kernels: KernelArgs,
-    #[command(flatten)]
-    session: SessionArgs,
+    /// Tokens of a prompt that go through the model together, at most
+    #[arg(short, long = "batch-size", value_name = "LIST", default_value = "2048",
+          value_parser = |text: &str| list(text, 1, MAX_BATCH), help_heading = PERFORMANCE)]
+    batch: Vec<List>,
+    /// The same; the smaller of both counts; 0: as --batch-size
+    #[arg(long = "ubatch-size", visible_alias = "ub", value_name = "LIST", default_value = "512",
+          value_parser = |text: &str| list(text, 0, MAX_BATCH), help_heading = PERFORMANCE)]
+    ubatch: Vec<List>,
+    /// Keys in the KV cache: f16, f32 or q8_0 [default: f16, f32 for small models]
+    #[arg(long = "cache-type-k", visible_alias = "ctk", value_name = "LIST", value_delimiter = ',',
+          hide_possible_values = true, help_heading = PERFORMANCE)]
+    cache_type_k: Vec<CacheType>,
+    /// Values in the KV cache: the same type as keys
+    #[arg(long = "cache-type-v", visible_alias = "ctv", value_name = "LIST", value_delimiter = ',',
+          hide_possible_values = true, help_heading = PERFORMANCE)]
+    cache_type_v: Vec<CacheType>,
     #[command(flatten)]
     placement: PlacementArgs,
     /// 0: read the file into memory instead of mapping it
@@ -96,67 +119,27 @@ pub struct Args {
     mmap: bool,
 }
 
-/// How the results are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Output {
-    Md,
-    Json,
-}
-
-/// The values of a list flag.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct List(Vec<usize>);
-
-/// `1,2,4`, `1-4`, `1-7+2`, `1-8*2`, or several of these.
-pub(crate) fn list(text: &str, min: usize, max: usize) -> std::result::Result<List, String> {
-    let number = |text: &str| match text.parse::<usize>() {
-        Ok(n) if (min..=max).contains(&n) => Ok(n),
-        Ok(n) => Err(format!("{n} is not in {min}..={max}")),
-        Err(_) => Err(format!("'{}' is no number in {min}..={max}", text.escape_debug())),
-    };
-    let mut values = Vec::new();
-    for item in text.split(',') {
-        let Some((first, rest)) = item.split_once('-') else {
-            values.push(number(item)?);
-            continue;
-        };
-        let (last, step) = match rest.find(['+', '*']) {
-            Some(at) => (&rest[..at], &rest[at..]),
-            None => (rest, "+1"),
-        };
-        let (first, last) = (number(first)?, number(last)?);
-        let (times, by) = step.split_at(1);
-        let by = by.parse::<usize>().ok().filter(|&by| by <= max).unwrap_or(0);
-        let grows = if times == "*" { by > 1 && first > 0 } else { by > 0 };
-        if !grows || last < first {
-            return Err(format!("'{}' does not grow", item.escape_debug()));
-        }
-        let mut value = first;
-        while value <= last && values.len() <= MAX_VALUES {
-            values.push(value);
-            value = if times == "*" { value.saturating_mul(by) } else { value + by };
-        }
-    }
-    if values.len() > MAX_VALUES {
-        return Err(format!("more than {MAX_VALUES} values"));
-    }
-    Ok(List(values))
-}
-
-/// `512,128`
-fn pair(text: &str) -> std::result::Result<(usize, usize), String> {
-    match list(text, 1, MAX_TOKENS)?.0[..] {
-        [prompt, generation] => Ok((prompt, generation)),
-        _ => Err("expected two numbers, as in 512,128".into()),
-    }
-}
-
-/// All values of a flag that may be repeated.
-pub(crate) fn values(lists: &[List]) -> impl Iterator<Item = usize> {
-    lists.iter().flat_map(|list| list.0.iter().copied())
-}
-
 impl Args {
+    /// The sessions of each number of threads, in llama-bench's order.
+    fn sessions(&self) -> Vec<SessionArgs> {
+        let types = |given: &[CacheType]| match given {
+            [] => vec![None],
+            given => given.iter().copied().map(Some).collect(),
+        };
+        let mut sessions = Vec::new();
+        for batch in values(&self.batch) {
+            for ubatch in values(&self.ubatch) {
+                for cache_type_k in types(&self.cache_type_k) {
+                    for cache_type_v in types(&self.cache_type_v) {
+                        let [batch, ubatch] = [batch, ubatch].map(|n| n as u32);
+                        sessions.push(SessionArgs { batch, ubatch, cache_type_k, cache_type_v });
+                    }
+                }
+            }
+        }
+        sessions
+    }
+
     /// The tests of one number of threads, in llama-bench's order.
     fn tests(&self) -> Vec<Test> {
         let mut tests = Vec::new();
@@ -178,19 +161,27 @@ impl Args {
     }
 }
 
-/// Runs the tests and prints each result as soon as it is known (JSON: at the end).
+/// Runs the tests and prints each result as soon as it is known, until Ctrl+C. Returns the program's
+/// exit code.
 ///
 /// # Errors
 /// Those of loading the model, and of the session; [`Error::Usage`] for a test that does not fit
 /// into the model's context; [`Error::Runtime`] when a logit is no number.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     let tests = args.tests();
+    let sessions = args.sessions();
     let mut models: Vec<Option<&Path>> = args.model.iter().map(|path| Some(&**path)).collect();
     if models.is_empty() {
         models.push(None);
     }
-    let mut rows = Vec::new();
-    for path in models {
+    let columns = Columns {
+        batches: sessions.iter().any(|session| session.batch() != sessions[0].batch()),
+        kv_types: args.cache_type_k.len().max(args.cache_type_v.len()) > 1,
+    };
+    let mut printers = vec![Printer::new(args.output, columns, Stream::Stdout)];
+    printers.extend(args.output_err.map(|format| Printer::new(format, columns, Stream::Stderr)));
+    let interrupt = Interrupt::watch();
+    'models: for path in models {
         let (path, options) = args.kernels.open(path, args.placement)?;
         let gguf = if args.mmap {
             bus_error::explain(&path, "leave it as it is while it is used, or give --mmap 0");
@@ -223,66 +214,60 @@ pub fn run(args: &Args) -> Result<()> {
         }
         let context = tests.iter().map(Test::context).max();
         let sequences = values(&args.parallel).max().unwrap_or(1);
-        let options = SessionOptions { sequences, ..args.session.options(context)? };
-        for threads in threads {
-            let mut session = if threads == most {
-                engine.session(options)?
-            } else {
-                let pinning = engine.placement().pinning;
-                let pool = Arc::new(Pool::with(PoolOptions {
-                    threads,
-                    pinning,
-                    spare: !args.fixed_threads,
-                })?);
-                Session::new(Arc::clone(&model), pool, options)?
-            };
-            load::tell(&engine);
-            for &test in &tests {
-                let mut bench = Bench {
-                    args,
-                    engine: &engine,
-                    kernels: KernelReport::of(&model),
-                    session: &mut session,
+        for flags in &sessions {
+            let options = SessionOptions { sequences, ..flags.options(context)? };
+            for &threads in &threads {
+                let mut session = if threads == most {
+                    engine.session(options)?
+                } else {
+                    let pinning = engine.placement().pinning;
+                    let spare = !args.fixed_threads;
+                    let pool = Arc::new(Pool::with(PoolOptions { threads, pinning, spare })?);
+                    Session::new(Arc::clone(&model), pool, options)?
                 };
-                let row = bench.row(test)?;
-                if args.output == Output::Md {
-                    if rows.is_empty() {
-                        print(&header())?;
+                load::tell(&engine);
+                for &test in &tests {
+                    let mut bench = Bench {
+                        args,
+                        flags,
+                        engine: &engine,
+                        kernels: KernelReport::of(&model),
+                        session: &mut session,
+                        interrupt: &interrupt,
+                    };
+                    let Some(row) = bench.row(test)? else { break 'models };
+                    for printer in &mut printers {
+                        printer.row(&row)?;
                     }
-                    print(&row.markdown())?;
                 }
-                rows.push(row);
             }
         }
     }
-    match args.output {
-        Output::Md => print(&format!("\nbuild: {}", env!("CARGO_PKG_VERSION"))),
-        Output::Json => print(
-            &serde_json::to_string_pretty(&rows)
-                .map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?,
-        ),
+    for printer in &mut printers {
+        printer.end()?;
     }
+    Ok(interrupt.exit_code())
 }
 
-/// A line on stdout, at once.
-fn print(line: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    let written = writeln!(out, "{line}").and_then(|()| out.flush());
-    written.map_err(|e| Error::io(Path::new("stdout"), "write", e))
-}
-
-/// What a row needs.
+/// A test's surroundings.
 struct Bench<'a> {
     args: &'a Args,
+    flags: &'a SessionArgs,
     engine: &'a Engine,
     kernels: KernelReport,
     session: &'a mut Session,
+    interrupt: &'a Interrupt,
 }
 
 impl Bench<'_> {
     /// Times the test beside the limit that bounds it. What memory gives changes within seconds, so it is
-    /// probed around every repetition, but of models that caches may keep once before.
-    fn row(&mut self, test: Test) -> Result<Row> {
+    /// probed around every repetition, but of models that caches may keep once before. `None` when the
+    /// program was interrupted.
+    fn row(&mut self, test: Test) -> Result<Option<Row>> {
+        let interrupt = self.interrupt;
+        if interrupt.is_requested() {
+            return Ok(None);
+        }
         let pool = Arc::clone(self.session.pool());
         let decodes = test.n_prompt == 0;
         let stream = if decodes { self.stream() } else { None };
@@ -311,9 +296,19 @@ impl Bench<'_> {
             bench::warm_up(self.session, test, &mut tokens)?;
         }
         let before = self.session.head_stats();
-        let mut probe = || if cached { Ok(()) } else { probe() };
-        let samples = bench::time(self.session, test, repetitions, &mut tokens, &mut probe)?;
-        probe()?;
+        let mut between = || match interrupt.is_requested() {
+            true => Err(Error::Runtime("interrupted".into())),
+            false if cached => Ok(()),
+            false => probe(),
+        };
+        let timed = bench::time(self.session, test, repetitions, &mut tokens, &mut between);
+        if interrupt.is_requested() {
+            return Ok(None);
+        }
+        let samples = timed?;
+        if !cached {
+            probe()?;
+        }
         let after = self.session.head_stats();
         let head = HeadReport::between(self.session.model(), before, after);
         // Only what was skipped in the test says how many bytes it read.
@@ -331,11 +326,10 @@ impl Bench<'_> {
             let limits: Vec<f64> = multiply.into_iter().collect();
             Reached::of(multiply_adds(self.session.model().config()), &[per_second], &limits)
         });
-        Ok(self.report(test, &samples, test_time, head, (bytes, read), multiply))
+        Ok(Some(self.report(test, &samples, test_time, head, (bytes, read), multiply)))
     }
 
-    /// What the probe of memory reads. Of a machine without room for it there is no figure, but still a
-    /// test.
+    /// Memory for the probe to read. Of a machine without room for it there is no figure, but still a test.
     fn stream(&self) -> Option<probe::Stream> {
         let most = memory::available().map_or(u64::MAX, |free| free / 2);
         let bytes = PROBE_BYTES.min(usize::try_from(most).unwrap_or(usize::MAX));
@@ -347,7 +341,7 @@ impl Bench<'_> {
         stream.inspect_err(|e| note(format_args!("warning: no read bandwidth: {e}"))).ok()
     }
 
-    /// What single tokens skipped in the test, by role.
+    /// Weights that single tokens did not skip in the test, by role.
     fn skipped(&self, test: Test) -> BTreeMap<&'static str, Skipped> {
         let tokens = (test.n_gen * self.args.repetitions as usize).max(1) as f64;
         [(Role::GateUp, Along::Rows), (Role::Down, Along::Columns)]
@@ -360,7 +354,7 @@ impl Bench<'_> {
             .collect()
     }
 
-    /// What a token of a generation reads on average: its share of the weights, but for those that were
+    /// Bytes that a token of a generation reads on average: its share of the weights, but for those that were
     /// skipped in the test.
     fn decode_bytes(&self, test: Test, head: &HeadReport) -> DecodeBytes {
         let model = &self.session.model();
@@ -423,8 +417,8 @@ impl Bench<'_> {
             model_type: format!("{architecture} {} {}", short_count(params), ternary_type(gguf)),
             model_size: gguf.tensors().iter().map(|t| t.bytes).sum(),
             model_n_params: params,
-            n_batch: self.args.session.batch(),
-            n_ubatch: self.args.session.batch(),
+            n_batch: self.flags.batch(),
+            n_ubatch: self.flags.batch(),
             n_threads: self.session.pool().threads(),
             type_k: kv_type,
             type_v: kv_type,
@@ -456,249 +450,5 @@ impl Bench<'_> {
             samples_ts,
             name: test.to_string(),
         }
-    }
-}
-
-/// Multiply-adds of the ternary matrices for one token.
-fn multiply_adds(config: &Config) -> f64 {
-    let weights = |job: JobShapes| {
-        job.count as usize * job.parts.iter().map(|part| part.weights()).sum::<usize>()
-    };
-    config.jobs().into_iter().map(weights).sum::<usize>() as f64
-}
-
-/// Bytes that a token of a generation reads, on average.
-#[derive(Clone, Copy, Serialize)]
-struct DecodeBytes {
-    /// The ternary matrices, as they are packed.
-    weights: f64,
-    head: f64,
-    /// Keys and values of its position and those before.
-    kv: f64,
-    /// Norms, and a row of the embedding.
-    other: f64,
-}
-
-impl DecodeBytes {
-    fn all(self) -> f64 {
-        self.weights + self.head + self.kv + self.other
-    }
-}
-
-/// What was not skipped in a role, per token on average.
-#[derive(Clone, Copy, Serialize)]
-struct Skipped {
-    /// Share of open gates, or of inputs other than zero.
-    density: f64,
-    /// Bytes of weights.
-    read_per_token: f64,
-}
-
-/// How much of a resource of the machine a test used: what a token costs, what the test reached on
-/// average, the median of the limits that were probed beside its repetitions, and the median of what
-/// share each repetition reached of its own.
-#[derive(Clone, Copy, Serialize)]
-struct Reached {
-    per_token: f64,
-    per_second: f64,
-    probe_per_second: Option<f64>,
-    share: Option<f64>,
-}
-
-impl Reached {
-    fn of(per_token: f64, tokens_per_second: &[f64], limits: &[f64]) -> Self {
-        let pairs = tokens_per_second.iter().zip(limits);
-        let shares: Vec<f64> = pairs.map(|(rate, limit)| per_token * rate / limit).collect();
-        let middle = |values: &[f64]| (!values.is_empty()).then(|| bench::median(values));
-        Self {
-            per_token,
-            per_second: per_token * mean(tokens_per_second),
-            probe_per_second: middle(limits),
-            share: middle(&shares),
-        }
-    }
-
-    /// `24.3, 81 % of 30.1`, in units of `unit`.
-    fn text(self, unit: f64, decimals: usize) -> String {
-        let reached = format!("{:.decimals$}", self.per_second / unit);
-        match (self.probe_per_second, self.share) {
-            (Some(probe), Some(share)) => {
-                format!("{reached}, {:.0} % of {:.decimals$}", share * 100.0, probe / unit)
-            }
-            _ => reached,
-        }
-    }
-}
-
-/// The format of the ternary weights as llama.cpp names it, such as `TQ2_0 - 2.06 bpw ternary`.
-fn ternary_type(gguf: &Gguf) -> String {
-    let mut formats = gguf.tensors().iter().map(|tensor| tensor.ty.format());
-    let Some(format) = formats.find(|format| format.is_ternary()) else { return String::new() };
-    let (weights, bytes) = format.size.block().unwrap_or((1, 0));
-    let bits = (800.0 * bytes as f64 / weights as f64).round() / 100.0;
-    format!("{} - {bits} bpw ternary", format.name.to_uppercase())
-}
-
-/// 2412820480 as `2.4B`, 10989696 as `11M`.
-fn short_count(n: u64) -> String {
-    if n >= 1_000_000_000 {
-        format!("{:.1}B", n as f64 / 1e9)
-    } else {
-        format!("{}M", n / 1_000_000)
-    }
-}
-
-/// A result: llama-bench's keys, then ours.
-#[derive(Serialize)]
-struct Row {
-    build_commit: &'static str,
-    build_number: u32,
-    cpu_info: String,
-    gpu_info: &'static str,
-    backends: &'static str,
-    model_filename: String,
-    model_type: String,
-    model_size: u64,
-    model_n_params: u64,
-    n_batch: usize,
-    n_ubatch: usize,
-    n_threads: usize,
-    type_k: &'static str,
-    type_v: &'static str,
-    n_gpu_layers: u32,
-    cpu_strict: bool,
-    use_mmap: bool,
-    embeddings: bool,
-    n_prompt: usize,
-    n_gen: usize,
-    n_depth: usize,
-    test_time: String,
-    avg_ns: f64,
-    stddev_ns: f64,
-    avg_ts: f64,
-    stddev_ts: f64,
-    samples_ns: Vec<u64>,
-    samples_ts: Vec<f64>,
-
-    /// Sequences, and the tokens per second of each.
-    n_parallel: usize,
-    sequence_ts: f64,
-    isa: Isa,
-    huge_pages: bool,
-    profile: ProfileInUse,
-    kernels: BTreeMap<&'static str, RoleReport>,
-    lm_head: HeadReport,
-    /// Of a repetition, on average.
-    stage_ns: BTreeMap<&'static str, f64>,
-    /// What single tokens did not skip, of the roles that skip.
-    sparse: BTreeMap<&'static str, Skipped>,
-    /// What a token of a generation reads.
-    bytes_per_token: Option<DecodeBytes>,
-    /// Bytes that the tokens of a generation read.
-    read: Option<Reached>,
-    /// Multiply-adds in the ternary products of a prompt, while these run.
-    multiply_add: Option<Reached>,
-    #[serde(skip)]
-    name: String,
-}
-
-/// Titles and widths of the columns, and whether they hold text; llama-bench's first.
-const COLUMNS: [(&str, usize, bool); 13] = [
-    ("model", 38, true),
-    ("size", 10, false),
-    ("params", 10, false),
-    ("backend", 10, true),
-    ("threads", 7, false),
-    ("test", 13, false),
-    ("t/s", 20, false),
-    ("each", 8, false),
-    ("MB/token", 8, false),
-    ("GB/s, of probe", 18, false),
-    ("T mul-add/s, of peak", 20, false),
-    ("kernels", 20, true),
-    ("profile", 20, true),
-];
-
-/// One line of the table; text to the left, numbers to the right.
-fn line(cells: [String; COLUMNS.len()]) -> String {
-    let mut line = String::from("|");
-    for ((_, width, is_text), cell) in COLUMNS.iter().zip(cells) {
-        let cell =
-            if *is_text { format!(" {cell:<width$} |") } else { format!(" {cell:>width$} |") };
-        line += &cell;
-    }
-    line
-}
-
-fn header() -> String {
-    let titles = line(COLUMNS.map(|(title, _, _)| title.to_owned()));
-    let rule = line(COLUMNS.map(|(_, width, is_text)| {
-        if is_text { "-".repeat(width) } else { format!("{}:", "-".repeat(width - 1)) }
-    }));
-    format!("{titles}\n{rule}")
-}
-
-impl Row {
-    /// Layout and ISA of the ternary kernels, each pair once.
-    fn ternary_kernels(&self) -> String {
-        let ternary = |kernel: KernelId| matches!(kernel.op, Op::Ternary(_)).then_some(kernel);
-        let kernels = self.kernels.values().filter_map(|kernels| {
-            ternary(if self.n_gen == 0 { kernels.prefill } else { kernels.decode })
-        });
-        let names: BTreeSet<String> =
-            kernels.map(|kernel| format!("{} {}", kernel.op, kernel.isa)).collect();
-        names.into_iter().collect::<Vec<_>>().join(", ")
-    }
-
-    fn markdown(&self) -> String {
-        let size = self.model_size as f64 / f64::from(1 << 20);
-        let (size, unit) = if size >= 1024.0 { (size / 1024.0, "GiB") } else { (size, "MiB") };
-        let params = self.model_n_params as f64 / 1e6;
-        let (params, letter) = if params >= 1e3 { (params / 1e3, "B") } else { (params, "M") };
-        let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "-".into());
-        line([
-            self.model_type.clone(),
-            format!("{size:.2} {unit}"),
-            format!("{params:.2} {letter}"),
-            self.backends.into(),
-            self.n_threads.to_string(),
-            self.name.clone(),
-            format!("{:.2} ± {:.2}", self.avg_ts, self.stddev_ts),
-            or_dash((self.n_parallel > 1).then(|| format!("{:.2}", self.sequence_ts))),
-            or_dash(self.read.map(|read| format!("{:.1}", read.per_token / 1e6))),
-            or_dash(self.read.map(|read| read.text(1e9, 1))),
-            or_dash(self.multiply_add.map(|multiply| multiply.text(1e12, 3))),
-            self.ternary_kernels(),
-            self.profile.short_name(),
-        ])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_and_ranges() {
-        let cases: &[(&str, &[usize])] = &[
-            ("128", &[128]),
-            ("1,2,4", &[1, 2, 4]),
-            ("1-4", &[1, 2, 3, 4]),
-            ("1-7+3", &[1, 4, 7]),
-            ("1-8*2,9", &[1, 2, 4, 8, 9]),
-            ("0", &[0]),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(list(text, 0, 4096), Ok(List(expected.to_vec())), "{text}");
-        }
-        for text in [
-            "", "1,", "x", "-1", "1-", "5000", "1-5000", "1-4+0", "1-4*1", "0-4*2", "1-4+x", "1--4",
-        ] {
-            assert!(list(text, 0, 4096).is_err(), "{text}");
-        }
-        assert!(list("0", 1, 8).unwrap_err().contains("1..=8"));
-        assert!(list("0-1048576", 0, 1 << 20).unwrap_err().contains("1024 values"));
-        assert_eq!(pair("512,128"), Ok((512, 128)));
-        assert!(pair("512").is_err() && pair("1,2,3").is_err() && pair("0,1").is_err());
     }
 }
