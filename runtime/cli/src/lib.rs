@@ -1,10 +1,11 @@
 //! The program `bitnet-run`: a module for each subcommand, with its arguments and a `run`.
 
-pub mod argv;
+pub mod arguments;
 pub mod bench;
 mod bus_error;
 pub mod compare;
 pub mod dummy;
+pub mod flags;
 pub mod inspect;
 mod interrupt;
 mod load;

@@ -195,6 +195,70 @@ fn several_models_and_the_profile_are_named() {
     assert!(text.contains(&format!("| {} ", default.layout())), "{text}");
 }
 
+/// R9: llama-bench's formats, and what its command lines carry.
+#[test]
+fn r9_results_come_in_llama_bench_s_formats() {
+    let model = demo_model();
+    let line = "-p 4,6 -n 0 -r 1 -t 1 -fa 1 -ngl 0 --no-warmup -o";
+    let args: Vec<&str> = ["bench", "-m", &model].into_iter().chain(line.split(' ')).collect();
+    let text = |format: &str| answer(&[&args[..], &[format]].concat());
+
+    let csv = text("csv");
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 3, "{csv}");
+    let titles: Vec<&str> = lines[0].split(',').collect();
+    assert_eq!(titles[..2], ["build_commit", "build_number"]);
+    for (line, n) in lines[1..].iter().zip(["4", "6"]) {
+        let values: Vec<&str> =
+            line.strip_prefix('"').unwrap().strip_suffix('"').unwrap().split("\",\"").collect();
+        assert_eq!(values.len(), titles.len(), "{line}");
+        let of = |title| values[titles.iter().position(|known| *known == title).unwrap()];
+        assert_eq!((of("n_prompt"), of("n_gen"), of("model_filename")), (n, "0", model.as_str()));
+        assert_eq!((of("use_mmap"), of("embeddings"), of("n_threads")), ("1", "0", "1"));
+        assert!(of("avg_ts").parse::<f64>().unwrap() > 0.0);
+    }
+
+    let lines = text("jsonl");
+    let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let list: Vec<Value> = serde_json::from_str(&text("json")).unwrap();
+    for rows in [&rows, &list] {
+        let lengths: Vec<u64> = rows.iter().map(|row| row["n_prompt"].as_u64().unwrap()).collect();
+        assert_eq!(lengths, [4, 6]);
+        assert!(rows.iter().all(|row| row["samples_ts"].as_array().unwrap().len() == 1));
+    }
+    assert_eq!(answer(&["bench", "-m", &model, "-p", "0", "-n", "0", "-o", "json"]), "[]\n");
+
+    let sql = text("sql");
+    assert!(sql.starts_with("CREATE TABLE IF NOT EXISTS llama_bench (\n  build_commit TEXT,\n"));
+    for column in ["  n_prompt INTEGER,\n", "  cpu_strict INTEGER,\n", "  avg_ts REAL,\n"] {
+        assert!(sql.contains(column), "{sql}");
+    }
+    assert_eq!(sql.matches("INSERT INTO llama_bench (build_commit, ").count(), 2, "{sql}");
+
+    // On stderr too, in another format.
+    let (table, errors) = both(&[&args[..], &["md", "-oe", "csv"]].concat());
+    assert!(table.contains(" pp6 |") && errors.contains("\nbuild_commit,"), "{errors}");
+}
+
+/// R9: lists of what llama-bench has lists of, and a column that tells the results apart.
+#[test]
+fn r9_batches_and_cache_types_come_in_lists() {
+    let model = demo_model();
+    let args = ["bench", "-m", &model, "-p", "8", "-n", "0", "-r", "1", "--no-warmup"];
+    let lists = ["-b", "4", "-b", "8", "-ub", "2,0", "-ctk", "f16,f32"];
+    let rows = answer(&[&args[..], &lists, &["-o", "json"]].concat());
+    let rows: Vec<Value> = serde_json::from_str(&rows).unwrap();
+    let found: Vec<(u64, &str)> = rows
+        .iter()
+        .map(|row| (row["n_batch"].as_u64().unwrap(), row["type_k"].as_str().unwrap()))
+        .collect();
+    let of = |batch| [(batch, "f16"), (batch, "f32")];
+    assert_eq!(found, [of(2), of(4), of(2), of(8)].concat());
+    let table = answer(&[&args[..], &lists].concat());
+    assert!(table.contains("| threads | n_batch | type_k |"), "{table}");
+    assert!(table.contains(" |       4 | f16    |"), "{table}");
+}
+
 #[test]
 fn mistakes_are_told() {
     let model = demo_model();

@@ -1,0 +1,59 @@
+//! The program's arguments: those of `bitnet-run`, and its subcommands.
+
+use std::process::ExitCode;
+
+use bitnet_runtime::Result;
+use clap::{Parser, Subcommand};
+
+use crate::flags::{self, Program};
+use crate::{bench, compare, dummy, inspect, run, tokenize};
+
+/// Run ternary language models on the CPU
+///
+/// Without a subcommand: continue a prompt.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bitnet-run",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true,
+    after_long_help = flags::help(Program::Run)
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    run: run::Args,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(after_long_help = flags::help(Program::Bench))]
+    Bench(bench::Args),
+    Compare(compare::Args),
+    Inspect(inspect::Args),
+    Tokenize(tokenize::Args),
+    Dummy(dummy::command::Args),
+}
+
+impl Arguments {
+    /// Does what was asked for and returns the program's exit code.
+    ///
+    /// # Errors
+    /// Those of the command.
+    pub fn run(&self) -> Result<ExitCode> {
+        let Some(command) = &self.command else {
+            return run::run(&self.run);
+        };
+        match command {
+            Command::Bench(args) => return bench::run(args),
+            Command::Compare(args) => compare::run(args)?,
+            Command::Inspect(args) => inspect::run(args)?,
+            Command::Tokenize(args) => tokenize::run(args)?,
+            Command::Dummy(args) => dummy::command::run(args)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
