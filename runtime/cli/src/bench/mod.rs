@@ -198,6 +198,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         // Whoever has most threads packs, so that every thread touches what it will read.
         let options = Options {
             threads: values(&args.threads).max(),
+            fixed_threads: args.fixed_threads,
             needs: Needs::GREEDY.clone(),
             tokenizer: false,
             start: Start::Packed,
