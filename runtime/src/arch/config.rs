@@ -52,7 +52,7 @@ impl Config {
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) naming the key, what it holds and what is allowed.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        check_whole(gguf)?;
+        gguf.check_whole()?;
         let architecture = architecture(gguf)?;
         let key = |name: &str| format!("{}.{name}", architecture.name);
         let bounded = |name: &str, value: u32, max: u32| {
@@ -217,36 +217,6 @@ pub struct JobShapes {
     pub parts: Vec<Shape>,
     /// Runs per token: the layers, at most 1024.
     pub count: u32,
-}
-
-/// Refuses one of several files that a model was split into: the keys `split.*` are those of
-/// llama.cpp's `llama-gguf-split`.
-fn check_whole(gguf: &Gguf) -> Result<()> {
-    const JOIN: &str = "join the parts with llama-gguf-split --merge FIRST-PART OUTPUT";
-    let key = "split.count";
-    if let Some(count) = gguf.get(key) {
-        match count.as_i128() {
-            Some(1) => {}
-            Some(2..) => {
-                let expected = format!("1, a model in one file; {JOIN}");
-                return Err(gguf.key_error(key, count, expected));
-            }
-            _ => {
-                let expected =
-                    "the number of files, an integer of 1 or more; convert the model again";
-                return Err(gguf.key_error(key, count, expected));
-            }
-        }
-    }
-    let key = "split.tensors.count";
-    let tensors = gguf.tensors().len();
-    match gguf.get(key) {
-        Some(count) if count.as_i128() != Some(tensors as i128) => {
-            let expected = format!("{tensors}, the tensors of this file; {JOIN}");
-            Err(gguf.key_error(key, count, expected))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn architecture(gguf: &Gguf) -> Result<&'static Architecture> {

@@ -24,6 +24,7 @@ use bitnet_profiles::{HeadFormat, Shape};
 
 pub(crate) use blocks::{Seen, ZERO};
 pub use scales::Scales;
+pub(crate) use types::elements;
 pub use types::{Size, TensorType};
 
 /// All formats known to the reader of files. An id may occur more than once: some were given to

@@ -46,7 +46,7 @@ impl ModelInfo {
         let name = if gguf.tensor(names.head).is_some() { names.head } else { names.embedding };
         let ty = gguf.tensor(name).map(|tensor| tensor.ty);
         let Some(rows) = ty.and_then(|ty| ty.format().rows()) else {
-            let found = ty.map_or("no such tensor", TensorType::name);
+            let found = ty.map_or("no such tensor".into(), |ty: TensorType| ty.to_string());
             let expected = Format::names(|format| format.rows().is_some());
             return Err(gguf.tensor_error(name, found, expected).into());
         };
