@@ -3,6 +3,7 @@
 use bitnet_profiles::{Role, Shape, shapes_hash};
 use serde::{Deserialize, Serialize};
 
+use super::rope::{self, RopeScaling};
 use super::{Architecture, layer_tensor};
 use crate::error::{Result, quoted};
 use crate::file::gguf::Gguf;
@@ -28,8 +29,8 @@ pub struct Config {
     pub rope_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_base: f32,
-    /// Linear scaling of positions; 1: none.
-    pub rope_scale: f32,
+    /// Scaling of positions.
+    pub rope_scaling: RopeScaling,
     /// Epsilon of every RMS norm.
     pub eps: f32,
     /// Positions the model was made for.
@@ -113,10 +114,8 @@ impl Config {
                 format_args!("an even number up to the length of a key, {head_dim}"),
             ));
         }
-        let rope_base = gguf.get_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0);
-        if !(1.0..=1e12).contains(&rope_base) {
-            return Err(gguf.key_error(&key("rope.freq_base"), rope_base, "1 to 1e12"));
-        }
+        let rope_base = rope::base(gguf, architecture.name)?;
+        let rope_scaling = RopeScaling::from_gguf(gguf, architecture.name, context)?;
 
         let eps_key = key("attention.layer_norm_rms_epsilon");
         let eps = gguf.require_f32(&eps_key)?;
@@ -134,7 +133,7 @@ impl Config {
             head_dim,
             rope_dim,
             rope_base,
-            rope_scale: rope_scale(gguf, architecture)?,
+            rope_scaling,
             eps,
             context,
             vocab: vocabulary(gguf, architecture)?,
@@ -228,26 +227,6 @@ fn architecture(gguf: &Gguf) -> Result<&'static Architecture> {
     })
 }
 
-/// Reads the factor of linear position scaling. The llama family has other kinds of scaling, which
-/// would change the text.
-fn rope_scale(gguf: &Gguf, architecture: &Architecture) -> Result<f32> {
-    let key = |name: &str| format!("{}.rope.{name}", architecture.name);
-    let kind_key = key("scaling.type");
-    let factor_key = match gguf.get_str(&kind_key)? {
-        None => key("scale_linear"), // its name before scaling.type came
-        Some("none") => return Ok(1.0),
-        Some("linear") => key("scaling.factor"),
-        Some(other) => {
-            return Err(gguf.key_error(&kind_key, quoted(other), "none or linear"));
-        }
-    };
-    match gguf.get_f32(&factor_key)? {
-        None => Ok(1.0),
-        Some(factor) if (1e-3..=1e6).contains(&factor) => Ok(factor),
-        Some(factor) => Err(gguf.key_error(&factor_key, factor, "1e-3 to 1e6")),
-    }
-}
-
 /// Returns the rows of the embedding, which the key `vocab_size` and the tokenizer have to agree
 /// with.
 fn vocabulary(gguf: &Gguf, architecture: &Architecture) -> Result<usize> {
@@ -301,7 +280,7 @@ mod tests {
             head_dim: 128,
             rope_dim: 128,
             rope_base: 500_000.0,
-            rope_scale: 1.0,
+            rope_scaling: RopeScaling::NONE,
             eps: 1e-5,
             context: 4096,
             vocab: 128_256,

@@ -125,7 +125,7 @@ impl Model {
         let heads = options.selection.heads(weights.head.format(), shape)?;
         let attention = options.selection.attention(&config.attention_shapes())?;
         let factors = weights.rope_factors.as_deref();
-        let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
+        let rope = Rope::new(config.rope_dim, config.rope_base, &config.rope_scaling, factors);
         let vector = options.selection.vector();
         let sketch = None;
         if options.pack {
