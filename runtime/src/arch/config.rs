@@ -43,8 +43,11 @@ pub struct Config {
 const MAX_LAYERS: u32 = 1024;
 /// Positions up to which the rotary tables are accurate.
 const MAX_CONTEXT: u32 = 1 << 20;
-/// Largest width or vocabulary that is read, so that products of two stay small.
-const MAX_WIDTH: u32 = 1 << 24;
+/// Largest width: the most columns that a kernel takes. Products of two widths, of a width and the
+/// vocabulary, and of either and the layers or the context so are far below 2^63.
+const MAX_WIDTH: u32 = Shape::MAX_COLS as u32;
+/// Largest vocabulary: the most rows of a matrix.
+const MAX_VOCAB: u64 = Shape::MAX_ROWS as u64;
 
 impl Config {
     /// Reads and checks the metadata. The vocabulary is the number of rows of `token_embd.weight`;
@@ -96,6 +99,13 @@ impl Config {
                 ));
             }
         };
+        if heads.checked_mul(head_dim).is_none_or(|q_dim| q_dim > Shape::MAX_COLS) {
+            return Err(gguf.key_error(
+                &key("attention.head_count"),
+                format_args!("{heads} heads of {head_dim} elements"),
+                format_args!("at most {MAX_WIDTH} elements of all heads together"),
+            ));
+        }
         if let Some(length) = optional("attention.value_length", MAX_WIDTH)?
             && length != head_dim
         {
@@ -239,12 +249,9 @@ fn vocabulary(gguf: &Gguf, architecture: &Architecture) -> Result<usize> {
         ));
     };
     let rows = tensor.rows();
-    if rows == 0 || rows > u64::from(MAX_WIDTH) {
-        return Err(gguf.tensor_error(
-            name,
-            format_args!("{rows} rows"),
-            format_args!("1 to {MAX_WIDTH}"),
-        ));
+    if rows == 0 || rows > MAX_VOCAB {
+        let expected = format!("1 to {MAX_VOCAB}");
+        return Err(gguf.tensor_error(name, format_args!("{rows} rows"), expected));
     }
     let key = format!("{}.vocab_size", architecture.name);
     if let Some(size) = gguf.get_u32(&key)?
