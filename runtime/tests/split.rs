@@ -166,6 +166,21 @@ fn r5_a_part_that_is_not_there_is_named() {
     }
 }
 
+/// All parts together, before any is read; a map takes no memory.
+#[cfg(target_os = "linux")]
+#[test]
+fn r5_parts_that_memory_does_not_hold_are_told_at_once() {
+    let split = Split::new();
+    let path = split.write();
+    std::fs::File::options().write(true).open(split.path(2)).unwrap().set_len(1 << 42).unwrap();
+    let error = Gguf::read(&path).unwrap_err();
+    let message = error.to_string();
+    assert_eq!(error.exit_code(), 6, "{message}");
+    assert!(message.starts_with(path.to_str().unwrap()), "{message}");
+    assert!(message.contains("bytes of its other parts do not fit into memory"), "{message}");
+    assert!(Gguf::open(&path).unwrap().file_bytes() > 1 << 42);
+}
+
 /// As in llama.cpp a model is opened by its first part, which another part names.
 #[test]
 fn r5_a_model_is_opened_by_its_first_part() {

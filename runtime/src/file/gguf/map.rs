@@ -77,6 +77,9 @@ impl Gguf {
     fn whole(path: &Path, open: impl Fn(&Path) -> Result<Part>) -> Result<Gguf> {
         let mut gguf = Self::new(open(path)?)?;
         if let Some(split) = Split::of(&gguf)? {
+            if !gguf.is_mapped() {
+                split.check_room()?;
+            }
             for number in 1..split.count {
                 let part = open(&split.path(number));
                 let part = Self::new(part.map_err(|error| split.explain(number, error))?)?;

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Gguf;
+use crate::cpu::memory;
 use crate::error::{Error, Result, quoted};
 
 const COUNT: &str = "split.count";
@@ -90,6 +91,23 @@ impl Split {
     /// Returns the path of part `number`, from 0.
     pub(super) fn path(&self, number: usize) -> PathBuf {
         self.first.with_file_name(format!("{}{}", self.name, ending(number, self.count)))
+    }
+
+    /// Checks that memory holds the parts behind the first, before any of them is read into it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming their bytes.
+    pub(super) fn check_room(&self) -> Result<()> {
+        // One that is not there is told when it is opened.
+        let bytes = |number| std::fs::metadata(self.path(number)).map_or(0, |meta| meta.len());
+        let all = (1..self.count).map(bytes).fold(0, u64::saturating_add);
+        match memory::available() {
+            Some(free) if free < all => {
+                let text = format!("{all} bytes of its other parts do not fit into memory");
+                Err(Error::io(&self.first, "read", io::Error::other(text)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the error of opening a part say which it is.
