@@ -22,9 +22,9 @@ impl Shape {
         Self { rows, cols }
     }
 
-    /// Weights in the matrix.
+    /// Weights in the matrix; `usize::MAX` if they are more.
     pub const fn weights(self) -> usize {
-        self.rows * self.cols
+        self.rows.saturating_mul(self.cols)
     }
 }
 

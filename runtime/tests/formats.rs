@@ -1,6 +1,7 @@
 //! Tensor formats of files: a model in one of them is to the bit the same model in another.
 
 mod demo;
+mod editor;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,59 +11,10 @@ use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::model::{LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::cpu::sparse;
 use bitnet_runtime::cpu::threads::Pool;
-use bitnet_runtime::file::gguf::{Gguf, GgufWriter, TensorType, Value};
+use bitnet_runtime::file::gguf::{Gguf, TensorType, Value};
 use bitnet_trials::{Need, Tested, suite};
+use editor::Parts;
 use half::f16;
-
-#[derive(Clone)]
-struct Tensor {
-    name: String,
-    dims: Vec<u64>,
-    ty: TensorType,
-    data: Vec<u8>,
-}
-
-/// A file in parts, to be changed and then written.
-#[derive(Clone)]
-struct Parts {
-    kv: Vec<(String, Value)>,
-    tensors: Vec<Tensor>,
-}
-
-impl Parts {
-    fn of(gguf: &Gguf) -> Self {
-        let tensor = |t: &bitnet_runtime::file::gguf::TensorInfo| Tensor {
-            name: t.name.clone(),
-            dims: t.dims.clone(),
-            ty: t.ty,
-            data: gguf.tensor_bytes(t).to_vec(),
-        };
-        Self {
-            kv: gguf.metadata().map(|(key, value)| (key.to_owned(), value.clone())).collect(),
-            tensors: gguf.tensors().iter().map(tensor).collect(),
-        }
-    }
-
-    fn tensor(&mut self, name: &str) -> &mut Tensor {
-        self.tensors.iter_mut().find(|t| t.name == name).unwrap()
-    }
-
-    fn gguf(&self) -> Arc<Gguf> {
-        let mut writer = GgufWriter::new();
-        for (key, value) in &self.kv {
-            writer.kv(key, value);
-        }
-        for t in &self.tensors {
-            writer.tensor(&t.name, &t.dims, t.ty).unwrap();
-        }
-        let mut file = writer.header();
-        for t in &self.tensors {
-            file.extend(&t.data);
-            file.resize(file.len() + GgufWriter::padding(t.data.len() as u64), 0);
-        }
-        Arc::new(Gguf::from_bytes("model.gguf", file).unwrap())
-    }
-}
 
 /// Codes in I2_S: blocks of 128 in 32 bytes, weight j in byte j % 32, from bits 7:6 down; a f32 scale
 /// and 28 bytes follow.

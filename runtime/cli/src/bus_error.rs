@@ -1,5 +1,5 @@
-//! A mapped file that somebody cuts short: pages beyond its new end are gone, and the system ends the
-//! process that reads one by SIGBUS, which says nothing to its user.
+//! A mapped file that somebody cuts short, a model or one of its parts: pages beyond its new end are
+//! gone, and the system ends the process that reads one by SIGBUS, which says nothing to its user.
 
 use std::path::Path;
 
@@ -8,9 +8,14 @@ use std::path::Path;
 #[cfg(target_os = "linux")]
 pub fn explain(model: &Path, what_to_do: &str) {
     use bitnet_runtime::Error;
+    use bitnet_runtime::file::gguf::is_part_name;
     use std::io;
 
-    let why = format!("the file was cut short while it was mapped; {what_to_do}");
+    let what = match is_part_name(model) {
+        true => "the file, or another part of the model,",
+        false => "the file",
+    };
+    let why = format!("{what} was cut short while it was mapped; {what_to_do}");
     let error = Error::io(model, "read", io::Error::other(why));
     let (line, code) = (format!("error: {error}\n"), error.exit_code());
     let stderr = io::stderr();

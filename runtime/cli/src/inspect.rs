@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use crate::output::{answer, human};
+use crate::output::{answer, human, note};
 use bitnet_runtime::arch::{EMBEDDING, HEAD};
 use bitnet_runtime::error::Result;
 use bitnet_runtime::file::gguf::{Array, Gguf, TensorInfo, Value};
@@ -22,7 +22,12 @@ pub struct Args {
 /// # Errors
 /// Those of [`Gguf::open`], and of writing to stdout.
 pub fn run(args: &Args) -> Result<()> {
-    let gguf = Gguf::open(&args.model)?;
+    let gguf = Gguf::open(&args.model).or_else(|error| {
+        // A part of a model whose other parts are not there, or not as they should be.
+        let part = Gguf::open_part(&args.model)?;
+        note(format_args!("note: {error}; this part is shown alone"));
+        Ok(part)
+    })?;
     answer(|out| print(&gguf, out))
 }
 
@@ -74,6 +79,13 @@ fn print(gguf: &Gguf, out: &mut dyn Write) -> io::Result<()> {
         human(gguf.data_start().min(gguf.file_bytes())),
         gguf.alignment()
     )?;
+    let parts = gguf.files().len();
+    if parts > 1 {
+        writeln!(out, "\nparts: {parts}")?;
+        for (path, bytes) in gguf.files() {
+            writeln!(out, "  {}  {bytes} bytes", path.display())?;
+        }
+    }
     writeln!(out, "\nmetadata: {} keys", gguf.metadata().len())?;
     let width = gguf.metadata().map(|(k, _)| k.len()).max().unwrap_or(0).min(48);
     for (key, value) in gguf.metadata() {
@@ -87,22 +99,23 @@ fn print(gguf: &Gguf, out: &mut dyn Write) -> io::Result<()> {
         let dims: Vec<String> = t.dims.iter().map(u64::to_string).collect();
         writeln!(
             out,
-            "  {:width$}  {:8} {:>16}  {:>12} bytes at {}",
+            "  {:width$}  {:8} {:>16}  {:>12} bytes at {}{}",
             shown(&t.name),
-            t.ty.name(),
+            t.ty,
             format!("[{}]", dims.join(", ")),
             t.bytes,
-            t.offset
+            t.offset,
+            if parts > 1 { format!(" of part {}", t.part + 1) } else { String::new() }
         )?;
     }
     if tensors.is_empty() {
         return Ok(());
     }
 
-    let mut types: BTreeMap<&str, (usize, u64, u64)> = BTreeMap::new();
+    let mut types: BTreeMap<String, (usize, u64, u64)> = BTreeMap::new();
     for t in tensors {
-        let row = types.entry(t.ty.name()).or_default();
-        *row = (row.0 + 1, row.1 + t.elements(), row.2 + t.bytes);
+        let row = types.entry(t.ty.to_string()).or_default();
+        *row = (row.0 + 1, row.1.saturating_add(t.elements()), row.2.saturating_add(t.bytes));
     }
     writeln!(out, "\ntypes:")?;
     for (name, (count, weights, bytes)) in types {

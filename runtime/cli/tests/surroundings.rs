@@ -2,6 +2,8 @@
 //! system has no place to write. The ids are those of the project's list of hostile inputs.
 #![cfg(target_os = "linux")]
 
+#[path = "../../tests/editor/mod.rs"]
+mod editor;
 mod program;
 
 use std::fs;
@@ -12,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use bitnet_runtime::file::gguf::Gguf;
+use editor::Parts;
 use program::{answer, command, demo_model};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal};
@@ -155,6 +159,29 @@ fn g105_a_file_that_is_cut_short_while_it_is_mapped_is_one_line() {
         assert!(last.contains(word), "{last} lacks {word}");
     }
     assert_eq!(errors.matches("error").count(), 1, "{errors}");
+}
+
+/// Every part is mapped, so every part may be.
+#[test]
+fn g105_a_part_that_is_cut_short_while_it_is_mapped_is_one_line() {
+    let mut model = Model::new();
+    let whole = Parts::of(&Gguf::open(&model.path).unwrap());
+    let paths = whole.split(2).into_iter().map(|(name, part)| {
+        let path = model.folder.path().join(name);
+        fs::write(&path, part.bytes()).unwrap();
+        path
+    });
+    let paths: Vec<PathBuf> = paths.collect();
+    model.path = paths[0].clone();
+    let held = Held::start(command(&model.args()));
+    fs::File::options().write(true).open(&paths[1]).unwrap().set_len(4096).unwrap();
+    let output = held.finish();
+    let errors = errors(&output);
+    assert_eq!(output.status.code(), Some(6), "{:?}: {errors}", output.status);
+    let last = errors.lines().last().unwrap();
+    for word in ["m-00001-of-00002.gguf", "or another part of the model, was cut short"] {
+        assert!(last.contains(word), "{last} lacks {word}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use bitnet_profiles::{Role, Shape, shapes_hash};
 use serde::{Deserialize, Serialize};
 
+use super::rope::{self, RopeScaling};
 use super::{Architecture, layer_tensor};
 use crate::error::{Result, quoted};
 use crate::file::gguf::Gguf;
@@ -28,8 +29,8 @@ pub struct Config {
     pub rope_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_base: f32,
-    /// Linear scaling of positions; 1: none.
-    pub rope_scale: f32,
+    /// Scaling of positions.
+    pub rope_scaling: RopeScaling,
     /// Epsilon of every RMS norm.
     pub eps: f32,
     /// Positions the model was made for.
@@ -42,8 +43,11 @@ pub struct Config {
 const MAX_LAYERS: u32 = 1024;
 /// Positions up to which the rotary tables are accurate.
 const MAX_CONTEXT: u32 = 1 << 20;
-/// Largest width or vocabulary that is read, so that products of two stay small.
-const MAX_WIDTH: u32 = 1 << 24;
+/// Largest width: the most columns that a kernel takes. Products of two widths, of a width and the
+/// vocabulary, and of either and the layers or the context so are far below 2^63.
+const MAX_WIDTH: u32 = Shape::MAX_COLS as u32;
+/// Largest vocabulary: the most rows of a matrix.
+const MAX_VOCAB: u64 = Shape::MAX_ROWS as u64;
 
 impl Config {
     /// Reads and checks the metadata. The vocabulary is the number of rows of `token_embd.weight`;
@@ -52,7 +56,7 @@ impl Config {
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) naming the key, what it holds and what is allowed.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        check_whole(gguf)?;
+        gguf.check_whole()?;
         let architecture = architecture(gguf)?;
         let key = |name: &str| format!("{}.{name}", architecture.name);
         let bounded = |name: &str, value: u32, max: u32| {
@@ -95,6 +99,13 @@ impl Config {
                 ));
             }
         };
+        if heads.checked_mul(head_dim).is_none_or(|q_dim| q_dim > Shape::MAX_COLS) {
+            return Err(gguf.key_error(
+                &key("attention.head_count"),
+                format_args!("{heads} heads of {head_dim} elements"),
+                format_args!("at most {MAX_WIDTH} elements of all heads together"),
+            ));
+        }
         if let Some(length) = optional("attention.value_length", MAX_WIDTH)?
             && length != head_dim
         {
@@ -113,10 +124,8 @@ impl Config {
                 format_args!("an even number up to the length of a key, {head_dim}"),
             ));
         }
-        let rope_base = gguf.get_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0);
-        if !(1.0..=1e12).contains(&rope_base) {
-            return Err(gguf.key_error(&key("rope.freq_base"), rope_base, "1 to 1e12"));
-        }
+        let rope_base = rope::base(gguf, architecture.name)?;
+        let rope_scaling = RopeScaling::from_gguf(gguf, architecture.name, context)?;
 
         let eps_key = key("attention.layer_norm_rms_epsilon");
         let eps = gguf.require_f32(&eps_key)?;
@@ -134,7 +143,7 @@ impl Config {
             head_dim,
             rope_dim,
             rope_base,
-            rope_scale: rope_scale(gguf, architecture)?,
+            rope_scaling,
             eps,
             context,
             vocab: vocabulary(gguf, architecture)?,
@@ -219,36 +228,6 @@ pub struct JobShapes {
     pub count: u32,
 }
 
-/// Refuses one of several files that a model was split into: the keys `split.*` are those of
-/// llama.cpp's `llama-gguf-split`.
-fn check_whole(gguf: &Gguf) -> Result<()> {
-    const JOIN: &str = "join the parts with llama-gguf-split --merge FIRST-PART OUTPUT";
-    let key = "split.count";
-    if let Some(count) = gguf.get(key) {
-        match count.as_i128() {
-            Some(1) => {}
-            Some(2..) => {
-                let expected = format!("1, a model in one file; {JOIN}");
-                return Err(gguf.key_error(key, count, expected));
-            }
-            _ => {
-                let expected =
-                    "the number of files, an integer of 1 or more; convert the model again";
-                return Err(gguf.key_error(key, count, expected));
-            }
-        }
-    }
-    let key = "split.tensors.count";
-    let tensors = gguf.tensors().len();
-    match gguf.get(key) {
-        Some(count) if count.as_i128() != Some(tensors as i128) => {
-            let expected = format!("{tensors}, the tensors of this file; {JOIN}");
-            Err(gguf.key_error(key, count, expected))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn architecture(gguf: &Gguf) -> Result<&'static Architecture> {
     let key = "general.architecture";
     let name = gguf.require_str(key)?;
@@ -256,26 +235,6 @@ fn architecture(gguf: &Gguf) -> Result<&'static Architecture> {
         let known = Architecture::names();
         gguf.key_error(key, quoted(name), format_args!("one of {known}"))
     })
-}
-
-/// Reads the factor of linear position scaling. The llama family has other kinds of scaling, which
-/// would change the text.
-fn rope_scale(gguf: &Gguf, architecture: &Architecture) -> Result<f32> {
-    let key = |name: &str| format!("{}.rope.{name}", architecture.name);
-    let kind_key = key("scaling.type");
-    let factor_key = match gguf.get_str(&kind_key)? {
-        None => key("scale_linear"), // its name before scaling.type came
-        Some("none") => return Ok(1.0),
-        Some("linear") => key("scaling.factor"),
-        Some(other) => {
-            return Err(gguf.key_error(&kind_key, quoted(other), "none or linear"));
-        }
-    };
-    match gguf.get_f32(&factor_key)? {
-        None => Ok(1.0),
-        Some(factor) if (1e-3..=1e6).contains(&factor) => Ok(factor),
-        Some(factor) => Err(gguf.key_error(&factor_key, factor, "1e-3 to 1e6")),
-    }
 }
 
 /// Returns the rows of the embedding, which the key `vocab_size` and the tokenizer have to agree
@@ -290,12 +249,9 @@ fn vocabulary(gguf: &Gguf, architecture: &Architecture) -> Result<usize> {
         ));
     };
     let rows = tensor.rows();
-    if rows == 0 || rows > u64::from(MAX_WIDTH) {
-        return Err(gguf.tensor_error(
-            name,
-            format_args!("{rows} rows"),
-            format_args!("1 to {MAX_WIDTH}"),
-        ));
+    if rows == 0 || rows > MAX_VOCAB {
+        let expected = format!("1 to {MAX_VOCAB}");
+        return Err(gguf.tensor_error(name, format_args!("{rows} rows"), expected));
     }
     let key = format!("{}.vocab_size", architecture.name);
     if let Some(size) = gguf.get_u32(&key)?
@@ -331,7 +287,7 @@ mod tests {
             head_dim: 128,
             rope_dim: 128,
             rope_base: 500_000.0,
-            rope_scale: 1.0,
+            rope_scaling: RopeScaling::NONE,
             eps: 1e-5,
             context: 4096,
             vocab: 128_256,

@@ -2,9 +2,10 @@
 //!
 //! A transformer layer is the same in all of them: attention with grouped key-value heads, then a
 //! gated feed-forward part, ternary matrices throughout, an RMS norm before either. An
-//! [`Architecture`] holds the differences; [`config`] reads the sizes of a model from its file.
+//! [`Architecture`] holds the differences; [`config`] and [`rope`] read the sizes of a model from its file.
 
 pub mod config;
+pub mod rope;
 
 use bitnet_profiles::Role;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};

@@ -66,8 +66,10 @@ impl GatherMatrix {
             && (1..=Shape::MAX_COLS).contains(&shape.cols);
         if !fits {
             return Err(Error::Runtime(format!(
-                "cannot pack the lines of a matrix ({file:?}) into {} bytes as {layout}",
-                buffer.len()
+                "cannot pack the lines of a matrix ({file:?}) into {} bytes as {layout}; at most {} \
+                 columns",
+                buffer.len(),
+                Shape::MAX_COLS
             )));
         }
         let bad = AtomicBool::new(false);
@@ -191,9 +193,10 @@ impl<'a> GatherView<'a> {
     /// [`Error::Runtime`] when rows are not of whole blocks, or `file` is not as long as that.
     pub fn mapped(file: &'a [u8], shape: Shape) -> Result<Self> {
         let line_bytes = shape.cols / 4;
+        let bytes = shape.rows.checked_mul(line_bytes).and_then(|bytes| bytes.checked_add(32));
         let fits = (1..=Shape::MAX_COLS).contains(&shape.cols)
             && shape.cols.is_multiple_of(Self::FILE_BLOCK)
-            && file.len() == shape.rows * line_bytes + 32;
+            && bytes == Some(file.len());
         if !fits {
             return Err(Error::Runtime(format!(
                 "rows of a matrix of {shape} cannot be read from {} bytes of I2_S",

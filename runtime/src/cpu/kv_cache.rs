@@ -403,7 +403,7 @@ mod tests {
             head_dim: 4,
             rope_dim: 4,
             rope_base: 1e4,
-            rope_scale: 1.0,
+            rope_scaling: crate::arch::rope::RopeScaling::NONE,
             eps: 1e-5,
             context: 16,
             vocab: 8,

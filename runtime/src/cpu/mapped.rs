@@ -41,6 +41,8 @@ pub struct FileMatrix {
     tensor: TensorInfo,
     shape: Shape,
     scale: f32,
+    /// Added to the scaled products, `[rows]`.
+    bias: Option<Vec<f32>>,
 }
 
 impl FileMatrix {
@@ -50,7 +52,22 @@ impl FileMatrix {
     /// As [`GatherView::mapped`].
     pub fn new(gguf: &Arc<Gguf>, tensor: &TensorInfo, shape: Shape, scale: f32) -> Result<Self> {
         GatherView::mapped(gguf.tensor_bytes(tensor), shape)?;
-        Ok(Self { gguf: Arc::clone(gguf), tensor: tensor.clone(), shape, scale })
+        Ok(Self { gguf: Arc::clone(gguf), tensor: tensor.clone(), shape, scale, bias: None })
+    }
+
+    /// Sets what is added to the scaled products, `[rows]`.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when it has not as many numbers as the matrix has rows.
+    pub fn with_bias(self, bias: Option<Vec<f32>>) -> Result<Self> {
+        match &bias {
+            Some(bias) if bias.len() != self.shape.rows => Err(Error::Runtime(format!(
+                "a bias of {} numbers is none of a matrix {}",
+                bias.len(),
+                self.shape
+            ))),
+            _ => Ok(Self { bias, ..self }),
+        }
     }
 
     fn lines(&self) -> GatherView<'_> {
@@ -201,6 +218,9 @@ impl MappedJob {
             // SAFETY: as the caller promises.
             let out = unsafe { out.write(token + rows.start..token + rows.end) };
             self.ops.scale_output(dots, s, part.scale, out);
+            if let Some(bias) = &part.bias {
+                self.ops.add(out, &bias[rows.clone()]);
+            }
         }
     }
 }

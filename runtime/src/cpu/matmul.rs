@@ -75,6 +75,8 @@ struct Part<'a> {
     offset: usize,
     /// Scale of its products.
     scale: f32,
+    /// Added to its products, `[rows]`.
+    bias: Option<&'a [f32]>,
 }
 
 /// Matrices with the same input, and the kernels that multiply them.
@@ -83,6 +85,8 @@ pub struct Job {
     parts: Vec<PackedMatrix>,
     /// Scale of the products of each part.
     scales: Vec<f32>,
+    /// Vectors added to the scaled products of each part, `[rows]`.
+    biases: Vec<Option<Vec<f32>>>,
     decode: Kernel,
     prefill: Kernel,
     /// For a few tokens: the same as `prefill` unless that expands.
@@ -186,7 +190,42 @@ impl Job {
         let direct = prefill.expands().then(|| Kernel::direct(prefill.layout(), prefill.id().isa));
         let batch = direct.flatten().unwrap_or(prefill);
         let few = few(&batch);
-        Ok(Self { parts, scales, decode, prefill, batch, few, ops, cols, rows, sparse: None })
+        let biases = vec![None; parts.len()];
+        Ok(Self {
+            parts,
+            scales,
+            biases,
+            decode,
+            prefill,
+            batch,
+            few,
+            ops,
+            cols,
+            rows,
+            sparse: None,
+        })
+    }
+
+    /// Sets what is added to the scaled products of each matrix, `[rows]`: y = dot / s * scale + bias.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when a bias has not as many numbers as its matrix has rows, or the job has
+    /// a sparse form, which adds none.
+    pub fn with_biases(mut self, biases: Vec<Option<Vec<f32>>>) -> Result<Self> {
+        let fits = |(part, bias): (&PackedMatrix, &Option<Vec<f32>>)| {
+            bias.as_ref().is_none_or(|bias| bias.len() == part.shape().rows)
+        };
+        let all_fit = self.parts.len() == biases.len() && self.parts.iter().zip(&biases).all(fits);
+        if !all_fit || (self.sparse.is_some() && biases.iter().any(Option::is_some)) {
+            let shapes: Vec<Shape> = self.parts.iter().map(PackedMatrix::shape).collect();
+            let lengths: Vec<_> = biases.iter().map(|bias| bias.as_ref().map(Vec::len)).collect();
+            return Err(Error::Runtime(format!(
+                "biases of {lengths:?} numbers are none of a job of matrices {shapes:?}{}",
+                if self.sparse.is_some() { " with a sparse form" } else { "" }
+            )));
+        }
+        self.biases = biases;
+        Ok(self)
     }
 
     /// Returns the kernel that multiplies a group of so many tokens from the packing.
@@ -198,7 +237,7 @@ impl Job {
     ///
     /// # Errors
     /// [`Error::Runtime`] when the lines do not belong to the matrix of the job in which weights
-    /// are skipped.
+    /// are skipped, or the job has biases.
     pub fn with_sparse(mut self, sparse: Sparse) -> Result<Self> {
         self.set_sparse(Some(sparse))?;
         Ok(self)
@@ -209,7 +248,8 @@ impl Job {
     /// # Errors
     /// As [`Job::with_sparse`].
     pub fn set_sparse(&mut self, sparse: Option<Sparse>) -> Result<Option<Sparse>> {
-        if let Some(sparse) = sparse.as_ref().filter(|sparse| !sparse.fits(&self.parts)) {
+        let biased = self.biases.iter().any(Option::is_some);
+        if let Some(sparse) = sparse.as_ref().filter(|sparse| biased || !sparse.fits(&self.parts)) {
             return Err(Error::Runtime(format!(
                 "lines of {} for {} are none of this job",
                 sparse.lines().shape(),
@@ -224,8 +264,9 @@ impl Job {
     /// # Errors
     /// As [`Job::new`]; the job then holds no matrices.
     pub fn set_kernels(&mut self, decode: Kernel, prefill: Kernel) -> Result<()> {
-        let sparse = self.sparse.take();
-        *self = Self { sparse, ..Self::new(std::mem::take(&mut self.parts), decode, prefill)? };
+        let (sparse, biases) = (self.sparse.take(), std::mem::take(&mut self.biases));
+        *self =
+            Self { sparse, biases, ..Self::new(std::mem::take(&mut self.parts), decode, prefill)? };
         Ok(())
     }
 
@@ -370,12 +411,13 @@ impl Job {
     /// and it holds no borrow of their rows in `out`.
     unsafe fn multiply_one(
         &self,
-        Part { matrix, offset, scale }: Part<'_>,
+        part: Part<'_>,
         steps: Range<usize>,
         s: f32,
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) -> usize {
+        let Part { matrix, offset, .. } = part;
         let step_rows = self.decode.step_rows();
         let rows = rows_of(matrix, step_rows, &steps);
         let bytes = matrix.data().len() / matrix.shape().rows.next_multiple_of(Layout::ROW_PADDING)
@@ -386,8 +428,22 @@ impl Job {
         self.decode.run(matrix, steps, group, dots, stride);
         // SAFETY: these rows are of the steps that only this worker has, as the caller promises.
         let out = unsafe { out.write(offset + rows.start..offset + rows.end) };
-        self.ops.scale_output(&dots[..rows.len()], s, scale, out);
+        self.write_out(part, &rows, (&dots[..rows.len()], s), out);
         bytes
+    }
+
+    /// Writes the outputs of some rows of a matrix for one token, from their dot products.
+    fn write_out(
+        &self,
+        part: Part<'_>,
+        rows: &Range<usize>,
+        (dots, s): (&[i32], f32),
+        out: &mut [f32],
+    ) {
+        self.ops.scale_output(dots, s, part.scale, out);
+        if let Some(bias) = part.bias {
+            self.ops.add(out, &bias[rows.clone()]);
+        }
     }
 
     /// Multiplies `scales.len()` tokens (GEMM): `q` is `[tokens][cols]`, and token `t` has scale
@@ -563,7 +619,7 @@ impl Job {
         while let Some(claimed) = worker.claim(all.div_ceil(most)) {
             let first = claimed * most;
             self.for_steps(first..(first + most).min(all), step_rows, |part, steps, _| {
-                let Part { matrix, offset, scale } = part;
+                let Part { matrix, offset, .. } = part;
                 let rows = rows_of(matrix, step_rows, &steps);
                 for (index, scales) in scales.chunks(tokens).enumerate() {
                     let kernel = self.group_kernel(scales.len());
@@ -575,7 +631,7 @@ impl Job {
                         // else accesses them, as the caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * BLOCK_ROWS..][..rows.len()];
-                        self.ops.scale_output(dots, s, scale, out);
+                        self.write_out(part, &rows, (dots, s), out);
                     }
                 }
             });
@@ -632,7 +688,7 @@ impl Job {
                 let (from, to) = (chunk.start + tiles.start, chunk.start + tiles.end);
                 let step_rows = kernel.step_rows();
                 self.for_steps(from..to, step_rows, |part, own, at| {
-                    let Part { matrix, offset, scale } = part;
+                    let Part { matrix, offset, .. } = part;
                     let rows = rows_of(matrix, step_rows, &own);
                     let at = (at - from) * step_rows;
                     let tokens = scales.chunks(kernel.tokens()).nth(index).unwrap_or(&[]);
@@ -642,7 +698,7 @@ impl Job {
                         // as the caller promises.
                         let out = unsafe { out.write(token + rows.start..token + rows.end) };
                         let dots = &dots[i * stride + at..][..rows.len()];
-                        self.ops.scale_output(dots, s, scale, out);
+                        self.write_out(part, &rows, (dots, s), out);
                     }
                 });
             }
@@ -693,13 +749,14 @@ impl Job {
         self.parts.iter().map(|part| part.shape().rows.div_ceil(step_rows)).sum()
     }
 
-    /// Returns the matrices with their offsets and scales.
+    /// Returns the matrices with their offsets, scales and biases.
     fn placed(&self) -> impl Iterator<Item = Part<'_>> {
         let mut end = 0;
-        self.parts.iter().zip(&self.scales).map(move |(matrix, &scale)| {
+        let parts = self.parts.iter().zip(&self.scales).zip(&self.biases);
+        parts.map(move |((matrix, &scale), bias)| {
             let offset = end;
             end += matrix.shape().rows;
-            Part { matrix, offset, scale }
+            Part { matrix, offset, scale, bias: bias.as_deref() }
         })
     }
 

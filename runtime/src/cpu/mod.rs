@@ -18,5 +18,6 @@ pub mod rope;
 pub(crate) mod rows;
 pub mod sparse;
 mod stages;
+mod tensors;
 pub mod threads;
 pub mod weights;

@@ -119,13 +119,13 @@ impl Model {
             // Pages that were read before, if the model was run from the file.
             gguf.drop_all();
         }
-        let mut warnings: Vec<String> = gguf.warning().map(str::to_owned).into_iter().collect();
+        let mut warnings: Vec<String> = gguf.warnings().map(str::to_owned).collect();
         let weights = Weights::load(&gguf, &config, options, &mut warnings)?;
         let shape = Shape::new(config.vocab, config.hidden);
         let heads = options.selection.heads(weights.head.format(), shape)?;
         let attention = options.selection.attention(&config.attention_shapes())?;
         let factors = weights.rope_factors.as_deref();
-        let rope = Rope::new(config.rope_dim, config.rope_base, config.rope_scale, factors);
+        let rope = Rope::new(config.rope_dim, config.rope_base, &config.rope_scaling, factors);
         let vector = options.selection.vector();
         let sketch = None;
         if options.pack {

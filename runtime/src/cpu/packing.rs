@@ -45,8 +45,9 @@ impl PackedMatrix {
             && (1..=Shape::MAX_COLS).contains(&shape.cols);
         if !fits {
             return Err(Error::Runtime(format!(
-                "cannot pack a matrix ({file:?}) into {} bytes as {layout}",
-                buffer.len()
+                "cannot pack a matrix ({file:?}) into {} bytes as {layout}; at most {} columns",
+                buffer.len(),
+                Shape::MAX_COLS
             )));
         }
         let rows = layout.tile_rows();

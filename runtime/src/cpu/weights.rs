@@ -16,10 +16,11 @@ use crate::cpu::memory::{self, Arena, Buffer, Pages};
 use crate::cpu::model::LoadOptions;
 use crate::cpu::packing::{self, PackedMatrix};
 use crate::cpu::sparse::{self, Sparse};
+use crate::cpu::tensors::{self, Tensors};
 use crate::cpu::threads::{Pool, SharedSlice};
 use crate::error::{Error, Result, quoted};
 use crate::file::gguf::{Gguf, TensorInfo, TensorType};
-use crate::formats::{self, Codes, Format};
+use crate::formats::{self, Codes};
 
 /// All weights. The embedding and the head keep the file's block formats; the embedding is read
 /// from the file, all else is in memory, unless [`LoadOptions::pack`] says otherwise.
@@ -238,9 +239,10 @@ impl Weights {
         options: &LoadOptions<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
+        tensors::check(gguf, config)?;
         let packing = options.pack.then(|| Packing::new(gguf, config, options, warnings));
-        let (packing, used) = (packing.transpose()?, Vec::new());
-        let mut loader = Loader { gguf, options, packing, used, warnings };
+        let (packing, tensors) = (packing.transpose()?, Tensors::new(gguf));
+        let mut loader = Loader { gguf, options, packing, tensors, warnings };
         let weights = loader.weights(config)?;
         loader.warn_of_unused();
         if options.lock {
@@ -251,7 +253,9 @@ impl Weights {
 }
 
 impl Packing {
-    /// Plans the kernels of each job and reserves the memory for the packed weights.
+    /// Plans the kernels of each job and reserves the memory for the packed weights. No sum of sizes
+    /// overflows: [`tensors::check`] has found every matrix in the file, and a layout pads a row or
+    /// a column to at most 64.
     fn new(
         gguf: &Gguf,
         config: &Config,
@@ -265,7 +269,7 @@ impl Packing {
             let part_bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
             bytes += job.count as usize * job.parts.iter().map(part_bytes).sum::<usize>();
             matrices += job.count as usize * job.parts.len();
-            let sparse = sparse_kernel(config, options, &job);
+            let sparse = sparse_kernel(gguf, config, options, &job);
             if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
                 let bytes = kernel.along().matrix_bytes(kernel.layout(), part);
                 lines_bytes += job.count as usize * bytes;
@@ -274,11 +278,13 @@ impl Packing {
             jobs.push(PlannedJob { role: job.role, decode, prefill, sparse });
         }
         if options.sparse == sparse::Mode::On && jobs.iter().all(|job| job.sparse.is_none()) {
-            warnings.push(format!(
-                "{}: nothing is skipped: the gate of {} is no squared ReLU, so it has no zeros",
-                gguf.path().display(),
-                config.architecture.name
-            ));
+            let name = config.architecture.name;
+            let why = match config.architecture.activation {
+                Activation::Relu2 => "the feed-forward matrices have biases".to_owned(),
+                _ => format!("the gate of {name} is no squared ReLU, so it has no zeros"),
+            };
+            let path = gguf.path().display();
+            warnings.push(format!("{path}: nothing is skipped: {why}"));
         }
         let names = &config.architecture.tensors;
         let head = gguf.tensor(names.head).or_else(|| gguf.tensor(names.embedding));
@@ -329,8 +335,10 @@ fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) 
 }
 
 /// Returns the gather kernel for sparse decode of a job, if it has any, and the share of lines
-/// above which it does not pay.
+/// above which it does not pay. A job with biases has none: with them a product that is not finite
+/// may meet a gate of 0, and the kernels add none.
 fn sparse_kernel(
+    gguf: &Gguf,
     config: &Config,
     options: &LoadOptions<'_>,
     job: &JobShapes,
@@ -339,6 +347,10 @@ fn sparse_kernel(
         return None;
     }
     let (kernel, below) = options.selection.lines(job.role, &job.parts)?;
+    let mut matrices = (0..config.layers).flat_map(|layer| config.matrices(layer, job.role));
+    if matrices.any(|(name, _)| gguf.tensor(&tensors::beside(&name, "bias")).is_some()) {
+        return None;
+    }
     let bytes = kernel.along().matrix_bytes(kernel.layout(), *job.parts.last()?);
     match options.sparse {
         sparse::Mode::Off => None,
@@ -374,7 +386,7 @@ struct Loader<'a> {
     options: &'a LoadOptions<'a>,
     /// `None` if weights stay in the file.
     packing: Option<Packing>,
-    used: Vec<&'a str>,
+    tensors: Tensors<'a>,
     warnings: &'a mut Vec<String>,
 }
 
@@ -393,8 +405,8 @@ impl<'a> Loader<'a> {
                 embedding.clone()
             }
         };
-        let output_norm = self.norm(names.output_norm, hidden)?;
-        let rope_factors = self.rope_factors(config)?;
+        let output_norm = self.tensors.vector(names.output_norm, hidden)?;
+        let rope_factors = self.tensors.rope_factors(config)?;
         let layers =
             (0..config.layers).map(|layer| self.layer(config, layer)).collect::<Result<_>>()?;
         Ok(Weights { embedding, head, output_norm, rope_factors, layers })
@@ -403,7 +415,7 @@ impl<'a> Loader<'a> {
     fn layer(&mut self, config: &Config, layer: usize) -> Result<Layer> {
         let &Config { hidden, ffn, .. } = config;
         let names = &config.architecture.tensors;
-        let mut norm = |name: &str, n: usize| self.norm(&layer_tensor(layer, name), n);
+        let mut norm = |name: &str, n| self.tensors.vector(&layer_tensor(layer, name), n);
         let attn_norm = norm(names.attn_norm, hidden)?;
         let sub_norm = names.attn_sub_norm.map(|name| norm(name, config.q_dim()));
         let attn_sub_norm = sub_norm.transpose()?;
@@ -421,67 +433,9 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// Returns the tensor of that name, which must have exactly these dimensions, innermost first.
-    fn tensor(&mut self, name: &str, dims: &[usize]) -> Result<&'a TensorInfo> {
-        let wanted: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
-        let Some(tensor) = self.gguf.tensor(name) else {
-            let expected = format!("a tensor of {wanted:?}; the file is incomplete");
-            return Err(self.gguf.tensor_error(name, "no such tensor", expected));
-        };
-        // Trailing dimensions of 1 are ignored.
-        let ones = tensor.dims.iter().rev().take_while(|&&d| d == 1).count();
-        let kept = (tensor.dims.len() - ones).max(wanted.len()).min(tensor.dims.len());
-        if tensor.dims[..kept] != wanted {
-            let found = format!("dimensions {:?}", tensor.dims);
-            let expected = format!("{wanted:?} by the file's hyperparameters");
-            return Err(self.gguf.tensor_error(name, found, expected));
-        }
-        self.used.push(&tensor.name);
-        Ok(tensor)
-    }
-
-    /// Reads a vector of f32, all of which must be finite.
-    fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
-        let tensor = self.tensor(name, &[n])?;
-        if tensor.ty != TensorType::F32 {
-            return Err(self.gguf.tensor_error(name, tensor.ty.name(), "f32"));
-        }
-        let mut values = vec![0.0; n];
-        let read = formats::head_rows(HeadFormat::F32).dequantise;
-        read(self.gguf.tensor_bytes(tensor), &mut values);
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(i) => {
-                let found = format!("{} at {i}", values[i]);
-                Err(self.gguf.tensor_error(name, found, "finite numbers; the file is damaged"))
-            }
-        }
-    }
-
-    fn norm(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
-        self.vector(name, n)
-    }
-
-    fn rope_factors(&mut self, config: &Config) -> Result<Option<Vec<f32>>> {
-        let name = config.architecture.tensors.rope_factors;
-        let Some(name) = name.filter(|name| self.gguf.tensor(name).is_some()) else {
-            return Ok(None);
-        };
-        let factors = self.vector(name, config.rope_dim / 2)?;
-        match factors.iter().find(|f| !(1e-3..=1e6).contains(*f)) {
-            None => Ok(Some(factors)),
-            Some(factor) => Err(self.gguf.tensor_error(name, factor, "factors of 1e-3 to 1e6")),
-        }
-    }
-
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
-        let tensor = self.tensor(name, &[cols, rows])?;
-        let Some(rows_of) = tensor.ty.format().rows() else {
-            let known = Format::names(|format| format.rows().is_some());
-            let expected = format!("{known}; quantise the embedding to one of them");
-            return Err(self.gguf.tensor_error(name, tensor.ty.name(), expected));
-        };
-        Ok(Table { tensor: tensor.clone(), format: rows_of.head, rows, memory: None })
+        let (tensor, format) = self.tensors.table(name, rows, cols)?;
+        Ok(Table { tensor: tensor.clone(), format, rows, memory: None })
     }
 
     /// Copies a table out of the file, unless [`LoadOptions::copy_head`] is off.
@@ -522,15 +476,16 @@ impl<'a> Loader<'a> {
     ) -> Result<Job> {
         let job = packing.jobs.iter().find(|job| job.role == role).cloned();
         let PlannedJob { decode, prefill, sparse, .. } = job.expect("Config::jobs lists the role");
-        let (mut parts, mut lines) = (Vec::new(), None);
+        let (mut parts, mut biases, mut lines) = (Vec::new(), Vec::new(), None);
         for (i, (name, shape)) in matrices.iter().enumerate() {
             let last = i + 1 == matrices.len();
             let sparse = sparse.as_ref().filter(|_| last).map(|(kernel, _)| kernel);
             let (part, by_line) = self.pack(packing, name, *shape, decode.layout(), sparse)?;
             parts.push(part);
+            biases.push(self.tensors.beside(name, "bias", shape.rows)?);
             lines = by_line;
         }
-        let job = Job::new(parts, decode, prefill)?;
+        let job = Job::new(parts, decode, prefill)?.with_biases(biases)?;
         match (sparse, lines) {
             (Some((kernel, below)), Some(lines)) => {
                 job.with_sparse(Sparse::new(lines, kernel, below)?)
@@ -551,7 +506,7 @@ impl<'a> Loader<'a> {
             if tensor.ty != TensorType::I2_S {
                 let expected =
                     "i2_s, which alone is multiplied as the file holds it; pack the weights";
-                return Err(self.gguf.tensor_error(name, tensor.ty.name(), expected));
+                return Err(self.gguf.tensor_error(name, tensor.ty, expected));
             }
             // The reader has checked the size: rows * cols / 4 bytes of codes, then the scale.
             let seen = packing::look_at(&codes.bytes()[..shape.weights() / 4], self.options.pool)?;
@@ -559,7 +514,8 @@ impl<'a> Loader<'a> {
                 return Err(self.bad_code(name));
             }
             self.warn_of_zeros(name, !seen.weights);
-            parts.push(FileMatrix::new(self.gguf, tensor, *shape, scale)?);
+            let bias = self.tensors.beside(name, "bias", shape.rows)?;
+            parts.push(FileMatrix::new(self.gguf, tensor, *shape, scale)?.with_bias(bias)?);
         }
         MappedJob::new(parts, kernel)
     }
@@ -567,12 +523,7 @@ impl<'a> Loader<'a> {
     /// Returns a ternary tensor, its codes, and the scale of its integer products.
     fn ternary(&mut self, name: &str, shape: Shape) -> Result<(&'a TensorInfo, Codes<'a>, f32)> {
         let gguf = self.gguf;
-        let tensor = self.tensor(name, &[shape.cols, shape.rows])?;
-        let Some(codes) = Codes::new(tensor.ty, gguf.tensor_bytes(tensor), shape) else {
-            let known = Format::names(|format| format.ternary().is_some());
-            let expected = format!("ternary weights as {known}; convert the model to I2_S");
-            return Err(gguf.tensor_error(name, tensor.ty.name(), expected));
-        };
+        let (tensor, codes) = self.tensors.ternary(name, shape)?;
         let scales = codes.scales();
         if let Some(scale) = scales.broken() {
             let expected = "a finite scale above 0; the file is damaged";
@@ -590,7 +541,8 @@ impl<'a> Loader<'a> {
                 ),
             )
         })?;
-        if let Some(factor) = self.projection_scale(name)? {
+        if let Some(factor) = self.tensors.beside(name, "scale", 1)? {
+            let factor = factor[0];
             scale *= factor;
             if !scale.is_finite() {
                 let found = format!("scale {scale}, its own times the factor {factor} of *.scale");
@@ -647,21 +599,8 @@ impl<'a> Loader<'a> {
         Ok((matrix, lines))
     }
 
-    /// Reads the optional tensor `*.scale` of one f32 beside a `*.weight` (architecture `bitnet`).
-    fn projection_scale(&mut self, weight: &str) -> Result<Option<f32>> {
-        let Some(stem) = weight.strip_suffix("weight") else { return Ok(None) };
-        let name = format!("{stem}scale");
-        if self.gguf.tensor(&name).is_none() {
-            return Ok(None);
-        }
-        Ok(self.vector(&name, 1)?.first().copied())
-    }
-
     fn warn_of_unused(&mut self) {
-        let used: std::collections::HashSet<&str> = self.used.iter().copied().collect();
-        let unused: Vec<&str> = (self.gguf.tensors().iter().map(|t| t.name.as_str()))
-            .filter(|name| !used.contains(name))
-            .collect();
+        let unused = self.tensors.unused();
         if let Some(first) = unused.first() {
             self.warnings.push(format!(
                 "{}: {} tensors are not part of this architecture and are not used, such as {}",

@@ -24,6 +24,7 @@ use bitnet_profiles::{HeadFormat, Shape};
 
 pub(crate) use blocks::{Seen, ZERO};
 pub use scales::Scales;
+pub(crate) use types::elements;
 pub use types::{Size, TensorType};
 
 /// All formats known to the reader of files. An id may occur more than once: some were given to
@@ -158,6 +159,13 @@ impl Format {
             Reader::Rows(rows) => Some(rows),
             _ => None,
         }
+    }
+
+    /// Returns the reader of plain floats, if the format is one of them: `f32`, `f16` and `bf16`, in
+    /// which vectors are stored.
+    #[must_use]
+    pub fn floats(&self) -> Option<&Rows> {
+        self.rows().filter(|_| self.size.block().is_some_and(|(weights, _)| weights == 1))
     }
 
     /// Returns the reader of ternary codes, if the format has one.
@@ -342,6 +350,7 @@ mod tests {
     fn names_are_joined_for_people() {
         assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s or tq2_0");
         assert_eq!(Format::names(|f| f.rows().is_some()), "f32, f16, bf16, q8_0, q6_K or q4_0");
+        assert_eq!(Format::names(|f| f.floats().is_some()), "f32, f16 or bf16");
         assert_eq!(Format::names(|f| f.ty == TensorType::F32), "f32");
     }
 }

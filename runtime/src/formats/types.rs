@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{FORMATS, Format};
+use super::{FORMATS, Format, Reader};
 
 /// Defines the types and the list of them.
 macro_rules! types {
@@ -13,10 +13,12 @@ macro_rules! types {
         #[expect(missing_docs, reason = "each variant is the ggml type of that name")]
         pub enum TensorType {
             $($(#[$doc])* $name,)*
+            /// A type of that id that nobody here knows: a tensor of it can be listed, not read.
+            Unknown(u32),
         }
 
         impl TensorType {
-            /// All of them.
+            /// All that are known.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
         }
     };
@@ -89,6 +91,44 @@ pub enum Size {
     TwoBitFlat,
     /// bitnet.cpp's TL2 formula: 256 columns at 2 bits, the others at 5/3, padded to 32, plus 32.
     Tl2,
+    /// Not known.
+    Unknown,
+}
+
+/// The format of a type that is not known.
+static UNKNOWN: Format = Format {
+    ty: TensorType::Unknown(u32::MAX),
+    id: u32::MAX,
+    name: "unknown",
+    size: Size::Unknown,
+    reader: Reader::None { ternary: false },
+};
+
+/// Ids that ggml once used and has withdrawn. 36 to 38 are back in use by bitnet.cpp.
+const RETIRED: &[(u32, &str)] = &[
+    (4, "Q4_2"),
+    (5, "Q4_3"),
+    (31, "Q4_0_4_4"),
+    (32, "Q4_0_4_8"),
+    (33, "Q4_0_8_8"),
+    (37, "IQ4_NL_4_8"),
+];
+
+/// Returns the number of elements of a tensor of `dims`.
+///
+/// # Errors
+/// Fewer than one or more than 2^63: what is allowed, and the dimensions.
+pub(crate) fn elements(dims: &[u64]) -> std::result::Result<u64, String> {
+    let product = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+    match product.filter(|&n| n < 1 << 63) {
+        Some(0) => Err(format!("dimensions of at least 1 (not {dims:?})")),
+        Some(n) => Ok(n),
+        None => Err(overflow(dims)),
+    }
+}
+
+fn overflow(dims: &[u64]) -> String {
+    format!("a size below 2^63 (dimensions {dims:?} overflow)")
 }
 
 /// Bytes behind the codes of a tensor with one scale.
@@ -99,26 +139,29 @@ impl Size {
     #[must_use]
     pub const fn tail_bytes(self) -> u64 {
         match self {
-            Self::Rows { .. } => 0,
+            Self::Rows { .. } | Self::Unknown => 0,
             Self::TwoBitFlat | Self::Tl2 => SCALE_BYTES,
         }
     }
 
-    /// Returns the elements and bytes of the smallest part that can be read alone; TL2 has none.
+    /// Returns the elements and bytes of the smallest part that can be read alone, if there is one.
     #[must_use]
     pub const fn block(self) -> Option<(u64, u64)> {
         match self {
             Self::Rows { weights, bytes, .. } => Some((weights, bytes)),
             Self::TwoBitFlat => Some((128, 32)),
-            Self::Tl2 => None,
+            Self::Tl2 | Self::Unknown => None,
         }
     }
 }
 
 impl TensorType {
-    /// Returns the format's entry in the table.
+    /// Returns the format's entry in the table; that of a type that is not known reads nothing.
     #[must_use]
     pub fn format(self) -> &'static Format {
+        if let Self::Unknown(_) = self {
+            return &UNKNOWN;
+        }
         let own = |format: &&Format| format.ty == self;
         FORMATS.iter().find(own).expect("a test finds a format for every type")
     }
@@ -126,10 +169,13 @@ impl TensorType {
     /// Returns the id of this type in a GGUF file.
     #[must_use]
     pub fn id(self) -> u32 {
-        self.format().id
+        match self {
+            Self::Unknown(id) => id,
+            known => known.format().id,
+        }
     }
 
-    /// Returns the name ggml prints, such as `q6_K`.
+    /// Returns the name ggml prints, such as `q6_K`; `unknown` of a type that is not known.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.format().name
@@ -145,18 +191,12 @@ impl TensorType {
     /// shape.
     ///
     /// # Errors
-    /// The shape does not divide into blocks of this type, or its size does not fit 64 bits.
+    /// The shape does not divide into blocks of this type, its size does not fit 64 bits, or the type
+    /// is not known.
     pub fn byte_size(self, dims: &[u64]) -> std::result::Result<u64, String> {
-        let overflow = || format!("a size below 2^63 (dimensions {dims:?} overflow)");
+        let overflow = || overflow(dims);
         let cols = *dims.first().ok_or("1 to 4 dimensions")?;
-        let elements = dims
-            .iter()
-            .try_fold(1u64, |n, &d| n.checked_mul(d))
-            .filter(|&n| n < 1 << 63)
-            .ok_or_else(overflow)?;
-        if elements == 0 {
-            return Err(format!("dimensions of at least 1 (not {dims:?})"));
-        }
+        let elements = elements(dims)?;
         let rows = elements / cols;
         match self.format().size {
             Size::Rows { weights, bytes, extra } => {
@@ -192,13 +232,19 @@ impl TensorType {
                     .ok_or_else(overflow)?;
                 Ok(data.div_ceil(32) * 32 + SCALE_BYTES)
             }
+            Size::Unknown => Err(format!("a type whose size is known (not {self})")),
         }
     }
 }
 
+/// Shows the name, or the id where there is none.
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        let Self::Unknown(id) = self else { return f.pad(self.name()) };
+        match RETIRED.iter().find(|(retired, _)| retired == id) {
+            Some((_, name)) => f.pad(&format!("type {id} ({name}, withdrawn from ggml)")),
+            None => f.pad(&format!("type {id}")),
+        }
     }
 }
 
@@ -214,6 +260,17 @@ mod tests {
             assert_eq!((ty.id(), ty.name()), (format.id, format.name));
         }
         assert_eq!(TensorType::ALL.len(), FORMATS.len());
+        assert!(FORMATS.iter().all(|format| RETIRED.iter().all(|(id, _)| *id != format.id)));
+    }
+
+    #[test]
+    fn a_type_that_is_not_known_is_a_number() {
+        let [other, retired] = [9999, 4].map(TensorType::Unknown);
+        assert_eq!((other.id(), other.to_string()), (9999, "type 9999".into()));
+        assert_eq!(retired.to_string(), "type 4 (Q4_2, withdrawn from ggml)");
+        assert_eq!(format!("{:6}|{:10}|", TensorType::F32, other), "f32   |type 9999 |");
+        assert!(other.format().rows().is_none() && !other.is_ternary());
+        assert!(other.byte_size(&[32]).unwrap_err().contains("type 9999"));
     }
 
     #[test]

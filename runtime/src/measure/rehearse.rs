@@ -502,7 +502,7 @@ mod tests {
             head_dim: 32,
             rope_dim: 32,
             rope_base: 10_000.0,
-            rope_scale: 1.0,
+            rope_scaling: crate::arch::rope::RopeScaling::NONE,
             eps: 1e-5,
             context: 1024,
             vocab: 10,

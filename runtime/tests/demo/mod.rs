@@ -4,6 +4,8 @@
 //! can move a logit by up to 0.03, so top-10 logits agree within 0.05, greedy ids up to the first
 //! step whose margin is below 0.03, and all 48 ids for at least 9 of the 12 prompts.
 
+#![allow(dead_code, reason = "every test file takes what it needs")]
+
 use std::path::{Path, PathBuf};
 
 use bitnet_runtime::cpu::model::Session;

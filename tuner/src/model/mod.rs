@@ -2,7 +2,7 @@
 
 pub(crate) mod demo;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bitnet_profiles::{HeadFormat, Shape};
 use bitnet_runtime::arch::config::{Config, JobShapes};
@@ -46,7 +46,7 @@ impl ModelInfo {
         let name = if gguf.tensor(names.head).is_some() { names.head } else { names.embedding };
         let ty = gguf.tensor(name).map(|tensor| tensor.ty);
         let Some(rows) = ty.and_then(|ty| ty.format().rows()) else {
-            let found = ty.map_or("no such tensor", TensorType::name);
+            let found = ty.map_or("no such tensor".into(), |ty: TensorType| ty.to_string());
             let expected = Format::names(|format| format.rows().is_some());
             return Err(gguf.tensor_error(name, found, expected).into());
         };
@@ -61,7 +61,7 @@ impl ModelInfo {
             jobs,
             config,
             head: rows.head,
-            path: absolute(gguf.path()),
+            path: absolute(gguf),
         })
     }
 
@@ -90,9 +90,14 @@ fn check(gguf: &Gguf, name: &str, shape: Shape) -> Result<()> {
     Ok(())
 }
 
-/// Returns an absolute path that a profile can hold.
-fn absolute(path: &Path) -> Option<PathBuf> {
-    let path = path.canonicalize().ok()?;
+/// Returns an absolute path of the model that a profile can hold. Links are followed, unless the model
+/// is in several files, which are found by their names.
+fn absolute(gguf: &Gguf) -> Option<PathBuf> {
+    let path = match gguf.files().len() {
+        1 => gguf.path().canonicalize(),
+        _ => std::path::absolute(gguf.path()),
+    };
+    let path = path.ok()?;
     let fits = |text: &str| text.len() <= 4096 && !text.chars().any(char::is_control);
     path.to_str().is_some_and(fits).then_some(path)
 }
@@ -105,7 +110,10 @@ mod tests {
 
     /// A model of one layer with matrices of one type, one of them left out.
     fn gguf(ty: TensorType, without: &str) -> Gguf {
-        let mut writer = GgufWriter::new();
+        Gguf::from_bytes("folder/tiny.gguf", file(GgufWriter::new(), ty, without)).unwrap()
+    }
+
+    fn file(mut writer: GgufWriter, ty: TensorType, without: &str) -> Vec<u8> {
         writer.kv("general.architecture", &Value::Str("bitnet-b1.58".into()));
         writer.kv("general.name", &Value::Str("tiny\n".repeat(50)));
         for (key, value) in [
@@ -136,7 +144,7 @@ mod tests {
         }
         let mut file = writer.header();
         file.resize(file.len() + writer.data_bytes() as usize, 0);
-        Gguf::from_bytes("folder/tiny.gguf", file).unwrap()
+        file
     }
 
     #[test]
@@ -146,6 +154,31 @@ mod tests {
         assert_eq!(info.head_bytes(), 2 * 1280);
         assert!(info.name.starts_with("tinytiny") && info.name.len() <= 64);
         assert_eq!((info.path, info.shapes.len()), (None, 16));
+    }
+
+    /// As caches of downloads have it: links with the names of parts to files of other names.
+    #[cfg(unix)]
+    #[test]
+    fn a_model_in_several_files_keeps_the_names_of_its_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = |number: u16| {
+            let mut writer = GgufWriter::new();
+            writer.kv("split.no", &Value::U16(number));
+            writer.kv("split.count", &Value::U16(2));
+            match number {
+                0 => file(writer, TensorType::I2_S, ""),
+                _ => writer.header(),
+            }
+        };
+        for number in [0, 1] {
+            let blob = folder.path().join(format!("blob{number}"));
+            std::fs::write(&blob, part(number)).unwrap();
+            let link = folder.path().join(format!("m-0000{}-of-00002.gguf", number + 1));
+            std::os::unix::fs::symlink(blob, link).unwrap();
+        }
+        let first = folder.path().join("m-00001-of-00002.gguf");
+        let info = ModelInfo::from_gguf(&Gguf::open(&first).unwrap()).unwrap();
+        assert_eq!(info.path, Some(first));
     }
 
     #[test]

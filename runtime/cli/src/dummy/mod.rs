@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use half::f16;
 
 use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::arch::rope::RopeScaling;
 use bitnet_runtime::arch::{self, Architecture, TensorNames, layer_tensor};
 use bitnet_runtime::engine::sampler::Rng;
 use bitnet_runtime::error::{Error, Result};
@@ -100,7 +101,7 @@ impl DummyShape {
             head_dim: hidden / heads,
             rope_dim: hidden / heads,
             rope_base: self.rope_base,
-            rope_scale: 1.0,
+            rope_scaling: RopeScaling::NONE,
             eps: EPS,
             context: CONTEXT as usize,
             vocab: self.vocab,

@@ -5,10 +5,10 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use super::tensor::{CLASHING, RETIRED};
+use super::tensor::CLASHING;
 use super::{Array, DEFAULT_ALIGNMENT, FIXED_HEADER, StrArray, TensorInfo, TensorType, Value};
 use crate::error::{Error, Result, quoted};
-use crate::formats::FORMATS;
+use crate::formats::{self, FORMATS};
 
 /// Memory that a parsed header may take; one with 128,000 tokens takes less.
 const HEADER_ROOM: usize = 8 << 20;
@@ -447,6 +447,7 @@ fn place(
             name: c.name,
             dims: c.dims,
             ty,
+            part: 0,
             offset: data_start + c.offset,
             bytes,
         })
@@ -457,21 +458,16 @@ fn place(
 fn decide(claim: &Claim, room: u64, last: bool, alignment: u64) -> Step<(TensorType, u64)> {
     let id = claim.type_id;
     let known = || FORMATS.iter().filter(move |format| format.id == id).map(|format| format.ty);
+    let dims = |expected: String| Fault::new(format_args!("dimensions {:?}", claim.dims), expected);
     let Some(first) = known().next() else {
-        let name = RETIRED.iter().find(|t| t.0 == id);
-        let found = match name {
-            Some((_, name)) => format!("type {id} ({name}, withdrawn from ggml)"),
-            None => format!("type {id}"),
-        };
-        return Err(Fault::new(
-            found,
-            "a tensor type this reader knows, such as i2_s (36), f16 (1) or q6_K (14); convert the model again",
-        ));
+        // Whoever needs the tensor refuses it.
+        formats::elements(&claim.dims).map_err(dims)?;
+        if room == 0 {
+            return Err(Fault::new(format_args!("no data, of type {id}"), "at least 1 byte"));
+        }
+        return Ok((TensorType::Unknown(id), room));
     };
-    let size = |ty: TensorType| {
-        ty.byte_size(&claim.dims)
-            .map_err(|expected| Fault::new(format_args!("dimensions {:?}", claim.dims), expected))
-    };
+    let size = |ty: TensorType| ty.byte_size(&claim.dims).map_err(dims);
     if !CLASHING.contains(&id) {
         return Ok((first, size(first)?));
     }

@@ -3,42 +3,31 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::ops::Range;
+use std::path::Path;
 
 use memmap2::Mmap;
 
 use super::header::Header;
+use super::part::Part;
+use super::split::{self, Split};
 use super::{Array, StrArray, TensorInfo, Value};
-use crate::cpu::memory;
 use crate::error::{Error, Result, quoted};
 
-enum Bytes {
-    Mapped { map: Mmap, file: File },
-    Memory(Cow<'static, [u8]>),
-}
-
-impl Bytes {
-    fn get(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped { map, .. } => map,
-            Bytes::Memory(bytes) => bytes,
-        }
-    }
-}
-
-/// An opened GGUF file: header in memory, tensor data in the map.
+/// An opened GGUF file, or several that one model was split into: header in memory, tensor data in
+/// the map.
 pub struct Gguf {
-    path: PathBuf,
-    bytes: Bytes,
+    /// The file; of a model in several files all parts, in order.
+    parts: Vec<Part>,
+    /// Metadata of the first part, tensors of all.
     header: Header,
-    warning: Option<String>,
 }
 
 impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gguf")
-            .field("path", &self.path)
+            .field("path", &self.path())
             .field("kv", &self.header.kv.len())
             .field("tensors", &self.header.tensors.len())
             .finish_non_exhaustive()
@@ -47,86 +36,89 @@ impl fmt::Debug for Gguf {
 
 impl Gguf {
     /// Maps the file and reads its header. No tensor page is touched. Where the system maps no
-    /// such file it is read into memory, and [`Gguf::warning`] says so.
+    /// such file it is read into memory, and [`Gguf::warnings`] says so.
+    ///
+    /// The first part of a model in several files (`NAME-00001-of-00003.gguf`, as llama.cpp's
+    /// `llama-gguf-split` writes them) opens all of them.
     ///
     /// The file must not be cut short while it is open: reading a page that is gone ends the
     /// process with SIGBUS, as with every memory-mapped model.
     ///
     /// # Errors
-    /// [`Error::Io`] when the path is not a readable regular file, [`Error::Model`] when the
-    /// header breaks a rule.
+    /// [`Error::Io`] when the path, or another part's, is not a readable regular file,
+    /// [`Error::Model`] when a header breaks a rule, or the file is a part other than the first.
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf> {
-        // SAFETY: the map is private and read-only, and this process never writes the file.
-        // Another process might: the header is copied before it is interpreted further, and
-        // tensor data is plain numbers for which any bytes are valid.
-        Self::open_with(path.as_ref(), |file| unsafe { Mmap::map(file) })
+        Self::open_with(path.as_ref(), map_file)
     }
 
-    fn open_with(path: &Path, map: impl FnOnce(&File) -> io::Result<Mmap>) -> Result<Gguf> {
-        let file = Self::file(path)?;
-        let (bytes, warning) = match map(&file) {
-            Ok(map) => (Bytes::Mapped { map, file }, None),
-            Err(error) => {
-                let warning = format!(
-                    "{}: the system does not map this file ({error}), so it was read into memory",
-                    path.display()
-                );
-                (Bytes::Memory(Self::contents(path, file)?.into()), Some(warning))
-            }
-        };
-        Self::new(path, bytes, warning)
+    fn open_with(path: &Path, map: fn(&File) -> io::Result<Mmap>) -> Result<Gguf> {
+        Self::whole(path, |path| Part::mapped(path, map))
     }
 
-    /// Reads the file into memory, which takes as much of it as the file is long, and its header.
-    /// Unlike a map it cannot be pulled away by whoever cuts the file short.
+    /// Maps one file alone, whether or not it is a part of a model in several files. It can be
+    /// looked at; a model is not loaded from one of several parts.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`], but for other parts.
+    pub fn open_part(path: impl AsRef<Path>) -> Result<Gguf> {
+        Self::new(Part::mapped(path.as_ref(), map_file)?)
+    }
+
+    /// Reads the file, or all parts, into memory, which takes as much of it as they are long, and
+    /// the header. Unlike a map it cannot be pulled away by whoever cuts the file short.
     ///
     /// # Errors
     /// As [`Gguf::open`].
     pub fn read(path: impl AsRef<Path>) -> Result<Gguf> {
-        let path = path.as_ref();
-        let bytes = Self::contents(path, Self::file(path)?)?;
-        Self::new(path, Bytes::Memory(bytes.into()), None)
+        Self::whole(path.as_ref(), Part::read)
     }
 
-    fn contents(path: &Path, file: File) -> Result<Vec<u8>> {
-        let len = file.metadata().map_err(|e| Error::io(path, "read", e))?.len();
-        Self::read_all(path, file, len)
-    }
-
-    /// Reads `file`, about `len` bytes long, to its end.
-    fn read_all(path: &Path, mut file: impl Read, len: u64) -> Result<Vec<u8>> {
-        let refused = |e| Error::io(path, "read", e);
-        let mut bytes = Vec::new();
-        // A file that does not fit is an error, not the end of the process.
-        let room = usize::try_from(len)
-            .ok()
-            .filter(|_| memory::available().is_none_or(|free| len <= free))
-            .and_then(|len| bytes.try_reserve_exact(len).ok());
-        room.ok_or_else(|| {
-            refused(io::Error::other(format!("{len} bytes do not fit into memory")))
-        })?;
-        file.read_to_end(&mut bytes).map_err(refused)?;
-        Ok(bytes)
-    }
-
-    fn file(path: &Path) -> Result<File> {
-        // Asked before opening: opening a FIFO would wait for a writer.
-        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
-        if !meta.is_file() {
-            let what = if meta.is_dir() {
-                "it is a directory; give the .gguf file inside it"
-            } else {
-                "it is not a regular file; give a .gguf file on disk"
-            };
-            return Err(Error::io(path, "open", io::Error::other(what)));
+    /// Opens a file and, if it is the first part of a model, the others.
+    fn whole(path: &Path, open: impl Fn(&Path) -> Result<Part>) -> Result<Gguf> {
+        let mut gguf = Self::new(open(path)?)?;
+        if let Some(split) = Split::of(&gguf)? {
+            if !gguf.is_mapped() {
+                split.check_room()?;
+            }
+            for number in 1..split.count {
+                let part = open(&split.path(number));
+                let part = Self::new(part.map_err(|error| split.explain(number, error))?)?;
+                split.check(number, &part)?;
+                gguf.join(part)?;
+            }
         }
-        File::open(path).map_err(|e| Error::io(path, "open", e))
+        Ok(gguf)
     }
 
-    fn new(path: &Path, bytes: Bytes, warning: Option<String>) -> Result<Gguf> {
-        let data = bytes.get();
-        let header = Header::parse(path, data, data.len() as u64)?;
-        Ok(Gguf { path: path.to_path_buf(), bytes, header, warning })
+    fn new(part: Part) -> Result<Gguf> {
+        let data = part.data();
+        let header = Header::parse(part.path(), data, data.len() as u64)?;
+        Ok(Gguf { parts: vec![part], header })
+    }
+
+    /// Adds the tensors of another part.
+    fn join(&mut self, other: Gguf) -> Result<()> {
+        let number = self.parts.len();
+        self.parts.extend(other.parts);
+        for tensor in other.header.tensors {
+            if let Some(known) = self.tensor(&tensor.name) {
+                let found = format!("it again, after {}", self.path_of(known).display());
+                let item = format!("tensor {}", quoted(&tensor.name));
+                let path = self.parts[number].path();
+                return Err(Error::model(path, item, found, "each name once in all parts"));
+            }
+            self.header.tensor_index.insert(tensor.name.clone(), self.header.tensors.len());
+            self.header.tensors.push(TensorInfo { part: number, ..tensor });
+        }
+        Ok(())
+    }
+
+    /// Checks that no part of the model is missing.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the key that says how many there are, and what to do.
+    pub fn check_whole(&self) -> Result<()> {
+        split::check_whole(self)
     }
 
     /// Reads a file that is already in memory; `name` stands for its path in messages.
@@ -137,35 +129,41 @@ impl Gguf {
         name: impl AsRef<Path>,
         bytes: impl Into<Cow<'static, [u8]>>,
     ) -> Result<Gguf> {
-        Self::new(name.as_ref(), Bytes::Memory(bytes.into()), None)
+        Self::new(Part::in_memory(name.as_ref(), bytes))
     }
 
-    fn data(&self) -> &[u8] {
-        self.bytes.get()
-    }
-
-    /// True if the file is mapped; otherwise it is in memory.
+    /// True if the file, or every part, is mapped; otherwise it is in memory.
     #[must_use]
     pub fn is_mapped(&self) -> bool {
-        matches!(self.bytes, Bytes::Mapped { .. })
+        self.parts.iter().all(Part::is_mapped)
     }
 
-    /// A note on opening the file, in one line: it could not be mapped.
-    #[must_use]
-    pub fn warning(&self) -> Option<&str> {
-        self.warning.as_deref()
+    /// Notes on opening files, one line each: they could not be mapped.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(Part::warning)
     }
 
-    /// The file's path, as given.
+    /// The path, as given: that of the first part.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.parts[0].path()
     }
 
-    /// Bytes of the file.
+    /// The path of the file that holds a tensor.
+    #[must_use]
+    pub fn path_of(&self, tensor: &TensorInfo) -> &Path {
+        self.parts.get(tensor.part).map_or(self.path(), Part::path)
+    }
+
+    /// The paths of the file or of all parts, in order, and the bytes of each.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = (&Path, u64)> {
+        self.parts.iter().map(|part| (part.path(), part.data().len() as u64))
+    }
+
+    /// Bytes of the file, or of all parts.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.data().len() as u64
+        self.files().map(|(_, bytes)| bytes).sum()
     }
 
     /// GGUF version, 2 or 3.
@@ -180,7 +178,8 @@ impl Gguf {
         self.header.alignment
     }
 
-    /// Offset of the tensor data in the file: the bytes of the header, padding included.
+    /// Offset of the tensor data in the file, or in the first part: the bytes of the header, padding
+    /// included.
     #[must_use]
     pub fn data_start(&self) -> u64 {
         self.header.data_start
@@ -204,7 +203,7 @@ impl Gguf {
         found: impl fmt::Display,
         expected: impl fmt::Display,
     ) -> Error {
-        Error::model(&self.path, format_args!("key {key}"), found, expected)
+        Error::model(self.path(), format_args!("key {key}"), found, expected)
     }
 
     /// An [`Error::Model`] about a tensor of this file.
@@ -215,7 +214,8 @@ impl Gguf {
         expected: impl fmt::Display,
     ) -> Error {
         let item = format!("tensor {}", quoted(tensor));
-        Error::model(&self.path, item, found, expected)
+        let path = self.tensor(tensor).map_or(self.path(), |tensor| self.path_of(tensor));
+        Error::model(path, item, found, expected)
     }
 
     fn typed<'a, T>(
@@ -326,7 +326,7 @@ impl Gguf {
         self.require(key, self.get_str(key)?)
     }
 
-    /// All tensors in the order of the file's directory.
+    /// All tensors in the order of the file's directory, those of each part behind each other.
     #[must_use]
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.header.tensors
@@ -344,7 +344,8 @@ impl Gguf {
     /// A `TensorInfo` of another file yields an empty slice where it points outside of this one.
     #[must_use]
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        byte_range(tensor).and_then(|range| self.data().get(range)).unwrap_or_default()
+        let data = || self.parts.get(tensor.part)?.data().get(byte_range(tensor)?);
+        data().unwrap_or_default()
     }
 
     /// Bytes `part` of the tensor's data, read into `buffer` where the file is mapped. For a few bytes
@@ -352,22 +353,15 @@ impl Gguf {
     pub fn read_part<'a>(
         &'a self,
         tensor: &TensorInfo,
-        part: std::ops::Range<usize>,
+        part: Range<usize>,
         buffer: &'a mut Vec<u8>,
     ) -> &'a [u8] {
-        #[cfg(unix)]
-        if let Bytes::Mapped { file, .. } = &self.bytes
-            && part.end as u64 <= tensor.bytes
-        {
-            use std::os::unix::fs::FileExt;
-            buffer.resize(part.len(), 0);
-            // What cannot be read so can by the map.
-            if file.read_exact_at(buffer, tensor.offset + part.start as u64).is_ok() {
-                return buffer;
-            }
+        let at = |place: usize| tensor.offset.saturating_add(place as u64);
+        let own = self.parts.get(tensor.part).filter(|_| part.end as u64 <= tensor.bytes);
+        // What cannot be read so can by the map.
+        if own.is_some_and(|own| own.read_at(at(part.start)..at(part.end), buffer)) {
+            return buffer;
         }
-        #[cfg(not(unix))]
-        let _ = buffer;
         &self.tensor_bytes(tensor)[part]
     }
 
@@ -379,63 +373,31 @@ impl Gguf {
     }
 
     /// Drops the pages of bytes `part` of the tensor's data, as [`Gguf::drop_pages`].
-    pub fn drop_part(&self, tensor: &TensorInfo, part: std::ops::Range<usize>, uncache: bool) {
-        if let Some(whole) = byte_range(tensor)
+    pub fn drop_part(&self, tensor: &TensorInfo, part: Range<usize>, uncache: bool) {
+        if let (Some(file), Some(whole)) = (self.parts.get(tensor.part), byte_range(tensor))
             && part.start <= part.end
             && part.end <= whole.len()
         {
-            self.drop_range(whole.start + part.start..whole.start + part.end, uncache);
+            file.drop_range(whole.start + part.start..whole.start + part.end, uncache);
         }
     }
 
-    /// Drops all pages of the file, as [`Gguf::drop_pages`]: those included that the system read along
-    /// with others after they had been dropped.
+    /// Drops all pages of all files, as [`Gguf::drop_pages`]: those included that the system read
+    /// along with others after they had been dropped.
     pub fn drop_all(&self) {
-        self.drop_range(0..self.data().len(), false);
-    }
-
-    fn drop_range(&self, range: std::ops::Range<usize>, uncache: bool) {
-        #[cfg(unix)]
-        if let Bytes::Mapped { map, file } = &self.bytes
-            && range.end <= map.len()
-        {
-            let page = rustix::param::page_size();
-            let (first, end) = (range.start.div_ceil(page) * page, range.end / page * page);
-            if first < end {
-                // SAFETY: dropping pages of a read-only private file map loses nothing: the next
-                // read brings the same bytes back from the file.
-                let advised = unsafe {
-                    map.unchecked_advise_range(
-                        memmap2::UncheckedAdvice::DontNeed,
-                        first,
-                        end - first,
-                    )
-                };
-                // Advice only; a system that refuses it keeps the pages.
-                drop(advised);
-                if uncache {
-                    forget(file, first..end);
-                }
-            }
-        }
-        #[cfg(not(unix))]
-        let _ = (range, uncache);
+        self.parts.iter().for_each(|part| part.drop_range(0..part.data().len(), false));
     }
 }
 
-/// Lets the system drop a part of a file from its cache; it may refuse.
-#[cfg(unix)]
-fn forget(file: &File, range: std::ops::Range<usize>) {
-    #[cfg(target_os = "linux")]
-    if let Some(len) = std::num::NonZeroU64::new(range.len() as u64) {
-        let _ =
-            rustix::fs::fadvise(file, range.start as u64, Some(len), rustix::fs::Advice::DontNeed);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (file, range);
+/// Maps a file.
+fn map_file(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the map is private and read-only, and this process never writes the file.
+    // Another process might: the header is copied before it is interpreted further, and
+    // tensor data is plain numbers for which any bytes are valid.
+    unsafe { Mmap::map(file) }
 }
 
-fn byte_range(tensor: &TensorInfo) -> Option<std::ops::Range<usize>> {
+fn byte_range(tensor: &TensorInfo) -> Option<Range<usize>> {
     let start = usize::try_from(tensor.offset).ok()?;
     let end = start.checked_add(usize::try_from(tensor.bytes).ok()?)?;
     Some(start..end)
@@ -447,54 +409,20 @@ mod tests {
     use super::super::{GgufWriter, TensorType};
     use super::*;
 
-    /// F10: a file that comes slowly, a few bytes at a time and with interruptions, as from a network,
-    /// is read whole; one that breaks off is an error of the system.
-    #[test]
-    fn a_file_may_come_in_pieces() {
-        struct Slow {
-            rest: Vec<u8>,
-            reads: usize,
-            breaks_at: usize,
-        }
-        impl Read for Slow {
-            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                self.reads += 1;
-                if self.reads == self.breaks_at {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                if self.reads.is_multiple_of(3) {
-                    return Err(io::ErrorKind::Interrupted.into());
-                }
-                let n = self.rest.len().min(buffer.len()).min(7);
-                buffer[..n].copy_from_slice(&self.rest[..n]);
-                self.rest.drain(..n);
-                Ok(n)
-            }
-        }
-        let read = |breaks_at| {
-            let slow = Slow { rest: sample(), reads: 0, breaks_at };
-            Gguf::read_all(Path::new("m.gguf"), slow, sample().len() as u64)
-        };
-        assert_eq!(read(0).unwrap(), sample());
-        let error = read(20).unwrap_err();
-        assert_eq!(error.exit_code(), 6);
-        assert!(error.to_string().starts_with("m.gguf: cannot read: "), "{error}");
-    }
-
     /// F01: mapped, read on demand, or read because it could not be mapped, a file is the same.
     #[test]
     fn a_file_is_the_same_mapped_or_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.gguf");
         std::fs::write(&path, sample()).unwrap();
-        let refused = |_: &File| Err(io::Error::from(io::ErrorKind::Unsupported));
+        let refused: fn(&File) -> _ = |_| Err(io::Error::from(io::ErrorKind::Unsupported));
         let mapped = Gguf::open(&path).unwrap();
-        assert!(mapped.is_mapped() && mapped.warning().is_none());
+        assert!(mapped.is_mapped() && mapped.warnings().next().is_none());
         let read = Gguf::read(&path).unwrap();
-        assert!(!read.is_mapped() && read.warning().is_none());
+        assert!(!read.is_mapped() && read.warnings().next().is_none());
         let instead = Gguf::open_with(&path, refused).unwrap();
         assert!(!instead.is_mapped());
-        let warning = instead.warning().unwrap();
+        let warning = instead.warnings().next().unwrap();
         assert!(warning.contains("m.gguf") && warning.lines().count() == 1, "{warning}");
         for other in [&read, &instead] {
             assert!(other.metadata().eq(mapped.metadata()));

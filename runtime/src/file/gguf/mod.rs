@@ -20,12 +20,15 @@
 
 mod header;
 mod map;
+mod part;
+mod split;
 mod tensor;
 mod value;
 mod write;
 
 pub use crate::formats::TensorType;
 pub use map::Gguf;
+pub use split::is_part_name;
 pub use tensor::TensorInfo;
 pub use value::{Array, StrArray, Value};
 pub use write::{GgufWriter, TensorSink};

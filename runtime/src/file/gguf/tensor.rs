@@ -2,16 +2,6 @@
 
 use crate::formats::TensorType;
 
-/// Ids that ggml once used and has withdrawn. 36 to 38 are back in use by bitnet.cpp.
-pub(super) const RETIRED: &[(u32, &str)] = &[
-    (4, "Q4_2"),
-    (5, "Q4_3"),
-    (31, "Q4_0_4_4"),
-    (32, "Q4_0_4_8"),
-    (33, "Q4_0_8_8"),
-    (37, "IQ4_NL_4_8"),
-];
-
 /// Ids whose layout must be decided by size (FORMATS: 36 was IQ4_NL_4_4, 38 IQ4_NL_8_8).
 pub(super) const CLASHING: &[u32] = &[36, 38, 39, 42];
 
@@ -24,9 +14,12 @@ pub struct TensorInfo {
     pub dims: Vec<u64>,
     /// How the elements are stored.
     pub ty: TensorType,
+    /// Number of the file that holds it, from 0, where a model is split into several.
+    pub part: usize,
     /// First byte of the data, counted from the start of the file.
     pub offset: u64,
-    /// Bytes of the data, the padding after it not included.
+    /// Bytes of the data, the padding after it not included; of a type that is not known, all up to
+    /// the next tensor.
     pub bytes: u64,
 }
 
@@ -60,7 +53,6 @@ mod tests {
         for Format { id, name, .. } in FORMATS {
             let shared = FORMATS.iter().filter(|format| format.id == *id).count() > 1;
             assert!(!shared || CLASHING.contains(id), "{name}");
-            assert!(RETIRED.iter().all(|r| r.0 != *id), "{name}");
         }
     }
 }

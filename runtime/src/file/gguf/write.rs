@@ -73,6 +73,7 @@ impl GgufWriter {
             name: name.to_owned(),
             dims: dims.to_vec(),
             ty,
+            part: 0,
             offset: self.data,
             bytes,
         });

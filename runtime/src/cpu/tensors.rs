@@ -1,0 +1,194 @@
+//! The tensors that a model needs, found by name and held against the type and the shape that the
+//! hyperparameters require.
+
+use std::collections::HashSet;
+
+use bitnet_profiles::{HeadFormat, Shape};
+
+use crate::arch::config::Config;
+use crate::arch::layer_tensor;
+use crate::error::{Result, quoted};
+use crate::file::gguf::{Gguf, TensorInfo};
+use crate::formats::{Codes, Format, Rows};
+
+/// The tensors of a file, and which of them were asked for.
+pub(super) struct Tensors<'a> {
+    gguf: &'a Gguf,
+    used: HashSet<&'a str>,
+}
+
+impl<'a> Tensors<'a> {
+    pub(super) fn new(gguf: &'a Gguf) -> Self {
+        Self { gguf, used: HashSet::new() }
+    }
+
+    /// Returns the tensor of that name, which must have exactly these dimensions, innermost first.
+    fn find(&mut self, name: &str, dims: &[usize]) -> Result<&'a TensorInfo> {
+        let wanted: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+        let Some(tensor) = self.gguf.tensor(name) else {
+            let expected = format!("a tensor of {wanted:?}; the file is incomplete");
+            return Err(self.gguf.tensor_error(name, "no such tensor", expected));
+        };
+        // Trailing dimensions of 1 are ignored.
+        let ones = tensor.dims.iter().rev().take_while(|&&d| d == 1).count();
+        let kept = (tensor.dims.len() - ones).max(wanted.len()).min(tensor.dims.len());
+        if tensor.dims[..kept] != wanted {
+            let found = format!("dimensions {:?}", tensor.dims);
+            let expected = format!("{wanted:?} by the file's hyperparameters");
+            return Err(self.gguf.tensor_error(name, found, expected));
+        }
+        self.used.insert(&tensor.name);
+        Ok(tensor)
+    }
+
+    /// Returns a tensor of plain floats, `[n]`, and the functions that read it.
+    fn floats(&mut self, name: &str, n: usize) -> Result<(&'a TensorInfo, &'static Rows)> {
+        let tensor = self.find(name, &[n])?;
+        match tensor.ty.format().floats() {
+            Some(rows) => Ok((tensor, rows)),
+            None => {
+                let known = Format::names(|format| format.floats().is_some());
+                Err(self.gguf.tensor_error(name, tensor.ty, known))
+            }
+        }
+    }
+
+    /// Reads a vector, all of whose numbers must be finite, `[n]`.
+    pub(super) fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
+        let (tensor, rows) = self.floats(name, n)?;
+        let mut values = vec![0.0; n];
+        (rows.dequantise)(self.gguf.tensor_bytes(tensor), &mut values);
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(i) => {
+                let found = format!("{} at {i}", values[i]);
+                Err(self.gguf.tensor_error(name, found, "finite numbers; the file is damaged"))
+            }
+        }
+    }
+
+    /// Reads the optional vector that belongs to a matrix, `[n]`: its `scale` or its `bias`.
+    pub(super) fn beside(
+        &mut self,
+        weight: &str,
+        what: &str,
+        n: usize,
+    ) -> Result<Option<Vec<f32>>> {
+        let name = beside(weight, what);
+        self.gguf.tensor(&name).map(|_| self.vector(&name, n)).transpose()
+    }
+
+    /// Reads the divisors of the rotary frequencies, `[rope_dim / 2]`, if the file has them.
+    pub(super) fn rope_factors(&mut self, config: &Config) -> Result<Option<Vec<f32>>> {
+        let name = config.architecture.tensors.rope_factors;
+        let Some(name) = name.filter(|name| self.gguf.tensor(name).is_some()) else {
+            return Ok(None);
+        };
+        let factors = self.vector(name, config.rope_dim / 2)?;
+        match factors.iter().find(|f| !(1e-3..=1e6).contains(*f)) {
+            None => Ok(Some(factors)),
+            Some(factor) => Err(self.gguf.tensor_error(name, factor, "factors of 1e-3 to 1e6")),
+        }
+    }
+
+    /// Returns an embedding or a head, `[rows][cols]`, and the format of its rows.
+    pub(super) fn table(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(&'a TensorInfo, HeadFormat)> {
+        let tensor = self.find(name, &[cols, rows])?;
+        match tensor.ty.format().rows() {
+            Some(rows) => Ok((tensor, rows.head)),
+            None => {
+                let known = Format::names(|format| format.rows().is_some());
+                let expected = format!("{known}; quantise the embedding to one of them");
+                Err(self.gguf.tensor_error(name, tensor.ty, expected))
+            }
+        }
+    }
+
+    /// Returns a ternary matrix and its codes.
+    pub(super) fn ternary(
+        &mut self,
+        name: &str,
+        shape: Shape,
+    ) -> Result<(&'a TensorInfo, Codes<'a>)> {
+        let tensor = self.find(name, &[shape.cols, shape.rows])?;
+        match Codes::new(tensor.ty, self.gguf.tensor_bytes(tensor), shape) {
+            Some(codes) => Ok((tensor, codes)),
+            None => {
+                let known = Format::names(|format| format.ternary().is_some());
+                let expected = format!("ternary weights as {known}; convert the model to I2_S");
+                Err(self.gguf.tensor_error(name, tensor.ty, expected))
+            }
+        }
+    }
+
+    /// Returns the names of the tensors that nobody asked for.
+    pub(super) fn unused(&self) -> Vec<&'a str> {
+        let names = self.gguf.tensors().iter().map(|tensor| tensor.name.as_str());
+        names.filter(|name| !self.used.contains(name)).collect()
+    }
+}
+
+/// Returns the name of the vector that belongs to a matrix: `blk.0.attn_q.bias` for the `bias` of
+/// `blk.0.attn_q.weight`.
+pub(super) fn beside(weight: &str, what: &str) -> String {
+    format!("{}{what}", weight.strip_suffix("weight").unwrap_or(weight))
+}
+
+/// Checks that a file has all tensors that its hyperparameters ask for, in shapes and types that can
+/// be read. Reads none of them, so that what a file merely claims costs neither memory nor time.
+///
+/// # Errors
+/// [`Error::Model`](crate::Error::Model) naming the tensor, what it is and what it should be.
+pub(super) fn check(gguf: &Gguf, config: &Config) -> Result<()> {
+    let &Config { hidden, ffn, vocab, .. } = config;
+    let names = &config.architecture.tensors;
+    let mut tensors = Tensors::new(gguf);
+    tensors.table(names.embedding, vocab, hidden)?;
+    if gguf.tensor(names.head).is_some() {
+        tensors.table(names.head, vocab, hidden)?;
+    }
+    tensors.floats(names.output_norm, hidden)?;
+    for layer in 0..config.layers {
+        let norms = [
+            (Some(names.attn_norm), hidden),
+            (names.attn_sub_norm, config.q_dim()),
+            (Some(names.ffn_norm), hidden),
+            (names.ffn_sub_norm, ffn),
+        ];
+        for (name, width) in norms {
+            if let Some(name) = name {
+                tensors.floats(&layer_tensor(layer, name), width)?;
+            }
+        }
+    }
+    for (name, shape) in config.all_matrices() {
+        tensors.ternary(&name, shape)?;
+    }
+    check_biases(gguf, config)
+}
+
+/// Refuses biases of what has none here: norms, embedding and head.
+fn check_biases(gguf: &Gguf, config: &Config) -> Result<()> {
+    let is_bias = |tensor: &&TensorInfo| tensor.name.ends_with(".bias");
+    let mut biases = gguf.tensors().iter().filter(is_bias).peekable();
+    if biases.peek().is_none() {
+        return Ok(());
+    }
+    let added: HashSet<String> =
+        config.all_matrices().map(|(name, _)| beside(&name, "bias")).collect();
+    match biases.find(|tensor| !added.contains(&tensor.name)) {
+        None => Ok(()),
+        Some(tensor) => {
+            let architecture = quoted(config.architecture.name);
+            let expected = format!(
+                "biases of attention and feed-forward matrices only, in the architecture {architecture}"
+            );
+            Err(gguf.tensor_error(&tensor.name, "a bias that nothing adds", expected))
+        }
+    }
+}
