@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapRaw};
 
+use super::control_group;
 use crate::{Error, Result};
 
 /// Alignment of every buffer and scratch area, in bytes: a cache line, and the widest vector.
@@ -168,14 +169,14 @@ pub fn peak_resident() -> Option<u64> {
 }
 
 /// Returns the bytes of memory that this process can still get: the least of what the machine has
-/// available and what the limits of its control group and of its address space (`ulimit -v`) leave.
-/// `None` where the system does not report it.
+/// available and what the limits of its control groups, of its address space (`ulimit -v`) and of its
+/// data (`ulimit -d`) leave. `None` where the system does not report it.
 pub fn available() -> Option<u64> {
     let machine = || {
         let info = std::fs::read_to_string("/proc/meminfo").ok()?;
         Some(1024 * field(&info, "MemAvailable:")?)
     };
-    [machine(), group_available(), address_space_available()].into_iter().flatten().min()
+    [machine(), control_group::available(), address_space_available()].into_iter().flatten().min()
 }
 
 /// Returns the bytes of free swap space; 0 where the system does not report it.
@@ -185,34 +186,22 @@ pub fn swap_available() -> u64 {
 }
 
 /// Returns the number after a name, in a text with one name and number a line.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     let mut rest = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();
     rest.next()?.parse().ok()
 }
 
-/// Returns the bytes that the limits of the control group (version 2) and of its ancestors leave.
-/// Inactive pages of files count as free, since they are given up when the limit is reached.
-fn group_available() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let own = Path::new("/sys/fs/cgroup").join(own);
-    let left = |group: &Path| {
-        let read = |name| std::fs::read_to_string(group.join(name)).ok();
-        // "max" where there is no limit.
-        let limit: u64 = read("memory.max")?.trim().parse().ok()?;
-        let used: u64 = read("memory.current")?.trim().parse().ok()?;
-        let spare = read("memory.stat").and_then(|stat| field(&stat, "inactive_file "));
-        Some(limit.saturating_sub(used.saturating_sub(spare.unwrap_or(0))))
-    };
-    own.ancestors().take_while(|group| group.starts_with("/sys/fs/cgroup")).filter_map(left).min()
-}
-
+/// Returns the bytes that the limits of this process's address space (`ulimit -v`) and of its own data
+/// (`ulimit -d`) leave.
 #[cfg(unix)]
 fn address_space_available() -> Option<u64> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages = field(&statm, "")?;
-    Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
+    use rustix::process::{Resource, getrlimit};
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let left = |resource, used| {
+        Some(getrlimit(resource).current?.saturating_sub(1024 * field(&status, used)?))
+    };
+    let limits = [left(Resource::As, "VmSize:"), left(Resource::Data, "VmData:")];
+    limits.into_iter().flatten().min()
 }
 
 #[cfg(not(unix))]
