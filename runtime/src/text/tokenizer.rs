@@ -33,7 +33,7 @@ pub const MAX_TEXT: usize = 16 << 20;
 const SPM_SPACE: char = '\u{2581}';
 
 enum Scheme {
-    ByteLevel { cuts: Vec<Cut>, bpe: BPE, n_merges: usize },
+    ByteLevel { cuts: Vec<Cut>, bpe: Box<BPE>, n_merges: usize },
     SentencePiece { space_prefix: bool, pieces: Pieces },
 }
 
@@ -134,7 +134,7 @@ impl Tokenizer {
                 let expected = "merges of two tokens into a third; convert the model again";
                 gguf.key_error(KEY_MERGES, quoted(&e.to_string()), expected)
             })?;
-            (Scheme::ByteLevel { cuts: cuts?, bpe, n_merges }, family.add_bos)
+            (Scheme::ByteLevel { cuts: cuts?, bpe: Box::new(bpe), n_merges }, family.add_bos)
         } else {
             let prefix = gguf.get_bool("tokenizer.ggml.add_space_prefix")?;
             let order = order_by_score(gguf, &tokens, &kinds)?;
