@@ -1,16 +1,26 @@
-//! Writing to what may be full for a while: a pipe whose other end is slow, where whoever made it asked
-//! that writing does not wait (`O_NONBLOCK`, as event loops do).
+//! Writing to what may be full for a while, and reading from what may be empty: a pipe whose other end is
+//! slow, where whoever made it asked that nobody waits (`O_NONBLOCK`, as event loops do).
 
-use std::io::{self, StderrLock, StdoutLock, Write};
+use std::io::{self, Read, StderrLock, StdinLock, StdoutLock, Write};
 #[cfg(unix)]
 use std::os::fd::AsFd;
 
-/// A writer that waits for room where the file behind it does not.
+#[cfg(unix)]
+use rustix::event::{PollFd, PollFlags, poll};
+#[cfg(unix)]
+use rustix::io::Errno;
+
+/// A writer that waits for room, or a reader that waits for bytes, where the file behind it does not.
 #[derive(Debug)]
 pub struct Patient<W>(
     /// The file.
     pub W,
 );
+
+/// Returns stdin, locked.
+pub fn stdin() -> Patient<StdinLock<'static>> {
+    Patient(io::stdin().lock())
+}
 
 /// Returns stdout, locked.
 pub fn stdout() -> Patient<StdoutLock<'static>> {
@@ -25,28 +35,36 @@ pub fn stderr() -> Patient<StderrLock<'static>> {
 #[cfg(unix)]
 impl<W: Write + AsFd> Write for Patient<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.until_ready(|file| file.write(bytes))
+        self.until_ready(PollFlags::OUT, |file| file.write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.until_ready(Write::flush)
+        self.until_ready(PollFlags::OUT, Write::flush)
     }
 }
 
 #[cfg(unix)]
-impl<W: AsFd> Patient<W> {
-    /// Repeats what would have to wait, each time when there is room.
-    fn until_ready<T>(&mut self, mut act: impl FnMut(&mut W) -> io::Result<T>) -> io::Result<T> {
-        use rustix::event::{PollFd, PollFlags, poll};
-        use rustix::io::Errno;
+impl<R: Read + AsFd> Read for Patient<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.until_ready(PollFlags::IN, |file| file.read(buffer))
+    }
+}
 
+#[cfg(unix)]
+impl<F: AsFd> Patient<F> {
+    /// Repeats what would have to wait, each time when the file is ready for it.
+    fn until_ready<T>(
+        &mut self,
+        ready: PollFlags,
+        mut act: impl FnMut(&mut F) -> io::Result<T>,
+    ) -> io::Result<T> {
         loop {
             match act(&mut self.0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => return other,
             }
-            // A reader that has gone is ready, too: the next call says so.
-            match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None) {
+            // Where the other end has gone, it is ready too: the next call says so.
+            match poll(&mut [PollFd::new(&self.0, ready)], None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -65,10 +83,15 @@ impl<W: Write> Write for Patient<W> {
     }
 }
 
+#[cfg(not(unix))]
+impl<R: Read> Read for Patient<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
 #[cfg(all(test, unix))]
 mod tests {
-    use std::io::Read;
-
     use super::*;
 
     #[test]
@@ -87,6 +110,20 @@ mod tests {
         reader.read_to_end(&mut read).unwrap();
         thread.join().unwrap().unwrap();
         assert_eq!(&read[filled..], expected);
+
+        // So is an empty one.
+        let (reader, mut writer) = io::pipe().unwrap();
+        rustix::fs::fcntl_setfl(&reader, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut read = String::new();
+            Patient(reader).read_to_string(&mut read).map(|_| read)
+        });
+        for part in ["slow", "ly"] {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            writer.write_all(part.as_bytes()).unwrap();
+        }
+        drop(writer);
+        assert_eq!(thread.join().unwrap().unwrap(), "slowly");
 
         // A reader that has gone is an error, not something to wait for.
         let (reader, writer) = io::pipe().unwrap();

@@ -2,7 +2,7 @@
 
 pub(crate) mod demo;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bitnet_profiles::{HeadFormat, Shape};
 use bitnet_runtime::arch::config::{Config, JobShapes};
