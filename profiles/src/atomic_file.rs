@@ -1,11 +1,15 @@
 //! Files that are replaced whole, and what processes that were killed leave of them.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::NamedTempFile;
+
+use crate::destination::{Destination, folder_of, open_stream};
+use crate::patient::Patient;
 
 /// What a temporary file's name has after its target's: a dot, so many random letters and digits,
 /// and this.
@@ -19,39 +23,70 @@ const YOUNG: Duration = Duration::from_secs(60);
 const OLD: Duration = Duration::from_secs(7 * 86_400);
 
 /// A file being written that takes the place of another once it is whole: until
-/// [`Replacement::commit`], the other holds what it held. The contents go to a temporary file beside
-/// it, of a new name, which is removed when this is dropped before.
+/// [`Replacement::commit`], the other holds what it held. Links are followed: the file that they lead to
+/// is replaced. The contents go to a temporary file in the same folder, which has no name where the system
+/// allows that, and else a new one beside the other's, which is removed when this is dropped before.
+///
+/// A device, a pipe or an open descriptor (`/dev/stdout`) is written into instead.
 #[derive(Debug)]
-pub struct Replacement {
-    file: NamedTempFile,
-    path: PathBuf,
+pub struct Replacement(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// A temporary file, and the path that it is to have.
+    Named(NamedTempFile, PathBuf),
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "files have names there"))]
+    Unnamed(File, PathBuf),
+    Stream(File),
 }
 
 impl Replacement {
     /// Begins an empty file that is to become `path`; temporary files that killed processes left for
-    /// the same path are removed.
+    /// the same path are removed. The new file has the permissions of the one that it replaces.
     ///
     /// # Errors
-    /// The system's: no such folder, no permission, no space.
+    /// The system's: no such folder, no permission, no space; a path that leads to a folder or a socket.
     pub fn new(path: &Path) -> io::Result<Self> {
-        // As any new file, less what the user's umask takes away.
-        Self::with_mode(path, 0o666)
-    }
-
-    fn with_mode(path: &Path, mode: u32) -> io::Result<Self> {
-        let file = beside(path, mode)?;
-        // Says that this process lives; not every file system has locks.
-        let _ = file.as_file().try_lock();
-        if let (Some(name), Ok(own)) = (path.file_name(), file.as_file().metadata()) {
-            let name = name.as_encoded_bytes();
-            remove_leftovers(folder_of(path), |target| target == name, &own);
+        match Destination::of(path)? {
+            // As any new file, less what the user's umask takes away.
+            Destination::File(path, None) => Self::with_mode(path, 0o666),
+            Destination::File(path, Some(permissions)) => {
+                let replacement = Self::with_mode(path, 0o666)?;
+                // Not every file system has them.
+                let _ = replacement.file().set_permissions(permissions);
+                Ok(replacement)
+            }
+            Destination::Stream(path) => open_stream(&path).map(Kind::Stream).map(Self),
         }
-        Ok(Self { file, path: path.to_path_buf() })
     }
 
-    /// The file to write to.
-    pub fn file(&self) -> &File {
-        self.file.as_file()
+    /// Begins a file that is to become `path` itself, no link followed.
+    fn with_mode(path: PathBuf, mode: u32) -> io::Result<Self> {
+        let folder = folder_of(&path);
+        let kind = match unnamed::create(folder, mode) {
+            Some(file) => Kind::Unnamed(file, path.clone()),
+            None => Kind::Named(beside(&path, mode)?, path.clone()),
+        };
+        let replacement = Self(kind);
+        // Says that this process lives; not every file system has locks.
+        let _ = replacement.file().try_lock();
+        if let (Some(name), Ok(own)) = (path.file_name(), replacement.file().metadata()) {
+            let name = name.as_encoded_bytes();
+            remove_leftovers(folder, |target| target == name, &own);
+        }
+        Ok(replacement)
+    }
+
+    fn file(&self) -> &File {
+        match &self.0 {
+            Kind::Named(file, _) => file.as_file(),
+            Kind::Unnamed(file, _) | Kind::Stream(file) => file,
+        }
+    }
+
+    /// Writer to the file, which waits where a pipe is full.
+    pub fn writer(&self) -> Patient<&File> {
+        Patient(self.file())
     }
 
     /// Waits until the disk has the contents and renames the file to its path.
@@ -59,14 +94,72 @@ impl Replacement {
     /// # Errors
     /// The system's: no space, a folder of that name.
     pub fn commit(self) -> io::Result<()> {
-        self.file.as_file().sync_all()?;
-        self.file.persist(self.path)?;
+        match self.0 {
+            Kind::Named(file, path) => {
+                file.as_file().sync_all()?;
+                file.persist(path)?;
+            }
+            Kind::Unnamed(file, path) => {
+                file.sync_all()?;
+                // A name can be given to it, but not one that another file has.
+                let prefix = prefix(&path)?;
+                let named = temporary(&prefix)
+                    .make_in(folder_of(&path), |name| unnamed::name(&file, name))?;
+                named.persist(path)?;
+            }
+            Kind::Stream(_) => {}
+        }
         Ok(())
     }
 }
 
-/// Writes `contents` to a temporary file beside `path` and renames it, so that `path` holds what
-/// it held or all of the new contents, whatever happens between: see [`Replacement`].
+/// Files without a name, which go with the process that made them however it ends.
+#[cfg(target_os = "linux")]
+mod unnamed {
+    use std::fs::{self, File};
+    use std::io;
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::path::{Path, PathBuf};
+
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+    /// Path by which this process may name an open file.
+    fn link(file: &File) -> PathBuf {
+        format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+    }
+
+    /// Makes an empty file, where the file system has such.
+    pub(super) fn create(folder: &Path, mode: u32) -> Option<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let open: OwnedFd = rustix::fs::open(folder, flags, Mode::from_raw_mode(mode)).ok()?;
+        let file = File::from(open);
+        // Without /proc it would stay without a name.
+        fs::symlink_metadata(link(&file)).is_ok().then_some(file)
+    }
+
+    /// Gives it a name that no file has.
+    pub(super) fn name(file: &File, path: &Path) -> io::Result<()> {
+        Ok(rustix::fs::linkat(CWD, link(file), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod unnamed {
+    use std::fs::File;
+    use std::io;
+    use std::path::Path;
+
+    pub(super) fn create(_: &Path, _: u32) -> Option<File> {
+        None
+    }
+
+    pub(super) fn name(_: &File, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Writes `contents` to a temporary file and renames it to `path`, so that `path` holds what it held
+/// or all of the new contents, whatever happens between: see [`Replacement`].
 ///
 /// # Errors
 /// What the system says: no such folder, no permission, no space, a folder of that name.
@@ -74,28 +167,44 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     fill(Replacement::new(path)?, contents)
 }
 
-/// As [`replace`], for a file that nobody but the user may read or write.
+/// As [`replace`], for a file that nobody but the user may read or write; a link of that name is replaced.
 ///
 /// # Errors
 /// As [`replace`].
 pub fn replace_private(path: &Path, contents: &[u8]) -> io::Result<()> {
-    fill(Replacement::with_mode(path, 0o600)?, contents)
+    fill(Replacement::with_mode(path.to_path_buf(), 0o600)?, contents)
 }
 
 fn fill(replacement: Replacement, contents: &[u8]) -> io::Result<()> {
-    replacement.file().write_all(contents)?;
+    replacement.writer().write_all(contents)?;
     replacement.commit()
 }
 
-/// Whether [`replace`] could begin: `path` is no folder, and a file beside it can be made.
+/// Checks that [`replace`] could begin: `path` leads to no folder, what is there may be written by this
+/// user, and a file beside it can be made.
 ///
 /// # Errors
 /// As [`replace`].
 pub fn check_replaceable(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Err(io::Error::other("it is a directory; give a file"));
+    match Destination::of(path)? {
+        Destination::File(path, existing) => {
+            if existing.is_some() {
+                may_write(&path)?;
+            }
+            beside(&path, 0o600)?.close()
+        }
+        // Opening a pipe would wait for its reader.
+        Destination::Stream(path) => may_write(&path),
     }
-    beside(path, 0o600)?.close()
+}
+
+/// Asks the system for the right to write to a file, which a folder that is shared, or the file's owner,
+/// may withhold.
+#[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix answers without opening"))]
+fn may_write(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK)?;
+    Ok(())
 }
 
 /// Removes the temporary files in `folder` that processes left behind which were killed while they
@@ -171,22 +280,26 @@ fn is_same(file: &File, meta: &Metadata) -> bool {
     true
 }
 
-/// The folder of a file; that of a bare name is "", which means here.
-fn folder_of(path: &Path) -> &Path {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    folder.unwrap_or(Path::new("."))
+/// The beginning of the names of temporary files for a path: its own name and a dot.
+fn prefix(path: &Path) -> io::Result<OsString> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
+    let mut prefix = name.to_os_string();
+    prefix.push(".");
+    Ok(prefix)
+}
+
+/// A builder of temporary files whose names begin so, and end as this module knows them.
+fn temporary(prefix: &OsStr) -> tempfile::Builder<'_, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(prefix).rand_bytes(RANDOM).suffix(SUFFIX);
+    builder
 }
 
 /// An empty temporary file in the folder of `path`, which goes when it is dropped. Where files have
 /// no `mode`, it counts for nothing.
 fn beside(path: &Path, mode: u32) -> io::Result<NamedTempFile> {
-    let Some(name) = path.file_name() else {
-        return Err(io::Error::other("it names no file"));
-    };
-    let mut prefix = name.to_os_string();
-    prefix.push(".");
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).rand_bytes(RANDOM).suffix(SUFFIX);
+    let prefix = prefix(path)?;
+    let mut builder = temporary(&prefix);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     #[cfg(not(unix))]
@@ -291,5 +404,65 @@ mod tests {
         drop(holder);
         replace(&at("host.toml"), b"newer").unwrap();
         assert!(!at(&held).exists());
+    }
+    #[test]
+    fn h1_a_link_stays_and_its_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("real")).unwrap();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{PermissionsExt, symlink};
+            symlink("second", at("first")).unwrap();
+            symlink("real/file", at("second")).unwrap();
+            // First it leads nowhere.
+            for (text, mode) in [("old", 0o640), ("new", 0o640)] {
+                check_replaceable(&at("first")).unwrap();
+                replace(&at("first"), text.as_bytes()).unwrap();
+                assert_eq!(fs::read_to_string(at("real/file")).unwrap(), text);
+                assert!(fs::symlink_metadata(at("first")).unwrap().is_symlink());
+                if text == "new" {
+                    let permissions = fs::metadata(at("real/file")).unwrap().permissions();
+                    assert_eq!(permissions.mode() & 0o777, mode);
+                }
+                fs::set_permissions(at("real/file"), fs::Permissions::from_mode(mode)).unwrap();
+            }
+            symlink("loop", at("loop")).unwrap();
+            symlink("real", at("folder")).unwrap();
+            drop(std::os::unix::net::UnixListener::bind(at("socket")).unwrap());
+            let refused = [("loop", "links"), ("folder", "directory"), ("socket", "socket")];
+            for (name, says) in refused {
+                for error in [check_replaceable(&at(name)), replace(&at(name), b"new")] {
+                    let error = error.unwrap_err().to_string();
+                    assert!(error.contains(says), "{name}: {error}");
+                }
+            }
+            assert_eq!(names(&at("real")), ["file"]);
+        }
+        for name in ["real", "real/", "none/", "real/.", "none/."] {
+            for error in [check_replaceable(&at(name)), replace(&at(name), b"new")] {
+                let error = error.unwrap_err().to_string();
+                assert!(error.contains("directory"), "{name}: {error}");
+            }
+        }
+        assert!(!at("none").exists());
+    }
+
+    /// H9: what is not whole has no name, so a process that is killed leaves nothing.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn h9_a_file_has_no_name_before_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        let replacement = Replacement::new(&path).unwrap();
+        replacement.writer().write_all(b"half").unwrap();
+        assert_eq!(names(folder.path()), [""; 0]);
+        drop(replacement);
+        assert_eq!(names(folder.path()), [""; 0]);
+        for text in ["whole", "another"] {
+            replace(&path, text.as_bytes()).unwrap();
+            assert_eq!(names(folder.path()), ["m.gguf"]);
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
     }
 }

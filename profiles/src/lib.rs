@@ -49,10 +49,12 @@ macro_rules! named {
 }
 
 pub mod atomic_file;
+pub mod destination;
 mod format;
 mod hash;
 mod isa;
 pub mod paths;
+pub mod patient;
 mod printable;
 mod profile;
 pub mod registry;

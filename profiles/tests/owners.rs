@@ -24,9 +24,39 @@ fn what_another_user_left_stays() -> Tested {
     Ok(())
 }
 
+/// A device that a path names, or a link to it, is written into and stays a device.
+#[cfg(target_os = "linux")]
+fn h1_a_device_is_written_into() -> Tested {
+    use std::fs;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    use bitnet_profiles::{atomic_file, destination};
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+
+    let folder = tempfile::tempdir().unwrap();
+    let [device, link] = ["null", "link"].map(|name| folder.path().join(name));
+    // The numbers of /dev/null.
+    let number = makedev(1, 3);
+    let made = mknodat(CWD, &device, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number);
+    Need::Root.met(made)?;
+    std::os::unix::fs::symlink("null", &link).unwrap();
+    for path in [&device, &link] {
+        assert!(destination::is_stream(path) && !destination::holds_contents(path));
+        atomic_file::check_replaceable(path).unwrap();
+        atomic_file::replace(path, b"new").unwrap();
+    }
+    let meta = fs::symlink_metadata(&device).unwrap();
+    assert!(meta.file_type().is_char_device() && meta.rdev() == number);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let mut suite = Suite::default();
     #[cfg(unix)]
     suite.add("what_another_user_left_stays", what_another_user_left_stays);
+    #[cfg(target_os = "linux")]
+    suite.add("h1_a_device_is_written_into", h1_a_device_is_written_into);
     suite.run()
 }

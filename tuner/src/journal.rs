@@ -6,6 +6,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use bitnet_profiles::destination;
 use bitnet_runtime::Error;
 use serde::{Deserialize, Serialize};
 
@@ -54,11 +55,14 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Returns the path of the journal for an output file.
-    pub fn path_for(output: &Path) -> PathBuf {
+    /// Returns the path of the journal for an output file; none beside a device or a pipe.
+    pub fn path_for(output: &Path) -> Option<PathBuf> {
+        if destination::is_stream(output) {
+            return None;
+        }
         let mut name = output.file_name().unwrap_or_default().to_os_string();
         name.push(".journal");
-        output.with_file_name(name)
+        Some(output.with_file_name(name))
     }
 
     /// Opens the journal at `path` and locks it. Its content stays until [`Journal::begin`].
@@ -223,7 +227,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read_up_to_any_cut() {
         let dir = tempfile::tempdir().unwrap();
-        let path = Journal::path_for(&dir.path().join("host.toml"));
+        let path = Journal::path_for(&dir.path().join("host.toml")).unwrap();
         assert_eq!(path.file_name().unwrap(), "host.toml.journal");
         let (mut journal, events, why) = start(&path, &header(), true);
         assert!(events.is_empty() && why.unwrap().contains("no journal"));

@@ -18,6 +18,8 @@ use crate::protocol::{Event, LibraryFile, Status, Task, Work};
 
 /// Interval between looks at a worker's status; long, because looking takes a CPU.
 const LOOK: Duration = Duration::from_millis(200);
+/// Characters of a worker's last words that are read: a path and what befell it.
+const MOST_WORDS: usize = 5000;
 /// Largest number of candidates that may crash or hang in one run.
 const MOST_CULPRITS: usize = 64;
 
@@ -216,7 +218,7 @@ fn run_once(
     let words = listener.join().unwrap_or_default();
     let words = String::from_utf8_lossy(&words);
     let words = words.lines().next().unwrap_or_default().chars();
-    let words: String = words.filter(|c| !c.is_control()).take(200).collect();
+    let words: String = words.filter(|c| !c.is_control()).take(MOST_WORDS).collect();
     if let Some(error) = ended.as_ref().and_then(|status| not_by_a_kernel(status, &words)) {
         return Err(error);
     }
@@ -292,6 +294,13 @@ fn not_by_a_kernel(status: &ExitStatus, words: &str) -> Option<crate::Error> {
             return Some(Error::Runtime(message.into()).into());
         }
         _ => {}
+    }
+    // It says what ended it where it can, as of a model that was cut short. Kernels write nothing.
+    if let Some(code) = status.code().and_then(|code| u8::try_from(code).ok())
+        && code != 0
+        && let Some(message) = words.strip_prefix("error: ")
+    {
+        return Some(crate::Error::Worker { message: message.into(), code });
     }
     // Message of the standard library before it aborts. Kernels allocate nothing.
     words.starts_with("memory allocation of").then(|| {

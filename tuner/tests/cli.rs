@@ -213,9 +213,101 @@ fn bad_input_is_refused() {
     let foreign = Isa::ALL.iter().find(|isa| !isa.is_supported()).unwrap();
     refuse(&["--isa", foreign.name()], 5, foreign.name());
     refused(&["--model", MODEL, "-o", folder], 6, "directory");
+    refused(&["--model", MODEL, "-o", &format!("{out}/")], 6, "directory");
     let nowhere = dir.path().join("no/such/folder/host.toml");
     refused(&["--model", MODEL, "-o", nowhere.to_str().unwrap()], 6, "host.toml");
     assert!(!Path::new(out).exists());
+}
+
+/// Runs what writes a profile without measuring.
+fn estimated(output: &Path) -> Output {
+    let arguments = ["--model", MODEL, "--effort", "estimate", "-t", "1", "-o"];
+    command().args(arguments).arg(output).output().unwrap()
+}
+
+/// A model, or anything else that is no profile, stays what it is; so does what has the journal's name.
+fn h1_a_file_that_is_no_profile_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let model = fs::read(MODEL).unwrap();
+    for (name, content, refused) in [
+        ("model.gguf", &model[..], true),
+        ("notes.txt", b"what I wrote", true),
+        ("host.toml", b"schema = 0", false),
+        ("empty", b"", false),
+    ] {
+        fs::write(at(name), content).unwrap();
+        let output = estimated(&at(name));
+        let errors = stderr(&output);
+        if refused {
+            assert_eq!(output.status.code(), Some(2), "{errors}");
+            assert!(errors.starts_with("error: -o: found ") && errors.contains(name), "{errors}");
+            assert!(output.stdout.is_empty() && errors.lines().count() == 1, "{errors}");
+            assert_eq!(fs::read(at(name)).unwrap(), content);
+        } else {
+            assert_eq!(output.status.code(), Some(0), "{errors}");
+            Profile::load(&at(name)).unwrap();
+        }
+    }
+    let mut names = files(folder.path());
+    names.sort();
+    assert_eq!(names, ["empty", "host.toml", "model.gguf", "notes.txt"].map(at));
+
+    let record = at("notes.txt");
+    let arguments = ["--model", MODEL, "-o", at("new.toml").to_str().unwrap()].map(String::from);
+    for flag in ["--record", "--report"] {
+        let more = [flag.to_owned(), record.to_str().unwrap().to_owned()];
+        let arguments = [&arguments[..], &more].concat();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        refused(&arguments, 2, &format!("{flag}: found "));
+    }
+    assert!(!at("new.toml").exists());
+    // A name that only a folder can have.
+    let output = estimated(&at("new/"));
+    assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
+    assert!(!at("new").exists());
+}
+
+/// The link stays, and its file is replaced; a pipe and stdout are written into.
+#[cfg(unix)]
+fn h1_links_are_followed_and_pipes_written_into() {
+    use std::os::unix::fs::FileTypeExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("real")).unwrap();
+    std::os::unix::fs::symlink("real/host.toml", at("link")).unwrap();
+    for _ in 0..2 {
+        let output = estimated(&at("link"));
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+        Profile::load(&at("real/host.toml")).unwrap();
+        assert_eq!(files(&at("real")).len(), 1);
+    }
+    let written = fs::read_to_string(at("real/host.toml")).unwrap();
+
+    assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    let path = at("pipe");
+    let reader = std::thread::spawn(move || fs::read_to_string(path).unwrap());
+    let output = estimated(&at("pipe"));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(reader.join().unwrap(), written);
+    assert!(fs::symlink_metadata(at("pipe")).unwrap().file_type().is_fifo());
+    assert!(!at("pipe.journal").exists());
+
+    #[cfg(target_os = "linux")]
+    {
+        // To a pipe, and to a file, where what follows stands behind it.
+        let stdout = Path::new("/dev/stdout");
+        let output = estimated(stdout);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let whole = String::from_utf8(output.stdout).unwrap();
+        assert!(whole.starts_with(&written) && whole.contains("\nnext  "), "{whole}");
+        let file = fs::File::create(at("stdout")).unwrap();
+        let arguments = ["--model", MODEL, "--effort", "estimate", "-t", "1", "-o", "/dev/stdout"];
+        assert!(command().args(arguments).stdout(file).status().unwrap().success());
+        assert_eq!(fs::read_to_string(at("stdout")).unwrap(), whole);
+    }
 }
 
 /// The files in a folder and below.
@@ -299,7 +391,7 @@ fn tuning_writes_a_profile_and_the_choice_can_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("host.toml");
     let record = dir.path().join("record.json");
-    fs::write(&out, "the profile before").unwrap();
+    fs::write(&out, "schema = 0 # the profile before").unwrap();
     let (out_name, record_name) = (out.to_str().unwrap(), record.to_str().unwrap());
     let page = dir.path().join("report.html");
     let page_name = page.to_str().unwrap();
@@ -416,8 +508,32 @@ fn the_demo_tunes_writes_and_runs() {
     assert!(stderr(&output).contains("no profile was written"), "{}", stderr(&output));
 }
 
+/// As without a home: a line, and the text.
+fn r4_a_configuration_folder_that_cannot_be_made_is_no_reason_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "no folder").unwrap();
+    fs::create_dir_all(dir.path().join("taken/bitnet")).unwrap();
+    fs::write(dir.path().join("taken/bitnet/profiles"), "no folder").unwrap();
+    for name in ["file", "taken"] {
+        let mut command = command();
+        command.args(["demo", "--budget", "0", "--threads", "1"]);
+        command.env("XDG_CONFIG_HOME", dir.path().join(name)).env_remove("HOME");
+        let (text, _, output) = demo(&mut command);
+        assert!(text.starts_with("KING RICHARD:\n") && text.len() > 300, "{text}");
+        let errors = stderr(&output);
+        let said = errors.lines().find(|line| line.starts_with("no profile was written: "));
+        let said = said.unwrap_or_else(|| panic!("{errors}"));
+        assert!(said.contains(name) && said.ends_with("; name a file with -o"), "{said}");
+    }
+    // What was asked for is another matter.
+    let out = dir.path().join("file/host.toml");
+    refused(&["demo", "-o", out.to_str().unwrap()], 6, "file/host.toml");
+}
+
 fn main() -> ExitCode {
-    suite![
+    let mut suite = suite![
+        h1_a_file_that_is_no_profile_is_refused,
+        r4_a_configuration_folder_that_cannot_be_made_is_no_reason_to_stop,
         emit_prints_the_kernel_of_an_id,
         emit_refuses_what_is_no_kernel,
         a_worker_refuses_what_is_no_task,
@@ -429,6 +545,11 @@ fn main() -> ExitCode {
         a_ceiling_holds,
         without_a_compiler_a_run_says_what_it_would_take,
         the_demo_tunes_writes_and_runs,
-    ]
-    .run()
+    ];
+    #[cfg(unix)]
+    suite.add(
+        "h1_links_are_followed_and_pipes_written_into",
+        h1_links_are_followed_and_pipes_written_into,
+    );
+    suite.run()
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::output::{answer, human, note};
 use bitnet_runtime::arch::{EMBEDDING, HEAD};
 use bitnet_runtime::error::Result;
+use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{Array, Gguf, TensorInfo, Value};
 
 /// Show metadata, tensors, types, sizes and the bytes read for each token
@@ -22,6 +23,7 @@ pub struct Args {
 /// # Errors
 /// Those of [`Gguf::open`], and of writing to stdout.
 pub fn run(args: &Args) -> Result<()> {
+    bus_error::explain(&args.model, "leave it as it is while it is used");
     let gguf = Gguf::open(&args.model).or_else(|error| {
         // A part of a model whose other parts are not there, or not as they should be.
         let part = Gguf::open_part(&args.model)?;

@@ -2,7 +2,6 @@
 
 pub mod arguments;
 pub mod bench;
-mod bus_error;
 pub mod compare;
 pub mod dummy;
 pub mod flags;

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use bitnet_cli::arguments::Arguments;
 use bitnet_cli::flags;
-use bitnet_cli::output::{note, with_flags};
+use bitnet_cli::output::{end, note, with_flags};
 use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let given = flags::read(&Arguments::command(), env::args_os(), |name| env::var_os(name))
-        .unwrap_or_else(|error| error.exit());
+        .unwrap_or_else(|error| end(&error));
     let arguments =
-        Arguments::try_parse_from(&given.args).unwrap_or_else(|error| given.explain(error).exit());
+        Arguments::try_parse_from(&given.args).unwrap_or_else(|error| end(&given.explain(error)));
     if let Some(line) = given.note() {
         note(format_args!("{line}"));
     }

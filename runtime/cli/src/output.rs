@@ -1,15 +1,17 @@
 //! What the program writes: answers to stdout, everything else to stderr.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::process;
 
+use bitnet_profiles::patient;
 use bitnet_runtime::error::{Error, Result};
 
 /// Writes an answer to stdout, buffered; a reader that has gone is an error that
 /// [`Error::is_broken_pipe`] tells apart.
 pub fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut out = io::BufWriter::new(patient::stdout());
     write(&mut out)
         .and_then(|()| out.flush())
         .map_err(|e| Error::io(Path::new("stdout"), "write", e))
@@ -17,7 +19,21 @@ pub fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()
 
 /// Writes a line to stderr; a closed stderr is no reason to stop.
 pub fn note(line: fmt::Arguments<'_>) {
-    drop(writeln!(io::stderr(), "{line}"));
+    drop(writeln!(patient::stderr(), "{line}"));
+}
+
+/// Prints what clap has to say, help or what is wrong with the arguments, and ends the program.
+pub fn end(message: &clap::Error) -> ! {
+    let (mut out, is_terminal): (Box<dyn Write>, _) = if message.use_stderr() {
+        (Box::new(patient::stderr()), io::stderr().is_terminal())
+    } else {
+        (Box::new(patient::stdout()), io::stdout().is_terminal())
+    };
+    let text = message.render();
+    // Nobody is left to be told of an error.
+    let _ = if is_terminal { write!(out, "{}", text.ansi()) } else { write!(out, "{text}") };
+    let _ = out.flush();
+    process::exit(message.exit_code())
 }
 
 /// The flags for parameters of the library that an error may name.

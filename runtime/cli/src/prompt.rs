@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use bitnet_profiles::patient;
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::text::tokenizer::MAX_TEXT;
 
@@ -74,7 +75,7 @@ const STDIN: &str = "-";
 /// [`Error::Io`] when it cannot be read, is longer than [`MAX_TEXT`] or not UTF-8.
 pub fn from_path(path: &Path, last: LastLineEnd) -> Result<String> {
     if path.as_os_str() == STDIN {
-        return from_file(io::stdin().lock(), Path::new("stdin"), last);
+        return from_file(patient::stdin(), Path::new("stdin"), last);
     }
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
     from_file(file, path, last)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bitnet_profiles::Pinning;
+use bitnet_profiles::{Pinning, patient};
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::memory::{self, Pages};
 use bitnet_runtime::cpu::model::HeadStats;
@@ -18,9 +18,9 @@ use bitnet_runtime::engine::sampler::{Sampler, Sampling};
 use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions};
 use bitnet_runtime::engine::{Engine, Options, ProfileInUse};
 use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::bus_error;
 use serde::Serialize;
 
-use crate::bus_error;
 use crate::interrupt::Interrupt;
 use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
 use crate::output::{answer, human, note};
@@ -254,7 +254,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let begins_mapped = !session.model().is_packed();
     // Amid the text a line of progress would get between its words.
     silenced.store(begins_mapped && io::stdout().is_terminal(), Ordering::Relaxed);
-    let mut out = io::stdout().lock();
+    let mut out = patient::stdout();
     let mut text = String::new();
     loop {
         let goes_on = engine.step(&mut session, &mut sequence)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::output::{answer, note};
 use crate::prompt::{EscapeArgs, LastLineEnd, from_path, unescape};
 use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::text::tokenizer::Tokenizer;
 
@@ -44,6 +45,7 @@ pub fn run(args: &Args) -> Result<()> {
         (text, _) => text.clone().unwrap_or_default(),
     };
     let text = if args.escapes.apply(args.file.is_none()) { unescape(&text)? } else { text };
+    bus_error::explain(&args.model, "leave it as it is while it is used");
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
     for warning in tokenizer.warnings() {
         note(format_args!("warning: {warning}"));

@@ -7,7 +7,7 @@ use super::rows::Rows;
 use crate::arch::config::Config;
 use crate::cpu::kernels::attention::AttentionInput;
 use crate::cpu::kernels::{AttentionKernel, VectorOps};
-use crate::cpu::memory::Buffer;
+use crate::cpu::memory::{Buffer, filled};
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::error::Result;
 use crate::numerics::{CHUNK, Softmax};
@@ -62,7 +62,7 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(kernel: &AttentionKernel, config: &Config) -> Result<Self> {
-        let states = vec![Softmax { max: 0.0, sum: 0.0 }; TILE_TOKENS * config.group()];
+        let states = filled(TILE_TOKENS * config.group(), Softmax { max: 0.0, sum: 0.0 })?;
         Ok(Self { kernel: Buffer::zeroed(kernel.scratch_bytes(config.head_dim))?, states })
     }
 }

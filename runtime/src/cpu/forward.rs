@@ -27,7 +27,7 @@ use crate::cpu::head::screen::{self, HeadStats, Needs, Scan, Screen};
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
 use crate::cpu::matmul;
-use crate::cpu::memory::Buffer;
+use crate::cpu::memory::{self, Buffer, filled};
 use crate::cpu::model::Model;
 use crate::cpu::sparse::Tally;
 use crate::cpu::threads::{Load, Pool, SharedSlice, Worker};
@@ -145,8 +145,8 @@ impl Buffers {
         let jobs = || projections().filter_map(Projection::packed);
         let scratch = |_| -> Result<Scratch> {
             Ok(Scratch {
-                raw: vec![0.0; widest],
-                normed: vec![0.0; widest.max(model.logits_at_once() * config.hidden)],
+                raw: filled(widest, 0.0)?,
+                normed: filled(widest.max(model.logits_at_once() * config.hidden), 0.0)?,
                 attention: attention::Scratch::new(model.attention(), config)?,
                 matmul: matmul::Scratch::new(jobs())?,
                 mapped: mapped::Scratch::new(projections().filter_map(Projection::mapped))?,
@@ -156,19 +156,19 @@ impl Buffers {
         };
         let workspace = jobs().map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
         Ok(Self {
-            x: vec![0.0; slots * config.hidden],
-            input: vec![0; slots * widest],
+            x: filled(slots * config.hidden, 0.0)?,
+            input: filled(slots * widest, 0)?,
             workspace: Buffer::zeroed(workspace)?,
-            input_scale: vec![0.0; slots],
-            cos: vec![0.0; slots * config.rope_dim / 2],
-            sin: vec![0.0; slots * config.rope_dim / 2],
-            qkv: vec![0.0; batch * (config.q_dim() + 2 * config.kv_dim())],
-            attention: vec![0.0; batch * config.q_dim()],
-            partial: vec![0.0; chunks * config.head_dim],
-            partial_state: vec![Softmax { max: 0.0, sum: 0.0 }; chunks],
-            y: vec![0.0; batch * config.hidden],
-            gate_up: vec![0.0; batch * 2 * config.ffn],
-            logits: vec![0.0; config.vocab],
+            input_scale: filled(slots, 0.0)?,
+            cos: filled(slots * config.rope_dim / 2, 0.0)?,
+            sin: filled(slots * config.rope_dim / 2, 0.0)?,
+            qkv: filled(batch * (config.q_dim() + 2 * config.kv_dim()), 0.0)?,
+            attention: filled(batch * config.q_dim(), 0.0)?,
+            partial: filled(chunks * config.head_dim, 0.0)?,
+            partial_state: filled(chunks, Softmax { max: 0.0, sum: 0.0 })?,
+            y: filled(batch * config.hidden, 0.0)?,
+            gate_up: filled(batch * 2 * config.ffn, 0.0)?,
+            logits: filled(config.vocab, 0.0)?,
             scratch: (0..threads).map(scratch).collect::<Result<_>>()?,
         })
     }
@@ -218,6 +218,7 @@ impl Session {
         let kv = kv.collect::<Result<Vec<KvCache>>>()?;
         let buffers = Buffers::new(&model, pool.threads(), batch, context)?;
         let screen = model.sketch().map(|sketch| Screen::new(sketch, pool.threads()));
+        memory::require(0, "the buffers of a session and what is small")?;
         Ok(Self {
             screen: screen.transpose()?,
             model,
@@ -445,7 +446,7 @@ impl Session {
     /// As [`Session::prefill`]; also [`Error::Usage`] for a sequence that does not exist.
     pub fn forward(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.check(tokens)?;
-        self.start_rows(tokens);
+        self.start_rows(tokens)?;
         for batch in tokens.chunks(self.batch) {
             self.step(batch)?;
         }
@@ -486,7 +487,7 @@ impl Session {
             };
             let count = rest.iter().take(self.batch).take_while(fits).count();
             let (piece, after) = rest.split_at(count);
-            self.start_rows(piece);
+            self.start_rows(piece)?;
             self.step(piece)?;
             let done = (0..self.rows.len()).try_for_each(|i| {
                 each(row, self.logits(i))?;
@@ -526,13 +527,11 @@ impl Session {
     }
 
     /// Discards all logits and allocates room for those that the tokens need.
-    fn start_rows(&mut self, tokens: &[BatchToken<'_>]) {
+    fn start_rows(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.rows.clear();
         let wanted = tokens.iter().filter(|token| token.needs.is_some()).count();
         let len = wanted * self.model.config().vocab;
-        if self.buffers.logits.len() < len {
-            self.buffers.logits.resize(len, 0.0);
-        }
+        memory::grow(&mut self.buffers.logits, len, 0.0)
     }
 
     /// Returns the logits, `[vocab]`, after the `row`-th of the tokens that needed any in the last

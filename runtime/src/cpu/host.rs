@@ -205,6 +205,59 @@ mod tests {
         assert_eq!(Host::from_parts("", dir.path(), Some(&usable), 2).physical_cores, 1);
     }
 
+    /// Makes a folder like `/sys/devices/system/cpu`: for each CPU its core's CPUs, the size of its L2,
+    /// and the CPUs that share its L3 with that one's size.
+    fn topology(cpus: &[(&str, &str, (&str, &str))]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (number, (core, l2, (sharers, l3))) in cpus.iter().enumerate() {
+            for (name, text) in [
+                ("topology/thread_siblings_list", core),
+                ("cache/index0/level", &"2"),
+                ("cache/index0/size", l2),
+                ("cache/index1/level", &"3"),
+                ("cache/index1/size", l3),
+                ("cache/index1/shared_cpu_list", sharers),
+            ] {
+                let path = dir.path().join(format!("cpu{number}")).join(name);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            }
+        }
+        dir
+    }
+
+    #[test]
+    fn h07_cores_of_a_hybrid_cpu_count_once_each() {
+        let l3 = ("0-5", "30M");
+        let dir = topology(&[
+            ("0-1", "1280K", l3),
+            ("0-1", "1280K", l3),
+            ("2-3", "1280K", l3),
+            ("2-3", "1280K", l3),
+            ("4", "2048K", l3),
+            ("5", "2048K", l3),
+        ]);
+        let host = Host::from_parts("", dir.path(), None, 6);
+        assert_eq!((host.physical_cores, host.l2, host.l3), (4, 2 << 20, 30 << 20));
+        // The efficient ones alone, as a container may have them.
+        let usable = cpu_list("4-5");
+        assert_eq!(Host::from_parts("", dir.path(), Some(&usable), 2).physical_cores, 2);
+    }
+
+    #[test]
+    fn h09_caches_of_two_nodes_add_up() {
+        let (first, second) = (("0-1,4-5", "16M"), ("2-3,6-7", "16M"));
+        let cores = ["0,4", "1,5", "2,6", "3,7"];
+        let of = |cpu: usize| (cores[cpu % 4], "1M", if cpu % 4 < 2 { first } else { second });
+        let dir = topology(&std::array::from_fn::<_, 8, _>(of));
+        let host = Host::from_parts("", dir.path(), None, 8);
+        assert_eq!((host.physical_cores, host.threads), (4, 8));
+        assert_eq!((host.l2, host.l3), (1 << 20, 32 << 20));
+        // Bound to one node.
+        let usable = cpu_list("2-3,6-7");
+        assert_eq!(Host::from_parts("", dir.path(), Some(&usable), 4).physical_cores, 2);
+    }
+
     #[test]
     fn lists_of_cpus() {
         let list = |text: &str| -> Vec<usize> { cpu_list(text).into_iter().collect() };

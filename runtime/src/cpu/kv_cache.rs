@@ -8,8 +8,9 @@ use memmap2::MmapMut;
 use crate::arch::config::Config;
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::kernels::attention::{KEY_BLOCK, KvChunk, key_slots, row_elements};
+use crate::cpu::memory;
 use crate::cpu::threads::SharedSlice;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::numerics::CHUNK;
 
 /// Element type of a KV cache: the user's choice, never the tuner's, because it changes numbers.
@@ -160,15 +161,10 @@ impl KvCache {
     pub fn new(config: &Config, context: usize, ty: KvType) -> Result<Self> {
         let layout = Layout::new(config, context);
         let bytes = layout.and_then(|layout| layout.bytes(layout.positions, ty));
-        let refused = |why: String| {
-            let bytes = bytes.map_or("too many".into(), |b| b.to_string());
-            Error::Runtime(format!(
-                "cannot reserve {bytes} bytes of KV cache for a context of {context}: {why}; ask for a smaller context"
-            ))
-        };
-        let (layout, len) =
-            layout.zip(bytes).ok_or_else(|| refused("beyond the address space".into()))?;
-        let map = MmapMut::map_anon(len).map_err(|e| refused(e.to_string()))?;
+        let what = format!("the keys and values of a context of {context}");
+        let (layout, len) = layout.zip(bytes).ok_or_else(|| memory::refused(usize::MAX, &what))?;
+        memory::require(len as u64, &what)?;
+        let map = MmapMut::map_anon(len).map_err(|_| memory::refused(len, &what))?;
         // Attention takes 0.86 times as long in huge pages (3500 positions of a 2B-4T shape). They
         // are allocated for a chunk of all layers at a time, 20 MB there: not worth it for a text
         // within the first chunk. A hint: only the speed depends on it.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapRaw};
 
+use super::control_group;
 use crate::{Error, Result};
 
 /// Alignment of every buffer and scratch area, in bytes: a cache line, and the widest vector.
@@ -45,9 +46,7 @@ impl Arena {
     /// As [`Arena::new`].
     pub fn with(bytes: usize, buffers: usize, pages: Pages) -> Result<Self> {
         let len = bytes.saturating_add(buffers.saturating_mul(ALIGN)).max(1);
-        let map = MmapMut::map_anon(len).map_err(|e| {
-            Error::Runtime(format!("cannot reserve {len} bytes of memory for the weights: {e}"))
-        })?;
+        let map = MmapMut::map_anon(len).map_err(|_| refused(len, "weights and buffers"))?;
         let map = MmapRaw::from(map);
         // A hint: only the speed depends on the page size.
         #[cfg(target_os = "linux")]
@@ -108,8 +107,8 @@ impl Buffer {
     /// # Errors
     /// As [`Arena::new`].
     pub fn with(len: usize, pages: Pages) -> Result<Self> {
-        let refused = || Error::Runtime(format!("cannot reserve {len} bytes of memory"));
-        Arena::with(len, 1, pages)?.take(len).ok_or_else(refused)
+        let mut arena = Arena::with(len, 1, pages)?;
+        arena.take(len).ok_or_else(|| refused(len, "weights and buffers"))
     }
 
     /// As [`Arena::lock`], for the arena that the buffer belongs to.
@@ -168,14 +167,17 @@ pub fn peak_resident() -> Option<u64> {
 }
 
 /// Returns the bytes of memory that this process can still get: the least of what the machine has
-/// available and what the limits of its control group and of its address space (`ulimit -v`) leave.
-/// `None` where the system does not report it.
+/// available and what the limits of its control groups, of its address space (`ulimit -v`) and of its
+/// data (`ulimit -d`) leave. `None` where the system does not report it.
 pub fn available() -> Option<u64> {
     let machine = || {
         let info = std::fs::read_to_string("/proc/meminfo").ok()?;
         Some(1024 * field(&info, "MemAvailable:")?)
     };
-    [machine(), group_available(), address_space_available()].into_iter().flatten().min()
+    [machine(), control_group::available(), limit().map(|(_, left)| left)]
+        .into_iter()
+        .flatten()
+        .min()
 }
 
 /// Returns the bytes of free swap space; 0 where the system does not report it.
@@ -185,38 +187,89 @@ pub fn swap_available() -> u64 {
 }
 
 /// Returns the number after a name, in a text with one name and number a line.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     let mut rest = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();
     rest.next()?.parse().ok()
 }
 
-/// Returns the bytes that the limits of the control group (version 2) and of its ancestors leave.
-/// Inactive pages of files count as free, since they are given up when the limit is reached.
-fn group_available() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let own = Path::new("/sys/fs/cgroup").join(own);
-    let left = |group: &Path| {
-        let read = |name| std::fs::read_to_string(group.join(name)).ok();
-        // "max" where there is no limit.
-        let limit: u64 = read("memory.max")?.trim().parse().ok()?;
-        let used: u64 = read("memory.current")?.trim().parse().ok()?;
-        let spare = read("memory.stat").and_then(|stat| field(&stat, "inactive_file "));
-        Some(limit.saturating_sub(used.saturating_sub(spare.unwrap_or(0))))
-    };
-    own.ancestors().take_while(|group| group.starts_with("/sys/fs/cgroup")).filter_map(left).min()
+/// Returns `len` times `value`, or an error where the memory is refused: a `Vec` would end the process.
+///
+/// # Errors
+/// [`Error::Runtime`].
+pub(crate) fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>> {
+    let mut vec = Vec::new();
+    grow(&mut vec, len, value)?;
+    Ok(vec)
 }
 
+/// Grows `vec` to `len` elements, as [`filled`] makes one; a longer one stays as it is.
+///
+/// # Errors
+/// As [`filled`].
+pub(crate) fn grow<T: Clone>(vec: &mut Vec<T>, len: usize, value: T) -> Result<()> {
+    let more = len.saturating_sub(vec.len());
+    if vec.try_reserve_exact(more).is_err() {
+        return Err(refused(more.saturating_mul(size_of::<T>()), "buffers"));
+    }
+    vec.resize(vec.len() + more, value);
+    Ok(())
+}
+
+/// Memory for what is small, in bytes. It must be left by whatever takes much, as small allocations that
+/// fail end the process.
+const RESERVE: u64 = 16 << 20;
+
+/// Checks that limits of this process leave `bytes`, and a reserve for what is small. `what` the bytes
+/// are for is a plural: "the tokenizer's tables".
+///
+/// # Errors
+/// [`Error::Runtime`] names the limit.
+pub fn require(bytes: u64, what: &str) -> Result<()> {
+    match limit() {
+        Some((_, left)) if left < bytes.saturating_add(RESERVE) => {
+            let bytes = bytes.saturating_add(RESERVE);
+            Err(refused(usize::try_from(bytes).unwrap_or(usize::MAX), what))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The error for memory that cannot be had: it names the limit that is in the way, if there is one.
+pub(crate) fn refused(bytes: usize, what: &str) -> Error {
+    let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+    let needed = megabytes(bytes as u64);
+    Error::Runtime(match limit() {
+        Some((name, left)) => format!(
+            "{what} take {needed} MB of memory, and {name} leaves {} MB; raise the limit, or ask for a \
+             smaller context",
+            left / 1_000_000
+        ),
+        None => format!(
+            "{what} take {needed} MB of memory, which the system refuses; end other programs, or ask for \
+             a smaller context"
+        ),
+    })
+}
+
+/// Returns the limit of this process's address space (`ulimit -v`) or of its data (`ulimit -d`), whichever
+/// leaves less, by its name, and the bytes that it leaves.
 #[cfg(unix)]
-fn address_space_available() -> Option<u64> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages = field(&statm, "")?;
-    Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
+fn limit() -> Option<(&'static str, u64)> {
+    use rustix::process::{Resource, getrlimit};
+    let status = || std::fs::read_to_string("/proc/self/status");
+    let left = |resource, used, name| {
+        let limit = getrlimit(resource).current?;
+        Some((name, limit.saturating_sub(1024 * field(&status().ok()?, used)?)))
+    };
+    let limits = [
+        left(Resource::As, "VmSize:", "the limit of the address space (ulimit -v)"),
+        left(Resource::Data, "VmData:", "the limit of data (ulimit -d)"),
+    ];
+    limits.into_iter().flatten().min_by_key(|&(_, left)| left)
 }
 
 #[cfg(not(unix))]
-fn address_space_available() -> Option<u64> {
+fn limit() -> Option<(&'static str, u64)> {
     None
 }
 

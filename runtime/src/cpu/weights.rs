@@ -298,6 +298,7 @@ impl Packing {
         }
         bytes += lines_bytes;
         let needed = bytes as u64 + head_bytes;
+        memory::require(needed, "the weights")?;
         if let Some(free) = free.filter(|&free| free < needed) {
             let message = too_large(gguf, config, needed, bytes as u64, free);
             if needed > free + memory::swap_available() {

@@ -38,6 +38,13 @@ const PAYS_AFTER: usize = 128;
 /// and more take so long that a line of progress is needed, which cannot be shown amid the text.
 const MAPPED_BYTES: RangeInclusive<u64> = 16 << 20..=1 << 30;
 
+/// Bytes of a tokenizer's tables, while they are built, for a byte of the file's header, at most: 10 of a
+/// vocabulary of 128,000 tokens with merges.
+const TABLES: u64 = 12;
+/// The file's size, taken so many times, is more than packing needs: packed weights, their sparse form,
+/// two copies of the head, buffers.
+const PACKED_TIMES: u64 = 4;
+
 /// A model ready to run, shared by any number of [`Session`]s and threads.
 pub struct Engine {
     gguf: Arc<Gguf>,
@@ -93,6 +100,7 @@ impl Engine {
     /// when there is not enough memory.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self> {
         Selection::new(options.isa, options.format, None)?;
+        memory::require(0, "the tables of a model")?;
         let gguf = if options.mmap { Gguf::open(path) } else { Gguf::read(path) }?;
         Self::from_gguf(gguf, options)
     }
@@ -106,6 +114,7 @@ impl Engine {
         let tokenizer = OnceLock::new();
         let mut notes = Vec::new();
         if options.tokenizer {
+            memory::require(TABLES * gguf.data_start(), "the tables of the tokenizer")?;
             let read = Tokenizer::from_gguf(&gguf)?;
             notes.extend(read.warnings().iter().map(Note::warning));
             drop(tokenizer.set(Arc::new(read)));
@@ -252,7 +261,15 @@ impl Engine {
     /// As [`Engine::session`].
     pub fn session_for(&self, prompt: usize, options: SessionOptions) -> Result<Session> {
         let waits = prompt > FEW_TOKENS || self.state().packed.is_some();
-        self.start(if waits { self.model() } else { self.mapped() }?, options)
+        if !waits {
+            let session = self.start(self.mapped()?, options)?;
+            // Under a limit, what does not fit is to be told before anything is written.
+            let packing = PACKED_TIMES.saturating_mul(self.gguf.file_bytes());
+            if memory::require(packing, "the weights").is_ok() {
+                return Ok(session);
+            }
+        }
+        self.start(self.model()?, options)
     }
 
     fn start(&self, model: Arc<Model>, options: SessionOptions) -> Result<Session> {

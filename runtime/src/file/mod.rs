@@ -1,3 +1,4 @@
 //! Files of models.
 
+pub mod bus_error;
 pub mod gguf;

@@ -6,9 +6,8 @@
 //!   byte becomes one printable character (the GPT-2 alphabet), and `tokenizer.ggml.merges` join
 //!   them.
 //! * `llama`, SentencePiece BPE: spaces become U+2581, the whole text is one word, and adjacent
-//!   pieces join to the in-vocabulary piece of the highest score. The merges are derived from the
-//!   scores: every split of a piece into two pieces is a merge, ranked by the score of the whole.
-//!   What no piece covers becomes byte tokens `<0x00>` to `<0xFF>`.
+//!   pieces join to the in-vocabulary piece of the highest score. What no piece covers becomes byte
+//!   tokens `<0x00>` to `<0xFF>`.
 //!
 //! The names of pre-tokenizers, the rule for BOS, the tokens that end a generation and the matching
 //! of user-defined tokens in any text are llama.cpp's; the tests hold its test vectors.
@@ -17,11 +16,12 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 use super::pretokenize::{Cut, pre_family};
+use super::sentence_piece::Pieces;
 pub use super::stream::StreamDecoder;
 pub use super::vocabulary::byte_alphabet;
 use super::vocabulary::{
-    END_TOKENS, KEY_MERGES, KEY_MODEL, Kind, Special, byte_of, byte_token, derive_merges,
-    find_specials, read_kinds, read_merges, read_tokens, special_id,
+    END_TOKENS, KEY_MERGES, KEY_MODEL, Kind, Special, byte_of, byte_token, find_specials,
+    order_by_score, read_kinds, read_merges, read_tokens, special_id,
 };
 use crate::error::{Error, Result, quoted};
 use crate::file::gguf::{Gguf, StrArray};
@@ -33,8 +33,8 @@ pub const MAX_TEXT: usize = 16 << 20;
 const SPM_SPACE: char = '\u{2581}';
 
 enum Scheme {
-    ByteLevel { cuts: Vec<Cut> },
-    SentencePiece { space_prefix: bool },
+    ByteLevel { cuts: Vec<Cut>, bpe: Box<BPE>, n_merges: usize },
+    SentencePiece { space_prefix: bool, pieces: Pieces },
 }
 
 /// A piece of the text between or at special tokens.
@@ -46,7 +46,6 @@ enum Fragment<'t> {
 /// A tokenizer built from GGUF metadata.
 pub struct Tokenizer {
     scheme: Scheme,
-    bpe: BPE,
     tokens: StrArray,
     kinds: Vec<Kind>,
     /// Longest text first.
@@ -57,16 +56,12 @@ pub struct Tokenizer {
     /// Sorted.
     end_ids: Vec<u32>,
     add_bos: bool,
-    n_merges: usize,
     warnings: Vec<String>,
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer")
-            .field("tokens", &self.tokens.len())
-            .field("merges", &self.n_merges)
-            .finish_non_exhaustive()
+        f.debug_struct("Tokenizer").field("tokens", &self.tokens.len()).finish_non_exhaustive()
     }
 }
 
@@ -121,19 +116,6 @@ impl Tokenizer {
             ));
         }
 
-        let (scheme, default_bos, ignore_merges) = if byte_level {
-            let family = pre_family(gguf, &mut warnings)?;
-            let cuts: Result<Vec<Cut>> =
-                family.cuts.iter().map(|&(pattern, spaces)| Cut::new(pattern, spaces)).collect();
-            let scheme = Scheme::ByteLevel { cuts: cuts? };
-            (scheme, family.add_bos, family.ignore_merges)
-        } else {
-            let prefix = gguf.get_bool("tokenizer.ggml.add_space_prefix")?;
-            let scheme = Scheme::SentencePiece { space_prefix: prefix.unwrap_or(true) };
-            (scheme, true, false)
-        };
-        let add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(default_bos);
-
         // Of two tokens with one text the last is the one found, as in llama.cpp.
         let vocab: Vocab = tokens
             .iter()
@@ -141,30 +123,30 @@ impl Tokenizer {
             .filter(|(text, _)| !text.is_empty())
             .map(|(text, id)| (text.to_owned(), id))
             .collect();
-        let merges = if byte_level {
-            read_merges(gguf, &tokens)?
+        let (scheme, default_bos) = if byte_level {
+            let family = pre_family(gguf, &mut warnings)?;
+            let cuts: Result<Vec<Cut>> =
+                family.cuts.iter().map(|&(pattern, spaces)| Cut::new(pattern, spaces)).collect();
+            let merges = read_merges(gguf, &tokens)?;
+            let n_merges = merges.len();
+            let builder = BPE::builder().vocab_and_merges(vocab, merges);
+            let bpe = builder.ignore_merges(family.ignore_merges).build().map_err(|e| {
+                let expected = "merges of two tokens into a third; convert the model again";
+                gguf.key_error(KEY_MERGES, quoted(&e.to_string()), expected)
+            })?;
+            (Scheme::ByteLevel { cuts: cuts?, bpe: Box::new(bpe), n_merges }, family.add_bos)
         } else {
-            derive_merges(gguf, &tokens, &kinds, &vocab)?
+            let prefix = gguf.get_bool("tokenizer.ggml.add_space_prefix")?;
+            let order = order_by_score(gguf, &tokens, &kinds)?;
+            let unknown = unk.and_then(|id| vocab.get(tokens.get(id as usize)?).copied());
+            let pieces = Pieces::new(vocab, &tokens, &kinds, &order, unknown);
+            (Scheme::SentencePiece { space_prefix: prefix.unwrap_or(true), pieces }, true)
         };
-        let n_merges = merges.len();
-        let mut builder = BPE::builder()
-            .vocab_and_merges(vocab, merges)
-            .ignore_merges(ignore_merges)
-            .byte_fallback(!byte_level);
-        if let Some(text) = unk.and_then(|id| tokens.get(id as usize))
-            && !byte_level
-            && !text.is_empty()
-        {
-            builder = builder.unk_token(text.to_owned());
-        }
-        let bpe = builder.build().map_err(|e| {
-            let expected = "merges of two tokens into a third; convert the model again";
-            gguf.key_error(KEY_MERGES, quoted(&e.to_string()), expected)
-        })?;
+        let add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(default_bos);
+
         let specials = find_specials(gguf, &tokens, &kinds, byte_level)?;
         Ok(Tokenizer {
             scheme,
-            bpe,
             tokens,
             kinds,
             specials,
@@ -173,7 +155,6 @@ impl Tokenizer {
             eos,
             end_ids,
             add_bos,
-            n_merges,
             warnings,
         })
     }
@@ -220,9 +201,9 @@ impl Tokenizer {
         self.tokens.get(id as usize)
     }
 
-    /// Resident bytes of the tokenizer, estimated from its tables: the model holds each token's
-    /// text in two hash tables and each merge as a pair of ids with rank and result; this type
-    /// holds the texts once more in one string.
+    /// Resident bytes of the tokenizer, estimated from its tables: each token's text in two hash tables,
+    /// in one for SentencePiece, and once more in one string; each merge as a pair of ids with rank and
+    /// result, each piece's rank.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         /// Header and rounding of a small allocation.
@@ -232,13 +213,14 @@ impl Tokenizer {
         let table = |n: usize, slot: usize| (n * 8 / 7 + 1).next_power_of_two() * (slot + 1);
         let n = self.tokens.len();
         let texts: usize = self.tokens.iter().map(str::len).sum();
-        let text_and_id = size_of::<(String, u32)>();
-        let merge = size_of::<((u32, u32), (u32, u32))>();
-        2 * table(n, text_and_id)
-            + 2 * (texts + n * ALLOCATION)
-            + table(self.n_merges, merge)
-            + texts
-            + n * size_of::<(u32, Kind)>()
+        let by_text = table(n, size_of::<(String, u32)>()) + texts + n * ALLOCATION;
+        let own = texts + n * size_of::<(u32, Kind)>();
+        match self.scheme {
+            Scheme::ByteLevel { n_merges, .. } => {
+                2 * by_text + table(n_merges, size_of::<((u32, u32), (u32, u32))>()) + own
+            }
+            Scheme::SentencePiece { .. } => by_text + n * size_of::<(Option<u32>, bool)>() + own,
+        }
     }
 
     /// The tokens of a prompt, special ones that the text spells included. A begin-of-text token comes
@@ -286,16 +268,16 @@ impl Tokenizer {
                 }
                 Fragment::Text(text) => {
                     match &self.scheme {
-                        Scheme::ByteLevel { cuts } => {
-                            self.encode_byte_level(cuts, text, &mut ids)?
+                        Scheme::ByteLevel { cuts, bpe, .. } => {
+                            self.encode_byte_level(cuts, bpe, text, &mut ids)?
                         }
-                        Scheme::SentencePiece { space_prefix } => {
+                        Scheme::SentencePiece { space_prefix, pieces } => {
                             let mut word = String::with_capacity(text.len() + 16);
                             if *space_prefix && after_special {
                                 word.push(SPM_SPACE);
                             }
                             word.extend(text.chars().map(|c| if c == ' ' { SPM_SPACE } else { c }));
-                            self.encode_word(&word, &mut ids)?;
+                            pieces.encode(&word, &mut ids).ok_or_else(|| inexpressible(&word))?;
                         }
                     }
                     after_special = false;
@@ -305,7 +287,13 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    fn encode_byte_level(&self, cuts: &[Cut], text: &str, ids: &mut Vec<u32>) -> Result<()> {
+    fn encode_byte_level(
+        &self,
+        cuts: &[Cut],
+        bpe: &BPE,
+        text: &str,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
         let mut pieces = vec![text];
         for cut in cuts {
             let mut next = Vec::with_capacity(pieces.len());
@@ -318,25 +306,15 @@ impl Tokenizer {
         for piece in pieces {
             word.clear();
             word.extend(piece.bytes().map(|b| self.alphabet[usize::from(b)]));
-            self.encode_word(&word, ids)?;
+            let found = bpe
+                .tokenize(&word)
+                .map_err(|e| Error::Runtime(format!("tokenizing {}: {e}", quoted(&word))))?;
+            // The model drops what it has no token for.
+            if found.last().map_or(0, |t| t.offsets.1) != word.len() {
+                return Err(inexpressible(&word));
+            }
+            ids.extend(found.iter().map(|t| t.id));
         }
-        Ok(())
-    }
-
-    fn encode_word(&self, word: &str, ids: &mut Vec<u32>) -> Result<()> {
-        let found = self
-            .bpe
-            .tokenize(word)
-            .map_err(|e| Error::Runtime(format!("tokenizing {}: {e}", quoted(word))))?;
-        // The model drops what it has neither token nor fallback for.
-        if found.last().map_or(0, |t| t.offsets.1) != word.len() {
-            return Err(Error::usage(
-                "text",
-                quoted(word),
-                "characters of this vocabulary, which lacks some byte tokens",
-            ));
-        }
-        ids.extend(found.iter().map(|t| t.id));
         Ok(())
     }
 
@@ -412,4 +390,10 @@ impl Tokenizer {
         text += &decoder.finish();
         text
     }
+}
+
+/// The error for a word with characters that a vocabulary has no tokens for.
+fn inexpressible(word: &str) -> Error {
+    let expected = "characters of this vocabulary, which lacks some byte tokens";
+    Error::usage("text", quoted(word), expected)
 }

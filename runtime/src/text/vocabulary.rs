@@ -2,8 +2,6 @@
 
 use std::cmp::Ordering;
 
-use tokenizers::models::bpe::Vocab;
-
 use crate::error::{Result, quoted};
 use crate::file::gguf::{Array, Gguf, StrArray};
 
@@ -13,8 +11,8 @@ const KEY_TYPES: &str = "tokenizer.ggml.token_type";
 const KEY_SCORES: &str = "tokenizer.ggml.scores";
 pub(super) const KEY_MERGES: &str = "tokenizer.ggml.merges";
 
-/// Longest token in bytes. Real ones stay below 300; deriving merges takes the square of it.
-const MAX_TOKEN: usize = 1024;
+/// Longest piece in bytes. Real ones stay below 300; joining looks up texts of this length.
+pub(super) const MAX_TOKEN: usize = 1024;
 
 /// The token types of `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,6 +37,11 @@ impl Kind {
             6 => Kind::Byte,
             _ => return None,
         })
+    }
+
+    /// True if joining text may give, or go on from, a token of this type.
+    pub(super) fn joins(self) -> bool {
+        matches!(self, Kind::Normal | Kind::UserDefined)
     }
 }
 
@@ -177,14 +180,8 @@ pub(super) fn read_merges(gguf: &Gguf, tokens: &StrArray) -> Result<Vec<(String,
     Ok(merges)
 }
 
-/// Derives merges from scores: every split of an ordinary piece into two pieces, by falling score
-/// of the whole.
-pub(super) fn derive_merges(
-    gguf: &Gguf,
-    tokens: &StrArray,
-    kinds: &[Kind],
-    vocab: &Vocab,
-) -> Result<Vec<(String, String)>> {
+/// Lists the ids of the pieces that joining text may give, by falling score.
+pub(super) fn order_by_score(gguf: &Gguf, tokens: &StrArray, kinds: &[Kind]) -> Result<Vec<usize>> {
     let scores = match gguf.require(KEY_SCORES, gguf.get_array(KEY_SCORES)?)? {
         Array::F32(scores) => scores,
         other => {
@@ -193,30 +190,20 @@ pub(super) fn derive_merges(
         }
     };
     check_length(gguf, KEY_SCORES, scores.len(), tokens.len())?;
-    // Control and byte tokens never come out of joining text.
-    let joins = |id: usize| matches!(kinds[id], Kind::Normal | Kind::UserDefined);
-    let mut order: Vec<usize> = (0..tokens.len()).filter(|&id| joins(id)).collect();
+    let mut order: Vec<usize> = (0..tokens.len()).filter(|&id| kinds[id].joins()).collect();
     order.sort_by(|&a, &b| match scores[b].total_cmp(&scores[a]) {
         Ordering::Equal => a.cmp(&b),
         other => other,
     });
-    let part = |text: &str| vocab.get(text).is_some_and(|&id| joins(id as usize));
-    let mut merges = Vec::new();
-    for id in order {
+    for &id in &order {
         let text = tokens.get(id).unwrap_or_default();
         if text.len() > MAX_TOKEN {
             let key = format!("{KEY_TOKENS}[{id}]");
             let found = format!("{} bytes", text.len());
             return Err(gguf.key_error(&key, found, format_args!("at most {MAX_TOKEN} bytes")));
         }
-        for (at, _) in text.char_indices().skip(1) {
-            let (a, b) = text.split_at(at);
-            if part(a) && part(b) {
-                merges.push((a.to_owned(), b.to_owned()));
-            }
-        }
     }
-    Ok(merges)
+    Ok(order)
 }
 
 /// Lists the tokens to match in a text, longest first.

@@ -1,7 +1,6 @@
 //! Tunes the kernels for this host.
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use bitnet_tuner::{Result, cli};
@@ -45,13 +44,13 @@ fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::try_parse().unwrap_or_else(|message| cli::end(&message));
+    match run(&arguments) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
-            // Not eprintln!, which panics when stderr is closed.
-            drop(writeln!(io::stderr(), "error: {error}"));
+            cli::note(format_args!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bitnet_profiles::{Isa, Profile, printable};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
-use bitnet_runtime::file::gguf::Gguf;
 use serde::Serialize;
 
 use super::show::{find, job, read};
@@ -85,13 +84,12 @@ pub fn run(args: &Args) -> Result<bool> {
 
 /// Opens the model that a profile is for.
 fn model(flag: Option<&Path>, file: &Path, profile: &Profile) -> Result<ModelInfo> {
-    let of = |path: &Path| -> Result<ModelInfo> { ModelInfo::from_gguf(&Gguf::open(path)?) };
     let (model, name) = match (flag, &profile.model.path) {
-        (Some(path), _) => (of(path)?, path.display().to_string()),
+        (Some(path), _) => (ModelInfo::open(path)?, path.display().to_string()),
         (None, Some(path)) => {
             // A relative path begins where the profile is.
             let path = file.parent().unwrap_or(Path::new("")).join(path);
-            (of(&path)?, path.display().to_string())
+            (ModelInfo::open(&path)?, path.display().to_string())
         }
         (None, None) => {
             // That of `bitnet-tune demo` is in no file.

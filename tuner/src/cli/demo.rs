@@ -1,13 +1,13 @@
 //! `bitnet-tune demo`: tunes for a small model that is part of the program, and runs it.
 
 use std::fs::DirBuilder;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bitnet_profiles::{Effort, Profile, paths};
+use bitnet_profiles::{Effort, Profile, destination, paths, patient};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::model::SessionOptions;
@@ -15,6 +15,7 @@ use bitnet_runtime::engine::Engine;
 use bitnet_runtime::engine::sampler::Sampling;
 use bitnet_runtime::engine::sequence::{Sequence, SequenceOptions};
 
+use super::output::{self, Kind};
 use super::{Bar, answer, note};
 use crate::timing::comparison;
 use crate::{ModelInfo, Result};
@@ -45,7 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
     // The model is in no file that the profile could name.
     let info = ModelInfo { path: None, ..ModelInfo::from_gguf(&comparison::open(None)?)? };
     if let Some(path) = &args.output {
-        super::tune::writable(path)?;
+        output::check(&[(Kind::Profile, path)])?;
     }
     let options =
         args.common.options(Selection::default().ceiling(), Effort::Measure, args.budget)?;
@@ -55,18 +56,21 @@ pub fn run(args: &Args) -> Result<()> {
         crate::tune(&info, &options, &mut |notice| bar.show(notice))?
     };
     // The profile that runs is the one that was written.
-    let profile = match save(&tuned.profile, args.output.as_deref())? {
-        Some(path) => {
+    let profile = match save(&tuned.profile, args.output.as_deref()) {
+        Ok(path) => {
             note(format_args!("wrote {}\n", path.display()));
-            Profile::load(&path)?
+            // What went into a pipe is not there to be read.
+            if destination::holds_contents(&path) {
+                Profile::load(&path)?
+            } else {
+                tuned.profile.clone()
+            }
         }
-        None => {
-            note(format_args!(
-                "no profile was written: neither XDG_CONFIG_HOME nor HOME is an absolute path; \
-                 name a file with -o\n"
-            ));
+        Err(why) if args.output.is_none() => {
+            note(format_args!("no profile was written: {why}; name a file with -o\n"));
             tuned.profile.clone()
         }
+        Err(why) => return Err(why),
     };
 
     let engine = comparison::engine(None, comparison::tuned(profile))?;
@@ -74,14 +78,15 @@ pub fn run(args: &Args) -> Result<()> {
     answer(|out| writeln!(out, "\n\n{tuned}next       bitnet-tune --model MODEL.gguf -o host.toml"))
 }
 
-/// Writes the profile to `path`, or to where `bitnet-run` looks for it.
-fn save(profile: &Profile, path: Option<&Path>) -> Result<Option<PathBuf>> {
+/// Writes the profile to `path`, or to where `bitnet-run` looks for it, and returns where.
+fn save(profile: &Profile, path: Option<&Path>) -> Result<PathBuf> {
     let path = match path {
         Some(path) => path.to_path_buf(),
         None => {
-            let Some(folder) = paths::user_folder(|name| std::env::var_os(name)) else {
-                return Ok(None);
-            };
+            let folder = paths::user_folder(|name| std::env::var_os(name)).ok_or_else(|| {
+                let why = "neither XDG_CONFIG_HOME nor HOME is an absolute path";
+                Error::Runtime(why.into())
+            })?;
             let mut builder = DirBuilder::new();
             builder.recursive(true);
             #[cfg(unix)]
@@ -91,12 +96,12 @@ fn save(profile: &Profile, path: Option<&Path>) -> Result<Option<PathBuf>> {
         }
     };
     profile.save(&path)?;
-    Ok(Some(path))
+    Ok(path)
 }
 
 /// Streams text to stdout.
 fn stream(engine: &Engine, stop: &AtomicBool) -> Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = patient::stdout();
     let mut show = |text: &str| -> Result<()> {
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         Ok(written.map_err(|e| Error::io(Path::new("stdout"), "write", e))?)

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use bitnet_codegen::Phase;
 use bitnet_profiles::{Effort, Isa, Role};
-use bitnet_runtime::file::gguf::Gguf;
 
 use super::answer;
 use crate::measure::{PHASES, phase_name};
@@ -30,7 +29,7 @@ pub struct Args {
 /// # Errors
 /// The file is no ternary model, or stdout is closed.
 pub fn run(args: &Args) -> Result<()> {
-    let model = ModelInfo::from_gguf(&Gguf::open(&args.model)?)?;
+    let model = ModelInfo::open(&args.model)?;
     let kernels = bitnet_codegen::grid(Isa::ALL);
     let ceiling = args.isa.unwrap_or_else(Isa::best);
     let plan = plan(&model, &kernels, ceiling, args.effort);

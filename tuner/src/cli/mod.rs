@@ -1,13 +1,14 @@
 //! Subcommands of `bitnet-tune`: arguments, and a `run` each.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bitnet_profiles::{Effort, Isa, Objective};
+use bitnet_profiles::{Effort, Isa, Objective, patient};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels::cache::Cache;
@@ -26,13 +27,14 @@ pub mod demo;
 pub mod diff;
 pub mod emit;
 pub mod list;
+mod output;
 pub mod show;
 pub mod tune;
 pub mod worker;
 
 /// Writes an answer to stdout, buffered.
 fn answer(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut out = io::BufWriter::new(patient::stdout());
     let written = write(&mut out).and_then(|()| out.flush());
     Ok(written.map_err(|e| Error::io(Path::new("stdout"), "write", e))?)
 }
@@ -57,8 +59,22 @@ fn answer_json(value: &impl Serialize) -> Result<()> {
 }
 
 /// Writes a line to stderr; failures are ignored.
-fn note(line: fmt::Arguments<'_>) {
-    drop(writeln!(io::stderr(), "{line}"));
+pub fn note(line: fmt::Arguments<'_>) {
+    drop(writeln!(patient::stderr(), "{line}"));
+}
+
+/// Prints what clap has to say, help or what is wrong with the arguments, and ends the program.
+pub fn end(message: &clap::Error) -> ! {
+    let (mut out, is_terminal): (Box<dyn Write>, _) = if message.use_stderr() {
+        (Box::new(patient::stderr()), io::stderr().is_terminal())
+    } else {
+        (Box::new(patient::stdout()), io::stdout().is_terminal())
+    };
+    let text = message.render();
+    // Nobody is left to be told of an error.
+    let _ = if is_terminal { write!(out, "{}", text.ansi()) } else { write!(out, "{text}") };
+    let _ = out.flush();
+    process::exit(message.exit_code())
 }
 
 /// Returns the number of threads: the flag's, or the physical cores. Warnings go to stderr.

@@ -10,7 +10,6 @@ use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::engine::{AbsentKernel, ProfileFit};
 use bitnet_runtime::error::quoted;
-use bitnet_runtime::file::gguf::Gguf;
 use serde::Serialize;
 
 use super::{answer, answer_json};
@@ -169,7 +168,7 @@ pub(super) fn find(name: &Path, model: Option<&Path>, host: &Host) -> Result<Pat
     let name_for =
         |shapes: &str| paths::user_file_name(shapes, &host.vendor, host.family, host.model);
     if let Some(model) = model {
-        let model = ModelInfo::from_gguf(&Gguf::open(model)?)?;
+        let model = ModelInfo::open(model)?;
         return Ok(folder.join(name_for(&model.shapes)));
     }
     let entries = std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, "open", e))?;

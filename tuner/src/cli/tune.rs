@@ -7,8 +7,8 @@ use bitnet_profiles::registry::Shipped;
 use bitnet_profiles::{Effort, Isa, Profile, Provenance, atomic_file};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::kernels::{self, Selection};
-use bitnet_runtime::file::gguf::Gguf;
 
+use super::output::{self, Kind};
 use super::show::job;
 use super::{Bar, answer, note};
 use crate::choose::choose;
@@ -64,19 +64,21 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("--model", "nothing", "a GGUF file").into());
     };
     // Errors of arguments and files come before the minute of measuring.
-    let model = ModelInfo::from_gguf(&Gguf::open(path)?)?;
+    let model = ModelInfo::open(path)?;
     let ceiling = Selection::new(args.isa, None, None)?.ceiling();
-    for file in
-        [Some(&args.output), args.record.as_ref(), args.report.as_ref()].into_iter().flatten()
-    {
-        writable(file)?;
-    }
+    let files = [
+        (Kind::Profile, Some(&args.output)),
+        (Kind::Record, args.record.as_ref()),
+        (Kind::Report, args.report.as_ref()),
+    ];
+    let named = files.into_iter().filter_map(|(kind, path)| Some((kind, path?.as_path())));
+    output::check(&named.collect::<Vec<_>>())?;
     let budget = args.budget.unwrap_or(match args.effort {
         Effort::Estimate | Effort::Measure => BUDGET,
         Effort::Patient => PATIENT_BUDGET,
     });
     let options = Options {
-        journal: Some(Journal::path_for(&args.output)),
+        journal: Journal::path_for(&args.output),
         resume: args.resume,
         ..args.common.options(ceiling, args.effort, budget)?
     };
@@ -153,9 +155,4 @@ fn next(output: &Path) -> String {
     let file = output.display().to_string();
     let quotes = if file.contains(|c: char| c.is_whitespace()) { "\"" } else { "" };
     format!("next       bitnet-run --profile {quotes}{file}{quotes} -p \"...\"")
-}
-
-/// Checks that a file can be written there.
-pub(super) fn writable(path: &Path) -> Result<()> {
-    atomic_file::check_replaceable(path).map_err(|e| Error::io(path, "write", e).into())
 }

@@ -2,10 +2,11 @@
 
 pub(crate) mod demo;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bitnet_profiles::{HeadFormat, Shape};
 use bitnet_runtime::arch::config::{Config, JobShapes};
+use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::formats::{Format, TensorType};
 
@@ -65,6 +66,14 @@ impl ModelInfo {
         })
     }
 
+    /// Reads the header of a file, as [`ModelInfo::from_gguf`].
+    ///
+    /// # Errors
+    /// As [`ModelInfo::from_gguf`], and those of opening the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_gguf(&open(path)?)
+    }
+
     /// Returns rows and columns of the head.
     pub fn head_shape(&self) -> Shape {
         Shape::new(self.config.vocab, self.config.hidden)
@@ -74,6 +83,12 @@ impl ModelInfo {
     pub fn head_bytes(&self) -> u64 {
         (self.config.vocab * self.head.row_bytes(self.config.hidden)) as u64
     }
+}
+
+/// Maps a model's file; if it is cut short from then on, a line on stderr says so and the process ends.
+pub(crate) fn open(path: &Path) -> Result<Gguf> {
+    bus_error::explain(path, "leave it as it is while it is used");
+    Ok(Gguf::open(path)?)
 }
 
 fn check(gguf: &Gguf, name: &str, shape: Shape) -> Result<()> {

@@ -18,7 +18,7 @@ use bitnet_runtime::file::gguf::Gguf;
 use super::limits::{self, PASSES};
 use crate::measure::lengths::{PROMPT, WRITTEN};
 use crate::measure::{Comparison, Speed};
-use crate::model::demo;
+use crate::model::{self, demo};
 use crate::plan::placement;
 use crate::protocol::{ComparisonTask, Reporter};
 use crate::{Result, stats};
@@ -47,7 +47,7 @@ pub(crate) fn least_seconds(per_token_us: impl Fn(Phase) -> f64, model_bytes: u6
 /// Opens the file of a model, or the demo model.
 pub(crate) fn open(model: Option<&PathBuf>) -> Result<Gguf> {
     Ok(match model {
-        Some(path) => Gguf::open(path)?,
+        Some(path) => model::open(path)?,
         None => Gguf::from_bytes(demo::NAME, demo::BYTES)?,
     })
 }

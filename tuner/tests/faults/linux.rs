@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, RwLock};
 use std::time::{Duration, Instant};
 
@@ -171,7 +171,7 @@ fn worker_after(child: &Child, place: &Place, least: usize) -> u32 {
 }
 
 /// The profile before.
-const OLD: &str = "the profile before";
+const OLD: &str = "schema = 0 # the profile before";
 
 /// A run that is to be killed: by this process, or by the system.
 impl Place {
@@ -342,7 +342,7 @@ fn t01_a_run_killed_after_writing_leaves_the_new_profile() {
 fn t02_a_stopped_run_can_be_gone_on_with() {
     let _machine = shared();
     let place = Place::new();
-    fs::write(&place.out, "the profile before").unwrap();
+    fs::write(&place.out, OLD).unwrap();
     let mut before = 0;
     // Ctrl+C goes to all processes of the terminal; who manages services tells one to end.
     for (number, to_all) in [(Signal::INT, true), (Signal::TERM, false)] {
@@ -363,7 +363,7 @@ fn t02_a_stopped_run_can_be_gone_on_with() {
         are_gone(&[worker]);
         let names: Vec<String> = place.names().into_iter().collect();
         assert_eq!(names, ["host.toml", "host.toml.journal"]);
-        assert_eq!(fs::read_to_string(&place.out).unwrap(), "the profile before");
+        assert_eq!(fs::read_to_string(&place.out).unwrap(), OLD);
         let done = units(&place.journal());
         assert!(done >= before + 2, "{done} tournaments, {before} before");
         before = done;
@@ -411,7 +411,7 @@ impl Compiling {
         let (pids, temporary) = (folder.join("pids"), folder.join("tmp"));
         let rustc = endless_compiler(folder, &pids);
         fs::create_dir(&temporary).unwrap();
-        fs::write(&place.out, "the profile before").unwrap();
+        fs::write(&place.out, OLD).unwrap();
         Self { place, pids, rustc, temporary }
     }
 
@@ -437,7 +437,7 @@ impl Compiling {
     /// That neither a file nor a changed one is left beside the profile or among temporary ones.
     fn left_nothing(&self) {
         assert_eq!(self.place.names().iter().collect::<Vec<_>>(), ["host.toml"]);
-        assert_eq!(fs::read_to_string(&self.place.out).unwrap(), "the profile before");
+        assert_eq!(fs::read_to_string(&self.place.out).unwrap(), OLD);
         assert_eq!(fs::read_dir(&self.temporary).unwrap().count(), 0);
     }
 }
@@ -536,7 +536,7 @@ fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() -> Tested {
 fn t03_a_full_disk_leaves_the_old_profile() {
     let _machine = shared();
     let place = Place::new();
-    fs::write(&place.out, "the profile before").unwrap();
+    fs::write(&place.out, OLD).unwrap();
     // No file may grow beyond so many blocks of 512 bytes, and writing more is an error: as on a
     // full disk. One block is enough for the head of the journal, and not for its second unit or
     // for a profile.
@@ -549,7 +549,7 @@ fn t03_a_full_disk_leaves_the_old_profile() {
         let output = command.args(["--threads", "1"]).output().unwrap();
         failed(&output, 6, &format!("{file}: cannot write"));
         assert!(output.stdout.is_empty());
-        assert_eq!(fs::read_to_string(&place.out).unwrap(), "the profile before");
+        assert_eq!(fs::read_to_string(&place.out).unwrap(), OLD);
         assert_eq!(place.names().iter().map(String::as_str).collect::<Vec<_>>(), left);
     }
     // What was measured is not lost.
@@ -564,7 +564,7 @@ fn t04_a_folder_that_is_read_only_is_refused_at_once() {
     const NOBODY: u32 = 65_534;
     let _machine = shared();
     let place = Place::new();
-    fs::write(&place.out, "the profile before").unwrap();
+    fs::write(&place.out, OLD).unwrap();
     let folder = place.out.parent().unwrap();
     let allow = |mode| fs::set_permissions(folder, fs::Permissions::from_mode(mode)).unwrap();
     // Nothing is forbidden to root, which so runs a copy as somebody else.
@@ -593,7 +593,7 @@ fn t04_a_folder_that_is_read_only_is_refused_at_once() {
     failed(&output, 6, "host.toml");
     // A run that had measured would have told more.
     assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
-    assert_eq!(fs::read_to_string(&place.out).unwrap(), "the profile before");
+    assert_eq!(fs::read_to_string(&place.out).unwrap(), OLD);
     assert_eq!(place.names().len(), 1);
 }
 
@@ -1019,12 +1019,51 @@ fn t15_what_is_slower_on_the_model_does_not_stay() {
     assert_eq!(tuned.profile.run.threads, 1);
 }
 
+/// The signal of a page that is gone, while the model is mapped: no kernel is to blame, and what was
+/// measured is kept.
+fn h8_a_model_that_is_cut_short_while_it_is_compared_is_told() {
+    let _machine = shared();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    fs::copy(MODEL, &path).unwrap();
+    let model = ModelInfo::open(&path).unwrap();
+    let mut options = options(Err("not for this".into()), folder.path());
+    let is_done = AtomicBool::new(false);
+    let tuned = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                for worker in children(std::process::id()) {
+                    let maps = fs::read_to_string(format!("/proc/{worker}/maps"));
+                    if maps.is_ok_and(|maps| maps.contains(path.to_str().unwrap())) {
+                        signal(worker, Signal::BUS);
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // On a busy machine no time may be left for the comparison.
+        let tuned = BUDGETS.into_iter().find_map(|seconds| {
+            options.budget = Duration::from_secs(seconds);
+            let tuned = tune(&model, &options, &mut |_| {}).unwrap();
+            let why = tuned.comparison.as_ref().map(drop).unwrap_err();
+            (!why.contains("--budget") && !why.contains("no time")).then_some(tuned)
+        });
+        is_done.store(true, Ordering::Relaxed);
+        tuned.unwrap()
+    });
+    let why = tuned.comparison.as_ref().map(drop).unwrap_err();
+    let says = "m.gguf: cannot read: the file was cut short while it was mapped";
+    assert!(why.contains(says) && why.lines().count() == 1, "{why}");
+    assert!(tuned.to_string().contains(says), "{tuned}");
+}
+
 /// The tests of this file.
 pub fn tests() -> Suite {
     let mut suite = suite![
         t01_a_run_killed_while_it_measures_leaves_the_old_profile,
         t01_a_run_killed_while_it_writes_leaves_the_old_profile,
         t01_a_run_killed_after_writing_leaves_the_new_profile,
+        h8_a_model_that_is_cut_short_while_it_is_compared_is_told,
         t02_a_stopped_run_can_be_gone_on_with,
         t02_a_run_that_is_stopped_while_it_compiles_leaves_nothing,
         t02_a_check_that_is_stopped_leaves_nothing,

@@ -19,6 +19,7 @@ use bitnet_runtime::cpu::threads::{MAX_THREADS, Pool, PoolOptions};
 use bitnet_runtime::engine::report::{HeadReport, KernelReport};
 use bitnet_runtime::engine::{Engine, Options, Start};
 use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{Gguf, TensorInfo};
 use bitnet_runtime::measure::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use bitnet_runtime::measure::probe;
@@ -27,7 +28,6 @@ use self::list::pair;
 pub(crate) use self::list::{List, MAX_TOKENS, list, values};
 use self::output::{Columns, Format, Printer, Stream};
 use self::row::{DecodeBytes, Reached, Row, Skipped, multiply_adds, short_count, ternary_type};
-use crate::bus_error;
 use crate::interrupt::Interrupt;
 use crate::load::{
     self, CacheType, KernelArgs, MAX_BATCH, PERFORMANCE, PlacementArgs, SessionArgs,

@@ -1,8 +1,9 @@
 //! The results of `bitnet-run bench` in llama-bench's formats.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
+use bitnet_profiles::patient;
 use bitnet_runtime::error::{Error, Result};
 use serde_json::Value;
 
@@ -109,11 +110,11 @@ impl Printer {
         let write = |out: &mut dyn Write| out.write_all(text.as_bytes()).and_then(|()| out.flush());
         match self.stream {
             Stream::Stdout => {
-                let written = write(&mut io::stdout().lock());
+                let written = write(&mut patient::stdout());
                 written.map_err(|e| Error::io(Path::new("stdout"), "write", e))
             }
             Stream::Stderr => {
-                drop(write(&mut io::stderr().lock()));
+                drop(write(&mut patient::stderr()));
                 Ok(())
             }
         }

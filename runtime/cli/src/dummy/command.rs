@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::dummy::statistics::{self, SKETCH_BITS, Sparsity, TRAINED_HEAD_ROWS};
 use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
 use crate::output::{human, note};
+use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::TensorType;
 use bitnet_runtime::{Engine, Error, Needs, Options, ProfileChoice, Result, SessionOptions, Start};
 
@@ -125,6 +126,7 @@ fn report(path: &Path) -> Result<()> {
         start: Start::Packed,
         ..Options::default()
     };
+    bus_error::explain(path, "leave it as it is while it is used");
     let engine = Engine::open(path, options)?;
     let text = statistics::random_text(engine.config().vocab, MEASURED_TOKENS);
     let options =

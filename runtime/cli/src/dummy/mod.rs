@@ -14,11 +14,13 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 
+use bitnet_profiles::destination;
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::arch::rope::RopeScaling;
 use bitnet_runtime::arch::{self, Architecture, TensorNames, layer_tensor};
 use bitnet_runtime::engine::sampler::Rng;
 use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{
     Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorSink, TensorType, Value,
 };
@@ -151,7 +153,7 @@ const CHUNK: usize = 1 << 20;
 /// [`Error::Model`] when the vocabulary file is bad, [`Error::Io`] when writing fails; no partial
 /// file is left then.
 pub fn write(config: &DummyConfig, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-    if !config.force && path.exists() {
+    if !config.force && destination::holds_contents(path) {
         let found = format!("{}, which exists", path.display());
         return Err(Error::usage("-o", found, "a new file, or --force"));
     }
@@ -242,6 +244,7 @@ const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
 fn taken_vocabulary(path: &Path) -> Result<Vocabulary> {
+    bus_error::explain(path, "leave it as it is while it is used");
     let gguf = Gguf::open(path)?;
     let tokens = gguf.require(TOKENS, gguf.get_strings(TOKENS)?)?.len();
     if tokens == 0 {

@@ -31,7 +31,7 @@ use bitnet_profiles::{GatherLayout, Isa, Shape, SketchFormat};
 
 use crate::cpu::gather::{self, GatherMatrix};
 use crate::cpu::kernels::{GatherKernel, SketchInput, SketchKernel, VectorOps};
-use crate::cpu::memory::{Buffer, Pages};
+use crate::cpu::memory::{Buffer, Pages, filled};
 use crate::cpu::threads::{Pool, SharedSlice};
 use crate::cpu::weights::Table;
 use crate::error::Result;
@@ -153,11 +153,11 @@ impl HeadSketch {
             kernels,
             refinement_kernel,
             tiles: Buffer::with(tiles * tile_bytes, pages)?,
-            scales: vec![0.0; tiles * TILE_ROWS],
+            scales: filled(tiles * TILE_ROWS, 0.0)?,
             refinement: GatherMatrix::of_rows(layout, Shape::new(0, cols), Buffer::zeroed(0)?),
-            refinement_scales: vec![0.0; tiles * TILE_ROWS],
-            residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
-            refinement_residuals: vec![f32::INFINITY; tiles * TILE_ROWS],
+            refinement_scales: filled(tiles * TILE_ROWS, 0.0)?,
+            residuals: filled(tiles * TILE_ROWS, f32::INFINITY)?,
+            refinement_residuals: filled(tiles * TILE_ROWS, f32::INFINITY)?,
             norm: 0.0,
             refinement_norm: 0.0,
         };

@@ -128,14 +128,26 @@ mod tests {
         );
         let clocked = [hybrid, frequency].concat();
         let little_first = per_cpu("cpu_capacity", &["446\n", "446\n", "1024\n", "1024\n"]);
+        // Node 0 has CPUs 0, 1, 4 and 5, node 1 the others.
+        let nodes = [("0,4\n", [0, 4]), ("1,5\n", [1, 5]), ("2,6\n", [2, 6]), ("3,7\n", [3, 7])];
+        let nodes: Vec<_> =
+            nodes.iter().flat_map(|&(list, pair)| siblings(&pair.map(|cpu| (cpu, list)))).collect();
+        let one_and_two = nodes.clone();
         type Files = Vec<(String, &'static str)>;
         let cases: &[(&str, Files, &[usize], &[usize])] = &[
             ("nothing known", vec![], &[0, 1, 5], &[0, 1, 5]),
             ("adjacent siblings", adjacent.clone(), &[0, 1, 2, 3], &[0, 2, 1, 3]),
             ("siblings apart", apart, &[0, 1, 2, 3], &[0, 1, 2, 3]),
             ("a cpuset with second threads only", adjacent, &[1, 3], &[1, 3]),
-            ("hybrid, listed", listed, &[0, 1, 2, 3, 4, 5], &[0, 2, 4, 5, 1, 3]),
-            ("hybrid, by clock", clocked, &[0, 1, 2, 3, 4, 5], &[2, 0, 4, 5, 3, 1]),
+            ("H07 hybrid, listed", listed, &[0, 1, 2, 3, 4, 5], &[0, 2, 4, 5, 1, 3]),
+            ("H07 hybrid, by clock", clocked, &[0, 1, 2, 3, 4, 5], &[2, 0, 4, 5, 3, 1]),
+            (
+                "H09 two nodes, with second threads behind all cores",
+                nodes,
+                &[0, 1, 2, 3, 4, 5, 6, 7],
+                &[0, 1, 2, 3, 4, 5, 6, 7],
+            ),
+            ("H09 two nodes, of one a single CPU", one_and_two, &[1, 2, 6], &[1, 2, 6]),
             ("big.LITTLE", little_first, &[0, 1, 2, 3], &[2, 3, 0, 1]),
             (
                 "nonsense",

@@ -16,6 +16,7 @@ use super::gate::{Gate, Poisoned, lock};
 use super::governor::Governor;
 use super::queue::ThreadId;
 use super::shared::SharedSlice;
+use crate::cpu::memory;
 use crate::error::{Error, Result};
 
 /// Most workers of a pool.
@@ -85,6 +86,9 @@ pub(crate) struct Worker<'run> {
     pub threads: usize,
     pub(super) shared: &'run Shared,
 }
+
+/// Bytes of the address space that a helper's stack takes.
+const STACK: u64 = 2 << 20;
 
 /// A closure that every worker runs, its lifetime erased; see the SAFETY notes in [`Pool::run`].
 type Job = *const (dyn Fn(&Worker<'_>) + Sync);
@@ -164,6 +168,7 @@ impl Pool {
                 format!("1 to {MAX_THREADS}; best the number of physical cores"),
             ));
         }
+        memory::require(STACK * threads as u64, "the stacks of threads")?;
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let mut unpinned = None;
         let homes = match pinning {

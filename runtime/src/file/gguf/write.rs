@@ -123,7 +123,7 @@ impl GgufWriter {
         let failed = |error| Error::io(path, "write", error);
         let total = self.checked_size(path, &header)?;
         let replacement = Replacement::new(path).map_err(failed)?;
-        let mut out = BufWriter::with_capacity(BUFFER, replacement.file());
+        let mut out = BufWriter::with_capacity(BUFFER, replacement.writer());
         out.write_all(&header).map_err(failed)?;
         let mut done = header.len() as u64;
         for (index, tensor) in self.tensors.iter().enumerate() {

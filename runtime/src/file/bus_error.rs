@@ -1,0 +1,55 @@
+//! A mapped file that somebody cuts short, a model or one of its parts: pages beyond its new end are
+//! gone, and the system ends the process that reads one by SIGBUS, which says nothing to its user.
+
+use std::path::Path;
+
+/// Lets a program say so: from now on, reading a page of a mapped file that is gone ends the process with
+/// a line on stderr that names the `model` and says `what_to_do`, and with the exit code of an I/O error.
+/// The last call counts. For programs, not for libraries: it is of the whole process.
+#[cfg(target_os = "linux")]
+pub fn explain(model: &Path, what_to_do: &str) {
+    use std::io;
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicPtr, Ordering};
+
+    use crate::Error;
+    use crate::file::gguf::is_part_name;
+
+    struct Words {
+        line: String,
+        code: i32,
+    }
+
+    static WORDS: AtomicPtr<Words> = AtomicPtr::new(std::ptr::null_mut());
+    static REGISTER: Once = Once::new();
+
+    let what = match is_part_name(model) {
+        true => "the file, or another part of the model,",
+        false => "the file",
+    };
+    let why = format!("{what} was cut short while it was mapped; {what_to_do}");
+    let error = Error::io(model, "read", io::Error::other(why));
+    let words = Words { line: format!("error: {error}\n"), code: error.exit_code().into() };
+    // Never freed, as a handler may be reading it; a program opens few files.
+    WORDS.store(Box::into_raw(Box::new(words)), Ordering::Release);
+    REGISTER.call_once(|| {
+        let stderr = io::stderr();
+        let action = move || {
+            // SAFETY: a pointer that was stored above and is never freed, or null.
+            if let Some(words) = unsafe { WORDS.load(Ordering::Acquire).as_ref() } {
+                let _ = rustix::io::write(&stderr, words.line.as_bytes());
+                signal_hook::low_level::exit(words.code);
+            }
+        };
+        // SAFETY: the action takes no lock and no memory: it calls `write` and `_exit`, which a signal
+        // handler may.
+        let registered =
+            unsafe { signal_hook::low_level::register(signal_hook::consts::SIGBUS, action) };
+        // Where the system refuses, it ends the process as ever.
+        drop(registered);
+    });
+}
+
+/// Does nothing: elsewhere the signal may mean something else.
+#[cfg(not(target_os = "linux"))]
+pub fn explain(_model: &Path, _what_to_do: &str) {}
