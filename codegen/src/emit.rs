@@ -283,7 +283,8 @@ fn template(id: &KernelId) -> Result<&'static Source, Error> {
             Layout::T5T32 => "t5",
         },
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
-        Op::Head(HeadFormat::Q8_0 | HeadFormat::Q6K | HeadFormat::Q4_0) => "head_block",
+        Op::Head(HeadFormat::I2S) => "head_ternary",
+        Op::Head(_) => "head_block",
         Op::Sketch(_) => "sketch",
         Op::Attention => "attention",
         Op::Rows(_) => "rows",
@@ -310,6 +311,7 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
             constants.push(constant("TILE", layout.tile_rows(), layout.tile_rows()));
         }
         // In the order of declaration, as the templates document it.
+        Op::Head(HeadFormat::I2S) => {}
         Op::Head(format) => constants.push(constant("FORMAT", format as usize, usize::MAX)),
         Op::Sketch(format) => constants.push(constant("BITS", format.bits(), usize::MAX)),
         Op::Attention | Op::Rows(_) | Op::Columns(_) => {}

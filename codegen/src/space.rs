@@ -39,6 +39,17 @@ struct Row {
 
 const FLOAT_HEADS: &[Op] = &[Head(HeadFormat::F32), Head(HeadFormat::F16), Head(HeadFormat::Bf16)];
 const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head(HeadFormat::Q4_0)];
+/// Those that few files have, in fewer tilings.
+const RARE_HEADS: &[Op] = &[
+    Head(HeadFormat::Q4_1),
+    Head(HeadFormat::Q5_0),
+    Head(HeadFormat::Q5_1),
+    Head(HeadFormat::Q3K),
+    Head(HeadFormat::Q4K),
+    Head(HeadFormat::Q5K),
+    Head(HeadFormat::Tq2_0),
+];
+const TERNARY_HEADS: &[Op] = &[Head(HeadFormat::I2S)];
 const SKETCHES: &[Op] = &[Sketch(SketchFormat::P4), Sketch(SketchFormat::P5)];
 
 /// The kernels that every build holds.
@@ -132,6 +143,12 @@ const GRID: &[Row] = &[
     Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, AvxVnni, Avx512],    rows: &[1],        cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
     Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],        cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[4096] },
     Row { ops: BLOCK_HEADS,        isas: &[Neon, NeonDot],                    rows: &[1],      cols: &[0],                 tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
+    Row { ops: RARE_HEADS,         isas: &[Scalar, Avx2, Avx512, Neon, NeonDot], rows: &[1],     cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: RARE_HEADS,         isas: &[AvxVnni, Avx512Vnni],              rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0, 8192] },
+    Row { ops: RARE_HEADS,         isas: &[AvxVnni, Avx512Vnni],              rows: &[1],        cols: &[0],                   tokens: &[4],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: TERNARY_HEADS,      isas: &[Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, Neon, NeonDot], rows: &[4], cols: &[0],  tokens: &[1],               unroll: &[1],        prefetch: &[0] },
+    Row { ops: TERNARY_HEADS,      isas: &[AvxVnni, Avx512Vnni],              rows: &[4],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[8192] },
+    Row { ops: TERNARY_HEADS,      isas: &[Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, Neon, NeonDot], rows: &[1], cols: &[0],  tokens: &[4],               unroll: &[1],        prefetch: &[0] },
     // For 8 tokens a load of activations serves one product, and loads are what takes time. Tiles of 32 rows, where it
     // would serve two, took 0.97 to 1.16 times as long from the cache: their sums do not stay in registers.
     Row { ops: SKETCHES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },

@@ -189,6 +189,22 @@ pub enum HeadFormat {
     Q6K,
     /// 32 weights: f16 scale, 32 4-bit codes.
     Q4_0,
+    /// 32 weights: f16 scale, f16 minimum, 32 4-bit codes.
+    Q4_1,
+    /// 32 weights: f16 scale, 32 fifth bits, 32 4-bit codes.
+    Q5_0,
+    /// 32 weights: f16 scale, f16 minimum, 32 fifth bits, 32 4-bit codes.
+    Q5_1,
+    /// 256 weights: 256 third bits, 256 2-bit codes, 16 6-bit sub-scales, f16 scale.
+    Q3K,
+    /// 256 weights: f16 scale, f16 scale of minima, 8 6-bit sub-scales and minima, 256 4-bit codes.
+    Q4K,
+    /// 256 weights: as [`HeadFormat::Q4K`], with 256 fifth bits before the codes.
+    Q5K,
+    /// 256 weights: 2-bit codes of ternary weights, f16 scale.
+    Tq2_0,
+    /// 128 weights: 2-bit codes of ternary weights; one f32 scale for the tensor.
+    I2S,
 }
 
 named!(HeadFormat, "head format", {
@@ -198,6 +214,14 @@ named!(HeadFormat, "head format", {
     Q8_0 => "q8_0",
     Q6K => "q6_k",
     Q4_0 => "q4_0",
+    Q4_1 => "q4_1",
+    Q5_0 => "q5_0",
+    Q5_1 => "q5_1",
+    Q3K => "q3_k",
+    Q4K => "q4_k",
+    Q5K => "q5_k",
+    Tq2_0 => "tq2_0",
+    I2S => "i2_s",
 });
 
 impl HeadFormat {
@@ -205,8 +229,9 @@ impl HeadFormat {
     pub const fn block_weights(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q8_0 | Self::Q4_0 => 32,
-            Self::Q6K => 256,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
+            Self::I2S => 128,
+            Self::Q6K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Tq2_0 => 256,
         }
     }
 
@@ -218,6 +243,14 @@ impl HeadFormat {
             Self::Q8_0 => 34,
             Self::Q6K => 210,
             Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q3K => 110,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Tq2_0 => 66,
+            Self::I2S => 32,
         }
     }
 

@@ -127,6 +127,10 @@ impl KernelSpec {
         })?;
         match self.op {
             Op::Ternary(layout) => self.validate_ternary(layout, &check)?,
+            Op::Head(HeadFormat::I2S) => check.that(
+                matches!((tile.rows, tile.tokens), (4, 1) | (1, 4)) && tile.cols == 0,
+                || "a head kernel of i2_s takes whole rows, and 4 of them or 4 tokens".into(),
+            )?,
             Op::Head(_) => check.that(
                 matches!(tile.rows, 1 | 2 | 4 | 8)
                     && tile.cols == 0

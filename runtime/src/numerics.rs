@@ -431,6 +431,24 @@ pub(crate) fn dot_blocks(q: &[i8], d: &[f32], block: impl Fn(usize, &[i8]) -> (f
     })
 }
 
+/// Dot product as in [`dot_blocks`], of weights that are counted from a minimum: after its product each
+/// lane takes `fma(minimum, d[b] * (sum of the block's q), acc)`, where `(d_weight, idot, minimum) =
+/// block(b, its q)`.
+#[inline]
+pub(crate) fn dot_blocks_with_minima(
+    q: &[i8],
+    d: &[f32],
+    block: impl Fn(usize, &[i8]) -> (f32, i32, f32),
+) -> f32 {
+    assert_eq!(q.len(), d.len() * BLOCK);
+    accumulate(d.len(), |b, acc| {
+        let q = &q[b * BLOCK..][..BLOCK];
+        let (weight_scale, dot, minimum) = block(b, q);
+        let acc = (weight_scale * d[b]).mul_add(dot as f32, acc);
+        minimum.mul_add(d[b] * idot(q, |_| 1) as f32, acc)
+    })
+}
+
 /// Exact integer dot product of a block.
 #[inline]
 pub(crate) fn idot(q: &[i8], weight: impl Fn(usize) -> i32) -> i32 {

@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -316,6 +316,8 @@ pub struct HeadPrepare {
     pub tokens: usize,
     /// Columns, K: whole blocks of the head's format.
     pub cols: usize,
+    /// Scale of the head, of a format that has one for the whole tensor; else not read.
+    pub scale: f32,
     /// At least `scratch(cols)` bytes, 64-byte aligned.
     pub scratch: *mut u8,
 }

@@ -12,6 +12,7 @@ pub mod attention;
 pub mod columns;
 pub mod head_block;
 pub mod head_float;
+pub mod head_ternary;
 pub mod i2_s;
 pub mod i2_s_mm;
 pub mod isa;
@@ -82,6 +83,7 @@ pub const TEMPLATES: &[Source] = &[
     source!("tl2_w", "tl2_w.rs"),
     source!("head_float", "head_float.rs"),
     source!("head_block", "head_block.rs"),
+    source!("head_ternary", "head_ternary.rs"),
     source!("sketch", "sketch.rs"),
     source!("attention", "attention.rs"),
     source!("rows", "rows.rs"),

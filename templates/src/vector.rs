@@ -151,7 +151,10 @@ unsafe extern "C" fn rms_norm(x: *const f32, w: *const f32, eps: f32, out: *mut 
 }
 
 /// See `VectorEntry`.
-unsafe extern "C" fn quantise_activations(x: *const f32, q: *mut i8, n: usize) -> f32 {
+///
+/// # Safety
+/// See `VectorEntry`.
+pub unsafe extern "C" fn quantise_activations(x: *const f32, q: *mut i8, n: usize) -> f32 {
     // SAFETY: the contract of VectorEntry.
     unsafe {
         let m = max_abs(x, n);

@@ -191,6 +191,7 @@ fn head(id: &KernelId) -> Tested {
     let lengths: &[usize] = match kernel.format().block_weights() {
         1 => &[1, 15, 16, 17, 96, 100, 384, 2560],
         32 => &[32, 96, 384, 512, 544, 1536, 3200],
+        128 => &[128, 256, 384, 640, 2560, 4224],
         _ => &[256, 512, 768, 1280, 2560],
     };
     for &cols in lengths {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use bitnet_runtime::file::gguf::{Gguf, TensorType};
+use bitnet_runtime::formats::FORMATS;
 use bitnet_runtime::text::tokenizer::Tokenizer;
 use sha2::{Digest, Sha256};
 
@@ -105,6 +106,42 @@ fn dummies_load_and_hold_valid_codes() {
         assert!(norm.as_chunks().0.iter().all(|&x| f32::from_le_bytes(x) == 1.0));
     }
     assert_eq!(leftovers(dir.path()), cases.len());
+}
+
+/// A dummy comes with an embedding of every type that can be one, and runs.
+#[test]
+fn r7_dummies_of_every_embedding_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let (path, demo) = (path.to_str().unwrap(), demo_model());
+    for format in FORMATS {
+        let Some(rows) = format.rows() else { continue };
+        let name = rows.head.name();
+        // 768 columns, three blocks of 256.
+        let shape = ["dummy", "--shape", "125M", "--layers", "1", "--vocab", &demo, "--force"];
+        answer(&[&shape[..], &["--embd", name, "-o", path]].concat());
+        let gguf = Gguf::open(path).unwrap();
+        let tensor = gguf.tensor("token_embd.weight").unwrap();
+        assert_eq!(tensor.ty, format.ty);
+        let mut values = vec![f32::NAN; 768];
+        let width = rows.head.row_bytes(768);
+        (rows.dequantise)(&gguf.tensor_bytes(tensor)[7 * width..][..width], &mut values);
+        let square: f32 = values.iter().map(|v| v * v).sum();
+        assert!(values.iter().all(|v| v.is_finite()) && square > 0.0, "{name}");
+        let written = |more: &[&str]| {
+            let text = ["-m", path, "-p", "ROMEO:", "-n", "4", "--temp", "0", "--ignore-eos"];
+            answer(&[&text[..], more].concat())
+        };
+        let text = written(&[]);
+        assert!(!text.is_empty(), "{name}");
+        assert_eq!(written(&["--isa", "scalar", "-t", "1"]), text, "{name}");
+        let listed = answer(&["inspect", path]);
+        let mut words = listed.lines().map(str::split_whitespace);
+        let of_embedding = words.find_map(|mut words| {
+            words.next().filter(|name| *name == "token_embd.weight").and_then(|_| words.next())
+        });
+        assert_eq!(of_embedding, Some(format.name));
+    }
 }
 
 /// The table says how near the model is to the trained one: each of the first four shares within

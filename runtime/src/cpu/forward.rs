@@ -875,6 +875,7 @@ impl Pass<'_> {
         self.slots_ready(place);
         let (config, weights) = (self.model.config(), self.model.weights());
         let rows = weights.head.rows(self.model.gguf(), 0..config.vocab);
+        let rows = (rows, weights.head.scale());
         let (mut first, all) = (0, self.order.len());
         while first < all {
             let scan = self.scan.as_ref().filter(|_| first < self.scanned);

@@ -19,6 +19,7 @@ pub mod rope;
 pub(crate) mod rows;
 pub mod sparse;
 mod stages;
+pub mod table;
 mod tensors;
 pub mod threads;
 pub mod weights;

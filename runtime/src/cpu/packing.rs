@@ -146,17 +146,19 @@ impl PackedMatrix {
     }
 }
 
-/// Checks codes of 2 bits, each worker a share of them.
+/// Looks at all codes of a matrix that is as long as its shape requires, each worker at a share.
 ///
 /// # Errors
 /// [`Error::Runtime`] when a worker panicked.
-pub(crate) fn look_at(file: &[u8], pool: &Pool) -> Result<Seen> {
+pub(crate) fn look_at(codes: Codes<'_>, pool: &Pool) -> Result<Seen> {
     /// Bytes checked at once, in two passes: they stay in the L1 cache.
     const CHUNK: usize = 16 << 10;
+    let (file, block) = codes.blocks();
     let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
     pool.run(|worker| {
-        for codes in file[worker.share(file.len())].chunks(CHUNK) {
-            let seen = Seen::among(codes);
+        let share = worker.share(file.len() / block);
+        for blocks in file[share.start * block..share.end * block].chunks(CHUNK / block * block) {
+            let seen = codes.seen(blocks);
             bad.fetch_or(seen.bad, Ordering::Relaxed);
             weights.fetch_or(seen.weights, Ordering::Relaxed);
         }

@@ -91,7 +91,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// Returns an embedding or a head, `[rows][cols]`, and the format of its rows.
+    /// Returns an embedding or a head, `[rows][cols]` in whole blocks, and the format of its rows.
     pub(super) fn table(
         &mut self,
         name: &str,
@@ -99,14 +99,20 @@ impl<'a> Tensors<'a> {
         cols: usize,
     ) -> Result<(&'a TensorInfo, HeadFormat)> {
         let tensor = self.find(name, &[cols, rows])?;
-        match tensor.ty.format().rows() {
-            Some(rows) => Ok((tensor, rows.head)),
-            None => {
-                let known = Format::names(|format| format.rows().is_some());
-                let expected = format!("{known}; quantise the embedding to one of them");
-                Err(self.gguf.tensor_error(name, tensor.ty, expected))
-            }
+        let Some(rows) = tensor.ty.format().rows() else {
+            let known = Format::names(|format| format.rows().is_some());
+            let expected = format!("{known}; quantise the embedding to one of them");
+            return Err(self.gguf.tensor_error(name, tensor.ty, expected));
+        };
+        let block = rows.head.block_weights();
+        if cols.is_multiple_of(block) {
+            return Ok((tensor, rows.head));
         }
+        let found = format!("{} rows of {cols} weights", tensor.ty);
+        let expected = format!(
+            "whole blocks of {block} weights; quantise it to a type that allows such rows, such as f16"
+        );
+        Err(self.gguf.tensor_error(name, found, expected))
     }
 
     /// Returns a ternary matrix and its codes.

@@ -1,10 +1,9 @@
 //! The weights of a model: every tensor is found by name and checked against the shape that the
 //! hyperparameters require.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_profiles::{HeadFormat, Layout, Role, Shape};
+use bitnet_profiles::{Layout, Role, Shape};
 
 use crate::arch::config::{Config, JobShapes};
 use crate::arch::{Activation, layer_tensor};
@@ -12,15 +11,15 @@ use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::kernels::{GatherKernel, Kernel};
 use crate::cpu::mapped::{FileMatrix, MappedJob};
 use crate::cpu::matmul::Job;
-use crate::cpu::memory::{self, Arena, Buffer, Pages};
+use crate::cpu::memory::{self, Arena};
 use crate::cpu::model::LoadOptions;
 use crate::cpu::packing::{self, PackedMatrix};
 use crate::cpu::sparse::{self, Sparse};
+use crate::cpu::table::Table;
 use crate::cpu::tensors::{self, Tensors};
-use crate::cpu::threads::{Pool, SharedSlice};
 use crate::error::{Error, Result, quoted};
 use crate::file::gguf::{Gguf, TensorInfo, TensorType};
-use crate::formats::{self, Codes};
+use crate::formats::{Codes, Scales};
 
 /// All weights. The embedding and the head keep the file's block formats; the embedding is read
 /// from the file, all else is in memory, unless [`LoadOptions::pack`] says otherwise.
@@ -102,126 +101,6 @@ impl Layer {
     #[must_use]
     pub fn projections(&self) -> [&Projection; 4] {
         [&self.qkv, &self.attn_output, &self.gate_up, &self.down]
-    }
-}
-
-/// An embedding or a head: a matrix in the blocks of the file.
-#[derive(Clone, Debug)]
-pub struct Table {
-    tensor: TensorInfo,
-    format: HeadFormat,
-    rows: usize,
-    /// The blocks, if they were copied out of the file.
-    memory: Option<Arc<Buffer>>,
-}
-
-impl Table {
-    /// Builds a table that is the only tensor of a file in memory: `bytes` are its rows in the
-    /// format's blocks.
-    #[cfg(test)]
-    pub(super) fn alone(format: HeadFormat, cols: usize, bytes: &[u8]) -> (Gguf, Self) {
-        let ty = formats::of_head(format).ty;
-        let rows = bytes.len() / format.row_bytes(cols);
-        let mut writer = crate::file::gguf::GgufWriter::new();
-        writer.tensor("output.weight", &[cols as u64, rows as u64], ty).unwrap();
-        let mut file = writer.header();
-        file.extend(bytes);
-        file.resize(file.len() + crate::file::gguf::GgufWriter::padding(bytes.len() as u64), 0);
-        let gguf = Gguf::from_bytes("head", file).unwrap();
-        let tensor = gguf.tensor("output.weight").unwrap().clone();
-        (gguf, Self { tensor, format, rows, memory: None })
-    }
-
-    /// Format of the rows.
-    #[must_use]
-    pub fn format(&self) -> HeadFormat {
-        self.format
-    }
-
-    /// Number of rows.
-    #[must_use]
-    pub fn row_count(&self) -> usize {
-        self.rows
-    }
-
-    /// Releases the pages of the file that hold consecutive rows; they are read again when they are
-    /// needed.
-    pub(super) fn drop_rows(&self, gguf: &Gguf, rows: Range<usize>) {
-        let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
-        gguf.drop_part(&self.tensor, rows.start * width..rows.end * width, false);
-    }
-
-    /// The tensor in the file.
-    #[must_use]
-    pub fn tensor(&self) -> &TensorInfo {
-        &self.tensor
-    }
-
-    /// Consecutive rows, in the file's blocks.
-    #[must_use]
-    pub fn rows<'a>(&'a self, gguf: &'a Gguf, rows: Range<usize>) -> &'a [u8] {
-        let bytes = self.memory.as_deref().map_or(gguf.tensor_bytes(&self.tensor), |b| b);
-        let width = bytes.len() / self.rows;
-        &bytes[rows.start * width..rows.end * width]
-    }
-
-    /// Copies the table out of the file, each worker the rows it will read, and releases the file's
-    /// pages on the way. Unlike the file's mapping, the copy can be in huge pages, and is then read
-    /// faster.
-    pub(super) fn copied(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
-        /// Rows copied between two releases of pages.
-        const ROWS: usize = 1024;
-        let bytes = gguf.tensor_bytes(&self.tensor);
-        let width = bytes.len() / self.rows;
-        let mut buffer = Buffer::with(bytes.len(), pages)?;
-        let out = SharedSlice::new(&mut buffer);
-        pool.run(|worker| {
-            let share = worker.share(self.rows);
-            for first in share.clone().step_by(ROWS) {
-                let rows = first..(first + ROWS).min(share.end);
-                let part = rows.start * width..rows.end * width;
-                // SAFETY: shares are disjoint.
-                unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part]);
-                self.drop_rows(gguf, rows);
-            }
-        })?;
-        Ok(Self { memory: Some(Arc::new(buffer)), ..self })
-    }
-
-    /// Locks the copy in memory, if there is one.
-    pub(super) fn lock(&self) -> std::io::Result<()> {
-        self.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock())
-    }
-
-    /// True if single rows are read out of the file with [`Gguf::read_part`], which is so unless
-    /// the table is in memory or small enough to be.
-    pub(super) fn stays_in_file(&self) -> bool {
-        const SMALL: u64 = 16 << 20;
-        self.memory.is_none() && self.tensor.bytes >= SMALL
-    }
-
-    /// Returns a single row, in the file's blocks.
-    pub(super) fn row<'a>(
-        &'a self,
-        gguf: &'a Gguf,
-        row: usize,
-        buffer: &'a mut Vec<u8>,
-    ) -> &'a [u8] {
-        if !self.stays_in_file() {
-            return self.rows(gguf, row..row + 1);
-        }
-        let width = gguf.tensor_bytes(&self.tensor).len() / self.rows;
-        gguf.read_part(&self.tensor, row * width..(row + 1) * width, buffer)
-    }
-
-    /// Reads a row as f32, `[hidden]`.
-    pub fn read_row(&self, gguf: &Gguf, row: usize, out: &mut [f32]) {
-        self.dequantise(self.rows(gguf, row..row + 1), out);
-    }
-
-    /// Converts a row to f32, `[hidden]`.
-    pub(super) fn dequantise(&self, row: &[u8], out: &mut [f32]) {
-        (formats::head_rows(self.format).dequantise)(row, out);
     }
 }
 
@@ -436,7 +315,35 @@ impl<'a> Loader<'a> {
 
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
         let (tensor, format) = self.tensors.table(name, rows, cols)?;
-        Ok(Table { tensor: tensor.clone(), format, rows, memory: None })
+        let scale = self.check_codes(tensor, Shape::new(rows, cols))?.of_tensor().unwrap_or(1.0);
+        Ok(Table::new(tensor.clone(), format, scale, rows))
+    }
+
+    /// Checks the scales and the codes of a tensor of a ternary type, and returns the scales; a tensor of
+    /// another type has none of its own.
+    fn check_codes(&mut self, tensor: &TensorInfo, shape: Shape) -> Result<Scales> {
+        let Some(codes) = Codes::new(tensor.ty, self.gguf.tensor_bytes(tensor), shape) else {
+            return Ok(Scales::from(1.0));
+        };
+        let scales = self.sound_scales(&tensor.name, codes)?;
+        let seen = packing::look_at(codes, self.options.pool)?;
+        if seen.bad {
+            return Err(self.bad_code(&tensor.name));
+        }
+        self.warn_of_zeros(&tensor.name, !seen.weights);
+        Ok(scales)
+    }
+
+    /// Reads the scales of a tensor, which must be numbers that a scale can be.
+    fn sound_scales(&self, name: &str, codes: Codes<'_>) -> Result<Scales> {
+        let scales = codes.scales();
+        match scales.broken() {
+            None => Ok(scales),
+            Some(scale) => {
+                let expected = "a finite scale above 0; the file is damaged";
+                Err(self.gguf.tensor_error(name, format_args!("scale {scale}"), expected))
+            }
+        }
     }
 
     /// Copies a table out of the file, unless [`LoadOptions::copy_head`] is off.
@@ -509,8 +416,8 @@ impl<'a> Loader<'a> {
                     "i2_s, which alone is multiplied as the file holds it; pack the weights";
                 return Err(self.gguf.tensor_error(name, tensor.ty, expected));
             }
-            // The reader has checked the size: rows * cols / 4 bytes of codes, then the scale.
-            let seen = packing::look_at(&codes.bytes()[..shape.weights() / 4], self.options.pool)?;
+            // The reader has checked the size.
+            let seen = packing::look_at(codes, self.options.pool)?;
             if seen.bad {
                 return Err(self.bad_code(name));
             }
@@ -525,11 +432,7 @@ impl<'a> Loader<'a> {
     fn ternary(&mut self, name: &str, shape: Shape) -> Result<(&'a TensorInfo, Codes<'a>, f32)> {
         let gguf = self.gguf;
         let (tensor, codes) = self.tensors.ternary(name, shape)?;
-        let scales = codes.scales();
-        if let Some(scale) = scales.broken() {
-            let expected = "a finite scale above 0; the file is damaged";
-            return Err(gguf.tensor_error(name, format_args!("scale {scale}"), expected));
-        }
+        let scales = self.sound_scales(name, codes)?;
         let unit = scales.unit();
         let mut scale = scales.uniform().map_err(|[first, other]| {
             gguf.tensor_error(

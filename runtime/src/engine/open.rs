@@ -160,11 +160,12 @@ impl Engine {
     /// True if weights may at first be multiplied as they lie in the file. Not if a format was
     /// asked for, nor where memory is scarce, which is to be told before anything is written.
     fn may_start_mapped(&self) -> bool {
-        let ternary = self.gguf.tensors().iter().filter(|tensor| tensor.ty.is_ternary());
+        let matrices = self.config.all_matrices();
+        let bytes = matrices.filter_map(|(name, _)| Some(self.gguf.tensor(&name)?.bytes)).sum();
         self.options.start == Start::Auto
             && self.options.format.is_none()
             && mapped::serves(&self.gguf, &self.config)
-            && MAPPED_BYTES.contains(&ternary.map(|tensor| tensor.bytes).sum())
+            && MAPPED_BYTES.contains(&bytes)
             && memory::available().is_none_or(|free| free >= 2 * self.gguf.file_bytes())
     }
 

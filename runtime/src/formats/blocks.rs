@@ -2,6 +2,10 @@
 
 use std::ops::BitOrAssign;
 
+use half::f16;
+
+use crate::numerics::BLOCK;
+
 /// The code of weight 0.
 pub(crate) const ZERO: u8 = 1;
 
@@ -66,6 +70,17 @@ pub(super) fn reciprocal(scale: f32) -> f32 {
 /// Returns the nearest code of `least..=most`, ties to even.
 pub(super) fn nearest(x: f32, least: i32, most: i32) -> i32 {
     (x.round_ties_even() as i32).clamp(least, most)
+}
+
+/// Appends the f16 scale and minimum of 32 values, and returns their codes, of 0 to `most`.
+pub(super) fn from_least(values: &[f32], most: i32, out: &mut Vec<u8>) -> [u8; BLOCK] {
+    let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let greatest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (scale, minimum) = (f16::from_f32((greatest - least) / most as f32), f16::from_f32(least));
+    out.extend(scale.to_le_bytes());
+    out.extend(minimum.to_le_bytes());
+    let inverse = reciprocal(scale.to_f32());
+    std::array::from_fn(|i| nearest((values[i] - minimum.to_f32()) * inverse, 0, most) as u8)
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub const F32: Format = Format {
             dot_with(x, |i| f32_at(row, i))
         },
         quantise: |values, out| out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        minima: None,
     }),
 };
 
@@ -38,6 +39,7 @@ pub const F16: Format = Format {
             dot_with(x, |i| f16_at(row, i))
         },
         quantise: quantise_f16,
+        minima: None,
     }),
 };
 
@@ -60,6 +62,7 @@ pub const BF16: Format = Format {
         quantise: |values, out| {
             out.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
         },
+        minima: None,
     }),
 };
 

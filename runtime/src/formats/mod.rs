@@ -2,8 +2,8 @@
 //!
 //! [`FORMATS`] has one row for each. A format that can be run is a value in a file of its own,
 //! which holds the functions that read its weights: as rows of floats ([`Rows`]: an embedding, a
-//! head, a norm), or as ternary codes with scales ([`Ternary`]). Of the others only the size is
-//! known, so that tensors can be placed in a file, listed, and refused by name.
+//! head, a norm), and ternary ones as codes with scales too ([`Ternary`]: a matrix). Of the others only
+//! the size is known, so that tensors can be placed in a file, listed, and refused by name.
 //!
 //! Kernels read only heads in these formats: ternary matrices are packed from [`Codes`] to a layout
 //! of the kernels ([`cpu::packing`](crate::cpu::packing)) when a model is loaded.
@@ -11,7 +11,14 @@
 mod blocks;
 mod float;
 pub mod i2_s;
+mod parts;
+mod q3_k;
 mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
 mod q6_k;
 mod q8_0;
 mod scales;
@@ -50,6 +57,12 @@ pub const FORMATS: &[Format] = {
         q8_0::FORMAT,
         q6_k::FORMAT,
         q4_0::FORMAT,
+        q4_1::FORMAT,
+        q5_0::FORMAT,
+        q5_1::FORMAT,
+        q3_k::FORMAT,
+        q4_k::FORMAT,
+        q5_k::FORMAT,
         i2_s::FORMAT,
         tq2_0::FORMAT,
         ternary(T::TQ1_0, 34, "tq1_0", rows(256, 54)),
@@ -60,14 +73,8 @@ pub const FORMATS: &[Format] = {
         ternary(T::IQ1_BN, 134, "iq1_bn", scaled(13, 2)),
         ternary(T::IQ2_BN, 135, "iq2_bn", scaled(16, 4)),
         ternary(T::IQ2_BN_R4, 335, "iq2_bn_r4", scaled(16, 4)),
-        unread(T::Q4_1, 3, "q4_1", rows(32, 20)),
-        unread(T::Q5_0, 6, "q5_0", rows(32, 22)),
-        unread(T::Q5_1, 7, "q5_1", rows(32, 24)),
         unread(T::Q8_1, 9, "q8_1", rows(32, 36)),
         unread(T::Q2_K, 10, "q2_K", rows(256, 84)),
-        unread(T::Q3_K, 11, "q3_K", rows(256, 110)),
-        unread(T::Q4_K, 12, "q4_K", rows(256, 144)),
-        unread(T::Q5_K, 13, "q5_K", rows(256, 176)),
         unread(T::Q8_K, 15, "q8_K", rows(256, 292)),
         unread(T::IQ2_XXS, 16, "iq2_xxs", rows(256, 66)),
         unread(T::IQ2_XS, 17, "iq2_xs", rows(256, 74)),
@@ -112,8 +119,8 @@ pub enum Reader {
     },
     /// Reads rows of floats.
     Rows(Rows),
-    /// Reads ternary codes.
-    Ternary(Ternary),
+    /// Reads ternary codes, and rows: of a matrix, and of an embedding or a head.
+    Both(Ternary, Rows),
 }
 
 /// Rows of floats, or of blocks of integers with scales. `out`, `x` and `values` are `[cols]`,
@@ -130,6 +137,9 @@ pub struct Rows {
     /// Appends a row of values rounded to the nearest that the format has: `quantise(values,
     /// bytes)`.
     pub quantise: fn(&[f32], &mut Vec<u8>),
+    /// Computes the norm of the minima that the weights of a row are counted from, where they are:
+    /// the sums of a product are as much larger than those of its weights.
+    pub minima: Option<fn(&[u8]) -> f64>,
 }
 
 /// Ternary matrices: codes 0, 1, 2 for weights of -1, 0, +1 times a scale.
@@ -140,6 +150,8 @@ pub struct Ternary {
     /// Reads the codes of columns `first..first + out.len()` of a row, one per byte: `read(codes,
     /// row, first, out)`.
     pub(crate) read: fn(Codes<'_>, usize, usize, &mut [u8]) -> Seen,
+    /// Looks at the codes of whole blocks.
+    pub(crate) seen: fn(&[u8]) -> Seen,
 }
 
 /// A ternary matrix in the bytes of a file.
@@ -156,8 +168,8 @@ impl Format {
     #[must_use]
     pub fn rows(&self) -> Option<&Rows> {
         match &self.reader {
-            Reader::Rows(rows) => Some(rows),
-            _ => None,
+            Reader::Rows(rows) | Reader::Both(_, rows) => Some(rows),
+            Reader::None { .. } => None,
         }
     }
 
@@ -172,15 +184,15 @@ impl Format {
     #[must_use]
     pub fn ternary(&self) -> Option<&Ternary> {
         match &self.reader {
-            Reader::Ternary(ternary) => Some(ternary),
-            _ => None,
+            Reader::Both(ternary, _) => Some(ternary),
+            Reader::Rows(_) | Reader::None { .. } => None,
         }
     }
 
     /// True if every weight is -1, 0 or 1 times a scale, whether it can be read or not.
     #[must_use]
     pub fn is_ternary(&self) -> bool {
-        matches!(self.reader, Reader::Ternary(_) | Reader::None { ternary: true })
+        matches!(self.reader, Reader::Both(..) | Reader::None { ternary: true })
     }
 
     /// Returns the names of the formats for which `is` holds, for messages: `a, b or c`.
@@ -245,6 +257,18 @@ impl<'a> Codes<'a> {
         (self.ternary.scales)(*self)
     }
 
+    /// The blocks of the tensor, without what stands behind them, and the bytes of one.
+    pub(crate) fn blocks(&self) -> (&'a [u8], usize) {
+        let (weights, bytes) = self.format.size.block().expect("what is read has blocks");
+        let blocks = self.shape.weights() / weights as usize;
+        (&self.bytes[..blocks * bytes as usize], bytes as usize)
+    }
+
+    /// Looks at the codes of whole blocks.
+    pub(crate) fn seen(&self, blocks: &[u8]) -> Seen {
+        (self.ternary.seen)(blocks)
+    }
+
     /// Reads the codes of columns `first..first + out.len()` of a row, one per byte.
     ///
     /// # Panics
@@ -300,7 +324,7 @@ mod tests {
             let format = of_head(head);
             assert_eq!(format.rows().map(|rows| rows.head), Some(head));
             let (weights, bytes) = (head.block_weights() as u64, head.block_bytes() as u64);
-            assert_eq!(format.size, Size::Rows { weights, bytes, extra: 0 }, "{}", format.name);
+            assert_eq!(format.size.block(), Some((weights, bytes)), "{}", format.name);
         }
         assert_eq!(FORMATS.iter().filter(|f| f.rows().is_some()).count(), HeadFormat::ALL.len());
     }
@@ -316,7 +340,10 @@ mod tests {
         values[256..512].iter_mut().for_each(|v| *v *= 100.0);
         let x: Vec<f32> = (0..1024).map(|_| number()).collect();
         for format in FORMATS {
-            let Some(rows) = format.rows() else { continue };
+            // Rows of a format with one scale for all hold none.
+            let Some(rows) = format.rows().filter(|_| format.size.tail_bytes() == 0) else {
+                continue;
+            };
             let (mut bytes, mut read) = (Vec::new(), vec![f32::NAN; 1024]);
             (rows.quantise)(&values, &mut bytes);
             assert_eq!(bytes.len() as u64, format.ty.byte_size(&[1024]).unwrap());
@@ -349,7 +376,10 @@ mod tests {
     #[test]
     fn names_are_joined_for_people() {
         assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s or tq2_0");
-        assert_eq!(Format::names(|f| f.rows().is_some()), "f32, f16, bf16, q8_0, q6_K or q4_0");
+        assert_eq!(
+            Format::names(|f| f.rows().is_some()),
+            "f32, f16, bf16, q8_0, q6_K, q4_0, q4_1, q5_0, q5_1, q3_K, q4_K, q5_K, i2_s or tq2_0"
+        );
         assert_eq!(Format::names(|f| f.floats().is_some()), "f32, f16 or bf16");
         assert_eq!(Format::names(|f| f.ty == TensorType::F32), "f32");
     }

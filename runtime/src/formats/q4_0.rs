@@ -20,7 +20,7 @@ pub const FORMAT: Format = Format {
     id: 2,
     name: "q4_0",
     size: Size::Rows { weights: BLOCK as u64, bytes: BYTES as u64, extra: 0 },
-    reader: Reader::Rows(Rows { head: HeadFormat::Q4_0, dequantise, dot, quantise }),
+    reader: Reader::Rows(Rows { head: HeadFormat::Q4_0, dequantise, dot, quantise, minima: None }),
 };
 
 /// Returns weight `i` of a block, without its scale: -8..=7.

@@ -25,7 +25,7 @@ pub const FORMAT: Format = Format {
     id: 14,
     name: "q6_K",
     size: Size::Rows { weights: BLOCK as u64, bytes: BYTES as u64, extra: 0 },
-    reader: Reader::Rows(Rows { head: HeadFormat::Q6K, dequantise, dot, quantise }),
+    reader: Reader::Rows(Rows { head: HeadFormat::Q6K, dequantise, dot, quantise, minima: None }),
 };
 
 /// Returns weight `i` of a block, without its scales: -32..=31.

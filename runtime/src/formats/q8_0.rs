@@ -19,7 +19,7 @@ pub const FORMAT: Format = Format {
     id: 8,
     name: "q8_0",
     size: Size::Rows { weights: BLOCK as u64, bytes: BYTES as u64, extra: 0 },
-    reader: Reader::Rows(Rows { head: HeadFormat::Q8_0, dequantise, dot, quantise }),
+    reader: Reader::Rows(Rows { head: HeadFormat::Q8_0, dequantise, dot, quantise, minima: None }),
 };
 
 /// Reads a row: each weight is `d * (w as f32)`.

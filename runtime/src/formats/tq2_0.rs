@@ -3,9 +3,15 @@
 //! A block is 66 bytes: two halves of 128 weights in 32 bytes, where byte `m` holds weight
 //! `m + 32 l` in bits `2l + 1 : 2l`, and an f16 scale behind them. Codes 0, 1, 2 stand for -1, 0, +1
 //! and 3 for nothing. Converters write the largest weight of a block as its scale, so a matrix that
-//! has but one scale comes with that one, or 0 where a block is all zero.
+//! has but one scale comes with that one, or 0 where a block is all zero. An embedding or a head has any.
 
-use super::{Codes, Format, Reader, Scales, Seen, Size, TensorType, Ternary, ZERO, blocks};
+use bitnet_profiles::HeadFormat;
+use half::f16;
+
+use super::blocks::{self, largest, nearest, reciprocal};
+use super::float::f16_at;
+use super::parts::{self, Part, Parts};
+use super::{Codes, Format, Reader, Scales, Seen, TensorType, Ternary, ZERO};
 
 /// Weights in a block.
 const BLOCK: usize = 256;
@@ -19,12 +25,50 @@ pub const FORMAT: Format = Format {
     ty: TensorType::TQ2_0,
     id: 35,
     name: "tq2_0",
-    size: Size::Rows { weights: BLOCK as u64, bytes: BLOCK_BYTES as u64, extra: 0 },
-    reader: Reader::Ternary(Ternary { scales, read }),
+    size: parts::size::<Tq2_0>(),
+    reader: Reader::Both(Ternary { scales, read, seen }, parts::rows::<Tq2_0>(HeadFormat::Tq2_0)),
 };
 
+struct Tq2_0;
+
+impl Parts for Tq2_0 {
+    const WEIGHTS: usize = BLOCK;
+    const BYTES: usize = BLOCK_BYTES;
+    const MINIMA: bool = false;
+
+    fn part(block: &[u8], i: usize) -> Part {
+        let bytes: &[u8; 32] = block[i / 4 * 32..].first_chunk().expect("64 bytes of a block");
+        let codes = bytes.map(|byte| i16::from(byte >> (i % 4 * 2) & 3) - 1);
+        Part { scale: f16_at(block, CODES / 2), minimum: 0.0, codes }
+    }
+
+    /// Quantises with the largest magnitude as the scale.
+    fn quantise(values: &[f32], out: &mut Vec<u8>) {
+        let scale = f16::from_f32(largest(values));
+        let inverse = reciprocal(scale.to_f32());
+        let code = |i: usize| (nearest(values[i] * inverse, -1, 1) + 1) as u8;
+        let byte = |i: usize| {
+            let first = i / 32 * 128 + i % 32;
+            (0..4).map(|l| code(first + 32 * l) << (2 * l)).sum::<u8>()
+        };
+        out.extend((0..CODES).map(byte));
+        out.extend(scale.to_le_bytes());
+    }
+}
+
+/// Returns the kinds of codes in whole blocks; those of a scale of 0 are zeros.
+fn seen(blocks: &[u8]) -> Seen {
+    let mut seen = Seen::default();
+    for block in blocks.as_chunks::<BLOCK_BYTES>().0 {
+        if scale(block) != 0.0 {
+            seen |= Seen::among(&block[..CODES]);
+        }
+    }
+    seen
+}
+
 fn scale(block: &[u8; BLOCK_BYTES]) -> f32 {
-    half::f16::from_le_bytes([block[CODES], block[CODES + 1]]).to_f32()
+    f16::from_le_bytes([block[CODES], block[CODES + 1]]).to_f32()
 }
 
 fn scales(codes: Codes<'_>) -> Scales {
@@ -57,6 +101,7 @@ fn read(codes: Codes<'_>, row: usize, first: usize, out: &mut [u8]) -> Seen {
 mod tests {
     use bitnet_profiles::Shape;
 
+    use super::super::tests::check_rows;
     use super::*;
 
     /// Builds two rows of two blocks: the codes of `code`, and scales.
@@ -69,12 +114,22 @@ mod tests {
                 codes[i / 128 * 32 + i % 32] |= code(block * BLOCK + i) << (2 * (i % 128 / 32));
             }
             bytes.extend(codes);
-            bytes.extend(half::f16::from_f32(scale).to_le_bytes());
+            bytes.extend(f16::from_f32(scale).to_le_bytes());
         }
         bytes
     }
 
     const SHAPE: Shape = Shape::new(2, 2 * BLOCK);
+
+    #[test]
+    fn rows_are_read_exactly() {
+        check_rows(&FORMAT, |bytes, b| {
+            let d = 0.125 * (b + 1) as f32;
+            bytes[64..].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+            let code = |i: usize| bytes[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+            (0..BLOCK).map(|i| d * (f32::from(code(i)) - 1.0)).collect()
+        });
+    }
 
     #[test]
     fn codes_and_scales_are_read() {

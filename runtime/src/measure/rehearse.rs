@@ -175,7 +175,7 @@ pub fn logits(
         let head = &heads[(rounds.first + i) % heads.len()];
         // SAFETY: every worker calls it with the same values, once in a round, and `rehearse` puts a
         // barrier after each; nothing else of a round reaches `out`, which is borrowed exclusively.
-        unsafe { kernel.run_share(worker, head, (x, tokens), prepared, &out) };
+        unsafe { kernel.run_share(worker, (head, 1.0), (x, tokens), prepared, &out) };
     })
 }
 
@@ -543,9 +543,9 @@ mod tests {
             let mut prepared = Buffer::zeroed(kernel.prepared_bytes(COLS)).unwrap();
             // SAFETY: there is none; this is the mistake that is to be found.
             unsafe {
-                kernel.run_share(worker, &head, (&x, 1), &mut prepared, &out);
+                kernel.run_share(worker, (&head, 1.0), (&x, 1), &mut prepared, &out);
                 let first = out.part(0..VOCAB / 2);
-                kernel.run_share(worker, half, (&x, 1), &mut prepared, &first);
+                kernel.run_share(worker, (half, 1.0), (&x, 1), &mut prepared, &first);
             }
         })
         .unwrap();

@@ -76,7 +76,7 @@ fn fill(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
     let bytes = tensor.bytes as usize;
     match &tensor.ty.format().reader {
         Reader::None { .. } => out.resize(out.len() + bytes, 0),
-        Reader::Ternary(_) => ternary(tensor, scales, rng, out),
+        Reader::Both(..) => ternary(tensor, scales, rng, out),
         Reader::Rows(rows) => {
             let mut row = vec![1.0; tensor.cols() as usize];
             for _ in 0..tensor.rows() {

@@ -332,18 +332,78 @@ pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
     unsafe { load(block.add(2)) }
 }
 
-/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+/// A vector of 4-bit codes of blocks of 32 weights, from weight `at` of a block on, which begins a
+/// vector: 16 bytes hold those of weights 0 to 15 in their low nibbles and the others in their high
+/// ones. `codes` are those of the block, and `stride` bytes behind them those of the next.
 ///
 /// # Safety
 /// The blocks are readable.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
-    let _ = at;
+pub unsafe fn block_nibbles(codes: *const u8, _stride: usize, _at: usize) -> Bytes {
     // SAFETY: the caller's promise.
-    let low = unsafe { _mm_loadu_si128(block.add(2).cast()) };
+    let low = unsafe { _mm_loadu_si128(codes.cast()) };
     let both = _mm256_set_m128i(_mm_srli_epi16::<4>(low), low);
     _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// Adds 16 to codes as [`block_nibbles`] gives them whose bits are set: bit `i` of a block's 32 is that
+/// of weight `i`.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn with_block_bits(codes: Bytes, bits: *const u8, _stride: usize, _at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    let bits = _mm256_set1_epi32(unsafe { bits.cast::<i32>().read_unaligned() });
+    // Each byte 8 times, and a bit of it in each.
+    let order =
+        _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let own = _mm256_set1_epi64x(0x8040_2010_0804_0201u64.cast_signed());
+    let bits = _mm256_and_si256(_mm256_shuffle_epi8(bits, order), own);
+    let set = _mm256_and_si256(_mm256_cmpeq_epi8(bits, own), _mm256_set1_epi8(16));
+    _mm256_or_si256(codes, set)
+}
+
+/// A vector of 4-bit codes, from number `at` on, which begins a vector: of every 64, 32 bytes hold the
+/// first half in their low nibbles and the other in their high ones.
+///
+/// # Safety
+/// The vector's bytes are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn nibble_planes(codes: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { load(codes.add(at / 64 * 32)) };
+    nibble_codes(bytes, at % 64 / 32, false)
+}
+
+/// A vector of 2-bit codes, from number `at` on, which begins a vector: of every 128, 32 bytes hold a
+/// quarter in bits 1:0, the next in bits 3:2, and so on.
+///
+/// # Safety
+/// The vector's bytes are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn code_planes(packed: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    codes(unsafe { load(packed.add(at / 128 * 32)) }, at % 128 / 32)
+}
+
+/// Adds `value` to codes, from number `at` of 256 on, whose bits are set: bit `t` of byte `l` of 32 is
+/// that of code `32 t + l`.
+///
+/// # Safety
+/// The 32 bytes are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn with_bit_planes(codes: Bytes, bits: *const u8, at: usize, value: u8) -> Bytes {
+    let own = _mm256_set1_epi8((1u8 << (at / 32)).cast_signed());
+    // SAFETY: the caller's promise.
+    let bits = _mm256_and_si256(unsafe { load(bits) }, own);
+    let value = _mm256_set1_epi8(value.cast_signed());
+    _mm256_or_si256(codes, _mm256_and_si256(_mm256_cmpeq_epi8(bits, own), value))
 }
 
 /// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.

@@ -310,24 +310,87 @@ pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
     }
 }
 
-/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+/// A vector of 4-bit codes of blocks of 32 weights, from weight `at` of a block on, which begins a
+/// vector: 16 bytes hold those of weights 0 to 15 in their low nibbles and the others in their high
+/// ones. `codes` are those of the block, and `stride` bytes behind them those of the next.
 ///
 /// # Safety
 /// The blocks are readable.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
-    let _ = at;
+pub unsafe fn block_nibbles(codes: *const u8, stride: usize, _at: usize) -> Bytes {
     // SAFETY: the caller's promise.
     unsafe {
-        let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(block.add(2).cast()));
-        let second = _mm256_broadcastsi128_si256(_mm_loadu_si128(block.add(18 + 2).cast()));
+        let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.cast()));
+        let second = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.add(stride).cast()));
         let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
         // Weights 16 to 31 of a block are the high nibbles.
         let shift = _mm512_broadcast_i64x2(_mm_setzero_si128());
         let shift = _mm512_mask_set1_epi16(shift, 0xff00_ff00, 4);
         _mm512_and_si512(_mm512_srlv_epi16(both, shift), _mm512_set1_epi8(15))
     }
+}
+
+/// Adds 16 to codes as [`block_nibbles`] gives them whose bits are set: bit `i` of a block's 32 is that
+/// of weight `i`.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn with_block_bits(codes: Bytes, bits: *const u8, stride: usize, _at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    let [first, second] =
+        unsafe { [bits, bits.add(stride)].map(|bits| bits.cast::<u32>().read_unaligned()) };
+    let set = u64::from(second) << 32 | u64::from(first);
+    _mm512_mask_add_epi8(codes, set, codes, _mm512_set1_epi8(16))
+}
+
+/// A vector of 4-bit codes, from number `at` on, which begins a vector: of every 64, 32 bytes hold the
+/// first half in their low nibbles and the other in their high ones.
+///
+/// # Safety
+/// The vector's bytes are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn nibble_planes(codes: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm256_loadu_si256(codes.add(at / 64 * 32).cast()) };
+    let shift = _mm512_mask_set1_epi16(_mm512_setzero_si512(), 0xffff_0000, 4);
+    let nibbles = _mm512_srlv_epi16(_mm512_broadcast_i64x4(bytes), shift);
+    _mm512_and_si512(nibbles, _mm512_set1_epi8(15))
+}
+
+/// A vector of 2-bit codes, from number `at` on, which begins a vector: of every 128, 32 bytes hold a
+/// quarter in bits 1:0, the next in bits 3:2, and so on.
+///
+/// # Safety
+/// The vector's bytes are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn code_planes(codes: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { _mm256_loadu_si256(codes.add(at / 128 * 32).cast()) };
+    let first = (at % 128 / 32 * 2) as i16;
+    let shift = _mm512_mask_set1_epi16(_mm512_set1_epi16(first), 0xffff_0000, first + 2);
+    let pairs = _mm512_srlv_epi16(_mm512_broadcast_i64x4(bytes), shift);
+    _mm512_and_si512(pairs, _mm512_set1_epi8(3))
+}
+
+/// Adds `value` to codes, from number `at` of 256 on, whose bits are set: bit `t` of byte `l` of 32 is
+/// that of code `32 t + l`.
+///
+/// # Safety
+/// The 32 bytes are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn with_bit_planes(codes: Bytes, bits: *const u8, at: usize, value: u8) -> Bytes {
+    // SAFETY: the caller's promise.
+    let bits = _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(bits.cast()) });
+    let [first, second] = [1u8, 2].map(|bit| (bit << (at / 32)).cast_signed());
+    let own = _mm512_mask_set1_epi8(_mm512_set1_epi8(first), 0xffff_ffff_0000_0000, second);
+    let set = _mm512_test_epi8_mask(bits, own);
+    _mm512_mask_add_epi8(codes, set, codes, _mm512_set1_epi8(value.cast_signed()))
 }
 
 /// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.

@@ -296,16 +296,76 @@ pub unsafe fn q8_0_weights(block: *const u8, at: usize) -> Bytes {
     unsafe { load(block.add(2 + at)) }
 }
 
-/// A vector of Q4_0 codes 0 to 15, from weight `at` of a block on, which begins a vector.
+/// A vector of 4-bit codes of blocks of 32 weights, from weight `at` of a block on, which begins a
+/// vector: 16 bytes hold those of weights 0 to 15 in their low nibbles and the others in their high
+/// ones. `codes` are those of the block, and `stride` bytes behind them those of the next.
 ///
 /// # Safety
 /// The blocks are readable.
 #[inline]
 #[target_feature(enable = "neon")]
-pub unsafe fn q4_0_codes(block: *const u8, at: usize) -> Bytes {
+pub unsafe fn block_nibbles(codes: *const u8, _stride: usize, at: usize) -> Bytes {
     // SAFETY: the caller's promise.
-    let bytes = unsafe { load(block.add(2)) };
+    let bytes = unsafe { load(codes) };
     if at == 0 { vandq_u8(bytes, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(bytes) }
+}
+
+/// Adds 16 to codes as [`block_nibbles`] gives them whose bits are set: bit `i` of a block's 32 is that
+/// of weight `i`.
+///
+/// # Safety
+/// The blocks are readable.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn with_block_bits(codes: Bytes, bits: *const u8, _stride: usize, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    let [low, high] = unsafe { [0, 1].map(|i| vdup_n_u8(bits.add(at / 8 + i).read())) };
+    // Each byte 8 times, and a bit of it in each.
+    let own = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
+    let set = vtstq_u8(vcombine_u8(low, high), own);
+    vorrq_u8(codes, vandq_u8(set, vdupq_n_u8(16)))
+}
+
+/// A vector of 4-bit codes, from number `at` on, which begins a vector: of every 64, 32 bytes hold the
+/// first half in their low nibbles and the other in their high ones.
+///
+/// # Safety
+/// The vector's bytes are readable.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn nibble_planes(codes: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { load(codes.add(at / 64 * 32 + at % 32)) };
+    if at % 64 < 32 { vandq_u8(bytes, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(bytes) }
+}
+
+/// A vector of 2-bit codes, from number `at` on, which begins a vector: of every 128, 32 bytes hold a
+/// quarter in bits 1:0, the next in bits 3:2, and so on.
+///
+/// # Safety
+/// The vector's bytes are readable.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn code_planes(codes: *const u8, at: usize) -> Bytes {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { load(codes.add(at / 128 * 32 + at % 32)) };
+    // By a variable, as `at` is one where the compiler does not unroll far enough.
+    let by = -((at % 128 / 32 * 2) as i8);
+    vandq_u8(vshlq_u8(bytes, vdupq_n_s8(by)), vdupq_n_u8(3))
+}
+
+/// Adds `value` to codes, from number `at` of 256 on, whose bits are set: bit `t` of byte `l` of 32 is
+/// that of code `32 t + l`.
+///
+/// # Safety
+/// The 32 bytes are readable.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn with_bit_planes(codes: Bytes, bits: *const u8, at: usize, value: u8) -> Bytes {
+    // SAFETY: the caller's promise.
+    let bits = unsafe { load(bits.add(at % 32)) };
+    let set = vtstq_u8(bits, vdupq_n_u8(1 << (at / 32)));
+    vorrq_u8(codes, vandq_u8(set, vdupq_n_u8(value)))
 }
 
 /// A vector of Q6_K codes 0 to 63, from weight `at` of a block on, which begins a vector.

@@ -160,6 +160,23 @@ fn coded_head(id: &KernelId) -> bool {
     matches!(id.op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0))
 }
 
+fn nibble_head(id: &KernelId) -> bool {
+    matches!(id.op, Op::Head(HeadFormat::Q4_1 | HeadFormat::Q4K))
+}
+
+fn fifth_bit_head(id: &KernelId) -> bool {
+    matches!(id.op, Op::Head(HeadFormat::Q5_0 | HeadFormat::Q5_1 | HeadFormat::Q5K))
+}
+
+fn rare_head(id: &KernelId) -> bool {
+    let others = matches!(id.op, Op::Head(HeadFormat::Q3K | HeadFormat::Tq2_0));
+    others || nibble_head(id) || fifth_bit_head(id)
+}
+
+fn ternary_head(id: &KernelId) -> bool {
+    id.op == Op::Head(HeadFormat::I2S)
+}
+
 fn sketch(id: &KernelId) -> bool {
     matches!(id.op, Op::Sketch(_))
 }
@@ -228,6 +245,23 @@ const FAMILIES: &[Family] = &[
     Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 12.75, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512Vnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+    // Nibbles with minima, fifth bits, third bits with sub-scales, ternary codes: measured too.
+    Family { serves: nibble_head, isas: &[Isa::Avx2], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 14.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: nibble_head, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 13.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: nibble_head, isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 15.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: nibble_head, isas: &[Isa::Avx512Vnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 15.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: fifth_bit_head, isas: &[Isa::Avx2], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 15.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: fifth_bit_head, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 22.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: fifth_bit_head, isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 22.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: fifth_bit_head, isas: &[Isa::Avx512Vnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 22.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q3K), isas: &[Isa::Avx2], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 18.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q3K), isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 18.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q3K), isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 15.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Q3K), isas: &[Isa::Avx512Vnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 15.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Tq2_0), isas: &[Isa::Avx2], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 8.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Tq2_0), isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 8.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Tq2_0), isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 9.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: |id| id.op == Op::Head(HeadFormat::Tq2_0), isas: &[Isa::Avx512Vnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 9.5, unpack: 0.0, load: [0.0, 0.0] },
     // With several activation rows weights change places, and sums land where they belong: measured.
     Family { serves: signed_head, isas: &[Isa::Avx2], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpmaddwd], 256), products: 16, rows: 1, also: None, each: 4.75, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: signed_head, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 16, rows: 1, also: None, each: 4.0, unpack: 0.0, load: [0.0, 0.0] },
@@ -237,6 +271,15 @@ const FAMILIES: &[Family] = &[
     Family { serves: coded_head, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 4.75, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: coded_head, isas: &[Isa::Avx512], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 7.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: coded_head, isas: &[Isa::Avx512Vnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 5.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: rare_head, isas: &[Isa::Avx2], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 8.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: rare_head, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 6.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: rare_head, isas: &[Isa::Avx512], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 10.25, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: rare_head, isas: &[Isa::Avx512Vnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 7.75, unpack: 0.0, load: [0.0, 0.0] },
+    // Heads of I2_S, as its matrices; only where registers are few do codes not stay in place.
+    Family { serves: ternary_head, isas: &[Isa::Avx2], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 2.0, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: ternary_head, isas: &[Isa::AvxVnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 1.0, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: ternary_head, isas: &[Isa::Avx512], phases: BOTH, work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 2.0, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: ternary_head, isas: &[Isa::Avx512Vnni], phases: BOTH, work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 1.0, unpack: 1.25, load: [0.0, 1.0] },
     // For every token the product, a broadcast where it is no operand, and what a block's sum becomes;
     // shared by them of 8 products 8 masks and 4 shifts for the codes' low bits, and for bit 4 as many
     // masks and 7 shifts.
@@ -282,6 +325,15 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isa: Isa::Avx2, rows: 1, tokens: 1, stack: 26, more: 4 },
     Crowded { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isa: Isa::AvxVnni, rows: 1, tokens: 1, stack: 24, more: 16 },
     Crowded { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isa: Isa::AvxVnni, rows: 1, tokens: 1, stack: 18, more: 0 },
+    // Scales and minima are gathered there, and so are sub-scales of Q3_K; groups may be a loop of their own, or
+    // all be unrolled for all tokens.
+    Crowded { serves: rare_head, isa: Isa::Avx2,       rows: 1, tokens: 1, stack: 22, more: 0 },
+    Crowded { serves: rare_head, isa: Isa::Avx2,       rows: 1, tokens: 4, stack: 8,  more: 0 },
+    Crowded { serves: rare_head, isa: Isa::AvxVnni,    rows: 1, tokens: 1, stack: 49, more: 0 },
+    Crowded { serves: rare_head, isa: Isa::AvxVnni,    rows: 1, tokens: 4, stack: 96, more: 0 },
+    Crowded { serves: rare_head, isa: Isa::Avx512,     rows: 1, tokens: 1, stack: 1,  more: 0 },
+    Crowded { serves: rare_head, isa: Isa::Avx512,     rows: 1, tokens: 4, stack: 75, more: 0 },
+    Crowded { serves: rare_head, isa: Isa::Avx512Vnni, rows: 1, tokens: 1, stack: 1,  more: 0 },
     // Pointers to the activation rows; with 8 of them sums, too.
     Crowded { serves: head, isa: Isa::Avx2,    rows: 1, tokens: 4, stack: 6,  more: 0 },
     Crowded { serves: head, isa: Isa::Avx2,    rows: 1, tokens: 8, stack: 18, more: 0 },
@@ -533,6 +585,8 @@ fn allowed(id: &KernelId) -> Vec<usize> {
         }
         // The 16 lanes of the float contract, filled once by rows of floats or by blocks of 32.
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => vec![16 * all_rows],
+        // A vector of bytes for each of 4 rows or tokens.
+        Op::Head(HeadFormat::I2S) => vec![64 * id.isa.lanes()],
         Op::Head(_) => [512, 256, 128].map(|cols| cols * id.tile.tokens).to_vec(),
         // Where registers are few, sums of one vector of rows after the other, and of half a block.
         Op::Sketch(_) => [32, 16, 8].map(|cols| all_rows * cols).to_vec(),

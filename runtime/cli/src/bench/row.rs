@@ -83,7 +83,9 @@ impl Reached {
 
 /// The format of the ternary weights as llama.cpp names it, such as `TQ2_0 - 2.06 bpw ternary`.
 pub fn ternary_type(gguf: &Gguf) -> String {
-    let mut formats = gguf.tensors().iter().map(|tensor| tensor.ty.format());
+    // An embedding or a head may be ternary too.
+    let layers = gguf.tensors().iter().filter(|tensor| tensor.name.starts_with("blk."));
+    let mut formats = layers.map(|tensor| tensor.ty.format());
     let Some(format) = formats.find(|format| format.is_ternary()) else { return String::new() };
     let (weights, bytes) = format.size.block().unwrap_or((1, 0));
     let bits = (800.0 * bytes as f64 / weights as f64).round() / 100.0;

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::dummy::statistics::{self, SKETCH_BITS, Sparsity, TRAINED_HEAD_ROWS};
 use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
 use crate::output::{human, note};
 use bitnet_runtime::file::bus_error;
-use bitnet_runtime::file::gguf::TensorType;
+use bitnet_runtime::formats::{FORMATS, TensorType};
 use bitnet_runtime::{Engine, Error, Needs, Options, ProfileChoice, Result, SessionOptions, Start};
 
 /// Tokens that a model as sparse as a trained one is measured with.
@@ -21,8 +22,8 @@ pub struct Args {
     #[arg(long, value_name = "SHAPE")]
     shape: String,
     /// How embedding and head are stored
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    embd: Embedding,
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = embedding_type())]
+    embd: TensorType,
     /// Where to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -51,16 +52,12 @@ enum Kind {
     Trained,
 }
 
-/// The types that embeddings come in.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Embedding {
-    F16,
-    #[value(name = "q6_k")]
-    Q6K,
-    #[value(name = "q8_0")]
-    Q80,
-    #[value(name = "q4_0")]
-    Q40,
+/// Returns a parser of the types that embeddings come in, by the names that kernels have for them.
+fn embedding_type() -> impl TypedValueParser<Value = TensorType> {
+    let types = || FORMATS.iter().filter_map(|f| Some((f.rows()?.head.name(), f.ty)));
+    PossibleValuesParser::new(types().map(|(name, _)| name))
+        .map(move |given| types().find(|(name, _)| *name == given).map(|(_, ty)| ty))
+        .map(|ty| ty.expect("the parser before gives names of this list"))
 }
 
 /// Writes the model, with progress on stderr.
@@ -76,12 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
     shape.layers = args.layers.unwrap_or(shape.layers);
     let config = DummyConfig {
         shape,
-        embedding: match args.embd {
-            Embedding::F16 => TensorType::F16,
-            Embedding::Q6K => TensorType::Q6_K,
-            Embedding::Q80 => TensorType::Q8_0,
-            Embedding::Q40 => TensorType::Q4_0,
-        },
+        embedding: args.embd,
         vocab: args.vocab.clone(),
         seed: args.seed,
         sparsity: match args.sparsity {

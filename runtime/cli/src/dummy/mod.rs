@@ -116,7 +116,7 @@ impl DummyShape {
 pub struct DummyConfig {
     /// The model's shape; `layers` may be changed.
     pub shape: DummyShape,
-    /// Type of embedding and head: F16, Q6_K, Q8_0 or Q4_0.
+    /// Type of embedding and head: any that has rows.
     pub embedding: TensorType,
     /// A GGUF whose tokenizer is taken over; none: one is made up.
     pub vocab: Option<PathBuf>,
@@ -322,7 +322,7 @@ fn fill(
     let part = trained.and_then(|trained| Some((trained, trained.part(tensor)?)));
     let scale = match part {
         Some((_, Part::Scaled(scale))) => scale,
-        _ => 0.8 / (tensor.cols() as f32).sqrt(),
+        _ => ternary_scale(tensor.cols()),
     };
     let mut blocks = noise.blocks(tensor);
     while blocks > 0 {
@@ -343,6 +343,11 @@ fn fill(
         out.write(&tail)?;
     }
     Ok(())
+}
+
+/// Scale of a ternary tensor of so many columns.
+fn ternary_scale(cols: u64) -> f32 {
+    0.8 / (cols as f32).sqrt()
 }
 
 /// Tables that turn random bits into weights quickly.
@@ -452,10 +457,20 @@ impl Noise {
                     out.extend(scale);
                 }
             }
-            _ => {
+            // A norm.
+            _ if tensor.dims.len() == 1 => {
                 for _ in 0..n {
                     out.extend(1f32.to_le_bytes());
                 }
+            }
+            ty => {
+                let rows = ty.format().rows().expect("an embedding is of rows of floats");
+                let mut values = vec![0.0; n * Self::block(ty).0 as usize];
+                values.fill_with(|| {
+                    let half = self.normal[rng.next_u64() as usize % NORMALS];
+                    f16::from_le_bytes(half).to_f32()
+                });
+                (rows.quantise)(&values, out);
             }
         }
         blocks - n as u64

@@ -25,7 +25,7 @@
 
 use std::ops::Range;
 
-use super::{CHUNK, DummyShape, NORMALS, Noise, normals};
+use super::{CHUNK, DummyShape, NORMALS, Noise, normals, ternary_scale};
 use bitnet_runtime::arch::Activation;
 use bitnet_runtime::engine::sampler::Rng;
 use bitnet_runtime::error::{Error, Result};
@@ -247,6 +247,9 @@ impl Trained {
         let scaled: Vec<f32> = self.normal.iter().map(|n| own * n).collect();
         let common = COMMON.sqrt();
         let rows_of = ty.format().rows().expect("an embedding is of rows of floats");
+        // Rows of a format with one scale for all hold none.
+        let one_scale = ty.format().size.tail_bytes() > 0;
+        let unit = if one_scale { 1.0 / ternary_scale(self.hidden as u64) } else { 1.0 };
         let mut values = vec![0.0f32; self.hidden];
         for row in rows {
             // Twins are neighbours; the rows of a group are far apart.
@@ -259,7 +262,7 @@ impl Trained {
                 for k in 0..4 {
                     let sign = if k % 2 == 0 { 1.0 } else { odd };
                     let noise = scaled[(r >> (12 * k)) % NORMALS];
-                    values[k] = EMBEDDING * (common + sign * base[k] + noise);
+                    values[k] = EMBEDDING * (common + sign * base[k] + noise) * unit;
                 }
             }
             (rows_of.quantise)(&values, out);

@@ -17,8 +17,8 @@ use std::ops::Range;
 use crate::cpu::forward::BatchToken;
 use crate::cpu::head::sketch::{HeadSketch, Query, TILE_ROWS};
 use crate::cpu::kernels::{HeadKernel, SketchInput, VectorOps};
+use crate::cpu::table::Table;
 use crate::cpu::threads::{SharedSlice, Worker};
-use crate::cpu::weights::Table;
 use crate::error::Result;
 use crate::file::gguf::Gguf;
 
@@ -416,7 +416,7 @@ impl Scan<'_> {
             if share.is_empty() {
                 continue;
             }
-            head.kernel.prepare((x(token), 1), prepared);
+            head.kernel.prepare((x(token), 1), head.table.scale(), prepared);
             let first = token * places;
             // SAFETY: shares are disjoint.
             let exact = unsafe { self.exact.write(first + share.start..first + share.end) };
@@ -430,7 +430,7 @@ impl Scan<'_> {
         for (token, (query, bound)) in queries.iter().enumerate() {
             let of_token = logits.part(token * vocab..(token + 1) * vocab);
             if !bound {
-                let rows = head.table.rows(head.gguf, 0..vocab);
+                let rows = (head.table.rows(head.gguf, 0..vocab), head.table.scale());
                 own.read.rescored += part.rows.len();
                 // SAFETY: every worker finds the same tokens without a bound, and calls it once for the
                 // logits of each, which nobody reads before the barrier.
@@ -496,7 +496,7 @@ impl Scan<'_> {
         if share.is_empty() {
             return;
         }
-        head.kernel.prepare((x, 1), prepared);
+        head.kernel.prepare((x, 1), head.table.scale(), prepared);
         own.read.refined += share.len();
         let mut before = 0;
         for index in 0..worker.threads {

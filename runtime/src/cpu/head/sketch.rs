@@ -15,8 +15,10 @@
 //! ```
 //!
 //! by the Cauchy-Schwarz inequality. `|w - p|` and `|w - p - b|` are kept for each row, rounded up;
-//! all other terms are small and take the largest norm of all rows. Heads of quantised blocks take
-//! x in such blocks too, so that x' is x. For a head of floats a token alone is two rows of
+//! all other terms are small and take the largest norm of all rows. Where weights are counted from a
+//! minimum, what rounding sees of a row is its codes times their scales and its minima, which are
+//! larger than w by at most twice the minima. Heads of quantised blocks take x in such blocks too, so
+//! that x' is x. For a head of floats a token alone is two rows of
 //! activations, the second being what 8 bits leave: with only one, a 2B-4T f16 head of noise had
 //! 3.2 % of its rows as survivors instead of 1.6 %. Norms are never computed smaller than they are:
 //! sums of f32 are assumed to be as wrong as their depth allows, and a bound of what underflow
@@ -27,13 +29,13 @@
 
 use std::ops::Range;
 
-use bitnet_profiles::{GatherLayout, Isa, Shape, SketchFormat};
+use bitnet_profiles::{GatherLayout, HeadFormat, Isa, Shape, SketchFormat};
 
 use crate::cpu::gather::{self, GatherMatrix};
 use crate::cpu::kernels::{GatherKernel, SketchInput, SketchKernel, VectorOps};
 use crate::cpu::memory::{Buffer, Pages, filled};
+use crate::cpu::table::Table;
 use crate::cpu::threads::{Pool, SharedSlice};
-use crate::cpu::weights::Table;
 use crate::error::Result;
 use crate::file::gguf::Gguf;
 use crate::numerics::{BLOCK, Reach, reaches};
@@ -54,8 +56,7 @@ const MAX_PRODUCT: f64 = 1e30;
 pub struct HeadSketch {
     rows: usize,
     cols: usize,
-    /// True if the full head quantises its activations in blocks of 32.
-    block_head: bool,
+    activations: Activations,
     /// Scan kernels in order of the tokens they take, from one on.
     kernels: Vec<SketchKernel>,
     refinement_kernel: GatherKernel,
@@ -71,6 +72,27 @@ pub struct HeadSketch {
     /// The largest norms of |w| + |w - p| and of |w - p| + |w - p - b|.
     norm: f64,
     refinement_norm: f64,
+}
+
+/// Form in which the full head multiplies activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activations {
+    /// It takes them as they are.
+    Floats,
+    /// int8 in blocks of 32, as the scan does.
+    Blocks,
+    /// int8 with one scale.
+    OneScale,
+}
+
+impl Activations {
+    fn of(head: HeadFormat) -> Self {
+        match head {
+            HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16 => Self::Floats,
+            HeadFormat::I2S => Self::OneScale,
+            _ => Self::Blocks,
+        }
+    }
 }
 
 /// Scales, norm and residuals of a coded row.
@@ -149,7 +171,7 @@ impl HeadSketch {
         let mut sketch = Self {
             rows,
             cols,
-            block_head: head.format().block_weights() > 1,
+            activations: Activations::of(head.format()),
             kernels,
             refinement_kernel,
             tiles: Buffer::with(tiles * tile_bytes, pages)?,
@@ -210,7 +232,8 @@ impl HeadSketch {
                         refinement_scales[r] = coded.refinement_scale;
                         residuals[r] = up(coded.residual);
                         refinement_residuals[r] = up(coded.refinement_residual);
-                        largest.0 = largest.0.max(coded.norm + coded.residual);
+                        let norm = head.norm_of_terms(gguf, first + r, coded.norm);
+                        largest.0 = largest.0.max(norm + coded.residual);
                         largest.1 = largest.1.max(coded.residual + coded.refinement_residual);
                     }
                     // Rarely, since a partial page stays at either end.
@@ -239,10 +262,10 @@ impl HeadSketch {
         fits.unwrap_or(&self.kernels[0])
     }
 
-    /// True if so many tokens have two rows of activations each: one token alone, for a head of
-    /// floats, if a kernel takes two rows.
+    /// True if so many tokens have two rows of activations each: one token alone, for a head that does
+    /// not take activations in blocks, if a kernel takes two rows.
     pub(crate) fn has_residual_row(&self, tokens: usize) -> bool {
-        tokens == 1 && !self.block_head && self.tokens() > 1
+        tokens == 1 && self.activations != Activations::Blocks && self.tokens() > 1
     }
 
     /// Most tokens that a scan serves.
@@ -466,11 +489,15 @@ impl Query {
     ) -> bool {
         let cols = x.len();
         self.x[..cols].copy_from_slice(x);
+        // The values that the full head multiplies. As floats they are rounded once, which counts
+        // below.
+        if sketch.activations == Activations::OneScale {
+            let s = ops.quantise_activations(&self.x[..cols], &mut self.q8[..cols]);
+            self.x.iter_mut().zip(&self.q8).for_each(|(x, &q)| *x = f32::from(q) / s);
+        }
         let [row, rest] = &mut self.rows;
         ops.quantise_blocks(&self.x, &mut row.q, &mut row.d);
-        if sketch.block_head {
-            // The values that the full head multiplies. As floats they are rounded once, which
-            // counts below.
+        if sketch.activations == Activations::Blocks {
             dequantise(row, &mut self.x);
         }
         if refinement {
@@ -655,7 +682,6 @@ fn quantise(
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use bitnet_profiles::HeadFormat;
     use half::f16;
 
     use super::*;
@@ -748,12 +774,27 @@ pub(crate) mod tests {
                 cases.push(Case { name, gguf, table, cols, inputs: inputs(cols, random) });
             }
         }
-        for format in [HeadFormat::Q8_0, HeadFormat::Q6K, HeadFormat::Q4_0] {
+        let blocks = |format: &&HeadFormat| format.block_weights() > 1;
+        for &format in HeadFormat::ALL.iter().filter(blocks) {
             let cols = format.block_weights().max(64) * 2;
             let bytes: Vec<u8> = (0..rows).flat_map(|_| head_row(format, cols, random)).collect();
             let (gguf, table) = Table::alone(format, cols, &bytes);
             cases.push(Case { name: "blocks", gguf, table, cols, inputs: inputs(cols, random) });
         }
+        // A thousandth of what the sums of a logit are made of is left of its weights.
+        let block: Vec<u8> = [f16::ONE, f16::from_f32(-15.0078)]
+            .iter()
+            .flat_map(|half| half.to_le_bytes())
+            .chain([0xff; 16])
+            .collect();
+        let (gguf, table) = Table::alone(HeadFormat::Q4_1, 640, &block.repeat(20 * rows));
+        cases.push(Case {
+            name: "small sums",
+            gguf,
+            table,
+            cols: 640,
+            inputs: inputs(640, random),
+        });
         cases
     }
 
@@ -791,7 +832,7 @@ pub(crate) mod tests {
     pub fn logits(case: &Case, head: &HeadKernel, x: &[f32]) -> Vec<f32> {
         let rows = case.table.row_count();
         let mut prepared = Buffer::zeroed(head.prepared_bytes(x.len())).unwrap();
-        head.prepare((x, 1), &mut prepared);
+        head.prepare((x, 1), case.table.scale(), &mut prepared);
         let mut out = vec![0.0; rows];
         head.run(case.table.rows(&case.gguf, 0..rows), x.len(), &prepared, &mut out, rows);
         out

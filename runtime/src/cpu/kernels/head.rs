@@ -94,11 +94,12 @@ impl HeadKernel {
     }
 
     /// Prepares `tokens` activation rows, `x` being `[tokens][cols]`; `prepared` is
-    /// [`HeadKernel::prepared_bytes`] long and aligned to [`ALIGN`].
+    /// [`HeadKernel::prepared_bytes`] long and aligned to [`ALIGN`]. `scale` is the head's, of a format
+    /// with one for the whole tensor; others do not look at it.
     ///
     /// # Panics
     /// When a size or the alignment does not fit, or the rows are not whole blocks of the format.
-    pub fn prepare(&self, (x, tokens): (&[f32], usize), prepared: &mut [u8]) {
+    pub fn prepare(&self, (x, tokens): (&[f32], usize), scale: f32, prepared: &mut [u8]) {
         assert!((1..=self.tokens()).contains(&tokens), "{}: {tokens} tokens", self.id);
         let cols = x.len() / tokens;
         assert_eq!(x.len(), tokens * cols);
@@ -106,14 +107,14 @@ impl HeadKernel {
         assert_eq!(prepared.len(), self.prepared_bytes(cols));
         assert_eq!(prepared.as_ptr() as usize % ALIGN, 0);
         let prepare =
-            abi::HeadPrepare { x: x.as_ptr(), tokens, cols, scratch: prepared.as_mut_ptr() };
+            abi::HeadPrepare { x: x.as_ptr(), tokens, cols, scale, scratch: prepared.as_mut_ptr() };
         // SAFETY: `new` checked the CPU, the lines above the sizes and the alignment.
         unsafe { (self.entry.prepare)(&prepare) }
     }
 
     /// Computes the worker's share of the logits of a head for `tokens` tokens: `rows` are those of
-    /// the head, in the file's blocks, and `x` is `[tokens][cols]`, which each worker prepares for
-    /// itself in `prepared`; `out` is `[tokens][rows]`, and a barrier must follow before it is
+    /// the head, in the file's blocks, with its scale as [`HeadKernel::prepare`] takes it, and `x` is
+    /// `[tokens][cols]`, which each worker prepares for itself in `prepared`; `out` is `[tokens][rows]`, and a barrier must follow before it is
     /// read.
     ///
     /// # Safety
@@ -125,12 +126,12 @@ impl HeadKernel {
     pub(crate) unsafe fn run_share(
         &self,
         worker: &Worker<'_>,
-        rows: &[u8],
+        (rows, scale): (&[u8], f32),
         (x, tokens): (&[f32], usize),
         prepared: &mut [u8],
         out: &SharedSlice<'_, f32>,
     ) {
-        self.prepare((x, tokens), prepared);
+        self.prepare((x, tokens), scale, prepared);
         let (cols, all) = (x.len() / tokens, out.len() / tokens);
         let share = worker.share(all);
         let width = self.format.row_bytes(cols);

@@ -239,7 +239,7 @@ pub fn head(kernel: &HeadKernel, cols: usize) -> Result<Option<Wrong>> {
         let random = &mut Random::new(cols as u64);
         let x = kind.floats(tokens * cols, random);
         let rows: Vec<u8> = (0..HEAD_ROWS).flat_map(|_| head_row(format, cols, random)).collect();
-        kernel.prepare((&x, tokens), &mut prepared);
+        kernel.prepare((&x, tokens), 1.0, &mut prepared);
         let mut got = vec![f32::NAN; HEAD_ROWS * all];
         kernel.run(&rows, cols, &prepared, &mut got, HEAD_ROWS);
         for (token, (x, got)) in x.chunks(cols).zip(got.chunks(HEAD_ROWS)).enumerate() {
@@ -380,14 +380,20 @@ pub(crate) fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> 
             HeadFormat::F32 => row.extend(f16::from_le_bytes(half(random)).to_f32().to_le_bytes()),
             HeadFormat::F16 => row.extend(half(random)),
             HeadFormat::Bf16 => row.extend([random.below(256) as u8, 0x3c]),
-            HeadFormat::Q8_0 | HeadFormat::Q4_0 => {
+            HeadFormat::Q8_0 | HeadFormat::Q4_0 | HeadFormat::Q5_0 => {
                 row.extend(half(random));
                 bytes(format.block_bytes() - 2, &mut row, random);
             }
-            HeadFormat::Q6K => {
+            HeadFormat::Q4_1 | HeadFormat::Q5_1 | HeadFormat::Q4K | HeadFormat::Q5K => {
+                row.extend(half(random));
+                row.extend(half(random));
+                bytes(format.block_bytes() - 4, &mut row, random);
+            }
+            HeadFormat::Q6K | HeadFormat::Q3K | HeadFormat::Tq2_0 => {
                 bytes(format.block_bytes() - 2, &mut row, random);
                 row.extend(half(random));
             }
+            HeadFormat::I2S => bytes(format.block_bytes(), &mut row, random),
         }
     }
     row

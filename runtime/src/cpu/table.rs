@@ -1,0 +1,167 @@
+//! Embeddings and heads.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bitnet_profiles::HeadFormat;
+
+use crate::cpu::memory::{Buffer, Pages};
+use crate::cpu::threads::{Pool, SharedSlice};
+use crate::error::Result;
+use crate::file::gguf::{Gguf, TensorInfo};
+use crate::formats;
+
+/// An embedding or a head: a matrix in the blocks of the file.
+#[derive(Clone, Debug)]
+pub struct Table {
+    tensor: TensorInfo,
+    format: HeadFormat,
+    /// Scale of all weights, 1 where blocks have their own.
+    scale: f32,
+    rows: usize,
+    /// The blocks, if they were copied out of the file.
+    memory: Option<Arc<Buffer>>,
+}
+
+impl Table {
+    /// Makes a table of a tensor of `rows` rows, of whole blocks of the format.
+    pub(super) fn new(tensor: TensorInfo, format: HeadFormat, scale: f32, rows: usize) -> Self {
+        Self { tensor, format, scale, rows, memory: None }
+    }
+
+    /// Builds a table that is the only tensor of a file in memory: `bytes` are its rows in the
+    /// format's blocks.
+    #[cfg(test)]
+    pub(super) fn alone(format: HeadFormat, cols: usize, bytes: &[u8]) -> (Gguf, Self) {
+        let ty = formats::of_head(format).ty;
+        let rows = bytes.len() / format.row_bytes(cols);
+        let mut writer = crate::file::gguf::GgufWriter::new();
+        writer.tensor("output.weight", &[cols as u64, rows as u64], ty).unwrap();
+        let mut file = writer.header();
+        file.extend(bytes);
+        let (mut scale, mut size) = (1.0, bytes.len());
+        if ty.format().size.tail_bytes() > 0 {
+            scale = 0.25f32;
+            file.extend(scale.to_le_bytes());
+            file.resize(file.len() + 28, 0);
+            size += 32;
+        }
+        file.resize(file.len() + crate::file::gguf::GgufWriter::padding(size as u64), 0);
+        let gguf = Gguf::from_bytes("head", file).unwrap();
+        let tensor = gguf.tensor("output.weight").unwrap().clone();
+        (gguf, Self::new(tensor, format, scale, rows))
+    }
+
+    /// Format of the rows.
+    #[must_use]
+    pub fn format(&self) -> HeadFormat {
+        self.format
+    }
+
+    /// Scale of all weights, 1 where blocks have their own.
+    pub(super) fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// Bytes of a row.
+    fn width(&self) -> usize {
+        self.format.row_bytes(self.tensor.cols() as usize)
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.rows
+    }
+
+    /// Releases the pages of the file that hold consecutive rows; they are read again when they are
+    /// needed.
+    pub(super) fn drop_rows(&self, gguf: &Gguf, rows: Range<usize>) {
+        let width = self.width();
+        gguf.drop_part(&self.tensor, rows.start * width..rows.end * width, false);
+    }
+
+    /// The tensor in the file.
+    #[must_use]
+    pub fn tensor(&self) -> &TensorInfo {
+        &self.tensor
+    }
+
+    /// Consecutive rows, in the file's blocks.
+    #[must_use]
+    pub fn rows<'a>(&'a self, gguf: &'a Gguf, rows: Range<usize>) -> &'a [u8] {
+        let bytes = self.memory.as_deref().map_or(gguf.tensor_bytes(&self.tensor), |b| b);
+        let width = self.width();
+        &bytes[rows.start * width..rows.end * width]
+    }
+
+    /// Copies the table out of the file, each worker the rows it will read, and releases the file's
+    /// pages on the way. Unlike the file's mapping, the copy can be in huge pages, and is then read
+    /// faster.
+    pub(super) fn copied(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
+        /// Rows copied between two releases of pages.
+        const ROWS: usize = 1024;
+        let (bytes, width) = (gguf.tensor_bytes(&self.tensor), self.width());
+        let mut buffer = Buffer::with(self.rows * width, pages)?;
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let share = worker.share(self.rows);
+            for first in share.clone().step_by(ROWS) {
+                let rows = first..(first + ROWS).min(share.end);
+                let part = rows.start * width..rows.end * width;
+                // SAFETY: shares are disjoint.
+                unsafe { out.write(part.clone()) }.copy_from_slice(&bytes[part]);
+                self.drop_rows(gguf, rows);
+            }
+        })?;
+        Ok(Self { memory: Some(Arc::new(buffer)), ..self })
+    }
+
+    /// Locks the copy in memory, if there is one.
+    pub(super) fn lock(&self) -> std::io::Result<()> {
+        self.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock())
+    }
+
+    /// True if single rows are read out of the file with [`Gguf::read_part`], which is so unless
+    /// the table is in memory or small enough to be.
+    pub(super) fn stays_in_file(&self) -> bool {
+        const SMALL: u64 = 16 << 20;
+        self.memory.is_none() && self.tensor.bytes >= SMALL
+    }
+
+    /// Returns a single row, in the file's blocks.
+    pub(super) fn row<'a>(
+        &'a self,
+        gguf: &'a Gguf,
+        row: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> &'a [u8] {
+        if !self.stays_in_file() {
+            return self.rows(gguf, row..row + 1);
+        }
+        let width = self.width();
+        gguf.read_part(&self.tensor, row * width..(row + 1) * width, buffer)
+    }
+
+    /// Reads a row as f32, `[hidden]`.
+    pub fn read_row(&self, gguf: &Gguf, row: usize, out: &mut [f32]) {
+        self.dequantise(self.rows(gguf, row..row + 1), out);
+    }
+
+    /// Converts a row to f32, `[hidden]`.
+    pub(super) fn dequantise(&self, row: &[u8], out: &mut [f32]) {
+        (formats::head_rows(self.format).dequantise)(row, out);
+        if self.scale != 1.0 {
+            out.iter_mut().for_each(|weight| *weight *= self.scale);
+        }
+    }
+
+    /// Returns an upper bound of the norm of what the full head adds up for the logit of a row, per norm
+    /// of the activations, given the norm of the row's weights.
+    pub(super) fn norm_of_terms(&self, gguf: &Gguf, row: usize, weights: f64) -> f64 {
+        // A code times its scale is the weight without its minimum.
+        let minima = formats::head_rows(self.format).minima;
+        let minima = minima.map_or(0.0, |minima| minima(self.rows(gguf, row..row + 1)));
+        weights + 2.0 * minima * (1.0 + 1e-9)
+    }
+}
