@@ -211,7 +211,8 @@ unsafe fn multiply(
                 } else {
                     isa::codes(packed[r], field)
                 };
-                let sum = &mut sums[r * TOKENS + t][field % CHAINS];
+                let chain = if CHAINS > 1 { field } else { 0 };
+                let sum = &mut sums[r * TOKENS + t][chain];
                 *sum = isa::dot(*sum, codes, a);
             }
         }
