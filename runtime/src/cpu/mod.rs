@@ -1,6 +1,7 @@
 //! The forward pass on CPUs: threads, memory, kernels, and the model they run.
 
 pub(crate) mod attention;
+mod finite;
 pub mod forward;
 pub mod gather;
 pub mod head;
