@@ -322,7 +322,7 @@ pub fn tasks() -> Vec<Vec<u8>> {
     };
     let library = LibraryFile { cache: "cache".into(), sha256: "0".repeat(64) };
     let works = [
-        (Work::Measure(measure), Some(library)),
+        (Work::Measure(Box::new(measure)), Some(library)),
         (Work::Placement(placement), None),
         (Work::Sparse(sparse), None),
         (Work::Comparison(Box::new(comparison)), None),

@@ -52,6 +52,7 @@ pub mod file;
 pub mod formats;
 #[doc(hidden)]
 pub mod measure;
+mod note;
 #[doc(hidden)]
 pub mod numerics;
 #[doc(hidden)]
@@ -70,10 +71,11 @@ pub use crate::{
     },
     engine::{
         Engine, GenerateOptions, Generation, NamedProfile, Note, Options, ProfileChoice,
-        ProfileInUse, ProfileSource, Progress, Start,
+        ProfileInUse, ProfileSource, Progress, Start, Suggested,
         sampler::Sampling,
         sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats, Wants},
     },
     error::{Error, Result},
+    file::gguf::Override,
     text::tokenizer::{StreamDecoder, Tokenizer},
 };

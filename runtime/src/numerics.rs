@@ -89,10 +89,13 @@ pub fn max_abs(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |m, &v| max(v.abs(), m))
 }
 
-/// RMSNorm: `r = 1 / sqrt(sum_squares(x) / n + eps)`, `out[i] = (x[i] * r) * w[i]`.
+/// RMSNorm: `r = 1 / sqrt(sum_squares(x) / n + eps)`, `out[i] = (x[i] * r) * w[i]`. Where the sum is not
+/// finite all of `out` is NaN.
 pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
     assert!(x.len() == w.len() && x.len() == out.len());
-    let r = 1.0 / (sum_squares(x) / x.len() as f32 + eps).sqrt();
+    let sum = sum_squares(x);
+    let sum = if sum == f32::INFINITY { f32::NAN } else { sum };
+    let r = 1.0 / (sum / x.len() as f32 + eps).sqrt();
     for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
         *out = (x * r) * w;
     }
@@ -107,12 +110,14 @@ fn round_to_i8(v: f32) -> i8 {
 }
 
 /// Quantises the activations of one token to int8 for a ternary matmul and returns the scale s:
-/// `m = max(max|x|, 1e-5)`, `s = 127 / m`, `q = round-half-even(x * s)` clamped to -128..=127.
+/// `m = max(max|x|, 1e-5)`, `s = 127 / m`, `q = round-half-even(x * s)` clamped to -128..=127. Where an
+/// element is not finite `s` is NaN, and so is whatever is computed with it.
 ///
 /// The rule of bitnet.cpp's I2_S, here for every format.
 pub fn quantise_activations(x: &[f32], q: &mut [i8]) -> f32 {
     assert_eq!(x.len(), q.len());
-    let s = 127.0 / max(max_abs(x), 1e-5);
+    let is_finite = x.iter().all(|x| x.is_finite());
+    let s = if is_finite { 127.0 / max(max_abs(x), 1e-5) } else { f32::NAN };
     for (q, &x) in q.iter_mut().zip(x) {
         *q = round_to_i8(x * s);
     }
@@ -590,11 +595,14 @@ mod tests {
         assert_eq!((s, q), (127.0 / 1e-5, [0; 6]));
         let s = quantise_activations(&[1e-6, 0.0, 0.0, 0.0, 0.0, -1e-5], &mut q);
         assert_eq!((s, q), (127.0 / 1e-5, [13, 0, 0, 0, 0, -127]));
-        // Not-finite input is defined, too.
-        let s = quantise_activations(&[f32::NAN, 1.0, -1.0, 0.0, 0.5, 0.25], &mut q);
-        assert_eq!((s, q), (127.0, [-128, 127, -127, 0, 64, 32]));
-        let s = quantise_activations(&[f32::INFINITY, 1.0, 0.0, 0.0, 0.0, 0.0], &mut q);
-        assert_eq!((s, q[0], q[1]), (0.0, -128, 0));
+        // What is not finite is not lost: it is in the scale.
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let s = quantise_activations(&[odd, 1.0, -1.0, 0.0, 0.5, 0.25], &mut q);
+            assert!(s.is_nan(), "{odd}");
+            assert_eq!(q, [-128; 6]);
+        }
+        let s = quantise_activations(&[f32::MAX, 1.0, 0.0, 0.0, 0.0, 0.0], &mut q);
+        assert_eq!((s, q[0], q[1]), (127.0 / f32::MAX, 127, 0));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Embeddings and heads of every format: the demo model with its embedding rounded to one.
 
-#[allow(dead_code, reason = "what is looked at here is not the whole text")]
 mod demo;
 #[path = "demo/doubled.rs"]
 mod doubled;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use bitnet_runtime::Options;
 use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, Value};
 use bitnet_runtime::text::tokenizer::{MAX_TEXT, StreamDecoder, Tokenizer};
 use bitnet_trials::{Need, Tested, suite};
@@ -54,6 +55,30 @@ fn vectors_of_the_llama_vocabularies() -> Tested {
     let folder = Need::Vocabularies.data("tokenizers")?;
     vectors(&folder, "llama-spm");
     vectors(&folder, "llama-bpe");
+    Ok(())
+}
+
+/// Vocabularies of llama.cpp's models folder (`ggml-vocab-NAME.gguf` there), by the names that
+/// `tokenizer.ggml.pre` gives their families. They are tested where they are copied to.
+const FURTHER: [&str; 8] = [
+    "command-r",
+    "deepseek-coder",
+    "deepseek-llm",
+    "mpt",
+    "qwen2",
+    "qwen35",
+    "refact",
+    "starcoder",
+];
+
+fn vectors_of_a_further_vocabulary(name: &str) -> Tested {
+    let folder = std::env::var_os("BITNET_TEST_DATA").ok_or("BITNET_TEST_DATA is not set");
+    let folder = folder.map(|folder| PathBuf::from(folder).join("tokenizers"));
+    let folder = Need::FurtherVocabularies.met(folder)?;
+    let file = folder.join(format!("{name}.gguf"));
+    let found = if file.exists() { Ok(()) } else { Err(format!("there is no {}", file.display())) };
+    Need::FurtherVocabularies.met(found)?;
+    vectors(&folder, name);
     Ok(())
 }
 
@@ -239,8 +264,8 @@ fn malformed_vocabularies_are_refused_by_name() {
         ),
         (
             "G88 negative",
-            with(b(), "tokenizer.ggml.bos_token_id", Some(Value::I32(-1))),
-            &["bos_token_id", "i32 -1", "u32"],
+            with(b(), "tokenizer.ggml.bos_token_id", Some(Value::I32(-2))),
+            &["bos_token_id", "i32 -2", "u32"],
         ),
         ("G89", with(b(), MERGES, strings(&["he"])), &["merges[0]", "'he'", "space"]),
         ("G89 unknown", with(b(), MERGES, strings(&["h q"])), &["merges", "hq"]),
@@ -250,6 +275,11 @@ fn malformed_vocabularies_are_refused_by_name() {
             "G91",
             with(b(), "tokenizer.ggml.pre", Some(Value::Str("klingon".into()))),
             &["pre", "'klingon'", "llama-bpe", "falcon3", "qwen2"],
+        ),
+        (
+            "H11",
+            with(s(), SCORES, Some(Value::Array(Array::F32(vec![f32::NAN; 264])))),
+            &["scores[0]", "NaN", "a number"],
         ),
         ("G92", replaced(s(), 3, "<0x-1>"), &["tokens[3]", "'<0x-1>'", "'<0xFF>'"]),
         ("G92 letters", replaced(s(), 3, "<0xZZ>"), &["tokens[3]", "'<0xZZ>'"]),
@@ -276,10 +306,269 @@ fn malformed_vocabularies_are_refused_by_name() {
     }
 }
 
+/// R6: converters write -1 where there is no such token.
+fn r6_an_id_of_minus_one_is_no_token() {
+    let values = [Value::I32(-1), Value::I64(-1), Value::U32(u32::MAX), Value::U64(u64::MAX)];
+    for name in ["bos", "eos", "eot", "eom", "unknown", "fim_pad", "fim_rep", "fim_sep"] {
+        for value in &values {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            let mut writer = GgufWriter::new();
+            for (own, value) in byte_level().iter().filter(|(own, _)| *own != key) {
+                writer.kv(own, value);
+            }
+            writer.kv(&key, value);
+            let gguf = Gguf::from_bytes("v.gguf", writer.header()).unwrap();
+            let tokenizer = Tokenizer::from_gguf(&gguf).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let said = |n: &&bitnet_runtime::Note| n.text.contains(&format!("{key} is -1"));
+            assert_eq!(tokenizer.notes().iter().filter(said).count(), 1, "{name} {value}");
+            assert_eq!(tokenizer.bos(), (name != "bos").then_some(0));
+        }
+    }
+}
+
+/// R6: the width of a number does not matter, nor its kind where it is exact.
+fn r6_scores_and_types_may_be_other_numbers() {
+    let kv = sentencepiece();
+    let text = "ab ba\u{e9}";
+    let expected = build(&kv).unwrap().encode(text, true, false).unwrap();
+    let numbers = |name: &str| kv.iter().find(|(key, _)| key.ends_with(name)).unwrap().1.items();
+    let scores = || numbers("scores").map(|score| score.as_f32().unwrap());
+    let types = || numbers("token_type").map(|kind| kind.as_u32().unwrap());
+    for (key, array) in [
+        ("tokenizer.ggml.scores", Array::I32(scores().map(|x| x as i32).collect())),
+        ("tokenizer.ggml.scores", Array::F64(scores().map(f64::from).collect())),
+        ("tokenizer.ggml.token_type", Array::U8(types().map(|x| x as u8).collect())),
+        ("tokenizer.ggml.token_type", Array::I64(types().map(i64::from).collect())),
+    ] {
+        let t = build(&with(sentencepiece(), key, Some(Value::Array(array)))).unwrap();
+        assert_eq!(t.encode(text, true, false).unwrap(), expected, "{key}");
+    }
+}
+
+/// A vocabulary of so many tokens, all of one letter but for some, without a pre-tokenizer's name.
+fn nameless(count: usize, named: &[(usize, &str)], pre: Option<&str>) -> Metadata {
+    let mut tokens = vec!["x"; count];
+    for &(id, text) in named {
+        tokens[id] = text;
+    }
+    let mut kv = vec![
+        ("tokenizer.ggml.model", Value::Str("gpt2".into())),
+        ("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens.iter().collect()))),
+        ("tokenizer.ggml.merges", Value::Array(Array::Str([""; 0].iter().collect()))),
+    ];
+    kv.extend(pre.map(|name| ("tokenizer.ggml.pre", Value::Str(name.into()))));
+    kv
+}
+
+/// W1: the vocabulary tells its pre-tokenizer where the file does not.
+fn w1_missing_pre_is_inferred() {
+    const BEGIN: &str = "<|begin_of_text|>";
+    const START: &str = "<|im_start|>";
+    // `'S` is a contraction there, of three digits one piece each.
+    type Case = (usize, &'static [(usize, &'static str)], Option<&'static str>);
+    let cases: [Case; 9] = [
+        (128_256, &[(128_000, BEGIN)], Some("llama-bpe")),
+        (151_936, &[(151_644, START)], Some("qwen2")),
+        (131_072, &[(5, ">>ABSTRACT<<")], Some("falcon3")),
+        (32_768, &[(9, START)], Some("falcon_e")),
+        (128_256, &[(128_001, BEGIN)], None),
+        (151_936, &[(3, "<|im_end|>")], None),
+        (152_001, &[(151_644, START)], None),
+        (131_073, &[(5, ">>ABSTRACT<<")], None),
+        (32_767, &[(9, START)], None),
+    ];
+    for (count, named, expected) in cases {
+        for pre in [None, Some("default")] {
+            let tokenizer = build(&nameless(count, named, pre)).unwrap();
+            let about = |n: &&bitnet_runtime::Note| n.text.contains("tokenizer.ggml.pre");
+            let notes: Vec<_> = tokenizer.notes().iter().filter(about).collect();
+            match (expected, pre) {
+                (Some(name), _) => {
+                    assert_eq!(notes.len(), 1);
+                    assert!(!notes[0].is_warning && notes[0].text.contains(&format!("of {name},")));
+                }
+                (None, None) => {
+                    assert!(notes.len() == 1 && notes[0].is_warning, "{notes:?}");
+                    assert!(notes[0].text.contains("name the pre-tokenizer"), "{notes:?}");
+                }
+                (None, Some(_)) => assert!(notes.is_empty(), "{notes:?}"),
+            }
+            let llama = matches!(expected, Some("llama-bpe" | "falcon3" | "falcon_e"));
+            assert_eq!(tokenizer.add_bos(), llama, "{count}");
+        }
+    }
+}
+
+/// W1: the words of a Llama 3 vocabulary are the same with and without its pre-tokenizer's name; what
+/// the user says counts for more than what is inferred.
+fn w1_the_words_are_those_of_the_vocabulary() -> Tested {
+    let folder = std::env::var_os("BITNET_TEST_DATA").ok_or("BITNET_TEST_DATA is not set");
+    let folder = PathBuf::from(Need::Vocabularies.met(folder)?).join("tokenizers");
+    let gguf = Gguf::open(folder.join("llama-bpe.gguf")).unwrap();
+    let without = |pre: Option<&str>| {
+        let mut writer = GgufWriter::new();
+        for (key, value) in gguf.metadata().filter(|(key, _)| *key != "tokenizer.ggml.pre") {
+            writer.kv(key, value);
+        }
+        if let Some(name) = pre {
+            writer.kv("tokenizer.ggml.pre", &Value::Str(name.into()));
+        }
+        Gguf::from_bytes("v.gguf", writer.header()).unwrap()
+    };
+    let text = "I'll say: \"don't\" (they're here).";
+    let ids = |gguf: &Gguf| Tokenizer::from_gguf(gguf).unwrap().encode(text, false, false).unwrap();
+    let expected = ids(&gguf);
+    assert_eq!(expected.len(), 13);
+    assert_eq!(ids(&without(None)), expected);
+    assert_eq!(ids(&without(Some("default"))), expected);
+    for (pre, len) in [("default", 18), ("llama3", 13)] {
+        let options = Options { pre: Some(pre.into()), ..Options::default() };
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::copy(folder.join("llama-bpe.gguf"), path.path()).unwrap();
+        assert_eq!(ids(&options.file(path.path()).unwrap()).len(), len, "{pre}");
+    }
+    Ok(())
+}
+
+/// llama.cpp's rule, with its exceptions.
+fn every_token_that_ends_a_generation_is_known() {
+    let ends = |texts: &[(&str, i32)], more: Metadata| -> Vec<String> {
+        let mut kv = byte_level();
+        for (key, value) in &mut kv {
+            match (*key, value) {
+                ("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens))) => {
+                    let own = tokens.iter().map(str::to_owned).filter(|t| t != "<|eot_id|>");
+                    let all: Vec<String> =
+                        own.chain(texts.iter().map(|(text, _)| (*text).to_owned())).collect();
+                    *tokens = all.iter().collect();
+                }
+                ("tokenizer.ggml.token_type", Value::Array(Array::I32(types))) => {
+                    types.remove(types.len() - 2);
+                    types.extend(texts.iter().map(|(_, kind)| kind));
+                }
+                _ => {}
+            }
+        }
+        kv.extend(more);
+        let t = build(&kv).unwrap();
+        t.eos_ids().iter().map(|&id| t.token_text(id).unwrap().to_owned()).collect()
+    };
+    let all = [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|flush|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "</s>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+        "[e~[",
+        "<|fim_pad|>",
+        "<fim-pad>",
+        "<PAD>",
+        "<|fim_repo|>",
+        "<fim-repo>",
+        "<|repo_name|>",
+        "<reponame>",
+        "<|file_sep|>",
+        "<file_sep>",
+        "<fim_sep>",
+    ];
+    for kind in [2, 3, 4] {
+        assert_eq!(ends(&all.map(|text| (text, kind)), vec![]), all, "type {kind}");
+    }
+    // Ordinary text is none, but for what can be nothing else.
+    let ordinary = ends(&all.map(|text| (text, 1)), vec![]);
+    let bars = |text: &&str| text.starts_with("<|") && text.ends_with("|>");
+    assert_eq!(ordinary, all.into_iter().filter(bars).collect::<Vec<_>>());
+    assert!(ends(&all.map(|text| (text, 5)), vec![]).is_empty(), "unused");
+
+    let sets: [(&[&str], &[&str]); 5] = [
+        (&["<|end|>", "<|return|>", "<|call|>"], &["<|return|>", "<|call|>"]),
+        (&["<|end|>", "<|calls|>", "<|flush|>"], &["<|calls|>", "<|flush|>"]),
+        (&["<|end|>", "<|return|>"], &["<|end|>", "<|return|>"]),
+        (&["</s>", "<|tool_response>"], &["<|tool_response>"]),
+        (&["</s>", "<eos>"], &["</s>", "<eos>"]),
+    ];
+    for (tokens, expected) in sets {
+        let typed: Vec<(&str, i32)> = tokens.iter().map(|text| (*text, 3)).collect();
+        assert_eq!(ends(&typed, vec![]), expected);
+    }
+    // Those that the file names, whatever their texts.
+    let named = ["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"];
+    for name in named {
+        let key: &'static str = match name {
+            "eos" => "tokenizer.ggml.eos_token_id",
+            "eot" => "tokenizer.ggml.eot_token_id",
+            "eom" => "tokenizer.ggml.eom_token_id",
+            "fim_pad" => "tokenizer.ggml.fim_pad_token_id",
+            "fim_rep" => "tokenizer.ggml.fim_rep_token_id",
+            _ => "tokenizer.ggml.fim_sep_token_id",
+        };
+        assert_eq!(ends(&[], vec![(key, Value::U32(1))]), ["\""], "{name}");
+    }
+    // Without types every text counts.
+    let tokens: Vec<&str> = ["a", "</s>", "<eos>"].into();
+    let kv = with(
+        with(byte_level(), "tokenizer.ggml.token_type", None),
+        "tokenizer.ggml.tokens",
+        Some(Value::Array(Array::Str(tokens.iter().collect()))),
+    );
+    let kv =
+        with(kv, "tokenizer.ggml.merges", Some(Value::Array(Array::Str([""; 0].iter().collect()))));
+    assert_eq!(build(&kv).unwrap().eos_ids(), [1, 2]);
+}
+
+/// W8: a character that is broken off twice by the same byte is two.
+fn w8_broken_characters_are_told_by_their_place() {
+    let t = build(&sentencepiece()).unwrap();
+    let ids: Vec<u32> = [0xe2, 0xe2, 0x61].map(|b: u8| 3 + u32::from(b)).into();
+    assert_eq!(t.decode(&ids), "\u{fffd}\u{fffd}a");
+    // All bytes in pairs and threes that begin no character: as the standard library has them.
+    let bytes = [0xe2u8, 0x82, 0xf0, 0x9f, 0xc3, 0x61, 0xff];
+    for a in bytes {
+        for b in bytes {
+            for c in bytes {
+                for d in bytes {
+                    let text = [a, b, c, d];
+                    let ids: Vec<u32> = text.iter().map(|&b| 3 + u32::from(b)).collect();
+                    assert_eq!(t.decode(&ids), String::from_utf8_lossy(&text), "{text:x?}");
+                }
+            }
+        }
+    }
+}
+
+/// H11: the bytes of a SentencePiece vocabulary are known by their names.
+fn h11_token_types_are_derived_where_there_are_none() {
+    let typed = build(&sentencepiece()).unwrap();
+    let plain = build(&with(sentencepiece(), "tokenizer.ggml.token_type", None)).unwrap();
+    let said = |n: &&bitnet_runtime::Note| n.text.contains("token_type is missing");
+    assert_eq!(plain.notes().iter().filter(said).count(), 1);
+    assert_eq!(typed.notes().iter().filter(said).count(), 0);
+    for text in ["ab ba\u{e9}\n", "<0x0A>", "</s><s>"] {
+        let ids = typed.encode(text, true, false).unwrap();
+        assert_eq!(plain.encode(text, true, false).unwrap(), ids);
+        assert_eq!(plain.decode(&ids), typed.decode(&ids));
+    }
+    assert_eq!(plain.encode("</s>", false, true).unwrap(), [2]);
+    assert_eq!((plain.eos_ids(), plain.bos()), (typed.eos_ids(), Some(1)));
+}
+
 fn unusual_vocabularies_still_work() {
     // G91: a missing `pre` is a warning, as in llama.cpp; G96: so is a missing end token.
     let t = build(&with(byte_level(), "tokenizer.ggml.pre", None)).unwrap();
-    assert!(t.warnings().iter().any(|w| w.contains("tokenizer.ggml.pre")));
+    assert!(t.notes().iter().any(|n| n.text.contains("tokenizer.ggml.pre")));
     // G93: duplicate and empty tokens.
     let tokens = ["a", "", "a", "b"];
     let kv = with(
@@ -291,14 +580,14 @@ fn unusual_vocabularies_still_work() {
     let kv =
         with(kv, "tokenizer.ggml.merges", Some(Value::Array(Array::Str([""; 0].iter().collect()))));
     let t = build(&kv).unwrap();
-    assert!(t.warnings().iter().any(|w| w.contains("end-of-generation")));
+    assert!(t.notes().iter().any(|n| n.text.contains("end-of-generation")));
     assert_eq!(t.encode("ab", false, false).unwrap(), [2, 3]);
     // G95: what no token expresses is an error, never dropped in silence.
     assert_eq!(t.encode("abc", false, false).unwrap_err().exit_code(), 2);
 }
 
 fn main() -> ExitCode {
-    suite![
+    let mut suite = suite![
         vectors_of_gpt_2,
         vectors_of_falcon,
         vectors_of_phi_3,
@@ -309,7 +598,17 @@ fn main() -> ExitCode {
         streaming_never_splits_a_character,
         long_runs_end,
         malformed_vocabularies_are_refused_by_name,
+        r6_an_id_of_minus_one_is_no_token,
+        r6_scores_and_types_may_be_other_numbers,
+        w1_missing_pre_is_inferred,
+        w1_the_words_are_those_of_the_vocabulary,
+        every_token_that_ends_a_generation_is_known,
+        w8_broken_characters_are_told_by_their_place,
+        h11_token_types_are_derived_where_there_are_none,
         unusual_vocabularies_still_work,
-    ]
-    .run()
+    ];
+    for name in FURTHER {
+        suite.add(format!("vectors_of::{name}"), move || vectors_of_a_further_vocabulary(name));
+    }
+    suite.run()
 }

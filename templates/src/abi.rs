@@ -237,7 +237,7 @@ pub struct VectorEntry {
     /// RMSNorm of `x` with weights `w`.
     pub rms_norm:
         unsafe extern "C" fn(x: *const f32, w: *const f32, eps: f32, out: *mut f32, n: usize),
-    /// Quantises a token to int8; gives the scale.
+    /// Quantises a token to int8; gives the scale, NaN if an element is not finite.
     pub quantise_activations: unsafe extern "C" fn(x: *const f32, q: *mut i8, n: usize) -> f32,
     /// Quantises per block of 32; `d` is `[n / 32]`, and `n` is a multiple of 32.
     pub quantise_blocks: unsafe extern "C" fn(x: *const f32, q: *mut i8, d: *mut f32, n: usize),

@@ -90,27 +90,31 @@ unsafe fn sum_squares(x: *const f32, n: usize) -> f32 {
     }
 }
 
-/// The largest magnitude, 0 if there is none; NaNs are passed over.
+/// The largest magnitude, 0 if there is none; NaNs are passed over. Beside it 0, or NaN if any element is
+/// not finite: `x - x` is, in time that the maximum leaves.
 ///
 /// # Safety
 /// `x` is readable for `n` floats.
 #[inline]
-unsafe fn max_abs(x: *const f32, n: usize) -> f32 {
+unsafe fn max_abs(x: *const f32, n: usize) -> (f32, f32) {
     // SAFETY: every access stays below n.
     unsafe {
-        let mut top = isa::f32_splat(0.0);
+        let (mut top, mut odd) = (isa::f32_splat(0.0), isa::f32_splat(0.0));
         let mut i = 0;
         while i + LANES <= n {
-            top = isa::f32_max(isa::f32_abs(isa::f32_load(x.add(i))), top);
+            let v = isa::f32_load(x.add(i));
+            top = isa::f32_max(isa::f32_abs(v), top);
+            odd = isa::f32_add(odd, isa::f32_sub(v, v));
             i += LANES;
         }
-        let mut most = isa::f32_reduce_max(top);
+        let (mut most, mut odd) = (isa::f32_reduce_max(top), isa::f32_reduce_add(odd));
         while i < n {
-            let v = x.add(i).read().abs();
-            most = if v > most { v } else { most };
+            let v = x.add(i).read();
+            most = if v.abs() > most { v.abs() } else { most };
+            odd = if v.is_finite() { odd } else { f32::NAN };
             i += 1;
         }
-        most
+        (most, odd)
     }
 }
 
@@ -144,7 +148,10 @@ unsafe fn quantise(x: *const f32, s: f32, q: *mut i8, n: usize) {
 unsafe extern "C" fn rms_norm(x: *const f32, w: *const f32, eps: f32, out: *mut f32, n: usize) {
     // SAFETY: the contract of VectorEntry.
     unsafe {
-        let r = 1.0 / isa::sqrt(sum_squares(x, n) / n as f32 + eps);
+        let sum = sum_squares(x, n);
+        // Not 1 / inf, which would make all of them 0.
+        let sum = if sum == f32::INFINITY { f32::NAN } else { sum };
+        let r = 1.0 / isa::sqrt(sum / n as f32 + eps);
         let r = isa::f32_splat(r);
         elementwise(x, w, out, n, |x, w| isa::f32_mul(isa::f32_mul(x, r), w));
     }
@@ -157,8 +164,8 @@ unsafe extern "C" fn rms_norm(x: *const f32, w: *const f32, eps: f32, out: *mut 
 pub unsafe extern "C" fn quantise_activations(x: *const f32, q: *mut i8, n: usize) -> f32 {
     // SAFETY: the contract of VectorEntry.
     unsafe {
-        let m = max_abs(x, n);
-        let s = 127.0 / if m > 1e-5 { m } else { 1e-5 };
+        let (m, odd) = max_abs(x, n);
+        let s = 127.0 / (if m > 1e-5 { m } else { 1e-5 } + odd);
         quantise(x, s, q, n);
         s
     }
@@ -174,7 +181,7 @@ pub unsafe extern "C" fn quantise_blocks(x: *const f32, q: *mut i8, d: *mut f32,
         // SAFETY: the contract of VectorEntry; n is a multiple of the block.
         unsafe {
             let x = x.add(block * BLOCK);
-            let m = max_abs(x, BLOCK);
+            let (m, _) = max_abs(x, BLOCK);
             let m = if m > 1e-30 { m } else { 1e-30 };
             d.add(block).write(m / 127.0);
             quantise(x, 127.0 / m, q.add(block * BLOCK), BLOCK);

@@ -214,7 +214,8 @@ pub mod head_i2_s__scalar__any__r4_c0_n1_u1_p0 {
                     } else {
                         isa::codes(packed[r], field)
                     };
-                    let sum = &mut sums[r * TOKENS + t][field % CHAINS];
+                    let chain = if CHAINS > 1 { field } else { 0 };
+                    let sum = &mut sums[r * TOKENS + t][chain];
                     *sum = isa::dot(*sum, codes, a);
                 }
             }

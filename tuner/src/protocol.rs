@@ -147,7 +147,7 @@ impl LibraryFile {
 #[serde(rename_all = "snake_case")]
 pub enum Work {
     /// Verify and time candidates.
-    Measure(MeasureTask),
+    Measure(Box<MeasureTask>),
     /// Time threads, pinning and pages.
     Placement(PlacementTask),
     /// Time activation sparsity.

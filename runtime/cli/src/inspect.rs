@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use crate::load::OverrideArgs;
 use crate::output::{answer, human, note};
 use bitnet_runtime::arch::{EMBEDDING, HEAD};
 use bitnet_runtime::error::Result;
@@ -16,17 +17,20 @@ pub struct Args {
     /// The GGUF file
     #[arg(value_name = "MODEL")]
     model: PathBuf,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 /// Prints the file's contents.
 ///
 /// # Errors
-/// Those of [`Gguf::open`], and of writing to stdout.
+/// Those of opening the file, and of writing to stdout.
 pub fn run(args: &Args) -> Result<()> {
     bus_error::explain(&args.model, "leave it as it is while it is used");
-    let gguf = Gguf::open(&args.model).or_else(|error| {
+    let gguf = args.overrides.open(&args.model).or_else(|error| {
         // A part of a model whose other parts are not there, or not as they should be.
-        let part = Gguf::open_part(&args.model)?;
+        let mut part = Gguf::open_part(&args.model)?;
+        args.overrides.options().apply(&mut part)?;
         note(format_args!("note: {error}; this part is shown alone"));
         Ok(part)
     })?;

@@ -13,19 +13,64 @@ use bitnet_runtime::cpu::sparse;
 use bitnet_runtime::cpu::threads::MAX_THREADS;
 use bitnet_runtime::engine::{Engine, NamedProfile, Options, ProfileChoice, Progress};
 use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::gguf::{Gguf, Override};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::output::note;
+use crate::output::{note, with_flags};
 
 /// The heading of these flags in the help.
 pub const PERFORMANCE: &str = "Performance";
+const MODEL_FILE: &str = "Model file";
 
 /// More tokens than this do not go through the model together, whatever is asked for.
 pub const MAX_BATCH: usize = 1 << 16;
 
-/// The flags that choose kernels.
+/// Flags for what a model's file says wrongly, or does not say.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct OverrideArgs {
+    /// Take this value of a metadata key in place of the file's; the types are int, float, bool and
+    /// str. Several: repeat the flag, or put commas between
+    #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = overrides, help_heading = MODEL_FILE)]
+    override_kv: Vec<Overrides>,
+    /// Cut a text into words as this vocabulary does, such as llama-bpe or qwen2, whatever the file says
+    #[arg(long, value_name = "NAME", help_heading = MODEL_FILE)]
+    pre: Option<String>,
+}
+
+/// The values of one `--override-kv`.
+#[derive(Clone, Debug)]
+struct Overrides(Vec<Override>);
+
+fn overrides(text: &str) -> Result<Overrides> {
+    Override::list(text).map(Overrides)
+}
+
+impl OverrideArgs {
+    /// These flags as options.
+    pub fn options(&self) -> Options {
+        Options {
+            overrides: self.override_kv.iter().flat_map(|list| list.0.clone()).collect(),
+            pre: self.pre.clone(),
+            ..Options::default()
+        }
+    }
+
+    /// Opens a file that is not run, and tells what is not the file's own word.
+    ///
+    /// # Errors
+    /// Those of [`Options::file`].
+    pub fn open(&self, path: &Path) -> Result<Gguf> {
+        let gguf = self.options().file(path)?;
+        gguf.override_notes().for_each(|line| note(format_args!("{line}")));
+        Ok(gguf)
+    }
+}
+
+/// The flags that choose kernels, and say what the file does not.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KernelArgs {
+    #[command(flatten)]
+    overrides: OverrideArgs,
     /// A tuning profile; auto: your own for this CPU and model, else the shipped one;
     /// none: the shipped one
     #[arg(long, value_name = "FILE|auto|none", default_value = "auto")]
@@ -235,7 +280,7 @@ impl KernelArgs {
             pinning: placement.cpu_strict.map(|on| if on { Pinning::Cores } else { Pinning::None }),
             huge_pages: placement.huge_pages,
             mlock: placement.mlock,
-            ..Options::default()
+            ..self.overrides.options()
         };
         Ok((path, options))
     }
@@ -244,7 +289,7 @@ impl KernelArgs {
 /// Tells on stderr what there is to tell and was not told yet.
 pub fn tell(engine: &Engine) {
     for line in engine.take_notes() {
-        note(format_args!("{line}"));
+        note(format_args!("{}", with_flags(&line.to_string())));
     }
 }
 

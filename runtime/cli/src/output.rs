@@ -37,7 +37,7 @@ pub fn end(message: &clap::Error) -> ! {
 }
 
 /// The flags for parameters of the library that an error may name.
-const FLAGS: [(&str, &str); 10] = [
+const FLAGS: [(&str, &str); 12] = [
     ("isa", "--isa"),
     ("temperature", "--temp"),
     ("top_p", "--top-p"),
@@ -48,18 +48,25 @@ const FLAGS: [(&str, &str); 10] = [
     ("threads", "--threads"),
     ("model", "--model"),
     ("seed", "--seed"),
+    ("override", "--override-kv"),
+    ("pre", "--pre"),
 ];
 
-/// An error of the library as a user of the program reads it: with flags where it names parameters.
+/// Advice of the library, and the flags to follow it with.
+const ADVICE: [(&str, &str); 3] =
+    [("a smaller context", "-c"), ("a larger context", "-c"), ("name the pre-tokenizer", "--pre")];
+
+/// An error or a note of the library as a user of the program reads it: with flags where it names
+/// parameters.
 pub fn with_flags(line: &str) -> String {
     let named = FLAGS.into_iter().find_map(|(parameter, flag)| {
         let rest = line.strip_prefix(parameter).filter(|rest| rest.starts_with(": "))?;
         Some(format!("{flag}{rest}"))
     });
     let line = named.unwrap_or_else(|| line.to_owned());
-    ["a smaller context", "a larger context"]
+    ADVICE
         .into_iter()
-        .fold(line, |line, advice| line.replace(advice, &format!("{advice} (-c)")))
+        .fold(line, |line, (advice, flag)| line.replace(advice, &format!("{advice} ({flag})")))
 }
 
 /// 1234567 as `1.2 MB`.

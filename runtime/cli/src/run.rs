@@ -16,7 +16,7 @@ use bitnet_runtime::engine::lookup::MAX_DRAFT;
 use bitnet_runtime::engine::report::{HeadReport, KernelReport};
 use bitnet_runtime::engine::sampler::{Sampler, Sampling};
 use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions};
-use bitnet_runtime::engine::{Engine, Options, ProfileInUse};
+use bitnet_runtime::engine::{Engine, Options, ProfileInUse, Suggested};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
 use serde::Serialize;
@@ -81,67 +81,63 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// 0 or less: always the most likely token
+    /// 0 or less: always the most likely token [default: the file's, else 0.8]
     #[arg(
         long,
         alias = "temperature",
         value_name = "T",
-        default_value_t = 0.8,
         allow_negative_numbers = true,
         value_parser = temperature,
         help_heading = SAMPLING
     )]
-    temp: f32,
-    /// Only the K most likely tokens; 0 or less: all
+    temp: Option<f32>,
+    /// Only the K most likely tokens; 0 or less: all [default: the file's, else 40]
     #[arg(
         long,
         value_name = "K",
-        default_value_t = 40,
         allow_negative_numbers = true,
         value_parser = clap::value_parser!(i64).range(..=i64::from(i32::MAX)),
         help_heading = SAMPLING
     )]
-    top_k: i64,
-    /// Only the most likely tokens that together reach this probability; 1 or more: all
+    top_k: Option<i64>,
+    /// Only the most likely tokens that together reach this probability; 1 or more: all [default: the
+    /// file's, else 0.95]
     #[arg(
         long,
         value_name = "P",
-        default_value_t = 0.95,
         allow_negative_numbers = true,
         value_parser = share,
         help_heading = SAMPLING
     )]
-    top_p: f32,
-    /// Only tokens this likely relative to the most likely one; 0 or less: all
+    top_p: Option<f32>,
+    /// Only tokens this likely relative to the most likely one; 0 or less: all [default: the file's,
+    /// else 0.05]
     #[arg(
         long,
         value_name = "P",
-        default_value_t = 0.05,
         allow_negative_numbers = true,
         value_parser = share,
         help_heading = SAMPLING
     )]
-    min_p: f32,
-    /// Makes tokens written lately less likely; 1: off
+    min_p: Option<f32>,
+    /// Makes tokens written lately less likely; 1: off [default: the file's, else 1]
     #[arg(
         long,
         value_name = "X",
-        default_value_t = 1.0,
         allow_negative_numbers = true,
         value_parser = penalty,
         help_heading = SAMPLING
     )]
-    repeat_penalty: f32,
-    /// How many tokens are lately; -1: all of the context
+    repeat_penalty: Option<f32>,
+    /// How many tokens are lately; -1: all of the context [default: the file's, else 64]
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 64,
         allow_negative_numbers = true,
         value_parser = clap::value_parser!(i64).range(-1..=i64::from(i32::MAX)),
         help_heading = SAMPLING
     )]
-    repeat_last_n: i64,
+    repeat_last_n: Option<i64>,
     /// The same seed, of which 32 bits count, writes the same text; -1: another each time
     #[arg(
         short,
@@ -213,7 +209,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let (path, options) = args.kernels.open(args.model.as_deref(), args.placement)?;
     let text = args.prompt.text()?;
-    let sampling = args.sampling();
     let limits = SequenceOptions {
         tokens: usize::try_from(args.predict).ok(),
         ignore_eos: args.ignore_eos,
@@ -221,7 +216,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let silenced = Arc::new(AtomicBool::new(false));
     let options = Options {
-        needs: Sampler::new(sampling)?.needs(&[], &[]),
         threads: args.threads,
         fixed_threads: args.fixed_threads,
         mmap: !args.no_mmap,
@@ -231,7 +225,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if options.mmap {
         bus_error::explain(&path, "leave it as it is while it is used, or give --no-mmap");
     }
-    let engine = Engine::open(&path, options)?;
+    let gguf = options.file(&path)?;
+    let suggested = args.unsaid(Suggested::from_gguf(&gguf)?);
+    let sampling = args.sampling(&suggested);
+    let needs = Sampler::new(sampling)?.needs(&[], &[]);
+    let engine = Engine::from_gguf(gguf, Options { needs, ..options })?;
     let tokenizer = engine.tokenizer()?;
     let prompt = tokenizer.prompt(&text)?;
     let mut sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling, limits)?;
@@ -247,6 +245,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         engine.pool().threads(),
         session.context()
     ));
+    if let Some(line) = suggested.line() {
+        note(format_args!("{line}"));
+    }
     if sampling.temperature > 0.0 {
         note(format_args!("seed: {}", sampling.seed));
     }
@@ -348,14 +349,30 @@ impl Args {
         }
     }
 
-    fn sampling(&self) -> Sampling {
+    /// What the file suggests of the settings that no flag gives.
+    fn unsaid(&self, suggested: Suggested) -> Suggested {
+        Suggested {
+            temperature: suggested.temperature.filter(|_| self.temp.is_none()),
+            top_k: suggested.top_k.filter(|_| self.top_k.is_none()),
+            top_p: suggested.top_p.filter(|_| self.top_p.is_none()),
+            min_p: suggested.min_p.filter(|_| self.min_p.is_none()),
+            repeat_penalty: suggested.repeat_penalty.filter(|_| self.repeat_penalty.is_none()),
+            repeat_last_n: suggested.repeat_last_n.filter(|_| self.repeat_last_n.is_none()),
+            ..suggested
+        }
+    }
+
+    /// The settings of the flags; where there is none, those of the file, else the defaults.
+    fn sampling(&self, suggested: &Suggested) -> Sampling {
+        let defaults = suggested.over(Sampling::default());
+        let count = |flag: Option<i64>, all: usize| flag.map(|n| usize::try_from(n).unwrap_or(all));
         Sampling {
-            temperature: self.temp,
-            top_k: usize::try_from(self.top_k).unwrap_or(0),
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repeat_penalty: self.repeat_penalty,
-            repeat_last_n: usize::try_from(self.repeat_last_n).unwrap_or(usize::MAX),
+            temperature: self.temp.unwrap_or(defaults.temperature),
+            top_k: count(self.top_k, 0).unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
+            repeat_last_n: count(self.repeat_last_n, usize::MAX).unwrap_or(defaults.repeat_last_n),
             seed: self.seed().into(),
         }
     }

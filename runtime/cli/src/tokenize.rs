@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::output::{answer, note};
+use crate::load::OverrideArgs;
+use crate::output::{answer, note, with_flags};
 use crate::prompt::{EscapeArgs, LastLineEnd, from_path, unescape};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
-use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::text::tokenizer::Tokenizer;
 
 /// Print the token ids of a text as a JSON list
@@ -32,6 +32,8 @@ pub struct Args {
     /// Take special tokens spelled out in the text for those tokens
     #[arg(long)]
     special: bool,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 /// Prints the ids.
@@ -46,9 +48,9 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let text = if args.escapes.apply(args.file.is_none()) { unescape(&text)? } else { text };
     bus_error::explain(&args.model, "leave it as it is while it is used");
-    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
-    for warning in tokenizer.warnings() {
-        note(format_args!("warning: {warning}"));
+    let tokenizer = Tokenizer::from_gguf(&args.overrides.open(&args.model)?)?;
+    for line in tokenizer.notes() {
+        note(format_args!("{}", with_flags(&line.to_string())));
     }
     if args.bos && tokenizer.bos().is_none() {
         return Err(Error::usage(

@@ -4,15 +4,18 @@ use bitnet_profiles::{Role, Shape, shapes_hash};
 use serde::{Deserialize, Serialize};
 
 use super::rope::{self, RopeScaling};
-use super::{Architecture, layer_tensor};
+use super::{Activation, Architecture, layer_tensor, policy};
 use crate::error::{Result, quoted};
-use crate::file::gguf::Gguf;
+use crate::file::gguf::{Gguf, Value};
 
 /// The hyperparameters of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Its architecture.
     pub architecture: &'static Architecture,
+    /// The non-linearity of the feed-forward part: that of the architecture unless the file says
+    /// another.
+    pub activation: Activation,
     /// Transformer layers.
     pub layers: usize,
     /// Width of the residual stream.
@@ -66,13 +69,15 @@ impl Config {
                 Err(gguf.key_error(&key(name), value, format_args!("1 to {max}")))
             }
         };
-        let required = |name: &str, max: u32| bounded(name, gguf.require_u32(&key(name))?, max);
+        let layers = gguf.require_u32(&key("block_count"))?;
+        let layers = bounded("block_count", layers, MAX_LAYERS)?;
         let optional = |name: &str, max: u32| {
-            let value = gguf.get_u32(&key(name))?;
+            let value = per_layer(gguf, &key(name), layers, "a u32", Value::as_u32)?;
             value.map(|value| bounded(name, value, max)).transpose()
         };
+        let required = |name: &str, max: u32| gguf.require(&key(name), optional(name, max)?);
+        let float = |name: &str| per_layer(gguf, &key(name), layers, "an f32", Value::as_f32);
 
-        let layers = required("block_count", MAX_LAYERS)?;
         let hidden = required("embedding_length", MAX_WIDTH)?;
         let ffn = required("feed_forward_length", MAX_WIDTH)?;
         let context = required("context_length", MAX_CONTEXT)?;
@@ -124,17 +129,19 @@ impl Config {
                 format_args!("an even number up to the length of a key, {head_dim}"),
             ));
         }
-        let rope_base = rope::base(gguf, architecture.name)?;
+        let rope_base = rope::base(gguf, architecture.name, layers)?;
         let rope_scaling = RopeScaling::from_gguf(gguf, architecture.name, context)?;
 
-        let eps_key = key("attention.layer_norm_rms_epsilon");
-        let eps = gguf.require_f32(&eps_key)?;
+        let eps_name = "attention.layer_norm_rms_epsilon";
+        let eps_key = key(eps_name);
+        let eps = gguf.require(&eps_key, float(eps_name)?)?;
         if !(eps > 0.0 && eps <= 1.0) {
             return Err(gguf.key_error(&eps_key, eps, "more than 0, at most 1"));
         }
 
-        Ok(Self {
+        let config = Self {
             architecture,
+            activation: activation(gguf, architecture)?,
             layers,
             hidden,
             ffn,
@@ -147,7 +154,9 @@ impl Config {
             eps,
             context,
             vocab: vocabulary(gguf, architecture)?,
-        })
+        };
+        policy::check_keys(gguf, &config)?;
+        Ok(config)
     }
 
     /// Query heads that share a key and value head.
@@ -237,6 +246,47 @@ fn architecture(gguf: &Gguf) -> Result<&'static Architecture> {
     })
 }
 
+/// Reads the non-linearity of the feed-forward part, by the names that Hugging Face and ggml give it.
+fn activation(gguf: &Gguf, architecture: &Architecture) -> Result<Activation> {
+    let key = format!("{}.hidden_activation", architecture.name);
+    match gguf.get_str(&key)? {
+        None => Ok(architecture.activation),
+        Some("relu2" | "relu_squared" | "squared_relu" | "relu_sqr") => Ok(Activation::Relu2),
+        Some("silu" | "swish" | "swiglu") => Ok(Activation::Silu),
+        Some(other) => Err(gguf.key_error(&key, quoted(other), "relu2 or silu")),
+    }
+}
+
+/// Reads a value that a file may also give layer by layer, then the same for all.
+pub(super) fn per_layer<T>(
+    gguf: &Gguf,
+    key: &str,
+    layers: usize,
+    expected: &str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Option<T>> {
+    let Some(value) = gguf.get(key) else { return Ok(None) };
+    let one = match value {
+        Value::Array(array) => {
+            let first = array.get(0).filter(|_| array.len() == layers);
+            let first = first.ok_or_else(|| {
+                gguf.key_error(
+                    key,
+                    value,
+                    format_args!("{expected}, or one for each of {layers} layers"),
+                )
+            })?;
+            if let Some((layer, other)) = value.items().enumerate().find(|(_, own)| *own != first) {
+                let found = format!("{first} for the first layer and {other} for layer {layer}");
+                return Err(gguf.key_error(key, found, "the same for all layers"));
+            }
+            &first.clone()
+        }
+        one => one,
+    };
+    read(one).map(Some).ok_or_else(|| gguf.key_error(key, value, expected))
+}
+
 /// Returns the rows of the embedding, which the key `vocab_size` and the tokenizer have to agree
 /// with.
 fn vocabulary(gguf: &Gguf, architecture: &Architecture) -> Result<usize> {
@@ -279,6 +329,7 @@ mod tests {
     fn jobs_hold_every_ternary_weight() {
         let config = Config {
             architecture: &crate::arch::BITNET_B158,
+            activation: Activation::Relu2,
             layers: 30,
             hidden: 2560,
             ffn: 6912,

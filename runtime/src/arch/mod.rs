@@ -5,6 +5,7 @@
 //! [`Architecture`] holds the differences; [`config`] and [`rope`] read the sizes of a model from its file.
 
 pub mod config;
+pub mod policy;
 pub mod rope;
 
 use bitnet_profiles::Role;
@@ -17,7 +18,7 @@ pub struct Architecture {
     pub name: &'static str,
     /// The elements of a head that rotary embedding pairs.
     pub rope_pairs: RopePairs,
-    /// The non-linearity of the feed-forward part.
+    /// The non-linearity of the feed-forward part, where a file does not say another.
     pub activation: Activation,
     /// Names of its tensors.
     pub tensors: TensorNames,
@@ -33,7 +34,7 @@ pub enum RopePairs {
 }
 
 /// The gated non-linearity of the feed-forward part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// max(0, gate)^2 * up
     Relu2,

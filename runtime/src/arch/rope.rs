@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::per_layer;
 use crate::error::{Result, quoted};
-use crate::file::gguf::Gguf;
+use crate::file::gguf::{Gguf, Value};
 
 /// Scaling of rotary positions, for contexts longer than a model was trained with.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,13 +101,13 @@ impl RopeScaling {
     }
 }
 
-/// Reads the base of the rotary frequencies.
+/// Reads the base of the rotary frequencies of so many layers.
 ///
 /// # Errors
 /// [`Error::Model`](crate::Error::Model) for a number out of range.
-pub(super) fn base(gguf: &Gguf, architecture: &str) -> Result<f32> {
+pub(super) fn base(gguf: &Gguf, architecture: &str, layers: usize) -> Result<f32> {
     let key = format!("{architecture}.rope.freq_base");
-    let base = gguf.get_f32(&key)?.unwrap_or(10_000.0);
+    let base = per_layer(gguf, &key, layers, "an f32", Value::as_f32)?.unwrap_or(10_000.0);
     if (1.0..=1e12).contains(&base) {
         Ok(base)
     } else {

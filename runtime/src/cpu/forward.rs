@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::attention::{self, At, Attention};
+use super::finite::{self, Broken};
 use super::kv_cache::{KvCache, KvType, SharedKv};
 use super::observe::Observer;
 use super::rows::Rows;
@@ -573,6 +574,7 @@ impl Session {
             scan,
             clock: self.stages.map(|_| StageClock::start()),
             observer: self.observer.as_deref(),
+            broken: Broken::none(),
             kv: &self.kv.iter_mut().map(KvCache::share).collect::<Vec<_>>(),
             x: Rows::new(&mut b.x, config.hidden),
             input: SharedSlice::new(&mut b.input),
@@ -593,6 +595,7 @@ impl Session {
             scratch: SharedSlice::new(&mut b.scratch),
         };
         let done = pass.run(&self.pool);
+        let done = done.and_then(|()| pass.broken.check(self.model.gguf().path()));
         if let (Some(stages), Some(clock)) = (&mut self.stages, pass.clock) {
             stages.add(clock.times());
         }
@@ -655,6 +658,7 @@ struct Pass<'a> {
     scan: Option<Scan<'a>>,
     clock: Option<StageClock>,
     observer: Option<&'a dyn Observer>,
+    broken: Broken,
     /// One per sequence.
     kv: &'a [SharedKv<'a>],
     x: Rows<'a, f32>,
@@ -680,6 +684,14 @@ struct Place<'w> {
     worker: &'w Worker<'w>,
     /// Tokens of the pass.
     n: usize,
+}
+
+/// The projection that is to read activations, and its place in the model.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    layer: usize,
+    stage: finite::Stage,
+    projection: &'a Projection,
 }
 
 impl Place<'_> {
@@ -787,7 +799,8 @@ impl Pass<'_> {
         index: usize,
         layer: &Layer,
     ) {
-        self.norm_to_input(place, scratch, &layer.attn_norm);
+        let target = Target { layer: index, stage: finite::Stage::Qkv, projection: &layer.qkv };
+        self.norm_to_input(place, scratch, &layer.attn_norm, target);
         self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.qkv, &self.qkv);
@@ -809,6 +822,8 @@ impl Pass<'_> {
         self.end_phase(place, Stage::Attention);
 
         let q_dim = self.model.config().q_dim();
+        let stage = finite::Stage::AttnOutput;
+        let target = Target { layer: index, stage, projection: &layer.attn_output };
         for slot in place.own_slots() {
             if place.n == 1 {
                 // SAFETY: the chunks were written before the barrier and are read-only in this phase.
@@ -820,7 +835,7 @@ impl Pass<'_> {
                     group.copy_from_slice(unsafe { self.attention.row(kv_head * place.n + slot) });
                 }
             }
-            self.sub_norm_to_input(scratch, slot, layer.attn_sub_norm.as_deref(), q_dim);
+            self.sub_norm_to_input(scratch, slot, layer.attn_sub_norm.as_deref(), target);
         }
         self.slots_ready(place);
 
@@ -837,23 +852,27 @@ impl Pass<'_> {
         index: usize,
         layer: &Layer,
     ) {
-        self.norm_to_input(place, scratch, &layer.ffn_norm);
+        let stage = finite::Stage::GateUp;
+        let target = Target { layer: index, stage, projection: &layer.gate_up };
+        self.norm_to_input(place, scratch, &layer.ffn_norm, target);
         self.slots_ready(place);
 
         self.multiply(place, scratch, &layer.gate_up, &self.gate_up);
         self.end_phase(place, Stage::GateUp);
 
         let config = self.model.config();
+        let stage = finite::Stage::Down;
+        let target = Target { layer: index, stage, projection: &layer.down };
         for slot in place.own_slots() {
             let token = place.token(slot);
             // SAFETY: written before the barrier, read-only in this phase.
             let (gate, up) = unsafe { self.gate_up.row(token) }.split_at(config.ffn);
             let product = &mut scratch.raw[..config.ffn];
-            match config.architecture.activation {
+            match config.activation {
                 Activation::Relu2 => self.vector().relu2_mul(gate, up, product),
                 Activation::Silu => self.vector().silu_mul(gate, up, product),
             }
-            self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), config.ffn);
+            self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), target);
             if let Some(observer) = self.observer.filter(|_| place.shows(slot)) {
                 // SAFETY: the worker's own slot, which it has just written.
                 let input = unsafe { self.input.read(slot * config.ffn..(slot + 1) * config.ffn) };
@@ -890,6 +909,10 @@ impl Pass<'_> {
                 // SAFETY: nobody writes x after the residual was added.
                 let x = unsafe { self.x.row(place.all_slots().start + token) };
                 self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
+                let own = place.worker.index == 0;
+                if own && !normed.iter().fold(true, |finite, x| finite & x.is_finite()) {
+                    self.broken.at_head();
+                }
                 if let Some(observer) = self.observer.filter(|_| place.worker.index == 0) {
                     observer.head(self.at[token].position, normed);
                 }
@@ -918,13 +941,19 @@ impl Pass<'_> {
     }
 
     /// input = quantise(norm(x)) for the worker's slots.
-    fn norm_to_input(&self, place: Place<'_>, scratch: &mut Scratch, norm: &[f32]) {
+    fn norm_to_input(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        norm: &[f32],
+        target: Target<'_>,
+    ) {
         let config = self.model.config();
         for slot in place.own_slots() {
             let normed = &mut scratch.normed[..config.hidden];
             // SAFETY: a worker's own slot; nobody writes it in this phase.
             self.vector().rms_norm(unsafe { self.x.row(slot) }, norm, config.eps, normed);
-            self.quantise(slot, normed);
+            self.quantise(slot, normed, target);
         }
     }
 
@@ -934,21 +963,23 @@ impl Pass<'_> {
         scratch: &mut Scratch,
         slot: usize,
         norm: Option<&[f32]>,
-        width: usize,
+        target: Target<'_>,
     ) {
+        let width = target.projection.cols();
         let raw = &scratch.raw[..width];
         match norm {
             Some(norm) => {
                 let normed = &mut scratch.normed[..width];
                 self.vector().rms_norm(raw, norm, self.model.config().eps, normed);
-                self.quantise(slot, normed);
+                self.quantise(slot, normed, target);
             }
-            None => self.quantise(slot, raw),
+            None => self.quantise(slot, raw, target),
         }
     }
 
-    /// Quantises one token's activations into `input`, in which a row is `x.len()` wide.
-    fn quantise(&self, slot: usize, x: &[f32]) {
+    /// Quantises one token's activations into `input`, in which a row is `x.len()` wide, and notes
+    /// numbers that are not finite, or would not be after the product.
+    fn quantise(&self, slot: usize, x: &[f32], target: Target<'_>) {
         // SAFETY: a worker's own slot. Between a change of the row width and the previous product
         // that read `input` there was the barrier after that product.
         let (input, scale) = unsafe {
@@ -958,6 +989,13 @@ impl Pass<'_> {
             )
         };
         scale[0] = self.vector().quantise_activations(x, input);
+        let limit = match target.stage {
+            finite::Stage::Qkv => finite::MAX_SCORED,
+            _ => f32::INFINITY,
+        };
+        if !target.projection.stays_below(limit, scale[0]) {
+            self.broken.at(target.layer, target.stage);
+        }
     }
 
     /// x += y
@@ -1026,6 +1064,7 @@ impl Pass<'_> {
     fn rotate_and_store(&self, place: Place<'_>, layer: usize) {
         let config = self.model.config();
         let width = config.head_dim;
+        let most = self.kv[0].largest();
         let rotate = |token: usize, head: &mut [f32]| {
             let slot = place.all_slots().start + token;
             // SAFETY: written before `slots_ready`, or by this worker; read-only since.
@@ -1048,6 +1087,9 @@ impl Pass<'_> {
             unsafe {
                 let (k, v) = (self.qkv.part_mut(token, k), self.qkv.part(token, v));
                 rotate(token, k);
+                if !k.iter().fold(true, |fits, x| fits & (x.abs() <= most)) {
+                    self.broken.at(layer, finite::Stage::Keys);
+                }
                 let At { sequence, position } = self.at[token];
                 self.kv[sequence].store(self.vector(), (layer, head, position), k, v);
             }

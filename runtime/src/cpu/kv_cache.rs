@@ -260,6 +260,14 @@ pub(crate) struct Heads<'a, T> {
 }
 
 impl SharedKv<'_> {
+    /// Largest magnitude of a key that stays finite.
+    pub(crate) fn largest(&self) -> f32 {
+        match self {
+            Self::F16(_) => f16::MAX.to_f32(),
+            Self::F32(_) | Self::Q8(..) => f32::MAX,
+        }
+    }
+
     /// Stores the key and the value of one position of one head, `[head_dim]` each.
     ///
     /// # Safety
@@ -391,6 +399,7 @@ mod tests {
     fn config() -> Config {
         Config {
             architecture: &crate::arch::LLAMA,
+            activation: crate::arch::Activation::Relu2,
             layers: 2,
             hidden: 8,
             ffn: 8,

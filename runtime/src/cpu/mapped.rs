@@ -142,6 +142,11 @@ impl MappedJob {
         self.cols
     }
 
+    /// Largest scale of the products.
+    pub(crate) fn largest_scale(&self) -> f32 {
+        self.parts.iter().map(|part| part.scale).fold(0.0, f32::max)
+    }
+
     /// Bytes of the weights in the file.
     pub fn bytes(&self) -> usize {
         self.rows * self.cols / 4

@@ -305,6 +305,11 @@ impl Job {
         self.parts.iter().map(|part| part.data().len()).sum()
     }
 
+    /// Largest scale of the products.
+    pub(crate) fn largest_scale(&self) -> f32 {
+        self.scales.iter().copied().fold(0.0, f32::max)
+    }
+
     /// Multiplies one token (GEMV): `q` is `[cols]` with scale `s`, and `out` is `[rows]`. Every
     /// worker writes the rows that it claims; a barrier must follow before `out` is read. Each
     /// worker prepares the activations for itself, which is cheaper than a barrier.

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 mod control_group;
+mod finite;
 pub mod forward;
 pub mod gather;
 pub mod head;

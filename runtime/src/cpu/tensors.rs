@@ -2,14 +2,20 @@
 //! hyperparameters require.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use bitnet_profiles::{HeadFormat, Shape};
 
 use crate::arch::config::Config;
-use crate::arch::layer_tensor;
-use crate::error::{Result, quoted};
+use crate::arch::{layer_tensor, policy};
+use crate::error::Result;
 use crate::file::gguf::{Gguf, TensorInfo};
 use crate::formats::{Codes, Format, Rows};
+
+/// Factors of a matrix: any that a model can have been trained to, far from where products overflow.
+const FACTORS: RangeInclusive<f32> = 1e-12..=1e12;
+/// Largest magnitude of a bias: what it is added to still can be computed with.
+const MAX_BIAS: f32 = 1e12;
 
 /// The tensors of a file, and which of them were asked for.
 pub(super) struct Tensors<'a> {
@@ -68,14 +74,33 @@ impl<'a> Tensors<'a> {
     }
 
     /// Reads the optional vector that belongs to a matrix, `[n]`: its `scale` or its `bias`.
-    pub(super) fn beside(
-        &mut self,
-        weight: &str,
-        what: &str,
-        n: usize,
-    ) -> Result<Option<Vec<f32>>> {
+    fn beside(&mut self, weight: &str, what: &str, n: usize) -> Result<Option<Vec<f32>>> {
         let name = beside(weight, what);
         self.gguf.tensor(&name).map(|_| self.vector(&name, n)).transpose()
+    }
+
+    /// Reads the optional factor of a matrix.
+    pub(super) fn factor(&mut self, weight: &str) -> Result<Option<f32>> {
+        let factor = self.beside(weight, "scale", 1)?.map(|factor| factor[0]);
+        match factor.filter(|factor| !FACTORS.contains(factor)) {
+            None => Ok(factor),
+            Some(factor) => {
+                let expected = format!("{:e} to {:e}", FACTORS.start(), FACTORS.end());
+                Err(self.gguf.tensor_error(&beside(weight, "scale"), factor, expected))
+            }
+        }
+    }
+
+    /// Reads the optional bias of a matrix, `[rows]`.
+    pub(super) fn bias(&mut self, weight: &str, rows: usize) -> Result<Option<Vec<f32>>> {
+        let bias = self.beside(weight, "bias", rows)?;
+        match bias.iter().flatten().find(|bias| bias.abs() > MAX_BIAS) {
+            None => Ok(bias),
+            Some(odd) => {
+                let expected = format!("magnitudes up to {MAX_BIAS:e}; the file is damaged");
+                Err(self.gguf.tensor_error(&beside(weight, "bias"), odd, expected))
+            }
+        }
     }
 
     /// Reads the divisors of the rotary frequencies, `[rope_dim / 2]`, if the file has them.
@@ -131,12 +156,6 @@ impl<'a> Tensors<'a> {
             }
         }
     }
-
-    /// Returns the names of the tensors that nobody asked for.
-    pub(super) fn unused(&self) -> Vec<&'a str> {
-        let names = self.gguf.tensors().iter().map(|tensor| tensor.name.as_str());
-        names.filter(|name| !self.used.contains(name)).collect()
-    }
 }
 
 /// Returns the name of the vector that belongs to a matrix: `blk.0.attn_q.bias` for the `bias` of
@@ -146,7 +165,8 @@ pub(super) fn beside(weight: &str, what: &str) -> String {
 }
 
 /// Checks that a file has all tensors that its hyperparameters ask for, in shapes and types that can
-/// be read. Reads none of them, so that what a file merely claims costs neither memory nor time.
+/// be read, and none that would have a part in the arithmetic and has none here. Reads none of those it
+/// needs, so that what a file merely claims costs neither memory nor time.
 ///
 /// # Errors
 /// [`Error::Model`](crate::Error::Model) naming the tensor, what it is and what it should be.
@@ -175,26 +195,13 @@ pub(super) fn check(gguf: &Gguf, config: &Config) -> Result<()> {
     for (name, shape) in config.all_matrices() {
         tensors.ternary(&name, shape)?;
     }
-    check_biases(gguf, config)
-}
-
-/// Refuses biases of what has none here: norms, embedding and head.
-fn check_biases(gguf: &Gguf, config: &Config) -> Result<()> {
-    let is_bias = |tensor: &&TensorInfo| tensor.name.ends_with(".bias");
-    let mut biases = gguf.tensors().iter().filter(is_bias).peekable();
-    if biases.peek().is_none() {
-        return Ok(());
-    }
-    let added: HashSet<String> =
-        config.all_matrices().map(|(name, _)| beside(&name, "bias")).collect();
-    match biases.find(|tensor| !added.contains(&tensor.name)) {
-        None => Ok(()),
-        Some(tensor) => {
-            let architecture = quoted(config.architecture.name);
-            let expected = format!(
-                "biases of attention and feed-forward matrices only, in the architecture {architecture}"
-            );
-            Err(gguf.tensor_error(&tensor.name, "a bias that nothing adds", expected))
-        }
-    }
+    let mut used = tensors.used;
+    used.extend(names.rope_factors);
+    let beside: Vec<String> = config
+        .all_matrices()
+        .flat_map(|(name, _)| ["scale", "bias"].map(|what| beside(&name, what)))
+        .collect();
+    used.extend(beside.iter().map(String::as_str));
+    let mut unused = gguf.tensors().iter().filter(|t| !used.contains(t.name.as_str()));
+    unused.try_for_each(|tensor| policy::check_unused(gguf, config, tensor))
 }

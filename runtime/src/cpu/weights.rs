@@ -17,7 +17,7 @@ use crate::cpu::packing::{self, PackedMatrix};
 use crate::cpu::sparse::{self, Sparse};
 use crate::cpu::table::Table;
 use crate::cpu::tensors::{self, Tensors};
-use crate::error::{Error, Result, quoted};
+use crate::error::{Error, Result};
 use crate::file::gguf::{Gguf, TensorInfo, TensorType};
 use crate::formats::{Codes, Scales};
 
@@ -94,6 +94,17 @@ impl Projection {
             Self::Mapped(job) => job.cols(),
         }
     }
+
+    /// True if the products of a token with the scale `s` are below `limit`, whatever its codes and
+    /// weights are; false for a scale that is NaN.
+    pub(super) fn stays_below(&self, limit: f32, s: f32) -> bool {
+        let scale = match self {
+            Self::Packed(job) => job.largest_scale(),
+            Self::Mapped(job) => job.largest_scale(),
+        };
+        // Each rounding is monotonic.
+        ((128 * self.cols()) as f32 / s) * scale < limit
+    }
 }
 
 impl Layer {
@@ -106,8 +117,8 @@ impl Layer {
 
 impl Weights {
     /// Finds and checks all tensors, and packs the ternary ones for the selected kernels if
-    /// [`LoadOptions::pack`] says so. Oddities that do not prevent loading (unused tensors, a
-    /// matrix of zeros) go to `warnings`, one line each.
+    /// [`LoadOptions::pack`] says so. Oddities that do not prevent loading, such as a matrix of zeros,
+    /// go to `warnings`, one line each.
     ///
     /// # Errors
     /// [`Error::Model`] naming the tensor, what it is and what it should be;
@@ -123,7 +134,6 @@ impl Weights {
         let (packing, tensors) = (packing.transpose()?, Tensors::new(gguf));
         let mut loader = Loader { gguf, options, packing, tensors, warnings };
         let weights = loader.weights(config)?;
-        loader.warn_of_unused();
         if options.lock {
             loader.lock(&weights.head);
         }
@@ -158,7 +168,7 @@ impl Packing {
         }
         if options.sparse == sparse::Mode::On && jobs.iter().all(|job| job.sparse.is_none()) {
             let name = config.architecture.name;
-            let why = match config.architecture.activation {
+            let why = match config.activation {
                 Activation::Relu2 => "the feed-forward matrices have biases".to_owned(),
                 _ => format!("the gate of {name} is no squared ReLU, so it has no zeros"),
             };
@@ -223,7 +233,7 @@ fn sparse_kernel(
     options: &LoadOptions<'_>,
     job: &JobShapes,
 ) -> Option<(GatherKernel, f64)> {
-    if config.architecture.activation != Activation::Relu2 {
+    if config.activation != Activation::Relu2 {
         return None;
     }
     let (kernel, below) = options.selection.lines(job.role, &job.parts)?;
@@ -390,7 +400,7 @@ impl<'a> Loader<'a> {
             let sparse = sparse.as_ref().filter(|_| last).map(|(kernel, _)| kernel);
             let (part, by_line) = self.pack(packing, name, *shape, decode.layout(), sparse)?;
             parts.push(part);
-            biases.push(self.tensors.beside(name, "bias", shape.rows)?);
+            biases.push(self.tensors.bias(name, shape.rows)?);
             lines = by_line;
         }
         let job = Job::new(parts, decode, prefill)?.with_biases(biases)?;
@@ -422,7 +432,7 @@ impl<'a> Loader<'a> {
                 return Err(self.bad_code(name));
             }
             self.warn_of_zeros(name, !seen.weights);
-            let bias = self.tensors.beside(name, "bias", shape.rows)?;
+            let bias = self.tensors.bias(name, shape.rows)?;
             parts.push(FileMatrix::new(self.gguf, tensor, *shape, scale)?.with_bias(bias)?);
         }
         MappedJob::new(parts, kernel)
@@ -445,8 +455,7 @@ impl<'a> Loader<'a> {
                 ),
             )
         })?;
-        if let Some(factor) = self.tensors.beside(name, "scale", 1)? {
-            let factor = factor[0];
+        if let Some(factor) = self.tensors.factor(name)? {
             scale *= factor;
             if !scale.is_finite() {
                 let found = format!("scale {scale}, its own times the factor {factor} of *.scale");
@@ -501,18 +510,6 @@ impl<'a> Loader<'a> {
         self.gguf.drop_pages(tensor, packing.uncache);
         (self.options.progress)(packing.arena.used(), packing.bytes);
         Ok((matrix, lines))
-    }
-
-    fn warn_of_unused(&mut self) {
-        let unused = self.tensors.unused();
-        if let Some(first) = unused.first() {
-            self.warnings.push(format!(
-                "{}: {} tensors are not part of this architecture and are not used, such as {}",
-                self.gguf.path().display(),
-                unused.len(),
-                quoted(first)
-            ));
-        }
     }
 }
 

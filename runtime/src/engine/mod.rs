@@ -3,18 +3,19 @@
 mod fit;
 mod generate;
 pub mod lookup;
-mod note;
 mod open;
 mod options;
 mod profile;
 pub mod report;
 pub mod sampler;
 pub mod sequence;
+mod suggested;
 mod trust;
 
+pub use crate::note::Note;
 pub use fit::{AbsentKernel, FINGERPRINT, ProfileFit};
 pub use generate::{GenerateOptions, Generation};
-pub use note::Note;
 pub use open::{Engine, Placement};
 pub use options::{Options, ProfileChoice, Progress, Start};
 pub use profile::{NamedProfile, ProfileInUse, ProfileSource};
+pub use suggested::Suggested;

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use bitnet_profiles::{Isa, Pinning};
 
-use super::note::Note;
 use super::options::{Options, Start};
 use super::profile::{self, ProfileInUse};
 use super::sequence::Sequence;
 use crate::arch::config::Config;
+use crate::arch::policy;
 use crate::cpu::forward::{Session, SessionOptions};
 use crate::cpu::head::choose::{HeadMode, HeadOptions};
 use crate::cpu::head::screen::Needs;
@@ -22,8 +22,9 @@ use crate::cpu::mapped;
 use crate::cpu::memory::{self, Pages};
 use crate::cpu::model::{LoadOptions, Model};
 use crate::cpu::threads::{MAX_THREADS, Pool, PoolOptions};
-use crate::error::Result;
+use crate::error::{Result, quoted};
 use crate::file::gguf::Gguf;
+use crate::note::Note;
 use crate::text::tokenizer::Tokenizer;
 
 /// Longest prompt, in tokens, that starts on the weights in the file: 46 tokens of a 2B-4T shape
@@ -101,22 +102,23 @@ impl Engine {
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self> {
         Selection::new(options.isa, options.format, None)?;
         memory::require(0, "the tables of a model")?;
-        let gguf = if options.mmap { Gguf::open(path) } else { Gguf::read(path) }?;
-        Self::from_gguf(gguf, options)
+        Self::from_gguf(options.file(path)?, options)
     }
 
     /// Opens a model from a GGUF file that is already open.
     ///
     /// # Errors
     /// As [`Engine::open`].
-    pub fn from_gguf(gguf: Gguf, options: Options) -> Result<Self> {
+    pub fn from_gguf(mut gguf: Gguf, options: Options) -> Result<Self> {
+        options.apply(&mut gguf)?;
         let config = Config::from_gguf(&gguf)?;
         let tokenizer = OnceLock::new();
-        let mut notes = Vec::new();
+        let mut notes: Vec<Note> = gguf.override_notes().map(Note::info).collect();
+        notes.extend(unknown_keys(&gguf, &config));
         if options.tokenizer {
             memory::require(TABLES * gguf.data_start(), "the tables of the tokenizer")?;
             let read = Tokenizer::from_gguf(&gguf)?;
-            notes.extend(read.warnings().iter().map(Note::warning));
+            notes.extend(read.notes().iter().cloned());
             drop(tokenizer.set(Arc::new(read)));
         }
         let host = Host::detect();
@@ -401,6 +403,23 @@ impl State {
             self.notes.push(note);
         }
     }
+}
+
+/// Notes the keys of a file that are not known, in one line.
+fn unknown_keys(gguf: &Gguf, config: &Config) -> Option<Note> {
+    /// Keys that are named.
+    const SHOWN: usize = 8;
+    let keys = policy::unknown_keys(gguf, config);
+    let shown: Vec<String> = keys.iter().take(SHOWN).map(|key| quoted(key)).collect();
+    let more = match keys.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let line = || {
+        let (path, keys) = (gguf.path().display(), shown.join(", "));
+        format!("{path}: keys that are not known here, and not used: {keys}{more}")
+    };
+    (!keys.is_empty()).then(|| Note::info(line()))
 }
 
 /// Returns the number of threads: the number asked for; or the profile's, limited to what this

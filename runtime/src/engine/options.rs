@@ -1,6 +1,6 @@
 //! Options for opening an [`Engine`](super::Engine).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bitnet_profiles::{Format, Isa, Pinning};
@@ -9,6 +9,9 @@ use super::profile::NamedProfile;
 use crate::cpu::head::choose::HeadMode;
 use crate::cpu::head::screen::Needs;
 use crate::cpu::sparse;
+use crate::error::Result;
+use crate::file::gguf::{Gguf, Override};
+use crate::text::pretokenize;
 
 /// Choice of the tuning profile, which chooses the kernels.
 #[derive(Clone, Debug, Default)]
@@ -39,10 +42,16 @@ pub enum Start {
 /// Callback for progress: bytes packed, and bytes in all.
 pub type Progress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 
-/// Options for opening an engine. The default is what `bitnet-run` does without flags. No option
-/// changes a number that the model computes.
+/// Options for opening an engine. The default is what `bitnet-run` does without flags. But for
+/// [`Options::overrides`] and [`Options::pre`], which change what the file says, no option changes a
+/// number that the model computes.
 #[derive(Clone)]
 pub struct Options {
+    /// Metadata values in place of the file's.
+    pub overrides: Vec<Override>,
+    /// Name of the pre-tokenizer, which cuts a text into words, in place of the file's; as
+    /// `tokenizer.ggml.pre` has it, for example `llama-bpe`.
+    pub pre: Option<String>,
     /// The tuning profile.
     pub profile: ProfileChoice,
     /// Packs all ternary weights in this format, whatever a profile says.
@@ -81,6 +90,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            overrides: Vec::new(),
+            pre: None,
             profile: ProfileChoice::Auto,
             format: None,
             isa: None,
@@ -103,10 +114,35 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Opens a file as these options say, mapped or read, with their values in place of its own.
+    ///
+    /// # Errors
+    /// Those of [`Gguf::open`]; [`Error::Usage`](crate::Error::Usage) for an override of a wrong type,
+    /// or a pre-tokenizer that is not known.
+    pub fn file(&self, path: impl AsRef<Path>) -> Result<Gguf> {
+        let mut gguf = if self.mmap { Gguf::open(path) } else { Gguf::read(path) }?;
+        self.apply(&mut gguf)?;
+        Ok(gguf)
+    }
+
+    /// Puts values in place of those of a file that is open.
+    ///
+    /// # Errors
+    /// [`Error::Usage`](crate::Error::Usage) for an override of a wrong type, or a pre-tokenizer that is
+    /// not known.
+    pub fn apply(&self, gguf: &mut Gguf) -> Result<()> {
+        gguf.apply(&self.overrides)?;
+        self.pre.iter().try_for_each(|name| gguf.apply(&[pretokenize::pre_override(name)?]))
+    }
+}
+
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { profile, format, isa, threads, start, .. } = self;
+        let Self { overrides, pre, profile, format, isa, threads, start, .. } = self;
         f.debug_struct("Options")
+            .field("overrides", overrides)
+            .field("pre", pre)
             .field("profile", profile)
             .field("format", format)
             .field("isa", isa)

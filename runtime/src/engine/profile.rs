@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use bitnet_profiles::{Format, Isa, Profile, ProfileError, Provenance, Tool, paths, registry};
 use serde::Serialize;
 
-use super::note::Note;
 use super::options::ProfileChoice;
 use super::trust::Trust;
 use crate::arch::config::{Config, JobShapes};
 use crate::cpu::host::Host;
 use crate::cpu::kernels;
 use crate::error::{Error, Result};
+use crate::note::Note;
 
 /// Origin of the choice of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -251,7 +251,8 @@ impl Sequence {
         } else {
             self.sampler.sample(logits)
         };
-        if !logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
+        let is_odd = logits.iter().fold(false, |odd, logit| odd | logit.is_nan());
+        if is_odd || !logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
             // Any further text would be made up.
             return Err(Error::Runtime(format!(
                 "after {} tokens of text the model gives no numbers any more; the file may be damaged",

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::note::Note;
+use crate::note::Note;
 
 /// Doubts about a file's place. There are none on systems without such permissions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

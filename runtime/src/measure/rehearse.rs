@@ -494,6 +494,7 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let config = Config {
             architecture: &crate::arch::LLAMA,
+            activation: crate::arch::Activation::Relu2,
             layers: 1,
             hidden: 128,
             ffn: 128,

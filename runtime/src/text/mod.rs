@@ -1,6 +1,7 @@
 //! Text to tokens, and back.
 
-mod pretokenize;
+mod end;
+pub(crate) mod pretokenize;
 mod sentence_piece;
 mod stream;
 pub mod tokenizer;

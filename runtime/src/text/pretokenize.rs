@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokenizers::utils::SysRegex;
 
 use crate::error::{Error, Result, quoted};
-use crate::file::gguf::Gguf;
+use crate::file::gguf::{Gguf, Override, StrArray, Value};
+use crate::note::Note;
 
 const KEY_PRE: &str = "tokenizer.ggml.pre";
 
@@ -50,18 +51,76 @@ const QWEN2: (&str, Spaces) = (
     r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
     Spaces::LastGoesOnInLine,
 );
+/// As `QWEN2`, combining marks with their letters.
+const QWEN35: (&str, Spaces) = (
+    r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+    Spaces::LastGoesOnInLine,
+);
+/// The pattern of the models' own tokenizers, which tells letters by case: llama.cpp's engine knows
+/// no categories of letters, and its stand-in cuts capitals beyond ASCII one by one.
+const TEKKEN: (&str, Spaces) = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
+    Spaces::LastGoesOnInLine,
+);
+/// As `TEKKEN`, with contractions at the end of words, and up to three digits.
+const GPT4O: (&str, Spaces) = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
+    Spaces::LastGoesOnInLine,
+);
+const LINE_BREAK: (&str, Spaces) = (r"[\r\n]", Spaces::Kept);
+/// Letters that have a case, as DeepSeek lists them.
+const CASED_LETTERS: (&str, Spaces) = (
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+    Spaces::Kept,
+);
+const CHINESE_KOREAN: (&str, Spaces) = (r"[一-龥ࠀ-一가-퟿]+", Spaces::Kept);
 const THREE_DIGITS: (&str, Spaces) = ("[0-9][0-9][0-9]", Spaces::Kept);
 
 const FAMILIES: &[Family] = &[
     Family {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon_e", "falcon-e"],
+        names: &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon_e",
+            "falcon-e",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
+        ],
         cuts: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
     },
-    Family { names: &["dbrx", "smaug-bpe"], cuts: &[LLAMA3], ignore_merges: false, add_bos: false },
     Family {
-        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat"],
+        names: &["dbrx", "smaug-bpe", "chatglm-bpe"],
+        cuts: &[LLAMA3],
+        ignore_merges: false,
+        add_bos: false,
+    },
+    Family { names: &["glm4", "glm5"], cuts: &[LLAMA3], ignore_merges: true, add_bos: false },
+    Family {
+        names: &[
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "gigachat",
+            "jina-es",
+            "jina-de",
+            "jina-v2-es",
+            "jina-v2-de",
+            "a.x-4.0",
+            "mellum",
+            "modern-bert",
+            "exaone4",
+            "trillion",
+            "granite-docling",
+        ],
         cuts: &[GPT2],
         ignore_merges: false,
         add_bos: false,
@@ -73,19 +132,71 @@ const FAMILIES: &[Family] = &[
         add_bos: false,
     },
     Family {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"],
+        names: &[
+            "qwen2",
+            "deepseek-r1-qwen",
+            "kormo",
+            "f2llmv2",
+            "stablelm2",
+            "hunyuan",
+            "megrez",
+            "solar-open",
+            "grok-2",
+        ],
         cuts: &[QWEN2],
         ignore_merges: false,
         add_bos: false,
     },
+    Family { names: &["qwen35"], cuts: &[QWEN35], ignore_merges: false, add_bos: false },
     Family {
-        names: &["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"],
+        names: &[
+            "starcoder",
+            "refact",
+            "command-r",
+            "smollm",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+            "mellum2",
+        ],
         cuts: &[(r"\p{N}", Spaces::Kept), GPT2],
         ignore_merges: false,
         add_bos: false,
     },
     Family {
-        names: &["default"],
+        names: &["deepseek-llm"],
+        cuts: &[
+            LINE_BREAK,
+            CASED_LETTERS,
+            (r"\s?[!-/:-~！-／：-～‘-‟　-。]+", Spaces::Kept),
+            (r"\s+$", Spaces::Kept),
+            CHINESE_KOREAN,
+            (r"\p{N}+", Spaces::Kept),
+        ],
+        ignore_merges: false,
+        add_bos: false,
+    },
+    Family {
+        names: &["deepseek-coder"],
+        cuts: &[
+            LINE_BREAK,
+            (r"\s?\p{L}+", Spaces::Kept),
+            (r"\s?\p{P}+", Spaces::Kept),
+            CHINESE_KOREAN,
+            (r"\p{N}", Spaces::Kept),
+        ],
+        ignore_merges: false,
+        add_bos: false,
+    },
+    Family {
+        names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
+        cuts: &[GPT4O],
+        ignore_merges: false,
+        add_bos: false,
+    },
+    Family { names: &["tekken"], cuts: &[TEKKEN], ignore_merges: true, add_bos: true },
+    Family {
+        names: &[DEFAULT],
         cuts: &[
             (r"[\p{P}\$\+<=>\^~\|]+", Spaces::Kept),
             GPT2,
@@ -96,6 +207,10 @@ const FAMILIES: &[Family] = &[
         add_bos: false,
     },
 ];
+
+/// The name of the rule that fits no vocabulary in particular, and which converters write where they
+/// did not know a vocabulary.
+const DEFAULT: &str = "default";
 
 impl Cut {
     /// The cut of a published pattern. Each is compiled once in a process: that takes longer than to
@@ -161,21 +276,125 @@ impl Cut {
     }
 }
 
-pub(super) fn pre_family(gguf: &Gguf, warnings: &mut Vec<String>) -> Result<&'static Family> {
-    let find = |name: &str| FAMILIES.iter().find(|f| f.names.contains(&name));
-    let known = || -> Vec<&str> { FAMILIES.iter().flat_map(|f| f.names).copied().collect() };
-    let name = match gguf.get_str(KEY_PRE)? {
-        Some(name) => name,
-        None => {
-            warnings.push(format!(
-                "{}: key {KEY_PRE} is missing, words are cut by the default rule; the text may be \
-                 worse than it should be, convert the model again",
+/// Returns the names of all pre-tokenizers that are known, separated by commas.
+pub(crate) fn names() -> String {
+    FAMILIES.iter().flat_map(|family| family.names).copied().collect::<Vec<_>>().join(", ")
+}
+
+fn find(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().find(|family| family.names.contains(&name))
+}
+
+/// Makes the override of the key that names the pre-tokenizer.
+///
+/// # Errors
+/// [`Error::Usage`] for a name that is not known.
+pub(crate) fn pre_override(name: &str) -> Result<Override> {
+    let known =
+        find(name).map(|_| Override { key: KEY_PRE.into(), value: Value::Str(name.into()) });
+    known.ok_or_else(|| Error::usage("pre", quoted(name), format_args!("one of {}", names())))
+}
+
+/// Returns the pre-tokenizer that the file names. Where it names none, or the one for every
+/// vocabulary, that of its vocabulary is taken, if it is a known one; unless the user named it.
+pub(super) fn family(
+    gguf: &Gguf,
+    tokens: &StrArray,
+    notes: &mut Vec<Note>,
+) -> Result<&'static Family> {
+    let named = gguf.get_str(KEY_PRE)?;
+    let name = match (named, inferred(tokens)) {
+        (Some(name), _) if name != DEFAULT || gguf.is_overridden(KEY_PRE) => name,
+        (_, Some(name)) => {
+            let says = if named.is_some() { "says 'default'" } else { "is missing" };
+            notes.push(Note::info(format!(
+                "{}: key {KEY_PRE} {says}; its tokens are those of {name}, so words are cut as there",
                 gguf.path().display()
-            ));
-            "default"
+            )));
+            name
         }
+        (None, None) => {
+            notes.push(Note::warning(format!(
+                "{}: key {KEY_PRE} is missing, words are cut by the default rule; the text may be \
+                 worse than it should be; name the pre-tokenizer, or convert the model again",
+                gguf.path().display()
+            )));
+            DEFAULT
+        }
+        (Some(name), None) => name,
     };
-    find(name).ok_or_else(|| {
-        gguf.key_error(KEY_PRE, quoted(name), format_args!("one of {}", known().join(", ")))
-    })
+    find(name)
+        .ok_or_else(|| gguf.key_error(KEY_PRE, quoted(name), format_args!("one of {}", names())))
+}
+
+/// Recognises the vocabularies of published ternary models.
+fn inferred(tokens: &StrArray) -> Option<&'static str> {
+    let has = |token: &str| tokens.iter().any(|own| own == token);
+    match tokens.len() {
+        _ if tokens.get(128_000) == Some("<|begin_of_text|>") => Some("llama-bpe"),
+        151_000..=152_000 if has("<|im_start|>") => Some("qwen2"),
+        131_072 if has(">>ABSTRACT<<") => Some("falcon3"),
+        32_768 if has("<|im_start|>") => Some("falcon_e"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces<'t>(name: &str, text: &'t str) -> Vec<&'t str> {
+        let mut pieces = vec![text];
+        for &(pattern, spaces) in find(name).unwrap().cuts {
+            let cut = Cut::new(pattern, spaces).unwrap();
+            let mut next = Vec::new();
+            pieces.iter().for_each(|piece| cut.pieces(piece, &mut next));
+            pieces = next;
+        }
+        pieces
+    }
+
+    /// Of gpt-4o and tekken there are no vocabularies with vectors.
+    #[test]
+    fn families_cut_as_their_tokenizers_do() {
+        let cases: [(&str, &str, &[&str]); 13] = [
+            ("gpt-4o", "HelloWorld don't", &["Hello", "World", " don't"]),
+            ("gpt-4o", "ABCdef 12345", &["ABCdef", " ", "123", "45"]),
+            ("gpt-4o", "a  b\n\n c", &["a", " ", " b", "\n\n", " c"]),
+            ("gpt-4o", "x/y.\n/z", &["x", "/y", ".\n/", "z"]),
+            ("llama4", "it'S (HERE)", &["it'S", " (", "HERE", ")"]),
+            ("tekken", "HelloWorld don't", &["Hello", "World", " don", "'t"]),
+            ("tekken", "year 2026", &["year", " ", "2", "0", "2", "6"]),
+            (
+                "tekken",
+                "\u{c9}COLE \u{915}\u{94d}\u{937}",
+                &["\u{c9}COLE", " \u{915}\u{94d}\u{937}"],
+            ),
+            ("qwen35", "e\u{301}t 12", &["e\u{301}t", " ", "1", "2"]),
+            ("qwen2", "e\u{301}t 12", &["e", "\u{301}t", " ", "1", "2"]),
+            ("deepseek-coder", "x = 10\r\n", &["x", " = ", "1", "0", "\r", "\n"]),
+            ("deepseek-llm", "ab, 100  ", &["ab", ",", " ", "100", "  "]),
+            ("deepseek-llm", "\u{4f60}\u{597d}ok", &["\u{4f60}\u{597d}", "ok"]),
+        ];
+        for (name, text, expected) in cases {
+            assert_eq!(pieces(name, text), expected, "{name}: {text:?}");
+        }
+    }
+
+    #[test]
+    fn every_name_is_of_one_family_whose_patterns_compile() {
+        let mut names: Vec<&str> =
+            FAMILIES.iter().flat_map(|family| family.names).copied().collect();
+        for name in &names {
+            assert_eq!(pieces(name, "Hello").concat(), "Hello");
+        }
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert!(pre_override("llama-bpe").is_ok());
+        let error = pre_override("klingon").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("tekken"), "{error}");
+    }
 }

@@ -17,16 +17,15 @@ impl StreamDecoder {
         tokenizer.decode_into(id, &mut self.pending);
         let mut out = String::new();
         let mut waiting = 0;
-        for chunk in self.pending.utf8_chunks() {
+        let mut chunks = self.pending.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
             out.push_str(chunk.valid());
             let invalid = chunk.invalid();
-            if is_prefix(invalid) && self.pending.ends_with(invalid) {
-                // Only the last chunk reaches the end: an earlier one is followed by a byte
-                // that broke it off.
+            if chunks.peek().is_none() && is_prefix(invalid) {
+                // An earlier chunk is followed by a byte that broke it off.
                 waiting = invalid.len();
             } else if !invalid.is_empty() {
                 out.push(char::REPLACEMENT_CHARACTER);
-                waiting = 0;
             }
         }
         let done = self.pending.len() - waiting;

@@ -15,16 +15,18 @@
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-use super::pretokenize::{Cut, pre_family};
+use super::end;
+use super::pretokenize::{self, Cut};
 use super::sentence_piece::Pieces;
 pub use super::stream::StreamDecoder;
 pub use super::vocabulary::byte_alphabet;
 use super::vocabulary::{
-    END_TOKENS, KEY_MERGES, KEY_MODEL, Kind, Special, byte_of, byte_token, find_specials,
-    order_by_score, read_kinds, read_merges, read_tokens, special_id,
+    KEY_MERGES, KEY_MODEL, Kind, Special, byte_of, byte_token, find_specials, order_by_score,
+    read_kinds, read_merges, read_tokens, special_id,
 };
 use crate::error::{Error, Result, quoted};
 use crate::file::gguf::{Gguf, StrArray};
+use crate::note::Note;
 
 /// Longest text that is tokenized at once, in bytes.
 pub const MAX_TEXT: usize = 16 << 20;
@@ -56,7 +58,7 @@ pub struct Tokenizer {
     /// Sorted.
     end_ids: Vec<u32>,
     add_bos: bool,
-    warnings: Vec<String>,
+    notes: Vec<Note>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -71,7 +73,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] when the vocabulary is missing, malformed or of a kind not known here.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer> {
-        let mut warnings = Vec::new();
+        let mut notes = Vec::new();
         let model = gguf.require_str(KEY_MODEL)?;
         let byte_level = match model {
             "gpt2" => true,
@@ -82,38 +84,28 @@ impl Tokenizer {
             }
         };
         let tokens = read_tokens(gguf)?;
-        let mut kinds = read_kinds(gguf, &tokens, byte_level)?;
-        let id = |key: &str| special_id(gguf, key, tokens.len());
-        let (mut bos, mut eos, mut unk) = (
-            id("tokenizer.ggml.bos_token_id")?,
-            id("tokenizer.ggml.eos_token_id")?,
-            id("tokenizer.ggml.unknown_token_id")?,
-        );
+        let mut id = |name: &str| {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            special_id(gguf, &key, tokens.len(), &mut notes)
+        };
+        let (mut bos, mut eos, mut unk) = (id("bos")?, id("eos")?, id("unknown")?);
+        let (eot, eom) = (id("eot")?, id("eom")?);
+        let pads = [id("fim_pad")?, id("fim_rep")?, id("fim_sep")?];
         if !byte_level {
             // llama.cpp's defaults for this family.
             let or =
                 |given: Option<u32>, id: u32| given.or((id < tokens.len() as u32).then_some(id));
             (unk, bos, eos) = (or(unk, 0), or(bos, 1), or(eos, 2));
         }
-        let mut end_ids: Vec<u32> = eos
-            .into_iter()
-            .chain(id("tokenizer.ggml.eot_token_id")?)
-            .chain(id("tokenizer.ggml.eom_token_id")?)
-            .collect();
-        for (i, text) in tokens.iter().enumerate() {
-            if END_TOKENS.contains(&text) {
-                end_ids.push(i as u32);
-                // Some converters mark these as ordinary text; they must not match in a prompt.
-                kinds[i] = Kind::Control;
-            }
-        }
-        end_ids.sort_unstable();
-        end_ids.dedup();
+        let mut kinds = read_kinds(gguf, &tokens, byte_level, [unk, bos, eos], &mut notes)?;
+        let named = [eos, eot, eom].into_iter().chain(pads).flatten();
+        let end_ids = end::ids(&tokens, &mut kinds, named);
+        let kinds = kinds.of;
         if end_ids.is_empty() {
-            warnings.push(format!(
+            notes.push(Note::warning(format!(
                 "{}: no end-of-generation token is named; generation stops at its length only",
                 gguf.path().display()
-            ));
+            )));
         }
 
         // Of two tokens with one text the last is the one found, as in llama.cpp.
@@ -124,7 +116,7 @@ impl Tokenizer {
             .map(|(text, id)| (text.to_owned(), id))
             .collect();
         let (scheme, default_bos) = if byte_level {
-            let family = pre_family(gguf, &mut warnings)?;
+            let family = pretokenize::family(gguf, &tokens, &mut notes)?;
             let cuts: Result<Vec<Cut>> =
                 family.cuts.iter().map(|&(pattern, spaces)| Cut::new(pattern, spaces)).collect();
             let merges = read_merges(gguf, &tokens)?;
@@ -155,14 +147,14 @@ impl Tokenizer {
             eos,
             end_ids,
             add_bos,
-            warnings,
+            notes,
         })
     }
 
-    /// Warnings about a vocabulary that is unusual but can be used, one line each.
+    /// Notes about a vocabulary that is unusual but can be used, and how it was taken.
     #[must_use]
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
     }
 
     /// Number of token ids.

@@ -1,9 +1,11 @@
 //! The vocabulary of a GGUF file: tokens, their types, merges, tokens matched in the text.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use crate::error::{Result, quoted};
-use crate::file::gguf::{Array, Gguf, StrArray};
+use crate::file::gguf::{Array, Gguf, StrArray, Value};
+use crate::note::Note;
 
 pub(super) const KEY_MODEL: &str = "tokenizer.ggml.model";
 const KEY_TOKENS: &str = "tokenizer.ggml.tokens";
@@ -44,25 +46,6 @@ impl Kind {
         matches!(self, Kind::Normal | Kind::UserDefined)
     }
 }
-
-/// Tokens that end a generation wherever a vocabulary has them.
-pub(super) const END_TOKENS: &[&str] = &[
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<end_of_turn>",
-    "<end_of_utterance>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
-];
 
 /// The GPT-2 alphabet: the printable character that stands for each byte.
 ///
@@ -115,14 +98,47 @@ pub(super) fn read_tokens(gguf: &Gguf) -> Result<StrArray> {
     Ok(tokens.clone())
 }
 
-pub(super) fn read_kinds(gguf: &Gguf, tokens: &StrArray, byte_level: bool) -> Result<Vec<Kind>> {
+/// The types of the tokens.
+pub(super) struct Kinds {
+    pub(super) of: Vec<Kind>,
+    /// True if the file tells ordinary tokens from others: it has types, and not one for all.
+    pub(super) told: bool,
+}
+
+/// Reads the types of the tokens. Without any the bytes of a SentencePiece vocabulary are found by
+/// their names, and control tokens are those of the ids `special`; all others are ordinary.
+pub(super) fn read_kinds(
+    gguf: &Gguf,
+    tokens: &StrArray,
+    byte_level: bool,
+    special: [Option<u32>; 3],
+    notes: &mut Vec<Note>,
+) -> Result<Kinds> {
     let ids: Vec<i64> = match gguf.get_array(KEY_TYPES)? {
-        None => vec![1; tokens.len()],
-        Some(Array::I32(v)) => v.iter().map(|&t| t.into()).collect(),
-        Some(Array::U32(v)) => v.iter().map(|&t| t.into()).collect(),
-        Some(other) => {
-            let found = format!("an array of {}", other.type_name());
-            return Err(gguf.key_error(KEY_TYPES, found, "an array of i32"));
+        None if byte_level => {
+            return Ok(Kinds { of: vec![Kind::Normal; tokens.len()], told: false });
+        }
+        None => {
+            let [unknown, control @ ..] = special;
+            let kind_of = |(text, id): (&str, u32)| match () {
+                () if control.contains(&Some(id)) => Kind::Control,
+                () if unknown == Some(id) => Kind::Unknown,
+                () if byte_token(text).is_some() => Kind::Byte,
+                () => Kind::Normal,
+            };
+            notes.push(Note::info(format!(
+                "{}: key {KEY_TYPES} is missing: tokens like <0x0A> are taken for bytes, and those \
+                 that begin and end a text for control tokens",
+                gguf.path().display()
+            )));
+            return Ok(Kinds { of: tokens.iter().zip(0..).map(kind_of).collect(), told: false });
+        }
+        Some(array) => {
+            let ids = (0..array.len()).map(|i| array.get(i)?.as_i128()?.try_into().ok());
+            ids.collect::<Option<_>>().ok_or_else(|| {
+                let found = format!("an array of {}", array.type_name());
+                gguf.key_error(KEY_TYPES, found, "an array of i32")
+            })?
         }
     };
     check_length(gguf, KEY_TYPES, ids.len(), tokens.len())?;
@@ -136,7 +152,8 @@ pub(super) fn read_kinds(gguf: &Gguf, tokens: &StrArray, byte_level: bool) -> Re
         }
         kinds.push(kind);
     }
-    Ok(kinds)
+    let told = kinds.iter().any(|&kind| kind != Kind::Normal);
+    Ok(Kinds { of: kinds, told })
 }
 
 fn check_length(gguf: &Gguf, key: &str, found: usize, tokens: usize) -> Result<()> {
@@ -147,7 +164,24 @@ fn check_length(gguf: &Gguf, key: &str, found: usize, tokens: usize) -> Result<(
     Err(gguf.key_error(key, format_args!("{found} items"), expected))
 }
 
-pub(super) fn special_id(gguf: &Gguf, key: &str, tokens: usize) -> Result<Option<u32>> {
+/// Reads the id of a special token; -1, as converters write it for none, is none, with a note.
+pub(super) fn special_id(
+    gguf: &Gguf,
+    key: &str,
+    tokens: usize,
+    notes: &mut Vec<Note>,
+) -> Result<Option<u32>> {
+    let none = |value: &Value| {
+        let all_ones = matches!(value, Value::U32(u32::MAX) | Value::U64(u64::MAX));
+        all_ones || value.as_i128() == Some(-1)
+    };
+    if gguf.get(key).is_some_and(none) {
+        notes.push(Note::info(format!(
+            "{}: key {key} is -1: there is no such token",
+            gguf.path().display()
+        )));
+        return Ok(None);
+    }
     let Some(id) = gguf.get_u32(key)? else {
         return Ok(None);
     };
@@ -182,14 +216,20 @@ pub(super) fn read_merges(gguf: &Gguf, tokens: &StrArray) -> Result<Vec<(String,
 
 /// Lists the ids of the pieces that joining text may give, by falling score.
 pub(super) fn order_by_score(gguf: &Gguf, tokens: &StrArray, kinds: &[Kind]) -> Result<Vec<usize>> {
-    let scores = match gguf.require(KEY_SCORES, gguf.get_array(KEY_SCORES)?)? {
-        Array::F32(scores) => scores,
+    let scores: Cow<'_, [f32]> = match gguf.require(KEY_SCORES, gguf.get_array(KEY_SCORES)?)? {
+        Array::F32(scores) => scores.into(),
+        Array::F64(scores) => scores.iter().map(|&score| score as f32).collect(),
+        Array::I32(scores) => scores.iter().map(|&score| score as f32).collect(),
         other => {
             let found = format!("an array of {}", other.type_name());
             return Err(gguf.key_error(KEY_SCORES, found, "an array of f32"));
         }
     };
     check_length(gguf, KEY_SCORES, scores.len(), tokens.len())?;
+    if let Some(i) = scores.iter().position(|score| score.is_nan()) {
+        let expected = "a number; the file is damaged, convert the model again";
+        return Err(gguf.key_error(&format!("{KEY_SCORES}[{i}]"), "NaN", expected));
+    }
     let mut order: Vec<usize> = (0..tokens.len()).filter(|&id| kinds[id].joins()).collect();
     order.sort_by(|&a, &b| match scores[b].total_cmp(&scores[a]) {
         Ordering::Equal => a.cmp(&b),

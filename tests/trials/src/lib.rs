@@ -54,6 +54,8 @@ pub enum Need {
     Rustc,
     /// Vocabularies that may not be shipped, in the folder that `BITNET_TEST_DATA` names.
     Vocabularies,
+    /// A vocabulary of llama.cpp's models folder, with its vectors, in the same folder.
+    FurtherVocabularies,
     /// Models of other engines, which are too large to be shipped, in the folder that
     /// `BITNET_TEST_DATA` names.
     Models,
@@ -72,6 +74,7 @@ impl Need {
     const OTHERS: &[Self] = &[
         Self::Rustc,
         Self::Vocabularies,
+        Self::FurtherVocabularies,
         Self::Models,
         Self::HugePages,
         Self::LockedMemory,
@@ -91,6 +94,7 @@ impl Need {
             Self::Isa(isa) => isa.name(),
             Self::Rustc => "rustc",
             Self::Vocabularies => "vocabularies",
+            Self::FurtherVocabularies => "further-vocabularies",
             Self::Models => "models",
             Self::HugePages => "huge-pages",
             Self::LockedMemory => "locked-memory",

@@ -135,7 +135,7 @@ impl Client for Checking<'_> {
                 seconds: self.seconds,
             });
         }
-        Work::Measure(self.known.task(self.model, Isa::best(), self.seconds))
+        Work::Measure(Box::new(self.known.task(self.model, Isa::best(), self.seconds)))
     }
 
     fn is_stopped(&self) -> bool {

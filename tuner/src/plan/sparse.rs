@@ -30,7 +30,7 @@ pub fn candidates(
     default: Option<&GatherKernel>,
     ceiling: Isa,
 ) -> Vec<KernelId> {
-    let relu2 = model.config.architecture.activation == Activation::Relu2;
+    let relu2 = model.config.activation == Activation::Relu2;
     let (Some(along), Some(default), Some(&part)) = (along(role), default, parts.last()) else {
         return Vec::new();
     };

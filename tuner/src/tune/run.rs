@@ -306,7 +306,7 @@ impl Client for Tuning<'_> {
         }
         let seconds = left(self.options, self.start, self.kernels_until());
         let task = self.known.task(self.model, self.options.ceiling, seconds);
-        Work::Measure(MeasureTask { repeats: REPEATS, whole: false, ..task })
+        Work::Measure(Box::new(MeasureTask { repeats: REPEATS, whole: false, ..task }))
     }
 
     fn is_stopped(&self) -> bool {

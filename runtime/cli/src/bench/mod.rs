@@ -20,7 +20,7 @@ use bitnet_runtime::engine::report::{HeadReport, KernelReport};
 use bitnet_runtime::engine::{Engine, Options, Start};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
-use bitnet_runtime::file::gguf::{Gguf, TensorInfo};
+use bitnet_runtime::file::gguf::TensorInfo;
 use bitnet_runtime::measure::bench::{self, Samples, Test, Tokens, mean, standard_deviation};
 use bitnet_runtime::measure::probe;
 
@@ -183,12 +183,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::watch();
     'models: for path in models {
         let (path, options) = args.kernels.open(path, args.placement)?;
-        let gguf = if args.mmap {
+        let options = Options { mmap: args.mmap, ..options };
+        if args.mmap {
             bus_error::explain(&path, "leave it as it is while it is used, or give --mmap 0");
-            Gguf::open(path)?
-        } else {
-            Gguf::read(path)?
-        };
+        }
+        let gguf = options.file(path)?;
         let config = Config::from_gguf(&gguf)?;
         if let Some(test) = tests.iter().find(|test| test.context() > config.context) {
             let expected = format!("at most {}, the context of the model", config.context);

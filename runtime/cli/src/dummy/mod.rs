@@ -95,6 +95,7 @@ impl DummyShape {
         let (hidden, heads) = (self.hidden as usize, self.heads as usize);
         Config {
             architecture: self.arch,
+            activation: self.arch.activation,
             layers: self.layers as usize,
             hidden,
             ffn: self.ffn as usize,

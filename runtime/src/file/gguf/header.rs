@@ -96,7 +96,8 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn str(&mut self, max: u64) -> Step<&'a str> {
+    /// Reads a string of any bytes.
+    fn bytes(&mut self, max: u64) -> Step<&'a [u8]> {
         let n = self.u64()?;
         if n > max {
             return Err(Fault::new(
@@ -104,8 +105,11 @@ impl<'a> Reader<'a> {
                 format_args!("at most {max} bytes"),
             ));
         }
-        let bytes = self.take(n)?;
-        std::str::from_utf8(bytes).map_err(|e| {
+        self.take(n)
+    }
+
+    fn str(&mut self, max: u64) -> Step<&'a str> {
+        std::str::from_utf8(self.bytes(max)?).map_err(|e| {
             Fault::new(
                 format_args!("a byte that is not UTF-8 at position {}", e.valid_up_to()),
                 "UTF-8 text",
@@ -131,7 +135,13 @@ impl<'a> Reader<'a> {
             5 => Value::I32(self.array().map(i32::from_le_bytes)?),
             6 => Value::F32(self.array().map(f32::from_le_bytes)?),
             7 => Value::Bool(Self::bool(self.array::<1>()?[0])?),
-            8 => Value::Str(self.str(MAX_STRING)?.to_owned()),
+            8 => {
+                let bytes = self.bytes(MAX_STRING)?;
+                std::str::from_utf8(bytes).map_or_else(
+                    |_| Value::Bytes(bytes.to_vec()),
+                    |text| Value::Str(text.to_owned()),
+                )
+            }
             9 => Value::Array(self.values()?),
             10 => Value::U64(self.u64()?),
             11 => Value::I64(self.array().map(i64::from_le_bytes)?),
@@ -204,11 +214,18 @@ impl<'a> Reader<'a> {
         let mut array = StrArray::default();
         array.ends.reserve_exact(count as usize);
         for i in 0..count {
-            let s = self
-                .str(MAX_STRING)
+            let bytes = self
+                .bytes(MAX_STRING)
                 .map_err(|f| Fault { found: format!("{} (item {i})", f.found), ..f })?;
-            array.text.push_str(s);
-            // Below MAX_HEADER, so it fits.
+            match std::str::from_utf8(bytes) {
+                Ok(text) => array.text.push_str(text),
+                Err(_) => {
+                    // At most MAX_ITEMS.
+                    array.broken.get_or_insert(i as u32);
+                    array.text.push_str(&String::from_utf8_lossy(bytes));
+                }
+            }
+            // At most three times MAX_HEADER, where each wrong byte became U+FFFD, so it fits.
             array.ends.push(array.text.len() as u32);
         }
         array.text.shrink_to_fit();

@@ -1,6 +1,7 @@
 //! An opened file: the header in memory, tensor data in the map.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -21,7 +22,9 @@ pub struct Gguf {
     /// The file; of a model in several files all parts, in order.
     parts: Vec<Part>,
     /// Metadata of the first part, tensors of all.
-    header: Header,
+    pub(super) header: Header,
+    /// The keys whose values are not the file's, each with a line that says so.
+    pub(super) overridden: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Gguf {
@@ -93,7 +96,7 @@ impl Gguf {
     fn new(part: Part) -> Result<Gguf> {
         let data = part.data();
         let header = Header::parse(part.path(), data, data.len() as u64)?;
-        Ok(Gguf { parts: vec![part], header })
+        Ok(Gguf { parts: vec![part], header, overridden: BTreeMap::new() })
     }
 
     /// Adds the tensors of another part.
@@ -230,24 +233,20 @@ impl Gguf {
         }
     }
 
-    /// An unsigned number of any integer type that fits; `None` when the key is absent.
+    /// An unsigned integer, see [`Value::as_u32`]; `None` when the key is absent.
     ///
     /// # Errors
     /// [`Error::Model`] when the key holds something else.
     pub fn get_u32(&self, key: &str) -> Result<Option<u32>> {
-        self.typed(key, "a u32", |v| v.as_i128().and_then(|n| u32::try_from(n).ok()))
+        self.typed(key, "a u32", Value::as_u32)
     }
 
-    /// A floating-point number; `None` when the key is absent.
+    /// A floating-point number, see [`Value::as_f32`]; `None` when the key is absent.
     ///
     /// # Errors
     /// [`Error::Model`] when the key holds something else.
     pub fn get_f32(&self, key: &str) -> Result<Option<f32>> {
-        self.typed(key, "an f32", |v| match *v {
-            Value::F32(x) => Some(x),
-            Value::F64(x) => Some(x as f32),
-            _ => None,
-        })
+        self.typed(key, "an f32", Value::as_f32)
     }
 
     /// A string; `None` when the key is absent.
@@ -255,21 +254,15 @@ impl Gguf {
     /// # Errors
     /// [`Error::Model`] when the key holds something else.
     pub fn get_str(&self, key: &str) -> Result<Option<&str>> {
-        self.typed(key, "a string", |v| match v {
-            Value::Str(s) => Some(s.as_str()),
-            _ => None,
-        })
+        self.typed(key, "a string", Value::as_str)
     }
 
-    /// A truth value; `None` when the key is absent.
+    /// A truth value, see [`Value::as_bool`]; `None` when the key is absent.
     ///
     /// # Errors
     /// [`Error::Model`] when the key holds something else.
     pub fn get_bool(&self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "a bool", |v| match *v {
-            Value::Bool(b) => Some(b),
-            _ => None,
-        })
+        self.typed(key, "a bool", Value::as_bool)
     }
 
     /// An array of any element type; `None` when the key is absent.
@@ -288,10 +281,17 @@ impl Gguf {
     /// # Errors
     /// [`Error::Model`] when the key holds something else.
     pub fn get_strings(&self, key: &str) -> Result<Option<&StrArray>> {
-        self.typed(key, "an array of string", |v| match v {
+        let array = self.typed(key, "an array of string", |v| match v {
             Value::Array(Array::Str(a)) => Some(a),
             _ => None,
-        })
+        })?;
+        match array.and_then(|array| Some((array.broken()?, array))) {
+            None => Ok(array),
+            Some((i, array)) => {
+                let found = quoted(array.get(i).unwrap_or_default());
+                Err(self.key_error(&format!("{key}[{i}]"), found, "UTF-8 text"))
+            }
+        }
     }
 
     /// Turns the `None` of a getter into an error: `gguf.require(key, gguf.get_u32(key)?)`.

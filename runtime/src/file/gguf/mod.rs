@@ -20,6 +20,7 @@
 
 mod header;
 mod map;
+mod overrides;
 mod part;
 mod split;
 mod tensor;
@@ -28,6 +29,7 @@ mod write;
 
 pub use crate::formats::TensorType;
 pub use map::Gguf;
+pub use overrides::Override;
 pub use split::is_part_name;
 pub use tensor::TensorInfo;
 pub use value::{Array, StrArray, Value};

@@ -10,6 +10,8 @@ pub struct StrArray {
     pub(super) text: String,
     /// End of each string in `text`; below 2^32 because the header is at most 512 MiB.
     pub(super) ends: Vec<u32>,
+    /// The first string that is not UTF-8 in the file, if any; here its wrong bytes are U+FFFD.
+    pub(super) broken: Option<u32>,
 }
 
 impl StrArray {
@@ -31,6 +33,12 @@ impl StrArray {
         let end = *self.ends.get(i)? as usize;
         let start = if i == 0 { 0 } else { self.ends[i - 1] as usize };
         self.text.get(start..end)
+    }
+
+    /// The first string that is not UTF-8 in the file, in which U+FFFD stands for the wrong bytes.
+    #[must_use]
+    pub fn broken(&self) -> Option<usize> {
+        self.broken.map(|i| i as usize)
     }
 
     /// All strings in order.
@@ -98,6 +106,25 @@ impl Array {
         self.len() == 0
     }
 
+    /// Element `i` as a value.
+    #[must_use]
+    pub fn get(&self, i: usize) -> Option<Value> {
+        Some(match self {
+            Array::U8(v) => Value::U8(*v.get(i)?),
+            Array::I8(v) => Value::I8(*v.get(i)?),
+            Array::U16(v) => Value::U16(*v.get(i)?),
+            Array::I16(v) => Value::I16(*v.get(i)?),
+            Array::U32(v) => Value::U32(*v.get(i)?),
+            Array::I32(v) => Value::I32(*v.get(i)?),
+            Array::F32(v) => Value::F32(*v.get(i)?),
+            Array::Bool(v) => Value::Bool(*v.get(i)?),
+            Array::Str(v) => Value::Str(v.get(i)?.to_owned()),
+            Array::U64(v) => Value::U64(*v.get(i)?),
+            Array::I64(v) => Value::I64(*v.get(i)?),
+            Array::F64(v) => Value::F64(*v.get(i)?),
+        })
+    }
+
     /// The element type as the GGUF specification names it.
     #[must_use]
     pub fn type_name(&self) -> &'static str {
@@ -131,6 +158,8 @@ pub enum Value {
     F32(f32),
     Bool(bool),
     Str(String),
+    /// A string that is not UTF-8.
+    Bytes(Vec<u8>),
     Array(Array),
     U64(u64),
     I64(i64),
@@ -153,6 +182,68 @@ impl Value {
             _ => return None,
         })
     }
+
+    /// The value as an unsigned integer: any number that is one and fits.
+    #[must_use]
+    pub fn as_u32(&self) -> Option<u32> {
+        match *self {
+            Value::F32(x) => whole(x.into()),
+            Value::F64(x) => whole(x),
+            _ => self.as_i128().and_then(|n| u32::try_from(n).ok()),
+        }
+    }
+
+    /// The value as a floating-point number: one of either precision, rounded, or an integer that
+    /// `f32` holds exactly.
+    #[must_use]
+    pub fn as_f32(&self) -> Option<f32> {
+        match *self {
+            Value::F32(x) => Some(x),
+            Value::F64(x) => Some(x as f32),
+            _ => self
+                .as_i128()
+                .map(|n| (n, n as f32))
+                .filter(|&(n, x)| x as i128 == n)
+                .map(|(_, x)| x),
+        }
+    }
+
+    /// The value as a truth value: a bool, or an integer 0 or 1.
+    #[must_use]
+    pub fn as_bool(&self) -> Option<bool> {
+        match *self {
+            Value::Bool(b) => Some(b),
+            _ => match self.as_i128()? {
+                0 => Some(false),
+                1 => Some(true),
+                _ => None,
+            },
+        }
+    }
+
+    /// The value as a string.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Value::Str(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// The values themselves: the elements of an array, else the value alone.
+    pub fn items(&self) -> impl Iterator<Item = Value> + '_ {
+        let (array, own) = match self {
+            Value::Array(array) => (Some(array), None),
+            other => (None, Some(other.clone())),
+        };
+        let elements = array.into_iter().flat_map(|a| (0..a.len()).filter_map(|i| a.get(i)));
+        elements.chain(own)
+    }
+}
+
+/// The integer that a float is.
+fn whole(x: f64) -> Option<u32> {
+    (x.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&x)).then_some(x as u32)
 }
 
 /// Shows type and value, short enough for an error message; of arrays type and length.
@@ -168,6 +259,9 @@ impl fmt::Display for Value {
             Value::F32(v) => write!(f, "f32 {v}"),
             Value::Bool(v) => write!(f, "bool {v}"),
             Value::Str(v) => write!(f, "string {}", quoted(v)),
+            Value::Bytes(v) => {
+                write!(f, "string {}, which is not UTF-8", quoted(&String::from_utf8_lossy(v)))
+            }
             Value::Array(v) => write!(f, "array of {} {}", v.len(), v.type_name()),
             Value::U64(v) => write!(f, "u64 {v}"),
             Value::I64(v) => write!(f, "i64 {v}"),

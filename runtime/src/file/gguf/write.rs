@@ -243,8 +243,12 @@ impl fmt::Debug for TensorSink<'_> {
 }
 
 fn put_str(out: &mut Vec<u8>, s: &str) {
-    out.extend((s.len() as u64).to_le_bytes());
-    out.extend(s.as_bytes());
+    put_bytes(out, s.as_bytes());
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend((bytes.len() as u64).to_le_bytes());
+    out.extend(bytes);
 }
 
 fn put_value(out: &mut Vec<u8>, value: &Value) {
@@ -266,6 +270,10 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
         Value::Str(v) => {
             out.extend(8u32.to_le_bytes());
             put_str(out, v);
+        }
+        Value::Bytes(v) => {
+            out.extend(8u32.to_le_bytes());
+            put_bytes(out, v);
         }
         Value::Array(v) => {
             out.extend(9u32.to_le_bytes());
@@ -355,6 +363,7 @@ pub(super) mod tests {
             ("u64", Value::U64(4)),
             ("i64", Value::I64(-4)),
             ("f64", Value::F64(0.25)),
+            ("bytes", Value::Bytes(b"J\xf6rg".to_vec())),
             ("au8", Value::Array(Array::U8(vec![1, 2]))),
             ("ai8", Value::Array(Array::I8(vec![-1]))),
             ("au16", Value::Array(Array::U16(vec![1, 2]))),

@@ -230,6 +230,8 @@ pub const DRAFTS: &[Flag] = &[
 pub const OWN: &[Flag] = &[
     own(RUN, &["--json"], SWITCH),
     own(RUN, &["--lookup"], SWITCH),
+    own(BOTH, &["--pre"], Value::One("NAME")),
+    own(BENCH, &["--override-kv"], Value::One("KEY=TYPE:VALUE")),
     own(BENCH, &["-np", "-npl", "--parallel"], LIST),
     own(BOTH, &["--fixed-threads"], SWITCH),
     own(BOTH, &["--profile"], FILE),

@@ -23,6 +23,7 @@ pub const FLAGS: &[Flag] = &[
     done(RUN, &["-n", "--predict", "--n-predict"], N).variable("LLAMA_ARG_N_PREDICT"),
     done(RUN, &["-c", "--ctx-size"], N).variable("LLAMA_ARG_CTX_SIZE"),
     done(RUN, &["--ignore-eos"], SWITCH),
+    done(RUN, &["--override-kv"], Value::One("KEY=TYPE:VALUE")),
     refused(
         RUN,
         &["-r", "--reverse-prompt"],
