@@ -28,7 +28,7 @@ pub const FLAGS: &[Flag] = &[
         RUN,
         &["-r", "--reverse-prompt"],
         TEXT,
-        ("no word ends a text here", "leave it out, and limit the text with -n"),
+        ("stop words are not there", "leave it out, and limit the text with -n"),
     ),
     refused(
         RUN,
