@@ -12,7 +12,7 @@ pub struct TensorInfo {
     pub name: String,
     /// Dimensions, innermost first: a matrix of `rows` outputs and `cols` inputs has `[cols, rows]`.
     pub dims: Vec<u64>,
-    /// How the elements are stored.
+    /// Format of the elements.
     pub ty: TensorType,
     /// Number of the file that holds it, from 0, where a model is split into several.
     pub part: usize,
