@@ -254,7 +254,7 @@ pub(crate) fn refused(bytes: usize, what: &str) -> Error {
 /// Returns the limit of this process's address space (`ulimit -v`) or of its data (`ulimit -d`), whichever
 /// leaves less, by its name, and the bytes that it leaves.
 #[cfg(unix)]
-fn limit() -> Option<(&'static str, u64)> {
+pub(crate) fn limit() -> Option<(&'static str, u64)> {
     use rustix::process::{Resource, getrlimit};
     let status = || std::fs::read_to_string("/proc/self/status");
     let left = |resource, used, name| {
@@ -269,7 +269,7 @@ fn limit() -> Option<(&'static str, u64)> {
 }
 
 #[cfg(not(unix))]
-fn limit() -> Option<(&'static str, u64)> {
+pub(crate) fn limit() -> Option<(&'static str, u64)> {
     None
 }
 

@@ -187,14 +187,16 @@ impl Packing {
         }
         bytes += lines_bytes;
         let needed = bytes as u64 + head_bytes;
-        memory::require(needed, "the weights")?;
         if let Some(free) = free.filter(|&free| free < needed) {
-            let message = too_large(gguf, config, needed, bytes as u64, free);
-            if needed > free + memory::swap_available() {
+            // What a limit refuses cannot be swapped out.
+            let limit = memory::limit().filter(|&(_, left)| left < needed).map(|(name, _)| name);
+            let message = too_large(gguf, config, needed, bytes as u64, (free, limit));
+            if limit.is_some() || needed > free + memory::swap_available() {
                 return Err(Error::Runtime(message));
             }
             warnings.push(format!("{message}; the rest is swapped out, which is slow"));
         }
+        memory::require(needed, "the weights")?;
         let uncache = free.is_some_and(|free| free < needed.saturating_add(gguf.file_bytes()));
         let arena = Arena::with(bytes, matrices, options.pages)?;
         Ok(Self { jobs, arena, bytes, uncache })
@@ -202,7 +204,13 @@ impl Packing {
 }
 
 /// Builds the message that says how much memory the weights need, and which format needs less.
-fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) -> String {
+fn too_large(
+    gguf: &Gguf,
+    config: &Config,
+    needed: u64,
+    packed: u64,
+    (free, limit): (u64, Option<&str>),
+) -> String {
     let in_layout = |layout: Layout| -> u64 {
         let bytes = |job: &JobShapes| {
             let parts = job.parts.iter().map(|&part| layout.matrix_bytes(part) as u64);
@@ -216,8 +224,12 @@ fn too_large(gguf: &Gguf, config: &Config, needed: u64, packed: u64, free: u64) 
     } else {
         String::new()
     };
+    let (under, help) = match limit {
+        Some(name) => (format!(" under {name}"), "raise it"),
+        None => (String::new(), "end other programs"),
+    };
     format!(
-        "{}: its weights take {} MB of memory, but only {} MB are available; end other programs{less}",
+        "{}: its weights take {} MB of memory, but only {} MB are available{under}; {help}{less}",
         gguf.path().display(),
         needed.div_ceil(1_000_000),
         free / 1_000_000
