@@ -360,6 +360,7 @@ fn r8_a_tensor_of_a_type_that_nobody_knows_is_refused_where_it_is_needed() {
     let (dims, data) = (vec![3, 5], vec![7; 100]);
     parts.tensors.push(Tensor { name: "extra".into(), dims, ty: TensorType::I8, data });
     let bytes = parts.bytes_with_type("extra", 1234);
-    let model = load(&Arc::new(Gguf::from_bytes("m", bytes).unwrap()), Isa::best(), true).unwrap();
-    assert!(model.warnings()[0].contains("'extra'"), "{:?}", model.warnings());
+    let gguf = Arc::new(Gguf::from_bytes("m", bytes).unwrap());
+    let error = load(&gguf, Isa::best(), true).unwrap_err();
+    assert!(error.exit_code() == 3 && error.to_string().contains("'extra'"), "{error}");
 }

@@ -206,12 +206,11 @@ unsafe fn multiply(
             // SAFETY: the caller's promise.
             let a = unsafe { isa::load(activations.add(t * row_bytes(cols) + field * BYTES)) };
             for r in 0..ROWS {
-                let codes = if CHAINS > 1 {
-                    isa::codes_in_place(packed[r], field)
+                let (codes, chain) = if CHAINS > 1 {
+                    (isa::codes_in_place(packed[r], field), field)
                 } else {
-                    isa::codes(packed[r], field)
+                    (isa::codes(packed[r], field), 0)
                 };
-                let chain = if CHAINS > 1 { field } else { 0 };
                 let sum = &mut sums[r * TOKENS + t][chain];
                 *sum = isa::dot(*sum, codes, a);
             }

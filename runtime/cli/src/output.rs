@@ -60,7 +60,7 @@ const ADVICE: [(&str, &str); 3] =
 /// parameters.
 pub fn with_flags(line: &str) -> String {
     let named = FLAGS.into_iter().find_map(|(parameter, flag)| {
-        let rest = line.strip_prefix(parameter).filter(|rest| rest.starts_with(": "))?;
+        let rest = line.strip_prefix(parameter).filter(|rest| rest.starts_with(": found "))?;
         Some(format!("{flag}{rest}"))
     });
     let line = named.unwrap_or_else(|| line.to_owned());
@@ -96,6 +96,7 @@ mod tests {
                 "prompt: found 9, expected a larger context (-c)",
             ),
             ("m.gguf: isa: found 1", "m.gguf: isa: found 1"),
+            ("threads: 2, all there are", "threads: 2, all there are"),
         ];
         for (line, expected) in cases {
             assert_eq!(super::with_flags(line), expected);

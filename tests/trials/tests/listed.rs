@@ -10,7 +10,8 @@ fn sources(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.to_path_buf()];
     }
-    fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
+    let paths = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|end| end == "rs")).collect()
 }
 
 #[test]

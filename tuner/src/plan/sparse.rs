@@ -83,7 +83,7 @@ mod tests {
             let all: std::collections::BTreeSet<&KernelId> = found.iter().collect();
             assert_eq!(all.len(), found.len(), "{role}: one stands twice");
             let mut silu = model.clone();
-            silu.config.architecture = &bitnet_runtime::arch::LLAMA;
+            silu.config.activation = Activation::Silu;
             assert_eq!(ids(&silu, role, &parts), [], "{role}");
         }
     }
