@@ -240,7 +240,7 @@ impl Place {
         self.killed_at(bytes, &run());
         assert!(self.kept_the_old_profile(true).is_empty());
         let journal = fs::metadata(self.journal()).unwrap().len();
-        assert!(journal < bytes, "the journal is as long: {journal} bytes of {bytes}");
+        assert!(journal < bytes, "it was the journal that was to grow beyond {bytes} bytes");
     }
 }
 
@@ -285,7 +285,8 @@ fn killed_while_writing(shares: impl Iterator<Item = f64>) {
     for share in shares {
         let bytes = (share * whole as f64) as u64;
         place.killed_at(bytes, &place.doomed("0", true));
-        assert_eq!(place.kept_the_old_profile(true), [bytes]);
+        // Where the file system gives it a name before it is whole, it stays.
+        assert!(place.kept_the_old_profile(true).iter().all(|&left| left == bytes));
         assert_eq!(fs::read(place.journal()).unwrap(), journal, "{bytes} bytes");
     }
     succeeded(&place.alone("0").arg("--resume").output().unwrap());
