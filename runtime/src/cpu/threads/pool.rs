@@ -44,7 +44,7 @@ pub struct PoolOptions {
 pub struct Pool {
     shared: Arc<Shared>,
     /// Held for the length of a run: runs started by several threads take turns.
-    turn: Mutex<Turn>,
+    turn: Mutex<Governors>,
     handles: Vec<JoinHandle<()>>,
     /// The helpers, by number from 1.
     ids: Vec<ThreadId>,
@@ -68,14 +68,8 @@ pub(crate) enum Load {
     Long,
 }
 
-/// Changes between runs only.
-#[derive(Debug)]
-struct Turn {
-    /// Workers that take part in a run; the other helpers are parked.
-    active: usize,
-    /// Choose their number for runs that [`Pool::run_spared`] starts: one for each [`Load`].
-    governors: [Governor; 2],
-}
+/// Choose the number of workers for runs that [`Pool::run_spared`] starts: one for each [`Load`].
+type Governors = [Governor; 2];
 
 /// One thread's view of a run.
 #[derive(Debug)]
@@ -96,7 +90,8 @@ type Job = *const (dyn Fn(&Worker<'_>) + Sync);
 pub(super) struct Shared {
     pub(super) threads: usize,
     pub(super) spins: u32,
-    /// Workers that take part in a run. Changes only while no helper is in one.
+    /// Workers that take part in a run; the other helpers are parked. Changes only while no helper
+    /// is in one, by whoever holds [`Pool::turn`].
     active: AtomicUsize,
     /// Opened once per run, after `job` was set. Without a job helpers beyond `active` park.
     start: Gate,
@@ -197,11 +192,9 @@ impl Pool {
             job: UnsafeCell::new(None),
         });
         let home = homes.first().copied();
-        let governors = [(); 2].map(|()| Governor::new(threads));
-        let turn = Turn { active: threads, governors };
         let mut pool = Self {
             shared,
-            turn: Mutex::new(turn),
+            turn: Mutex::new([(); 2].map(|()| Governor::new(threads))),
             handles: Vec::new(),
             ids: Vec::new(),
             spare,
@@ -220,7 +213,7 @@ impl Pool {
                     let bound = home.map(affinity::bind).transpose();
                     // The pool may have been given up because a thread could not be started.
                     let refused = bound.as_ref().err().map(ToString::to_string);
-                    let _ = tell.send((ThreadId::current(), refused));
+                    let _ = tell.send((index, ThreadId::current(), refused));
                     drop(tell);
                     help(&shared, index);
                 })
@@ -233,7 +226,10 @@ impl Pool {
             pool.handles.push(handle);
         }
         drop(tell);
-        for (id, refused) in told {
+        // They tell in any order.
+        let mut told: Vec<_> = told.into_iter().collect();
+        told.sort_unstable_by_key(|&(index, ..)| index);
+        for (_, id, refused) in told {
             pool.ids.push(id);
             if let Some(why) = refused {
                 (pool.home, pool.unpinned) = (None, Some(why));
@@ -284,8 +280,8 @@ impl Pool {
     /// # Errors
     /// [`Error::Runtime`] with the first panic's message when a worker panicked.
     pub(crate) fn run<F: Fn(&Worker<'_>) + Sync>(&self, f: F) -> Result<()> {
-        let turn = self.turn()?;
-        self.run_in(&turn, f)
+        let _turn = self.turn()?;
+        self.run_in_turn(f)
     }
 
     /// As [`Pool::run`], for `tokens` tokens that go through a model or a layer of it: runs of the
@@ -303,24 +299,23 @@ impl Pool {
     ) -> Result<()> {
         let mut turn = self.turn()?;
         if !self.spare || self.threads() == 1 {
-            return self.run_in(&turn, f);
+            return self.run_in_turn(f);
         }
-        let active = turn.governors[load as usize].active();
-        if active != turn.active {
-            self.regroup(&mut turn, active);
-        }
+        let governor = &mut turn[load as usize];
+        let active = governor.active();
+        self.regroup(active);
         let asleep = || Duration::from_nanos(self.shared.asleep.load(Ordering::Relaxed));
         let (start, before) = (Instant::now(), asleep());
-        self.run_in(&turn, f)?;
+        self.run_in_turn(f)?;
         let (time, asleep) = (start.elapsed(), asleep() - before);
         let workers = || self.ids[..active - 1].iter().copied().chain([ThreadId::current()]);
         let mut queued = || workers().map(ThreadId::queued).sum();
-        turn.governors[load as usize].ran(tokens, time, asleep, &mut queued);
+        governor.ran(tokens, time, asleep, &mut queued);
         Ok(())
     }
 
     /// Waits until no other thread runs anything, and keeps it so.
-    fn turn(&self) -> Result<MutexGuard<'_, Turn>> {
+    fn turn(&self) -> Result<MutexGuard<'_, Governors>> {
         if IN_RUN.get() {
             return Err(Error::Runtime(
                 "a run of the thread pool was started from inside a run".into(),
@@ -329,19 +324,23 @@ impl Pool {
         Ok(lock(&self.turn))
     }
 
-    /// Lets `active` workers take part from the next run on, `1 <= active <= threads`.
-    fn regroup(&self, turn: &mut Turn, active: usize) {
+    /// Lets `active` workers take part from the next run on, `1 <= active <= threads`. The caller
+    /// holds [`Pool::turn`].
+    fn regroup(&self, active: usize) {
         let shared = &*self.shared;
-        let fewer = active < turn.active;
+        let before = shared.active.load(Ordering::Relaxed);
+        if active == before {
+            return;
+        }
+        let fewer = active < before;
         // Those who wait for a run park, or parked ones return: all of the one kind answer.
-        let asked = if fewer { turn.active - 1 } else { shared.threads - turn.active };
+        let asked = if fewer { before - 1 } else { shared.threads - before };
         shared.active.store(active, Ordering::Relaxed);
         shared.running.store(asked, Ordering::Relaxed);
         // SAFETY: no helper is in a run, and `turn` keeps other callers out.
         unsafe { *shared.job.get() = None };
         if fewer { &shared.start } else { &shared.recall }.open();
         self.wait_for_helpers();
-        turn.active = active;
         self.fewest.fetch_min(active, Ordering::Relaxed);
     }
 
@@ -358,11 +357,12 @@ impl Pool {
         }
     }
 
-    fn run_in<F: Fn(&Worker<'_>) + Sync>(&self, turn: &Turn, f: F) -> Result<()> {
+    /// [`Pool::run`] by a caller that holds [`Pool::turn`].
+    fn run_in_turn<F: Fn(&Worker<'_>) + Sync>(&self, f: F) -> Result<()> {
         // A CPU may have gone since the pool was made; then the run is only slower.
         let _bound = self.home.and_then(|cpu| affinity::bind(cpu).ok());
         let shared = &*self.shared;
-        let helpers = turn.active - 1;
+        let active = shared.active.load(Ordering::Relaxed);
         let erased: *const (dyn Fn(&Worker<'_>) + Sync + '_) = &raw const f;
         // SAFETY: only the lifetime changes. The pointer is followed by helpers inside this call
         // only: it returns (and `f` is dropped) after `running` is back at 0.
@@ -371,10 +371,10 @@ impl Pool {
         // SAFETY: no helper is in a run (the last one ended with `running` = 0, and `turn` keeps
         // other callers out), so nobody else looks at `job`.
         unsafe { *shared.job.get() = Some(job) };
-        shared.running.store(helpers, Ordering::Relaxed);
+        shared.running.store(active - 1, Ordering::Relaxed);
         shared.start.open();
 
-        shared.work(0, turn.active, &f);
+        shared.work(0, active, &f);
 
         shared.slept(self.wait_for_helpers());
         // All have left: reset the barrier.
@@ -600,11 +600,22 @@ mod tests {
     }
 
     #[test]
+    fn the_threads_of_helpers_are_known_by_number() {
+        for _ in 0..20 {
+            let pool = Pool::new(8).unwrap();
+            let ids: [Mutex<Option<ThreadId>>; 8] = Default::default();
+            pool.run(|w| *lock(&ids[w.index]) = Some(ThreadId::current())).unwrap();
+            let found: Vec<ThreadId> = ids[1..].iter().map(|id| lock(id).unwrap()).collect();
+            assert_eq!(found, pool.ids);
+        }
+    }
+
+    #[test]
     fn helpers_park_and_return() {
         let pool = Pool::new(4).unwrap();
         for (round, active) in [3, 1, 2, 4, 2, 1, 4, 3, 4].into_iter().cycle().take(900).enumerate()
         {
-            pool.regroup(&mut lock(&pool.turn), active);
+            pool.regroup(active);
             for _ in 0..round % 3 {
                 let seen: [AtomicUsize; 4] = Default::default();
                 pool.run(|w| {
@@ -618,7 +629,7 @@ mod tests {
             }
         }
         assert_eq!(pool.fewest(), 1);
-        pool.regroup(&mut lock(&pool.turn), 2);
+        pool.regroup(2);
     }
 
     #[test]
