@@ -1,7 +1,8 @@
 //! Writing to what may be full for a while, and reading from what may be empty: a pipe whose other end is
 //! slow, where whoever made it asked that nobody waits (`O_NONBLOCK`, as event loops do).
 
-use std::io::{self, Read, StderrLock, StdinLock, StdoutLock, Write};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Read, StderrLock, StdinLock, StdoutLock, Write};
 #[cfg(unix)]
 use std::os::fd::AsFd;
 
@@ -30,6 +31,18 @@ pub fn stdout() -> Patient<StdoutLock<'static>> {
 /// Returns stderr, locked.
 pub fn stderr() -> Patient<StderrLock<'static>> {
     Patient(io::stderr().lock())
+}
+
+/// Writes a message to stderr or stdout, in its styled form where that is a terminal. Nobody is left to
+/// be told of an error.
+pub fn show(on_stderr: bool, styled: impl Display, plain: impl Display) {
+    let (mut out, is_terminal): (Box<dyn Write>, _) = if on_stderr {
+        (Box::new(stderr()), io::stderr().is_terminal())
+    } else {
+        (Box::new(stdout()), io::stdout().is_terminal())
+    };
+    let _ = if is_terminal { write!(out, "{styled}") } else { write!(out, "{plain}") };
+    let _ = out.flush();
 }
 
 #[cfg(unix)]

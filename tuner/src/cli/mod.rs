@@ -1,7 +1,7 @@
 //! Subcommands of `bitnet-tune`: arguments, and a `run` each.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process;
 use std::sync::Arc;
@@ -65,15 +65,8 @@ pub fn note(line: fmt::Arguments<'_>) {
 
 /// Prints what clap has to say, help or what is wrong with the arguments, and ends the program.
 pub fn end(message: &clap::Error) -> ! {
-    let (mut out, is_terminal): (Box<dyn Write>, _) = if message.use_stderr() {
-        (Box::new(patient::stderr()), io::stderr().is_terminal())
-    } else {
-        (Box::new(patient::stdout()), io::stdout().is_terminal())
-    };
     let text = message.render();
-    // Nobody is left to be told of an error.
-    let _ = if is_terminal { write!(out, "{}", text.ansi()) } else { write!(out, "{text}") };
-    let _ = out.flush();
+    patient::show(message.use_stderr(), text.ansi(), &text);
     process::exit(message.exit_code())
 }
 
