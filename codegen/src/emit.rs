@@ -116,7 +116,7 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
         static HEADS: [abi::HeadEntry; #heads_len] = [#(#heads),*];
         static ATTENTION: [abi::AttentionEntry; #attention_len] = [#(#attention),*];
         static LINES: [abi::GatherEntry; #gather_len] = [#(#lines),*];
-        /// What this library was made for.
+        /// The build that this library was made for.
         #[unsafe(no_mangle)]
         pub static #header: abi::Header =
             abi::Header { version: abi::VERSION, fingerprint: *#fingerprint };
@@ -136,7 +136,7 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
     Ok(out)
 }
 
-/// What a library is without `std`. Its lints are those of the templates.
+/// Attributes of a library without `std`. Its lints are those of the templates.
 const NO_STD: &str = "\
 #![no_std]
 #![allow(warnings)]
@@ -228,7 +228,7 @@ pub(crate) fn vector_module(isa: Isa) -> String {
     format!("{}__{}", VECTOR.name, isa.float_tier())
 }
 
-/// How lines of a layout are unpacked.
+/// Functions that unpack lines of a layout.
 fn unpacker(layout: GatherLayout) -> &'static Source {
     match layout {
         GatherLayout::I2sL64 => &LINES[0],

@@ -1,4 +1,4 @@
-/// Why a kernel could not be generated. All but the first two are faults of a template.
+/// Reasons for which a kernel could not be generated. All but the first two are faults of a template.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No template computes this op.
@@ -23,7 +23,7 @@ pub enum Error {
     Parse {
         /// The template's path.
         path: &'static str,
-        /// What the parser says.
+        /// The parser's message.
         source: syn::Error,
     },
     /// A template lacks a constant that the spec sets.

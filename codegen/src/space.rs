@@ -9,7 +9,7 @@ use bitnet_profiles::Layout::{I2sT16, I2sT32, I2sT64, T5T32, Tl1T32, Tl2T32, Tl2
 use bitnet_profiles::Op::{self, Attention, Columns, Head, Rows, Sketch, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, SketchFormat, TileConfig};
 
-/// What a kernel is for: one token at a time, or many.
+/// Purpose of a kernel: one token at a time, or many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
     /// One activation row.
@@ -39,7 +39,7 @@ struct Row {
 
 const FLOAT_HEADS: &[Op] = &[Head(HeadFormat::F32), Head(HeadFormat::F16), Head(HeadFormat::Bf16)];
 const BLOCK_HEADS: &[Op] = &[Head(HeadFormat::Q8_0), Head(HeadFormat::Q6K), Head(HeadFormat::Q4_0)];
-/// Those that few files have, in fewer tilings.
+/// Rare types, in fewer tilings.
 const RARE_HEADS: &[Op] = &[
     Head(HeadFormat::Q4_1),
     Head(HeadFormat::Q5_0),
@@ -187,7 +187,7 @@ const GRID: &[Row] = &[
     Row { ops: &[Columns(T5L64)],  isas: &[Avx512Vbmi],                       rows: &[320],      cols: &[16, 64],              tokens: &[1],               unroll: &[1],        prefetch: &[16, 64] },
 ];
 
-/// What beside these is worth making for a model's own shapes, where there is a compiler.
+/// Kernels beside these that are worth making for a model's own shapes, where there is a compiler.
 #[rustfmt::skip]
 const WIDER: &[Row] = &[
     Row { ops: &[Ternary(I2sT16)], isas: &[Avx2, Avx512],                     rows: &[16],       cols: &[256],                 tokens: &[1],               unroll: &[1, 4],     prefetch: &[1024, 2048, 8192, 16384] },

@@ -17,9 +17,9 @@ use tempfile::NamedTempFile;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long one mutant may take.
+/// Longest time of one mutant.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a process is looked at.
+/// Period at which a process is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// Processes that a target's mutants are shared out to, one after another.
 const PARTS: u64 = 4;
@@ -43,7 +43,7 @@ struct Arguments {
     /// Processes at a time [default: one for each CPU]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Where a mutant is written that a target does not survive
+    /// Folder for mutants that a target does not survive
     #[arg(long, value_name = "FOLDER", default_value = "target/fuzz")]
     found: PathBuf,
     /// Give the target the bytes of a file instead of mutants
@@ -68,7 +68,7 @@ struct Part {
     to: u64,
 }
 
-/// What became of a target's mutants: how many were accepted, or the first that it did not survive.
+/// Outcome of a target's mutants: how many were accepted, or the first that it did not survive.
 type Outcome = Result<u64, String>;
 
 fn main() -> ExitCode {
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether all targets survived.
+/// True if all targets survived.
 fn run(arguments: &Arguments) -> Result<bool, Failure> {
     if let Some(file) = &arguments.replay {
         let bytes = fs::read(file).map_err(|e| format!("{}: cannot read: {e}", file.display()))?;

@@ -28,7 +28,7 @@ const EDGES: [u64; 18] = [
     u64::MAX,
 ];
 
-/// What stands where a text has a number or a word.
+/// Replacements for a number or a word of a text.
 const WORDS: [&str; 22] = [
     "0",
     "-1",

@@ -1,4 +1,4 @@
-//! What mutants are made from: small files and messages, each accepted as it is.
+//! Seeds that mutants are made from: small files and messages, each accepted as it is.
 
 use bitnet_profiles::registry::Shipped;
 use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Pinning, Profile, Role, Run, Shape};

@@ -11,15 +11,15 @@ use tempfile::NamedTempFile;
 use crate::destination::{Destination, folder_of, open_stream};
 use crate::patient::Patient;
 
-/// What a temporary file's name has after its target's: a dot, so many random letters and digits,
+/// Suffix of a temporary file's name, behind its target's: a dot, so many random letters and digits,
 /// and this.
 const SUFFIX: &str = ".bitnet.tmp";
 /// Random letters and digits in the name of a temporary file or folder.
 pub const RANDOM: usize = 12;
 
-/// How long making a file and locking it takes, and much more: what is younger is left alone.
+/// Time that making a file and locking it takes, and much more: what is younger is left alone.
 const YOUNG: Duration = Duration::from_secs(60);
-/// How old something is, on a file system without locks, when whoever made it is taken for gone.
+/// Age from which something's maker is taken for gone, on a file system without locks.
 const OLD: Duration = Duration::from_secs(7 * 86_400);
 
 /// A file being written that takes the place of another once it is whole: until
@@ -162,7 +162,7 @@ mod unnamed {
 /// or all of the new contents, whatever happens between: see [`Replacement`].
 ///
 /// # Errors
-/// What the system says: no such folder, no permission, no space, a folder of that name.
+/// The system's reason: no such folder, no permission, no space, a folder of that name.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     fill(Replacement::new(path)?, contents)
 }
@@ -228,7 +228,7 @@ pub fn remove_leftovers(folder: &Path, is_target: impl Fn(&[u8]) -> bool, owner:
     }
 }
 
-/// Whether whoever made a file or folder has gone. While it is in use, its maker holds a lock on it
+/// True if the maker of a file or folder has gone. While it is in use, its maker holds a lock on it
 /// ([`File::try_lock`]), which ends with the process, however that ends; what is younger than a minute
 /// may not be locked yet. Where the file system has no locks, a week must have passed.
 pub fn is_abandoned(file: &File) -> bool {
@@ -243,7 +243,7 @@ pub fn is_abandoned(file: &File) -> bool {
         }
 }
 
-/// Whether a part of a name is what stands in the names of temporary files and folders: [`RANDOM`]
+/// True if a part of a name is that of temporary files and folders: [`RANDOM`]
 /// letters and digits.
 pub fn is_random(part: &[u8]) -> bool {
     part.len() == RANDOM && part.iter().all(u8::is_ascii_alphanumeric)
@@ -256,7 +256,7 @@ fn target_of(name: &[u8]) -> Option<&[u8]> {
     target.strip_suffix(b".").filter(|target| !target.is_empty() && is_random(random))
 }
 
-/// Whether both belong to one user, where the system says so.
+/// True if both belong to one user, where the system says so.
 #[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix files have a user's number"))]
 fn has_owner(meta: &Metadata, owner: &Metadata) -> bool {
     #[cfg(unix)]
@@ -268,7 +268,7 @@ fn has_owner(meta: &Metadata, owner: &Metadata) -> bool {
     true
 }
 
-/// Whether an open file is the one that was looked at, and not what its name has led to since.
+/// True if an open file is the one that was looked at, and not what its name has led to since.
 #[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix files have numbers"))]
 fn is_same(file: &File, meta: &Metadata) -> bool {
     #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! Where a path leads that a user names for a file to be written: to a file that is replaced, or to a
+//! Destination of a file to be written, by the path that a user names: a file that is replaced, or a
 //! device, a pipe or an open descriptor that is written into.
 
 use std::fs::{self, File, Permissions};
@@ -87,7 +87,7 @@ pub fn holds_contents(path: &Path) -> bool {
 /// Reads the first 512 bytes of what writing to `path` would replace; nothing where that is nothing.
 ///
 /// # Errors
-/// Those of opening and reading it, and of following the path.
+/// Errors of opening and reading it, and of following the path.
 pub fn beginning(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some(path) = Destination::of(path)?.kept() {

@@ -1,4 +1,4 @@
-/// How a ternary weight is coded. The file holds I2_S; the others are made from it at load.
+/// Coding of ternary weights. The file holds I2_S; the others are made from it at load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
     /// 2-bit codes 0, 1, 2 for -1, 0, +1, multiplied.
@@ -15,13 +15,13 @@ pub enum Format {
 named!(Format, "format", { I2S => "i2_s", Tl1 => "tl1", Tl2 => "tl2", T5 => "t5" });
 
 impl Format {
-    /// Whether its kernels unpack weights and multiply; the others look sums up in tables.
+    /// True if its kernels unpack weights and multiply; the others look sums up in tables.
     pub const fn multiplies(self) -> bool {
         matches!(self, Self::I2S | Self::T5)
     }
 }
 
-/// How the weights of a matrix lie in memory. A matrix is cut into tiles of [`Layout::tile_rows`]
+/// Arrangement of a matrix' weights in memory. A matrix is cut into tiles of [`Layout::tile_rows`]
 /// rows; a tile is a run of units of [`Layout::unit_cols`] columns, so a kernel that owns some
 /// tiles reads one sequential stream. Rows and columns that do not fill a tile or a unit are
 /// padded with weights of zero.
@@ -123,7 +123,7 @@ impl Layout {
     }
 }
 
-/// How a matrix lies in memory whose *lines* decode may leave out: its rows, or its columns. A line
+/// Arrangement in memory of a matrix whose *lines* decode may leave out: its rows, or its columns. A line
 /// is a run of units of [`GatherLayout::UNIT_BYTES`], of whole cache lines so, and lines follow each
 /// other. One that does not fill its last unit is padded with weights of zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -174,7 +174,7 @@ impl GatherLayout {
     }
 }
 
-/// How the rows of the embedding and the lm_head are stored: the file's own blocks.
+/// Storage type of the rows of the embedding and the lm_head: the file's own blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HeadFormat {
     /// 32-bit floats.

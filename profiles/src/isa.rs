@@ -1,4 +1,4 @@
-/// What the CPU can do, in tiers. The order is that of `--isa`, which is a ceiling: of what a CPU
+/// Tiers of CPU features. The order is that of `--isa`, which is a ceiling: of what a CPU
 /// runs, a later tier is the better one. Most tiers include the one before, but not all do
 /// ([`Isa::includes`]): CPUs with AVX-512 may lack AVX-VNNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,7 +36,7 @@ named!(Isa, "ISA", {
 });
 
 impl Isa {
-    /// Whether this CPU and its operating system run the tier. The only feature detection in the
+    /// True if this CPU and its operating system run the tier. The only feature detection in the
     /// workspace.
     pub fn is_supported(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -92,14 +92,14 @@ impl Isa {
         Self::supported().max().unwrap_or(Self::Scalar)
     }
 
-    /// Whether every CPU that runs this tier runs `other` too.
+    /// True if every CPU that runs this tier runs `other` too.
     pub fn includes(self, other: Self) -> bool {
         let own = self.target_features();
         let features = other.target_features().split(',').filter(|feature| !feature.is_empty());
         features.into_iter().all(|feature| own.split(',').any(|own| own == feature))
     }
 
-    /// Whether kernels of this tier may run under a ceiling: where this CPU runs the ceiling, what it
+    /// True if kernels of this tier may run under a ceiling: where this CPU runs the ceiling, what it
     /// runs and is not above; for the ceiling of another CPU, what that tier includes.
     pub fn is_within(self, ceiling: Self) -> bool {
         if ceiling.is_supported() {
@@ -171,25 +171,25 @@ impl Isa {
         }
     }
 
-    /// Whether one instruction looks up in a table of 32 entries (`vpermw`, `tbl` with two
+    /// True if one instruction looks up in a table of 32 entries (`vpermw`, `tbl` with two
     /// registers); else tables have 16 (`vpshufb`).
     pub const fn looks_up_32(self) -> bool {
         !matches!(self, Self::Avx2 | Self::AvxVnni)
     }
 
-    /// Whether a vector of bytes is looked up in a table of 64 at once (`vpermb`).
+    /// True if a vector of bytes is looked up in a table of 64 at once (`vpermb`).
     pub const fn looks_up_64(self) -> bool {
         matches!(self, Self::Scalar | Self::Avx512Vbmi)
     }
 
-    /// Whether a byte product sum lands in 32-bit lanes at once (`vpdpbusd`, `sdot`, plain
+    /// True if a byte product sum lands in 32-bit lanes at once (`vpdpbusd`, `sdot`, plain
     /// arithmetic); else it lands in 16-bit lanes (`vpmaddubsw`, `smlal`) that must be widened before
     /// they wrap.
     pub const fn dots_are_wide(self) -> bool {
         !matches!(self, Self::Avx2 | Self::Avx512 | Self::Neon)
     }
 
-    /// Whether one instruction multiplies two rows of bytes by two others (`smmla`).
+    /// True if one instruction multiplies two rows of bytes by two others (`smmla`).
     pub const fn multiplies_matrices(self) -> bool {
         matches!(self, Self::NeonI8mm)
     }

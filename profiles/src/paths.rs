@@ -1,4 +1,4 @@
-//! Where a user's profiles and host-made kernels lie, and what they are called.
+//! Paths and names of a user's profiles and host-made kernels.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::{Format, GatherLayout, HeadFormat, Isa, Layout, Shape, SketchFormat, TileConfig};
 
-/// What a kernel computes, and on which packing.
+/// Operation of a kernel, and the packing that it reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
     /// Ternary matrix times int8 activations: exact int32 dot products.
@@ -58,17 +58,17 @@ impl FromStr for Op {
 /// A kernel to generate: everything that its code depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KernelSpec {
-    /// What it computes.
+    /// Its operation.
     pub op: Op,
     /// The instructions it may use.
     pub isa: Isa,
     /// The one shape it serves, or any.
     pub shape: Option<Shape>,
-    /// How it walks the matrix.
+    /// Its walk over the matrix.
     pub tile: TileConfig,
 }
 
-/// Why a spec or a name stands for no kernel.
+/// Reasons for which a spec or a name stands for no kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// A bound of [`KernelSpec::validate`] does not hold.
@@ -303,7 +303,7 @@ impl KernelSpec {
         }
     }
 
-    /// Whether it is of those kernels for many activation rows that have the packing expanded before,
+    /// True if it is of those kernels for many activation rows that have the packing expanded before,
     /// once for all of them, and then look sums of products up: T5 in blocks of columns.
     pub fn expands(&self) -> bool {
         matches!(self.op, Op::Ternary(Layout::T5T32)) && self.tile.tokens > 1 && self.tile.cols > 0

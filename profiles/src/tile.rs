@@ -1,4 +1,4 @@
-/// How a kernel walks a matrix. In ids: `r16_c0_n1_u4_p0`.
+/// Order in which a kernel walks a matrix. In ids: `r16_c0_n1_u4_p0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TileConfig {
     /// Rows per step: the outputs held in registers at once.

@@ -1,4 +1,4 @@
-//! What shipped profiles and the files of former versions say stays what it was.
+//! Choices of shipped profiles and of the files of former versions stay the same.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -133,7 +133,7 @@ fn heads_of_any_format_take_a_kernel_of_it_or_none() {
     }
 }
 
-/// What version 0.1 wrote, on a CPU with AVX-512, for four roles of a model that skips: each had a
+/// A file of version 0.1, written on a CPU with AVX-512, for four roles of a model that skips: each had a
 /// `mode`, which the sparse kernels' names say.
 #[test]
 fn a_profile_of_version_0_1_still_loads() {

@@ -1,4 +1,4 @@
-//! What crosses the boundary between the runtime and a kernel. One set of types for built-in
+//! Types that cross the boundary between the runtime and a kernel. One set of types for built-in
 //! kernels and for those made on the host, which another compiler may have made: every type that a
 //! library is read by has a C layout.
 
@@ -12,7 +12,7 @@ pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
 /// The symbol of a library's [`Tables`]. Nobody touches it before the header was found to fit.
 pub const TABLES_SYMBOL: &str = "BITNET_KERNELS_TABLES";
 
-/// What a library of kernels was made for. This type stays as it is in every version.
+/// The build that a library of kernels was made for. This type stays as it is in every version.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Header {
@@ -27,19 +27,19 @@ pub struct Header {
 pub struct Tables {
     /// Ternary kernels.
     pub ternary: *const TernaryEntry,
-    /// How many.
+    /// Their number.
     pub ternary_len: usize,
     /// Head kernels.
     pub heads: *const HeadEntry,
-    /// How many.
+    /// Their number.
     pub heads_len: usize,
     /// Attention kernels.
     pub attention: *const AttentionEntry,
-    /// How many.
+    /// Their number.
     pub attention_len: usize,
     /// Kernels that are given a list of lines.
     pub lines: *const GatherEntry,
-    /// How many.
+    /// Their number.
     pub gather_len: usize,
 }
 
@@ -102,7 +102,7 @@ pub struct Expand {
     pub tiles: usize,
     /// Columns of the matrix, K, without padding.
     pub cols: usize,
-    /// Where the first of them stands among the tiles of the expanded form.
+    /// Index of the first of them among the tiles of the expanded form.
     pub first: usize,
     /// Tiles of the expanded form: it holds all of them for the first block of columns, then all for
     /// the next.
@@ -145,7 +145,7 @@ pub type RunFn = unsafe extern "C" fn(call: &Call);
 /// what belongs to these tiles is, and nothing else accesses that meanwhile. `first + tiles <= all`.
 pub type ExpandFn = unsafe extern "C" fn(expand: &Expand);
 
-/// How a kernel for many activation rows has the packing expanded, once for all of them.
+/// Expansion of the packing by a kernel for many activation rows, once for all of them.
 #[repr(C)]
 pub struct Expansion {
     /// Bytes of an expanded tile, for so many columns.
@@ -177,7 +177,7 @@ pub struct TernaryEntry {
     pub prepare: PrepareFn,
     /// Multiplies.
     pub run: RunFn,
-    /// What must be done to the packing before, if anything.
+    /// Expansion of the packing before, if any.
     pub expansion: Option<&'static Expansion>,
 }
 
@@ -193,9 +193,9 @@ pub struct GatherCall {
     pub units: usize,
     /// Numbers of lines.
     pub list: *const u32,
-    /// How many.
+    /// Their number.
     pub count: usize,
-    /// What the kernel's `prepare` wrote; 64-byte aligned. Of a `columns` kernel it holds an
+    /// Output of the kernel's `prepare`; 64-byte aligned. Of a `columns` kernel it holds an
     /// activation for each line of the list, in that order.
     pub activations: *const u8,
     /// Int32 dot products: of a `rows` kernel one for each line of the list, of a `columns` kernel
@@ -295,15 +295,15 @@ pub struct Softmax {
     pub sum: f32,
 }
 
-/// What is to be reached, and by how much estimates may be too small: `model/numerics.rs` has it too.
+/// The bound to be reached, and by how much estimates may be too small: `model/numerics.rs` has it too.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Reach {
-    /// What a row's residual is multiplied with.
+    /// Factor of a row's residual.
     pub norm: f32,
-    /// What is added to that.
+    /// Number added to that.
     pub slack: f32,
-    /// What is to be reached, a number.
+    /// The bound to be reached, a number.
     pub least: f32,
 }
 
@@ -331,7 +331,7 @@ pub struct HeadCall {
     pub count: usize,
     /// Columns, K: whole blocks of the head's format.
     pub cols: usize,
-    /// What `prepare` wrote.
+    /// Output of `prepare`.
     pub activations: *const u8,
     /// The logit of row `r` and activation row `t`: `out[t * out_stride + r]`.
     pub out: *mut f32,
@@ -382,7 +382,7 @@ pub struct SketchCall {
     pub cols: usize,
     /// Activations `[block][quad][token][4]`, padded with zeros to whole blocks.
     pub activations: *const i8,
-    /// What the codes' offset comes to, `1 - 2^bits` times the sum of a block's activations,
+    /// The codes' offset in the sum: `1 - 2^bits` times the sum of a block's activations,
     /// `[block][token]`.
     pub offsets: *const i32,
     /// Scales of the activations, `[block][token]`, relative to `scale`.
@@ -447,7 +447,7 @@ pub struct AttentionCall {
     pub keys: *const u8,
     /// Values of the chunk.
     pub values: *const u8,
-    /// What keys and values are: [`ELEMENTS_F16`], [`ELEMENTS_F32`] or [`ELEMENTS_Q8`].
+    /// Type of keys and values: [`ELEMENTS_F16`], [`ELEMENTS_F32`] or [`ELEMENTS_Q8`].
     pub elements: u8,
     /// Of codes a scale for each position, for whole blocks; else not read.
     pub key_scales: *const f32,
@@ -455,7 +455,7 @@ pub struct AttentionCall {
     pub value_scales: *const f32,
     /// Scores are dot products times this.
     pub scale: f32,
-    /// Whether `states` and `out` hold the chunks before, to be merged with this one; a token that
+    /// True if `states` and `out` hold the chunks before, to be merged with this one; a token that
     /// sees nothing of it keeps them. Else this is the first one.
     pub merge: bool,
     /// `[tokens][heads]`

@@ -207,7 +207,7 @@ const fn bytes(elements: u8) -> usize {
     }
 }
 
-/// Where element `index` lies.
+/// Place of element `index`.
 ///
 /// # Safety
 /// `base` is readable for `index` elements.

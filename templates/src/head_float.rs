@@ -7,7 +7,7 @@
 use crate::abi::{HeadCall, HeadPrepare};
 use crate::isa::scalar as isa;
 
-/// How a weight is stored, in the order of `HeadFormat`: 0 F32, 1 F16, 2 BF16.
+/// Storage type of a weight, in the order of `HeadFormat`: 0 F32, 1 F16, 2 BF16.
 const FORMAT: usize = 1;
 /// Rows at once.
 const ROWS: usize = 4;

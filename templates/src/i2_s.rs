@@ -43,7 +43,7 @@ const UNIT: usize = 16;
 const FIELDS: usize = 4;
 /// Vectors that hold the sums of a step for one activation row.
 const VECTORS: usize = ROWS / isa::LANES;
-/// Whether codes stay where they are in their byte.
+/// True if codes stay where they are in their byte.
 const IN_PLACE: bool = isa::WIDE && TOKENS == 1;
 /// Independent sums per vector and activation row: `vpdpbusd` takes 4 to 5 cycles, so one chain
 /// per field and unrolled unit keeps it busy.

@@ -54,7 +54,7 @@ pub const extern "C" fn scratch(cols: usize) -> usize {
     HEADER + cols.next_multiple_of(2 * UNIT) * TOKENS
 }
 
-/// Where a column of an activation row lies in a prepared group.
+/// Place of a column of an activation row in a prepared group.
 #[inline]
 fn place(col: usize, token: usize) -> usize {
     let (units, field, second) = (col / (2 * UNIT), col % UNIT / 4, col / UNIT % 2);

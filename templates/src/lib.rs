@@ -51,10 +51,10 @@ macro_rules! source {
 /// The types that cross the call boundary.
 pub const ABI: Source = source!("abi", "abi.rs");
 
-/// What some ternary templates share on every ISA, each emitted once where one of them is.
+/// Parts that some ternary templates share on every ISA, each emitted once where one of them is.
 pub const SHARED: &[Source] = &[source!("quads", "quads.rs"), source!("trits", "trits.rs")];
 
-/// How the templates `rows` and `columns` unpack a line, by layout: emitted once for every ISA that
+/// Unpacking of a line by the templates `rows` and `columns`, by layout: emitted once for every ISA that
 /// has such kernels, as `line_t5__avx512vbmi` and its like.
 pub const LINES: &[Source] =
     &[source!("line_i2_s", "line_i2_s.rs"), source!("line_t5", "line_t5.rs")];

@@ -1,11 +1,11 @@
-//! How the templates `rows` and `columns` unpack a line of I2_S: `GatherLayout::I2sL64`.
+//! Unpacking of a line of I2_S by the templates `rows` and `columns`: `GatherLayout::I2sL64`.
 
 use crate::isa::scalar as isa;
 
 /// Codes in a byte.
 pub const FIELDS: usize = 4;
 
-/// What codes are looked up in.
+/// Table that codes are looked up in.
 pub type Tables = [isa::Bytes; 0];
 
 /// A vector of bytes on the way to its codes.

@@ -1,4 +1,4 @@
-//! How the templates `rows` and `columns` unpack a line of T5: `GatherLayout::T5L64`.
+//! Unpacking of a line of T5 by the templates `rows` and `columns`: `GatherLayout::T5L64`.
 
 use crate::isa::scalar as isa;
 use crate::trits;
@@ -6,7 +6,7 @@ use crate::trits;
 /// Codes in a byte.
 pub const FIELDS: usize = 5;
 
-/// What codes are looked up in.
+/// Table that codes are looked up in.
 pub type Tables = isa::Tables;
 
 /// A vector of bytes on the way to its codes.

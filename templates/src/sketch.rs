@@ -44,7 +44,7 @@ const BYTES: usize = CODES + ROWS;
 const GROUP: usize = 4 * ROWS;
 /// Vectors that hold the rows.
 const VECTORS: usize = ROWS / isa::LANES;
-/// Whether codes are doubled before they are multiplied, and sums begin with the codes' offset, so that
+/// True if codes are doubled before they are multiplied, and sums begin with the codes' offset, so that
 /// nothing but a conversion lies between products and floats: 8 tokens take 0.965 times as long from the
 /// caches of one core of Zen 5, 0.98 times from memory. All codes unpacked before the first product: 1.02
 /// times, both. Lanes of 16 bits would not hold the sums, and what one token or two take comes from memory.

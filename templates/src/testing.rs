@@ -137,7 +137,7 @@ pub(crate) struct GatherCase {
     pub scratch: ScratchFn,
     pub prepare: PrepareFn,
     pub run: GatherRunFn,
-    /// Whether lines are added up, each times its own activation; else each is a dot product.
+    /// True if lines are added up, each times its own activation; else each is a dot product.
     pub add_up: bool,
 }
 

@@ -43,7 +43,7 @@ const UNIT_BYTES: usize = TILE;
 const TILES: usize = ROWS / TILE;
 /// Entries of a table; 9 are used.
 const ENTRIES: usize = 16;
-/// What each of the two activations counts in each entry: -1, 0 or +1.
+/// Factor of each of the two activations in each entry: -1, 0 or +1.
 const COEFFICIENTS: [[i16; ENTRIES]; 2] = coefficients();
 
 /// The accumulators of a step.

@@ -51,7 +51,7 @@ const UNIT_BYTES: usize = GROUPS * GROUP_BYTES;
 const TILES: usize = ROWS / TILE;
 /// Entries of a table; 27 are used.
 const ENTRIES: usize = 32;
-/// What each of the three activations counts in each entry: -1, 0 or +1.
+/// Factor of each of the three activations in each entry: -1, 0 or +1.
 const COEFFICIENTS: [[i16; ENTRIES]; 3] = coefficients();
 
 /// The accumulators of a step.

@@ -1,7 +1,7 @@
-//! What a byte of five codes stands for, as two lookups by its low 6 bits: of the templates that read
+//! Values of a byte of five codes, as two lookups by its low 6 bits: of the templates that read
 //! T5.
 
-/// What the low 6 bits of a byte stand for: four codes, four where its top bits are both set, and
+/// Values of the low 6 bits of a byte: four codes, four where its top bits are both set, and
 /// then the fifth, in the top bits.
 pub static TABLES: [[u8; 64]; 3] = tables();
 
@@ -40,7 +40,7 @@ const fn changes() -> [[u8; 64]; 3] {
     out
 }
 
-/// Which of the two vectors that `spread` gives holds a field, and at which of four places.
+/// Place of a field: which of the two vectors that `spread` gives, and which of its four places.
 pub const fn place(field: usize) -> (usize, usize) {
     if field < 4 { (0, field) } else { (1, 3) }
 }

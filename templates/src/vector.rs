@@ -280,7 +280,7 @@ unsafe extern "C" fn list_nonzero(q: *const i8, out: *mut u32, values: *mut i8, 
     count
 }
 
-/// Which of a group of rows may reach something, as 1 or 0, and whether any may.
+/// The rows of a group that may reach something, as 1 or 0, and 1 if any may.
 ///
 /// # Safety
 /// `estimates` and `residuals` are readable for a group.

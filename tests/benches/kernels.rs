@@ -48,7 +48,7 @@ fn chosen(phase: Phase) -> Vec<&'static Kernel> {
     chosen
 }
 
-/// So many copies of a matrix that none is in the cache when its turn comes again.
+/// Copies of a matrix, so many that none is in the cache when its turn comes again.
 fn cold_copies(matrix: PackedMatrix, pool: &Pool) -> Vec<PackedMatrix> {
     let l3 = Some(Host::detect().l3).filter(|&l3| l3 > 0).unwrap_or(L3) as usize;
     let bytes = matrix.data().len();

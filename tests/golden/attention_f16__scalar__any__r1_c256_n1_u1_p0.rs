@@ -210,7 +210,7 @@ pub mod attention_f16__scalar__any__r1_c256_n1_u1_p0 {
         }
     }
 
-    /// Where element `index` lies.
+    /// Place of element `index`.
     ///
     /// # Safety
     /// `base` is readable for `index` elements.

@@ -10,7 +10,7 @@ pub mod head_f32__scalar__any__r1_c0_n1_u1_p0 {
     use super::abi::{HeadCall, HeadPrepare};
     use super::isa::scalar as isa;
 
-    /// How a weight is stored, in the order of `HeadFormat`: 0 F32, 1 F16, 2 BF16.
+    /// Storage type of a weight, in the order of `HeadFormat`: 0 F32, 1 F16, 2 BF16.
     const FORMAT: usize = 0;
     /// Rows at once.
     const ROWS: usize = 1;

@@ -57,7 +57,7 @@ pub mod i2_s_t16__neoni8mm__any__r16_c0_n2_u2_p0 {
         HEADER + cols.next_multiple_of(2 * UNIT) * TOKENS
     }
 
-    /// Where a column of an activation row lies in a prepared group.
+    /// Place of a column of an activation row in a prepared group.
     #[inline]
     #[target_feature(enable = "neon,dotprod,i8mm")]
     fn place(col: usize, token: usize) -> usize {

@@ -46,7 +46,7 @@ pub mod i2_s_t16__scalar__any__r16_c0_n1_u1_p0 {
     const FIELDS: usize = 4;
     /// Vectors that hold the sums of a step for one activation row.
     const VECTORS: usize = ROWS / isa::LANES;
-    /// Whether codes stay where they are in their byte.
+    /// True if codes stay where they are in their byte.
     const IN_PLACE: bool = isa::WIDE && TOKENS == 1;
     /// Independent sums per vector and activation row: `vpdpbusd` takes 4 to 5 cycles, so one chain
     /// per field and unrolled unit keeps it busy.

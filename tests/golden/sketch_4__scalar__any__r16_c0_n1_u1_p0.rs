@@ -47,7 +47,7 @@ pub mod sketch_4__scalar__any__r16_c0_n1_u1_p0 {
     const GROUP: usize = 4 * ROWS;
     /// Vectors that hold the rows.
     const VECTORS: usize = ROWS / isa::LANES;
-    /// Whether codes are doubled before they are multiplied, and sums begin with the codes' offset, so that
+    /// True if codes are doubled before they are multiplied, and sums begin with the codes' offset, so that
     /// nothing but a conversion lies between products and floats: 8 tokens take 0.965 times as long from the
     /// caches of one core of Zen 5, 0.98 times from memory. All codes unpacked before the first product: 1.02
     /// times, both. Lanes of 16 bits would not hold the sums, and what one token or two take comes from memory.

@@ -44,17 +44,17 @@ pub mod t5_t32__scalar__any__r32_c0_n1_u1_p0 {
     const FIELDS: usize = 5;
     /// Vectors that hold the sums of a step for one activation row.
     const VECTORS: usize = ROWS / isa::LANES;
-    /// Whether codes stay where they are in their byte.
+    /// True if codes stay where they are in their byte.
     const IN_PLACE: bool = TOKENS == 1;
     /// Independent sums per vector and activation row: one for each field where it stays in its place.
     const CHAINS: usize = if IN_PLACE { FIELDS } else { 1 };
-    /// Whether a unit is looked up while the one before it is multiplied, so that no product waits for a
+    /// True if a unit is looked up while the one before it is multiplied, so that no product waits for a
     /// load, a comparison and two permutes: one core of Zen 5 then does 60 GB/s of weights in its L2 cache
     /// instead of 54, where 14 vector instructions for 64 bytes could do 71. A comparison takes the ports of
     /// permutes and products; a 7-bit index for `vpermi2b` in its place costs as much. For 8 tokens there
     /// are too few registers: 0.91 times as fast.
     const AHEAD: bool = IN_PLACE;
-    /// Whether codes are looked up with masks: fewer instructions, and 1.05 times the weights a second from the
+    /// True if codes are looked up with masks: fewer instructions, and 1.05 times the weights a second from the
     /// L2 cache of Zen 5 for one token; for 8 tokens, where products take the time, lookups that merge into
     /// what is there hold them up, and 0.97 times.
     const MASKED: bool = TOKENS == 1;

@@ -67,7 +67,7 @@ pub mod t5_t32__scalar__any__r32_c240_n6_u1_p0 {
     /// Fewer activation rows, for groups that are not full.
     const FEWER: [usize; 2] = [TOKENS.div_ceil(3), (2 * TOKENS).div_ceil(3)];
 
-    /// How the weights are brought into the form that [`run`] reads.
+    /// Transformation of the weights into the form that [`run`] reads.
     pub static EXPANSION: Expansion = Expansion { tile_bytes: expanded_bytes, run: expand };
 
     /// Of which column of a span each byte of a prepared row is; every fourth has no meaning.
@@ -76,7 +76,7 @@ pub mod t5_t32__scalar__any__r32_c240_n6_u1_p0 {
     /// The index of a triple by its three codes, 2 bits each.
     static INDICES: [u8; 64] = indices();
 
-    /// How often each of the three activations counts in the entries of a table, the even ones and the
+    /// Factor of each of the three activations in the entries of a table, the even ones and the
     /// odd ones: -1, 0 or 1.
     static FACTORS: [[[i8; 4]; 16]; 2] = factors();
 

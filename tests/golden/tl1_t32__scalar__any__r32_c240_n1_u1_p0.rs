@@ -46,7 +46,7 @@ pub mod tl1_t32__scalar__any__r32_c240_n1_u1_p0 {
     const TILES: usize = ROWS / TILE;
     /// Entries of a table; 9 are used.
     const ENTRIES: usize = 16;
-    /// What each of the two activations counts in each entry: -1, 0 or +1.
+    /// Factor of each of the two activations in each entry: -1, 0 or +1.
     const COEFFICIENTS: [[i16; ENTRIES]; 2] = coefficients();
 
     /// The accumulators of a step.

@@ -54,7 +54,7 @@ pub mod tl2_w32__scalar__any__r32_c240_n1_u1_p0 {
     const TILES: usize = ROWS / TILE;
     /// Entries of a table; 27 are used.
     const ENTRIES: usize = 32;
-    /// What each of the three activations counts in each entry: -1, 0 or +1.
+    /// Factor of each of the three activations in each entry: -1, 0 or +1.
     const COEFFICIENTS: [[i16; ENTRIES]; 3] = coefficients();
 
     /// The accumulators of a step.

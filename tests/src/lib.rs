@@ -42,7 +42,7 @@ pub enum Pattern {
 }
 
 impl Pattern {
-    /// What every kernel must survive.
+    /// Inputs that every kernel must survive.
     pub const ALL: &[Self] = &[
         Self::Random,
         Self::Constant { code: 2, activation: 127 },

@@ -94,7 +94,7 @@ impl<T: Element> Head<T> {
 /// Elements, and a scale for each position.
 type Scaled<'a, T> = (&'a [T], &'a [f32]);
 
-/// How a test hands keys and values over.
+/// Form in which a test hands keys and values over.
 trait Element: KvElement {
     const NAME: &'static str;
     const UNSEEN: Self;
@@ -126,7 +126,7 @@ impl Element for i8 {
     }
 }
 
-/// What attends: for every token the positions it sees of the whole history.
+/// Tokens that attend: for every token the positions it sees of the whole history.
 struct Case {
     heads: usize,
     head_dim: usize,
@@ -194,7 +194,7 @@ impl<T: Element> Defined<T> {
         format!("{}: kind {kind}, {heads} heads of {head_dim}, positions {seen:?}", T::NAME)
     }
 
-    /// What the kernel leaves before it is divided equals the definition.
+    /// Sums that the kernel leaves before it divides equal the definition.
     fn check(&self, kernel: &AttentionKernel) {
         let Self { case: Case { heads, head_dim, seen, .. }, head, .. } = self;
         let (heads, head_dim, tokens) = (*heads, *head_dim, seen.len());

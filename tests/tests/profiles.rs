@@ -101,7 +101,7 @@ fn profiles() -> Vec<Profile> {
     Isa::ALL.iter().map(|&isa| of_isa(isa)).filter(|profile| !profile.ops.is_empty()).collect()
 }
 
-/// What an attacker, or a careless editor, puts in.
+/// Texts that an attacker, or a careless editor, puts in.
 const WORDS: &[&str] = &[
     "0",
     "1",
@@ -167,7 +167,7 @@ const WORDS: &[&str] = &[
     "true",
 ];
 
-/// What fits into an id here and there.
+/// Pieces that fit into an id here and there.
 const NUMBERS: &[&str] = &["0", "1", "2", "4", "8", "16", "32", "64", "128", "240", "256", "2560"];
 
 /// `text` with one to three edits.

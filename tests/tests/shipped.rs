@@ -110,7 +110,7 @@ fn a_joined_profile_holds_what_was_measured() {
     }
 }
 
-/// What skips stays with its role when profiles are joined, by the kernels that every build holds.
+/// Kernels that skip stay with their role when profiles are joined, by the kernels that every build holds.
 #[test]
 fn joined_profiles_keep_what_skips() {
     let mut own = Shipped::all()[0].profile().clone();

@@ -1,4 +1,4 @@
-//! What is skipped changes nothing: kernels with a list of lines equal the reference, jobs that skip
+//! Skipped lines change nothing: kernels with a list of lines equal the reference, jobs that skip
 //! give the floats of those that do not, and models the same logits, to the bit.
 
 use std::env;
@@ -283,7 +283,7 @@ fn a_job_that_skips_columns_gives_the_same_floats(isa: Isa) -> Tested {
     Ok(())
 }
 
-/// Where lines do not belong to a job nothing is skipped: there is no such job.
+/// A job with lines of another job is refused: nothing is skipped.
 fn lines_of_another_matrix_are_refused() {
     let shape = Shape::new(64, 128);
     let of = |along, parts: usize| {

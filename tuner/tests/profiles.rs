@@ -36,7 +36,7 @@ impl Place {
         command.output().unwrap()
     }
 
-    /// What is printed, with the exit code that is expected and nothing on stderr.
+    /// Output of a run, with the exit code that is expected and nothing on stderr.
     fn answer(&self, args: &[&str], code: i32) -> String {
         let output = self.run(args);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -338,7 +338,7 @@ fn bad_profiles_are_refused() {
     }
 }
 
-/// What a profile may hold, and no terminal should get: what turns the direction of writing or
+/// Characters that a profile may hold and no terminal should get: what turns the direction of writing or
 /// cannot be seen, and yet is no control character.
 #[test]
 fn nothing_in_a_profile_reaches_the_terminal_but_text() {
@@ -364,7 +364,7 @@ fn nothing_in_a_profile_reaches_the_terminal_but_text() {
     place.json(&["diff", "--json", &a, &b], 0);
 }
 
-/// What skips what meets a zero: one line for a role, and a difference where another kernel does or up
+/// Kernels that skip beside those that do not: one line for a role, and a difference where another kernel does or up
 /// to another share.
 #[test]
 fn what_skips_is_shown_and_told_apart() {

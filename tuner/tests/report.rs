@@ -40,7 +40,7 @@ fn page(measurements: &Measurements, profile: &Profile, extras: &Extras<'_>) -> 
 struct Page {
     /// Elements: the name, and the attributes as `name=value`.
     elements: Vec<(String, Vec<(String, String)>)>,
-    /// What a reader sees, without style.
+    /// The text that a reader sees, without style.
     text: String,
 }
 
@@ -92,7 +92,7 @@ impl Page {
         attributes.filter(|(name, _)| name == "title").map(|(_, value)| value.as_str())
     }
 
-    /// Whether nothing is fetched and nothing runs.
+    /// True if nothing is fetched and nothing runs.
     fn assert_alone(&self) {
         for (name, attributes) in &self.elements {
             assert!(!["script", "img", "link", "iframe", "object"].contains(&name.as_str()));

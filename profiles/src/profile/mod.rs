@@ -18,7 +18,7 @@ pub use schema::{
 
 use crate::{Isa, Shape, atomic_file, printable, stable_hash};
 
-/// Why a profile is refused.
+/// Reasons for which a profile is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// The file could not be read or written.
@@ -26,9 +26,9 @@ pub enum ProfileError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted step.
         action: &'static str,
-        /// What the system said.
+        /// The system's reason.
         source: std::io::Error,
     },
     /// The text is no profile.
@@ -36,7 +36,7 @@ pub enum ProfileError {
     Content {
         /// The field, or the place in the text.
         item: String,
-        /// What is wrong, and what is allowed.
+        /// The item, the value found, and what is allowed.
         problem: String,
     },
 }
@@ -147,7 +147,7 @@ impl Profile {
         self.ops.iter().find(|choice| choice.role == role && choice.parts == parts)
     }
 
-    /// Whether the CPU, as `runs` says, has what every kernel named needs, fallbacks included.
+    /// True if the CPU, as `runs` says, has what every kernel named needs, fallbacks included.
     ///
     /// # Errors
     /// [`ProfileError::Content`] names the first that it lacks.

@@ -33,7 +33,7 @@ named!(Role, "role", {
     Attention => "attention",
 });
 
-/// What the tuner weighs.
+/// Goal of the tuner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Objective {
     /// Decode only.
@@ -50,7 +50,7 @@ named!(Objective, "objective", {
     Balanced => "balanced",
 });
 
-/// How hard the tuner tried.
+/// Effort of the tuner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
     /// No timing: the choices that ship for the CPU.
@@ -67,7 +67,7 @@ named!(Effort, "effort", {
     Patient => "patient",
 });
 
-/// Where the figures come from.
+/// Origin of the figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provenance {
     /// Timed on the host named.
@@ -78,7 +78,7 @@ pub enum Provenance {
 
 named!(Provenance, "provenance", { Measured => "measured", Modelled => "modelled" });
 
-/// How worker threads are bound to CPUs.
+/// Binding of worker threads to CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pinning {
     /// Left to the system.
@@ -96,20 +96,20 @@ named!(Pinning, "pinning", { None => "none", Cores => "cores" });
 pub struct Profile {
     /// Version of this schema: [`Profile::SCHEMA`].
     pub schema: u32,
-    /// What wrote the profile, and how.
+    /// Origin: the program that wrote the profile, and its settings.
     pub tool: Tool,
-    /// Where it was measured.
+    /// Machine of the measurements.
     pub host: Host,
     /// The model it was tuned for.
     pub model: Model,
-    /// How to run.
+    /// Settings of a run.
     pub run: Run,
     /// The choices, one for each role and set of shapes.
     #[serde(default, rename = "op")]
     pub ops: Vec<Choice>,
 }
 
-/// What wrote a profile.
+/// Origin of a profile.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tool {
@@ -118,16 +118,16 @@ pub struct Tool {
     /// The generator's fingerprint: 16 hexadecimal digits. Shipped profiles carry none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
-    /// What was weighed.
+    /// Goal of the tuner.
     pub objective: Objective,
-    /// How hard it tried.
+    /// Its effort.
     pub effort: Effort,
     /// Day of the run, `YYYY-MM-DD`.
     pub date: String,
     /// SHA-256 of the library of host-made kernels, where some were kept: 64 hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub library_sha256: Option<String>,
-    /// Whether figures were timed.
+    /// True if figures were timed.
     pub provenance: Provenance,
 }
 
@@ -173,21 +173,21 @@ pub struct Model {
     pub architecture: String,
     /// Hash of the roles and shapes, see [`shapes_hash`](crate::shapes_hash).
     pub shapes: String,
-    /// Where the model was: a hint. Only ever opened as a GGUF.
+    /// Path of the model: a hint. Only ever opened as a GGUF.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
 }
 
-/// How to run.
+/// Settings of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
     /// Threads, 1 to 1024.
     pub threads: u32,
-    /// How they are bound.
+    /// Their binding to CPUs.
     #[serde(default)]
     pub pinning: Pinning,
-    /// Whether weights ask for huge pages.
+    /// True if weights ask for huge pages.
     pub huge_pages: bool,
 }
 
@@ -270,7 +270,7 @@ pub struct Sparse {
 }
 
 impl Sparse {
-    /// Whether the kernel may serve on tiers up to `ceiling`, and where the user asks for a `format`:
+    /// True if the kernel may serve on tiers up to `ceiling`, and where the user asks for a `format`:
     /// lines are packed as T5 only where T5 is asked for, or nothing.
     pub fn serves(&self, format: Option<Format>, ceiling: Isa) -> bool {
         let dense = format.is_none_or(|format| format == Format::T5);
@@ -284,7 +284,7 @@ impl Sparse {
 }
 
 impl std::fmt::Display for Sparse {
-    /// When it is used, and what it gains.
+    /// The rule for its use, and its gain.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.below > 0.0 {
             write!(f, "below {:.0} % needed", 100.0 * self.below)?;
@@ -304,7 +304,7 @@ impl std::fmt::Display for Sparse {
 pub struct Pick {
     /// The kernel.
     pub kernel: KernelId,
-    /// What was timed; nothing where nothing was.
+    /// The measurements; none where nothing was timed.
     pub timed: Option<Timed>,
     /// The built-in kernel to use where `kernel` is not present.
     pub built_in: KernelId,
@@ -322,7 +322,7 @@ impl Pick {
     }
 }
 
-/// What was timed of a kernel.
+/// The measurements of a kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timed {
     /// Activation rows.

@@ -41,7 +41,7 @@ impl Generic {
 /// denser format has nothing to save, and costs what unpacking it takes.
 const CACHED: usize = 1 << 20;
 
-/// What ships for a CPU: its own profile or that of its class, and the default pairs of those and of
+/// Profiles that ship for a CPU: its own or that of its class, and the default pairs of those and of
 /// every class below.
 #[derive(Debug, Clone)]
 pub struct Defaults {
@@ -62,7 +62,7 @@ impl Defaults {
         self.first
     }
 
-    /// What that profile lists for a role with those matrices, if `ceiling` and `format` allow it.
+    /// The entry of that profile for a role with those matrices, if `ceiling` and `format` allow it.
     pub fn choice(
         &self,
         role: Role,
@@ -195,7 +195,7 @@ mod tests {
         }
     }
 
-    /// What CPUs say of themselves, and the profile that ships for them.
+    /// Identities that CPUs report, and the profile that ships for each.
     #[test]
     fn every_cpu_finds_its_own_profile_then_its_class() {
         let amd = |family, model, best| ("AuthenticAMD", family, model, best);

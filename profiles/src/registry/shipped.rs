@@ -1,4 +1,4 @@
-//! What a shipped profile states, and the whole profile that it stands for.
+//! The text of a shipped profile, and the whole profile that it stands for.
 
 use std::sync::OnceLock;
 
@@ -40,7 +40,7 @@ pub struct Shipped {
     /// the best ISA serves.
     #[serde(default)]
     pub heads: Vec<KernelId>,
-    /// How its choices came to be, if they were not measured.
+    /// Origin of its choices, if they were not measured.
     #[serde(default)]
     modelled: Option<Modelled>,
     #[serde(skip)]
@@ -135,7 +135,7 @@ pub fn published() -> &'static [Published] {
     &registry().published
 }
 
-/// What was measured, by the names of the profiles.
+/// Measurements, by the names of the profiles.
 const MEASURED: &[(&str, &str)] = &[("zen5", include_str!("../../data/zen5.toml"))];
 
 impl Shipped {
@@ -156,12 +156,12 @@ impl Shipped {
         })
     }
 
-    /// Whether it is made for any CPU of a class rather than a kind.
+    /// True if it is made for any CPU of a class rather than a kind.
     pub fn is_class(&self) -> bool {
         self.cpus.is_empty()
     }
 
-    /// Whether it serves a CPU with those numbers, whose best tier is `best`.
+    /// True if it serves a CPU with those numbers, whose best tier is `best`.
     pub(super) fn fits(&self, vendor: &str, family: u32, model: u32, best: Isa) -> bool {
         let own = |cpus: &Cpus| {
             cpus.vendor == vendor

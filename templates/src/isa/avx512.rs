@@ -6,7 +6,7 @@ use core::arch::x86_64::*;
 
 /// 32-bit lanes in a vector.
 pub const LANES: usize = 16;
-/// Whether [`dot`] sums straight into 32 bits.
+/// True if [`dot`] sums straight into 32 bits.
 pub const WIDE: bool = false;
 
 /// A vector of bytes.
@@ -18,7 +18,7 @@ pub type Acc = __m512i;
 
 /// 16 virtual lanes of f32, the unit of the float contract.
 pub type F32 = __m512;
-/// How many [`F32`] the registers hold.
+/// Number of [`F32`] that the registers hold.
 pub const F32_REGISTERS: usize = 32;
 
 /// `value` in every lane.

@@ -66,7 +66,7 @@ pub fn table64(table: &'static [u8; 64]) -> Bytes {
     unsafe { _mm512_loadu_si512(table.as_ptr().cast()) }
 }
 
-/// What the low 6 bits of each byte name in a table.
+/// Entries of a table that the low 6 bits of each byte name.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub fn lookup64(bytes: Bytes, table: Bytes) -> Bytes {
@@ -134,7 +134,7 @@ pub unsafe fn fields_store(ptr: *mut u8, fields: Fields) {
     unsafe { _mm512_storeu_si512(ptr.cast(), fields) }
 }
 
-/// How often each of three activations counts in the entries of a [`Table32`]: of the even entries
+/// Factor of each of three activations in the entries of a [`Table32`]: of the even entries
 /// and the odd ones, and minus 128 times their sums.
 #[derive(Clone, Copy)]
 pub struct Factors([(Bytes, I32); 2]);

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 pub use super::avx2::*;
 
-/// Whether [`dot`] sums straight into 32 bits.
+/// True if [`dot`] sums straight into 32 bits.
 pub const WIDE: bool = true;
 
 /// Sums of byte products, 32 bits each.

@@ -6,7 +6,7 @@ use core::arch::asm;
 
 /// 32-bit lanes in a vector.
 pub const LANES: usize = 4;
-/// Whether [`dot`] sums straight into 32 bits.
+/// True if [`dot`] sums straight into 32 bits.
 pub const WIDE: bool = false;
 
 /// A vector of bytes.
@@ -19,7 +19,7 @@ pub type Acc = [int16x8_t; 2];
 /// 16 virtual lanes of f32, the unit of the float contract.
 #[derive(Clone, Copy)]
 pub struct F32([float32x4_t; 4]);
-/// How many [`F32`] the registers hold.
+/// Number of [`F32`] that the registers hold.
 pub const F32_REGISTERS: usize = 8;
 
 /// `value` in every lane.

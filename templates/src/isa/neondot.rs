@@ -6,7 +6,7 @@ use core::arch::asm;
 
 pub use super::neon::*;
 
-/// Whether [`dot`] sums straight into 32 bits.
+/// True if [`dot`] sums straight into 32 bits.
 pub const WIDE: bool = true;
 
 /// Sums of byte products, 32 bits each.

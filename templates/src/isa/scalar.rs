@@ -3,7 +3,7 @@
 
 /// 32-bit lanes in a vector.
 pub const LANES: usize = 4;
-/// Whether [`dot`] sums straight into 32 bits.
+/// True if [`dot`] sums straight into 32 bits.
 pub const WIDE: bool = true;
 
 /// A vector of bytes.
@@ -15,7 +15,7 @@ pub type Acc = I32;
 
 /// 16 virtual lanes of f32, the unit of the float contract.
 pub type F32 = [f32; 16];
-/// How many [`F32`] the registers hold.
+/// Number of [`F32`] that the registers hold.
 pub const F32_REGISTERS: usize = 4;
 
 /// `value` in every lane.
@@ -525,7 +525,7 @@ pub fn table64(table: &'static [u8; 64]) -> &'static [u8; 64] {
     table
 }
 
-/// What the low 6 bits of each byte name in a table.
+/// Entries of a table that the low 6 bits of each byte name.
 #[inline]
 pub fn lookup64(bytes: Bytes, table: &'static [u8; 64]) -> Bytes {
     bytes.map(|b| table[usize::from(b % 64)])
@@ -900,7 +900,7 @@ pub unsafe fn fields_store(ptr: *mut u8, fields: Fields) {
     unsafe { ptr.cast::<Fields>().write_unaligned(fields) }
 }
 
-/// How often each of three activations counts in the entries of a [`Table32`].
+/// Factor of each of three activations in the entries of a [`Table32`].
 pub type Factors = &'static [[[i8; 4]; 16]; 2];
 
 /// Loads the factors: of the even entries, then of the odd ones.

@@ -357,7 +357,7 @@ fn libraries_that_nobody_has_used_for_long_go() {
     assert!(fs::symlink_metadata(link).is_ok());
 }
 
-/// What is kept while a process lives goes with it: by itself, or when the next one begins.
+/// Files kept while a process lives go with it: by itself, or when the next one begins.
 fn what_killed_processes_left_in_a_cache_goes_and_nothing_else() {
     let folder = private_folder();
     let cache = Cache::at(folder.path().join("bitnet/kernels"));

@@ -1,4 +1,4 @@
-//! What the compiler made of the kernels, read back from memory: the instruction that each was
+//! Machine code of the kernels, read back from memory: the instruction that each was
 //! written for is in its hot loop, in full width and as often as the id says, with no more beside
 //! it than a table allows, and no two kernels are the same code.
 //!
@@ -21,7 +21,7 @@ use iced_x86::{
     Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, Register,
 };
 
-/// What the hot loop of a family of kernels is made of. One `work` instruction covers some
+/// Instructions of the hot loop of a family of kernels. One `work` instruction covers some
 /// products of a weight and an activation; the other instructions are counted against it.
 struct Family {
     serves: fn(&KernelId) -> bool,
@@ -292,7 +292,7 @@ const FAMILIES: &[Family] = &[
 /// Instructions of an iteration that count, step pointers and branch, and the margin.
 const CONTROL: usize = 8;
 
-/// What the compiler makes of some steps is more than it should be.
+/// Steps for which the compiler emits more than it should.
 struct Crowded {
     serves: fn(&KernelId) -> bool,
     isa: Isa,
@@ -561,7 +561,7 @@ impl Function {
     }
 }
 
-/// Whether an instruction reads or writes the stack: something was spilled.
+/// True if an instruction reads or writes the stack: something was spilled.
 fn on_stack(instruction: &Instruction) -> bool {
     instruction.memory_base() == Register::RSP
 }

@@ -1,4 +1,4 @@
-//! That no test is left out by mistake: a file without libtest's harness has a `main`, which lists
+//! No test is left out by mistake: a file without libtest's harness has a `main`, which lists
 //! its tests, and no `#[test]`, which would be dropped without a word.
 
 use std::collections::BTreeSet;

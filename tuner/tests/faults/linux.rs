@@ -1,4 +1,4 @@
-//! What goes wrong while tuning: faults T01 to T16, one test each. T16 is in `choose.rs`.
+//! Faults while tuning, T01 to T16, one test each. T16 is in `choose.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -89,7 +89,7 @@ fn succeeded(output: &Output) {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
 }
 
-/// That a run ended by itself with an exit code, saying why in its last line.
+/// Asserts that a run ended by itself with an exit code, and gives the reason in its last line.
 fn failed(output: &Output, code: i32, says: &str) {
     let errors = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{:?}: {errors}", output.status);
@@ -206,7 +206,7 @@ impl Place {
         assert_eq!(status.signal(), expected, "{bytes} bytes: {status:?}");
     }
 
-    /// That the profile is the one before, that there is a journal if one was `begun`, and no file
+    /// Asserts that the profile is the one before, that there is a journal if one was `begun`, and no file
     /// but those and the temporary ones of profiles, which are removed; gives their bytes.
     fn kept_the_old_profile(&self, begun: bool) -> Vec<u64> {
         assert_eq!(fs::read_to_string(&self.out).unwrap(), OLD);
@@ -401,7 +401,7 @@ struct Compiling {
     place: Place,
     pids: PathBuf,
     rustc: PathBuf,
-    /// Where others put temporary files.
+    /// Folder in which others put temporary files.
     temporary: PathBuf,
 }
 
@@ -435,7 +435,7 @@ impl Compiling {
         names.map(|name| name.into_string().unwrap()).collect()
     }
 
-    /// That neither a file nor a changed one is left beside the profile or among temporary ones.
+    /// Asserts that neither a file nor a changed one is left beside the profile or among temporary ones.
     fn left_nothing(&self) {
         assert_eq!(self.place.names().iter().collect::<Vec<_>>(), ["host.toml"]);
         assert_eq!(fs::read_to_string(&self.place.out).unwrap(), OLD);
@@ -494,7 +494,7 @@ fn t02_a_check_that_is_stopped_leaves_nothing() {
     }
 }
 
-/// What a compiler and a killed run leave is gone after the next run, unless somebody needs it.
+/// Leftovers of a compiler and of a killed run are gone after the next run, unless somebody needs them.
 fn t01_what_a_run_left_that_was_killed_while_it_compiled_goes() -> Tested {
     Need::vectors()?;
     let _machine = shared();
@@ -697,7 +697,7 @@ fn options(compiler: Result<Arc<dyn Compiler>, String>, cache: &Path) -> Options
 /// Seconds for a run that is to come to its end, until one does: a quiet machine takes the first.
 const BUDGETS: [u64; 6] = [4, 16, 64, 256, 1024, 4096];
 
-/// What a run with one kernel of each fault found, and the lines it said.
+/// Findings of a run with one kernel of each fault, and the lines it said.
 struct Sabotaged {
     culprits: Vec<KernelId>,
     measurements: Measurements,
@@ -736,7 +736,7 @@ static SABOTAGED: LazyLock<Tested<Sabotaged>> = LazyLock::new(|| {
     Ok(Sabotaged { culprits, measurements, profile, lines })
 });
 
-/// That the kernel with one of the faults was found out, and cost itself alone.
+/// Asserts that the kernel with one of the faults was found out, and cost itself alone.
 fn is_contained(fault: usize) -> Tested {
     let _machine = shared();
     let Sabotaged { culprits, measurements, profile, lines } =
@@ -908,7 +908,7 @@ fn t11_too_little_memory_is_one_line() {
     Profile::load(&place.out).unwrap();
 }
 
-/// What the system does when memory runs out.
+/// A system that runs out of memory.
 fn t11_a_killed_worker_is_no_kernel_s_fault() {
     let _machine = shared();
     let place = Place::new();

@@ -1,4 +1,4 @@
-//! What goes wrong while tuning.
+//! Faults while tuning.
 
 use std::process::ExitCode;
 
