@@ -10,7 +10,7 @@ fn main() -> bitnet_runtime::Result<()> {
     let options = SequenceOptions { tokens: Some(24), ..SequenceOptions::default() };
     let sequence = |seed| {
         let sampling = Sampling { seed, ..Sampling::default() };
-        Sequence::new(tokenizer.clone(), &prompt, sampling, options)
+        Sequence::new(tokenizer.clone(), &prompt, sampling, options.clone())
     };
     let mut sequences = (0..8).map(sequence).collect::<Result<Vec<Sequence>, _>>()?;
     let mut session = engine.session(SessionOptions { sequences: 8, ..Default::default() })?;

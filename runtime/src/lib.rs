@@ -70,12 +70,16 @@ pub use crate::{
         sparse::Mode as ActivationSparsity,
     },
     engine::{
-        Engine, GenerateOptions, Generation, NamedProfile, Note, Options, ProfileChoice,
+        Cancel, Engine, GenerateOptions, Generation, NamedProfile, Note, Options, ProfileChoice,
         ProfileInUse, ProfileSource, Progress, Start, Suggested,
+        logprobs::{TokenLogprobs, logprobs},
         sampler::Sampling,
         sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats, Wants},
     },
     error::{Error, Result},
     file::gguf::Override,
-    text::tokenizer::{StreamDecoder, Tokenizer},
+    text::{
+        stop::StopStrings,
+        tokenizer::{StreamDecoder, Tokenizer},
+    },
 };

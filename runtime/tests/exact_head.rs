@@ -1,6 +1,7 @@
 //! The demo model with its head scanned against the same model with its head read whole: the same
 //! logits where they matter, and the same texts.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -205,39 +206,43 @@ fn every_sequence_gets_what_it_needs() {
 fn samplers_draw_the_same_tokens() {
     let (full, exact) = (model(HeadMode::Full, 1), model(HeadMode::Exact, 1));
     let (mut reference, mut session) = (session(&full, 2), session(&exact, 2));
-    let default = Sampling { seed: 11, ..Sampling::default() };
+    let plain = || Sampling { seed: 11, ..Sampling::default() };
+    let greedy = || Sampling { temperature: 0.0, ..plain() };
+    let biased = || BTreeMap::from([(17, 2.5), (300, -1.0), (9, 0.5)]);
+    let banned = || [2, 300, 17].map(|id| (id, f32::NEG_INFINITY)).into();
     let configs = [
-        default,
-        Sampling { temperature: 0.0, ..default },
-        Sampling { temperature: 0.0, repeat_penalty: 1.3, ..default },
-        Sampling { temperature: 0.0, repeat_penalty: 0.7, repeat_last_n: 20, ..default },
-        Sampling { repeat_penalty: 1.1, ..default },
-        Sampling { temperature: 3.0, top_k: 100, top_p: 1.0, min_p: 0.0, ..default },
-        Sampling { temperature: 1.5, top_k: 1, ..default },
-        Sampling { top_k: 0, ..default },
-        Sampling { top_k: 5000, ..default },
+        plain(),
+        greedy(),
+        Sampling { repeat_penalty: 1.3, ..greedy() },
+        Sampling { repeat_penalty: 0.7, repeat_last_n: 20, ..greedy() },
+        Sampling { presence_penalty: 1.5, ..greedy() },
+        Sampling { frequency_penalty: -0.3, logit_bias: biased(), ..greedy() },
+        Sampling { repeat_penalty: 1.1, ..plain() },
+        Sampling { presence_penalty: 0.4, frequency_penalty: 0.2, ..plain() },
+        Sampling { temperature: 3.0, top_k: 100, top_p: 1.0, min_p: 0.0, ..plain() },
+        Sampling { temperature: 1.5, top_k: 1, ..plain() },
+        Sampling { top_k: 0, ..plain() },
+        Sampling { top_k: 5000, ..plain() },
     ];
+    let biases = [BTreeMap::new(), biased(), banned()];
     let golden = golden();
     for (config, case) in configs.into_iter().zip(golden.iter().cycle()) {
-        for masked in [&[][..], &[2, 300, 17]] {
+        for logit_bias in &biases {
+            let mut config = config.clone();
+            config.logit_bias.extend(logit_bias);
             reference.truncate(0);
             session.truncate(0);
             let before = session.head_stats();
-            let mut samplers = [(); 2].map(|()| Sampler::new(config).unwrap());
+            let mut samplers = [(); 2].map(|()| Sampler::new(config.clone()).unwrap());
             for id in &case.ids {
                 samplers.iter_mut().for_each(|sampler| sampler.accept(*id));
             }
             let mut step = case.ids.clone();
             for _ in 0..40 {
-                let needs = samplers[1].needs(masked, &[]);
-                let mut expected = reference.prefill(&step).unwrap().to_vec();
-                let mut got = session.prefill_for(&step, &needs).unwrap().to_vec();
-                for &id in masked {
-                    expected[id as usize] = f32::NEG_INFINITY;
-                    got[id as usize] = f32::NEG_INFINITY;
-                }
-                let drawn = samplers[0].sample(&expected);
-                assert_eq!(samplers[1].sample(&got), drawn, "{config:?}");
+                let needs = samplers[1].needs(&[]);
+                let drawn = samplers[0].sample(reference.prefill(&step).unwrap());
+                let found = samplers[1].sample(session.prefill_for(&step, &needs).unwrap());
+                assert_eq!(found, drawn, "{config:?}");
                 samplers.iter_mut().for_each(|sampler| sampler.accept(drawn));
                 step = vec![drawn];
             }

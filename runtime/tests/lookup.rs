@@ -1,5 +1,6 @@
 //! Prompt lookup changes when tokens are computed, never which.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +23,9 @@ const GREEDY: Sampling = Sampling {
     min_p: 0.05,
     repeat_penalty: 1.0,
     repeat_last_n: 64,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    logit_bias: BTreeMap::new(),
     seed: 0,
 };
 
@@ -69,16 +73,17 @@ impl Writer {
         Session::new(Arc::clone(model), pool, options).unwrap()
     }
 
-    fn sequence(&self, prompt: &[u32], sampling: Sampling, limits: SequenceOptions) -> Sequence {
-        Sequence::new(Arc::clone(&self.tokenizer), prompt, sampling, limits).unwrap()
+    fn sequence(&self, prompt: &[u32], sampling: &Sampling, limits: &SequenceOptions) -> Sequence {
+        let tokenizer = Arc::clone(&self.tokenizer);
+        Sequence::new(tokenizer, prompt, sampling.clone(), limits.clone()).unwrap()
     }
 
     /// The sequence at its end, and its text. Whatever was drafted, the session holds what was written
     /// after every step.
     fn write(
         &self,
-        (prompt, sampling): (&[u32], Sampling),
-        limits: SequenceOptions,
+        (prompt, sampling): (&[u32], &Sampling),
+        limits: &SequenceOptions,
         (context, threads): (usize, usize),
     ) -> (Sequence, String, Session) {
         let mut session = self.session(limits.draft, context, threads);
@@ -102,7 +107,7 @@ impl Writer {
         limits: SequenceOptions,
         context: usize,
     ) -> (Sequence, [usize; 2]) {
-        let expected = self.write((prompt, sampling), limits, (context, 1));
+        let expected = self.write((prompt, &sampling), &limits, (context, 1));
         let stats = |sequence: &Sequence| {
             let stats = sequence.stats();
             (stats.steps, [stats.drafted, stats.accepted])
@@ -111,12 +116,14 @@ impl Writer {
         assert_eq!(drafts, [0, 0]);
         let mut tokens = [0, 0];
         for (draft, threads) in [(1, 2), (3, 1), (16, 2), (63, 1)] {
-            let limits = SequenceOptions { draft, ..limits };
-            let found = self.write((prompt, sampling), limits, (context, threads));
+            let limits = SequenceOptions { draft, ..limits.clone() };
+            let found = self.write((prompt, &sampling), &limits, (context, threads));
             let what = format!("{limits:?}, {sampling:?}, prompt {prompt:?}");
             assert_eq!(found.0.ids(), expected.0.ids(), "{what}");
             assert_eq!(found.1, expected.1, "{what}");
             assert_eq!(found.0.finish_reason(), expected.0.finish_reason(), "{what}");
+            assert_eq!(found.0.stop_string(), expected.0.stop_string(), "{what}");
+            assert_eq!(found.0.logprobs(), expected.0.logprobs(), "{what}");
             let (found_steps, [drafted, accepted]) = stats(&found.0);
             assert_eq!(found_steps, steps, "{what}");
             // Nothing of what was rejected is left.
@@ -211,7 +218,7 @@ fn one_token_again_and_again() {
     for sampling in [GREEDY, Sampling { repeat_penalty: 100.0, ..GREEDY }] {
         for id in [1, 200, 4095] {
             let limits = SequenceOptions { ignore_eos: true, ..limits(Some(100)) };
-            let (_, [drafted, _]) = writer.compare(&[id; 64], sampling, limits, 1024);
+            let (_, [drafted, _]) = writer.compare(&[id; 64], sampling.clone(), limits, 1024);
             assert!(drafted > 0);
         }
     }
@@ -227,31 +234,46 @@ fn texts_together_are_those_alone() {
             let text = REPETITIVE[i % 3];
             let temperature = [0.0, 0.8, 1.5][i % 3];
             let repeat_penalty = if i == 4 { 1.2 } else { 1.0 };
+            let presence_penalty = if i == 2 { 0.7 } else { 0.0 };
+            let frequency_penalty = if i == 3 { 0.3 } else { 0.0 };
+            let logit_bias =
+                if i == 1 { [(5, f32::NEG_INFINITY), (260, 3.0)].into() } else { [].into() };
             // One needs all logits.
             let top_k = if i == 5 { 0 } else { 40 };
-            let sampling =
-                Sampling { seed: i as u64, temperature, repeat_penalty, top_k, ..GREEDY };
-            let draft = [0, 5, 16][i / 3];
-            (
-                writer.ids(&text[i..]),
-                sampling,
-                SequenceOptions { draft, ..limits(Some(20 + 7 * i)) },
-            )
+            let sampling = Sampling {
+                seed: i as u64,
+                temperature,
+                repeat_penalty,
+                presence_penalty,
+                frequency_penalty,
+                logit_bias,
+                top_k,
+                ..GREEDY
+            };
+            let controls = SequenceOptions {
+                draft: [0, 5, 16][i / 3],
+                stop: if i % 2 == 0 { vec!["ueen".into(), "\n".into()] } else { Vec::new() },
+                logprobs: (i > 3).then_some(i),
+                ..limits(Some(20 + 7 * i))
+            };
+            (writer.ids(&text[i..]), sampling, controls)
         })
         .collect();
-    let alone: Vec<(Vec<u32>, String)> = (cases.iter())
+    let alone: Vec<(Sequence, String)> = (cases.iter())
         .map(|(prompt, sampling, limits)| {
-            let (sequence, text, _) = writer.write((prompt, *sampling), *limits, (512, 1));
-            (sequence.ids().to_vec(), text)
+            let (sequence, text, _) = writer.write((prompt, sampling), limits, (512, 1));
+            (sequence, text)
         })
         .collect();
+    let stopped = alone.iter().filter(|(text, _)| text.stop_string().is_some()).count();
+    assert!((1..7).contains(&stopped), "{stopped}");
     for (threads, piece) in [(1, 3), (2, 1000)] {
         let options =
             SessionOptions { context: Some(512), sequences: cases.len(), ..Default::default() };
         let pool = Arc::clone(&writer.pools[threads - 1]);
         let mut session = Session::new(Arc::clone(&writer.scanned), pool, options).unwrap();
         let mut sequences: Vec<Sequence> =
-            (cases.iter()).map(|(prompt, s, l)| writer.sequence(prompt, *s, *l)).collect();
+            (cases.iter()).map(|(prompt, s, l)| writer.sequence(prompt, s, l)).collect();
         loop {
             let mut batch = Vec::new();
             let mut rows = vec![None; sequences.len()];
@@ -274,8 +296,11 @@ fn texts_together_are_those_alone() {
                 session.truncate_of(slot, session.position_of(slot) - surplus);
             }
         }
-        for (sequence, (ids, text)) in sequences.iter_mut().zip(&alone) {
-            assert_eq!(sequence.ids(), ids);
+        for (sequence, (alone, text)) in sequences.iter_mut().zip(&alone) {
+            assert_eq!(sequence.ids(), alone.ids());
+            assert_eq!(sequence.finish_reason(), alone.finish_reason());
+            assert_eq!(sequence.stop_string(), alone.stop_string());
+            assert_eq!(sequence.logprobs(), alone.logprobs());
             assert_eq!(&sequence.take_text(), text);
         }
     }
@@ -310,4 +335,28 @@ fn an_end_within_a_draft_ends_the_text() {
         assert!(text.ids().len() == 40 && !text.ids().contains(&end));
     }
     assert_eq!(stops, 12);
+}
+
+/// Every part of a text in turn is a stop string: the text ends before it, wherever tokens end.
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let writer = Writer::new();
+    let ids = writer.ids(REPETITIVE[2]);
+    let (_, whole, _) = writer.write((&ids, &GREEDY), &limits(Some(24)), (1024, 1));
+    assert!(whole.is_ascii() && whole.len() > 40, "{whole:?}");
+    for at in (0..whole.len() - 3).step_by(5) {
+        let stop = &whole[at..at + 3];
+        let options =
+            SequenceOptions { stop: vec!["never".into(), stop.into()], ..limits(Some(24)) };
+        let (text, _) = writer.compare(&ids, GREEDY, options.clone(), 1024);
+        assert_eq!(text.finish_reason(), Some(FinishReason::StopString));
+        assert_eq!(text.stop_string(), Some(stop));
+        let (_, found, _) = writer.write((&ids, &GREEDY), &options, (1024, 1));
+        assert_eq!(found, whole[..whole.find(stop).unwrap()]);
+    }
+    // What may be the beginning of a stop string, and is none, is part of the text.
+    let end = format!("{}never", &whole[whole.len() - 2..]);
+    let options = SequenceOptions { stop: vec![end], ..limits(Some(24)) };
+    let (text, found, _) = writer.write((&ids, &GREEDY), &options, (1024, 1));
+    assert_eq!((text.finish_reason(), found), (Some(FinishReason::Length), whole));
 }

@@ -1,9 +1,12 @@
 //! One text on its way through the model: step by step, and ended by the caller.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bitnet_runtime::{
-    Engine, FinishReason, Options, Sampling, Sequence, SequenceOptions, SessionOptions,
+    Engine, FinishReason, GenerateOptions, Options, Sampling, Sequence, SequenceOptions,
+    SessionOptions, logprobs,
 };
 
 fn engine() -> Engine {
@@ -65,4 +68,81 @@ fn h9_an_interrupted_text_ends_where_it_is() {
     whole.interrupt();
     assert_eq!((whole.ids().len(), whole.finish_reason()), (20, Some(FinishReason::Length)));
     assert_eq!(whole.ids()[..5], *part.ids());
+}
+
+/// A generation that is cancelled before its `after`-th step, of a prompt in pieces of 16 tokens.
+fn cancelled(engine: &Engine, prompt: &str, after: usize) -> bitnet_runtime::Generation {
+    let asked = AtomicUsize::new(0);
+    let options = GenerateOptions {
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        sequence: SequenceOptions {
+            tokens: Some(20),
+            ignore_eos: true,
+            // No machine is so fast that more than the fewest tokens go through it in this time.
+            piece_time: Some(Duration::from_nanos(1)),
+            ..SequenceOptions::default()
+        },
+        cancel: Some(Arc::new(move || asked.fetch_add(1, Ordering::Relaxed) >= after)),
+        ..GenerateOptions::default()
+    };
+    engine.generate(prompt, &options, |_| ()).unwrap()
+}
+
+#[test]
+fn a_generation_is_cancelled_within_the_prompt_and_the_text() {
+    let engine = engine();
+    let prompt = "KING RICHARD:\nMy lord, the duke is dead.\n".repeat(8);
+    let whole = cancelled(&engine, &prompt, usize::MAX);
+    assert_eq!((whole.ids.len(), whole.finish_reason), (20, FinishReason::Length));
+    // A first piece of 32 tokens, then 16 each.
+    assert!(whole.prompt.len() > 64);
+    let pieces = 1 + (whole.prompt.len() - 32).div_ceil(16);
+    for (after, written) in [(0, 0), (1, 0), (pieces - 1, 0), (pieces, 1), (pieces + 4, 5)] {
+        let part = cancelled(&engine, &prompt, after);
+        assert_eq!((part.ids.len(), part.finish_reason), (written, FinishReason::Interrupted));
+        assert_eq!(part.ids, whole.ids[..written]);
+    }
+}
+
+/// Log probabilities are of the logits of the model, whatever the sampler does with them.
+#[test]
+fn log_probabilities_are_those_of_the_model() {
+    let engine = engine();
+    let options = |temperature: f32| GenerateOptions {
+        sampling: Sampling {
+            temperature,
+            presence_penalty: 1.0,
+            logit_bias: [(300, 2.0)].into(),
+            seed: 5,
+            ..Sampling::default()
+        },
+        sequence: SequenceOptions { tokens: Some(12), logprobs: Some(4), ..Default::default() },
+        ..GenerateOptions::default()
+    };
+    for temperature in [0.0, 1.3] {
+        let text = engine.generate("ROMEO:", &options(temperature), |_| ()).unwrap();
+        assert_eq!(text.logprobs.len(), text.ids.len());
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        let mut step = text.prompt.clone();
+        for (&id, found) in text.ids.iter().zip(&text.logprobs) {
+            let logits = session.prefill(&step).unwrap();
+            assert_eq!(found, &logprobs(logits, id, 4));
+            assert!(found.id == id && found.top.len() == 4);
+            step = vec![id];
+        }
+    }
+}
+
+#[test]
+fn a_ban_of_every_token_is_an_error() {
+    let engine = engine();
+    let tokenizer = Arc::clone(engine.tokenizer().unwrap());
+    let logit_bias = (0..4096).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let sampling = Sampling { temperature: 0.0, logit_bias, ..Sampling::default() };
+    let mut text =
+        Sequence::new(tokenizer, &prompt(&engine), sampling, SequenceOptions::default()).unwrap();
+    let mut session = engine.session(SessionOptions::default()).unwrap();
+    let error = text.step(&mut session).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("logit_bias: found -inf for every token"), "{error}");
 }

@@ -213,6 +213,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         tokens: usize::try_from(args.predict).ok(),
         ignore_eos: args.ignore_eos,
         draft: if args.lookup { args.draft_max as usize } else { 0 },
+        ..SequenceOptions::default()
     };
     let silenced = Arc::new(AtomicBool::new(false));
     let options = Options {
@@ -228,11 +229,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let gguf = options.file(&path)?;
     let suggested = args.unsaid(Suggested::from_gguf(&gguf)?);
     let sampling = args.sampling(&suggested);
-    let needs = Sampler::new(sampling)?.needs(&[], &[]);
+    let needs = Sampler::new(sampling.clone())?.needs(&[]);
     let engine = Engine::from_gguf(gguf, Options { needs, ..options })?;
     let tokenizer = engine.tokenizer()?;
     let prompt = tokenizer.prompt(&text)?;
-    let mut sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling, limits)?;
+    let mut sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling.clone(), limits)?;
     let session = args.session.options(args.context(engine.config()))?;
     let mut session = engine.session_for(prompt.len(), session)?;
     load::tell(&engine);
@@ -374,6 +375,7 @@ impl Args {
             repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
             repeat_last_n: count(self.repeat_last_n, usize::MAX).unwrap_or(defaults.repeat_last_n),
             seed: self.seed().into(),
+            ..defaults
         }
     }
 }

@@ -3,14 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::logprobs::TokenLogprobs;
 use super::open::Engine;
 use super::sampler::Sampling;
 use super::sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats};
 use crate::cpu::forward::SessionOptions;
 use crate::error::Result;
 
+/// Callback that is asked, between the pieces of a prompt and between tokens, if the text is to end where it
+/// is.
+pub type Cancel = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Options of one generation.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Default)]
 pub struct GenerateOptions {
     /// Sampling of tokens.
     pub sampling: Sampling,
@@ -18,10 +23,26 @@ pub struct GenerateOptions {
     pub sequence: SequenceOptions,
     /// The KV cache.
     pub session: SessionOptions,
+    /// Ends the text early: [`FinishReason::Interrupted`]. With it a prompt goes through the model in
+    /// pieces of about 200 ms, unless [`SequenceOptions::piece_time`] says otherwise.
+    pub cancel: Option<Cancel>,
+}
+
+/// Time of a piece of a prompt that can be cancelled.
+const PIECE_TIME: Duration = Duration::from_millis(200);
+
+impl std::fmt::Debug for GenerateOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GenerateOptions")
+            .field("sampling", &self.sampling)
+            .field("sequence", &self.sequence)
+            .field("session", &self.session)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A generated text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
@@ -31,6 +52,10 @@ pub struct Generation {
     pub text: String,
     /// Reason for which the text ended.
     pub finish_reason: FinishReason,
+    /// The stop string that ended it, which is not part of the text.
+    pub stop: Option<String>,
+    /// Log probabilities of the tokens written, where [`SequenceOptions::logprobs`] asks for them.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Counts and times.
     pub stats: SequenceStats,
     /// Time spent packing weights amid the text, which is part of none of the times above.
@@ -52,12 +77,19 @@ impl Engine {
     ) -> Result<Generation> {
         let tokenizer = self.tokenizer()?;
         let prompt = tokenizer.prompt(prompt)?;
+        let mut limits = options.sequence.clone();
+        if options.cancel.is_some() {
+            limits.piece_time.get_or_insert(PIECE_TIME);
+        }
         let mut sequence =
-            Sequence::new(Arc::clone(tokenizer), &prompt, options.sampling, options.sequence)?;
+            Sequence::new(Arc::clone(tokenizer), &prompt, options.sampling.clone(), limits)?;
         let mut session = self.session_for(prompt.len(), options.session)?;
         let begins_mapped = !session.model().is_packed();
         let mut text = String::new();
         loop {
+            if options.cancel.as_ref().is_some_and(|cancel| cancel()) {
+                sequence.interrupt();
+            }
             let goes_on = self.step(&mut session, &mut sequence)?;
             let piece = sequence.take_text();
             if !piece.is_empty() {
@@ -73,6 +105,8 @@ impl Engine {
             ids: sequence.ids().to_vec(),
             text,
             finish_reason: sequence.finish_reason().unwrap_or(FinishReason::Length),
+            stop: sequence.stop_string().map(str::to_owned),
+            logprobs: sequence.logprobs().to_vec(),
             stats: sequence.stats(),
             pack_time: self.pack_time().filter(|_| begins_mapped),
         })

@@ -2,6 +2,7 @@
 
 mod fit;
 mod generate;
+pub mod logprobs;
 pub mod lookup;
 mod open;
 mod options;
@@ -14,7 +15,7 @@ mod trust;
 
 pub use crate::note::Note;
 pub use fit::{AbsentKernel, FINGERPRINT, ProfileFit};
-pub use generate::{GenerateOptions, Generation};
+pub use generate::{Cancel, GenerateOptions, Generation};
 pub use open::{Engine, Placement};
 pub use options::{Options, ProfileChoice, Progress, Start};
 pub use profile::{NamedProfile, ProfileInUse, ProfileSource};

@@ -1,6 +1,6 @@
 //! Sampling: choosing the next token from the logits.
 //!
-//! The steps, their order and their defaults are llama.cpp's: repeat penalty, top-k, top-p, min-p,
+//! The steps, their order and their defaults are llama.cpp's: biases, penalties, top-k, top-p, min-p,
 //! temperature, then one draw. A temperature of 0 or below takes the most likely token instead.
 //! Among equal logits the lowest id comes first. All arithmetic, the exponential included, is plain
 //! IEEE f64, so that a seed gives the same text on every CPU.
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 const SMALL_K: usize = 256;
 
 /// Settings of a [`Sampler`]; the defaults are llama.cpp's.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Divisor of the logits; 0 or below: always the most likely token.
     pub temperature: f32,
@@ -27,8 +27,15 @@ pub struct Sampling {
     pub min_p: f32,
     /// Divisor of the positive logits of recent tokens, and factor of the others; 1: off.
     pub repeat_penalty: f32,
-    /// Number of tokens that count as recent; 0: off.
+    /// Number of tokens that count as recent, for all penalties; 0: off.
     pub repeat_last_n: usize,
+    /// Subtracted from the logit of each recent token; 0: off.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of each recent token as often as it is recent; 0: off.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these ids; minus infinity bans the token. Ids beyond the vocabulary are
+    /// ignored.
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Seed of the draws.
     pub seed: u64,
 }
@@ -42,6 +49,9 @@ impl Default for Sampling {
             min_p: 0.05,
             repeat_penalty: 1.0,
             repeat_last_n: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
             seed: 0,
         }
     }
@@ -51,8 +61,10 @@ impl Sampling {
     /// Checks that every setting is in range.
     ///
     /// # Errors
-    /// [`Error::Usage`] naming the flag, the value and what is allowed.
+    /// [`Error::Usage`] naming the setting, the value and what is allowed.
     pub fn validate(&self) -> Result<()> {
+        const SUBTRACTED: &str = "-100 to 100; 0 turns it off";
+        let subtracted = |penalty: f32| (-100.0..=100.0).contains(&penalty);
         let checks = [
             (
                 "temperature",
@@ -68,11 +80,40 @@ impl Sampling {
                 self.repeat_penalty > 0.0 && self.repeat_penalty <= 100.0,
                 "above 0 and up to 100; 1 turns it off",
             ),
+            (
+                "presence_penalty",
+                self.presence_penalty,
+                subtracted(self.presence_penalty),
+                SUBTRACTED,
+            ),
+            (
+                "frequency_penalty",
+                self.frequency_penalty,
+                subtracted(self.frequency_penalty),
+                SUBTRACTED,
+            ),
         ];
+        let allowed = |bias: f32| bias.is_finite() || bias == f32::NEG_INFINITY;
+        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !allowed(**bias)) {
+            let expected = "a number, or -inf, which bans the token";
+            return Err(Error::usage(
+                "logit_bias",
+                format_args!("{bias} for token {id}"),
+                expected,
+            ));
+        }
         match checks.into_iter().find(|check| !check.2) {
             None => Ok(()),
-            Some((flag, found, _, expected)) => Err(Error::usage(flag, found, expected)),
+            Some((setting, found, _, expected)) => Err(Error::usage(setting, found, expected)),
         }
+    }
+
+    /// True if recent tokens are penalised.
+    fn penalises(&self) -> bool {
+        let changes = self.repeat_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0;
+        changes && self.repeat_last_n > 0
     }
 }
 
@@ -119,7 +160,7 @@ impl Rng {
 /// e^x for x <= 0, the same bits on every CPU (the C library's may differ in the last one).
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2; the Taylor series to r^13 is exact to about 1e-16.
-fn exp(x: f64) -> f64 {
+pub(super) fn exp(x: f64) -> f64 {
     if x < -700.0 {
         return 0.0;
     }
@@ -140,7 +181,8 @@ pub struct Sampler {
     recent: VecDeque<u32>,
     /// Number of times that each of them is recent, at least 1.
     counts: BTreeMap<u32, usize>,
-    penalised: Vec<f32>,
+    /// Scratch for logits that are changed before the choice.
+    changed: Vec<f32>,
     candidates: Vec<(f32, u32)>,
     weights: Vec<f64>,
 }
@@ -153,11 +195,11 @@ impl Sampler {
     pub fn new(config: Sampling) -> Result<Sampler> {
         config.validate()?;
         Ok(Sampler {
-            config,
             rng: Rng::new(config.seed),
+            config,
             recent: VecDeque::new(),
             counts: BTreeMap::new(),
-            penalised: Vec::new(),
+            changed: Vec::new(),
             candidates: Vec::new(),
             weights: Vec::new(),
         })
@@ -165,7 +207,7 @@ impl Sampler {
 
     /// Records a token of the text: each of the prompt and each generated one.
     pub fn accept(&mut self, id: u32) {
-        if self.config.repeat_last_n == 0 || self.config.repeat_penalty == 1.0 {
+        if !self.config.penalises() {
             return;
         }
         if self.recent.len() >= self.config.repeat_last_n
@@ -181,52 +223,70 @@ impl Sampler {
         *self.counts.entry(id).or_insert(0) += 1;
     }
 
-    /// Returns the logits that [`Sampler::sample`] needs for the next token, if those of `masked`,
-    /// ids of the vocabulary, are set to minus infinity before: the best of them, where top-k or
-    /// greedy sampling limits their number, and those that a mask or penalty changes. Each of the
-    /// changed may have been among the best, so one more of the best is needed for each. The same
+    /// Returns the logits that [`Sampler::sample`] needs for the next token: the best of them, where
+    /// top-k or greedy sampling limits their number, and those that a bias or penalty changes. Each of
+    /// the changed may have been among the best, so one more of the best is needed for each. The same
     /// needs serve any later token, if the tokens between are the first of `drafted`.
     #[must_use]
-    pub fn needs(&self, masked: &[u32], drafted: &[u32]) -> Needs {
+    pub fn needs(&self, drafted: &[u32]) -> Needs {
         let best = match self.config {
             Sampling { temperature, .. } if temperature <= 0.0 => 1,
             Sampling { top_k: 0, .. } => return Needs::All,
             Sampling { top_k, .. } => top_k,
         };
-        let mut ids = masked.to_vec();
-        if self.config.repeat_penalty != 1.0 {
+        let mut ids: Vec<u32> = self.config.logit_bias.keys().copied().collect();
+        if self.config.penalises() {
             ids.extend(self.counts.keys().chain(drafted));
+            ids.sort_unstable();
+            ids.dedup();
         }
-        ids.sort_unstable();
-        ids.dedup();
         Needs::Best { count: best.saturating_add(ids.len()), ids }
     }
 
-    /// Samples the next token. NaN counts as minus infinity; where no logit is a number the lowest
-    /// id is chosen.
+    /// True if a bias of minus infinity bans a token.
+    #[must_use]
+    pub fn bans(&self, id: u32) -> bool {
+        self.config.logit_bias.get(&id) == Some(&f32::NEG_INFINITY)
+    }
+
+    /// Samples the next token. NaN counts as minus infinity; where no logit is a number, all tokens
+    /// banned for example, the lowest id is chosen.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let mut penalised = std::mem::take(&mut self.penalised);
-        let id = if self.config.repeat_penalty == 1.0 || self.recent.is_empty() {
-            self.choose(logits)
-        } else {
-            penalised.clear();
-            penalised.extend_from_slice(logits);
-            self.penalise(&mut penalised);
-            self.choose(&penalised)
-        };
-        self.penalised = penalised;
+        if self.config.logit_bias.is_empty() && self.recent.is_empty() {
+            return self.choose(logits);
+        }
+        self.sample_changed(logits, |_| ())
+    }
+
+    /// As [`Sampler::sample`], from logits that `change` changes first.
+    pub fn sample_changed(&mut self, logits: &[f32], change: impl FnOnce(&mut [f32])) -> u32 {
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.clear();
+        changed.extend_from_slice(logits);
+        change(&mut changed);
+        for (&id, bias) in &self.config.logit_bias {
+            if let Some(logit) = changed.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        self.penalise(&mut changed);
+        let id = self.choose(&changed);
+        self.changed = changed;
         id
     }
 
-    /// Penalises the logit of each recent token, once however often it is recent.
+    /// Penalises the logit of each recent token: the repeat penalty counts once however often it is
+    /// recent, and so does the presence penalty.
     fn penalise(&self, logits: &mut [f32]) {
-        for &id in self.counts.keys() {
+        let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.config;
+        for (&id, &count) in &self.counts {
             if let Some(logit) = logits.get_mut(id as usize) {
                 if *logit > 0.0 {
-                    *logit /= self.config.repeat_penalty;
+                    *logit /= repeat_penalty;
                 } else {
-                    *logit *= self.config.repeat_penalty;
+                    *logit *= repeat_penalty;
                 }
+                *logit -= count as f32 * frequency_penalty + presence_penalty;
             }
         }
     }
@@ -238,45 +298,16 @@ impl Sampler {
         if self.config.temperature <= 0.0 || !max.is_finite() {
             return best;
         }
-        self.take_top_k(logits);
+        let k = match self.config.top_k {
+            0 => logits.len(),
+            k => k,
+        };
+        best_of(logits, k, &mut self.candidates);
         self.weigh(1.0);
         self.cut_top_p();
         self.cut_min_p();
         self.weigh(f64::from(self.config.temperature));
         self.draw()
-    }
-
-    /// Fills `candidates` with the best `top_k`, in descending order.
-    fn take_top_k(&mut self, logits: &[f32]) {
-        let k = match self.config.top_k {
-            0 => logits.len(),
-            k => k.min(logits.len()),
-        };
-        let best = &mut self.candidates;
-        best.clear();
-        let all = logits.iter().zip(0u32..).filter(|(l, _)| !l.is_nan());
-        if k <= SMALL_K {
-            for (&logit, id) in all {
-                if best.len() == k {
-                    if logit <= best[k - 1].0 {
-                        continue;
-                    }
-                    best.pop();
-                }
-                // After those that are equal: they have lower ids.
-                let at = best.partition_point(|c| c.0 >= logit);
-                best.insert(at, (logit, id));
-            }
-        } else {
-            let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-            // 0.0 joins -0.0: they are equal logits.
-            best.extend(all.map(|(&logit, id)| (logit + 0.0, id)));
-            if k < best.len() {
-                best.select_nth_unstable_by(k, order);
-                best.truncate(k);
-            }
-            best.sort_unstable_by(order);
-        }
     }
 
     /// Computes the unnormalised probabilities of the candidates; the first one's is 1.
@@ -322,6 +353,39 @@ impl Sampler {
     }
 }
 
+/// Fills `best` with the `k` largest logits and their ids, in descending order, the lowest id first
+/// among equal ones; NaN is left out.
+pub(super) fn best_of(logits: &[f32], k: usize, best: &mut Vec<(f32, u32)>) {
+    let k = k.min(logits.len());
+    best.clear();
+    let all = logits.iter().zip(0u32..).filter(|(l, _)| !l.is_nan());
+    if k == 0 {
+        return;
+    }
+    if k <= SMALL_K {
+        for (&logit, id) in all {
+            if best.len() == k {
+                if logit <= best[k - 1].0 {
+                    continue;
+                }
+                best.pop();
+            }
+            // After those that are equal: they have lower ids.
+            let at = best.partition_point(|c| c.0 >= logit);
+            best.insert(at, (logit, id));
+        }
+    } else {
+        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        // 0.0 joins -0.0: they are equal logits.
+        best.extend(all.map(|(&logit, id)| (logit + 0.0, id)));
+        if k < best.len() {
+            best.select_nth_unstable_by(k, order);
+            best.truncate(k);
+        }
+        best.sort_unstable_by(order);
+    }
+}
+
 /// Returns the id of the largest logit, the lowest of equal ones; NaN never wins.
 #[must_use]
 pub fn argmax(logits: &[f32]) -> u32 {
@@ -346,6 +410,9 @@ mod tests {
         min_p: 0.0,
         repeat_penalty: 1.0,
         repeat_last_n: 64,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: BTreeMap::new(),
         seed: 7,
     };
 
@@ -359,25 +426,86 @@ mod tests {
         counts
     }
 
-    /// Checks that the needs are the best logits and, with a penalty, those it changes, now or once
-    /// drafted tokens are in the text.
+    /// Checks that the needs are the best logits and those that a bias or penalty changes, now or
+    /// once drafted tokens are in the text.
     #[test]
     fn what_may_be_changed_is_needed() {
-        let greedy = Sampling { temperature: 0.0, ..PLAIN };
-        let needs = |config, masked: &[u32], drafted: &[u32]| {
+        let greedy = || Sampling { temperature: 0.0, ..PLAIN };
+        let needs = |config: Sampling, drafted: &[u32]| {
             let mut sampler = Sampler::new(config).unwrap();
             [8, 3, 8].into_iter().for_each(|id| sampler.accept(id));
-            sampler.needs(masked, drafted)
+            sampler.needs(drafted)
         };
         let best = |count, ids: &[u32]| Needs::Best { count, ids: ids.to_vec() };
-        assert_eq!(needs(PLAIN, &[1], &[5]), Needs::All);
-        assert_eq!(&needs(greedy, &[], &[5]), Needs::GREEDY);
-        assert_eq!(needs(greedy, &[7, 1], &[5]), best(3, &[1, 7]));
-        let penalty = Sampling { repeat_penalty: 1.1, ..greedy };
-        assert_eq!(needs(penalty, &[], &[]), best(3, &[3, 8]));
-        assert_eq!(needs(penalty, &[1], &[5, 3, 9]), best(6, &[1, 3, 5, 8, 9]));
+        assert_eq!(needs(PLAIN, &[5]), Needs::All);
+        assert_eq!(&needs(greedy(), &[5]), Needs::GREEDY);
+        let logit_bias = BTreeMap::from([(7, 1.5), (1, f32::NEG_INFINITY)]);
+        let biased = Sampling { logit_bias, ..greedy() };
+        assert_eq!(needs(biased.clone(), &[5]), best(3, &[1, 7]));
+        for penalty in [
+            Sampling { repeat_penalty: 1.1, ..greedy() },
+            Sampling { presence_penalty: -0.5, ..greedy() },
+            Sampling { frequency_penalty: 0.1, ..greedy() },
+        ] {
+            assert_eq!(needs(penalty.clone(), &[]), best(3, &[3, 8]));
+            let both = Sampling { logit_bias: biased.logit_bias.clone(), ..penalty.clone() };
+            assert_eq!(needs(both, &[5, 3, 9]), best(7, &[1, 3, 5, 7, 8, 9]));
+            assert_eq!(&needs(Sampling { repeat_last_n: 0, ..penalty }, &[5]), Needs::GREEDY);
+        }
         let top_k = Sampling { top_k: 40, repeat_penalty: 1.1, ..PLAIN };
-        assert_eq!(needs(top_k, &[], &[5]), best(43, &[3, 5, 8]));
+        assert_eq!(needs(top_k, &[5]), best(43, &[3, 5, 8]));
+    }
+
+    #[test]
+    fn biases_come_before_penalties_and_bans_hold() {
+        let greedy = |logit_bias: &[(u32, f32)]| Sampling {
+            temperature: 0.0,
+            logit_bias: logit_bias.iter().copied().collect(),
+            ..PLAIN
+        };
+        let sample = |config: Sampling, recent: &[u32], logits: &[f32]| {
+            let mut sampler = Sampler::new(config).unwrap();
+            recent.iter().for_each(|&id| sampler.accept(id));
+            sampler.sample(logits)
+        };
+        const BAN: f32 = f32::NEG_INFINITY;
+        let logits = [1.0, 3.0, 2.0];
+        assert_eq!(sample(greedy(&[]), &[], &logits), 1);
+        assert_eq!(sample(greedy(&[(0, 2.5)]), &[], &logits), 0);
+        assert_eq!(sample(greedy(&[(1, -1.5)]), &[], &logits), 2);
+        assert_eq!(sample(greedy(&[(1, BAN), (9, 4.0)]), &[], &logits), 2);
+        assert_eq!(sample(greedy(&[(1, BAN), (2, BAN)]), &[1, 2], &logits), 0);
+        assert_eq!(sample(greedy(&[(0, BAN), (1, BAN), (2, BAN)]), &[], &logits), 0);
+        // (-1 + 4) / 2 = 1.5; penalised before the bias it would be -1 * 2 + 4 = 2.
+        let penalised =
+            |logit_bias: &[(u32, f32)]| Sampling { repeat_penalty: 2.0, ..greedy(logit_bias) };
+        assert_eq!(sample(penalised(&[(0, 4.0)]), &[0], &[-1.0, 1.6]), 1);
+        assert_eq!(sample(penalised(&[(0, 4.0)]), &[0], &[-1.0, 1.4]), 0);
+        let sampler = Sampler::new(greedy(&[(1, BAN), (2, -9.0)])).unwrap();
+        assert_eq!([1, 2, 3].map(|id| sampler.bans(id)), [true, false, false]);
+        // A banned token is never drawn, however hot.
+        let hot = Sampling { temperature: 100.0, ..PLAIN };
+        let counts = histogram(Sampling { logit_bias: [(1, BAN)].into(), ..hot }, &logits);
+        assert!(counts[1] == 0 && counts[0] > 8000 && counts[2] > 8000, "{counts:?}");
+    }
+
+    #[test]
+    fn presence_counts_once_and_frequency_each_time() {
+        let sample = |config: Sampling, recent: &[u32], logits: &[f32]| {
+            let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..config }).unwrap();
+            recent.iter().for_each(|&id| sampler.accept(id));
+            sampler.sample(logits)
+        };
+        let presence = || Sampling { presence_penalty: 1.0, ..PLAIN };
+        assert_eq!(sample(presence(), &[0, 0, 0], &[2.5, 1.4]), 0);
+        assert_eq!(sample(presence(), &[0], &[2.5, 1.6]), 1);
+        let frequency = || Sampling { frequency_penalty: 0.5, ..PLAIN };
+        assert_eq!(sample(frequency(), &[0, 0], &[2.5, 1.4]), 0);
+        assert_eq!(sample(frequency(), &[0, 0, 0], &[2.5, 1.4]), 1);
+        // What has left the window does not count, and a negative penalty favours what is recent.
+        let short = Sampling { repeat_last_n: 2, ..frequency() };
+        assert_eq!(sample(short, &[0, 0, 0], &[2.5, 1.4]), 0);
+        assert_eq!(sample(Sampling { presence_penalty: -2.0, ..PLAIN }, &[1], &[2.5, 1.4]), 1);
     }
 
     #[test]
@@ -425,7 +553,7 @@ mod tests {
             ),
         ];
         for (name, config, kept) in cases {
-            let counts = histogram(*config, &logits);
+            let counts = histogram(config.clone(), &logits);
             let drawn: Vec<u32> = (0..4).filter(|&i| counts[i as usize] > 0).collect();
             assert_eq!(drawn, *kept, "{name}: {counts:?}");
         }
@@ -471,7 +599,7 @@ mod tests {
         let mut rng = Rng::new(3);
         for (n, distinct) in [(1, 3), (2, 2), (7, 4), (64, 100), (64, 20), (300, 1000)] {
             let config = Sampling { repeat_penalty: 1.3, repeat_last_n: n, ..PLAIN };
-            let mut sampler = Sampler::new(config).unwrap();
+            let mut sampler = Sampler::new(config.clone()).unwrap();
             let mut text = Vec::new();
             for step in 0..1000 {
                 let id = (rng.next_u64() % distinct) as u32;
@@ -500,8 +628,8 @@ mod tests {
                 ids.sort_unstable();
                 ids.dedup();
                 let count = ids.len() + 1;
-                let greedy = Sampling { temperature: 0.0, ..config };
-                let needs = Sampler { config: greedy, ..sampler.clone() }.needs(&[], &[]);
+                let greedy = Sampling { temperature: 0.0, ..config.clone() };
+                let needs = Sampler { config: greedy, ..sampler.clone() }.needs(&[]);
                 assert_eq!(needs, Needs::Best { count, ids });
             }
         }
@@ -530,13 +658,13 @@ mod tests {
                 r => ((i.wrapping_mul(2_654_435_761) >> 24) % 40) as f32 - 20.0 + r as f32,
             })
             .collect();
-        let top = |top_k| {
-            let config = Sampling { top_k, ..PLAIN };
-            let mut s = Sampler::new(config).unwrap();
-            s.take_top_k(&logits);
-            s.candidates.iter().map(|c| c.1).collect::<Vec<_>>()
+        let top = |k| {
+            let mut best = Vec::new();
+            best_of(&logits, k, &mut best);
+            best.iter().map(|c| c.1).collect::<Vec<_>>()
         };
-        let all = top(0);
+        assert!(top(0).is_empty());
+        let all = top(logits.len());
         assert_eq!(all.len(), logits.iter().filter(|l| !l.is_nan()).count());
         for k in [1, 40, SMALL_K, SMALL_K + 1, 4000] {
             assert_eq!(top(k), all[..k], "{k}");
@@ -564,6 +692,10 @@ mod tests {
             Sampling { min_p: 2.0, ..PLAIN },
             Sampling { repeat_penalty: 0.0, ..PLAIN },
             Sampling { repeat_penalty: f32::NAN, ..PLAIN },
+            Sampling { presence_penalty: f32::NAN, ..PLAIN },
+            Sampling { frequency_penalty: 101.0, ..PLAIN },
+            Sampling { logit_bias: [(3, f32::NAN)].into(), ..PLAIN },
+            Sampling { logit_bias: [(3, f32::INFINITY)].into(), ..PLAIN },
         ];
         for config in bad {
             let error = Sampler::new(config).expect_err("out of range");

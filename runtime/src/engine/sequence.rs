@@ -7,15 +7,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::logprobs::{TokenLogprobs, logprobs};
 use super::lookup::Lookup;
 use super::sampler::{Sampler, Sampling};
 use crate::cpu::forward::{BatchToken, Session};
 use crate::cpu::head::screen::Needs;
 use crate::error::{Error, Result};
+use crate::text::stop::StopStrings;
 use crate::text::tokenizer::{StreamDecoder, Tokenizer};
 
-/// Options of a sequence: its end, and its drafts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Options of a sequence: its end, and what is to be known of it.
+#[derive(Clone, Debug, Default)]
 pub struct SequenceOptions {
     /// Most tokens to write; `None`: until the model ends the text or the context is full.
     pub tokens: Option<usize>,
@@ -23,13 +25,24 @@ pub struct SequenceOptions {
     pub ignore_eos: bool,
     /// Most tokens to draft at once by prompt lookup; 0: none. The text is the same.
     pub draft: usize,
+    /// Texts that end the text where they appear; they are not part of it. See [`StopStrings`].
+    pub stop: Vec<String>,
+    /// Log probabilities are kept: of each token written, and of so many of the most likely ones in its
+    /// place. Reads the whole head for each token.
+    pub logprobs: Option<usize>,
+    /// Time that a piece of the prompt should take at most in [`Sequence::step`], as measured by the
+    /// pieces before it, so that the caller can interrupt the text between; `None`: pieces are as large
+    /// as the session's batch.
+    pub piece_time: Option<Duration>,
 }
 
 /// Reason for which a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it.
+    /// The model ended it, by a token that ends a text.
     Stop,
+    /// A stop string appeared: [`Sequence::stop_string`].
+    StopString,
     /// The requested number of tokens was written.
     Length,
     /// The context is full.
@@ -39,11 +52,12 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// Returns `stop`, `length`, `context` or `interrupted`.
+    /// Returns `stop`, `stop_string`, `length`, `context` or `interrupted`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
+            Self::StopString => "stop_string",
             Self::Length => "length",
             Self::Context => "context",
             Self::Interrupted => "interrupted",
@@ -105,10 +119,11 @@ pub struct Sequence {
     taken: usize,
     prompt_left: usize,
     needs: Needs,
-    /// Scratch for the logits with end tokens ruled out.
-    masked: Vec<f32>,
+    pace: Pace,
     ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
     decoder: StreamDecoder,
+    stops: StopStrings,
     text: String,
     finish: Option<FinishReason>,
     stats: SequenceStats,
@@ -123,11 +138,16 @@ impl Sequence {
     pub fn new(
         tokenizer: Arc<Tokenizer>,
         prompt: &[u32],
-        sampling: Sampling,
-        options: SequenceOptions,
+        mut sampling: Sampling,
+        mut options: SequenceOptions,
     ) -> Result<Self> {
         if prompt.is_empty() {
             return Err(Error::usage("prompt", "no tokens", "at least one"));
+        }
+        if options.ignore_eos {
+            sampling
+                .logit_bias
+                .extend(tokenizer.eos_ids().iter().map(|&id| (id, f32::NEG_INFINITY)));
         }
         let mut sampler = Sampler::new(sampling)?;
         let mut lookup = (options.draft > 0).then(Lookup::default);
@@ -136,6 +156,7 @@ impl Sequence {
             lookup.iter_mut().for_each(|lookup| lookup.push(id));
         }
         Ok(Self {
+            stops: StopStrings::new(std::mem::take(&mut options.stop)),
             tokenizer,
             sampler,
             options,
@@ -144,8 +165,9 @@ impl Sequence {
             taken: 0,
             prompt_left: prompt.len(),
             needs: Needs::All,
-            masked: Vec::new(),
+            pace: Pace::default(),
             ids: Vec::new(),
+            logprobs: Vec::new(),
             decoder: StreamDecoder::default(),
             text: String::new(),
             finish: None,
@@ -184,7 +206,10 @@ impl Sequence {
         };
         if rows > 0 {
             let draft = if self.prompt_left > 0 { &[] } else { &self.pending[1..] };
-            self.needs = self.sampler.needs(self.ruled_out(), draft);
+            self.needs = match self.options.logprobs {
+                Some(_) => Needs::All,
+                None => self.sampler.needs(draft),
+            };
         }
         Ok(Some(Wants { ids: &self.pending[..self.taken], rows, needs: &self.needs }))
     }
@@ -239,18 +264,7 @@ impl Sequence {
 
     /// Chooses the next token of the text; none where it ends, before or with it.
     fn choose(&mut self, logits: &[f32]) -> Result<Option<u32>> {
-        let id = if self.options.ignore_eos {
-            self.masked.clear();
-            self.masked.extend_from_slice(logits);
-            for &end in self.tokenizer.eos_ids() {
-                if let Some(logit) = self.masked.get_mut(end as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-            self.sampler.sample(&self.masked)
-        } else {
-            self.sampler.sample(logits)
-        };
+        let id = self.sampler.sample(logits);
         let is_odd = logits.iter().fold(false, |odd, logit| odd | logit.is_nan());
         if is_odd || !logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
             // Any further text would be made up.
@@ -259,13 +273,24 @@ impl Sequence {
                 self.ids.len()
             )));
         }
-        if self.tokenizer.eos_ids().contains(&id) && !self.options.ignore_eos {
+        if self.sampler.bans(id) {
+            let expected = "a token that may be chosen; ban fewer";
+            return Err(Error::usage("logit_bias", "-inf for every token", expected));
+        }
+        if self.tokenizer.eos_ids().contains(&id) {
             self.end(FinishReason::Stop);
             return Ok(None);
         }
         self.sampler.accept(id);
         self.ids.push(id);
-        self.text += &self.decoder.push(&self.tokenizer, id);
+        if let Some(top) = self.options.logprobs {
+            self.logprobs.push(logprobs(logits, id, top));
+        }
+        let piece = self.decoder.push(&self.tokenizer, id);
+        if self.stops.push(&piece, &mut self.text) {
+            self.end(FinishReason::StopString);
+            return Ok(None);
+        }
         if self.options.tokens.is_some_and(|most| self.ids.len() >= most) {
             self.end(FinishReason::Length);
             return Ok(None);
@@ -274,19 +299,15 @@ impl Sequence {
     }
 
     fn end(&mut self, reason: FinishReason) {
-        self.text += &self.decoder.finish();
-        self.finish = Some(reason);
+        self.stops.push(&self.decoder.finish(), &mut self.text);
+        let is_stopped = self.stops.finish(&mut self.text);
+        self.finish = Some(if is_stopped { FinishReason::StopString } else { reason });
     }
 
     fn learn(&mut self, id: u32) {
         if let Some(lookup) = &mut self.lookup {
             lookup.push(id);
         }
-    }
-
-    /// Returns the tokens that must not be chosen.
-    fn ruled_out(&self) -> &[u32] {
-        if self.options.ignore_eos { self.tokenizer.eos_ids() } else { &[] }
     }
 
     /// Ends the text where it is, unless it has ended.
@@ -306,12 +327,19 @@ impl Sequence {
         let room = session.context() - session.position();
         let is_prompt = self.prompt_left > 0;
         let start = Instant::now();
-        let Some(wants) = self.wants(session.batch(), room)? else { return Ok(false) };
+        let most = match self.options.piece_time {
+            Some(time) => self.pace.tokens_in(time).min(session.batch()),
+            None => session.batch(),
+        };
+        let Some(wants) = self.wants(most, room)? else { return Ok(false) };
         match *wants.ids {
             [id] if wants.rows == 1 => drop(session.decode_for(id, wants.needs)?),
             _ => session.forward(&wants.tokens(0).collect::<Vec<_>>())?,
         }
         let through = Instant::now();
+        if is_prompt {
+            self.pace.took(self.taken, through - start);
+        }
         if let Some(lookup) = self.lookup.as_mut().filter(|_| !is_prompt) {
             lookup.took(self.taken, through - start);
         }
@@ -324,15 +352,28 @@ impl Sequence {
         accepted.map(|_| true)
     }
 
-    /// Returns the text written since the last call: it never splits a character.
+    /// Returns the text written since the last call: it never splits a character, and no part of it can
+    /// become a stop string.
     pub fn take_text(&mut self) -> String {
         std::mem::take(&mut self.text)
     }
 
-    /// The tokens written so far, without the one that ended the text.
+    /// The tokens written so far, without the one that ended the text; those of a stop string included.
     #[must_use]
     pub fn ids(&self) -> &[u32] {
         &self.ids
+    }
+
+    /// The log probabilities of [`Sequence::ids`], where [`SequenceOptions::logprobs`] asks for them.
+    #[must_use]
+    pub fn logprobs(&self) -> &[TokenLogprobs] {
+        &self.logprobs
+    }
+
+    /// The stop string that ended the text, if one did.
+    #[must_use]
+    pub fn stop_string(&self) -> Option<&str> {
+        self.stops.found()
     }
 
     /// Most tokens that may still be written; `None` where there is no limit.
@@ -351,5 +392,53 @@ impl Sequence {
     #[must_use]
     pub fn stats(&self) -> SequenceStats {
         self.stats
+    }
+}
+
+/// Pace of a prompt, by the last of its pieces.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    /// Tokens per second, and tokens of the piece.
+    last: Option<(f64, usize)>,
+}
+
+impl Pace {
+    /// Tokens of a first piece, whose pace is not known.
+    const FIRST: usize = 32;
+    /// Fewer tokens do not share what a pass costs.
+    const FEWEST: usize = 16;
+
+    fn took(&mut self, tokens: usize, time: Duration) {
+        self.last = Some((tokens as f64 / time.as_secs_f64().max(1e-9), tokens));
+    }
+
+    /// The most tokens that should take no longer than `time`; not more than four times as many as went
+    /// before, as a large piece is found to be slow only when it is done.
+    fn tokens_in(self, time: Duration) -> usize {
+        match self.last {
+            Some((pace, last)) => ((pace * time.as_secs_f64()) as usize)
+                .clamp(Self::FEWEST, Self::FEWEST.max(4 * last)),
+            None => Self::FIRST,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_follow_the_pace() {
+        let time = Duration::from_millis(200);
+        let mut pace = Pace::default();
+        assert_eq!(pace.tokens_in(time), 32);
+        pace.took(32, Duration::from_millis(80));
+        assert_eq!(pace.tokens_in(time), 80);
+        pace.took(80, Duration::from_millis(1000));
+        assert_eq!(pace.tokens_in(time), 16);
+        pace.took(16, Duration::ZERO);
+        assert_eq!(pace.tokens_in(time), 64);
+        pace.took(1, Duration::from_secs(9));
+        assert_eq!(pace.tokens_in(time), 16);
     }
 }

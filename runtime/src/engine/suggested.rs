@@ -72,7 +72,7 @@ impl Suggested {
             min_p: self.min_p.unwrap_or(sampling.min_p),
             repeat_penalty: self.repeat_penalty.unwrap_or(sampling.repeat_penalty),
             repeat_last_n: self.repeat_last_n.unwrap_or(sampling.repeat_last_n),
-            seed: sampling.seed,
+            ..sampling
         }
     }
 
@@ -144,6 +144,7 @@ mod tests {
             repeat_penalty: 1.5,
             repeat_last_n: usize::MAX,
             seed: 3,
+            ..Sampling::default()
         };
         assert_eq!(suggested.over(Sampling { seed: 3, ..Sampling::default() }), expected);
         let line = suggested.line().unwrap();

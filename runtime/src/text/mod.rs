@@ -3,6 +3,7 @@
 mod end;
 pub(crate) mod pretokenize;
 mod sentence_piece;
+pub mod stop;
 mod stream;
 pub mod tokenizer;
 mod vocabulary;

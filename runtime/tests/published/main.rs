@@ -58,7 +58,7 @@ fn writes_text(fixture: &Fixture, runs: &Runs, engine: &Engine) {
     assert_eq!(tokenizer.eos_ids(), runs.ends);
     let options = GenerateOptions {
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-        sequence: SequenceOptions { tokens: Some(TOKENS), ignore_eos: true, draft: 0 },
+        sequence: SequenceOptions { tokens: Some(TOKENS), ignore_eos: true, ..Default::default() },
         ..GenerateOptions::default()
     };
     let written = engine.generate("Once upon a time", &options, |_| ()).unwrap();
