@@ -60,6 +60,9 @@ pub mod random;
 #[doc(hidden)]
 pub mod text;
 
+#[cfg(feature = "grammar")]
+#[doc(inline)]
+pub use crate::text::grammar::{Grammar, Grammars};
 #[doc(inline)]
 pub use crate::{
     cpu::{

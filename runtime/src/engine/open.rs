@@ -25,6 +25,8 @@ use crate::cpu::threads::{MAX_THREADS, Pool, PoolOptions};
 use crate::error::{Result, quoted};
 use crate::file::gguf::Gguf;
 use crate::note::Note;
+#[cfg(feature = "grammar")]
+use crate::text::grammar::Grammars;
 use crate::text::tokenizer::Tokenizer;
 
 /// Longest prompt, in tokens, that starts on the weights in the file: 46 tokens of a 2B-4T shape
@@ -51,6 +53,8 @@ pub struct Engine {
     gguf: Arc<Gguf>,
     config: Config,
     tokenizer: OnceLock<Arc<Tokenizer>>,
+    #[cfg(feature = "grammar")]
+    grammars: OnceLock<Grammars>,
     host: Host,
     options: Options,
     profile: ProfileInUse,
@@ -137,6 +141,8 @@ impl Engine {
             gguf: Arc::new(gguf),
             config,
             tokenizer,
+            #[cfg(feature = "grammar")]
+            grammars: OnceLock::new(),
             host,
             options,
             profile,
@@ -351,6 +357,19 @@ impl Engine {
         }
         let tokenizer = Arc::new(Tokenizer::from_gguf(&self.gguf)?);
         Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// The compiler of grammars for the model's vocabulary, which is made on first use.
+    ///
+    /// # Errors
+    /// Those of [`Engine::tokenizer`] and [`Grammars::new`].
+    #[cfg(feature = "grammar")]
+    pub fn grammars(&self) -> Result<&Grammars> {
+        if let Some(grammars) = self.grammars.get() {
+            return Ok(grammars);
+        }
+        let grammars = Grammars::new(Arc::clone(self.tokenizer()?))?;
+        Ok(self.grammars.get_or_init(|| grammars))
     }
 
     /// The hyperparameters.

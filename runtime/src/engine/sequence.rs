@@ -13,6 +13,9 @@ use super::sampler::{Sampler, Sampling};
 use crate::cpu::forward::{BatchToken, Session};
 use crate::cpu::head::screen::Needs;
 use crate::error::{Error, Result};
+#[cfg(feature = "grammar")]
+use crate::text::grammar::Grammar;
+use crate::text::grammar::Matcher;
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::{StreamDecoder, Tokenizer};
 
@@ -34,12 +37,29 @@ pub struct SequenceOptions {
     /// pieces before it, so that the caller can interrupt the text between; `None`: pieces are as large
     /// as the session's batch.
     pub piece_time: Option<Duration>,
+    /// The grammar of the text: only tokens that go on within it are chosen, and the text ends where it is
+    /// complete.
+    #[cfg(feature = "grammar")]
+    pub grammar: Option<Grammar>,
+}
+
+impl SequenceOptions {
+    /// The state of the grammar at the beginning of the text.
+    #[cfg(feature = "grammar")]
+    fn matcher(&self, tokenizer: &Tokenizer) -> Result<Option<Matcher>> {
+        self.grammar.as_ref().map(|grammar| grammar.matcher(tokenizer)).transpose()
+    }
+
+    #[cfg(not(feature = "grammar"))]
+    fn matcher(&self, _: &Tokenizer) -> Result<Option<Matcher>> {
+        Ok(None)
+    }
 }
 
 /// Reason for which a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it, by a token that ends a text.
+    /// The model ended it, by a token that ends a text, or its grammar is complete.
     Stop,
     /// A stop string appeared: [`Sequence::stop_string`].
     StopString,
@@ -124,6 +144,7 @@ pub struct Sequence {
     logprobs: Vec<TokenLogprobs>,
     decoder: StreamDecoder,
     stops: StopStrings,
+    matcher: Option<Matcher>,
     text: String,
     finish: Option<FinishReason>,
     stats: SequenceStats,
@@ -144,6 +165,11 @@ impl Sequence {
         if prompt.is_empty() {
             return Err(Error::usage("prompt", "no tokens", "at least one"));
         }
+        let vocab = tokenizer.vocab_size();
+        if let Some(id) = sampling.logit_bias.keys().find(|id| **id as usize >= vocab) {
+            let expected = format!("token ids below {vocab}");
+            return Err(Error::usage("logit_bias", id, expected));
+        }
         if options.ignore_eos {
             sampling
                 .logit_bias
@@ -157,6 +183,7 @@ impl Sequence {
         }
         Ok(Self {
             stops: StopStrings::new(std::mem::take(&mut options.stop)),
+            matcher: options.matcher(&tokenizer)?,
             tokenizer,
             sampler,
             options,
@@ -206,9 +233,12 @@ impl Sequence {
         };
         if rows > 0 {
             let draft = if self.prompt_left > 0 { &[] } else { &self.pending[1..] };
-            self.needs = match self.options.logprobs {
-                Some(_) => Needs::All,
+            self.needs = match &mut self.matcher {
+                _ if self.options.logprobs.is_some() => Needs::All,
                 None => self.sampler.needs(draft),
+                Some(matcher) if draft.is_empty() => matcher.needs()?,
+                // Which tokens may follow each of the draft is not known yet.
+                Some(_) => Needs::All,
             };
         }
         Ok(Some(Wants { ids: &self.pending[..self.taken], rows, needs: &self.needs }))
@@ -264,18 +294,34 @@ impl Sequence {
 
     /// Chooses the next token of the text; none where it ends, before or with it.
     fn choose(&mut self, logits: &[f32]) -> Result<Option<u32>> {
-        let id = self.sampler.sample(logits);
+        let id = match &mut self.matcher {
+            None => self.sampler.sample(logits),
+            Some(matcher) => {
+                let mut found = Ok(());
+                let id =
+                    self.sampler.sample_changed(logits, |logits| found = matcher.restrict(logits));
+                found?;
+                id
+            }
+        };
         let is_odd = logits.iter().fold(false, |odd, logit| odd | logit.is_nan());
+        let is_ruled_out = |matcher: &Matcher| !matcher.allows(id);
+        if !is_odd && (self.sampler.bans(id) || self.matcher.as_ref().is_some_and(is_ruled_out)) {
+            // Nothing is left to choose from.
+            if self.matcher.as_mut().is_some_and(Matcher::is_complete) {
+                self.end(FinishReason::Stop);
+                return Ok(None);
+            }
+            let expected = "a token that may be chosen; ban fewer";
+            let found = "-inf for every token that could come next";
+            return Err(Error::usage("logit_bias", found, expected));
+        }
         if is_odd || !logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
             // Any further text would be made up.
             return Err(Error::Runtime(format!(
                 "after {} tokens of text the model gives no numbers any more; the file may be damaged",
                 self.ids.len()
             )));
-        }
-        if self.sampler.bans(id) {
-            let expected = "a token that may be chosen; ban fewer";
-            return Err(Error::usage("logit_bias", "-inf for every token", expected));
         }
         if self.tokenizer.eos_ids().contains(&id) {
             self.end(FinishReason::Stop);
@@ -289,6 +335,12 @@ impl Sequence {
         let piece = self.decoder.push(&self.tokenizer, id);
         if self.stops.push(&piece, &mut self.text) {
             self.end(FinishReason::StopString);
+            return Ok(None);
+        }
+        if let Some(matcher) = &mut self.matcher
+            && matcher.accept(id)?
+        {
+            self.end(FinishReason::Stop);
             return Ok(None);
         }
         if self.options.tokens.is_some_and(|most| self.ids.len() >= most) {

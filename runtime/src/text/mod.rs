@@ -1,6 +1,11 @@
 //! Text to tokens, and back.
 
 mod end;
+#[cfg(feature = "grammar")]
+pub mod grammar;
+#[cfg(not(feature = "grammar"))]
+#[path = "no_grammar.rs"]
+pub(crate) mod grammar;
 pub(crate) mod pretokenize;
 mod sentence_piece;
 pub mod stop;
