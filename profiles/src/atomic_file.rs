@@ -60,6 +60,15 @@ impl Replacement {
         }
     }
 
+    /// As [`Replacement::new`], for a file that nobody but the user may read or write; a link of that name
+    /// is replaced.
+    ///
+    /// # Errors
+    /// As [`Replacement::new`].
+    pub fn private(path: &Path) -> io::Result<Self> {
+        Self::with_mode(path.to_path_buf(), 0o600)
+    }
+
     /// Begins a file that is to become `path` itself, no link followed.
     fn with_mode(path: PathBuf, mode: u32) -> io::Result<Self> {
         let folder = folder_of(&path);
@@ -172,7 +181,7 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_private(path: &Path, contents: &[u8]) -> io::Result<()> {
-    fill(Replacement::with_mode(path.to_path_buf(), 0o600)?, contents)
+    fill(Replacement::private(path)?, contents)
 }
 
 fn fill(replacement: Replacement, contents: &[u8]) -> io::Result<()> {

@@ -7,6 +7,11 @@
 //! next and takes logits: a program that serves many texts loops over many sequences. A text depends on
 //! the model, the prompt and the [`Sampling`] only, not on the CPU, the threads or the texts beside it.
 //!
+//! What a text may be, and what ends it, are options of each sequence ([`SequenceOptions`]): stop strings,
+//! tokens that are never chosen, a JSON schema or a grammar (`Engine::grammars`, with the feature `grammar`).
+//! It can be cancelled ([`GenerateOptions::cancel`]), its log probabilities kept ([`TokenLogprobs`]), and
+//! [`Session::save`] keeps in a file what the model computed of it.
+//!
 //! ```
 //! use bitnet_runtime::{Engine, GenerateOptions, Options, Sampling, SequenceOptions};
 //!
@@ -31,6 +36,8 @@
 //! | ternary weights | I2_S; TQ2_0 whose scales are all equal in a tensor |
 //! | embedding and head | F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q4_K, Q5_K, Q6_K, I2_S, TQ2_0 |
 //! | KV cache | f16, f32, q8_0 |
+//! | sampling | biases; repeat, presence and frequency penalties; top-k, top-p, min-p, temperature |
+//! | grammars | JSON schema, llama.cpp's GBNF, llguidance's Lark |
 //! | x86-64 | scalar, AVX2, AVX-VNNI, AVX-512, AVX-512 VNNI, AVX-512 VBMI |
 //! | ARM | scalar, NEON, dot products, int8 matrix products |
 //! | systems | Linux; others without huge pages, pinned threads and the cache of tuned kernels |

@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod bench;
 pub mod compare;
+mod controls;
 pub mod dummy;
 pub mod flags;
 pub mod inspect;

@@ -30,12 +30,17 @@ pub fn end(message: &clap::Error) -> ! {
 }
 
 /// The flags for parameters of the library that an error may name.
-const FLAGS: [(&str, &str); 12] = [
+const FLAGS: [(&str, &str); 17] = [
     ("isa", "--isa"),
     ("temperature", "--temp"),
     ("top_p", "--top-p"),
     ("min_p", "--min-p"),
     ("repeat_penalty", "--repeat-penalty"),
+    ("presence_penalty", "--presence-penalty"),
+    ("frequency_penalty", "--frequency-penalty"),
+    ("logit_bias", "--logit-bias"),
+    ("json_schema", "--json-schema"),
+    ("grammar", "--grammar"),
     ("context", "context (-c)"),
     ("batch", "batch (-b)"),
     ("threads", "--threads"),

@@ -55,11 +55,23 @@ impl PromptArgs {
             (None, None) if io::stdin().is_terminal() => String::new(),
             (None, None) => from_path(Path::new(STDIN), LastLineEnd::Dropped)?,
         };
-        if self.escapes.apply(true) { unescape(&text) } else { Ok(text) }
+        self.escapes.text(text)
+    }
+
+    /// What a text of another flag stands for, by the same rule of escapes.
+    ///
+    /// # Errors
+    /// Those of [`unescape`].
+    pub fn escaped(&self, text: &str) -> Result<String> {
+        self.escapes.text(text.to_owned())
     }
 }
 
 impl EscapeArgs {
+    fn text(self, text: String) -> Result<String> {
+        if self.apply(true) { unescape(&text) } else { Ok(text) }
+    }
+
     /// Returns true if escapes stand for something: as was asked for, else as `default` says.
     pub fn apply(self, default: bool) -> bool {
         self.escape || default && !self.no_escape

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use bitnet_profiles::{Pinning, patient};
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::memory::{self, Pages};
-use bitnet_runtime::cpu::model::HeadStats;
+use bitnet_runtime::cpu::model::{HeadStats, Needs, Session};
+use bitnet_runtime::engine::logprobs::TokenLogprobs;
 use bitnet_runtime::engine::lookup::MAX_DRAFT;
 use bitnet_runtime::engine::report::{HeadReport, KernelReport};
 use bitnet_runtime::engine::sampler::{Sampler, Sampling};
@@ -19,8 +20,10 @@ use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions};
 use bitnet_runtime::engine::{Engine, Options, ProfileInUse, Suggested};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
+use bitnet_runtime::text::tokenizer::Tokenizer;
 use serde::Serialize;
 
+use crate::controls::ControlArgs;
 use crate::interrupt::Interrupt;
 use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
 use crate::output::{answer, human, note};
@@ -36,6 +39,8 @@ pub struct Args {
     model: Option<PathBuf>,
     #[command(flatten)]
     prompt: PromptArgs,
+    #[command(flatten)]
+    controls: ControlArgs,
     /// Tokens to write; -1: until the model ends the text or the context is full
     #[arg(
         short = 'n',
@@ -80,6 +85,24 @@ pub struct Args {
     /// Print one JSON object at the end instead of the text
     #[arg(long)]
     json: bool,
+    /// With --json: how likely each token was, and so many of the most likely ones in its place
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "json",
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u16).range(0..=1024)
+    )]
+    logprobs: Option<u16>,
+    /// Keep what the model computed of the prompt in this file, and begin with what it holds of it
+    #[arg(long, value_name = "FILE")]
+    prompt_cache: Option<PathBuf>,
+    /// Keep what was written there, too
+    #[arg(long, requires = "prompt_cache")]
+    prompt_cache_all: bool,
+    /// Leave the file of --prompt-cache as it is
+    #[arg(long, requires = "prompt_cache")]
+    prompt_cache_ro: bool,
 
     /// 0 or less: always the most likely token [default: the file's, else 0.8]
     #[arg(
@@ -213,6 +236,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         tokens: usize::try_from(args.predict).ok(),
         ignore_eos: args.ignore_eos,
         draft: if args.lookup { args.draft_max as usize } else { 0 },
+        logprobs: args.logprobs.map(usize::from),
         ..SequenceOptions::default()
     };
     let silenced = Arc::new(AtomicBool::new(false));
@@ -229,13 +253,21 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let gguf = options.file(&path)?;
     let suggested = args.unsaid(Suggested::from_gguf(&gguf)?);
     let sampling = args.sampling(&suggested);
-    let needs = Sampler::new(sampling.clone())?.needs(&[]);
+    let needs = match args.logprobs.is_some() || args.controls.needs_all() {
+        true => Needs::All,
+        false => Sampler::new(sampling.clone())?.needs(&[]),
+    };
     let engine = Engine::from_gguf(gguf, Options { needs, ..options })?;
     let tokenizer = engine.tokenizer()?;
     let prompt = tokenizer.prompt(&text)?;
+    let limits = args.controls.sequence(&engine, &args.prompt, limits)?;
     let mut sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling.clone(), limits)?;
     let session = args.session.options(args.context(engine.config()))?;
     let mut session = engine.session_for(prompt.len(), session)?;
+    let cache = match &args.prompt_cache {
+        Some(path) => Some(PromptCache::restore(path, &mut session, &prompt, &mut sequence)?),
+        None => None,
+    };
     load::tell(&engine);
     let load_time = start.elapsed();
     let interrupt = Interrupt::watch();
@@ -277,6 +309,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         write(&mut out, "\n")?;
     }
     drop(out);
+    let cached = cache.as_ref().map(|cache| cache.used);
+    if let Some(cache) = cache.filter(|_| !args.prompt_cache_ro) {
+        let written = if args.prompt_cache_all { sequence.ids() } else { &[] };
+        cache.save(&session, &[&prompt[..], written].concat())?;
+    }
     load::tell(&engine);
 
     let model = session.model();
@@ -286,7 +323,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         timings: Timings::new(
             (load_time, begins_mapped.then_some(pack_time)),
             // An interrupted one is not read to its end.
-            session.position().min(prompt.len()),
+            (session.position().min(prompt.len()), cached),
             &sequence,
             args.lookup,
         ),
@@ -302,6 +339,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         ids: sequence.ids(),
         text: &text,
         finish_reason: sequence.finish_reason().map_or("", FinishReason::name),
+        stop: sequence.stop_string(),
+        logprobs: args.logprobs.map(|_| {
+            sequence.logprobs().iter().map(|token| Likely::token(tokenizer, token)).collect()
+        }),
         seed: sampling.seed,
         kernels: &kernels,
         lm_head: HeadReport::between(model, HeadStats::default(), session.head_stats()),
@@ -365,7 +406,7 @@ impl Args {
 
     /// The settings of the flags; where there is none, those of the file, else the defaults.
     fn sampling(&self, suggested: &Suggested) -> Sampling {
-        let defaults = suggested.over(Sampling::default());
+        let defaults = self.controls.sampling(suggested.over(Sampling::default()));
         let count = |flag: Option<i64>, all: usize| flag.map(|n| usize::try_from(n).unwrap_or(all));
         Sampling {
             temperature: self.temp.unwrap_or(defaults.temperature),
@@ -387,6 +428,11 @@ struct Report<'a> {
     ids: &'a [u32],
     text: &'a str,
     finish_reason: &'static str,
+    /// The text of --reverse-prompt that ended the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<Likely>>,
     timings: Timings,
     seed: u64,
     kernels: &'a KernelReport,
@@ -398,6 +444,68 @@ struct Report<'a> {
     memory: Memory,
 }
 
+/// A token and its log probability, with the keys of llama.cpp's server.
+#[derive(Serialize)]
+struct Likely {
+    id: u32,
+    token: String,
+    /// Where it stands for no whole character, its text is not all of it.
+    bytes: Vec<u8>,
+    logprob: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<Vec<Likely>>,
+}
+
+impl Likely {
+    fn new(tokenizer: &Tokenizer, id: u32, logprob: f64) -> Self {
+        let mut bytes = Vec::new();
+        tokenizer.decode_into(id, &mut bytes);
+        let token = String::from_utf8_lossy(&bytes).into_owned();
+        Self { id, token, bytes, logprob, top_logprobs: None }
+    }
+
+    /// A token of the text, with the most likely ones in its place.
+    fn token(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Self {
+        let top = token.top.iter().map(|&(id, logprob)| Self::new(tokenizer, id, logprob));
+        Self { top_logprobs: Some(top.collect()), ..Self::new(tokenizer, token.id, token.logprob) }
+    }
+}
+
+/// The file of --prompt-cache.
+struct PromptCache<'a> {
+    path: &'a Path,
+    /// Tokens that it held.
+    held: Vec<u32>,
+    /// Number of them with which the prompt began.
+    used: usize,
+}
+
+impl<'a> PromptCache<'a> {
+    /// Begins with what the file, if there is one, holds of the prompt.
+    fn restore(
+        path: &'a Path,
+        session: &mut Session,
+        prompt: &[u32],
+        sequence: &mut Sequence,
+    ) -> Result<Self> {
+        let exists = path.try_exists().map_err(|e| Error::io(path, "open", e))?;
+        let held = if exists { session.restore(0, path)? } else { Vec::new() };
+        let same = held.iter().zip(prompt).take_while(|(held, id)| held == id).count();
+        let used = sequence.reuse(same);
+        session.truncate(used);
+        if exists {
+            note(format_args!("prompt cache: {used} of {} tokens", prompt.len()));
+        }
+        Ok(Self { path, held, used })
+    }
+
+    /// Writes the tokens that have been through the model, unless the file holds them.
+    fn save(&self, session: &Session, ids: &[u32]) -> Result<()> {
+        let ids = &ids[..ids.len().min(session.position())];
+        if self.held.starts_with(ids) { Ok(()) } else { session.save(0, ids, self.path) }
+    }
+}
+
 /// The keys of llama.cpp's server, where the first token counts although it comes with the prompt;
 /// then the steps of the model alone.
 #[derive(Serialize)]
@@ -406,6 +514,9 @@ struct Timings {
     /// Amid the text, where that began on the weights in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pack_ms: Option<f64>,
+    /// Tokens of the prompt that --prompt-cache held; they are not part of `prompt_n`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_n: Option<usize>,
     prompt_n: usize,
     prompt_ms: f64,
     prompt_per_token_ms: f64,
@@ -425,10 +536,11 @@ struct Timings {
 impl Timings {
     fn new(
         (load, pack): (Duration, Option<Duration>),
-        prompt_n: usize,
+        (held, cache_n): (usize, Option<usize>),
         sequence: &Sequence,
         lookup: bool,
     ) -> Self {
+        let prompt_n = held.saturating_sub(cache_n.unwrap_or(0));
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         // JSON has no infinity: nothing took no time.
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
@@ -438,6 +550,7 @@ impl Timings {
         Self {
             load_ms: ms(load),
             pack_ms: pack.map(ms),
+            cache_n,
             prompt_n,
             prompt_ms,
             prompt_per_token_ms: ratio(prompt_ms, prompt_n as f64),

@@ -212,7 +212,7 @@ fn command_lines_read_as_llama_cpp_reads_them() {
         ("-ngl -1 -ngl all -ts 3,1 -dev none -cnv", ""),
         ("--control-vector-layer-range 1 2 -json", "--json"),
         // A value that changes nothing is no reason to refuse.
-        ("--mirostat 0 --presence-penalty 0.0 --typical 1.00 --grammar=", ""),
+        ("--mirostat 0 --xtc-probability 0.0 --typical 1.00 -jf x", "--jf x"),
         ("-lm mlock --load-mode=mmap", "--no-mmap --mlock --mmap"),
         ("bench -ctk f16 -o -json -fa 0,1 -ngl 0", "bench --ctk f16 -o -json"),
         ("bench -pg 5,6 -lm none -embd 0", "bench --pg 5,6 --mmap 0"),
@@ -270,7 +270,7 @@ fn variables_say_what_flags_do_not() {
         ("-n 3", &[("LLAMA_ARG_THREADS", "")], "-n 3"),
         ("-n 3", &[("LLAMA_ARG_MLOCK", "true"), ("LLAMA_ARG_NO_MMAP", "0")], "--mlock -n 3"),
         ("-n 3", &[("LLAMA_ARG_LOAD_MODE", "none")], "--no-mmap -n 3"),
-        ("-n 3", &[("LLAMA_ARG_PRESENCE_PENALTY", "0")], "-n 3"),
+        ("-n 3", &[("LLAMA_ARG_PRESENCE_PENALTY", "0")], "--presence-penalty=0 -n 3"),
         ("-n 3", &[("LLAMA_ARG_N_GPU_LAYERS", "99"), ("LLAMA_ARG_HOST", "x")], "-n 3"),
         // llama-bench has none.
         ("bench -n 3", &[("LLAMA_ARG_THREADS", "2")], "bench -n 3"),

@@ -378,11 +378,8 @@ impl Session {
     /// [`Error::Usage`] for a sequence that does not exist or more positions than `from` holds;
     /// nothing changes then.
     pub fn copy_prefix(&mut self, from: usize, to: usize, positions: usize) -> Result<()> {
-        let sequences = self.sequences();
-        if let Some(sequence) = [from, to].into_iter().find(|&sequence| sequence >= sequences) {
-            let expected = format!("0 to {}", sequences - 1);
-            return Err(Error::usage("sequence", sequence, expected));
-        }
+        self.check_sequence(from)?;
+        self.check_sequence(to)?;
         let held = self.positions[from];
         if positions > held {
             let expected = format!("at most {held}, what sequence {from} holds");
@@ -394,6 +391,31 @@ impl Session {
         }
         self.positions[to] = positions;
         Ok(())
+    }
+
+    /// Checks that there is a sequence of that number.
+    pub(super) fn check_sequence(&self, sequence: usize) -> Result<()> {
+        let sequences = self.sequences();
+        if sequence >= sequences {
+            let expected = format!("0 to {}", sequences - 1);
+            return Err(Error::usage("sequence", sequence, expected));
+        }
+        Ok(())
+    }
+
+    /// The KV cache of a sequence that exists.
+    pub(super) fn kv(&self, sequence: usize) -> &KvCache {
+        &self.kv[sequence]
+    }
+
+    /// As [`Session::kv`], to be overwritten while the sequence holds no token.
+    pub(super) fn kv_mut(&mut self, sequence: usize) -> &mut KvCache {
+        &mut self.kv[sequence]
+    }
+
+    /// Says how many tokens a sequence holds whose KV cache was overwritten.
+    pub(super) fn set_position(&mut self, sequence: usize, position: usize) {
+        self.positions[sequence] = position;
     }
 
     /// Appends the tokens of a prompt to the first sequence, `batch` at a time, and returns the
@@ -511,11 +533,7 @@ impl Session {
         if let Some(token) = tokens.iter().find(|token| token.id as usize >= vocab) {
             return Err(Error::usage("token id", token.id, format!("0 to {}", vocab - 1)));
         }
-        let sequences = self.sequences();
-        if let Some(token) = tokens.iter().find(|token| token.sequence >= sequences) {
-            let expected = format!("0 to {}", sequences - 1);
-            return Err(Error::usage("sequence", token.sequence, expected));
-        }
+        tokens.iter().try_for_each(|token| self.check_sequence(token.sequence))?;
         for (sequence, &position) in self.positions.iter().enumerate() {
             let new = tokens.iter().filter(|token| token.sequence == sequence).count();
             if new > self.context() - position {

@@ -64,6 +64,15 @@ impl KvType {
         }
     }
 
+    /// The number that stands for it in a file.
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::F16 => 0,
+            Self::F32 => 1,
+            Self::Q8_0 => 2,
+        }
+    }
+
     /// Bytes of a key's or a value's scale.
     fn scale_bytes(self) -> usize {
         if self == Self::Q8_0 { size_of::<f32>() } else { 0 }
@@ -197,16 +206,53 @@ impl KvCache {
     /// Copies the first `positions` of another cache of the same shape and type; later ones may be
     /// overwritten.
     pub(super) fn copy_prefix(&mut self, other: &Self, positions: usize) {
+        assert!(self.layout == other.layout && self.ty == other.ty);
+        for range in self.ranges(positions) {
+            self.map[range.clone()].copy_from_slice(&other.map[range]);
+        }
+    }
+
+    /// Returns the bytes of the first `positions`, in an order that does not depend on the context.
+    pub(super) fn parts(&self, positions: usize) -> impl Iterator<Item = &[u8]> {
+        self.ranges(positions).map(|range| &self.map[range])
+    }
+
+    /// Has `fill` overwrite the bytes of the first `positions`, in the order of [`KvCache::parts`].
+    ///
+    /// # Errors
+    /// The first that `fill` returns.
+    pub(super) fn fill_parts<E>(
+        &mut self,
+        positions: usize,
+        mut fill: impl FnMut(&mut [u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        self.ranges(positions).try_for_each(|range| fill(&mut self.map[range]))
+    }
+
+    /// The numbers on which the meaning of the bytes depends, with their names.
+    pub(super) fn shape(&self) -> [(&'static str, u32); 6] {
+        let Layout { layers, kv_heads, head_dim, row, .. } = self.layout;
+        [
+            ("its number of layers", layers),
+            ("its number of KV heads", kv_heads),
+            ("the width of its heads", head_dim),
+            ("the length of its rows", row),
+            ("the length of its chunks", CHUNK),
+            ("the length of its blocks of keys", KEY_BLOCK),
+        ]
+        .map(|(name, number)| (name, u32::try_from(number).unwrap_or(u32::MAX)))
+    }
+
+    /// Returns the places of the first `positions` in the map: elements and scales, part by part.
+    fn ranges(&self, positions: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let layout = self.layout;
-        assert!(layout == other.layout && self.ty == other.ty && positions <= layout.positions);
+        assert!(positions <= layout.positions);
         let (row, scale) = (layout.row * self.ty.bytes(), self.ty.scale_bytes());
         let scales = layout.all() * row;
-        for range in layout.prefix(positions) {
-            for (first, bytes) in [(0, row), (scales, scale)] {
-                let range = first + range.start * bytes..first + range.end * bytes;
-                self.map[range.clone()].copy_from_slice(&other.map[range]);
-            }
-        }
+        layout.prefix(positions).flat_map(move |range| {
+            [(0, row), (scales, scale)]
+                .map(|(first, bytes)| first + range.start * bytes..first + range.end * bytes)
+        })
     }
 
     /// Returns a view that the workers of a run write and read.

@@ -18,6 +18,7 @@ pub mod packing;
 pub mod reference;
 pub mod rope;
 pub(crate) mod rows;
+mod saved_kv;
 pub mod sparse;
 mod stages;
 pub mod table;

@@ -202,6 +202,17 @@ impl Sequence {
         })
     }
 
+    /// Says that a sequence of the session holds tokens already, of which the first `held` are those of the
+    /// prompt, before any has gone through the model. Returns how many of them are used, after which the
+    /// sequence of the session is to be cut off: one less than the prompt at most, as the last token goes
+    /// through the model for the logits after it.
+    pub fn reuse(&mut self, held: usize) -> usize {
+        let used = held.min(self.prompt_left.saturating_sub(1));
+        self.pending.drain(..used);
+        self.prompt_left -= used;
+        used
+    }
+
     /// Returns the tokens that are to go through the model next, at most `most` of a prompt, where
     /// its sequence of the session has `room` for so many; `None` when the text has ended.
     ///

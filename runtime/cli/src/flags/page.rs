@@ -39,7 +39,8 @@ November 2024, on which bitnet.cpp and its scripts are built) and what becomes o
 - **refused**: without it the answer would be another one. Exit code 2.
 
 Long flags may have one dash or two, underscores for dashes, and their value behind a space or `=`. Of a flag that is
-given twice the last one counts, but for `--override-kv` and lists of `bench`, which add up. `run` takes what the
+given twice the last one counts, but for `--override-kv`, `-r`, `-l` and lists
+of `bench`, which add up. `run` takes what the
 environment variable says where the flag is not given; an empty one counts as not set.
 ";
 

@@ -229,6 +229,7 @@ pub const DRAFTS: &[Flag] = &[
 
 pub const OWN: &[Flag] = &[
     own(RUN, &["--json"], SWITCH),
+    own(RUN, &["--logprobs"], N),
     own(RUN, &["--lookup"], SWITCH),
     own(BOTH, &["--pre"], Value::One("NAME")),
     own(BENCH, &["--override-kv"], Value::One("KEY=TYPE:VALUE")),

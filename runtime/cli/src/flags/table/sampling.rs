@@ -3,13 +3,9 @@
 use super::*;
 
 const MISSING: &str = "this sampler is not there";
-const INSTEAD: &str =
-    "leave it out; --temp, --top-k, --top-p, --min-p and --repeat-penalty are there";
+const INSTEAD: &str = "leave it out; --temp, --top-k, --top-p, --min-p and penalties are there";
 const SAMPLER: (&str, &str) = (MISSING, INSTEAD);
 const ORDER: (&str, &str) = ("the order of the samplers is fixed", INSTEAD);
-const PENALTY: (&str, &str) =
-    ("this penalty is not there", "leave it out, or use --repeat-penalty");
-const GRAMMAR: (&str, &str) = ("texts are not held to a grammar here", "leave it out");
 
 pub const FLAGS: &[Flag] = &[
     done(RUN, &["-s", "--seed"], Value::One("SEED")),
@@ -19,13 +15,9 @@ pub const FLAGS: &[Flag] = &[
     done(RUN, &["--min-p"], P).variable("LLAMA_ARG_MIN_P"),
     done(RUN, &["--repeat-last-n"], N),
     done(RUN, &["--repeat-penalty"], Value::One("X")).variable("LLAMA_ARG_REPEAT_PENALTY"),
-    refused(RUN, &["--presence-penalty"], N, PENALTY)
-        .unless(&["0"])
-        .variable("LLAMA_ARG_PRESENCE_PENALTY"),
-    refused(RUN, &["--frequency-penalty"], N, PENALTY)
-        .unless(&["0"])
-        .variable("LLAMA_ARG_FREQUENCY_PENALTY"),
-    refused(RUN, &["--dry-multiplier"], N, PENALTY).unless(&["0"]),
+    done(RUN, &["--presence-penalty"], N).variable("LLAMA_ARG_PRESENCE_PENALTY"),
+    done(RUN, &["--frequency-penalty"], N).variable("LLAMA_ARG_FREQUENCY_PENALTY"),
+    refused(RUN, &["--dry-multiplier"], N, SAMPLER).unless(&["0"]),
     ignored(
         RUN,
         &["--dry-base", "--dry-allowed-length", "--dry-penalty-last-n"],
@@ -46,10 +38,10 @@ pub const FLAGS: &[Flag] = &[
     ignored(RUN, &["--mirostat-lr", "--mirostat-ent"], N, "it counts with --mirostat only"),
     refused(RUN, &["--samplers"], LIST, ORDER),
     refused(RUN, &["--sampler-seq", "--sampling-seq"], TEXT, ORDER),
-    refused(RUN, &["-l", "--logit-bias"], Value::One("ID+BIAS"), SAMPLER),
-    refused(RUN, &["--grammar"], TEXT, GRAMMAR).unless(&[""]),
-    refused(RUN, &["--grammar-file"], FILE, GRAMMAR),
-    refused(RUN, &["-j", "--json-schema"], TEXT, GRAMMAR),
-    refused(RUN, &["-jf", "--json-schema-file"], FILE, GRAMMAR),
+    done(RUN, &["-l", "--logit-bias"], Value::One("ID+BIAS")),
+    done(RUN, &["--grammar"], TEXT),
+    done(RUN, &["--grammar-file"], FILE),
+    done(RUN, &["-j", "--json-schema"], TEXT),
+    done(RUN, &["-jf", "--json-schema-file"], FILE),
     ignored(RUN, &["-bs", "--backend-sampling"], SWITCH, "no GPU is used"),
 ];

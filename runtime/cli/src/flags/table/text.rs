@@ -4,7 +4,6 @@ use super::*;
 
 const SHIFT: &str = "the context does not shift: a text ends where it is full";
 const STDOUT: &str = "stdout is the continuation alone";
-const KEPT: &str = "nothing is kept from one run to the next";
 const ROPE: (&str, &str) = ("positions are turned as the file says", "leave it out");
 const EXTEND: (&str, &str) = ("group attention is not there", "leave it out");
 const NET: (&str, &str) =
@@ -24,12 +23,7 @@ pub const FLAGS: &[Flag] = &[
     done(RUN, &["-c", "--ctx-size"], N).variable("LLAMA_ARG_CTX_SIZE"),
     done(RUN, &["--ignore-eos"], SWITCH),
     done(RUN, &["--override-kv"], Value::One("KEY=TYPE:VALUE")),
-    refused(
-        RUN,
-        &["-r", "--reverse-prompt"],
-        TEXT,
-        ("stop words are not there", "leave it out, and limit the text with -n"),
-    ),
+    done(RUN, &["-r", "--reverse-prompt"], TEXT),
     refused(
         RUN,
         &["-sp", "--special"],
@@ -50,8 +44,9 @@ pub const FLAGS: &[Flag] = &[
     implied(RUN, &["--no-display-prompt"], SWITCH),
     ignored(RUN, &["--verbose-prompt"], SWITCH, "--json gives the prompt's ids"),
     ignored(RUN, &["-ptc", "--print-token-count"], N, "the summary counts tokens"),
-    ignored(RUN, &["--prompt-cache"], FILE, KEPT),
-    ignored(RUN, &["--prompt-cache-all", "--prompt-cache-ro"], SWITCH, KEPT),
+    done(RUN, &["--prompt-cache"], FILE),
+    done(RUN, &["--prompt-cache-all"], SWITCH),
+    done(RUN, &["--prompt-cache-ro"], SWITCH),
     refused(RUN, &["--rope-scaling"], TYPE, ROPE).variable("LLAMA_ARG_ROPE_SCALING_TYPE"),
     refused(RUN, &["--rope-scale"], N, ROPE).variable("LLAMA_ARG_ROPE_SCALE"),
     refused(RUN, &["--rope-freq-base"], N, ROPE)
