@@ -17,6 +17,11 @@ pub fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathB
     Some(base_folder(variable, "XDG_CACHE_HOME", ".cache")?.join("bitnet").join("kernels"))
 }
 
+/// The folder of packed weights: `bitnet/packed` beside that of [`cache_folder`].
+pub fn packed_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(base_folder(variable, "XDG_CACHE_HOME", ".cache")?.join("bitnet").join("packed"))
+}
+
 fn base_folder(
     variable: impl Fn(&str) -> Option<OsString>,
     name: &str,
@@ -67,6 +72,8 @@ mod tests {
         assert_eq!(cache_folder(home), path("/h/.cache/bitnet/kernels"));
         let xdg = |name: &str| (name == "XDG_CACHE_HOME").then(|| "/x".into());
         assert_eq!(cache_folder(xdg), path("/x/bitnet/kernels"));
+        assert_eq!(packed_folder(home), path("/h/.cache/bitnet/packed"));
+        assert_eq!(packed_folder(xdg), path("/x/bitnet/packed"));
 
         let name = user_file_name("0123456789abcdef", "AuthenticAMD", 26, 2);
         assert_eq!(name, "0123456789abcdef-authenticamd-26-2.toml");

@@ -80,8 +80,8 @@ pub use crate::{
         sparse::Mode as ActivationSparsity,
     },
     engine::{
-        Cancel, Engine, GenerateOptions, Generation, NamedProfile, Note, Options, ProfileChoice,
-        ProfileInUse, ProfileSource, Progress, Start, Suggested,
+        Cancel, Engine, GenerateOptions, Generation, NamedProfile, Note, Options, PackedWeights,
+        ProfileChoice, ProfileInUse, ProfileSource, Progress, Start, Suggested,
         logprobs::{TokenLogprobs, logprobs},
         sampler::Sampling,
         sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats, Wants},

@@ -6,7 +6,7 @@ use bitnet_runtime::Result;
 use clap::{Parser, Subcommand};
 
 use crate::flags::{self, Program};
-use crate::{bench, compare, dummy, inspect, run, tokenize};
+use crate::{bench, compare, dummy, inspect, pack, run, tokenize};
 
 /// Run ternary language models on the CPU
 ///
@@ -33,6 +33,7 @@ enum Command {
     #[command(after_long_help = flags::help(Program::Bench))]
     Bench(bench::Args),
     Compare(compare::Args),
+    Pack(pack::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Dummy(dummy::command::Args),
@@ -50,6 +51,7 @@ impl Arguments {
         match command {
             Command::Bench(args) => return bench::run(args),
             Command::Compare(args) => compare::run(args)?,
+            Command::Pack(args) => pack::run(args)?,
             Command::Inspect(args) => inspect::run(args)?,
             Command::Tokenize(args) => tokenize::run(args)?,
             Command::Dummy(args) => dummy::command::run(args)?,

@@ -26,7 +26,7 @@ pub struct Args {
 /// # Errors
 /// Those of opening the file, and of writing to stdout.
 pub fn run(args: &Args) -> Result<()> {
-    bus_error::explain(&args.model, "leave it as it is while it is used");
+    bus_error::explain(&args.model, None, "leave it as it is while it is used");
     let gguf = args.overrides.open(&args.model).or_else(|error| {
         // A part of a model whose other parts are not there, or not as they should be.
         let mut part = Gguf::open_part(&args.model)?;

@@ -10,6 +10,7 @@ pub mod inspect;
 mod interrupt;
 mod load;
 pub mod output;
+pub mod pack;
 mod prompt;
 pub mod run;
 pub mod tokenize;

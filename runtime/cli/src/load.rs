@@ -11,8 +11,11 @@ use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::model::{HeadMode, KvType, SessionOptions};
 use bitnet_runtime::cpu::sparse;
 use bitnet_runtime::cpu::threads::MAX_THREADS;
-use bitnet_runtime::engine::{Engine, NamedProfile, Options, ProfileChoice, Progress};
+use bitnet_runtime::engine::{
+    Engine, NamedProfile, Options, PackedWeights, ProfileChoice, Progress,
+};
 use bitnet_runtime::error::{Error, Result};
+use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{Gguf, Override};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -200,8 +203,36 @@ impl SessionArgs {
     }
 }
 
+/// The flag that names a file of packed weights.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PackedArgs {
+    /// A file that `bitnet-run pack` made; auto: the one that it keeps for this model, if there is one;
+    /// none: weights are packed in memory
+    #[arg(long, value_name = "FILE|auto|none", default_value = "auto", help_heading = PERFORMANCE)]
+    packed: PathBuf,
+}
+
+impl PackedArgs {
+    /// This flag as an option.
+    pub fn option(&self) -> PackedWeights {
+        match self.packed.to_str() {
+            Some("auto") => PackedWeights::Auto,
+            Some("none") => PackedWeights::Never,
+            _ => PackedWeights::File(self.packed.clone()),
+        }
+    }
+}
+
+/// Tells the user what a mapped file that is cut short means, once an engine has opened all of them.
+pub fn explain_bus_errors(engine: &Engine, what_to_do: &str) {
+    if engine.gguf().is_mapped() {
+        let packed = engine.packed_file();
+        bus_error::explain(engine.gguf().path(), packed.as_deref(), what_to_do);
+    }
+}
+
 /// Flags that say where threads and weights go.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct PlacementArgs {
     /// 1: bind every thread to a CPU of its own; 0: to none [default: the profile's, else 0]
     #[arg(long, value_name = "0|1", value_parser = switch(), help_heading = PERFORMANCE)]

@@ -25,11 +25,13 @@ use serde::Serialize;
 
 use crate::controls::ControlArgs;
 use crate::interrupt::Interrupt;
-use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
+use crate::load::{self, KernelArgs, PERFORMANCE, PackedArgs, PlacementArgs, SessionArgs};
 use crate::output::{answer, human, note};
 use crate::prompt::PromptArgs;
 
 const SAMPLING: &str = "Sampling";
+/// Time of packing from which the user is told that packed weights can be kept.
+const WORTH_KEEPING: Duration = Duration::from_millis(300);
 
 /// What to write, and how.
 #[derive(Debug, clap::Args)]
@@ -191,6 +193,8 @@ pub struct Args {
     session: SessionArgs,
     #[command(flatten)]
     placement: PlacementArgs,
+    #[command(flatten)]
+    packed: PackedArgs,
     /// Map the file, which is so anyway
     #[arg(long, overrides_with = "no_mmap", help_heading = PERFORMANCE)]
     mmap: bool,
@@ -244,11 +248,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         threads: args.threads,
         fixed_threads: args.fixed_threads,
         mmap: !args.no_mmap,
+        packed: args.packed.option(),
         progress: Some(load::progress(Arc::clone(&silenced))),
         ..options
     };
+    let leave = "leave it as it is while it is used, or give --no-mmap";
     if options.mmap {
-        bus_error::explain(&path, "leave it as it is while it is used, or give --no-mmap");
+        bus_error::explain(&path, None, leave);
     }
     let gguf = options.file(&path)?;
     let suggested = args.unsaid(Suggested::from_gguf(&gguf)?);
@@ -257,7 +263,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         true => Needs::All,
         false => Sampler::new(sampling.clone())?.needs(&[]),
     };
+    let may_keep = options.mmap && !options.mlock;
     let engine = Engine::from_gguf(gguf, Options { needs, ..options })?;
+    load::explain_bus_errors(&engine, leave);
     let tokenizer = engine.tokenizer()?;
     let prompt = tokenizer.prompt(&text)?;
     let limits = args.controls.sequence(&engine, &args.prompt, limits)?;
@@ -352,6 +360,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         huge_pages: engine.placement().pages == Pages::Huge,
     };
     report.summary();
+    if let Some(time) = engine.pack_time().filter(|time| may_keep && *time >= WORTH_KEEPING) {
+        note(format_args!(
+            "packing took {:.2} s; `bitnet-run pack -m {}` keeps what it makes for later runs",
+            time.as_secs_f64(),
+            path.display()
+        ));
+    }
     if args.json {
         let json = serde_json::to_string(&report)
             .map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;

@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
         (text, _) => text.clone().unwrap_or_default(),
     };
     let text = if args.escapes.apply(args.file.is_none()) { unescape(&text)? } else { text };
-    bus_error::explain(&args.model, "leave it as it is while it is used");
+    bus_error::explain(&args.model, None, "leave it as it is while it is used");
     let tokenizer = Tokenizer::from_gguf(&args.overrides.open(&args.model)?)?;
     for line in tokenizer.notes() {
         note(format_args!("{}", with_flags(&line.to_string())));

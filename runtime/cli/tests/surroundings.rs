@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bitnet_runtime::file::gguf::Gguf;
 use editor::Parts;
-use program::{answer, command, demo_model};
+use program::{answer, both, command, demo_model};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal};
 
@@ -159,6 +159,24 @@ fn g105_a_file_that_is_cut_short_while_it_is_mapped_is_one_line() {
         assert!(last.contains(word), "{last} lacks {word}");
     }
     assert_eq!(errors.matches("error").count(), 1, "{errors}");
+}
+
+/// Packed weights are mapped, too.
+#[test]
+fn g105_packed_weights_that_are_cut_short_while_they_are_mapped_are_one_line() {
+    let model = Model::new();
+    let packed = model.folder.path().join("a.packed");
+    let path = packed.to_str().unwrap();
+    both(&["pack", "-m", model.path.to_str().unwrap(), "-o", path]);
+    let held = Held::start(command(&[&model.args()[..], &["--packed", path]].concat()));
+    fs::File::options().write(true).open(&packed).unwrap().set_len(4096).unwrap();
+    let output = held.finish();
+    let errors = errors(&output);
+    assert_eq!(output.status.code(), Some(6), "{:?}: {errors}", output.status);
+    let last = errors.lines().last().unwrap();
+    for word in ["m.gguf: cannot read", "a.packed was cut short while it was mapped"] {
+        assert!(last.contains(word), "{last} lacks {word}");
+    }
 }
 
 /// Every part is mapped, so every part may be.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitnet_profiles::{GatherLayout, Shape};
 
-use crate::cpu::memory::Buffer;
+use crate::cpu::memory::{Buffer, Bytes};
 use crate::cpu::packing::BadCode;
 use crate::cpu::threads::{Pool, SharedSlice};
 use crate::formats::{Codes, Scales, ZERO, i2_s};
@@ -45,10 +45,33 @@ pub struct GatherMatrix {
     along: Along,
     shape: Shape,
     scales: Scales,
-    data: Buffer,
+    data: Bytes,
 }
 
 impl GatherMatrix {
+    /// Takes lines that were packed before.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when `data` is not [`Along::matrix_bytes`] long, or there are too many columns.
+    pub fn new(
+        (layout, along): (GatherLayout, Along),
+        shape: Shape,
+        scales: impl Into<Scales>,
+        data: impl Into<Bytes>,
+    ) -> Result<Self> {
+        let (scales, data) = (scales.into(), data.into());
+        let fits = (1..=Shape::MAX_COLS).contains(&shape.cols)
+            && data.len() == along.matrix_bytes(layout, shape);
+        if !fits {
+            return Err(Error::Runtime(format!(
+                "{} bytes are no lines of a matrix of {shape} as {layout}; at most {} columns",
+                data.len(),
+                Shape::MAX_COLS
+            )));
+        }
+        Ok(Self { layout, along, shape, scales, data })
+    }
+
     /// Packs a matrix into `buffer`, which is [`Along::matrix_bytes`] long.
     ///
     /// # Errors
@@ -90,13 +113,7 @@ impl GatherMatrix {
         if bad.into_inner() {
             return Ok(Err(BadCode));
         }
-        Ok(Ok(Self { layout, along, shape, scales, data: buffer }))
-    }
-
-    /// Wraps rows that [`pack_row`] packed; the scale is 1.
-    pub(crate) fn of_rows(layout: GatherLayout, shape: Shape, data: Buffer) -> Self {
-        assert_eq!(data.len(), Along::Rows.matrix_bytes(layout, shape));
-        Self { layout, along: Along::Rows, shape, scales: Scales::Tensor(1.0), data }
+        Self::new((layout, along), shape, scales, buffer).map(Ok)
     }
 
     /// Copies the lines into `buffer`.
@@ -117,7 +134,7 @@ impl GatherMatrix {
             // SAFETY: workers own disjoint ranges.
             unsafe { out.write(share.clone()) }.copy_from_slice(&self.data[share]);
         })?;
-        Ok(Self { data: buffer, scales: self.scales.clone(), ..*self })
+        Self::new((self.layout, self.along), self.shape, self.scales.clone(), buffer)
     }
 
     /// The layout of a line.

@@ -12,6 +12,7 @@ use crate::cpu::memory::{ALIGN, Buffer};
 use crate::cpu::packing::PackedMatrix;
 use crate::cpu::sparse::{self, Sparse, Tally};
 use crate::cpu::threads::{SharedSlice, Worker};
+use crate::file::packed::{Builder, Form};
 use crate::{Error, Result};
 
 /// Rows of a block, which a worker multiplies with all groups of activations before the next block:
@@ -303,6 +304,20 @@ impl Job {
     /// Bytes of packed weights.
     pub fn packed_bytes(&self) -> usize {
         self.parts.iter().map(|part| part.data().len()).sum()
+    }
+
+    /// Adds the matrices, of tensors with these names, and the lines of the last one to a file of packed
+    /// weights.
+    pub(crate) fn store<'a>(&'a self, names: &[String], file: &mut Builder<'a>) {
+        for ((name, part), &scale) in names.iter().zip(&self.parts).zip(&self.scales) {
+            let tiles = (name.as_str(), Form::Tiles(part.layout()), part.shape());
+            file.add(tiles, (scale, part.is_zero()), part.data());
+        }
+        if let (Some(name), Some(sparse)) = (names.last(), &self.sparse) {
+            let lines = sparse.lines();
+            let form = Form::lines(lines.layout(), lines.along());
+            file.add((name, form, lines.shape()), (sparse.scale(), false), lines.data());
+        }
     }
 
     /// Largest scale of the products.

@@ -1,11 +1,13 @@
-//! Memory that kernels read: aligned, zeroed, in huge pages where the system offers them.
+//! Memory that kernels read: aligned, zeroed, in huge pages where the system offers them; or a mapped
+//! file.
 
+use std::fs::File;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::{MmapMut, MmapRaw};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
 
 use super::control_group;
 use crate::{Error, Result};
@@ -48,14 +50,7 @@ impl Arena {
         let len = bytes.saturating_add(buffers.saturating_mul(ALIGN)).max(1);
         let map = MmapMut::map_anon(len).map_err(|_| refused(len, "weights and buffers"))?;
         let map = MmapRaw::from(map);
-        // A hint: only the speed depends on the page size.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(match pages {
-            Pages::Huge => memmap2::Advice::HugePage,
-            Pages::Small => memmap2::Advice::NoHugePage,
-        });
-        #[cfg(not(target_os = "linux"))]
-        let _ = pages;
+        advise(&map, pages);
         Ok(Self { map: Arc::new(map), used: 0 })
     }
 
@@ -145,6 +140,87 @@ impl DerefMut for Buffer {
         // SAFETY: as in `deref`; `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(self.offset), self.len) }
     }
+}
+
+/// Bytes that are only read, aligned to [`ALIGN`]: a [`Buffer`] that is complete, or a part of a
+/// [`FileMap`].
+#[derive(Debug, Clone)]
+pub struct Bytes {
+    map: Arc<MmapRaw>,
+    offset: usize,
+    len: usize,
+}
+
+impl Bytes {
+    /// As [`Arena::lock`], for the mapping that the bytes belong to.
+    ///
+    /// # Errors
+    /// As [`Arena::lock`].
+    pub fn lock(&self) -> io::Result<()> {
+        lock(&self.map)
+    }
+}
+
+impl From<Buffer> for Bytes {
+    fn from(Buffer { map, offset, len }: Buffer) -> Self {
+        Self { map, offset, len }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `Arena::take` or `FileMap::bytes` checked that the range lies in the mapping, which
+        // lives as long as `self.map`, was readable from the start and holds initialised bytes. This
+        // process writes them no more: the buffer that could is gone, and a file's map is read-only.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.offset), self.len) }
+    }
+}
+
+/// A file that is mapped to be read; processes that map the same one share its memory. Whoever changes
+/// the file meanwhile changes the bytes.
+#[derive(Debug)]
+pub struct FileMap {
+    map: Arc<MmapRaw>,
+}
+
+impl FileMap {
+    /// Maps a file that is not empty, in pages of the given size where the file system has them.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(file: &File, pages: Pages) -> io::Result<Self> {
+        let map = MmapOptions::new().map_raw_read_only(file)?;
+        advise(&map, pages);
+        Ok(Self { map: Arc::new(map) })
+    }
+
+    /// As [`Arena::lock`], for the whole file.
+    ///
+    /// # Errors
+    /// As [`Arena::lock`].
+    pub fn lock(&self) -> io::Result<()> {
+        lock(&self.map)
+    }
+
+    /// Returns `len` bytes from `offset` on; `None` where the map does not have them, or they do not
+    /// begin aligned to [`ALIGN`].
+    pub fn bytes(&self, offset: usize, len: usize) -> Option<Bytes> {
+        let fits = offset.checked_add(len)? <= self.map.len() && offset.is_multiple_of(ALIGN);
+        fits.then(|| Bytes { map: Arc::clone(&self.map), offset, len })
+    }
+}
+
+/// Asks for pages of a size: a hint, on which only speed depends. Ignored where the system offers no
+/// choice.
+fn advise(map: &MmapRaw, pages: Pages) {
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(match pages {
+        Pages::Huge => memmap2::Advice::HugePage,
+        Pages::Small => memmap2::Advice::NoHugePage,
+    });
+    #[cfg(not(target_os = "linux"))]
+    let _ = (map, pages);
 }
 
 #[cfg(unix)]
@@ -291,6 +367,28 @@ mod tests {
         }
         assert!(arena.take(1 << 20).is_none());
         assert!(arena.take(usize::MAX).is_none());
+    }
+
+    #[test]
+    fn a_mapped_file_is_read_within_its_bounds() {
+        use std::io::Write as _;
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..5000u32).map(|i| (i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        for pages in [Pages::Huge, Pages::Small] {
+            let map = FileMap::new(&file, pages).unwrap();
+            for (offset, len) in [(0, 5000), (64, 100), (4992, 8), (4992, 0)] {
+                let bytes = map.bytes(offset, len).unwrap();
+                assert_eq!(*bytes, content[offset..offset + len]);
+                assert_eq!(bytes.as_ptr() as usize % ALIGN, 0);
+            }
+            for (offset, len) in [(0, 5001), (4992, 9), (1, 1), (8192, 0), (64, usize::MAX)] {
+                assert!(map.bytes(offset, len).is_none(), "{offset} {len}");
+            }
+            let kept = map.bytes(64, 64).unwrap();
+            drop(map);
+            assert_eq!(*kept, content[64..128]);
+        }
     }
 
     #[test]

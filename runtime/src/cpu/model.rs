@@ -11,6 +11,7 @@ use crate::cpu::sparse;
 use crate::cpu::threads::Pool;
 use crate::error::Result;
 use crate::file::gguf::Gguf;
+use crate::file::packed::{Builder, PackedFile};
 
 pub use super::forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use super::head::choose::{HeadMode, HeadOptions};
@@ -41,6 +42,8 @@ pub struct LoadOptions<'a> {
     /// Packs the ternary weights. Otherwise they are multiplied as the file holds them, which
     /// serves until there is time to pack them, in a model that [`crate::cpu::mapped::serves`].
     pub pack: bool,
+    /// File in which they are packed already, which is mapped instead of packing them.
+    pub packed: Option<&'a PackedFile>,
     /// Activation sparsity: whether one token skips weights that are multiplied by a zero.
     pub sparse: sparse::Mode,
     /// Called after every matrix with the bytes packed so far and the total.
@@ -58,6 +61,7 @@ impl<'a> LoadOptions<'a> {
             lock: false,
             copy_head: true,
             pack: true,
+            packed: None,
             sparse: sparse::Mode::Auto,
             progress: &|_, _| (),
         }
@@ -242,6 +246,24 @@ impl Model {
         let Self { gguf, weights, vector, .. } = self;
         let kernel = self.head(1);
         Some(ScreenedHead { gguf, table: &weights.head, kernel, vector, sketch })
+    }
+
+    /// Lists all that is packed, for a file of it: the ternary matrices, and the copies of the head.
+    #[must_use]
+    pub fn packed(&self) -> Builder<'_> {
+        let mut builder = Builder::default();
+        for (layer, weights) in self.weights.layers.iter().enumerate() {
+            let roles = [Role::Qkv, Role::AttnOutput, Role::GateUp, Role::Down];
+            for (role, projection) in roles.into_iter().zip(weights.projections()) {
+                let names = self.config.matrices(layer, role).into_iter().map(|(name, _)| name);
+                let Some(job) = projection.packed() else { continue };
+                job.store(&names.collect::<Vec<_>>(), &mut builder);
+            }
+        }
+        if let Some(sketch) = &self.sketch {
+            sketch.store(&self.weights.head.tensor().name, &mut builder);
+        }
+        builder
     }
 
     /// The low-bit copies of the head, if there are any.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitnet_profiles::{Layout, Shape};
 
-use crate::cpu::memory::Buffer;
+use crate::cpu::memory::{Buffer, Bytes};
 use crate::cpu::threads::{Pool, SharedSlice};
 use crate::formats::{Codes, Scales, Seen, ZERO};
 use crate::{Error, Result};
@@ -19,7 +19,7 @@ pub struct PackedMatrix {
     shape: Shape,
     scales: Scales,
     zero: bool,
-    data: Buffer,
+    data: Bytes,
 }
 
 /// Error: a matrix holds code 3, which is not a weight.
@@ -27,6 +27,30 @@ pub struct PackedMatrix {
 pub struct BadCode;
 
 impl PackedMatrix {
+    /// Takes tiles that were packed before; `zero` says that all weights are zero.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when `data` is not as long as the layout has it, or there are too many columns.
+    pub fn new(
+        layout: Layout,
+        shape: Shape,
+        scales: impl Into<Scales>,
+        zero: bool,
+        data: impl Into<Bytes>,
+    ) -> Result<Self> {
+        let (scales, data) = (scales.into(), data.into());
+        let fits =
+            (1..=Shape::MAX_COLS).contains(&shape.cols) && data.len() == layout.matrix_bytes(shape);
+        if !fits {
+            return Err(Error::Runtime(format!(
+                "{} bytes are no matrix of {shape} as {layout}; at most {} columns",
+                data.len(),
+                Shape::MAX_COLS
+            )));
+        }
+        Ok(Self { layout, shape, scales, zero, data })
+    }
+
     /// Packs a matrix into `buffer`. Every worker packs the tiles it owns.
     ///
     /// # Errors
@@ -86,7 +110,7 @@ impl PackedMatrix {
             return Ok(Err(BadCode));
         }
         let zero = !weights.into_inner();
-        Ok(Ok(Self { layout, shape, scales, zero, data: buffer }))
+        Self::new(layout, shape, scales, zero, buffer).map(Ok)
     }
 
     /// Copies the matrix into `buffer`. Every worker copies the tiles it owns.
@@ -111,7 +135,7 @@ impl PackedMatrix {
             // SAFETY: workers own disjoint ranges of tiles.
             unsafe { out.write(bytes.clone()) }.copy_from_slice(&self.data[bytes]);
         })?;
-        Ok(Self { data: buffer, scales: self.scales.clone(), ..*self })
+        Self::new(self.layout, self.shape, self.scales.clone(), self.zero, buffer)
     }
 
     /// Layout of the packed matrix.
@@ -138,11 +162,6 @@ impl PackedMatrix {
     /// The packed tiles.
     pub fn data(&self) -> &[u8] {
         &self.data
-    }
-
-    /// The packed tiles, mutable for tests that show that every code counts.
-    pub fn data_mut(&mut self) -> &mut [u8] {
-        &mut self.data
     }
 }
 

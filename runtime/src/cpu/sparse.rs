@@ -150,6 +150,11 @@ impl Sparse {
         &self.lines
     }
 
+    /// Scale of the products.
+    pub(crate) fn scale(&self) -> f32 {
+        self.scale
+    }
+
     /// Density threshold: the share of needed lines above which the matrix is read whole.
     #[must_use]
     pub fn below(&self) -> f64 {

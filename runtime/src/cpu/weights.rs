@@ -11,7 +11,7 @@ use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::kernels::{GatherKernel, Kernel};
 use crate::cpu::mapped::{FileMatrix, MappedJob};
 use crate::cpu::matmul::Job;
-use crate::cpu::memory::{self, Arena};
+use crate::cpu::memory::{self, Arena, Buffer};
 use crate::cpu::model::LoadOptions;
 use crate::cpu::packing::{self, PackedMatrix};
 use crate::cpu::sparse::{self, Sparse};
@@ -19,6 +19,7 @@ use crate::cpu::table::Table;
 use crate::cpu::tensors::{self, Tensors};
 use crate::error::{Error, Result};
 use crate::file::gguf::{Gguf, TensorInfo, TensorType};
+use crate::file::packed::{Form, PackedFile};
 use crate::formats::{Codes, Scales};
 
 /// All weights. The embedding and the head keep the file's block formats; the embedding is read
@@ -141,14 +142,14 @@ impl Weights {
     }
 }
 
-impl Packing {
-    /// Plans the kernels of each job and reserves the memory for the packed weights. No sum of sizes
-    /// overflows: [`tensors::check`] has found every matrix in the file, and a layout pads a row or
-    /// a column to at most 64.
+impl<'a> Packing<'a> {
+    /// Plans the kernels of each job, and reserves the memory for the packed weights unless they are in a
+    /// file. No sum of sizes overflows: [`tensors::check`] has found every matrix in the file, and a
+    /// layout pads a row or a column to at most 64.
     fn new(
         gguf: &Gguf,
         config: &Config,
-        options: &LoadOptions<'_>,
+        options: &LoadOptions<'a>,
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
         let mut jobs = Vec::new();
@@ -175,6 +176,9 @@ impl Packing {
             let path = gguf.path().display();
             warnings.push(format!("{path}: nothing is skipped: {why}"));
         }
+        if let Some(file) = options.packed {
+            return Ok(Self { jobs, place: Place::File(file) });
+        }
         let names = &config.architecture.tensors;
         let head = gguf.tensor(names.head).or_else(|| gguf.tensor(names.embedding));
         let free = memory::available();
@@ -199,7 +203,7 @@ impl Packing {
         memory::require(needed, "the weights")?;
         let uncache = free.is_some_and(|free| free < needed.saturating_add(gguf.file_bytes()));
         let arena = Arena::with(bytes, matrices, options.pages)?;
-        Ok(Self { jobs, arena, bytes, uncache })
+        Ok(Self { jobs, place: Place::Memory(Room { arena, bytes, uncache }) })
     }
 }
 
@@ -272,10 +276,23 @@ struct PlannedJob {
     sparse: Option<(GatherKernel, f64)>,
 }
 
-/// The plan for packing weights, and the memory for them.
-struct Packing {
+/// The plan for packed weights, and their place.
+struct Packing<'a> {
     /// The jobs of a layer.
     jobs: Vec<PlannedJob>,
+    place: Place<'a>,
+}
+
+/// Place of packed weights.
+enum Place<'a> {
+    /// They are packed now, into memory.
+    Memory(Room),
+    /// They were packed before, into a file.
+    File(&'a PackedFile),
+}
+
+/// The memory for packed weights.
+struct Room {
     arena: Arena,
     /// Bytes that the arena holds in the end.
     bytes: usize,
@@ -283,11 +300,19 @@ struct Packing {
     uncache: bool,
 }
 
+impl Room {
+    /// Returns the next `bytes`, for the tensor of that name.
+    fn take(&mut self, name: &str, bytes: usize) -> Result<Buffer> {
+        let missing = || format!("{name}: no room was set aside for {bytes} bytes");
+        self.arena.take(bytes).ok_or_else(|| Error::Runtime(missing()))
+    }
+}
+
 struct Loader<'a> {
     gguf: &'a Arc<Gguf>,
     options: &'a LoadOptions<'a>,
     /// `None` if weights stay in the file.
-    packing: Option<Packing>,
+    packing: Option<Packing<'a>>,
     tensors: Tensors<'a>,
     warnings: &'a mut Vec<String>,
 }
@@ -378,7 +403,11 @@ impl<'a> Loader<'a> {
 
     /// Locks the packed weights and the head in memory, or warns that the system refused.
     fn lock(&mut self, head: &Table) {
-        let packed = self.packing.as_ref().map_or(Ok(()), |packing| packing.arena.lock());
+        let packed = match self.packing.as_ref().map(|packing| &packing.place) {
+            Some(Place::Memory(room)) => room.arena.lock(),
+            Some(Place::File(file)) => file.lock(),
+            None => Ok(()),
+        };
         if let Err(error) = packed.and(head.lock()) {
             self.warnings.push(not_locked(&error));
         }
@@ -400,7 +429,7 @@ impl<'a> Loader<'a> {
 
     fn packed_job(
         &mut self,
-        packing: &mut Packing,
+        packing: &mut Packing<'_>,
         role: Role,
         matrices: &[(String, Shape)],
     ) -> Result<Job> {
@@ -410,7 +439,10 @@ impl<'a> Loader<'a> {
         for (i, (name, shape)) in matrices.iter().enumerate() {
             let last = i + 1 == matrices.len();
             let sparse = sparse.as_ref().filter(|_| last).map(|(kernel, _)| kernel);
-            let (part, by_line) = self.pack(packing, name, *shape, decode.layout(), sparse)?;
+            let (part, by_line) = match &mut packing.place {
+                Place::Memory(room) => self.pack(room, name, *shape, decode.layout(), sparse)?,
+                Place::File(file) => self.packed(file, name, *shape, decode.layout(), sparse)?,
+            };
             parts.push(part);
             biases.push(self.tensors.bias(name, shape.rows)?);
             lines = by_line;
@@ -493,34 +525,53 @@ impl<'a> Loader<'a> {
     /// Packs a matrix, and its lines if there is a sparse kernel.
     fn pack(
         &mut self,
-        packing: &mut Packing,
+        room: &mut Room,
         name: &str,
         shape: Shape,
         layout: Layout,
         sparse: Option<&GatherKernel>,
     ) -> Result<(PackedMatrix, Option<GatherMatrix>)> {
         let (tensor, codes, scale) = self.ternary(name, shape)?;
-        let mut room = |bytes: usize| {
-            packing.arena.take(bytes).ok_or_else(|| {
-                Error::Runtime(format!("{name}: no room was set aside for {bytes} bytes"))
-            })
-        };
-        let buffer = room(layout.matrix_bytes(shape))?;
+        let buffer = room.take(name, layout.matrix_bytes(shape))?;
         let pool = self.options.pool;
         let packed = PackedMatrix::pack(codes, scale, layout, buffer, pool)?;
         let matrix = packed.map_err(|_| self.bad_code(name))?;
         let lines = match sparse {
             Some(kernel) => {
                 let (layout, along) = (kernel.layout(), kernel.along());
-                let buffer = room(along.matrix_bytes(layout, shape))?;
+                let buffer = room.take(name, along.matrix_bytes(layout, shape))?;
                 let lines = GatherMatrix::pack(codes, scale, (layout, along), buffer, pool)?;
                 Some(lines.map_err(|_| self.bad_code(name))?)
             }
             None => None,
         };
         self.warn_of_zeros(name, matrix.is_zero());
-        self.gguf.drop_pages(tensor, packing.uncache);
-        (self.options.progress)(packing.arena.used(), packing.bytes);
+        self.gguf.drop_pages(tensor, room.uncache);
+        (self.options.progress)(room.arena.used(), room.bytes);
+        Ok((matrix, lines))
+    }
+
+    /// Takes a matrix out of a file of packed weights, and its lines if there is a sparse kernel.
+    fn packed(
+        &mut self,
+        file: &PackedFile,
+        name: &str,
+        shape: Shape,
+        layout: Layout,
+        sparse: Option<&GatherKernel>,
+    ) -> Result<(PackedMatrix, Option<GatherMatrix>)> {
+        let section = file.section(name, Form::Tiles(layout), shape)?;
+        let scale = file.scale(section)?;
+        let matrix = PackedMatrix::new(layout, shape, scale, section.zero, file.bytes(section)?)?;
+        let lines = match sparse {
+            Some(kernel) => {
+                let (layout, along) = (kernel.layout(), kernel.along());
+                let section = file.section(name, Form::lines(layout, along), shape)?;
+                Some(GatherMatrix::new((layout, along), shape, scale, file.bytes(section)?)?)
+            }
+            None => None,
+        };
+        self.warn_of_zeros(name, section.zero);
         Ok((matrix, lines))
     }
 }

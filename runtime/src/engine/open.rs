@@ -1,13 +1,14 @@
 //! A model as `bitnet-run` runs it: opened, its kernels chosen, its weights packed.
 
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::{Isa, Pinning};
 
-use super::options::{Options, Start};
+use super::options::{Options, PackedWeights, Start};
+use super::packed::PackedStore;
 use super::profile::{self, ProfileInUse};
 use super::sequence::Sequence;
 use crate::arch::config::Config;
@@ -22,8 +23,9 @@ use crate::cpu::mapped;
 use crate::cpu::memory::{self, Pages};
 use crate::cpu::model::{LoadOptions, Model};
 use crate::cpu::threads::{MAX_THREADS, Pool, PoolOptions};
-use crate::error::{Result, quoted};
-use crate::file::gguf::Gguf;
+use crate::error::{Error, Result, quoted};
+use crate::file::gguf::{Gguf, Likeness};
+use crate::file::packed::PackedFile;
 use crate::note::Note;
 #[cfg(feature = "grammar")]
 use crate::text::grammar::Grammars;
@@ -79,6 +81,8 @@ struct State {
     mapped: Option<Arc<Model>>,
     packed: Option<Arc<Model>>,
     pack_time: Option<Duration>,
+    /// File of packed weights in use.
+    packed_file: Option<PathBuf>,
     /// Steps that were run on the weights in the file.
     mapped_steps: usize,
     notes: Vec<Note>,
@@ -153,16 +157,103 @@ impl Engine {
                 mapped: None,
                 packed: None,
                 pack_time: None,
+                packed_file: None,
                 mapped_steps: 0,
                 notes,
                 told: 0,
                 told_of_spared: false,
             }),
         };
-        if !engine.may_start_mapped() {
+        engine.take_packed()?;
+        if engine.packed_file().is_none() && !engine.may_start_mapped() {
             engine.model()?;
         }
         Ok(engine)
+    }
+
+    /// Takes the weights out of a file where they were packed before, if there is one that fits; notes
+    /// why one does not.
+    fn take_packed(&self) -> Result<()> {
+        if !self.gguf.is_mapped() || self.options.mlock {
+            return Ok(());
+        }
+        let pages = self.placement.pages;
+        let file = match &self.options.packed {
+            PackedWeights::Never => return Ok(()),
+            PackedWeights::File(path) => match PackedFile::open(path, pages) {
+                Err(error @ Error::Io { .. }) => return Err(error),
+                file => file.map(Some),
+            },
+            PackedWeights::Auto => match PackedStore::of_user(|name| std::env::var_os(name)) {
+                Ok(store) => store.open(&self.gguf, pages),
+                Err(_) => Ok(None),
+            },
+        };
+        let mut state = self.state();
+        let model = file.and_then(|file| {
+            let Some(file) = file else { return Ok(None) };
+            let model = self.packed_model(&mut state, &file)?;
+            Ok(Some((model, file)))
+        });
+        match model {
+            Ok(Some((model, file))) => {
+                state.note(Note::info(format!("packed weights: {}", file.path().display())));
+                state.packed = Some(self.loaded(&mut state, model));
+                state.packed_file = Some(file.path().to_path_buf());
+            }
+            Ok(None) => {}
+            Err(error) => {
+                state.note(Note::warning(format!("packed weights are not used: {error}")))
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the model of packed weights in a file, which must have been packed from this model.
+    fn packed_model(&self, state: &mut State, file: &PackedFile) -> Result<Model> {
+        let path = file.path().display();
+        match self.gguf.likeness(&file.table().source)? {
+            Likeness::Same => {}
+            Likeness::Touched => state.note(Note::info(format!(
+                "{path}: the model was read whole, since it was copied or touched since it was packed; \
+                 `bitnet-run pack` again spares that"
+            ))),
+            Likeness::Other(what) => {
+                let found = format!("packed from {}", file.table().model.display());
+                let expected = format!(
+                    "packed from this model, which has {what}; make it anew with `bitnet-run pack -m MODEL`"
+                );
+                return Err(Error::model(file.path(), "source", found, expected));
+            }
+        }
+        self.load(state, true, Some(file))?.packed_head(file, &self.pool, &self.head_options())
+    }
+
+    /// Keeps the packed weights in a file, for later runs: the one that [`PackedWeights::Auto`] finds, or
+    /// `path`. Returns its path and length. The engine must not have taken them out of a file itself.
+    ///
+    /// # Errors
+    /// Those of [`Engine::model`]; [`Error::Io`] when the file cannot be written.
+    pub fn keep_packed(&self, path: Option<&Path>) -> Result<(PathBuf, u64)> {
+        let model = self.model()?;
+        let own = self.gguf.path();
+        let own = own.canonicalize().map_err(|error| Error::io(own, "open", error))?;
+        let write = |path: &Path| model.packed().write(path, &own, self.gguf.source()?);
+        if let Some(path) = path {
+            return Ok((path.to_path_buf(), write(path)?));
+        }
+        let store = PackedStore::of_user(|name| std::env::var_os(name))?;
+        store.create()?;
+        let path = store.path_of(&self.gguf);
+        let bytes = write(&path)?;
+        store.bound(&path);
+        Ok((path, bytes))
+    }
+
+    /// Returns the path of the file of packed weights in use.
+    #[must_use]
+    pub fn packed_file(&self) -> Option<PathBuf> {
+        self.state().packed_file.clone()
     }
 
     /// True if weights may at first be multiplied as they lie in the file. Not if a format was
@@ -193,18 +284,8 @@ impl Engine {
             return Ok(Arc::clone(model));
         }
         let start = Instant::now();
-        let (mode, count) = match &self.options.needs {
-            Needs::All => (HeadMode::Full, 0),
-            Needs::Best { count, .. } => (self.options.lm_head, *count),
-        };
-        let head = HeadOptions {
-            mode,
-            count,
-            ceiling: self.ceiling(),
-            pages: self.placement.pages,
-            lock: self.options.mlock,
-        };
-        let model = self.load(&state, true)?.choose_head(&self.pool, &head)?;
+        let head = self.head_options();
+        let model = self.load(&state, true, None)?.choose_head(&self.pool, &head)?;
         let model = self.loaded(&mut state, model);
         state.mapped = None;
         state.packed = Some(Arc::clone(&model));
@@ -218,13 +299,27 @@ impl Engine {
         if let Some(model) = &state.mapped {
             return Ok(Arc::clone(model));
         }
-        let model = self.load(&state, false)?;
+        let model = self.load(&state, false, None)?;
         let model = self.loaded(&mut state, model);
         state.mapped = Some(Arc::clone(&model));
         Ok(model)
     }
 
-    fn load(&self, state: &State, pack: bool) -> Result<Model> {
+    fn head_options(&self) -> HeadOptions {
+        let (mode, count) = match &self.options.needs {
+            Needs::All => (HeadMode::Full, 0),
+            Needs::Best { count, .. } => (self.options.lm_head, *count),
+        };
+        HeadOptions {
+            mode,
+            count,
+            ceiling: self.ceiling(),
+            pages: self.placement.pages,
+            lock: self.options.mlock,
+        }
+    }
+
+    fn load(&self, state: &State, pack: bool, packed: Option<&PackedFile>) -> Result<Model> {
         let silent = |_: usize, _: usize| ();
         let progress: &dyn Fn(usize, usize) = match &self.options.progress {
             Some(progress) if pack => &**progress,
@@ -239,6 +334,7 @@ impl Engine {
                 lock: self.options.mlock && pack,
                 copy_head: false,
                 pack,
+                packed,
                 sparse: self.options.sparse,
                 progress,
             },

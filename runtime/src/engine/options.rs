@@ -39,6 +39,20 @@ pub enum Start {
     Packed,
 }
 
+/// Use of a file of packed weights, which is mapped instead of packing them. It is used only where the
+/// model's file is mapped, and not where weights are to be locked in memory. One that does not fit is left
+/// alone, with a note.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PackedWeights {
+    /// The one that is kept for this model, if there is one.
+    #[default]
+    Auto,
+    /// None.
+    Never,
+    /// This file.
+    File(PathBuf),
+}
+
 /// Callback for progress: bytes packed, and bytes in all.
 pub type Progress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 
@@ -83,6 +97,8 @@ pub struct Options {
     pub tokenizer: bool,
     /// Time at which weights are packed.
     pub start: Start,
+    /// File of packed weights.
+    pub packed: PackedWeights,
     /// Callback while weights are packed.
     pub progress: Option<Progress>,
 }
@@ -109,6 +125,7 @@ impl Default for Options {
             mmap: true,
             tokenizer: true,
             start: Start::Auto,
+            packed: PackedWeights::Auto,
             progress: None,
         }
     }

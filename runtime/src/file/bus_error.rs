@@ -4,10 +4,11 @@
 use std::path::Path;
 
 /// Lets a program say so: from now on, reading a page of a mapped file that is gone ends the process with
-/// a line on stderr that names the `model` and says `what_to_do`, and with the exit code of an I/O error.
+/// a line on stderr that names the `model`, and a file of `packed` weights if there is one, and says
+/// `what_to_do`, and with the exit code of an I/O error.
 /// The last call counts. For programs, not for libraries: it is of the whole process.
 #[cfg(target_os = "linux")]
-pub fn explain(model: &Path, what_to_do: &str) {
+pub fn explain(model: &Path, packed: Option<&Path>, what_to_do: &str) {
     use std::io;
     use std::sync::Once;
     use std::sync::atomic::{AtomicPtr, Ordering};
@@ -23,10 +24,13 @@ pub fn explain(model: &Path, what_to_do: &str) {
     static WORDS: AtomicPtr<Words> = AtomicPtr::new(std::ptr::null_mut());
     static REGISTER: Once = Once::new();
 
-    let what = match is_part_name(model) {
-        true => "the file, or another part of the model,",
-        false => "the file",
+    let mut what = match is_part_name(model) {
+        true => "the file, or another part of the model,".to_owned(),
+        false => "the file".to_owned(),
     };
+    if let Some(packed) = packed {
+        what += &format!(" or {}", packed.display());
+    }
     let why = format!("{what} was cut short while it was mapped; {what_to_do}");
     let error = Error::io(model, "read", io::Error::other(why));
     let words = Words { line: format!("error: {error}\n"), code: error.exit_code().into() };
@@ -52,4 +56,4 @@ pub fn explain(model: &Path, what_to_do: &str) {
 
 /// Does nothing: elsewhere the signal may mean something else.
 #[cfg(not(target_os = "linux"))]
-pub fn explain(_model: &Path, _what_to_do: &str) {}
+pub fn explain(_model: &Path, _packed: Option<&Path>, _what_to_do: &str) {}

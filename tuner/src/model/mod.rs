@@ -87,7 +87,7 @@ impl ModelInfo {
 
 /// Maps a model's file; if it is cut short from then on, a line on stderr says so and the process ends.
 pub(crate) fn open(path: &Path) -> Result<Gguf> {
-    bus_error::explain(path, "leave it as it is while it is used");
+    bus_error::explain(path, None, "leave it as it is while it is used");
     Ok(Gguf::open(path)?)
 }
 

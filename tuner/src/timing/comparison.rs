@@ -12,7 +12,7 @@ use bitnet_runtime::cpu::memory;
 use bitnet_runtime::cpu::model::{Session, SessionOptions};
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::engine::sampler::argmax;
-use bitnet_runtime::engine::{Engine, NamedProfile, Options, ProfileChoice, Start};
+use bitnet_runtime::engine::{Engine, NamedProfile, Options, PackedWeights, ProfileChoice, Start};
 use bitnet_runtime::file::gguf::Gguf;
 
 use super::limits::{self, PASSES};
@@ -71,6 +71,7 @@ pub(crate) fn tuned(profile: Profile) -> Options {
     Options {
         profile: ProfileChoice::Named(Box::new(named)),
         start: Start::Packed,
+        packed: PackedWeights::Never,
         ..Options::default()
     }
 }
@@ -85,6 +86,7 @@ fn untuned(threads: usize, ceiling: Isa) -> Options {
         pinning: Some(run.pinning),
         huge_pages: Some(run.huge_pages),
         start: Start::Packed,
+        packed: PackedWeights::Never,
         ..Options::default()
     }
 }

@@ -30,7 +30,7 @@ use self::output::{Columns, Format, Printer, Stream};
 use self::row::{DecodeBytes, Reached, Row, Skipped, multiply_adds, short_count, ternary_type};
 use crate::interrupt::Interrupt;
 use crate::load::{
-    self, CacheType, KernelArgs, MAX_BATCH, PERFORMANCE, PlacementArgs, SessionArgs,
+    self, CacheType, KernelArgs, MAX_BATCH, PERFORMANCE, PackedArgs, PlacementArgs, SessionArgs,
 };
 use crate::output::note;
 
@@ -112,6 +112,8 @@ pub struct Args {
     cache_type_v: Vec<CacheType>,
     #[command(flatten)]
     placement: PlacementArgs,
+    #[command(flatten)]
+    packed: PackedArgs,
     /// 0: read the file into memory instead of mapping it
     #[arg(long, visible_alias = "mmp", value_name = "0|1", default_value = "1",
           value_parser = load::switch(), action = clap::ArgAction::Set,
@@ -183,9 +185,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::watch();
     'models: for path in models {
         let (path, options) = args.kernels.open(path, args.placement)?;
-        let options = Options { mmap: args.mmap, ..options };
+        let options = Options { mmap: args.mmap, packed: args.packed.option(), ..options };
+        let leave = "leave it as it is while it is used, or give --mmap 0";
         if args.mmap {
-            bus_error::explain(&path, "leave it as it is while it is used, or give --mmap 0");
+            bus_error::explain(&path, None, leave);
         }
         let gguf = options.file(path)?;
         let config = Config::from_gguf(&gguf)?;
@@ -205,6 +208,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             ..options
         };
         let engine = Engine::from_gguf(gguf, options)?;
+        load::explain_bus_errors(&engine, leave);
         load::tell(&engine);
         let model = engine.model()?;
         let most = engine.pool().threads();

@@ -118,7 +118,7 @@ fn report(path: &Path) -> Result<()> {
         start: Start::Packed,
         ..Options::default()
     };
-    bus_error::explain(path, "leave it as it is while it is used");
+    bus_error::explain(path, None, "leave it as it is while it is used");
     let engine = Engine::open(path, options)?;
     let text = statistics::random_text(engine.config().vocab, MEASURED_TOKENS);
     let options =

@@ -245,7 +245,7 @@ const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
 fn taken_vocabulary(path: &Path) -> Result<Vocabulary> {
-    bus_error::explain(path, "leave it as it is while it is used");
+    bus_error::explain(path, None, "leave it as it is while it is used");
     let gguf = Gguf::open(path)?;
     let tokens = gguf.require(TOKENS, gguf.get_strings(TOKENS)?)?.len();
     if tokens == 0 {

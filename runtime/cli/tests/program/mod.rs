@@ -1,4 +1,4 @@
-//! Runs `bitnet-run` as a user does, without the user's own profiles and variables.
+//! Runs `bitnet-run` as a user does, without the user's own profiles, packed weights and variables.
 
 #![allow(dead_code, reason = "every test file takes what it needs")]
 
@@ -17,7 +17,7 @@ use serde_json::Value;
 pub fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet-run"));
     let nothing = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-configuration");
-    command.args(args).env("XDG_CONFIG_HOME", nothing);
+    command.args(args).env("XDG_CONFIG_HOME", &nothing).env("XDG_CACHE_HOME", nothing);
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"LLAMA_ARG_") {
             command.env_remove(name);

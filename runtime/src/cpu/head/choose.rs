@@ -13,6 +13,7 @@ use crate::cpu::model::{Model, Session, SessionOptions};
 use crate::cpu::threads::Pool;
 use crate::cpu::weights;
 use crate::error::{Error, Result};
+use crate::file::packed::{Form, PackedFile};
 use crate::numerics::reaches;
 use crate::random::Random;
 
@@ -109,6 +110,39 @@ impl Model {
         self.gguf.drop_all();
         self.warnings.extend(kept.err().map(|error| weights::not_locked(&error)));
         Ok(self)
+    }
+
+    /// Chooses as [`Model::choose_head`] did when the file of packed weights was made: its low-bit copies
+    /// of the head are scanned where scans are asked for, and nothing is measured or loaded. A head that
+    /// is read whole stays in the model's file.
+    ///
+    /// # Errors
+    /// As [`Model::choose_head`]; [`Error::Model`] when the copies are damaged.
+    pub fn packed_head(
+        mut self,
+        file: &PackedFile,
+        pool: &Arc<Pool>,
+        options: &HeadOptions,
+    ) -> Result<Self> {
+        if options.mode == HeadMode::Full || options.count > screen::most(self.config.vocab) {
+            return Ok(self);
+        }
+        let scan = file.table().sections.iter().find_map(|section| match section.form {
+            Form::Sketch(format) => Some(format),
+            _ => None,
+        });
+        let kernels = scan
+            .map(|format| (format, SketchKernel::defaults(format, options.ceiling, self.head(1))));
+        match (kernels, refinement_kernel(options)) {
+            (Some((format, kernels)), Some(refinement)) if !kernels.is_empty() => {
+                let (head, cols) = (&self.weights.head, self.config.hidden);
+                let scan = (format, kernels);
+                self.sketch = Some(HeadSketch::packed(file, head, cols, scan, refinement)?);
+                Ok(self)
+            }
+            _ if options.mode == HeadMode::Exact => self.choose_head(pool, options),
+            _ => Ok(self),
+        }
     }
 
     /// True if a scan that ruled out every row would be worthwhile.

@@ -27,17 +27,19 @@
 //! Refinement rows of 4 bits in blocks were tried: they left fewer rows to compute, 0.1 % of them,
 //! but took 185 MB for a 2B-4T head instead of 66 MB.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bitnet_profiles::{GatherLayout, HeadFormat, Isa, Shape, SketchFormat};
 
-use crate::cpu::gather::{self, GatherMatrix};
+use crate::cpu::gather::{self, Along, GatherMatrix};
 use crate::cpu::kernels::{GatherKernel, SketchInput, SketchKernel, VectorOps};
-use crate::cpu::memory::{Buffer, Pages, filled};
+use crate::cpu::memory::{Buffer, Bytes, Pages, filled};
 use crate::cpu::table::Table;
 use crate::cpu::threads::{Pool, SharedSlice};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::file::gguf::Gguf;
+use crate::file::packed::{Builder, Form, PackedFile, SketchNumbers};
 use crate::numerics::{BLOCK, Reach, reaches};
 
 /// Rows in a tile of a sketch.
@@ -51,7 +53,7 @@ const UNDERFLOW: f64 = 1.0 / (1u64 << 60) as f64;
 /// Largest product of norms; beyond it intermediate values could overflow f32.
 const MAX_PRODUCT: f64 = 1e30;
 
-/// The copies of a head.
+/// The copies of a head, and the kernels that read them.
 #[derive(Debug)]
 pub struct HeadSketch {
     rows: usize,
@@ -60,18 +62,26 @@ pub struct HeadSketch {
     /// Scan kernels in order of the tokens they take, from one on.
     kernels: Vec<SketchKernel>,
     refinement_kernel: GatherKernel,
-    tiles: Buffer,
-    /// Half the scale of each row, `[tiles][16]`.
-    scales: Vec<f32>,
     refinement: GatherMatrix,
+    copies: Copies,
+}
+
+/// The copies of a head but for the codes of its refinement rows. Numbers of rows are in whole tiles,
+/// `[tiles][16]`.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    /// The sketch, `[tiles][SketchFormat::tile_bytes]`.
+    pub tiles: Bytes,
+    /// Half the scale of each row.
+    pub scales: Vec<f32>,
     /// The scale of each refinement row.
-    refinement_scales: Vec<f32>,
+    pub refinement_scales: Vec<f32>,
     /// Upper bounds of the norms of each row's residual after the sketch, and after both copies.
-    residuals: Vec<f32>,
-    refinement_residuals: Vec<f32>,
+    pub residuals: Vec<f32>,
+    pub refinement_residuals: Vec<f32>,
     /// The largest norms of |w| + |w - p| and of |w - p| + |w - p - b|.
-    norm: f64,
-    refinement_norm: f64,
+    pub norm: f64,
+    pub refinement_norm: f64,
 }
 
 /// Form in which the full head multiplies activations.
@@ -168,30 +178,20 @@ impl HeadSketch {
         let layout = refinement_kernel.layout();
         let refinement_bytes = layout.line_bytes(cols);
         let mut refinement = Buffer::with(rows * refinement_bytes, pages)?;
-        let mut sketch = Self {
-            rows,
-            cols,
-            activations: Activations::of(head.format()),
-            kernels,
-            refinement_kernel,
-            tiles: Buffer::with(tiles * tile_bytes, pages)?,
-            scales: filled(tiles * TILE_ROWS, 0.0)?,
-            refinement: GatherMatrix::of_rows(layout, Shape::new(0, cols), Buffer::zeroed(0)?),
-            refinement_scales: filled(tiles * TILE_ROWS, 0.0)?,
-            residuals: filled(tiles * TILE_ROWS, f32::INFINITY)?,
-            refinement_residuals: filled(tiles * TILE_ROWS, f32::INFINITY)?,
-            norm: 0.0,
-            refinement_norm: 0.0,
-        };
+        let mut sketch = Buffer::with(tiles * tile_bytes, pages)?;
+        let [mut scales, mut refinement_scales] =
+            [filled(tiles * TILE_ROWS, 0.0)?, filled(tiles * TILE_ROWS, 0.0)?];
+        let [mut residuals, mut refinement_residuals] =
+            [filled(tiles * TILE_ROWS, f32::INFINITY)?, filled(tiles * TILE_ROWS, f32::INFINITY)?];
         let mut norms = vec![(0.0, 0.0); pool.threads()];
         let code = coder(format, isa);
         {
-            let out = SharedSlice::new(&mut sketch.tiles);
+            let out = SharedSlice::new(&mut sketch);
             let refinement = SharedSlice::new(&mut refinement);
-            let scales = SharedSlice::new(&mut sketch.scales);
-            let refinement_scales = SharedSlice::new(&mut sketch.refinement_scales);
-            let residuals = SharedSlice::new(&mut sketch.residuals);
-            let refinement_residuals = SharedSlice::new(&mut sketch.refinement_residuals);
+            let scales = SharedSlice::new(&mut scales);
+            let refinement_scales = SharedSlice::new(&mut refinement_scales);
+            let residuals = SharedSlice::new(&mut residuals);
+            let refinement_residuals = SharedSlice::new(&mut refinement_residuals);
             let norms = SharedSlice::new(&mut norms);
             pool.run(|worker| {
                 let mut room = Room::new(cols, layout);
@@ -246,12 +246,101 @@ impl HeadSketch {
                 unsafe { norms.write(worker.index..worker.index + 1)[0] = largest };
             })?;
         }
-        sketch.refinement = GatherMatrix::of_rows(layout, Shape::new(rows, cols), refinement);
-        for (norm, refinement_norm) in norms {
-            (sketch.norm, sketch.refinement_norm) =
-                (sketch.norm.max(norm), sketch.refinement_norm.max(refinement_norm));
+        let largest = |(a, b): (f64, f64), (x, y): (f64, f64)| (a.max(x), b.max(y));
+        let (norm, refinement_norm) = norms.into_iter().fold((0.0, 0.0), largest);
+        let copies = Copies {
+            tiles: sketch.into(),
+            scales,
+            refinement_scales,
+            residuals,
+            refinement_residuals,
+            norm,
+            refinement_norm,
+        };
+        Self::of(head, cols, (format, kernels), refinement_kernel, copies, refinement)
+    }
+
+    /// Takes copies of `head`, whose rows hold `cols` weights, that were built before, and the refinement
+    /// rows in the layout of their kernel.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when they are not as large as the head and the kernels require.
+    pub(crate) fn of(
+        head: &Table,
+        cols: usize,
+        (format, kernels): (SketchFormat, Vec<SketchKernel>),
+        refinement_kernel: GatherKernel,
+        copies: Copies,
+        refinement: impl Into<Bytes>,
+    ) -> Result<Self> {
+        let rows = head.row_count();
+        let (shape, tiles) = (Shape::new(rows, cols), rows.div_ceil(TILE_ROWS));
+        let lines = (refinement_kernel.layout(), Along::Rows);
+        let refinement = GatherMatrix::new(lines, shape, 1.0, refinement)?;
+        let Copies { scales, refinement_scales, residuals, refinement_residuals, .. } = &copies;
+        let numbers = [scales, refinement_scales, residuals, refinement_residuals];
+        let fits = numbers.iter().all(|numbers| numbers.len() == tiles * TILE_ROWS)
+            && copies.tiles.len() == tiles * format.tile_bytes(cols)
+            && kernels.iter().all(|kernel| kernel.format() == format)
+            && !kernels.is_empty();
+        if !fits {
+            let bytes = copies.tiles.len();
+            return Err(Error::Runtime(format!("{bytes} bytes are no {format} of a head {shape}")));
         }
-        Ok(sketch)
+        let activations = Activations::of(head.format());
+        Ok(Self { rows, cols, activations, kernels, refinement_kernel, refinement, copies })
+    }
+
+    /// Adds the copies of the head, whose tensor has this name, to a file of packed weights.
+    pub(crate) fn store<'a>(&'a self, name: &str, file: &mut Builder<'a>) {
+        let shape = self.refinement.shape();
+        let mut add = |form, data: Cow<'a, [u8]>| file.add((name, form, shape), (1.0, false), data);
+        add(Form::Sketch(self.kernels[0].format()), Cow::Borrowed(&self.copies.tiles));
+        add(Form::Refinement(self.refinement.layout()), Cow::Borrowed(self.refinement.data()));
+        for numbers in SketchNumbers::ALL {
+            let of_rows = match numbers {
+                SketchNumbers::Scales => &self.copies.scales,
+                SketchNumbers::RefinementScales => &self.copies.refinement_scales,
+                SketchNumbers::Residuals => &self.copies.residuals,
+                SketchNumbers::RefinementResiduals => &self.copies.refinement_residuals,
+            };
+            let bytes: Vec<u8> = of_rows.iter().flat_map(|number| number.to_le_bytes()).collect();
+            add(Form::Numbers(numbers), bytes.into());
+        }
+        file.set_norms([self.copies.norm, self.copies.refinement_norm]);
+    }
+
+    /// Takes the copies of `head`, whose rows hold `cols` weights, out of a file of packed weights, for the
+    /// kernels that read them; see [`HeadSketch::build`].
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the file has no such copies.
+    pub(crate) fn packed(
+        file: &PackedFile,
+        head: &Table,
+        cols: usize,
+        (format, kernels): (SketchFormat, Vec<SketchKernel>),
+        refinement_kernel: GatherKernel,
+    ) -> Result<Self> {
+        let (name, shape) = (&head.tensor().name, Shape::new(head.row_count(), cols));
+        let bytes = |form| file.bytes(file.section(name, form, shape)?);
+        let numbers = |numbers| file.numbers(name, numbers, shape);
+        let norms = file.table().norms.map(|norms| norms.map(f64::from_bits));
+        let Some([norm, refinement_norm]) = norms.filter(|norms| norms.iter().all(|n| *n >= 0.0))
+        else {
+            return Err(file.error(name, format_args!("norms {norms:?}"), "those of a sketch"));
+        };
+        let copies = Copies {
+            tiles: bytes(Form::Sketch(format))?,
+            scales: numbers(SketchNumbers::Scales)?,
+            refinement_scales: numbers(SketchNumbers::RefinementScales)?,
+            residuals: numbers(SketchNumbers::Residuals)?,
+            refinement_residuals: numbers(SketchNumbers::RefinementResiduals)?,
+            norm,
+            refinement_norm,
+        };
+        let refinement = bytes(Form::Refinement(refinement_kernel.layout()))?;
+        Self::of(head, cols, (format, kernels), refinement_kernel, copies, refinement)
     }
 
     /// Returns the kernel that scans for so many tokens, at most [`HeadSketch::tokens`].
@@ -288,7 +377,7 @@ impl HeadSketch {
     /// Bytes that a scan reads: the sketch, and the scale and residual of every row.
     #[must_use]
     pub fn scan_bytes(&self) -> usize {
-        self.tiles.len() + self.rows * 2 * size_of::<f32>()
+        self.copies.tiles.len() + self.rows * 2 * size_of::<f32>()
     }
 
     /// Bytes that the refinement estimate of a row reads.
@@ -299,7 +388,7 @@ impl HeadSketch {
 
     /// Locks the copies in memory if `lock` is set.
     pub(crate) fn lock_if(&self, lock: bool) -> std::io::Result<()> {
-        if lock { self.tiles.lock().and(self.refinement.lock()) } else { Ok(()) }
+        if lock { self.copies.tiles.lock().and(self.refinement.lock()) } else { Ok(()) }
     }
 
     /// Sets the activations of some tokens in the input of [`HeadSketch::scan`].
@@ -323,7 +412,7 @@ impl HeadSketch {
         input: &SketchInput,
         out: &mut [f32],
     ) {
-        self.kernel(tokens).run(&self.tiles, &self.scales, tiles, input, out);
+        self.kernel(tokens).run(&self.copies.tiles, &self.copies.scales, tiles, input, out);
         if self.has_residual_row(tokens) {
             let (estimates, rests) = out.split_at_mut(out.len() / 2);
             for (estimate, rest) in estimates.iter_mut().zip(rests) {
@@ -343,7 +432,7 @@ impl HeadSketch {
         least: f32,
         found: &mut [u32],
     ) -> usize {
-        let residuals = &self.residuals[first..first + estimates.len()];
+        let residuals = &self.copies.residuals[first..first + estimates.len()];
         let reach = Reach { norm: query.norm, slack: query.slack, least };
         ops.list_reaching((estimates, residuals), reach, first as u32, found)
     }
@@ -369,8 +458,8 @@ impl HeadSketch {
         query: &Query,
         least: f32,
     ) -> bool {
-        let refinement = dot as f32 * (self.refinement_scales[row] * query.step);
-        let radius = self.refinement_residuals[row] * query.norm + query.refinement_slack;
+        let refinement = dot as f32 * (self.copies.refinement_scales[row] * query.step);
+        let radius = self.copies.refinement_residuals[row] * query.norm + query.refinement_slack;
         reaches((estimate + refinement) + radius, least)
     }
 }
@@ -510,7 +599,7 @@ impl Query {
         let [row, rest] = &self.rows;
         let (n, x) = (self.x.len(), |i: usize| f64::from(self.x[i]));
         let size = norm(n, x) * (1.0 + 2.0 * U) + UNDERFLOW;
-        let product = size * sketch.norm.max(1.0);
+        let product = size * sketch.copies.norm.max(1.0);
         if product.is_nan() || product > MAX_PRODUCT {
             return false;
         }
@@ -525,8 +614,8 @@ impl Query {
         let lanes = n as f64 / 16.0 + 16.0;
         let blocks = (n / BLOCK) as f64 + 16.0;
         let rounding = (lanes + blocks + 32.0) * 1.01 * U;
-        let slack = sketch.norm * (coarse + rounding * (size + coarse)) + UNDERFLOW;
-        let refinement = sketch.refinement_norm * (narrow + rounding * (size + narrow));
+        let slack = sketch.copies.norm * (coarse + rounding * (size + coarse)) + UNDERFLOW;
+        let refinement = sketch.copies.refinement_norm * (narrow + rounding * (size + narrow));
         (self.norm, self.slack, self.refinement_slack) =
             (up(size), up(slack), up(slack + refinement));
         true
@@ -685,7 +774,6 @@ pub(crate) mod tests {
     use half::f16;
 
     use super::*;
-    use crate::cpu::gather::Along;
     use crate::cpu::kernels::HeadKernel;
     use crate::cpu::kernels::verify::head_row;
     use crate::random::Random;
@@ -858,7 +946,7 @@ pub(crate) mod tests {
                     let estimates = estimate(&sketch, &query);
                     for (row, &logit) in expected.iter().enumerate() {
                         let what = format!("{what}, row {row}: {logit}");
-                        let (estimate, residual) = (estimates[row], sketch.residuals[row]);
+                        let (estimate, residual) = (estimates[row], sketch.copies.residuals[row]);
                         let radius = residual * query.norm + query.slack;
                         if radius == f32::INFINITY {
                             assert!(survives(&sketch, row, estimate, &query, f32::MAX), "{what}");
@@ -868,7 +956,7 @@ pub(crate) mod tests {
                         assert!(error <= f64::from(radius), "{what} for {estimate} {radius}");
                         assert!(survives(&sketch, row, estimate, &query, logit), "{what}");
                         if case.name == "noise" && i == 0 {
-                            let largest = sketch.norm as f32 * query.norm;
+                            let largest = sketch.copies.norm as f32 * query.norm;
                             let share = [0.12, 0.06][format as usize];
                             assert!(radius < share * largest, "{what}: {radius} of {largest}");
                             let finer = logit + 0.5 * share * largest;
@@ -904,7 +992,7 @@ pub(crate) mod tests {
                 let estimates = estimate(&sketch, &query);
                 for row in 0..rows {
                     let refinement = refinement_dot(&sketch, row, &query) as f32
-                        * (sketch.refinement_scales[row] * query.step);
+                        * (sketch.copies.refinement_scales[row] * query.step);
                     left[row * cols + col] -= estimates[row];
                     left_by_both[row * cols + col] -= estimates[row] + refinement;
                 }
@@ -917,7 +1005,7 @@ pub(crate) mod tests {
                     let x = along(&left);
                     assert!(query.set(&sketch, &ops, &x, true));
                     let estimates = estimate(&sketch, &query);
-                    let radius = sketch.residuals[row] * query.norm + query.slack;
+                    let radius = sketch.copies.residuals[row] * query.norm + query.slack;
                     let error = (logits(&case, &head, &x)[row] - estimates[row]).abs();
                     assert!(error <= radius && error > 0.99 * radius, "{error} {radius}");
 
@@ -925,8 +1013,8 @@ pub(crate) mod tests {
                     assert!(query.set(&sketch, &ops, &x, true));
                     let estimates = estimate(&sketch, &query);
                     let logit = logits(&case, &head, &x)[row];
-                    let radius =
-                        sketch.refinement_residuals[row] * query.norm + query.refinement_slack;
+                    let radius = sketch.copies.refinement_residuals[row] * query.norm
+                        + query.refinement_slack;
                     assert!(survives(&sketch, row, estimates[row], &query, logit), "{logit}");
                     if sign > 0.0 {
                         // The logit lies a radius above its estimate.

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 
 use super::library::Unusable;
 use crate::error::quoted;
+use crate::file::hexadecimal;
 
 /// Mode bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -284,7 +285,7 @@ fn remove_leftovers(folder: &Path) {
 
 /// Returns the SHA-256 of `bytes`, as 64 hexadecimal digits.
 fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(Sha256::new_with_prefix(bytes))
 }
 
 /// Checks that only this user can write to it.

@@ -117,6 +117,10 @@ impl Gguf {
         Ok(())
     }
 
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
     /// Checks that no part of the model is missing.
     ///
     /// # Errors

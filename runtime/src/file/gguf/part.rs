@@ -5,11 +5,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use memmap2::Mmap;
+use sha2::{Digest, Sha256};
 
 use crate::cpu::memory;
 use crate::error::{Error, Result};
+use crate::file::hexadecimal;
 
 /// A file and its bytes.
 pub(super) struct Part {
@@ -113,6 +116,34 @@ impl Part {
     /// A note on opening the file, in one line: it could not be mapped.
     pub(super) fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
+    }
+
+    /// Time of the last change of the file that is open; none of what is in memory.
+    pub(super) fn modified(&self) -> Option<SystemTime> {
+        let Bytes::Mapped { file, .. } = &self.bytes else { return None };
+        file.metadata().ok()?.modified().ok()
+    }
+
+    /// Returns the SHA-256 of the content. A mapped file is read by the system, which makes no page of
+    /// the map resident.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system does not read it.
+    pub(super) fn sha256(&self) -> Result<String> {
+        const PIECE: usize = 1 << 20;
+        let (mut hash, mut buffer) = (Sha256::new(), Vec::new());
+        for (i, piece) in self.data().chunks(PIECE).enumerate() {
+            let start = (i * PIECE) as u64;
+            match self.read_at(start..start + piece.len() as u64, &mut buffer) {
+                true => hash.update(&buffer),
+                false if cfg!(unix) && self.is_mapped() => {
+                    let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+                    return Err(Error::io(&self.path, "read", error));
+                }
+                false => hash.update(piece),
+            }
+        }
+        Ok(hexadecimal(hash))
     }
 
     /// Reads bytes of a mapped file by the system, without its map. Returns false if it is in

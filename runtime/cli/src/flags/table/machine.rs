@@ -236,6 +236,7 @@ pub const OWN: &[Flag] = &[
     own(BENCH, &["-np", "-npl", "--parallel"], LIST),
     own(BOTH, &["--fixed-threads"], SWITCH),
     own(BOTH, &["--profile"], FILE),
+    own(BOTH, &["--packed"], Value::One("FILE|auto|none")),
     own(BOTH, &["--format"], Value::One("FORMAT")),
     own(BOTH, &["--isa"], Value::One("ISA")),
     own(BOTH, &["--lm-head"], Value::One("auto|exact|full")),
