@@ -114,6 +114,7 @@ fn line(file: &StoredFile) -> String {
                     Form::Tiles(layout) => layout.name(),
                     Form::Rows(layout) | Form::Columns(layout) => layout.name(),
                     Form::Sketch(format) => format.name(),
+                    Form::Blocks(format) => format.name(),
                     Form::Refinement(_) | Form::Numbers(_) => continue,
                 };
                 if !layouts.contains(&layout) {

@@ -30,7 +30,8 @@ use crate::output::{answer, human, note};
 use crate::prompt::PromptArgs;
 
 const SAMPLING: &str = "Sampling";
-/// Time of packing from which the user is told that packed weights can be kept.
+/// Time of packing from which the user is told that packed weights can be kept; who ran on the weights in
+/// the file to the end is told, too.
 const WORTH_KEEPING: Duration = Duration::from_millis(300);
 
 /// What to write, and how.
@@ -360,10 +361,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         huge_pages: engine.placement().pages == Pages::Huge,
     };
     report.summary();
-    if let Some(time) = engine.pack_time().filter(|time| may_keep && *time >= WORTH_KEEPING) {
+    let packs = engine.pack_time().is_none_or(|time| time >= WORTH_KEEPING);
+    if may_keep && packs && engine.packed_file().is_none() {
         note(format_args!(
-            "packing took {:.2} s; `bitnet-run pack -m {}` keeps what it makes for later runs",
-            time.as_secs_f64(),
+            "`bitnet-run pack -m {}` keeps packed weights in a file, with which later runs take less time",
             path.display()
         ));
     }

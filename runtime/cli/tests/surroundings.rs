@@ -167,8 +167,12 @@ fn g105_packed_weights_that_are_cut_short_while_they_are_mapped_are_one_line() {
     let model = Model::new();
     let packed = model.folder.path().join("a.packed");
     let path = packed.to_str().unwrap();
+    let advice = "bitnet-run pack -m";
+    assert!(both(&model.args()).1.contains(advice));
     both(&["pack", "-m", model.path.to_str().unwrap(), "-o", path]);
-    let held = Held::start(command(&[&model.args()[..], &["--packed", path]].concat()));
+    let args = [&model.args()[..], &["--packed", path]].concat();
+    assert!(!both(&args).1.contains(advice));
+    let held = Held::start(command(&args));
     fs::File::options().write(true).open(&packed).unwrap().set_len(4096).unwrap();
     let output = held.finish();
     let errors = errors(&output);

@@ -248,7 +248,7 @@ impl Model {
         Some(ScreenedHead { gguf, table: &weights.head, kernel, vector, sketch })
     }
 
-    /// Lists all that is packed, for a file of it: the ternary matrices, and the copies of the head.
+    /// Lists all that is packed, for a file of it: the ternary matrices, and the head or its low-bit copies.
     #[must_use]
     pub fn packed(&self) -> Builder<'_> {
         let mut builder = Builder::default();
@@ -260,8 +260,9 @@ impl Model {
                 job.store(&names.collect::<Vec<_>>(), &mut builder);
             }
         }
-        if let Some(sketch) = &self.sketch {
-            sketch.store(&self.weights.head.tensor().name, &mut builder);
+        match &self.sketch {
+            Some(sketch) => sketch.store(&self.weights.head.tensor().name, &mut builder),
+            None => self.weights.head.store(&mut builder),
         }
         builder
     }

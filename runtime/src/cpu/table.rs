@@ -1,14 +1,14 @@
 //! Embeddings and heads.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use bitnet_profiles::HeadFormat;
+use bitnet_profiles::{HeadFormat, Shape};
 
-use crate::cpu::memory::{Buffer, Pages};
+use crate::cpu::memory::{Buffer, Bytes, Pages};
 use crate::cpu::threads::{Pool, SharedSlice};
 use crate::error::Result;
 use crate::file::gguf::{Gguf, TensorInfo};
+use crate::file::packed::{Builder, Form, PackedFile};
 use crate::formats;
 
 /// An embedding or a head: a matrix in the blocks of the file.
@@ -20,7 +20,7 @@ pub struct Table {
     scale: f32,
     rows: usize,
     /// The blocks, if they were copied out of the file.
-    memory: Option<Arc<Buffer>>,
+    memory: Option<Bytes>,
 }
 
 impl Table {
@@ -114,12 +114,39 @@ impl Table {
                 self.drop_rows(gguf, rows);
             }
         })?;
-        Ok(Self { memory: Some(Arc::new(buffer)), ..self })
+        Ok(Self { memory: Some(buffer.into()), ..self })
+    }
+
+    /// Adds the copy, if there is one, to a file of packed weights.
+    pub(super) fn store<'a>(&'a self, file: &mut Builder<'a>) {
+        if let Some(blocks) = &self.memory {
+            let head = (self.tensor.name.as_str(), Form::Blocks(self.format), self.shape());
+            file.add(head, (self.scale, false), &blocks[..]);
+        }
+    }
+
+    /// Takes the copy out of a file of packed weights.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) when the file has none.
+    pub(super) fn packed(self, file: &PackedFile) -> Result<Self> {
+        let name = &self.tensor.name;
+        let blocks = file.bytes(file.section(name, Form::Blocks(self.format), self.shape())?)?;
+        let bytes = self.rows * self.width();
+        if blocks.len() != bytes {
+            let found = format_args!("{} bytes", blocks.len());
+            return Err(file.error(name, found, format_args!("{bytes}")));
+        }
+        Ok(Self { memory: Some(blocks), ..self })
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::new(self.rows, self.tensor.cols() as usize)
     }
 
     /// Locks the copy in memory, if there is one.
     pub(super) fn lock(&self) -> std::io::Result<()> {
-        self.memory.as_ref().map_or(Ok(()), |buffer| buffer.lock())
+        self.memory.as_ref().map_or(Ok(()), Bytes::lock)
     }
 
     /// True if single rows are read out of the file with [`Gguf::read_part`], which is so unless

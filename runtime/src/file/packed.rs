@@ -18,7 +18,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bitnet_profiles::atomic_file::Replacement;
-use bitnet_profiles::{GatherLayout, Layout, Shape, SketchFormat};
+use bitnet_profiles::{GatherLayout, HeadFormat, Layout, Shape, SketchFormat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -39,6 +39,8 @@ const MAX_TABLE: usize = 16 << 20;
 const DATA_ALIGN: u64 = 2 << 20;
 /// Alignment of a section in the data: a page.
 const SECTION_ALIGN: u64 = 4096;
+/// Bytes that are written at once.
+const PIECE: usize = 4 * DATA_ALIGN as usize;
 /// Advice for every refusal.
 const ANEW: &str = "make it anew with `bitnet-run pack -m MODEL`";
 
@@ -90,6 +92,8 @@ pub enum Form {
     Rows(GatherLayout),
     /// A ternary matrix, packed column by column.
     Columns(GatherLayout),
+    /// A head in the blocks of the model's file.
+    Blocks(HeadFormat),
     /// The sketch of a head.
     Sketch(SketchFormat),
     /// The refinement rows of a head.
@@ -135,6 +139,7 @@ impl std::fmt::Display for Form {
             Self::Tiles(layout) => write!(f, "{layout}"),
             Self::Rows(layout) => write!(f, "rows in {layout}"),
             Self::Columns(layout) => write!(f, "columns in {layout}"),
+            Self::Blocks(format) => write!(f, "{format}"),
             Self::Sketch(format) => write!(f, "{format}"),
             Self::Refinement(layout) => write!(f, "refinement rows in {layout}"),
             Self::Numbers(numbers) => write!(f, "numbers of a sketch ({numbers:?})"),
@@ -388,20 +393,23 @@ impl<'a> Builder<'a> {
         let json = json.ok_or_else(|| {
             Error::Runtime(format!("{}: the table is too long to be written", path.display()))
         })?;
-        let start = data_start(json.len());
+        let mut front = MAGIC.to_vec();
+        front.extend(VERSION.to_le_bytes());
+        front.extend((json.len() as u32).to_le_bytes());
+        front.extend(Sha256::digest(&json));
+        front.extend(json);
+        let start = data_start(front.len() - HEAD);
+        front.resize(start as usize, 0);
         let write = || -> io::Result<()> {
             let file = Replacement::new(path)?;
-            let mut out = BufWriter::with_capacity(1 << 20, file.writer());
-            out.write_all(&MAGIC)?;
-            out.write_all(&VERSION.to_le_bytes())?;
-            out.write_all(&(json.len() as u32).to_le_bytes())?;
-            out.write_all(&Sha256::digest(&json))?;
-            out.write_all(&json)?;
-            zeros(&mut out, start - (HEAD + json.len()) as u64)?;
+            file.writer().write_all(&front)?;
+            // Whole pages fill the buffer, so that all that is written begins and ends at multiples of
+            // a huge page: file systems with such pages then keep the file in them.
+            let mut out = BufWriter::with_capacity(PIECE, file.writer());
             let mut at = 0;
             for (section, data) in table.sections.iter().zip(&self.data) {
                 zeros(&mut out, section.offset - at)?;
-                out.write_all(data)?;
+                data.chunks(SECTION_ALIGN as usize).try_for_each(|page| out.write_all(page))?;
                 at = section.offset + section.bytes;
             }
             zeros(&mut out, bytes - at)?;
@@ -414,8 +422,12 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// Writes zeros: to the end of a page, or whole pages after it.
 fn zeros(out: &mut impl Write, bytes: u64) -> io::Result<()> {
-    io::copy(&mut io::repeat(0).take(bytes), out).map(drop)
+    let page = [0; SECTION_ALIGN as usize];
+    let (whole, part) = (bytes / SECTION_ALIGN, (bytes % SECTION_ALIGN) as usize);
+    out.write_all(&page[..part])?;
+    (0..whole).try_for_each(|_| out.write_all(&page))
 }
 
 #[cfg(test)]

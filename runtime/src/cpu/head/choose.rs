@@ -10,6 +10,7 @@ use crate::cpu::head::sketch::{self, HeadSketch};
 use crate::cpu::kernels::{GatherKernel, SketchKernel};
 use crate::cpu::memory::Pages;
 use crate::cpu::model::{Model, Session, SessionOptions};
+use crate::cpu::table::Table;
 use crate::cpu::threads::Pool;
 use crate::cpu::weights;
 use crate::error::{Error, Result};
@@ -98,12 +99,8 @@ impl Model {
                 self.sketch.insert(sketch).lock_if(options.lock)
             }
             None => {
-                let tied = self.weights.head.tensor().name == self.weights.embedding.tensor().name;
                 let head = self.weights.head.clone().copied(&self.gguf, pool, options.pages)?;
-                if tied {
-                    self.weights.embedding = head.clone();
-                }
-                self.weights.head = head;
+                self.set_head(head);
                 if options.lock { self.weights.head.lock() } else { Ok(()) }
             }
         };
@@ -114,35 +111,47 @@ impl Model {
 
     /// Chooses as [`Model::choose_head`] did when the file of packed weights was made: its low-bit copies
     /// of the head are scanned where scans are asked for, and nothing is measured or loaded. A head that
-    /// is read whole stays in the model's file.
+    /// is read whole is the file's, if that has it, and else stays in the model's file.
     ///
     /// # Errors
-    /// As [`Model::choose_head`]; [`Error::Model`] when the copies are damaged.
+    /// As [`Model::choose_head`]; [`Error::Model`] when the file is damaged.
     pub fn packed_head(
         mut self,
         file: &PackedFile,
         pool: &Arc<Pool>,
         options: &HeadOptions,
     ) -> Result<Self> {
-        if options.mode == HeadMode::Full || options.count > screen::most(self.config.vocab) {
-            return Ok(self);
-        }
-        let scan = file.table().sections.iter().find_map(|section| match section.form {
-            Form::Sketch(format) => Some(format),
+        let scans =
+            options.mode != HeadMode::Full && options.count <= screen::most(self.config.vocab);
+        let sections = || file.table().sections.iter();
+        let format = sections().find_map(|section| match section.form {
+            Form::Sketch(format) if scans => Some(format),
             _ => None,
         });
-        let kernels = scan
-            .map(|format| (format, SketchKernel::defaults(format, options.ceiling, self.head(1))));
-        match (kernels, refinement_kernel(options)) {
-            (Some((format, kernels)), Some(refinement)) if !kernels.is_empty() => {
-                let (head, cols) = (&self.weights.head, self.config.hidden);
-                let scan = (format, kernels);
-                self.sketch = Some(HeadSketch::packed(file, head, cols, scan, refinement)?);
-                Ok(self)
-            }
-            _ if options.mode == HeadMode::Exact => self.choose_head(pool, options),
-            _ => Ok(self),
+        let kernels =
+            format.map(|format| SketchKernel::defaults(format, options.ceiling, self.head(1)));
+        let kernels = kernels.filter(|kernels| !kernels.is_empty());
+        if let (Some(format), Some(kernels), Some(refinement)) =
+            (format, kernels, refinement_kernel(options))
+        {
+            let (head, cols) = (&self.weights.head, self.config.hidden);
+            let scan = (format, kernels);
+            self.sketch = Some(HeadSketch::packed(file, head, cols, scan, refinement)?);
+        } else if scans && options.mode == HeadMode::Exact {
+            return self.choose_head(pool, options);
+        } else if sections().any(|section| matches!(section.form, Form::Blocks(_))) {
+            let head = self.weights.head.clone().packed(file)?;
+            self.set_head(head);
         }
+        Ok(self)
+    }
+
+    /// Replaces the head, which may be the embedding, too.
+    fn set_head(&mut self, head: Table) {
+        if self.weights.head.tensor().name == self.weights.embedding.tensor().name {
+            self.weights.embedding = head.clone();
+        }
+        self.weights.head = head;
     }
 
     /// True if a scan that ruled out every row would be worthwhile.
