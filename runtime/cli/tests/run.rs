@@ -127,8 +127,11 @@ fn the_head_is_scanned_as_asked() {
 fn json_says_what_ran() {
     let model = demo_model();
     let report = json(&greedy(&model, "ROMEO:", &["-n", "5", "-t", "2", "-c", "100"]));
-    let keys =
-        |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    let keys = |value: &Value| -> Vec<String> {
+        let mut keys: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
+        keys.sort_unstable();
+        keys
+    };
     assert_eq!(
         keys(&report),
         [
