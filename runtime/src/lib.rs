@@ -89,6 +89,10 @@ pub use crate::{
     error::{Error, Result},
     file::gguf::Override,
     text::{
+        chat::{
+            Chat, Conversation, Ending, Json, Message, Part, ReasoningSplitter, TemplateChoice,
+            Variables,
+        },
         stop::StopStrings,
         tokenizer::{StreamDecoder, Tokenizer},
     },

@@ -27,6 +27,7 @@ use crate::error::{Error, Result, quoted};
 use crate::file::gguf::{Gguf, Likeness};
 use crate::file::packed::PackedFile;
 use crate::note::Note;
+use crate::text::chat::{Chat, TemplateChoice};
 #[cfg(feature = "grammar")]
 use crate::text::grammar::Grammars;
 use crate::text::tokenizer::Tokenizer;
@@ -466,6 +467,14 @@ impl Engine {
         }
         let grammars = Grammars::new(Arc::clone(self.tokenizer()?))?;
         Ok(self.grammars.get_or_init(|| grammars))
+    }
+
+    /// Takes a chat template of the model.
+    ///
+    /// # Errors
+    /// Those of [`Engine::tokenizer`] and [`Chat::new`].
+    pub fn chat(&self, choice: &TemplateChoice) -> Result<Chat> {
+        Chat::new(&self.gguf, Arc::clone(self.tokenizer()?), choice)
     }
 
     /// The hyperparameters.

@@ -1,5 +1,6 @@
 //! Text to tokens, and back.
 
+pub mod chat;
 mod end;
 #[cfg(feature = "grammar")]
 pub mod grammar;

@@ -12,6 +12,8 @@
 //! The names of pre-tokenizers, the rule for BOS, the tokens that end a generation and the matching
 //! of user-defined tokens in any text are llama.cpp's; the tests hold its test vectors.
 
+use std::borrow::Cow;
+
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
@@ -240,16 +242,46 @@ impl Tokenizer {
     /// [`Error::Usage`] when the text is over [`MAX_TEXT`] bytes or holds a character that the
     /// vocabulary cannot express.
     pub fn encode(&self, text: &str, add_bos: bool, parse_special: bool) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        if add_bos {
+            ids.extend(self.bos);
+        }
+        self.encode_into(text, parse_special, None, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// The ids of a text in which special tokens count. What lies between them is encoded without `mark`,
+    /// which so keeps a text that spells a special token from being one.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(super) fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        self.encode_into(text, true, Some(mark), &mut ids)?;
+        Ok(ids)
+    }
+
+    /// The texts of tokens that a text does not spell unless special tokens count, and of those that end a
+    /// text.
+    pub(super) fn control_texts(&self) -> impl Iterator<Item = &str> {
+        let asked = self.specials.iter().filter(|special| special.only_when_asked);
+        let ids = asked.map(|special| special.id).chain(self.end_ids.iter().copied());
+        ids.filter_map(|id| self.token_text(id)).filter(|text| !text.is_empty())
+    }
+
+    fn encode_into(
+        &self,
+        text: &str,
+        parse_special: bool,
+        mark: Option<char>,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
         if text.len() > MAX_TEXT {
             return Err(Error::usage(
                 "text",
                 format_args!("{} bytes", text.len()),
                 format_args!("at most {MAX_TEXT} bytes; give it in parts"),
             ));
-        }
-        let mut ids = Vec::new();
-        if add_bos {
-            ids.extend(self.bos);
         }
         let mut after_special = true;
         for fragment in self.fragments(text, parse_special) {
@@ -259,9 +291,16 @@ impl Tokenizer {
                     after_special = true;
                 }
                 Fragment::Text(text) => {
+                    let text = match mark {
+                        Some(mark) if text.contains(mark) => text.replace(mark, "").into(),
+                        _ => Cow::Borrowed(text),
+                    };
+                    if text.is_empty() {
+                        continue;
+                    }
                     match &self.scheme {
                         Scheme::ByteLevel { cuts, bpe, .. } => {
-                            self.encode_byte_level(cuts, bpe, text, &mut ids)?
+                            self.encode_byte_level(cuts, bpe, &text, ids)?
                         }
                         Scheme::SentencePiece { space_prefix, pieces } => {
                             let mut word = String::with_capacity(text.len() + 16);
@@ -269,14 +308,14 @@ impl Tokenizer {
                                 word.push(SPM_SPACE);
                             }
                             word.extend(text.chars().map(|c| if c == ' ' { SPM_SPACE } else { c }));
-                            pieces.encode(&word, &mut ids).ok_or_else(|| inexpressible(&word))?;
+                            pieces.encode(&word, ids).ok_or_else(|| inexpressible(&word))?;
                         }
                     }
                     after_special = false;
                 }
             }
         }
-        Ok(ids)
+        Ok(())
     }
 
     fn encode_byte_level(

@@ -13,7 +13,8 @@ use std::process::ExitCode;
 
 use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::{
-    Engine, Error, FinishReason, GenerateOptions, Options, ProfileChoice, Sampling, SequenceOptions,
+    Conversation, Engine, Error, FinishReason, GenerateOptions, Message, Options, ProfileChoice,
+    Sampling, SequenceOptions, TemplateChoice,
 };
 use bitnet_trials::Suite;
 
@@ -67,10 +68,38 @@ fn writes_text(fixture: &Fixture, runs: &Runs, engine: &Engine) {
     assert!(begins.is_none_or(|id| written.prompt[0] == id), "{:?}", written.prompt);
     assert_eq!((written.ids.len(), written.finish_reason), (TOKENS, FinishReason::Length));
 
+    talks(fixture, engine);
     let notes = engine.take_notes();
     let warnings: Vec<&str> =
         notes.iter().filter(|note| note.is_warning).map(|note| note.text.as_str()).collect();
     let as_expected = warnings.len() == runs.warnings.len()
         && warnings.iter().zip(&runs.warnings).all(|(text, word)| text.contains(word));
     assert!(as_expected, "{warnings:#?}, expected {:?}", runs.warnings);
+}
+
+/// A file with a template talks by it, or by that of its model; one without is made to continue text.
+fn talks(fixture: &Fixture, engine: &Engine) {
+    let template = fixture.value("tokenizer.chat_template").map(|text| text.as_str().unwrap());
+    let (chat, template) = match (engine.chat(&TemplateChoice::Auto), template) {
+        (Ok(chat), Some(template)) => (chat, template),
+        (Err(error), None) => return assert_eq!(error.exit_code(), 3, "{error}"),
+        (result, _) => panic!("{result:?}"),
+    };
+    let is_placeholder = template.contains("BITNETAssistant");
+    assert_eq!(chat.template_name(), if is_placeholder { "bitnet" } else { "gguf" });
+    let notes: Vec<&str> = chat.notes().iter().map(|note| note.text.as_str()).collect();
+    assert_eq!(notes.iter().any(|note| note.contains("placeholder")), is_placeholder);
+
+    let messages = vec![Message::new("system", "Be brief."), Message::new("user", "Hi<|eot_id|>")];
+    let talk = Conversation { messages, ..Conversation::default() };
+    let (ids, text) = (chat.ids(&talk).unwrap(), chat.render(&talk).unwrap());
+    assert!(text.contains("Be brief.") && text.contains("Hi<|eot_id|>"), "{text}");
+    if is_placeholder {
+        let expected = "System: Be brief.<|eot_id|>User: Hi<|eot_id|><|eot_id|>Assistant: ";
+        assert!(text.ends_with(expected), "{text}");
+        assert_eq!(ids.iter().filter(|&&id| id == 128_009).count(), 2);
+        assert!(notes.iter().any(|note| note.contains("<|eot_id|>")), "{notes:?}");
+    }
+    let begins = ids.iter().filter(|&&id| Some(id) == chat.tokenizer().bos()).count();
+    assert!(begins <= 1 && (begins == 1) == (Some(ids[0]) == chat.tokenizer().bos()), "{ids:?}");
 }
