@@ -81,7 +81,7 @@ pub use crate::{
     },
     engine::{
         Cancel, Engine, GenerateOptions, Generation, NamedProfile, Note, Options, PackedWeights,
-        ProfileChoice, ProfileInUse, ProfileSource, Progress, Start, Suggested,
+        ProfileChoice, ProfileInUse, ProfileSource, Progress, Start, Suggested, Turns,
         logprobs::{TokenLogprobs, logprobs},
         sampler::Sampling,
         sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats, Wants},

@@ -13,6 +13,7 @@ pub mod sampler;
 pub mod sequence;
 mod suggested;
 mod trust;
+mod turns;
 
 pub use crate::note::Note;
 pub use fit::{AbsentKernel, FINGERPRINT, ProfileFit};
@@ -22,3 +23,4 @@ pub use options::{Options, PackedWeights, ProfileChoice, Progress, Start};
 pub use packed::{PackedStore, StoredFile};
 pub use profile::{NamedProfile, ProfileInUse, ProfileSource};
 pub use suggested::Suggested;
+pub use turns::Turns;

@@ -366,7 +366,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::session`].
     pub fn session_for(&self, prompt: usize, options: SessionOptions) -> Result<Session> {
-        let waits = prompt > FEW_TOKENS || self.state().packed.is_some();
+        let waits = self.is_packed_for(prompt);
         if !waits {
             let session = self.start(self.mapped()?, options)?;
             // Under a limit, what does not fit is to be told before anything is written.
@@ -376,6 +376,23 @@ impl Engine {
             }
         }
         self.start(self.model()?, options)
+    }
+
+    /// True if a prompt of so many tokens is to run on packed weights.
+    fn is_packed_for(&self, prompt: usize) -> bool {
+        prompt > FEW_TOKENS || self.state().packed.is_some()
+    }
+
+    /// Makes a session that began on the weights in the file go on with packed ones, if so many tokens of
+    /// a prompt are to come.
+    ///
+    /// # Errors
+    /// Those of [`Engine::model`] and [`Session::continue_with`].
+    pub(super) fn prepare(&self, session: &mut Session, prompt: usize) -> Result<()> {
+        if !session.model().is_packed() && self.is_packed_for(prompt) {
+            session.continue_with(self.model()?)?;
+        }
+        Ok(())
     }
 
     fn start(&self, model: Arc<Model>, options: SessionOptions) -> Result<Session> {

@@ -161,6 +161,43 @@ impl Chat {
         Ok(ids)
     }
 
+    /// Returns the ids of a conversation for a context of so many tokens, in which there is to be room for an
+    /// answer of `room` tokens, and the number of messages that were forgotten for that: the oldest turns
+    /// are taken out of the conversation, each a user's message and what follows it. What comes before the
+    /// first stays, and so does the last turn, if there is room for a token of the answer.
+    ///
+    /// # Errors
+    /// Those of [`Chat::ids`]; [`Error::Usage`] for a last turn that does not fit.
+    pub fn fit(
+        &self,
+        conversation: &mut Conversation,
+        context: usize,
+        room: usize,
+    ) -> Result<(Vec<u32>, usize)> {
+        let mut forgotten = 0;
+        loop {
+            let ids = self.ids(conversation)?;
+            if ids.len() + room <= context {
+                return Ok((ids, forgotten));
+            }
+            let messages = &mut conversation.messages;
+            let mut turns = messages.iter().enumerate().filter(|(_, m)| m.role == "user");
+            match (turns.next(), turns.next()) {
+                (Some((first, _)), Some((second, _))) => {
+                    messages.drain(first..second);
+                    forgotten += second - first;
+                }
+                _ if ids.len() < context => return Ok((ids, forgotten)),
+                _ => {
+                    let expected = format!(
+                        "fewer than {context}, the context; shorten it or ask for a larger context"
+                    );
+                    return Err(Error::usage("message", format!("{} tokens", ids.len()), expected));
+                }
+            }
+        }
+    }
+
     /// Renders a conversation, its texts marked by the guard.
     fn marked(&self, conversation: &Conversation) -> Result<String> {
         let Conversation { messages, tools, variables, ending } = conversation;

@@ -1,0 +1,88 @@
+//! Turns: texts one after another in a session, each of which is computed from where it differs from the last.
+
+use std::time::Duration;
+
+use super::open::Engine;
+use super::sampler::Sampling;
+use super::sequence::{Sequence, SequenceOptions};
+use crate::cpu::forward::{Session, SessionOptions};
+use crate::error::Result;
+
+/// Time of a piece of a prompt, so that a turn can be interrupted within a moment.
+const PIECE_TIME: Duration = Duration::from_millis(200);
+
+/// A session for the turns of a conversation. A turn's prompt is the whole conversation; what it has in
+/// common with what the session holds is not computed again, which changes no number.
+#[derive(Debug)]
+pub struct Turns<'e> {
+    engine: &'e Engine,
+    session: Session,
+    /// The tokens that the session holds.
+    held: Vec<u32>,
+    prompt: Vec<u32>,
+    cached: usize,
+}
+
+impl<'e> Turns<'e> {
+    /// Starts with nothing held.
+    ///
+    /// # Errors
+    /// Those of [`Engine::session_for`].
+    pub fn new(engine: &'e Engine, options: SessionOptions) -> Result<Self> {
+        let session = engine.session_for(0, options)?;
+        Ok(Self { engine, session, held: Vec::new(), prompt: Vec::new(), cached: 0 })
+    }
+
+    /// Begins a turn: a text behind `prompt`. At least the last token of the prompt is computed.
+    ///
+    /// # Errors
+    /// Those of [`Sequence::new`] and [`Engine::model`].
+    pub fn begin(
+        &mut self,
+        prompt: Vec<u32>,
+        sampling: Sampling,
+        mut options: SequenceOptions,
+    ) -> Result<Sequence> {
+        options.piece_time.get_or_insert(PIECE_TIME);
+        let tokenizer = self.engine.tokenizer()?.clone();
+        let mut sequence = Sequence::new(tokenizer, &prompt, sampling, options)?;
+        let common = self.held.iter().zip(&prompt).take_while(|(held, new)| held == new).count();
+        self.cached = sequence.reuse(common);
+        self.engine.prepare(&mut self.session, prompt.len() - self.cached)?;
+        self.session.truncate(self.cached);
+        self.held.truncate(self.cached);
+        self.prompt = prompt;
+        Ok(sequence)
+    }
+
+    /// Runs [`Engine::step`] for the text begun last.
+    ///
+    /// # Errors
+    /// Those of [`Engine::step`].
+    pub fn step(&mut self, sequence: &mut Sequence) -> Result<bool> {
+        let result = self.engine.step(&mut self.session, sequence);
+        let (position, held) = (self.session.position(), self.held.len());
+        self.held.truncate(position);
+        let all = self.prompt.iter().chain(sequence.ids());
+        self.held.extend(all.take(position).skip(held));
+        result
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &'e Engine {
+        self.engine
+    }
+
+    /// The session.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Tokens of the prompt of the text begun last that were held already.
+    #[must_use]
+    pub fn cached(&self) -> usize {
+        self.cached
+    }
+}
