@@ -32,6 +32,16 @@ fn base_folder(
     absolute(name).or_else(|| Some(absolute("HOME")?.join(in_home)))
 }
 
+/// The file of what is typed in conversations: `bitnet/chat-history` in `$XDG_STATE_HOME` or
+/// `~/.local/state`, as [`user_folder`].
+pub fn history_file(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(
+        base_folder(variable, "XDG_STATE_HOME", ".local/state")?
+            .join("bitnet")
+            .join("chat-history"),
+    )
+}
+
 /// The name, in [`user_folder`], of the profile for a model's shapes ([`crate::shapes_hash`]) and a
 /// CPU: `<shapes>-<vendor>-<family>-<model>.toml`.
 pub fn user_file_name(shapes: &str, vendor: &str, family: u32, model: u32) -> String {

@@ -2,7 +2,8 @@
 //!
 //! An [`Engine`] is a model ready to run: [`Engine::open`] reads a GGUF file, takes the tuning profile
 //! made for this CPU or the one that ships for it, and packs the weights for the kernels that it names.
-//! [`Engine::generate`] is one call from a prompt to its text. Below it, a [`Session`] holds KV caches
+//! [`Engine::generate`] is one call from a prompt to its text; a [`Chat`], from [`Engine::chat`], makes
+//! prompts of conversations, and [`Turns`] computes of each turn only what is new. Below it, a [`Session`] holds KV caches
 //! and takes tokens through the model, and a [`Sequence`] is one text, which says which tokens it wants
 //! next and takes logits: a program that serves many texts loops over many sequences. A text depends on
 //! the model, the prompt and the [`Sampling`] only, not on the CPU, the threads or the texts beside it.

@@ -6,7 +6,7 @@ use bitnet_runtime::Result;
 use clap::{Parser, Subcommand};
 
 use crate::flags::{self, Program};
-use crate::{bench, compare, dummy, inspect, pack, run, tokenize};
+use crate::{bench, chat, compare, dummy, inspect, pack, run, tokenize};
 
 /// Run ternary language models on the CPU
 ///
@@ -24,12 +24,16 @@ use crate::{bench, compare, dummy, inspect, pack, run, tokenize};
 pub struct Arguments {
     #[command(flatten)]
     run: run::Args,
+    #[command(flatten)]
+    chat: chat::ChatArgs,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(after_long_help = flags::help(Program::Run))]
+    Chat(Box<chat::Args>),
     #[command(after_long_help = flags::help(Program::Bench))]
     Bench(bench::Args),
     Compare(compare::Args),
@@ -46,9 +50,13 @@ impl Arguments {
     /// Those of the command.
     pub fn run(&self) -> Result<ExitCode> {
         let Some(command) = &self.command else {
-            return run::run(&self.run);
+            if self.chat.conversation {
+                return chat::run(&self.run, &self.chat, true);
+            }
+            return run::run(&self.run, &self.chat.unused()?);
         };
         match command {
+            Command::Chat(args) => return chat::run(&args.run, &args.chat, false),
             Command::Bench(args) => return bench::run(args),
             Command::Compare(args) => compare::run(args)?,
             Command::Pack(args) => pack::run(args)?,

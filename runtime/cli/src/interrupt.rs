@@ -1,4 +1,4 @@
-//! Ctrl+C: the first one is a request to stop, the second one ends the program.
+//! Ctrl+C: the first one is a request to stop, a second one before that is done ends the program.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,6 +28,28 @@ impl Interrupt {
             drop(flag::register(SIGINT, flag()));
         }
         interrupt
+    }
+
+    /// From now on Ctrl+C is noted, to end an answer; another one before [`Interrupt::clear`] ends the program
+    /// with the exit code of an interrupted one.
+    #[must_use]
+    pub fn watch_answers() -> Self {
+        let interrupt = Self::default();
+        #[cfg(unix)]
+        if !is_ignored() {
+            use signal_hook::consts::SIGINT;
+            use signal_hook::flag;
+
+            let flag = || Arc::clone(&interrupt.0);
+            drop(flag::register_conditional_shutdown(SIGINT, EXIT_CODE.into(), flag()));
+            drop(flag::register(SIGINT, flag()));
+        }
+        interrupt
+    }
+
+    /// Forgets that Ctrl+C was pressed.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 
     /// Returns true once Ctrl+C was pressed.

@@ -2,6 +2,7 @@
 
 pub mod arguments;
 pub mod bench;
+pub mod chat;
 pub mod compare;
 mod controls;
 pub mod dummy;

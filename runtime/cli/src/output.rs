@@ -30,7 +30,7 @@ pub fn end(message: &clap::Error) -> ! {
 }
 
 /// The flags for parameters of the library that an error may name.
-const FLAGS: [(&str, &str); 17] = [
+const FLAGS: [(&str, &str); 19] = [
     ("isa", "--isa"),
     ("temperature", "--temp"),
     ("top_p", "--top-p"),
@@ -48,11 +48,20 @@ const FLAGS: [(&str, &str); 17] = [
     ("seed", "--seed"),
     ("override", "--override-kv"),
     ("pre", "--pre"),
+    ("chat_template", "--chat-template"),
+    ("chat_template_kwargs", "--chat-template-kwargs"),
 ];
 
 /// Advice of the library, and the flags to follow it with.
-const ADVICE: [(&str, &str); 3] =
-    [("a smaller context", "-c"), ("a larger context", "-c"), ("name the pre-tokenizer", "--pre")];
+const ADVICE: [(&str, &str); 7] = [
+    ("a smaller context", "-c"),
+    ("a larger context", "-c"),
+    ("name the pre-tokenizer", "--pre"),
+    ("choose a template", "--chat-template"),
+    ("choose another template", "--chat-template"),
+    ("choose the template gguf", "--chat-template gguf"),
+    ("let it continue text", "leave -cnv out"),
+];
 
 /// An error or a note of the library as a user of the program reads it: with flags where it names
 /// parameters.

@@ -12,7 +12,7 @@ use bitnet_runtime::text::tokenizer::MAX_TEXT;
 #[derive(Debug, clap::Args)]
 pub struct PromptArgs {
     /// The text to continue; without it and --file what comes through a pipe, else nothing but the
-    /// begin-of-text token
+    /// begin-of-text token. In a conversation the first message, with -cnv the system prompt
     #[arg(short, long, value_name = "TEXT", overrides_with = "file", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file with the text, or - for stdin; a newline at its end is left out
@@ -49,13 +49,24 @@ impl PromptArgs {
     /// # Errors
     /// Those of [`from_path`] and [`unescape`].
     pub fn text(&self) -> Result<String> {
+        match self.given()? {
+            Some(text) => Ok(text),
+            None if io::stdin().is_terminal() => Ok(String::new()),
+            None => self.escapes.text(from_path(Path::new(STDIN), LastLineEnd::Dropped)?),
+        }
+    }
+
+    /// The text of --prompt or --file, whichever was given last, if one was.
+    ///
+    /// # Errors
+    /// As [`PromptArgs::text`].
+    pub fn given(&self) -> Result<Option<String>> {
         let text = match (&self.prompt, &self.file) {
             (Some(text), _) => text.clone(),
             (None, Some(path)) => from_path(path, LastLineEnd::Dropped)?,
-            (None, None) if io::stdin().is_terminal() => String::new(),
-            (None, None) => from_path(Path::new(STDIN), LastLineEnd::Dropped)?,
+            (None, None) => return Ok(None),
         };
-        self.escapes.text(text)
+        self.escapes.text(text).map(Some)
     }
 
     /// What a text of another flag stands for, by the same rule of escapes.
@@ -68,6 +79,7 @@ impl PromptArgs {
 }
 
 impl EscapeArgs {
+    /// The text of a prompt with what its escapes stand for.
     fn text(self, text: String) -> Result<String> {
         if self.apply(true) { unescape(&text) } else { Ok(text) }
     }

@@ -16,7 +16,7 @@ use bitnet_runtime::engine::logprobs::TokenLogprobs;
 use bitnet_runtime::engine::lookup::MAX_DRAFT;
 use bitnet_runtime::engine::report::{HeadReport, KernelReport};
 use bitnet_runtime::engine::sampler::{Sampler, Sampling};
-use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions};
+use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats};
 use bitnet_runtime::engine::{Engine, Options, ProfileInUse, Suggested};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
@@ -41,20 +41,20 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     #[command(flatten)]
-    prompt: PromptArgs,
+    pub(crate) prompt: PromptArgs,
     #[command(flatten)]
     controls: ControlArgs,
-    /// Tokens to write; -1: until the model ends the text or the context is full
+    /// Tokens to write; -1: until the model ends the text or the context is full [default: 128; of an
+    /// answer in a conversation: -1]
     #[arg(
         short = 'n',
         long,
         alias = "n-predict",
         value_name = "N",
-        default_value_t = 128,
         allow_negative_numbers = true,
         value_parser = clap::value_parser!(i64).range(..=i64::from(i32::MAX))
     )]
-    predict: i64,
+    predict: Option<i64>,
     /// Positions of the context; 0: the model's own, which is also the most [default: the model's
     /// own up to 4096]
     #[arg(
@@ -71,7 +71,7 @@ pub struct Args {
     /// Draft tokens that followed the same ones before, and check them together: the same text, and
     /// sooner where it repeats itself
     #[arg(long, help_heading = PERFORMANCE)]
-    lookup: bool,
+    pub(crate) lookup: bool,
     /// Tokens that --lookup drafts at once, at most
     #[arg(
         long,
@@ -87,7 +87,7 @@ pub struct Args {
     draft_max: u64,
     /// Print one JSON object at the end instead of the text
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
     /// With --json: how likely each token was, and so many of the most likely ones in its place
     #[arg(
         long,
@@ -96,16 +96,17 @@ pub struct Args {
         allow_negative_numbers = true,
         value_parser = clap::value_parser!(u16).range(0..=1024)
     )]
-    logprobs: Option<u16>,
-    /// Keep what the model computed of the prompt in this file, and begin with what it holds of it
+    pub(crate) logprobs: Option<u16>,
+    /// Keep what the model computed of the prompt, or of a conversation, in this file, and begin with what
+    /// it holds of it
     #[arg(long, value_name = "FILE")]
-    prompt_cache: Option<PathBuf>,
+    pub(crate) prompt_cache: Option<PathBuf>,
     /// Keep what was written there, too
     #[arg(long, requires = "prompt_cache")]
     prompt_cache_all: bool,
     /// Leave the file of --prompt-cache as it is
     #[arg(long, requires = "prompt_cache")]
-    prompt_cache_ro: bool,
+    pub(crate) prompt_cache_ro: bool,
 
     /// 0 or less: always the most likely token [default: the file's, else 0.8]
     #[arg(
@@ -191,7 +192,7 @@ pub struct Args {
     #[command(flatten, next_help_heading = PERFORMANCE)]
     kernels: KernelArgs,
     #[command(flatten)]
-    session: SessionArgs,
+    pub(crate) session: SessionArgs,
     #[command(flatten)]
     placement: PlacementArgs,
     #[command(flatten)]
@@ -228,48 +229,67 @@ fn penalty(text: &str) -> std::result::Result<f32, String> {
     }
 }
 
-/// Writes the text, until it ends or Ctrl+C ends it. Returns the program's exit code.
+/// A model, opened as the flags say.
+pub(crate) struct Opened {
+    pub(crate) engine: Engine,
+    path: PathBuf,
+    suggested: Suggested,
+    pub(crate) sampling: Sampling,
+    /// Set to true where a line of progress would get between the words of a text.
+    pub(crate) silenced: Arc<AtomicBool>,
+    /// True if packed weights could be kept in a file.
+    may_keep: bool,
+}
+
+impl Opened {
+    /// Tells what was opened, and by which settings it writes.
+    pub(crate) fn tell(&self, context: usize, load_time: Duration) {
+        note(format_args!(
+            "loaded: {} in {:.2} s, {} threads, context {context}",
+            self.path.display(),
+            load_time.as_secs_f64(),
+            self.engine.pool().threads(),
+        ));
+        if let Some(line) = self.suggested.line() {
+            note(format_args!("{line}"));
+        }
+        if self.sampling.temperature > 0.0 {
+            note(format_args!("seed: {}", self.sampling.seed));
+        }
+    }
+
+    /// Tells how to keep packed weights, if packing them took long.
+    pub(crate) fn tell_of_packing(&self) {
+        let packs = self.engine.pack_time().is_none_or(|time| time >= WORTH_KEEPING);
+        if self.may_keep && packs && self.engine.packed_file().is_none() {
+            note(format_args!(
+                "`bitnet-run pack -m {}` keeps packed weights in a file, with which later runs take less time",
+                self.path.display()
+            ));
+        }
+    }
+}
+
+/// Writes the text, until it ends or Ctrl+C ends it. `unused` are flags that hold in conversations only.
+/// Returns the program's exit code.
 ///
 /// # Errors
 /// Those of loading the model, and of the session; [`Error::Usage`] for a prompt longer than the
 /// context; [`Error::Io`] when stdout refuses.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, unused: &[&str]) -> Result<ExitCode> {
     let start = Instant::now();
-    let (path, options) = args.kernels.open(args.model.as_deref(), args.placement)?;
-    let text = args.prompt.text()?;
-    let limits = SequenceOptions {
-        tokens: usize::try_from(args.predict).ok(),
-        ignore_eos: args.ignore_eos,
-        draft: if args.lookup { args.draft_max as usize } else { 0 },
-        logprobs: args.logprobs.map(usize::from),
-        ..SequenceOptions::default()
-    };
-    let silenced = Arc::new(AtomicBool::new(false));
-    let options = Options {
-        threads: args.threads,
-        fixed_threads: args.fixed_threads,
-        mmap: !args.no_mmap,
-        packed: args.packed.option(),
-        progress: Some(load::progress(Arc::clone(&silenced))),
-        ..options
-    };
-    let leave = "leave it as it is while it is used, or give --no-mmap";
-    if options.mmap {
-        bus_error::explain(&path, None, leave);
+    if !unused.is_empty() {
+        let names = unused.join(", ");
+        note(format_args!("ignored: {names} (for conversations: -cnv, or the command chat)"));
     }
-    let gguf = options.file(&path)?;
-    let suggested = args.unsaid(Suggested::from_gguf(&gguf)?);
-    let sampling = args.sampling(&suggested);
-    let needs = match args.logprobs.is_some() || args.controls.needs_all() {
-        true => Needs::All,
-        false => Sampler::new(sampling.clone())?.needs(&[]),
-    };
-    let may_keep = options.mmap && !options.mlock;
-    let engine = Engine::from_gguf(gguf, Options { needs, ..options })?;
-    load::explain_bus_errors(&engine, leave);
+    let (path, options) = args.options()?;
+    let text = args.prompt.text()?;
+    let opened = args.open(path, options)?;
+    let Opened { engine, sampling, silenced, .. } = &opened;
+    let limits = args.limits(engine)?;
+    let limits = SequenceOptions { tokens: args.most_tokens(Some(128)), ..limits };
     let tokenizer = engine.tokenizer()?;
     let prompt = tokenizer.prompt(&text)?;
-    let limits = args.controls.sequence(&engine, &args.prompt, limits)?;
     let mut sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling.clone(), limits)?;
     let session = args.session.options(args.context(engine.config()))?;
     let mut session = engine.session_for(prompt.len(), session)?;
@@ -277,22 +297,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(path) => Some(PromptCache::restore(path, &mut session, &prompt, &mut sequence)?),
         None => None,
     };
-    load::tell(&engine);
+    load::tell(engine);
     let load_time = start.elapsed();
     let interrupt = Interrupt::watch();
-    note(format_args!(
-        "loaded: {} in {:.2} s, {} threads, context {}",
-        path.display(),
-        load_time.as_secs_f64(),
-        engine.pool().threads(),
-        session.context()
-    ));
-    if let Some(line) = suggested.line() {
-        note(format_args!("{line}"));
-    }
-    if sampling.temperature > 0.0 {
-        note(format_args!("seed: {}", sampling.seed));
-    }
+    opened.tell(session.context(), load_time);
 
     let begins_mapped = !session.model().is_packed();
     // Amid the text a line of progress would get between its words.
@@ -323,7 +331,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let written = if args.prompt_cache_all { sequence.ids() } else { &[] };
         cache.save(&session, &[&prompt[..], written].concat())?;
     }
-    load::tell(&engine);
+    load::tell(engine);
 
     let model = session.model();
     let kernels = KernelReport::of(model);
@@ -333,7 +341,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             (load_time, begins_mapped.then_some(pack_time)),
             // An interrupted one is not read to its end.
             (session.position().min(prompt.len()), cached),
-            &sequence,
+            &sequence.stats(),
+            sequence.ids().len(),
             args.lookup,
         ),
         memory: Memory {
@@ -361,13 +370,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         huge_pages: engine.placement().pages == Pages::Huge,
     };
     report.summary();
-    let packs = engine.pack_time().is_none_or(|time| time >= WORTH_KEEPING);
-    if may_keep && packs && engine.packed_file().is_none() {
-        note(format_args!(
-            "`bitnet-run pack -m {}` keeps packed weights in a file, with which later runs take less time",
-            path.display()
-        ));
-    }
+    opened.tell_of_packing();
     if args.json {
         let json = serde_json::to_string(&report)
             .map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;
@@ -377,14 +380,72 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Writes a piece of the text at once.
-fn write(out: &mut impl Write, piece: &str) -> Result<()> {
+pub(crate) fn write(out: &mut impl Write, piece: &str) -> Result<()> {
     let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
     written.map_err(|e| Error::io(Path::new("stdout"), "write", e))
 }
 
 impl Args {
+    /// The model that was asked for, and how to open it.
+    ///
+    /// # Errors
+    /// Those of [`KernelArgs::open`].
+    pub(crate) fn options(&self) -> Result<(PathBuf, Options)> {
+        self.kernels.open(self.model.as_deref(), self.placement)
+    }
+
+    /// Opens a model as [`Args::options`] says.
+    ///
+    /// # Errors
+    /// Those of [`Engine::open`].
+    pub(crate) fn open(&self, path: PathBuf, options: Options) -> Result<Opened> {
+        let silenced = Arc::new(AtomicBool::new(false));
+        let options = Options {
+            threads: self.threads,
+            fixed_threads: self.fixed_threads,
+            mmap: !self.no_mmap,
+            packed: self.packed.option(),
+            progress: Some(load::progress(Arc::clone(&silenced))),
+            ..options
+        };
+        let leave = "leave it as it is while it is used, or give --no-mmap";
+        if options.mmap {
+            bus_error::explain(&path, None, leave);
+        }
+        let gguf = options.file(&path)?;
+        let suggested = self.unsaid(Suggested::from_gguf(&gguf)?);
+        let sampling = self.sampling(&suggested);
+        let needs = match self.logprobs.is_some() || self.controls.needs_all() {
+            true => Needs::All,
+            false => Sampler::new(sampling.clone())?.needs(&[]),
+        };
+        let may_keep = options.mmap && !options.mlock;
+        let engine = Engine::from_gguf(gguf, Options { needs, ..options })?;
+        load::explain_bus_errors(&engine, leave);
+        Ok(Opened { engine, path, suggested, sampling, silenced, may_keep })
+    }
+
+    /// The tokens to write, `default` where no flag says it; `None`: until the text ends.
+    pub(crate) fn most_tokens(&self, default: Option<usize>) -> Option<usize> {
+        self.predict.map_or(default, |n| usize::try_from(n).ok())
+    }
+
+    /// What ends a text and what is to be known of it, but for the number of tokens.
+    ///
+    /// # Errors
+    /// Those of [`ControlArgs::sequence`].
+    pub(crate) fn limits(&self, engine: &Engine) -> Result<SequenceOptions> {
+        let limits = SequenceOptions {
+            ignore_eos: self.ignore_eos,
+            draft: if self.lookup { self.draft_max as usize } else { 0 },
+            logprobs: self.logprobs.map(usize::from),
+            ..SequenceOptions::default()
+        };
+        self.controls.sequence(engine, &self.prompt, limits)
+    }
+
     /// The context of the session, never more than the model's.
-    fn context(&self, config: &Config) -> Option<usize> {
+    pub(crate) fn context(&self, config: &Config) -> Option<usize> {
         match self.context {
             None => None,
             Some(0) => Some(config.context),
@@ -462,7 +523,7 @@ struct Report<'a> {
 
 /// A token and its log probability, with the keys of llama.cpp's server.
 #[derive(Serialize)]
-struct Likely {
+pub(crate) struct Likely {
     id: u32,
     token: String,
     /// Where it stands for no whole character, its text is not all of it.
@@ -481,7 +542,7 @@ impl Likely {
     }
 
     /// A token of the text, with the most likely ones in its place.
-    fn token(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Self {
+    pub(crate) fn token(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Self {
         let top = token.top.iter().map(|&(id, logprob)| Self::new(tokenizer, id, logprob));
         Self { top_logprobs: Some(top.collect()), ..Self::new(tokenizer, token.id, token.logprob) }
     }
@@ -525,7 +586,7 @@ impl<'a> PromptCache<'a> {
 /// The keys of llama.cpp's server, where the first token counts although it comes with the prompt;
 /// then the steps of the model alone.
 #[derive(Serialize)]
-struct Timings {
+pub(crate) struct Timings {
     load_ms: f64,
     /// Amid the text, where that began on the weights in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -550,19 +611,18 @@ struct Timings {
 }
 
 impl Timings {
-    fn new(
+    pub(crate) fn new(
         (load, pack): (Duration, Option<Duration>),
         (held, cache_n): (usize, Option<usize>),
-        sequence: &Sequence,
+        stats: &SequenceStats,
+        predicted_n: usize,
         lookup: bool,
     ) -> Self {
         let prompt_n = held.saturating_sub(cache_n.unwrap_or(0));
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         // JSON has no infinity: nothing took no time.
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
-        let stats = sequence.stats();
         let (prompt_ms, predicted_ms) = (ms(stats.prompt_time), ms(stats.generation_time));
-        let predicted_n = sequence.ids().len();
         Self {
             load_ms: ms(load),
             pack_ms: pack.map(ms),

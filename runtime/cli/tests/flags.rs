@@ -11,7 +11,7 @@ use std::{env, fs};
 use bitnet_cli::arguments::Arguments;
 use bitnet_cli::flags::{self, Fate, Flag, GROUPS, Given, Program, Value, flags_of};
 use clap::{Arg, Command, CommandFactory};
-use program::{answer, both, command, demo_model, refusal};
+use program::{answer, both, command, demo_model, piped, refusal};
 
 const PROGRAMS: [Program; 2] = [Program::Run, Program::Bench];
 
@@ -158,6 +158,7 @@ fn r2_every_row_is_ignored_or_refused_by_its_own_name() {
             Fate::Done | Fate::Own => {
                 let seen = seen(&given.unwrap());
                 let typed = seen.split_whitespace().find(|word| word.starts_with('-')).unwrap();
+                let typed = typed.split('=').next().unwrap();
                 let arg = clap_of(program);
                 let arg = arg.get_arguments().find(|arg| spellings(arg).iter().any(|s| s == typed));
                 assert!(spellings(arg.unwrap()).iter().any(|s| s == name), "{line}: {seen}");
@@ -208,8 +209,12 @@ fn command_lines_read_as_llama_cpp_reads_them() {
         ("--usage", "--help"),
         // Values of what is ignored are no arguments, whatever they look like.
         ("-ngl 0 -fa on -ngl=99 -fa -c 8", "-c 8"),
-        ("-fa 1 -fa auto -fa -json --color -co on", "--json"),
-        ("-ngl -1 -ngl all -ts 3,1 -dev none -cnv", ""),
+        ("-fa 1 -fa auto -fa -json --simple-io", "--json"),
+        ("-ngl -1 -ngl all -ts 3,1 -dev none -ins", ""),
+        // A value that may be left out stands with its flag.
+        ("--color -json -co on -rea off", "--color --json --co=on --rea=off"),
+        ("chat -co -cnv --reasoning=auto -ngl 0", "chat --co --cnv --reasoning=auto"),
+        ("-cml -st", "--conversation --chat-template chatml --st"),
         ("--control-vector-layer-range 1 2 -json", "--json"),
         // A value that changes nothing is no reason to refuse.
         ("--mirostat 0 --xtc-probability 0.0 --typical 1.00 -jf x", "--jf x"),
@@ -252,9 +257,9 @@ fn w6_no_cluster_is_made_of_a_long_flag() {
 
 #[test]
 fn what_is_ignored_is_noted_once_with_the_reason() {
-    let given = read("-ngl 0 -cnv -mg 0 -ngl 99 --no-cnv --no-warmup").unwrap();
+    let given = read("-ngl 0 -i -mg 0 -ngl 99 --no-cnv --no-warmup").unwrap();
     let note = given.note().unwrap();
-    assert!(note.starts_with("ignored: -ngl, -mg (no GPU is used); -cnv ("), "{note}");
+    assert!(note.starts_with("ignored: -ngl, -mg (no GPU is used); -i ("), "{note}");
     assert!(note.ends_with("--no-warmup (nothing runs before the prompt)"), "{note}");
     assert_eq!(read("-no-cnv -n 4").unwrap().note(), None);
 }
@@ -324,18 +329,19 @@ fn variables_say_what_flags_do_not() {
 #[test]
 fn r1_bitnet_cpp_s_lines_run() {
     let model = demo_model();
-    let line = "-n 4 -t 2 -p ROMEO: -ngl 0 -c 512 --temp 0.8 -b 1 -cnv";
+    let line = "-n 4 -t 2 -p ROMEO: -ngl 0 -c 512 --temp 0.8 -b 1";
     let args: Vec<&str> = ["-m", &model].into_iter().chain(line.split(' ')).collect();
     let (text, errors) = both(&args);
     assert!(!text.is_empty());
     let notes: Vec<&str> = errors.lines().filter(|line| line.starts_with("ignored: ")).collect();
-    assert!(
-        matches!(notes[..], [note] if note.contains("-ngl") && note.contains("-cnv")),
-        "{errors}"
-    );
+    assert!(matches!(notes[..], [note] if note.contains("-ngl")), "{errors}");
     // The batch is one token, and the text another batch's.
     let seeded = |args: &[&str]| answer(&[args, &["-s", "5"]].concat());
     assert_eq!(seeded(&args), seeded(&[&args[..], &["-b", "512"]].concat()));
+    // With -cnv the prompt is the system prompt. The demo model has no template.
+    let talk = [&args[..], &["-cnv", "--chat-template", "chatml"]].concat();
+    let output = piped(command(&talk), b"Hello");
+    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
 
     let line = "-n 4 -ngl 0 -b 1 -t 2 -p 8 -r 2";
     let args: Vec<&str> = ["bench", "-m", &model].into_iter().chain(line.split(' ')).collect();

@@ -3,13 +3,12 @@
 mod program;
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::text::tokenizer::Tokenizer;
-use program::{command, demo_model};
+use program::{command, demo_model, piped};
 use serde_json::Value;
 
 /// The ids that `args` make of a text which comes through a pipe, if any.
@@ -22,15 +21,11 @@ fn ids(args: &[&str], piped: Option<&[u8]>) -> Vec<u32> {
 }
 
 /// stdout of a command that succeeds, with a pipe as its stdin or with none.
-fn run_with(mut command: Command, piped: Option<&[u8]>) -> Vec<u8> {
-    let stdin = if piped.is_some() { Stdio::piped() } else { Stdio::null() };
-    let mut child =
-        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    if let Some(text) = piped {
-        // Who does not read a pipe may be gone before all is in it.
-        let _ = child.stdin.take().unwrap().write_all(text);
-    }
-    let output = child.wait_with_output().unwrap();
+fn run_with(mut command: Command, text: Option<&[u8]>) -> Vec<u8> {
+    let output = match text {
+        Some(text) => piped(command, text),
+        None => command.output().unwrap(),
+    };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }

@@ -1,5 +1,6 @@
 //! Turns: texts one after another in a session, each of which is computed from where it differs from the last.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::open::Engine;
@@ -66,6 +67,24 @@ impl<'e> Turns<'e> {
         let all = self.prompt.iter().chain(sequence.ids());
         self.held.extend(all.take(position).skip(held));
         result
+    }
+
+    /// Takes up what [`Turns::save`] wrote. Returns the number of tokens.
+    ///
+    /// # Errors
+    /// Those of [`Session::restore`].
+    pub fn restore(&mut self, path: &Path) -> Result<usize> {
+        self.held = Vec::new();
+        self.held = self.session.restore(0, path)?;
+        Ok(self.held.len())
+    }
+
+    /// Writes what the session holds to a file.
+    ///
+    /// # Errors
+    /// Those of [`Session::save`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        self.session.save(0, &self.held, path)
     }
 
     /// The engine.

@@ -12,7 +12,7 @@ pub use table::GROUPS;
 /// A command of this program that takes llama.cpp's flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
-    /// `bitnet-run` without a subcommand, beside llama-cli, llama-completion and llama-server.
+    /// `bitnet-run` without a subcommand, and `bitnet-run chat`, beside llama-cli, llama-completion and llama-server.
     Run,
     /// `bitnet-run bench`, beside llama-bench.
     Bench,

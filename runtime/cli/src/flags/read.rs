@@ -14,7 +14,7 @@ use super::{Fate, Flag, Program, Value, flags_of};
 /// Meaning of a spelling.
 enum Meaning {
     /// A flag of the program, as clap knows it.
-    Ours { spelling: String, takes_value: bool },
+    Ours { spelling: String, value: Value },
     /// A row of the table that clap knows nothing of.
     Theirs(&'static Flag),
 }
@@ -64,7 +64,7 @@ impl Spellings {
         }
         let short = format!("-{first}");
         let value = match self.meanings.get(&short) {
-            Some(Meaning::Ours { takes_value: true, .. }) => &text[short.len()..],
+            Some(Meaning::Ours { value: Value::One(_), .. }) => &text[short.len()..],
             _ => "",
         };
         if !value.is_empty() && (second.is_ascii_digit() || "-=.".contains(second)) {
@@ -81,14 +81,18 @@ impl Spellings {
 
 /// The spellings of an argument of clap's.
 fn ours(arg: &Arg) -> Vec<(String, Meaning)> {
-    let takes_value = arg.get_action().takes_values();
+    let value = match arg.get_num_args().map(|range| (range.min_values(), range.max_values())) {
+        _ if !arg.get_action().takes_values() => Value::Switch,
+        Some((0, _)) => Value::OnOff,
+        _ => Value::One(""),
+    };
     let long = arg.get_long_and_visible_aliases().unwrap_or_default();
     let hidden = arg.get_all_aliases().unwrap_or_default();
     let long = long.into_iter().chain(hidden).map(|name| format!("--{name}"));
     let short = arg.get_short_and_visible_aliases().unwrap_or_default();
     let short = short.into_iter().map(|name| format!("-{name}"));
     long.chain(short)
-        .map(|spelling| (spelling.clone(), Meaning::Ours { spelling, takes_value }))
+        .map(|spelling| (spelling.clone(), Meaning::Ours { spelling, value }))
         .collect()
 }
 
@@ -157,7 +161,11 @@ pub fn read(
     let subcommand = args.peek().and_then(|arg| command.find_subcommand(arg));
     let spellings = match subcommand {
         Some(found) => {
-            let program = (found.get_name() == "bench").then_some(Program::Bench);
+            let program = match found.get_name() {
+                "bench" => Some(Program::Bench),
+                "chat" => Some(Program::Run),
+                _ => None,
+            };
             Spellings::of(found, program)
         }
         None => Spellings::of(&command, Some(Program::Run)),
@@ -181,12 +189,19 @@ pub fn read(
             None => (text, None),
         };
         match spellings.find(name) {
-            Some(Meaning::Ours { spelling, takes_value }) => {
+            Some(Meaning::Ours { spelling, value }) => {
                 seen.insert(bare(spelling));
-                let spelt =
-                    attached.map_or_else(|| spelling.clone(), |v| format!("{spelling}={v}"));
-                reader.given.args.push(spelt.into());
-                if *takes_value && attached.is_none() {
+                let mut spelt = OsString::from(spelling);
+                // A value that may be left out stands with its flag.
+                let optional = || values(Value::OnOff, None, &mut args)?.pop();
+                let attached = attached.map(OsString::from);
+                let with = attached.or_else(|| (*value == Value::OnOff).then(optional).flatten());
+                if let Some(with) = &with {
+                    spelt.push("=");
+                    spelt.push(with);
+                }
+                reader.given.args.push(spelt);
+                if matches!(value, Value::One(_)) && with.is_none() {
                     reader.given.args.extend(args.next());
                 }
             }

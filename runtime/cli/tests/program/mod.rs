@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "every test file takes what it needs")]
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use bitnet_profiles::{
     Choice, Effort, Format, Host, Isa, Objective, Pick, Profile, Provenance, Run, Timed, Tool,
@@ -28,6 +29,15 @@ pub fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
 
 pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Output {
     command(args).output().unwrap()
+}
+
+/// A run that gets a text through a pipe.
+pub fn piped(mut command: Command, text: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // Who does not read a pipe may be gone before all is in it.
+    let _ = child.stdin.take().unwrap().write_all(text);
+    child.wait_with_output().unwrap()
 }
 
 /// stdout and stderr of a run that succeeds.

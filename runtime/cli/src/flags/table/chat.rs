@@ -2,43 +2,55 @@
 
 use super::*;
 
-const CHAT: &str = "the text is continued as it is, there is no chat";
-const SYSTEM: (&str, &str) = (CHAT, "put it into the prompt, as the model's template has it");
+const CHAT: &str = "a conversation is asked for with -cnv, or by the command chat";
+const AROUND: &str = "the template says what stands around a message";
+const JINJA: &str = "templates are always Jinja here";
+const CALLS: &str = "calls of tools are not read out of an answer";
+const EFFORT: &str = "--chat-template-kwargs sets what a template knows of it";
+const BUDGET: &str = "reasoning is as long as the model makes it";
 const SCREEN: &str = "the text is written as it is";
 const TIMES: &str = "the summary is always written";
 const NOTES: &str = "notes are few and go to stderr";
 
 pub const FLAGS: &[Flag] = &[
-    ignored(RUN, &["-cnv", "--conversation"], SWITCH, CHAT),
+    done(RUN, &["-cnv", "--conversation"], SWITCH),
     implied(RUN, &["-no-cnv", "--no-conversation"], SWITCH),
-    refused(RUN, &["-sys", "--system-prompt"], TEXT, SYSTEM),
-    refused(RUN, &["-sysf", "--system-prompt-file"], FILE, SYSTEM),
-    ignored(RUN, &["-st", "--single-turn"], SWITCH, CHAT),
+    done(RUN, &["-sys", "--system-prompt"], TEXT),
+    done(RUN, &["-sysf", "--system-prompt-file"], FILE),
+    done(RUN, &["-st", "--single-turn"], SWITCH),
     ignored(
         RUN,
         &["-i", "--interactive", "-if", "--interactive-first", "-ins", "--instruct"],
         SWITCH,
         CHAT,
     ),
-    ignored(RUN, &["-mli", "--multiline-input", "--in-prefix-bos"], SWITCH, CHAT),
-    ignored(RUN, &["--in-prefix", "--in-suffix"], TEXT, CHAT),
-    ignored(RUN, &["-cml", "--chatml"], SWITCH, CHAT),
-    ignored(RUN, &["--jinja", "--no-jinja"], SWITCH, CHAT),
-    ignored(RUN, &["--chat-template", "--chat-template-kwargs"], TEXT, CHAT),
-    ignored(RUN, &["--chat-template-file"], FILE, CHAT),
-    ignored(RUN, &["--skip-chat-parsing", "--no-skip-chat-parsing"], SWITCH, CHAT),
-    ignored(RUN, &["-rea", "--reasoning"], Value::OnOff, CHAT),
-    ignored(
+    done(RUN, &["-mli", "--multiline-input"], SWITCH),
+    ignored(RUN, &["--in-prefix-bos"], SWITCH, AROUND),
+    ignored(RUN, &["--in-prefix", "--in-suffix"], TEXT, AROUND),
+    means(
         RUN,
-        &["--reasoning-format", "--reasoning-effort", "--reasoning-budget-message"],
-        TEXT,
-        CHAT,
+        &["-cml", "--chatml"],
+        SWITCH,
+        &[("", &["--conversation", "--chat-template", "chatml"])],
     ),
-    ignored(RUN, &["--reasoning-budget"], N, CHAT),
-    ignored(RUN, &["--reasoning-preserve", "--no-reasoning-preserve"], SWITCH, CHAT),
-    ignored(RUN, &["-co", "--color"], Value::OnOff, SCREEN),
+    implied(RUN, &["--jinja"], SWITCH),
+    ignored(RUN, &["--no-jinja"], SWITCH, JINJA),
+    done(RUN, &["--chat-template"], Value::One("NAME|JINJA")).variable("LLAMA_ARG_CHAT_TEMPLATE"),
+    done(RUN, &["--chat-template-kwargs"], Value::One("JSON"))
+        .variable("LLAMA_ARG_CHAT_TEMPLATE_KWARGS"),
+    done(RUN, &["--chat-template-file"], FILE).variable("LLAMA_ARG_CHAT_TEMPLATE_FILE"),
+    ignored(RUN, &["--skip-chat-parsing", "--no-skip-chat-parsing"], SWITCH, CALLS),
+    done(RUN, &["-rea", "--reasoning"], Value::OnOff),
+    done(RUN, &["--reasoning-format"], Value::One("deepseek|none")),
+    ignored(RUN, &["--reasoning-effort"], TEXT, EFFORT),
+    ignored(RUN, &["--reasoning-budget-message"], TEXT, BUDGET),
+    ignored(RUN, &["--reasoning-budget"], N, BUDGET),
+    ignored(RUN, &["--reasoning-preserve", "--no-reasoning-preserve"], SWITCH, EFFORT),
+    done(RUN, &["-co", "--color"], Value::OnOff),
     ignored(RUN, &["--simple-io"], SWITCH, SCREEN),
-    ignored(RUN, &["--perf", "--no-perf", "--show-timings", "--no-show-timings"], SWITCH, TIMES),
+    ignored(RUN, &["--perf", "--no-perf"], SWITCH, TIMES),
+    done(RUN, &["--show-timings"], SWITCH),
+    done(RUN, &["--no-show-timings"], SWITCH),
 ];
 
 pub const LOG: &[Flag] = &[
@@ -46,7 +58,8 @@ pub const LOG: &[Flag] = &[
     means(RUN, &["--usage"], SWITCH, &[("", &["--help"])]),
     done(BOTH, &["--version"], SWITCH),
     refused(RUN, &["--completion-bash"], SWITCH, ("there is no completion script", "leave it out")),
-    ignored(BOTH, &["-v", "--verbose"], SWITCH, NOTES),
+    done(RUN, &["-v", "--verbose"], SWITCH),
+    ignored(BENCH, &["-v", "--verbose"], SWITCH, NOTES),
     ignored(RUN, &["--log-verbose"], SWITCH, NOTES),
     ignored(RUN, &["-lv", "--verbosity", "--log-verbosity"], N, NOTES),
     ignored(RUN, &["--log-disable", "--log-enable", "--log-new", "--log-append"], SWITCH, NOTES),

@@ -231,6 +231,7 @@ pub const OWN: &[Flag] = &[
     own(RUN, &["--json"], SWITCH),
     own(RUN, &["--logprobs"], N),
     own(RUN, &["--lookup"], SWITCH),
+    own(RUN, &["--no-history"], SWITCH),
     own(BOTH, &["--pre"], Value::One("NAME")),
     own(BENCH, &["--override-kv"], Value::One("KEY=TYPE:VALUE")),
     own(BENCH, &["-np", "-npl", "--parallel"], LIST),

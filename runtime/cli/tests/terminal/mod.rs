@@ -1,0 +1,161 @@
+//! A program in a terminal of its own, as a user sits before it.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{ioctl_tiocsctty, setsid};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+/// Time after which a program that says nothing new is taken for stuck.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const CTRL_C: &str = "\x03";
+pub const CTRL_D: &str = "\x04";
+
+/// A terminal with a program in it.
+pub struct Terminal {
+    child: Child,
+    screen: File,
+    /// What the program has written, without escape sequences.
+    seen: String,
+    /// Bytes of it that were waited for already.
+    passed: usize,
+}
+
+impl Terminal {
+    /// Starts a program, whose stdin, stdout and stderr are the terminal.
+    pub fn start(mut command: Command) -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let screen = openpt(flags).unwrap();
+        grantpt(&screen).unwrap();
+        unlockpt(&screen).unwrap();
+        tcsetwinsize(&screen, Winsize { ws_row: 40, ws_col: 2000, ws_xpixel: 0, ws_ypixel: 0 })
+            .unwrap();
+        let name = ptsname(&screen, Vec::new()).unwrap();
+        let end: OwnedFd =
+            open(&*name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let stdio = || Stdio::from(end.try_clone().unwrap());
+        command.stdin(stdio()).stdout(stdio()).stderr(stdio()).env("TERM", "xterm");
+        // SAFETY: between fork and exec only two system calls are made, and nothing is allocated.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                ioctl_tiocsctty(std::io::stdin().as_fd())?;
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap();
+        Self { child, screen: File::from(screen), seen: String::new(), passed: 0 }
+    }
+
+    /// Types a text.
+    pub fn send(&mut self, keys: &str) {
+        self.screen.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Types a line.
+    pub fn line(&mut self, line: &str) {
+        self.send(&format!("{line}\r"));
+    }
+
+    /// Waits for a text behind the last one that was waited for, and returns what came before it.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        let shown = self.shows(text);
+        let rest = &self.seen[self.passed..];
+        assert!(shown, "the terminal closed before {text:?}: {rest:?}");
+        let (before, _) = rest.split_once(text).unwrap();
+        let before = before.to_owned();
+        self.passed += before.len() + text.len();
+        before
+    }
+
+    /// Waits until the program writes a text behind the last one that was waited for, or ends. Returns false
+    /// where it ends.
+    pub fn shows(&mut self, text: &str) -> bool {
+        let start = Instant::now();
+        while !self.seen[self.passed..].contains(text) {
+            if !self.read() {
+                return false;
+            }
+            let rest = &self.seen[self.passed..];
+            assert!(start.elapsed() < PATIENCE, "no {text:?} in {rest:?}");
+        }
+        true
+    }
+
+    /// Waits for the prompt of a new message, and returns what came before it.
+    pub fn prompt(&mut self) -> String {
+        self.wait_for(">>> ")
+    }
+
+    /// Reads what there is, for a moment. Returns false at the end.
+    fn read(&mut self) -> bool {
+        let mut ready = [PollFd::new(&self.screen, PollFlags::IN)];
+        let moment = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        if poll(&mut ready, Some(&moment)).unwrap() == 0 {
+            return true;
+        }
+        let mut bytes = [0; 4096];
+        match self.screen.read(&mut bytes) {
+            Ok(0) => false,
+            Ok(n) => {
+                self.seen += &plain(&String::from_utf8_lossy(&bytes[..n]));
+                true
+            }
+            // The program has closed its end.
+            Err(error) => {
+                assert_ne!(error.kind(), ErrorKind::WouldBlock);
+                false
+            }
+        }
+    }
+
+    /// Waits for the end of the program, and returns its status and what it wrote last.
+    pub fn end(mut self) -> (ExitStatus, String) {
+        let start = Instant::now();
+        while self.read() {
+            assert!(start.elapsed() < PATIENCE, "it does not end: {:?}", &self.seen[self.passed..]);
+        }
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end");
+            thread::sleep(Duration::from_millis(5));
+        };
+        (status, self.seen[self.passed..].to_owned())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // It has ended, or the test has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A text without the escape sequences of a terminal, and without carriage returns.
+fn plain(text: &str) -> String {
+    let mut out = String::new();
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\r' => {}
+            '\x1b' if chars.next_if_eq(&'[').is_some() => {
+                while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
+            }
+            '\x1b' => drop(chars.next()),
+            _ => out.push(c),
+        }
+    }
+    out
+}
