@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitnet_runtime::error::{Error, Result};
@@ -331,6 +332,7 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
     };
     let mut talk = Talk::new(chat, turns, parameters, limits);
     talk.system = system;
+    talk.silenced = Arc::clone(&opened.silenced);
     talk.variables = variables;
     talk.splits_reasoning = chat_args.reasoning_format == ReasoningFormat::Deepseek;
     let style = Style {

@@ -193,3 +193,40 @@ Ctrl+C ends an answer. A space in front of a / makes the line a message.
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_messages_or_commands() {
+        let message = |text: &str| Input::Message(text.to_owned());
+        let command = Input::Command;
+        let parameter = |name: &str, value: &str| {
+            command(Command::Parameter { name: name.to_owned(), value: value.to_owned() })
+        };
+        for (text, expected) in [
+            ("hello", message("hello")),
+            (" /etc", message("/etc")),
+            ("  /etc", message("  /etc")),
+            ("a /bye", message("a /bye")),
+            ("/etc is\na folder", message("/etc is\na folder")),
+            (" \t", Input::Nothing(None)),
+            ("/bye ", command(Command::End)),
+            ("/set system  \"Be kind.\"", command(Command::System("Be kind.".to_owned()))),
+            ("/set system \"\"\"a\nb\"\"\"", command(Command::System("a\nb".to_owned()))),
+            ("/set parameter stop  A B ", parameter("stop", "A B")),
+            ("/set format json", command(Command::JsonFormat(true))),
+            ("/set nothink", command(Command::Switch(Switch::Think, false))),
+            ("/set frobnicate", command(Command::Help(Help::Set))),
+            ("/show", command(Command::Help(Help::Show))),
+            ("/? /set", command(Command::Help(Help::Set))),
+            ("/save  my file.json", command(Command::Save("my file.json".to_owned()))),
+        ] {
+            assert_eq!(read(text), expected, "{text:?}");
+        }
+        for text in ["/byebye", "/clear all", "/read", "/set system", "/set parameter seed"] {
+            assert!(matches!(read(text), Input::Nothing(Some(_))), "{text}");
+        }
+    }
+}

@@ -1,6 +1,9 @@
 //! A conversation, and what answers it.
 
+use std::io::{self, IsTerminal};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bitnet_runtime::error::{Error, Result};
@@ -27,6 +30,8 @@ pub struct Talk<'e> {
     /// True if reasoning is told from the answer.
     pub splits_reasoning: bool,
     pub interrupt: Interrupt,
+    /// Set to true while a line of progress would get between the words of an answer.
+    pub silenced: Arc<AtomicBool>,
 }
 
 /// An answer.
@@ -66,6 +71,7 @@ impl<'e> Talk<'e> {
             variables: Variables::default(),
             splits_reasoning: true,
             interrupt: Interrupt::default(),
+            silenced: Arc::default(),
         }
     }
 
@@ -133,8 +139,10 @@ impl<'e> Talk<'e> {
         if self.splits_reasoning {
             splitter = Some(ReasoningSplitter::after(&self.chat.render(&conversation)?));
         }
+        self.silenced.store(false, Ordering::Relaxed);
         let mut sequence =
             self.turns.begin(prompt.clone(), self.parameters.sampling.clone(), options)?;
+        self.silenced.store(io::stdout().is_terminal(), Ordering::Relaxed);
         let (mut content, mut reasoning) = (String::new(), String::new());
         let mut take = |parts: Vec<(Part, String)>| {
             parts.into_iter().try_for_each(|(part, text)| {

@@ -96,6 +96,19 @@ impl Terminal {
         self.wait_for(">>> ")
     }
 
+    /// Waits until nothing more is written, and passes it.
+    pub fn settle(&mut self) {
+        loop {
+            self.passed = self.seen.len();
+            for _ in 0..3 {
+                self.read();
+            }
+            if self.passed == self.seen.len() {
+                return;
+            }
+        }
+    }
+
     /// Reads what there is, for a moment. Returns false at the end.
     fn read(&mut self) -> bool {
         let mut ready = [PollFd::new(&self.screen, PollFlags::IN)];
