@@ -1,5 +1,7 @@
 //! The program `bitnet-run`: a module for each subcommand, with its arguments and a `run`.
 
+#![forbid(unsafe_code)]
+
 pub mod arguments;
 pub mod bench;
 pub mod chat;
@@ -14,4 +16,5 @@ pub mod output;
 pub mod pack;
 mod prompt;
 pub mod run;
+mod sampling;
 pub mod tokenize;

@@ -317,6 +317,60 @@ impl KernelArgs {
     }
 }
 
+/// Advice on the file of a model while it is used.
+pub const LEAVE: &str = "leave it as it is while it is used, or give --no-mmap";
+
+/// The flags of a model that is run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct OpenArgs {
+    /// Threads; 0 or less: one for each CPU [default: the profile's, else one for each physical core]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = threads,
+        help_heading = PERFORMANCE
+    )]
+    threads: Option<usize>,
+    /// Keep all threads at work, even while other programs need the CPUs and fewer would be faster
+    #[arg(long, help_heading = PERFORMANCE)]
+    fixed_threads: bool,
+    #[command(flatten, next_help_heading = PERFORMANCE)]
+    kernels: KernelArgs,
+    #[command(flatten)]
+    placement: PlacementArgs,
+    #[command(flatten)]
+    packed: PackedArgs,
+    /// Map the file, which is so anyway
+    #[arg(long, overrides_with = "no_mmap", help_heading = PERFORMANCE)]
+    mmap: bool,
+    /// Read the file into memory instead of mapping it
+    #[arg(long, overrides_with = "mmap", help_heading = PERFORMANCE)]
+    no_mmap: bool,
+}
+
+impl OpenArgs {
+    /// The model that was asked for and how to open it.
+    ///
+    /// # Errors
+    /// Those of [`KernelArgs::open`].
+    pub fn options(&self, model: Option<&Path>) -> Result<(PathBuf, Options)> {
+        let (path, options) = self.kernels.open(model, self.placement)?;
+        if !self.no_mmap {
+            bus_error::explain(&path, None, LEAVE);
+        }
+        let options = Options {
+            threads: self.threads,
+            fixed_threads: self.fixed_threads,
+            mmap: !self.no_mmap,
+            packed: self.packed.option(),
+            ..options
+        };
+        Ok((path, options))
+    }
+}
+
 /// Tells on stderr what there is to tell and was not told yet.
 pub fn tell(engine: &Engine) {
     for line in engine.take_notes() {

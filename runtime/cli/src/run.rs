@@ -1,6 +1,5 @@
 //! `bitnet-run` without a subcommand: continues a prompt.
 
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,17 +18,16 @@ use bitnet_runtime::engine::sampler::{Sampler, Sampling};
 use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats};
 use bitnet_runtime::engine::{Engine, Options, ProfileInUse, Suggested};
 use bitnet_runtime::error::{Error, Result};
-use bitnet_runtime::file::bus_error;
 use bitnet_runtime::text::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use crate::controls::ControlArgs;
 use crate::interrupt::Interrupt;
-use crate::load::{self, KernelArgs, PERFORMANCE, PackedArgs, PlacementArgs, SessionArgs};
+use crate::load::{self, LEAVE, OpenArgs, PERFORMANCE, SessionArgs};
 use crate::output::{answer, human, note};
 use crate::prompt::PromptArgs;
+use crate::sampling::SamplingArgs;
 
-const SAMPLING: &str = "Sampling";
 /// Time of packing from which the user is told that packed weights can be kept; who ran on the weights in
 /// the file to the end is told, too.
 const WORTH_KEEPING: Duration = Duration::from_millis(300);
@@ -108,125 +106,12 @@ pub struct Args {
     #[arg(long, requires = "prompt_cache")]
     pub(crate) prompt_cache_ro: bool,
 
-    /// 0 or less: always the most likely token [default: the file's, else 0.8]
-    #[arg(
-        long,
-        alias = "temperature",
-        value_name = "T",
-        allow_negative_numbers = true,
-        value_parser = temperature,
-        help_heading = SAMPLING
-    )]
-    temp: Option<f32>,
-    /// Only the K most likely tokens; 0 or less: all [default: the file's, else 40]
-    #[arg(
-        long,
-        value_name = "K",
-        allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(..=i64::from(i32::MAX)),
-        help_heading = SAMPLING
-    )]
-    top_k: Option<i64>,
-    /// Only the most likely tokens that together reach this probability; 1 or more: all [default: the
-    /// file's, else 0.95]
-    #[arg(
-        long,
-        value_name = "P",
-        allow_negative_numbers = true,
-        value_parser = share,
-        help_heading = SAMPLING
-    )]
-    top_p: Option<f32>,
-    /// Only tokens this likely relative to the most likely one; 0 or less: all [default: the file's,
-    /// else 0.05]
-    #[arg(
-        long,
-        value_name = "P",
-        allow_negative_numbers = true,
-        value_parser = share,
-        help_heading = SAMPLING
-    )]
-    min_p: Option<f32>,
-    /// Makes tokens written lately less likely; 1: off [default: the file's, else 1]
-    #[arg(
-        long,
-        value_name = "X",
-        allow_negative_numbers = true,
-        value_parser = penalty,
-        help_heading = SAMPLING
-    )]
-    repeat_penalty: Option<f32>,
-    /// How many tokens are lately; -1: all of the context [default: the file's, else 64]
-    #[arg(
-        long,
-        value_name = "N",
-        allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-1..=i64::from(i32::MAX)),
-        help_heading = SAMPLING
-    )]
-    repeat_last_n: Option<i64>,
-    /// The same seed, of which 32 bits count, writes the same text; -1: another each time
-    #[arg(
-        short,
-        long,
-        value_name = "SEED",
-        default_value_t = -1,
-        allow_negative_numbers = true,
-        help_heading = SAMPLING
-    )]
-    seed: i64,
-
-    /// Threads; 0 or less: one for each CPU [default: the profile's, else one for each physical core]
-    #[arg(
-        short,
-        long,
-        value_name = "N",
-        allow_negative_numbers = true,
-        value_parser = load::threads,
-        help_heading = PERFORMANCE
-    )]
-    threads: Option<usize>,
-    /// Keep all threads at work, even while other programs need the CPUs and fewer would be faster
-    #[arg(long, help_heading = PERFORMANCE)]
-    fixed_threads: bool,
-    #[command(flatten, next_help_heading = PERFORMANCE)]
-    kernels: KernelArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    model_args: OpenArgs,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
-    #[command(flatten)]
-    placement: PlacementArgs,
-    #[command(flatten)]
-    packed: PackedArgs,
-    /// Map the file, which is so anyway
-    #[arg(long, overrides_with = "no_mmap", help_heading = PERFORMANCE)]
-    mmap: bool,
-    /// Read the file into memory instead of mapping it
-    #[arg(long, overrides_with = "mmap", help_heading = PERFORMANCE)]
-    no_mmap: bool,
-}
-
-/// A temperature for clap: what is below 0 is 0.
-fn temperature(text: &str) -> std::result::Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(value) if value <= 100.0 => Ok(value.max(0.0)),
-        _ => Err("it is no number up to 100".into()),
-    }
-}
-
-/// A probability for clap: what is below 0 or above 1 does the same as these.
-fn share(text: &str) -> std::result::Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(value) if !value.is_nan() => Ok(value.clamp(0.0, 1.0)),
-        _ => Err("it is no number; a share is 0 to 1".into()),
-    }
-}
-
-/// A penalty for clap.
-fn penalty(text: &str) -> std::result::Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(value) if (0.01..=100.0).contains(&value) => Ok(value),
-        _ => Err("it is no number in 0.01..=100".into()),
-    }
 }
 
 /// A model, opened as the flags say.
@@ -389,9 +274,9 @@ impl Args {
     /// The model that was asked for, and how to open it.
     ///
     /// # Errors
-    /// Those of [`KernelArgs::open`].
+    /// Those of [`OpenArgs::options`].
     pub(crate) fn options(&self) -> Result<(PathBuf, Options)> {
-        self.kernels.open(self.model.as_deref(), self.placement)
+        self.model_args.options(self.model.as_deref())
     }
 
     /// Opens a model as [`Args::options`] says.
@@ -400,28 +285,17 @@ impl Args {
     /// Those of [`Engine::open`].
     pub(crate) fn open(&self, path: PathBuf, options: Options) -> Result<Opened> {
         let silenced = Arc::new(AtomicBool::new(false));
-        let options = Options {
-            threads: self.threads,
-            fixed_threads: self.fixed_threads,
-            mmap: !self.no_mmap,
-            packed: self.packed.option(),
-            progress: Some(load::progress(Arc::clone(&silenced))),
-            ..options
-        };
-        let leave = "leave it as it is while it is used, or give --no-mmap";
-        if options.mmap {
-            bus_error::explain(&path, None, leave);
-        }
+        let options = Options { progress: Some(load::progress(Arc::clone(&silenced))), ..options };
         let gguf = options.file(&path)?;
-        let suggested = self.unsaid(Suggested::from_gguf(&gguf)?);
-        let sampling = self.sampling(&suggested);
+        let suggested = self.sampling.unsaid(Suggested::from_gguf(&gguf)?);
+        let sampling = self.controls.sampling(self.sampling.over(&suggested));
         let needs = match self.logprobs.is_some() || self.controls.needs_all() {
             true => Needs::All,
             false => Sampler::new(sampling.clone())?.needs(&[]),
         };
         let may_keep = options.mmap && !options.mlock;
         let engine = Engine::from_gguf(gguf, Options { needs, ..options })?;
-        load::explain_bus_errors(&engine, leave);
+        load::explain_bus_errors(&engine, LEAVE);
         Ok(Opened { engine, path, suggested, sampling, silenced, may_keep })
     }
 
@@ -457,43 +331,6 @@ impl Args {
                 Some(config.context)
             }
             Some(asked) => Some(asked as usize),
-        }
-    }
-
-    /// 32 bits of the seed given; all of them set, as -1 has them, are llama.cpp's word for any other.
-    fn seed(&self) -> u32 {
-        match self.seed as u32 {
-            u32::MAX => (RandomState::new().hash_one(0) % u64::from(u32::MAX)) as u32,
-            seed => seed,
-        }
-    }
-
-    /// What the file suggests of the settings that no flag gives.
-    fn unsaid(&self, suggested: Suggested) -> Suggested {
-        Suggested {
-            temperature: suggested.temperature.filter(|_| self.temp.is_none()),
-            top_k: suggested.top_k.filter(|_| self.top_k.is_none()),
-            top_p: suggested.top_p.filter(|_| self.top_p.is_none()),
-            min_p: suggested.min_p.filter(|_| self.min_p.is_none()),
-            repeat_penalty: suggested.repeat_penalty.filter(|_| self.repeat_penalty.is_none()),
-            repeat_last_n: suggested.repeat_last_n.filter(|_| self.repeat_last_n.is_none()),
-            ..suggested
-        }
-    }
-
-    /// The settings of the flags; where there is none, those of the file, else the defaults.
-    fn sampling(&self, suggested: &Suggested) -> Sampling {
-        let defaults = self.controls.sampling(suggested.over(Sampling::default()));
-        let count = |flag: Option<i64>, all: usize| flag.map(|n| usize::try_from(n).unwrap_or(all));
-        Sampling {
-            temperature: self.temp.unwrap_or(defaults.temperature),
-            top_k: count(self.top_k, 0).unwrap_or(defaults.top_k),
-            top_p: self.top_p.unwrap_or(defaults.top_p),
-            min_p: self.min_p.unwrap_or(defaults.min_p),
-            repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
-            repeat_last_n: count(self.repeat_last_n, usize::MAX).unwrap_or(defaults.repeat_last_n),
-            seed: self.seed().into(),
-            ..defaults
         }
     }
 }
