@@ -6,7 +6,7 @@ use bitnet_runtime::Result;
 use clap::{Parser, Subcommand};
 
 use crate::flags::{self, Program};
-use crate::{bench, chat, compare, dummy, inspect, pack, run, tokenize};
+use crate::{bench, chat, compare, dummy, inspect, pack, run, serve, tokenize};
 
 /// Run ternary language models on the CPU
 ///
@@ -36,6 +36,7 @@ enum Command {
     Chat(Box<chat::Args>),
     #[command(after_long_help = flags::help(Program::Bench))]
     Bench(bench::Args),
+    Serve(serve::Args),
     Compare(compare::Args),
     Pack(pack::Args),
     Inspect(inspect::Args),
@@ -58,6 +59,7 @@ impl Arguments {
         match command {
             Command::Chat(args) => return chat::run(&args.run, &args.chat, false),
             Command::Bench(args) => return bench::run(args),
+            Command::Serve(args) => return serve::run(args),
             Command::Compare(args) => compare::run(args)?,
             Command::Pack(args) => pack::run(args)?,
             Command::Inspect(args) => inspect::run(args)?,

@@ -17,4 +17,5 @@ pub mod pack;
 mod prompt;
 pub mod run;
 mod sampling;
+pub mod serve;
 pub mod tokenize;

@@ -213,6 +213,12 @@ impl Sequence {
         used
     }
 
+    /// Tokens of the prompt that are still to go through the model.
+    #[must_use]
+    pub fn prompt_left(&self) -> usize {
+        self.prompt_left
+    }
+
     /// Returns the tokens that are to go through the model next, at most `most` of a prompt, where
     /// its sequence of the session has `room` for so many; `None` when the text has ended.
     ///

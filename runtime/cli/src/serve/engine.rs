@@ -1,0 +1,576 @@
+//! The engine thread: it owns the session, and writes all texts in passes that they share.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use bitnet_runtime::cpu::forward::{BatchToken, Session};
+use bitnet_runtime::cpu::head::screen::Needs;
+use bitnet_runtime::engine::logprobs::logprobs;
+use bitnet_runtime::engine::sequence::FinishReason;
+use bitnet_runtime::error::{Error, Result};
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::error::{ApiError, Kind};
+use super::job::{CacheAction, Command, Ending, Event, Job, Piece, Progress, SlotState, Timings};
+use super::metrics::Metrics;
+use super::queue::Queue;
+use super::schedule::{Pace, shares};
+use super::slots::Slots;
+use crate::output::note;
+
+/// Time for which a reader may leave all its events unread.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Interval at which readers are looked at while there is nothing else to do.
+const LOOK: Duration = Duration::from_millis(5);
+/// Events that a text may add in one pass.
+const EVENTS_A_PASS: usize = 3;
+/// Tokens of a prompt in a pass whose probabilities are asked for, at most: their logits are 33 MB for
+/// a vocabulary of 128,000.
+const MOST_ROWS: usize = 64;
+/// Passes that may fail within [`FAILURE_WINDOW`]; the next one ends the server.
+const FAILURES: usize = 2;
+const FAILURE_WINDOW: Duration = Duration::from_secs(60);
+
+/// A text that is being written.
+#[derive(Debug)]
+struct Active {
+    job: Job,
+    slot: usize,
+    /// Tokens of the prompt that were in the cache.
+    cached: usize,
+    started: Instant,
+    first: Option<Instant>,
+    /// Time of the last token.
+    last: Instant,
+    /// Text that is not sent yet, and tokens that were.
+    text: String,
+    sent: usize,
+    /// Time since which its reader has left no room for events.
+    stalled: Option<Instant>,
+}
+
+impl Active {
+    fn timings(&self, now: Instant) -> Timings {
+        let first = self.first.unwrap_or(now);
+        Timings {
+            cached: self.cached,
+            prompt: self.job.prompt.len() - self.cached,
+            prompt_time: first - self.started,
+            written: self.job.sequence.ids().len(),
+            time: now - first,
+        }
+    }
+
+    /// Takes what is to be sent.
+    fn piece(&mut self, now: Instant) -> Piece {
+        let ids = self.job.sequence.ids()[self.sent..].to_vec();
+        let logprobs = self.job.sequence.logprobs().get(self.sent..).unwrap_or_default().to_vec();
+        self.sent += ids.len();
+        Piece { text: std::mem::take(&mut self.text), ids, logprobs, timings: self.timings(now) }
+    }
+
+    /// Sends an event. One who has gone is found by the next sweep; there is room, as no pass is
+    /// made without it.
+    fn send(&self, event: Event) {
+        if let Err(TrySendError::Full(_)) = self.job.events.try_send(event) {
+            debug_assert!(false, "a text took part in a pass without room for its events");
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.job.events.capacity() >= EVENTS_A_PASS
+    }
+}
+
+/// Tokens of a text in a pass.
+struct Part {
+    /// Number among the active ones.
+    text: usize,
+    /// Its first row of logits, in the pass.
+    first_row: usize,
+    /// Rows of the pass that are its prompt's, before that of its own next token.
+    prompt_rows: usize,
+    /// Tokens of its prompt in the pass; 0 where it is being written.
+    prompt: usize,
+}
+
+/// The state of the engine thread.
+#[derive(Debug)]
+pub struct Serving {
+    session: Session,
+    slots: Slots,
+    /// The last job of each slot.
+    last_jobs: Vec<i64>,
+    /// The oldest first.
+    active: Vec<Active>,
+    waiting: VecDeque<Job>,
+    commands: Receiver<Command>,
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+    pace: Pace,
+    failures: Vec<Instant>,
+    /// Time at which all is to have ended, once no text is begun any more.
+    drain: Option<Instant>,
+}
+
+impl Serving {
+    /// Takes a session, each of whose sequences becomes a slot.
+    pub fn new(
+        session: Session,
+        commands: Receiver<Command>,
+        queue: Arc<Queue>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let count = session.sequences();
+        Self {
+            slots: Slots::new(count),
+            last_jobs: vec![-1; count],
+            session,
+            active: Vec::new(),
+            waiting: VecDeque::new(),
+            commands,
+            queue,
+            metrics,
+            pace: Pace::default(),
+            failures: Vec::new(),
+            drain: None,
+        }
+    }
+
+    /// Serves until it is told to end, and all texts have.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when passes keep failing.
+    pub fn run(&mut self) -> Result<()> {
+        loop {
+            if !self.take_commands() {
+                return Ok(());
+            }
+            self.sweep(Instant::now());
+            self.admit();
+            if let Some(end) = self.drain {
+                if Instant::now() >= end {
+                    self.fail_all(&ApiError::new(
+                        Kind::Unavailable,
+                        "the server has ended before the text has",
+                    ));
+                }
+                if self.active.is_empty() {
+                    return Ok(());
+                }
+            }
+            if !self.active.iter().any(Active::has_room) {
+                continue;
+            }
+            let pass = panic::catch_unwind(AssertUnwindSafe(|| self.pass()));
+            let pass = pass.unwrap_or_else(|cause| Err(Error::Runtime(panicked(&*cause))));
+            if let Err(error) = pass {
+                self.recover(error)?;
+            }
+        }
+    }
+
+    /// Takes the orders that wait; where there is nothing else to do, waits for one. Returns false
+    /// when none can come any more.
+    fn take_commands(&mut self) -> bool {
+        if self.active.is_empty() && self.waiting.is_empty() && self.drain.is_none() {
+            match self.commands.recv() {
+                Ok(command) => self.obey(command),
+                Err(_) => return false,
+            }
+        } else if !self.active.iter().any(Active::has_room) {
+            match self.commands.recv_timeout(LOOK) {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit(job) if self.drain.is_some() => self.refuse(*job),
+            Command::Submit(job) => self.waiting.push_back(*job),
+            // Who asked may have gone.
+            Command::Slots(reply) => drop(reply.send(self.states())),
+            Command::Cache { slot, action, reply } => drop(reply.send(self.cache(slot, action))),
+            Command::Drain(end) => {
+                self.drain = Some(end);
+                for job in std::mem::take(&mut self.waiting) {
+                    self.refuse(job);
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, job: Job) {
+        self.queue.leave(None);
+        let error = ApiError::busy("the server is about to end", 1);
+        drop(job.events.try_send(Event::Failed(error)));
+    }
+
+    /// Ends texts that nobody reads any more, or that have had their time.
+    fn sweep(&mut self, now: Instant) {
+        let queue = &self.queue;
+        self.waiting.retain(|job| {
+            let is_wanted = !job.events.is_closed();
+            if !is_wanted {
+                queue.leave(None);
+            }
+            is_wanted
+        });
+        let mut number = 0;
+        while let Some(active) = self.active.get_mut(number) {
+            active.stalled = if active.has_room() { None } else { active.stalled.or(Some(now)) };
+            let is_stalled = active.stalled.is_some_and(|since| now - since >= PATIENCE);
+            let spent = active.first.map(|first| now - first);
+            if active.job.events.is_closed() || is_stalled {
+                if is_stalled {
+                    note(format_args!(
+                        "request {}: cancelled, its reader has stalled",
+                        active.job.id
+                    ));
+                }
+                self.metrics.cancelled();
+                drop(self.remove(number));
+                continue;
+            }
+            if active.has_room()
+                && spent.zip(active.job.most_time).is_some_and(|(t, most)| t > most)
+            {
+                active.job.sequence.interrupt();
+                self.finish(number, FinishReason::Interrupted, now);
+                continue;
+            }
+            number += 1;
+        }
+    }
+
+    /// Gives slots to jobs that wait, the oldest first.
+    fn admit(&mut self) {
+        let mut number = 0;
+        while let Some(job) = self.waiting.get(number) {
+            if self.active.len() == self.session.sequences() {
+                return;
+            }
+            let place = match job.after.is_some_and(|leader| self.is_before_text(leader)) {
+                true => None,
+                false => self.slots.choose(&job.prompt, job.slot, job.cache),
+            };
+            match place.and_then(|place| Some((place, self.waiting.remove(number)?))) {
+                Some((place, job)) => self.begin(job, place.slot, place.cached, place.from),
+                None => number += 1,
+            }
+        }
+    }
+
+    /// True while a job waits, or its prompt is not through the model.
+    fn is_before_text(&self, job: u64) -> bool {
+        self.waiting.iter().any(|waiting| waiting.id == job)
+            || self
+                .active
+                .iter()
+                .any(|active| active.job.id == job && active.job.sequence.prompt_left() > 0)
+    }
+
+    fn begin(&mut self, mut job: Job, slot: usize, cached: usize, from: Option<usize>) {
+        let started = Instant::now();
+        let copied = match from {
+            Some(from) => self.session.copy_prefix(from, slot, cached),
+            None => {
+                self.session.truncate_of(slot, cached);
+                Ok(())
+            }
+        };
+        // Without the copy nothing is in the slot, which costs time only.
+        let cached = if copied.is_ok() { cached } else { 0 };
+        self.session.truncate_of(slot, cached);
+        job.sequence.reuse(cached);
+        self.slots.occupy(slot);
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.tokens.clear();
+            slot.tokens.extend_from_slice(&job.prompt[..cached]);
+        }
+        if let Some(last) = self.last_jobs.get_mut(slot) {
+            *last = i64::try_from(job.id).unwrap_or(i64::MAX);
+        }
+        self.metrics.begun(started - job.received, job.prompt.len(), cached);
+        let active = Active {
+            job,
+            slot,
+            cached,
+            started,
+            first: None,
+            last: started,
+            text: String::new(),
+            sent: 0,
+            stalled: None,
+        };
+        active.send(Event::Started { slot });
+        self.active.push(active);
+        self.metrics.now(self.active.len(), self.waiting.len(), self.session.kv_bytes());
+    }
+
+    /// Takes the next tokens of all texts whose readers have room through the model.
+    fn pass(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let context = self.session.context();
+        let ready: Vec<bool> = self.active.iter().map(Active::has_room).collect();
+        let is_prompt = |active: &Active| active.job.sequence.prompt_left() > 0;
+        let each = || self.active.iter().zip(&ready).filter(|(_, ready)| **ready);
+        let rows = each().filter(|(active, _)| !is_prompt(active)).count();
+        let left: Vec<usize> = each()
+            .map(|(active, _)| active.job.sequence.prompt_left())
+            .filter(|&left| left > 0)
+            .collect();
+        let budget = self.pace.budget(rows, self.session.batch());
+        let mut shares = shares(budget, &left).into_iter();
+
+        let mut parts = Vec::with_capacity(self.active.len());
+        let mut tokens = Vec::with_capacity(rows + budget.min(left.iter().sum()));
+        let mut first_row = 0;
+        let (mut ended, mut failed) = (Vec::new(), Vec::new());
+        for (text, active) in self.active.iter_mut().enumerate().filter(|(text, _)| ready[*text]) {
+            let share = if is_prompt(active) { shares.next().unwrap_or(1) } else { 0 };
+            let tells = active.job.prompt_logprobs.is_some() && share > 0;
+            let prompt = if tells { share.min(MOST_ROWS) } else { share };
+            let room = context - self.session.position_of(active.slot);
+            let wants = match active.job.sequence.wants(prompt, room) {
+                Ok(Some(wants)) => wants,
+                Ok(None) => {
+                    ended.push(text);
+                    continue;
+                }
+                // A grammar that is too much work, for example, is this text's alone.
+                Err(error) => {
+                    failed.push((text, error));
+                    continue;
+                }
+            };
+            if let Some(slot) = self.slots.get_mut(active.slot) {
+                slot.tokens.extend_from_slice(wants.ids);
+            }
+            let prompt_rows = if tells { wants.ids.len() - wants.rows } else { 0 };
+            parts.push(Part { text, first_row, prompt_rows, prompt });
+            first_row += prompt_rows + wants.rows;
+            tokens.extend(wants.tokens(active.slot).map(|token| BatchToken {
+                needs: token.needs.or(tells.then_some(Needs::ALL)),
+                ..token
+            }));
+        }
+        if !tokens.is_empty() {
+            self.session.forward(&tokens)?;
+        }
+        drop(tokens);
+        let through = Instant::now();
+        let prompt: usize = parts.iter().map(|part| part.prompt).sum();
+        self.pace.learn(prompt, budget, through - start);
+        self.metrics.passed(parts.len(), prompt, through - start);
+        for (text, error) in failed {
+            self.active[text].send(Event::Failed(error.into()));
+            self.active[text].job.sequence.interrupt();
+            ended.push(text);
+        }
+        ended.extend(parts.iter().filter_map(|part| self.take(part, through)));
+        ended.sort_unstable();
+        for text in ended.into_iter().rev() {
+            let reason = self.active[text].job.sequence.finish_reason();
+            self.finish(text, reason.unwrap_or(FinishReason::Interrupted), through);
+        }
+        Ok(())
+    }
+
+    /// Gives a text its logits, and its reader what is new. Returns the text's number if it has ended.
+    fn take(&mut self, part: &Part, now: Instant) -> Option<usize> {
+        let active = &mut self.active[part.text];
+        let session = &self.session;
+        let own_row = part.first_row + part.prompt_rows;
+        let accepted = active.job.sequence.accept(|row| session.logits(own_row + row));
+        let held = session.position_of(active.slot) - *accepted.as_ref().unwrap_or(&0);
+        self.session.truncate_of(active.slot, held);
+        if let Some(slot) = self.slots.get_mut(active.slot) {
+            slot.tokens.truncate(held);
+        }
+        if part.prompt > 0 && active.job.tells_progress {
+            active.send(Event::Progress(Progress {
+                total: active.job.prompt.len(),
+                cache: active.cached,
+                processed: held,
+                time_ms: (now - active.started).as_secs_f64() * 1e3,
+            }));
+        }
+        if let Some(top) = active.job.prompt_logprobs.filter(|_| part.prompt > 0) {
+            // The row of a token is of the token behind it.
+            let next = active.job.prompt.iter().skip(held + 1 - part.prompt);
+            let rows = next.zip(part.first_row..part.first_row + part.prompt);
+            let rows = rows.map(|(&id, row)| logprobs(self.session.logits(row), id, top));
+            active.send(Event::Prompt(rows.collect()));
+        }
+        if let Err(error) = accepted {
+            // This text alone is not numbers any more; none of its cache is to serve others.
+            active.send(Event::Failed(error.into()));
+            active.job.sequence.interrupt();
+            let slot = active.slot;
+            self.empty(slot);
+            return Some(part.text);
+        }
+        let written = active.job.sequence.ids().len();
+        if active.first.is_none() && active.job.sequence.prompt_left() == 0 {
+            active.first = Some(now);
+            self.metrics.first_token(now - active.job.received);
+        } else if part.prompt == 0 {
+            self.metrics.token(now - active.last);
+        }
+        active.last = now;
+        active.text += &active.job.sequence.take_text();
+        if active.job.sequence.finish_reason().is_some() {
+            return Some(part.text);
+        }
+        if written > active.sent && !active.text.is_empty() {
+            let piece = active.piece(now);
+            active.send(Event::Piece(piece));
+        }
+        None
+    }
+
+    /// Frees the slot of a text, and tells its reader the end.
+    fn finish(&mut self, number: usize, reason: FinishReason, now: Instant) {
+        let mut active = self.remove(number);
+        active.text += &active.job.sequence.take_text();
+        let piece = active.piece(now);
+        let held = self.session.position_of(active.slot);
+        let stop_string = active.job.sequence.stop_string().map(str::to_owned);
+        self.metrics.finished(&active.timings(now), held);
+        // The last thing: who knows of the end may look at slots and numbers.
+        active.send(Event::Done(Box::new(Ending { piece, reason, stop_string, held })));
+    }
+
+    /// Frees the slot of a text; what it holds stays.
+    fn remove(&mut self, number: usize) -> Active {
+        let active = self.active.remove(number);
+        self.slots.free(active.slot);
+        self.queue.leave(Some(active.started.elapsed()));
+        self.metrics.now(self.active.len(), self.waiting.len(), self.session.kv_bytes());
+        active
+    }
+
+    fn empty(&mut self, slot: usize) {
+        self.session.truncate_of(slot, 0);
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.tokens.clear();
+        }
+    }
+
+    fn cache(&mut self, slot: usize, action: CacheAction) -> std::result::Result<usize, ApiError> {
+        let held = self.free_slot(slot)?;
+        match action {
+            CacheAction::Erase => {
+                self.empty(slot);
+                Ok(held)
+            }
+            CacheAction::Save(path) => {
+                let tokens = self.slots.get(slot).map_or(&[][..], |slot| &slot.tokens);
+                self.session.save(slot, tokens, &path).map_err(|error| refused(&path, &error))?;
+                Ok(held)
+            }
+            CacheAction::Restore(path) => {
+                let restored = self.session.restore(slot, &path);
+                let held = self.session.position_of(slot);
+                let Some(own) = self.slots.get_mut(slot) else { return Ok(0) };
+                match restored {
+                    Ok(tokens) => own.tokens = tokens,
+                    // Of a damaged file nothing is left.
+                    Err(error) => {
+                        own.tokens.truncate(held);
+                        return Err(refused(&path, &error));
+                    }
+                }
+                Ok(held)
+            }
+        }
+    }
+
+    /// The tokens that a slot holds, which must exist and be free.
+    fn free_slot(&self, slot: usize) -> std::result::Result<usize, ApiError> {
+        let count = self.session.sequences();
+        match self.slots.get(slot) {
+            Some(found) if !found.is_busy => Ok(found.tokens.len()),
+            Some(_) => Err(ApiError::busy(format!("slot {slot} is busy"), 1)),
+            None => Err(ApiError::text_field(
+                "id_slot",
+                &slot.to_string(),
+                &format!("a number below {count}, the slots there are"),
+            )),
+        }
+    }
+
+    fn states(&self) -> Vec<SlotState> {
+        let state = |(id, slot): (usize, &super::slots::Slot)| {
+            let active = self.active.iter().find(|active| active.slot == id);
+            SlotState {
+                id,
+                n_ctx: self.session.context(),
+                speculative: false,
+                is_processing: slot.is_busy,
+                id_task: self.last_jobs.get(id).copied().unwrap_or(-1),
+                n_past: slot.tokens.len(),
+                n_prompt_tokens: active.map_or(0, |active| active.job.prompt.len()),
+                n_decoded: active.map_or(0, |active| active.job.sequence.ids().len()),
+            }
+        };
+        self.slots.iter().enumerate().map(state).collect()
+    }
+
+    /// Fails all texts that are being written, and empties all slots.
+    fn fail_all(&mut self, error: &ApiError) {
+        while !self.active.is_empty() {
+            let active = self.remove(0);
+            drop(active.job.events.try_send(Event::Failed(error.clone())));
+        }
+        for slot in 0..self.session.sequences() {
+            self.empty(slot);
+        }
+    }
+
+    /// Goes on after a pass that failed.
+    ///
+    /// # Errors
+    /// The failure, if passes keep failing.
+    fn recover(&mut self, error: Error) -> Result<()> {
+        note(format_args!("error: {error}"));
+        self.fail_all(&ApiError::new(Kind::Server, error.to_string()));
+        let now = Instant::now();
+        self.failures.retain(|&at| now - at < FAILURE_WINDOW);
+        self.failures.push(now);
+        if self.failures.len() > FAILURES { Err(error) } else { Ok(()) }
+    }
+}
+
+/// The error for a file that a client has named, without the folder, which is the server's.
+fn refused(path: &Path, error: &Error) -> ApiError {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let message = match error {
+        Error::Io { source, action, .. } => format!("cannot {action}: {source}"),
+        other => other.to_string(),
+    };
+    ApiError::invalid(format!("filename: {name}: {message}")).of("filename")
+}
+
+/// The message of a panic.
+fn panicked(cause: &(dyn Any + Send)) -> String {
+    let text = cause.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| cause.downcast_ref::<String>().map(String::as_str));
+    format!("the engine panicked: {}", text.unwrap_or("for an unknown reason"))
+}

@@ -1,0 +1,130 @@
+//! Shares of the prompts in a pass through the model.
+//!
+//! Every text that is being written has a row in each pass. Beside these, prompts get as many tokens
+//! as the model takes in a set time, so that a long prompt holds nobody up: the gap between two
+//! tokens of a text is a pass without prompts and that time. Prompts share it equally, and none
+//! waits for another one.
+
+use std::time::Duration;
+
+/// Time for prompts in a pass beside texts that are being written, in seconds.
+const BESIDE_TEXTS: f64 = 0.1;
+/// The same in a pass of prompts alone. A request can be cancelled between two passes.
+const ALONE: f64 = 0.5;
+/// Tokens of prompts in a pass, at least, unless a batch is smaller.
+const FEWEST: usize = 16;
+/// The first guess of the speed at which prompts go through the model, in tokens per second.
+const FIRST_GUESS: f64 = 128.0;
+/// Weight of what was learnt before against a new measurement.
+const MEMORY: f64 = 0.5;
+
+/// The speed of prompts, as it was measured lately.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Tokens per second.
+    rate: f64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { rate: FIRST_GUESS }
+    }
+}
+
+impl Pace {
+    /// Returns the number of tokens of prompts for a pass of at most `batch` tokens, beside so many
+    /// `rows` of texts.
+    pub fn budget(&self, rows: usize, batch: usize) -> usize {
+        let time = if rows > 0 { BESIDE_TEXTS } else { ALONE };
+        let most = batch.saturating_sub(rows).max(1);
+        // A float that is too large for an integer becomes the largest one.
+        ((self.rate * time) as usize).clamp(FEWEST.min(most), most)
+    }
+
+    /// Learns from a pass in which `tokens` of prompts, out of a `budget`, took so long.
+    pub fn learn(&mut self, tokens: usize, budget: usize, took: Duration) {
+        let seconds = took.as_secs_f64();
+        if tokens == 0 || seconds <= 0.0 {
+            return;
+        }
+        let rate = tokens as f64 / seconds;
+        // Few tokens take about as long as one: they say only that it is at least so fast.
+        if tokens >= budget || rate > self.rate {
+            self.rate = MEMORY * self.rate + (1.0 - MEMORY) * rate;
+        }
+    }
+}
+
+/// Shares `budget` tokens among prompts of which `left` are still to go through the model, the oldest
+/// first: equally, at least one for each, and what some do not need to the oldest that do.
+pub fn shares(budget: usize, left: &[usize]) -> Vec<usize> {
+    let equal = (budget / left.len().max(1)).max(1);
+    let mut shares: Vec<usize> = left.iter().map(|&left| left.min(equal)).collect();
+    let mut rest = budget.saturating_sub(shares.iter().sum());
+    for (share, &left) in shares.iter_mut().zip(left) {
+        let more = (left - *share).min(rest);
+        *share += more;
+        rest -= more;
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_share_equally_and_the_oldest_gets_the_rest() {
+        let cases: [(usize, &[usize], &[usize]); 7] = [
+            (100, &[], &[]),
+            (100, &[4000], &[100]),
+            (100, &[4000, 20], &[80, 20]),
+            (100, &[20, 4000], &[20, 80]),
+            (100, &[4000, 4000, 4000], &[34, 33, 33]),
+            (100, &[10, 10], &[10, 10]),
+            (2, &[9, 9, 9], &[1, 1, 1]),
+        ];
+        for (budget, left, expected) in cases {
+            assert_eq!(shares(budget, left), expected, "{budget} among {left:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_starves_and_nothing_is_lost() {
+        for budget in 1..200 {
+            for left in [vec![1, 500, 3, 40], vec![7; 30], vec![1], vec![300, 1, 1]] {
+                let shares = shares(budget, &left);
+                let total: usize = shares.iter().sum();
+                assert!(shares.iter().zip(&left).all(|(s, l)| (1..=*l).contains(s)));
+                let needed: usize = left.iter().sum();
+                assert!(total >= budget.min(needed) && total <= budget.max(left.len()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_pass_takes_the_time_that_is_set() {
+        let mut pace = Pace::default();
+        // 400 tokens per second: 40 beside texts, 200 alone.
+        for _ in 0..20 {
+            let budget = pace.budget(3, 512);
+            pace.learn(budget, budget, Duration::from_secs_f64(budget as f64 / 400.0));
+        }
+        assert!((39..=41).contains(&pace.budget(1, 512)));
+        assert!((195..=205).contains(&pace.budget(0, 512)));
+        assert_eq!(pace.budget(0, 64), 64);
+        assert_eq!(pace.budget(8, 32), 24);
+        assert_eq!(pace.budget(0, 3), 3);
+        assert_eq!(pace.budget(4, 3), 1);
+        // A short prompt, alone, is no measure of speed.
+        pace.learn(5, 200, Duration::from_millis(50));
+        assert!((195..=205).contains(&pace.budget(0, 512)));
+        // A busy neighbour is: within a few passes these are shorter.
+        for _ in 0..6 {
+            let budget = pace.budget(0, 512);
+            pace.learn(budget, budget, Duration::from_secs_f64(budget as f64 / 100.0));
+        }
+        assert!(pace.budget(0, 512) < 60);
+        assert_eq!(pace.budget(1, 512), FEWEST);
+    }
+}

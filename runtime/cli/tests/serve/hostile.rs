@@ -1,0 +1,524 @@
+//! R01 to R38: what hostile clients and faults do, each a test by its number.
+
+use std::io::{BufRead, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::server::{Answer, PATIENCE, Server, demo, demo_with, head};
+
+const PROMPT: &str = "ROMEO:";
+
+/// A server with a slot of 1024 positions, and short times.
+fn long() -> Server {
+    demo_with(&["-np", "1", "-c", "1024", "-n", "-1", "--timeout", "1", "-t", "1"])
+}
+
+/// A text of 1,000 tokens.
+fn endless() -> Value {
+    json!({"prompt": PROMPT, "n_predict": 1000, "ignore_eos": true, "temperature": 0, "stream": true})
+}
+
+fn post(path: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
+    head("POST", path, headers, Some(body))
+}
+
+fn is_alive(server: &Server) {
+    let found = server.ok("/completion", &json!({"prompt": PROMPT, "n_predict": 4}));
+    assert_eq!(found["tokens_predicted"], 4);
+}
+
+#[test]
+fn r01_a_body_that_is_too_large() {
+    let server = demo_with(&["--max-body", "10000"]);
+    let message = server.raw(&post("/completion", &[], &[b' '; 10_001])).refusal(413);
+    assert!(message.contains("at most 10000 bytes"), "{message}");
+    // Its length alone is enough.
+    let bytes =
+        b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n";
+    server.raw(bytes).refusal(413);
+    is_alive(&server);
+}
+
+#[test]
+fn r02_chunks_without_end() {
+    let server = demo_with(&["--max-body", "10000"]);
+    let mut stream = server.connect();
+    let head = "POST /completion HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let chunk = format!("400\r\n{}\r\n", " ".repeat(1024));
+    // The server closes before long.
+    let start = Instant::now();
+    while stream.write_all(chunk.as_bytes()).is_ok() {
+        assert!(start.elapsed() < PATIENCE);
+    }
+    let mut stream = server.connect();
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(chunk.repeat(10).as_bytes()).unwrap();
+    Answer::read(&mut stream).refusal(413);
+    is_alive(&server);
+}
+
+/// Bytes that come one by one, until the server closes; returns what it said.
+fn drip(server: &Server, first: &[u8]) -> (Answer, Duration) {
+    let mut stream = server.connect();
+    stream.write_all(first).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let start = Instant::now();
+    let dripping = thread::spawn(move || {
+        while start.elapsed() < PATIENCE && writer.write_all(b"a").is_ok() {
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let answer = Answer::read(&mut stream);
+    let took = start.elapsed();
+    drop(stream.shutdown(Shutdown::Both));
+    dripping.join().unwrap();
+    (answer, took)
+}
+
+#[test]
+fn r03_a_head_that_comes_slowly() {
+    let server = demo_with(&["--timeout", "1"]);
+    for first in [&b""[..], b"GET /hea", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "] {
+        let (answer, took) = drip(&server, first);
+        assert!([0, 408].contains(&answer.status), "{answer:?}");
+        assert!(took < PATIENCE / 2, "{took:?}");
+    }
+    is_alive(&server);
+}
+
+#[test]
+fn r04_a_body_that_comes_slowly() {
+    let server = demo_with(&["--timeout", "1"]);
+    let head = b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n";
+    let (answer, took) = drip(&server, head);
+    answer.refusal(408);
+    assert!(took < PATIENCE / 2, "{took:?}");
+    is_alive(&server);
+}
+
+#[test]
+fn r05_a_client_that_does_not_read() {
+    let mut server = long();
+    let mut body = endless();
+    // Large events fill the buffers between.
+    body["n_probs"] = 200.into();
+    let stream = server.begin("/completion", &body);
+    server.wait("free slot", |server| (server.busy() == 0).then_some(()));
+    is_alive(&server);
+    drop(stream);
+}
+
+#[test]
+fn r06_a_client_goes_while_its_prompt_goes_in() {
+    let mut server = demo_with(&["-np", "1", "-c", "1024", "-b", "1", "-t", "1"]);
+    let mut stream = server.connect();
+    let body =
+        json!({"prompt": vec![9; 1000], "n_predict": 4, "return_progress": true, "stream": true});
+    stream.write_all(&post("/completion", &[], body.to_string().as_bytes())).unwrap();
+    server.wait("busy slot", |server| (server.busy() == 1).then_some(()));
+    drop(stream);
+    frees_its_slot(&mut server);
+    let slots = server.get("/slots").json();
+    assert!(
+        slots[0]["n_past"].as_u64().unwrap() < 1000,
+        "the prompt went in all the same: {slots}"
+    );
+}
+
+#[test]
+fn r07_a_client_goes_while_its_text_is_written() {
+    for stream in [true, false] {
+        let mut server = long();
+        let mut body = endless();
+        body["stream"] = stream.into();
+        let mut connection = server.connect();
+        connection.write_all(&post("/completion", &[], body.to_string().as_bytes())).unwrap();
+        server.wait("text", |server| {
+            let slots = server.get("/slots").json();
+            (slots[0]["n_decoded"].as_u64().unwrap() > 2).then_some(())
+        });
+        drop(connection);
+        frees_its_slot(&mut server);
+        let held = server.get("/slots").json()[0]["n_past"].as_u64().unwrap();
+        assert!(held < 1000, "the text was written all the same: {held}");
+    }
+}
+
+fn frees_its_slot(server: &mut Server) {
+    let start = Instant::now();
+    server.wait("free slot", |server| (server.busy() == 0).then_some(()));
+    // A second, and what a busy machine adds.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    is_alive(server);
+}
+
+#[test]
+fn r08_a_prompt_longer_than_the_context() {
+    let server = demo();
+    for (count, stream) in [(256, false), (256, true), (5000, false), (5000, true)] {
+        let body = json!({"prompt": vec![9; count], "stream": stream});
+        for path in ["/completion", "/v1/completions"] {
+            let answer = server.post(path, &body);
+            let message = answer.refusal(400);
+            assert!(message.contains("exceeds the available context size"), "{message}");
+            let error = &answer.json()["error"];
+            assert_eq!(error["type"], "exceed_context_size_error");
+            assert_eq!((&error["n_prompt_tokens"], &error["n_ctx"]), (&json!(count), &json!(256)));
+        }
+    }
+    let most = server.ok("/completion", &json!({"prompt": vec![9; 255]}));
+    assert_eq!(most["tokens_predicted"], 1);
+}
+
+/// Checks that each value of a field is refused by the field's name, with the value.
+fn refuses(field: &str, values: &[Value]) {
+    let server = demo();
+    for value in values {
+        for (path, stream) in
+            [("/completion", false), ("/completion", true), ("/v1/completions", false)]
+        {
+            let body = json!({"prompt": PROMPT, field: value, "stream": stream});
+            let answer = server.post(path, &body);
+            let message = answer.refusal(400);
+            assert!(message.contains(", expected "), "{message}");
+            let names = answer.json()["error"]["param"].as_str().unwrap_or_default().to_owned();
+            assert!(names == field || message.contains(field), "{field} {value}: {message}");
+        }
+    }
+    is_alive(&server);
+}
+
+#[test]
+fn r09_max_tokens_out_of_range() {
+    let values = [json!(-2), json!(1u64 << 63), json!(2_147_483_648u64), json!("7"), json!(1.5)];
+    refuses("max_tokens", &values);
+    refuses("n_predict", &values[..2]);
+}
+
+#[test]
+fn r10_no_max_tokens() {
+    let server = demo_with(&["-n", "-1"]);
+    for body in [json!({"prompt": PROMPT}), json!({"prompt": PROMPT, "n_predict": null})] {
+        let mut body = body;
+        body["ignore_eos"] = true.into();
+        let found = server.ok("/completion", &body);
+        assert_eq!(found["truncated"], true);
+    }
+}
+
+#[test]
+fn r11_temperatures_out_of_range() {
+    refuses("temperature", &[json!(-1), json!(999_999), json!("hot"), json!(true), json!([])]);
+    let server = demo();
+    for number in ["NaN", "Infinity", "-Infinity", "1e999"] {
+        let body = format!("{{\"prompt\": \"x\", \"temperature\": {number}}}");
+        server.raw(&post("/completion", &[], body.as_bytes())).refusal(400);
+    }
+}
+
+#[test]
+fn r12_other_numbers_out_of_range() {
+    refuses("top_p", &[json!(-1), json!(1.1)]);
+    refuses("top_k", &[json!(2_147_483_648u64), json!(-2)]);
+    refuses("min_p", &[json!(2)]);
+    refuses("repeat_penalty", &[json!(0), json!(-1), json!(101)]);
+    refuses("repeat_last_n", &[json!(-2), json!(1_000_000)]);
+    refuses("presence_penalty", &[json!(1000)]);
+    refuses("mirostat", &[json!(2)]);
+    refuses("dry_multiplier", &[json!(0.8)]);
+    refuses("lora", &[json!([{"id": 0}])]);
+}
+
+#[test]
+fn r14_tokens_that_do_not_exist() {
+    let server = demo();
+    for ids in [json!([-1]), json!([4096]), json!([1u64 << 40]), json!([1.5]), json!([[9, -1]])] {
+        let message = server.refused("/completion", &json!({"prompt": ids}), 400);
+        assert!(message.contains("an integer from 0 to 4095"), "{message}");
+    }
+    for prompt in [json!([]), json!({}), json!(7), json!([[]]), json!([{}]), json!([[["x"]]])] {
+        server.refused("/completion", &json!({"prompt": prompt}), 400);
+    }
+    is_alive(&server);
+}
+
+#[test]
+fn r15_biases_of_tokens_that_do_not_exist() {
+    let many: serde_json::Map<String, Value> =
+        (0..1025).map(|id| (id.to_string(), json!(1))).collect();
+    let values = [
+        json!([[4096, 1]]),
+        json!([[-1, 1]]),
+        json!({"4096": 1}),
+        json!([[9, "x"]]),
+        json!([[9, true]]),
+        json!([[9]]),
+        json!([9]),
+        json!("x"),
+        json!(many),
+    ];
+    let server = demo();
+    for value in values {
+        let message =
+            server.refused("/completion", &json!({"prompt": "x", "logit_bias": value}), 400);
+        assert!(message.contains("expected"), "{message}");
+    }
+    is_alive(&server);
+}
+
+#[test]
+fn r16_stop_strings_in_number() {
+    refuses(
+        "stop",
+        &[json!(vec!["x"; 100_000]), json!(["x".repeat(257)]), json!([1]), json!({}), json!(5)],
+    );
+    let server = demo();
+    let empty = json!({"prompt": PROMPT, "n_predict": 4, "stop": ["", ""]});
+    assert_eq!(server.ok("/completion", &empty)["tokens_predicted"], 4);
+}
+
+#[test]
+fn r17_texts_in_number() {
+    refuses("n", &[json!(1_000_000), json!(0), json!(-1), json!(3)]);
+}
+
+#[test]
+fn r18_seeds_out_of_range() {
+    refuses("seed", &[json!(-2), json!(1u64 << 63), json!("x"), json!(0.5)]);
+}
+
+#[test]
+fn r19_what_is_no_json() {
+    let server = demo();
+    let deep = [b"{\"prompt\": ".as_slice(), &b"[".repeat(1_000_000)].concat();
+    let bodies: [&[u8]; 6] = [
+        b"",
+        b"{\"prompt\": \"\xff\xfe\"}",
+        b"{\"prompt\": \"\\ud800\"}",
+        b"[1, 2]",
+        b"{\"prompt\": \"x\"} x",
+        &deep,
+    ];
+    for body in bodies {
+        server.raw(&post("/completion", &[], body)).refusal(400);
+        server.raw(&post("/tokenize", &[], body)).refusal(400);
+    }
+    is_alive(&server);
+}
+
+#[test]
+fn r22_keys() {
+    let server = demo_with(&["--api-key", "one,two"]);
+    for path in ["/health", "/v1/health", "/models", "/v1/models"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    let body = json!({"prompt": PROMPT, "n_predict": 2}).to_string();
+    let with = |header: &str| server.raw(&post("/completion", &[header], body.as_bytes()));
+    for header in ["Authorization: Bearer one", "X-Api-Key: two"] {
+        assert_eq!(with(header).status, 200, "{header}");
+    }
+    let missing = server.raw(&post("/completion", &[], body.as_bytes()));
+    let wrong = with("Authorization: Bearer three");
+    missing.refusal(401);
+    assert_eq!(missing.json()["error"]["type"], "authentication_error");
+    assert_eq!(missing.body, wrong.body);
+    for path in ["/slots", "/props", "/metrics", "/nothing"] {
+        server.get(path).refusal(401);
+    }
+}
+
+#[test]
+fn r23_pages_of_other_sites() {
+    let server = demo_with(&["--cors-origins", "https://a.example"]);
+    let body = json!({"prompt": PROMPT, "n_predict": 2}).to_string();
+    let with = |origin: &str| {
+        // As a form of a page sends it, without a question before.
+        let headers = [&*format!("Origin: {origin}"), "Content-Type: text/plain"];
+        server.raw(&post("/completion", &headers, body.as_bytes()))
+    };
+    with("https://evil.example").refusal(403);
+    with("null").refusal(403);
+    let allowed = with("https://a.example");
+    assert_eq!(allowed.status, 200);
+    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://a.example"));
+    let own = with("http://localhost");
+    assert_eq!((own.status, own.header("access-control-allow-origin")), (200, None));
+    let ask = |headers: &[&str]| server.raw(&head("OPTIONS", "/completion", headers, None));
+    let preflight = ask(&["Origin: https://a.example"]);
+    assert_eq!(preflight.status, 204);
+    assert_eq!(preflight.header("access-control-allow-origin"), Some("https://a.example"));
+    ask(&["Origin: https://evil.example"]).refusal(403);
+    assert_eq!(ask(&[]).status, 204);
+}
+
+#[test]
+fn r24_other_hosts() {
+    let server = demo();
+    let ask = |host: &str| server.raw(&head("GET", "/health", &[host], None));
+    for host in ["Host: evil.example", "Host: evil.example:80", "Host: 10.0.0.1", "Host:"] {
+        assert!([400, 403].contains(&ask(host).status), "{host}");
+    }
+    assert_eq!(ask("Host: 127.0.0.1:1").status, 200);
+    server.raw(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n").refusal(400);
+    let listed = demo_with(&["--allow-host", "box.lan"]);
+    let answer = listed.raw(&head("GET", "/health", &["Host: box.lan:8080"], None));
+    assert_eq!(answer.status, 200);
+}
+
+#[test]
+fn r25_paths_that_lead_elsewhere() {
+    let server = demo();
+    for path in ["/../../etc/passwd", "/..%2f..%2fetc/passwd", "//etc/passwd", "/slots/../../x"] {
+        server.get(path).refusal(404);
+    }
+    for id in ["-1", "2", "99999999999999999999", "..", "x"] {
+        let path = format!("/slots/{id}?action=erase");
+        assert!([400, 404].contains(&server.post(&path, &json!({})).status), "{path}");
+    }
+}
+
+#[test]
+fn r26_line_ends_in_what_is_logged() {
+    let server = demo_with(&["--log-requests"]);
+    let secret = "the prompt\n{\"route\": \"forged\"}";
+    let body = json!({"prompt": secret, "n_predict": 2, "model": "m\nforged", "user": "forged"});
+    server.ok("/completion", &body);
+    server.get("/forged%0aforged?forged").refusal(404);
+    server.refused(
+        "/completion",
+        &json!({"prompt": PROMPT, "max_tokens": "\n\u{1b}[2J forged"}),
+        400,
+    );
+    let mut server = server;
+    server.wait("account", |server| (server.log().matches("\"route\"").count() >= 3).then_some(()));
+    let log = server.log();
+    assert!(!log.contains("forged") && !log.contains("the prompt"), "{log}");
+    assert!(
+        log.lines()
+            .filter(|line| line.contains("\"route\""))
+            .all(|line| { serde_json::from_str::<Value>(line).is_ok() })
+    );
+}
+
+#[test]
+fn r27_a_queue_that_is_full() {
+    let mut server = demo_with(&["-np", "1", "-c", "1024", "-n", "-1", "-t", "1", "--queue", "1"]);
+    let first = server.begin("/completion", &endless());
+    let mut second = server.connect();
+    let body = endless().to_string();
+    second.write_all(&post("/completion", &[], body.as_bytes())).unwrap();
+    // The second one waits; from the third on there is no room.
+    let answer = server.wait("full queue", |server| {
+        let answer = server.post("/completion", &json!({"prompt": PROMPT, "n_predict": 1}));
+        (answer.status == 503).then_some(answer)
+    });
+    answer.refusal(503);
+    let seconds: u32 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&seconds));
+    drop((first, second));
+    server.wait("free slot", |server| (server.busy() == 0).then_some(()));
+    is_alive(&server);
+}
+
+#[test]
+fn r28_idle_connections() {
+    let server = demo_with(&["--timeout", "30"]);
+    let idle: Vec<TcpStream> = (0..500).map(|_| server.connect()).collect();
+    is_alive(&server);
+    let full = demo_with(&["--max-connections", "3", "--timeout", "1"]);
+    let held: Vec<TcpStream> = (0..3).map(|_| full.connect()).collect();
+    // It is served once one of them has been closed for its silence.
+    is_alive(&full);
+    drop((idle, held));
+}
+
+#[test]
+fn r29_a_signal_lets_texts_end() {
+    for (drain, whole) in [("30", true), ("0", false)] {
+        let mut server =
+            demo_with(&["-np", "1", "-c", "1024", "-n", "-1", "-t", "1", "--drain", drain]);
+        let mut reader = server.begin("/completion", &endless());
+        let mut second = server.connect();
+        let body = endless().to_string();
+        second.write_all(&post("/completion", &[], body.as_bytes())).unwrap();
+        thread::sleep(Duration::from_millis(50));
+        server.signal("TERM");
+        // What waits is sent away.
+        Answer::read(&mut second).refusal(503);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest.contains("\"stop\":true"), whole, "{drain}");
+        assert_eq!(rest.contains("\"code\":503"), !whole, "{drain}");
+        assert!(server.ended().success());
+    }
+}
+
+#[test]
+fn r29_a_second_signal_ends_it_at_once() {
+    let mut server = long();
+    let reader = server.begin("/completion", &endless());
+    server.signal("INT");
+    server.wait("end", |server| server.logged("SIGINT").map(drop));
+    server.signal("TERM");
+    assert_eq!(server.ended().code(), Some(143));
+    drop(reader);
+}
+
+/// Two lengths, and one that is none.
+#[test]
+fn requests_that_say_two_lengths_are_refused() {
+    let server = demo();
+    let start = "POST /completion HTTP/1.1\r\nHost: localhost\r\n";
+    for lengths in [
+        "Content-Length: 2\r\nContent-Length: 3\r\n",
+        "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+        "Content-Length: -2\r\n",
+        "Content-Length: x\r\n",
+    ] {
+        let bytes = format!(
+            "{start}{lengths}\r\n{{}}0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        );
+        let answer = server.raw(bytes.as_bytes());
+        assert_eq!(answer.status, 400, "{lengths:?}: {answer:?}");
+        assert!(!answer.body.contains("HTTP/1.1"), "{lengths:?}: a second answer: {answer:?}");
+    }
+}
+
+#[test]
+fn a_head_without_end_is_refused() {
+    let server = demo();
+    let long =
+        format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+    assert!([0, 431].contains(&server.raw(long.as_bytes()).status));
+    let long =
+        format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    assert_eq!(server.raw(long.as_bytes()).status, 431);
+    let many = format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: x\r\n".repeat(200));
+    assert_eq!(server.raw(many.as_bytes()).status, 431);
+    is_alive(&server);
+}
+
+/// A stream that goes on while a long prompt goes in beside it, and the other way round.
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one() {
+    let server = demo_with(&["-np", "2", "-c", "2048", "-b", "4", "-t", "1"]);
+    let body =
+        json!({"prompt": vec![9; 1000], "n_predict": 1, "stream": true, "return_progress": true});
+    let mut long = server.begin("/completion", &body);
+    let short = server.ok("/completion", &json!({"prompt": PROMPT, "n_predict": 1}));
+    assert_eq!(short["tokens_predicted"], 1);
+    // The long one is still going in.
+    let mut line = String::new();
+    while !line.contains("prompt_progress") {
+        line.clear();
+        assert!(long.read_line(&mut line).unwrap() > 0, "the long prompt was first");
+    }
+    let progress: Value =
+        serde_json::from_str(line.trim().strip_prefix("data: ").unwrap()).unwrap();
+    assert!(progress["prompt_progress"]["processed"].as_u64().unwrap() <= 1000);
+}
