@@ -168,8 +168,8 @@ impl Completions {
         let tokens = counts.clone().map(|timings| timings.written).sum();
         let mut object = self.object(choices.into());
         object["usage"] = usage(self.prompt_tokens(), cached, tokens);
-        if let Some(last) = counts.last() {
-            object["timings"] = timings(last);
+        if let Some(last) = written.last() {
+            object["timings"] = timings(&last.ending.piece.timings);
         }
         object
     }

@@ -574,3 +574,106 @@ fn panicked(cause: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| cause.downcast_ref::<String>().map(String::as_str));
     format!("the engine panicked: {}", text.unwrap_or("for an unknown reason"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Sender, channel};
+    use std::thread;
+
+    use bitnet_runtime::cpu::observe::Observer;
+    use bitnet_runtime::{Engine, Options, Sampling, Sequence, SequenceOptions, SessionOptions};
+    use tokio::sync::mpsc;
+
+    use super::super::job::EVENTS;
+    use super::*;
+
+    /// An observer that panics, in a worker, in some of the passes.
+    #[derive(Debug, Default)]
+    struct Fault {
+        /// Calls until it panics, and calls in which it does so again; of the first layer.
+        calls: AtomicUsize,
+        panics_from: usize,
+        panics: usize,
+    }
+
+    impl Observer for Fault {
+        fn feed_forward(&self, layer: usize, _: usize, _: &[f32], _: &[i8]) {
+            if layer == 0 {
+                let call = self.calls.fetch_add(1, Ordering::Relaxed);
+                let from = self.panics_from;
+                assert!(!(from..from + self.panics).contains(&call), "a fault in a worker");
+            }
+        }
+
+        fn head(&self, _: usize, _: &[f32]) {}
+    }
+
+    /// An engine thread on the demo model, with an observer.
+    fn serve(fault: Fault) -> (Engine, Sender<Command>, thread::JoinHandle<Result<()>>) {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/bard-11m.i2_s.gguf");
+        let options = Options { threads: Some(1), ..Options::default() };
+        let engine = Engine::open(path, options).unwrap();
+        let options =
+            SessionOptions { context: Some(256), sequences: 2, ..SessionOptions::default() };
+        let mut session = engine.session(options).unwrap();
+        session.observe(Some(Arc::new(fault)));
+        let (commands, orders) = channel();
+        let queue = Arc::new(Queue::new(2, 64));
+        let mut serving = Serving::new(session, orders, queue, Arc::new(Metrics::default()));
+        (engine, commands, thread::spawn(move || serving.run()))
+    }
+
+    /// Asks for a text of a few tokens, and returns its last event.
+    fn ask(engine: &Engine, commands: &Sender<Command>) -> Event {
+        let tokenizer = engine.tokenizer().unwrap();
+        let prompt = tokenizer.prompt("ROMEO:").unwrap();
+        let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+        let options = SequenceOptions { tokens: Some(4), ..SequenceOptions::default() };
+        let sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling, options).unwrap();
+        let (events, mut receiver) = mpsc::channel(EVENTS);
+        let job = Job {
+            id: 0,
+            after: None,
+            prompt,
+            sequence,
+            cache: false,
+            slot: None,
+            most_time: None,
+            prompt_logprobs: None,
+            tells_progress: false,
+            events,
+            received: Instant::now(),
+        };
+        commands.send(Command::Submit(Box::new(job))).unwrap();
+        let mut last = None;
+        while let Some(event) = receiver.blocking_recv() {
+            last = Some(event);
+        }
+        last.unwrap()
+    }
+
+    #[test]
+    fn r30_a_fault_in_a_worker_fails_its_pass_alone() {
+        let fault = Fault { panics_from: 4, panics: 1, ..Fault::default() };
+        let (engine, commands, thread) = serve(fault);
+        let Event::Failed(error) = ask(&engine, &commands) else { panic!("the text was written") };
+        assert_eq!(error.json()["error"]["code"], 500);
+        for _ in 0..3 {
+            let Event::Done(ending) = ask(&engine, &commands) else { panic!("it was not written") };
+            assert_eq!(ending.piece.timings.written, 4);
+        }
+        drop(commands);
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn r30_faults_without_end_end_the_server() {
+        let fault = Fault { panics_from: 0, panics: usize::MAX, ..Fault::default() };
+        let (engine, commands, thread) = serve(fault);
+        for _ in 0..=FAILURES {
+            assert!(matches!(ask(&engine, &commands), Event::Failed(_)));
+        }
+        thread.join().unwrap().unwrap_err();
+    }
+}

@@ -326,7 +326,7 @@ fn parallel_requests_get_the_texts_that_they_get_alone() {
     let body = |i: usize| {
         json!({
             "prompt": prompts[i], "n_predict": 24, "seed": i,
-            "temperature": if i % 2 == 0 { 0.0 } else { 0.9 },
+            "temperature": if i.is_multiple_of(2) { 0.0 } else { 0.9 },
         })
     };
     let alone: Vec<Value> = {

@@ -522,3 +522,157 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
         serde_json::from_str(line.trim().strip_prefix("data: ").unwrap()).unwrap();
     assert!(progress["prompt_progress"]["processed"].as_u64().unwrap() <= 1000);
 }
+
+/// Health while the model is loading.
+#[cfg(unix)]
+#[test]
+fn r35_health_while_loading() {
+    use std::os::unix::net::UnixStream;
+
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("r35");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let (socket, template) = (folder.join("socket"), folder.join("template"));
+    // A pipe holds it up until somebody writes.
+    let status = std::process::Command::new("mkfifo").arg(&template).status();
+    assert!(status.unwrap().success());
+    let address = format!("unix:{}", socket.display());
+    let model = crate::program::demo_model();
+    let mut child =
+        crate::program::command(&["serve", "-m", &model, "--host", &address, "-t", "1"])
+            .arg("--chat-template-file")
+            .arg(&template)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+    let ask = || {
+        let mut stream = UnixStream::connect(&socket).ok()?;
+        stream.write_all(&head("GET", "/health", &[], None)).ok()?;
+        Some(Answer::read(&mut stream))
+    };
+    let start = Instant::now();
+    let wait = |status: u16| loop {
+        assert!(start.elapsed() < PATIENCE, "no {status}");
+        match ask() {
+            Some(answer) if answer.status == status => return answer,
+            _ => thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert_eq!(wait(503).refusal(503), "Loading model");
+    std::fs::write(&template, "{{ messages }}").unwrap();
+    wait(200);
+    // Only this user may connect.
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").arg(&pid).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    assert!(!socket.exists());
+}
+
+/// Out of file descriptors: connections wait, and are served.
+#[cfg(target_os = "linux")]
+#[test]
+fn r36_out_of_file_descriptors() {
+    let mut server = Server::start_limited(
+        "ulimit -n 40",
+        &["-m", &crate::program::demo_model(), "-np", "1", "-c", "256", "--timeout", "2"],
+    );
+    let idle: Vec<TcpStream> = (0..100).filter_map(|_| server.try_connect()).collect();
+    server.wait("word of it", |server| server.logged("refused by the system").map(drop));
+    drop(idle);
+    is_alive(&server);
+    assert_eq!(server.log().matches("refused by the system").count(), 1);
+}
+
+/// Many clients, none of whose texts depends on the others.
+#[test]
+fn r37_texts_of_64_clients_are_those_that_they_get_alone() {
+    const CLIENTS: usize = 64;
+    let body = |client: usize| {
+        json!({
+            "prompt": format!("{}\nROMEO: {}", "Enter. ".repeat(client % 9), "O! ".repeat(client % 13)),
+            "n_predict": 8 + client % 17, "temperature": if client.is_multiple_of(3) { 0.0 } else { 1.0 },
+            "seed": client, "n_probs": if client.is_multiple_of(5) { 2 } else { 0 },
+        })
+    };
+    let content =
+        |server: &Server, client: usize| server.ok("/completion", &body(client))["content"].clone();
+    let alone: Vec<Value> = {
+        let server = demo_with(&["-np", "1", "-c", "256"]);
+        (0..CLIENTS).map(|client| content(&server, client)).collect()
+    };
+    let server = demo_with(&["-np", "8", "-c", "2048"]);
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (server, alone) = (&server, &alone);
+            scope.spawn(move || {
+                for turn in 0..4 {
+                    let own = (client + turn * 7) % CLIENTS;
+                    assert_eq!(content(server, own), alone[own], "{client}, {turn}");
+                }
+            });
+        }
+    });
+}
+
+/// Bytes of memory that a process has.
+#[cfg(target_os = "linux")]
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Mixed clients for a time; returns the memory of the server after a first part of it, and at the end.
+#[cfg(target_os = "linux")]
+fn soak(first: Duration, all: Duration) -> (u64, u64) {
+    let server = demo_with(&["-np", "4", "-c", "1024"]);
+    let start = Instant::now();
+    let mut early = 0;
+    thread::scope(|scope| {
+        for client in 0..8usize {
+            let server = &server;
+            scope.spawn(move || {
+                let mut turn = client;
+                while start.elapsed() < all {
+                    turn += 1;
+                    let body = json!({
+                        "prompt": "Alas! ".repeat(turn % 30 + 1), "n_predict": turn % 40 + 1,
+                        "stream": turn.is_multiple_of(2), "n_probs": if turn.is_multiple_of(7) { 5 } else { 0 },
+                    });
+                    match turn % 6 {
+                        0 => drop(server.begin("/completion", &{
+                            let mut body = body.clone();
+                            body["stream"] = true.into();
+                            body
+                        })),
+                        1 => drop(server.post("/completion", &json!({"prompt": turn}))),
+                        2 => drop(server.get("/slots")),
+                        _ => assert_eq!(server.post("/completion", &body).status, 200),
+                    }
+                }
+            });
+        }
+        thread::sleep(first);
+        early = resident(server.pid());
+    });
+    is_alive(&server);
+    (early, resident(server.pid()))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn r34_memory_stays_as_it_is() {
+    let (early, late) = soak(Duration::from_secs(10), Duration::from_secs(30));
+    assert!(late < early + early / 20, "{early} bytes became {late}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "it takes 24 hours"]
+fn r34_memory_stays_as_it_is_for_a_day() {
+    let (early, late) = soak(Duration::from_secs(600), Duration::from_secs(24 * 3600));
+    assert!(late < early + early / 20, "{early} bytes became {late}");
+}

@@ -7,4 +7,5 @@ mod server;
 mod basic;
 mod chat;
 mod completion;
+mod form;
 mod hostile;

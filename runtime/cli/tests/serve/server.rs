@@ -37,7 +37,20 @@ pub fn demo_with(args: &[&str]) -> Server {
 impl Server {
     /// Starts `bitnet-run serve` at a free port, and waits until it listens.
     pub fn start(args: &[&str]) -> Self {
-        let mut child = command(&[&["serve", "--port", "0"], args].concat())
+        Self::of(command(&[&["serve", "--port", "0"], args].concat()))
+    }
+
+    /// The same below limits that a shell sets.
+    pub fn start_limited(limits: &str, args: &[&str]) -> Self {
+        let line = format!("{limits} && exec \"$@\"");
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &line, "sh", env!("CARGO_BIN_EXE_bitnet-run"), "serve", "--port", "0"]);
+        shell.args(args);
+        Self::of(shell)
+    }
+
+    fn of(mut command: std::process::Command) -> Self {
+        let mut child = command
             .env_remove("LLAMA_API_KEY")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -105,9 +118,13 @@ impl Server {
     }
 
     pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+        self.try_connect().unwrap()
+    }
+
+    pub fn try_connect(&self) -> Option<TcpStream> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        Some(stream)
     }
 
     /// Sends bytes, and reads until the server closes.
