@@ -57,6 +57,11 @@ pub(super) fn read<const WEIGHTS: usize, const BYTES: usize>(
     }
 }
 
+/// Returns the scale of a block of codes, one per byte: 0 where none is a weight other than zero.
+pub(super) fn scale_of(codes: &[u8], scale: f32) -> f16 {
+    if codes.iter().all(|&code| code == ZERO) { f16::ZERO } else { f16::from_f32(scale) }
+}
+
 /// Returns the largest magnitude.
 pub(super) fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0f32, |m, v| m.max(v.abs()))
@@ -70,6 +75,23 @@ pub(super) fn reciprocal(scale: f32) -> f32 {
 /// Returns the nearest code of `least..=most`, ties to even.
 pub(super) fn nearest(x: f32, least: i32, most: i32) -> i32 {
     (x.round_ties_even() as i32).clamp(least, most)
+}
+
+/// Returns the value of the largest magnitude, the first of several.
+pub(super) fn extreme(values: &[f32]) -> f32 {
+    values.iter().fold(0.0f32, |most, &v| if v.abs() > most.abs() { v } else { most })
+}
+
+/// Quantises 32 values to codes of 0 to `2 ZERO - 1`, of which `ZERO` stands for 0, as ggml's references
+/// do: the scale gives the value of the largest magnitude the code 0, and is rounded to f16 only behind
+/// that.
+pub(super) fn from_extreme<const ZERO: u8>(values: &[f32]) -> (f16, [u8; BLOCK]) {
+    let zero = f32::from(ZERO);
+    let scale = extreme(values) / -zero;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    // The sum is positive, and cut off.
+    let code = |i: usize| ((values[i] * inverse + (zero + 0.5)) as u8).min(2 * ZERO - 1);
+    (f16::from_f32(scale), std::array::from_fn(code))
 }
 
 /// Appends the f16 scale and minimum of 32 values, and returns their codes, of 0 to `most`.

@@ -27,7 +27,12 @@ pub const FORMAT: Format = Format {
     name: "i2_s",
     size: Size::TwoBitFlat,
     reader: Reader::Both(
-        Ternary { scales, read, seen: Seen::among },
+        Ternary {
+            scales,
+            read,
+            seen: Seen::among,
+            encode: |codes, _, out| out.extend(encode(codes)),
+        },
         Rows { head: HeadFormat::I2S, dequantise, dot, quantise, minima: None },
     ),
 };

@@ -12,6 +12,7 @@ mod blocks;
 mod float;
 pub mod i2_s;
 mod parts;
+mod q2_0;
 mod q3_k;
 mod q4_0;
 mod q4_1;
@@ -68,7 +69,7 @@ pub const FORMATS: &[Format] = {
         ternary(T::TQ1_0, 34, "tq1_0", rows(256, 54)),
         ternary(T::TL1, 38, "tl1", Size::TwoBitFlat),
         ternary(T::TL2, 39, "tl2", Size::Tl2),
-        ternary(T::Q2_0, 42, "q2_0", rows(64, 18)),
+        q2_0::FORMAT,
         ternary(T::Q2_0_G128, 42, "q2_0 (128 weights a block)", rows(128, 34)),
         ternary(T::IQ1_BN, 134, "iq1_bn", scaled(13, 2)),
         ternary(T::IQ2_BN, 135, "iq2_bn", scaled(16, 4)),
@@ -119,6 +120,8 @@ pub enum Reader {
     },
     /// Reads rows of floats.
     Rows(Rows),
+    /// Reads ternary codes: of a matrix.
+    Codes(Ternary),
     /// Reads ternary codes, and rows: of a matrix, and of an embedding or a head.
     Both(Ternary, Rows),
 }
@@ -152,6 +155,9 @@ pub struct Ternary {
     pub(crate) read: fn(Codes<'_>, usize, usize, &mut [u8]) -> Seen,
     /// Looks at the codes of whole blocks.
     pub(crate) seen: fn(&[u8]) -> Seen,
+    /// Appends whole blocks of codes, one per byte, with their scale where blocks have one:
+    /// `encode(codes, scale, bytes)`.
+    pub encode: fn(&[u8], f32, &mut Vec<u8>),
 }
 
 /// A ternary matrix in the bytes of a file.
@@ -169,7 +175,7 @@ impl Format {
     pub fn rows(&self) -> Option<&Rows> {
         match &self.reader {
             Reader::Rows(rows) | Reader::Both(_, rows) => Some(rows),
-            Reader::None { .. } => None,
+            Reader::Codes(_) | Reader::None { .. } => None,
         }
     }
 
@@ -184,7 +190,7 @@ impl Format {
     #[must_use]
     pub fn ternary(&self) -> Option<&Ternary> {
         match &self.reader {
-            Reader::Both(ternary, _) => Some(ternary),
+            Reader::Codes(ternary) | Reader::Both(ternary, _) => Some(ternary),
             Reader::Rows(_) | Reader::None { .. } => None,
         }
     }
@@ -192,7 +198,7 @@ impl Format {
     /// True if every weight is -1, 0 or 1 times a scale, whether it can be read or not.
     #[must_use]
     pub fn is_ternary(&self) -> bool {
-        matches!(self.reader, Reader::Both(..) | Reader::None { ternary: true })
+        self.ternary().is_some() || matches!(self.reader, Reader::None { ternary: true })
     }
 
     /// Returns the names of the formats for which `is` holds, for messages: `a, b or c`.
@@ -245,7 +251,8 @@ impl<'a> Codes<'a> {
 
     /// True if the tensor is as long as its shape requires; a scale behind all codes may be left
     /// out.
-    pub(crate) fn fits(&self) -> bool {
+    #[must_use]
+    pub fn fits(&self) -> bool {
         let (bytes, tail) = (self.bytes.len() as u64, self.format.size.tail_bytes());
         let dims = [self.shape.cols as u64, self.shape.rows as u64];
         let wanted = self.format.ty.byte_size(&dims);
@@ -253,7 +260,8 @@ impl<'a> Codes<'a> {
     }
 
     /// Reads the scales, unchanged.
-    pub(crate) fn scales(&self) -> Scales {
+    #[must_use]
+    pub fn scales(&self) -> Scales {
         (self.ternary.scales)(*self)
     }
 
@@ -267,6 +275,17 @@ impl<'a> Codes<'a> {
     /// Looks at the codes of whole blocks.
     pub(crate) fn seen(&self, blocks: &[u8]) -> Seen {
         (self.ternary.seen)(blocks)
+    }
+
+    /// Reads the codes of `out.len()` weights from the first of a row on, one per byte, and returns the
+    /// place in `out` of the first code 3, which is no weight.
+    ///
+    /// # Panics
+    /// When the tensor is too short: see [`Codes::fits`].
+    pub fn row(&self, row: usize, out: &mut [u8]) -> Option<usize> {
+        let seen = self.read(row, 0, out);
+        // Of blocks that the row shares with others those may hold it.
+        if seen.bad { out.iter().position(|&code| code > 2) } else { None }
     }
 
     /// Reads the codes of columns `first..first + out.len()` of a row, one per byte.
@@ -375,7 +394,7 @@ mod tests {
 
     #[test]
     fn names_are_joined_for_people() {
-        assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s or tq2_0");
+        assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s, tq2_0 or q2_0");
         assert_eq!(
             Format::names(|f| f.rows().is_some()),
             "f32, f16, bf16, q8_0, q6_K, q4_0, q4_1, q5_0, q5_1, q3_K, q4_K, q5_K, i2_s or tq2_0"

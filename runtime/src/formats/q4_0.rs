@@ -2,9 +2,8 @@
 //! low and `j + 16` in its high nibble, each plus 8.
 
 use bitnet_profiles::HeadFormat;
-use half::f16;
 
-use super::blocks::{largest, nearest, reciprocal};
+use super::blocks::from_extreme;
 use super::float::f16_at;
 use super::{Format, Reader, Rows, Size, TensorType};
 use crate::numerics::{dot_blocks, idot, in_blocks};
@@ -50,20 +49,21 @@ fn dot(x: &[f32], row: &[u8]) -> f32 {
     })
 }
 
-/// Quantises with scales from the largest of each block, to codes of -7 to 7.
+/// Quantises as ggml's reference does (`quantize_row_q4_0_ref`): the value of the largest magnitude gets
+/// the code -8.
 fn quantise(values: &[f32], out: &mut Vec<u8>) {
     for block in values.chunks_exact(BLOCK) {
-        let scale = f16::from_f32(largest(block) / 7.0);
+        let (scale, codes) = from_extreme::<8>(block);
         out.extend(scale.to_le_bytes());
-        let inverse = reciprocal(scale.to_f32());
-        let code = |v: f32| (nearest(v * inverse, -8, 7) + 8) as u8;
-        let (low, high) = block.split_at(BLOCK / 2);
-        out.extend(low.iter().zip(high).map(|(&low, &high)| code(low) | code(high) << 4));
+        let (low, high) = codes.split_at(BLOCK / 2);
+        out.extend(low.iter().zip(high).map(|(low, high)| low | high << 4));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::super::tests::check_rows;
     use super::*;
 

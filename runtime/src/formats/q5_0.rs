@@ -3,9 +3,8 @@
 //! weights plus 16 (`block_q5_0` of ggml-common.h).
 
 use bitnet_profiles::HeadFormat;
-use half::f16;
 
-use super::blocks::{largest, nearest, reciprocal};
+use super::blocks::from_extreme;
 use super::float::f16_at;
 use super::parts::{self, Part, Parts, add_fifth_bits, nibbles, write_codes};
 use super::{Format, Reader, TensorType};
@@ -32,18 +31,19 @@ impl Parts for Q5_0 {
         Part { scale: f16_at(block, 0), minimum: 0.0, codes: codes.map(|code| code - 16) }
     }
 
-    /// Quantises with a scale from the largest magnitude, to codes of 1 to 31.
+    /// Quantises as ggml's reference does (`quantize_row_q5_0_ref`): the value of the largest magnitude
+    /// gets the code -16.
     fn quantise(values: &[f32], out: &mut Vec<u8>) {
-        let scale = f16::from_f32(largest(values) / 15.0);
+        let (scale, codes) = from_extreme::<16>(values);
         out.extend(scale.to_le_bytes());
-        let inverse = reciprocal(scale.to_f32());
-        let code = |i: usize| (nearest(values[i] * inverse, -16, 15) + 16) as u8;
-        write_codes::<5>(&std::array::from_fn(code), out);
+        write_codes::<5>(&codes, out);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::super::tests::check_rows;
     use super::*;
 

@@ -7,7 +7,7 @@
 use bitnet_profiles::HeadFormat;
 use half::f16;
 
-use super::blocks::{largest, nearest, reciprocal};
+use super::blocks::{extreme, nearest};
 use super::float::f16_at;
 use super::{Format, Reader, Rows, Size, TensorType};
 use crate::numerics::{self, dot_blocks, idot, in_blocks};
@@ -83,19 +83,35 @@ fn dot_quantised(q: &[i8], d: &[f32], row: &[u8]) -> f32 {
     })
 }
 
-/// Quantises with scales from the largest of each 16, to codes of -32 to 31; the scales are
-/// multiples, up to 127, of the block's.
+/// Weights that share a scale of int8.
+const PART: usize = 16;
+/// Magnitude below which all is taken for zero.
+const NOTHING: f32 = 1e-15;
+
+/// Quantises as ggml's reference does (`quantize_row_q6_K_ref`): each 16 values by the best of several
+/// scales, these by the largest of them, and the values again by what has become of their scales.
 fn quantise(values: &[f32], out: &mut Vec<u8>) {
     for block in values.chunks_exact(BLOCK) {
-        let unit = f16::from_f32(largest(block) / (31.0 * 127.0));
-        let mut scales = [0u8; 16];
         let mut codes = [0u8; BLOCK];
-        for (part, values) in block.chunks_exact(16).enumerate() {
-            let scale = (largest(values) / 31.0 * reciprocal(unit.to_f32())).ceil().min(127.0);
-            scales[part] = scale as u8;
-            let inverse = reciprocal(scale * unit.to_f32());
-            for (out, v) in codes[16 * part..].iter_mut().zip(values) {
-                *out = (nearest(v * inverse, -32, 31) + 32) as u8;
+        let mut scales = [0.0f32; BLOCK / PART];
+        let parts = block.as_chunks::<PART>().0.iter().zip(codes.as_chunks_mut().0);
+        for (scale, (values, codes)) in scales.iter_mut().zip(parts) {
+            *scale = best_scale(values, codes);
+        }
+        let most = extreme(&scales);
+        if most.abs() < NOTHING {
+            out.resize(out.len() + BYTES, 0);
+            continue;
+        }
+        let inverse = -128.0 / most;
+        let unit = f16::from_f32(1.0 / inverse);
+        let scales = scales.map(|scale| nearest(inverse * scale, -128, 127) as i8);
+        let parts = block.as_chunks::<PART>().0.iter().zip(codes.as_chunks_mut::<PART>().0);
+        for (scale, (values, codes)) in scales.iter().zip(parts) {
+            let scale = unit.to_f32() * f32::from(*scale);
+            // The codes of a scale of 0 say nothing, and stay.
+            if scale != 0.0 {
+                *codes = values.map(|v| (nearest(v / scale, -32, 31) + 32) as u8);
             }
         }
         for half in codes.chunks_exact(128) {
@@ -107,9 +123,42 @@ fn quantise(values: &[f32], out: &mut Vec<u8>) {
             let high = |l| quarter(0, l) | quarter(1, l) | quarter(2, l) | quarter(3, l);
             out.extend((0..32).map(high));
         }
-        out.extend(scales);
+        out.extend(scales.map(|scale| scale as u8));
         out.extend(unit.to_le_bytes());
     }
+}
+
+/// Finds the scale with which codes of -32 to 31 come nearest to the values, each difference weighed by
+/// the value's square, among 19 about that which gives the largest magnitude the code -32; writes the
+/// codes plus 32.
+fn best_scale(values: &[f32; PART], codes: &mut [u8; PART]) -> f32 {
+    let most = extreme(values);
+    if most.abs() < NOTHING {
+        *codes = [0; PART];
+        return 0.0;
+    }
+    // Sums in the order of ggml, so that the bits are the same.
+    let sums = |inverse: f32| {
+        values.iter().fold((0.0f32, 0.0f32), |(by_value, by_code), &v| {
+            let code = nearest(inverse * v, -32, 31) as f32;
+            let weight = v * v;
+            (by_value + weight * v * code, by_code + weight * code * code)
+        })
+    };
+    let first = -32.0 / most;
+    let (by_value, by_code) = sums(first);
+    let (mut chosen, mut scale) = (first, if by_code > 0.0 { by_value / by_code } else { 0.0 });
+    let mut best = scale * by_value;
+    for step in (-9..=9).filter(|&step| step != 0) {
+        let inverse = -(32.0 + 0.1 * step as f32) / most;
+        let (by_value, by_code) = sums(inverse);
+        if by_code > 0.0 && by_value * by_value > best * by_code {
+            (chosen, scale) = (inverse, by_value / by_code);
+            best = scale * by_value;
+        }
+    }
+    *codes = values.map(|v| (nearest(chosen * v, -32, 31) + 32) as u8);
+    scale
 }
 
 #[cfg(test)]

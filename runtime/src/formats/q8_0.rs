@@ -3,7 +3,7 @@
 use bitnet_profiles::HeadFormat;
 use half::f16;
 
-use super::blocks::{largest, nearest, reciprocal};
+use super::blocks::{largest, reciprocal};
 use super::float::f16_at;
 use super::{Format, Reader, Rows, Size, TensorType};
 use crate::numerics::{dot_blocks, idot, in_blocks};
@@ -42,13 +42,14 @@ fn dot(x: &[f32], row: &[u8]) -> f32 {
     })
 }
 
-/// Quantises with scales from the largest of each block, to codes of -127 to 127.
+/// Quantises as ggml's reference does (`quantize_row_q8_0_ref`): with scales from the largest of each
+/// block, before they are rounded to f16, to codes of -127 to 127, halves away from zero.
 fn quantise(values: &[f32], out: &mut Vec<u8>) {
     for block in values.chunks_exact(BLOCK) {
-        let scale = f16::from_f32(largest(block) / 127.0);
-        out.extend(scale.to_le_bytes());
-        let inverse = reciprocal(scale.to_f32());
-        out.extend(block.iter().map(|v| nearest(v * inverse, -127, 127) as u8));
+        let scale = largest(block) / 127.0;
+        out.extend(f16::from_f32(scale).to_le_bytes());
+        let inverse = reciprocal(scale);
+        out.extend(block.iter().map(|v| (v * inverse).round() as i8 as u8));
     }
 }
 

@@ -8,7 +8,7 @@
 use bitnet_profiles::HeadFormat;
 use half::f16;
 
-use super::blocks::{self, largest, nearest, reciprocal};
+use super::blocks::{self, largest, reciprocal};
 use super::float::f16_at;
 use super::parts::{self, Part, Parts};
 use super::{Codes, Format, Reader, Scales, Seen, TensorType, Ternary, ZERO};
@@ -26,7 +26,10 @@ pub const FORMAT: Format = Format {
     id: 35,
     name: "tq2_0",
     size: parts::size::<Tq2_0>(),
-    reader: Reader::Both(Ternary { scales, read, seen }, parts::rows::<Tq2_0>(HeadFormat::Tq2_0)),
+    reader: Reader::Both(
+        Ternary { scales, read, seen, encode },
+        parts::rows::<Tq2_0>(HeadFormat::Tq2_0),
+    ),
 };
 
 struct Tq2_0;
@@ -42,17 +45,18 @@ impl Parts for Tq2_0 {
         Part { scale: f16_at(block, CODES / 2), minimum: 0.0, codes }
     }
 
-    /// Quantises with the largest magnitude as the scale.
+    /// Quantises as ggml's reference does (`quantize_row_tq2_0_ref`): the largest magnitude is the scale,
+    /// before it is rounded to f16, and halves are rounded away from zero.
     fn quantise(values: &[f32], out: &mut Vec<u8>) {
-        let scale = f16::from_f32(largest(values));
-        let inverse = reciprocal(scale.to_f32());
-        let code = |i: usize| (nearest(values[i] * inverse, -1, 1) + 1) as u8;
+        let scale = largest(values);
+        let inverse = reciprocal(scale);
+        let code = |i: usize| ((values[i] * inverse).round() + 1.0) as u8;
         let byte = |i: usize| {
             let first = i / 32 * 128 + i % 32;
             (0..4).map(|l| code(first + 32 * l) << (2 * l)).sum::<u8>()
         };
         out.extend((0..CODES).map(byte));
-        out.extend(scale.to_le_bytes());
+        out.extend(f16::from_f32(scale).to_le_bytes());
     }
 }
 
@@ -95,6 +99,18 @@ fn read(codes: Codes<'_>, row: usize, first: usize, out: &mut [u8]) -> Seen {
         seen |= Seen::among(&block[..CODES]);
     });
     seen
+}
+
+/// Appends blocks as llama.cpp writes them: the scale of one without weights is 0.
+fn encode(codes: &[u8], scale: f32, out: &mut Vec<u8>) {
+    for block in codes.as_chunks::<BLOCK>().0 {
+        let byte = |i: usize| {
+            let first = i / 32 * 128 + i % 32;
+            (0..4).fold(0, |byte, l| byte | block[first + 32 * l] << (2 * l))
+        };
+        out.extend((0..CODES).map(byte));
+        out.extend(blocks::scale_of(block, scale).to_le_bytes());
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ pub mod grammar;
 #[cfg(not(feature = "grammar"))]
 #[path = "no_grammar.rs"]
 pub(crate) mod grammar;
-pub(crate) mod pretokenize;
+pub mod pretokenize;
 mod sentence_piece;
 pub mod stop;
 mod stream;

@@ -277,7 +277,7 @@ impl Cut {
 }
 
 /// Returns the names of all pre-tokenizers that are known, separated by commas.
-pub(crate) fn names() -> String {
+pub fn names() -> String {
     FAMILIES.iter().flat_map(|family| family.names).copied().collect::<Vec<_>>().join(", ")
 }
 
@@ -325,6 +325,40 @@ pub(super) fn family(
     };
     find(name)
         .ok_or_else(|| gguf.key_error(KEY_PRE, quoted(name), format_args!("one of {}", names())))
+}
+
+/// The pattern of GPT-2, as published.
+pub const GPT2_PATTERN: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// Returns the name of the pre-tokenizer that cuts a text by these published patterns, one after the
+/// other, and takes a word that is a token as it stands, or not. Of several names it is the one by which
+/// the vocabulary is known, else the first.
+pub fn name_of(
+    patterns: &[String],
+    ignore_merges: bool,
+    tokens: &StrArray,
+) -> Option<&'static str> {
+    let patterns: Vec<String> = patterns.iter().map(|pattern| as_cut(pattern)).collect();
+    let family = FAMILIES.iter().find(|family| {
+        let cuts = family.cuts.iter().map(|(pattern, _)| *pattern);
+        family.ignore_merges == ignore_merges && cuts.eq(patterns.iter().map(String::as_str))
+    })?;
+    let own = inferred(tokens).filter(|name| family.names.contains(name));
+    own.or_else(|| family.names.first().copied())
+}
+
+/// Returns a published pattern as a [`Cut`] has it: without its alternative for the last space of a run,
+/// and with both cases of letters spelled out.
+fn as_cut(pattern: &str) -> String {
+    const CONTRACTIONS: &str = "'s|'t|'re|'ve|'m|'ll|'d";
+    const BOTH_CASES: &str = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]";
+    let any_case = format!("(?i:{CONTRACTIONS})");
+    let any_case_once = format!("(?i:{CONTRACTIONS})?");
+    pattern
+        .replace(r"\s+(?!\S)|", "")
+        .replace(&any_case_once, &format!("(?:{BOTH_CASES})?"))
+        .replace(&any_case, BOTH_CASES)
 }
 
 /// Recognises the vocabularies of published ternary models.
@@ -379,6 +413,32 @@ mod tests {
         for (name, text, expected) in cases {
             assert_eq!(pieces(name, text), expected, "{name}: {text:?}");
         }
+    }
+
+    #[test]
+    fn published_patterns_name_their_family() {
+        let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let digits = r"\p{N}";
+        let none = StrArray::default();
+        let cases: &[(&[&str], bool, Option<&str>)] = &[
+            (&[GPT2_PATTERN], false, Some("gpt-2")),
+            (&[GPT2_PATTERN], true, None),
+            (&[llama3], true, Some("llama-bpe")),
+            (&[llama3], false, Some("dbrx")),
+            (&[digits, GPT2_PATTERN], false, Some("starcoder")),
+            (&[GPT2_PATTERN, digits], false, None),
+            (&[], false, None),
+        ];
+        for (patterns, ignore_merges, name) in cases {
+            let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.into()).collect();
+            assert_eq!(name_of(&patterns, *ignore_merges, &none), *name, "{patterns:?}");
+        }
+        let falcon = (0..131_072).map(|i| match i {
+            7 => ">>ABSTRACT<<".to_owned(),
+            i => format!("t{i}"),
+        });
+        let name = name_of(&[llama3.into()], true, &falcon.collect());
+        assert_eq!(name, Some("falcon3"));
     }
 
     #[test]

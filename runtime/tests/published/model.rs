@@ -71,11 +71,11 @@ fn of_type(ty: &str, value: &toml::Value) -> Value {
 }
 
 /// Appends the data of a tensor: ones for a norm, codes for a ternary matrix, small numbers else, and
-/// zeros in formats that are not read.
+/// zeros in formats that are not read, or that no architecture with such files is run in.
 fn fill(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
     let bytes = tensor.bytes as usize;
     match &tensor.ty.format().reader {
-        Reader::None { .. } => out.resize(out.len() + bytes, 0),
+        Reader::None { .. } | Reader::Codes(_) => out.resize(out.len() + bytes, 0),
         Reader::Both(..) => ternary(tensor, scales, rng, out),
         Reader::Rows(rows) => {
             let mut row = vec![1.0; tensor.cols() as usize];

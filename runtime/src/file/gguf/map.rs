@@ -140,6 +140,13 @@ impl Gguf {
         Self::new(Part::in_memory(name.as_ref(), bytes))
     }
 
+    /// Opens the header of a file of `total` bytes whose data is nowhere.
+    pub(super) fn without_data(path: &Path, header: Vec<u8>, total: u64) -> Result<Gguf> {
+        let part = Part::in_memory(path, header);
+        let header = Header::parse(part.path(), part.data(), total)?;
+        Ok(Gguf { parts: vec![part], header, overridden: BTreeMap::new() })
+    }
+
     /// True if the file, or every part, is mapped; otherwise it is in memory.
     #[must_use]
     pub fn is_mapped(&self) -> bool {

@@ -7,7 +7,7 @@ use std::path::Path;
 use bitnet_profiles::atomic_file::Replacement;
 
 use super::header::{ALIGNMENT_KEY, Header};
-use super::{Array, DEFAULT_ALIGNMENT, FIXED_HEADER, TensorInfo, TensorType, Value};
+use super::{Array, DEFAULT_ALIGNMENT, FIXED_HEADER, Gguf, TensorInfo, TensorType, Value};
 use crate::error::{Error, Result, quoted};
 
 /// Pieces of data below this many bytes are gathered before they are written.
@@ -148,6 +148,17 @@ impl GgufWriter {
         out.flush().map_err(failed)?;
         drop(out);
         replacement.commit().map_err(failed)
+    }
+
+    /// Opens the file as it will be, without any data: its metadata and its list of tensors can be checked
+    /// before anything is written. The data of every tensor is empty.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::write`] for a header that a reader would refuse; `path` is named in messages.
+    pub fn outline(&self, path: &Path) -> Result<Gguf> {
+        let header = self.header();
+        let total = self.checked_size(path, &header)?;
+        Gguf::without_data(path, header, total)
     }
 
     /// Returns the bytes of the whole file, if a reader accepts its header.
@@ -323,7 +334,6 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::Gguf;
     use super::*;
 
     /// One value of every type and three tensors.
@@ -392,6 +402,18 @@ pub(super) mod tests {
             assert_eq!(data.len() as u64, t.bytes);
             assert!(data.iter().all(|&x| x == t.name.as_bytes()[0]), "{}", t.name);
         }
+    }
+
+    #[test]
+    fn an_outline_is_the_file_without_its_data() {
+        let outline = sample_writer().outline(Path::new("m.gguf")).unwrap();
+        let file = Gguf::from_bytes("m.gguf", sample()).unwrap();
+        assert!(outline.metadata().eq(file.metadata()));
+        assert_eq!(outline.tensors(), file.tensors());
+        assert!(outline.tensors().iter().all(|tensor| outline.tensor_bytes(tensor).is_empty()));
+        let mut twice = sample_writer();
+        twice.kv("u8", &Value::U8(1));
+        assert!(twice.outline(Path::new("m.gguf")).unwrap_err().to_string().contains("u8"));
     }
 
     /// The file of [`sample`] as a stream, in pieces of `piece` bytes.
