@@ -6,7 +6,7 @@ use bitnet_runtime::Result;
 use clap::{Parser, Subcommand};
 
 use crate::flags::{self, Program};
-use crate::{bench, chat, compare, dummy, inspect, pack, run, serve, tokenize};
+use crate::{bench, chat, compare, convert, dummy, inspect, pack, run, serve, tokenize};
 
 /// Run ternary language models on the CPU
 ///
@@ -39,6 +39,7 @@ enum Command {
     Serve(serve::Args),
     Compare(compare::Args),
     Pack(pack::Args),
+    Convert(convert::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Dummy(dummy::command::Args),
@@ -62,6 +63,7 @@ impl Arguments {
             Command::Serve(args) => return serve::run(args),
             Command::Compare(args) => compare::run(args)?,
             Command::Pack(args) => pack::run(args)?,
+            Command::Convert(args) => convert::run(args)?,
             Command::Inspect(args) => inspect::run(args)?,
             Command::Tokenize(args) => tokenize::run(args)?,
             Command::Dummy(args) => dummy::command::run(args)?,

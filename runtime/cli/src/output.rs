@@ -7,6 +7,7 @@ use std::process;
 
 use bitnet_profiles::patient;
 use bitnet_runtime::error::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// Writes an answer to stdout, buffered; a reader that has gone is an error that
 /// [`Error::is_broken_pipe`] tells apart.
@@ -74,6 +75,17 @@ pub fn with_flags(line: &str) -> String {
     ADVICE
         .into_iter()
         .fold(line, |line, (advice, flag)| line.replace(advice, &format!("{advice} ({flag})")))
+}
+
+/// A bar of bytes written, on a terminal; its length is set with the first of them.
+pub fn byte_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let template = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";
+    // The default style serves should the template be refused.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// 1234567 as `1.2 MB`.

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::dummy::statistics::{self, SKETCH_BITS, Sparsity, TRAINED_HEAD_ROWS};
 use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
-use crate::output::{human, note};
+use crate::output::{byte_bar, human, note};
 use bitnet_runtime::file::bus_error;
 use bitnet_runtime::formats::{FORMATS, TensorType};
 use bitnet_runtime::{Engine, Error, Needs, Options, ProfileChoice, Result, SessionOptions, Start};
@@ -82,12 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
         },
         force: args.force,
     };
-    let bar = ProgressBar::new(0);
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}")
-    {
-        bar.set_style(style);
-    }
+    let bar = byte_bar();
     let mut written = 0;
     dummy::write(&config, &args.output, &mut |done, total| {
         bar.set_length(total);

@@ -1,0 +1,235 @@
+//! Ternary matrices of a Hugging Face folder, read as codes, some rows at a time.
+
+use std::ops::Range;
+
+use bitnet_profiles::Shape;
+use bitnet_runtime::error::{Result, quoted};
+use bitnet_runtime::file::gguf::TensorSink;
+use bitnet_runtime::formats::TensorType;
+
+use super::checkpoint::{Checkpoint, Stored};
+use super::plan::Heads;
+use crate::ternary::Codes;
+
+/// Weights that are read at a time, about.
+const PIECE: usize = 2 << 20;
+/// Least mean magnitude that weights are divided by, as in training.
+const LEAST_MEAN: f32 = 1e-5;
+
+/// A ternary matrix.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// Its tensor.
+    pub stored: Stored,
+    /// Its shape.
+    pub shape: Shape,
+    /// Another order of its rows.
+    pub heads: Option<Heads>,
+    /// The form of its weights.
+    pub form: Form,
+}
+
+/// Form of the weights of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Form {
+    /// Codes, four to a byte: byte `[r][c]` holds row `r + i * rows / 4` in bits `2 i + 1 : 2 i`.
+    Packed {
+        /// The scale of all.
+        scale: f32,
+    },
+    /// Floats, which are divided by the mean of their magnitudes and rounded.
+    Masters,
+    /// Floats, all of them `-a`, 0 or `a`.
+    Exact,
+}
+
+impl Matrix {
+    /// Writes the codes as a tensor `name` of a type, and returns true if one of the weights is not 0.
+    ///
+    /// # Errors
+    /// [`Error::Io`](bitnet_runtime::Error::Io) when reading or writing fails,
+    /// [`Error::Model`](bitnet_runtime::Error::Model) for weights that are not ternary, with their place.
+    pub fn write(
+        &self,
+        checkpoint: &Checkpoint,
+        (name, ty): (&str, TensorType),
+        out: &mut TensorSink<'_>,
+    ) -> Result<bool> {
+        match self.form {
+            Form::Packed { scale } => self.packed(checkpoint, Codes::new(name, ty, scale)?, out),
+            Form::Masters | Form::Exact => self.floats(checkpoint, (name, ty), out),
+        }
+    }
+
+    fn packed(
+        &self,
+        checkpoint: &Checkpoint,
+        mut codes: Codes,
+        out: &mut TensorSink<'_>,
+    ) -> Result<bool> {
+        let Shape { rows, cols } = self.shape;
+        let mut bytes = Vec::new();
+        // A quarter of a byte for each weight: rows of the output lie far from each other.
+        checkpoint.read(&self.stored, 0..self.stored.bytes(), &mut bytes)?;
+        if let Some(place) = bytes.iter().position(|byte| byte & (byte >> 1) & 0x55 != 0) {
+            let field = (bytes[place] & (bytes[place] >> 1) & 0x55).trailing_zeros() as usize / 2;
+            let row = place / cols + field * (rows / 4);
+            let found = format!("code 3 at [{row}, {}]", place % cols);
+            return Err(checkpoint.error(&self.stored, found, "codes 0 to 2; the file is damaged"));
+        }
+        let mut row = vec![0; cols];
+        for index in 0..rows {
+            let source = self.heads.map_or(index, |heads| heads.source(index));
+            let (field, packed) = (source / (rows / 4), source % (rows / 4));
+            let packed = &bytes[packed * cols..(packed + 1) * cols];
+            row.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (2 * field) & 3);
+            codes.push(&row, out)?;
+        }
+        codes.finish(out)?;
+        Ok(bytes.iter().any(|&byte| byte != 0x55))
+    }
+
+    fn floats(
+        &self,
+        checkpoint: &Checkpoint,
+        (name, ty): (&str, TensorType),
+        out: &mut TensorSink<'_>,
+    ) -> Result<bool> {
+        let cols = self.shape.cols;
+        let scale = match self.form {
+            Form::Exact => self.largest(checkpoint)?,
+            _ => self.mean(checkpoint)?.max(LEAST_MEAN),
+        };
+        let inverse = 1.0 / scale;
+        // In f32, as the layer itself has it.
+        let kept = if self.form == Form::Exact { scale } else { 1.0 / inverse };
+        let mut codes = Codes::new(name, ty, kept)?;
+        let mut found = false;
+        let mut piece = Vec::new();
+        self.pieces(checkpoint, |first, values| {
+            if self.form == Form::Exact {
+                self.check_exact(checkpoint, first * cols, values, scale)?;
+            }
+            let rounded = |&v: &f32| (v * inverse).round_ties_even().clamp(-1.0, 1.0);
+            piece.clear();
+            piece.extend(values.iter().map(|v| (rounded(v) + 1.0) as u8));
+            found |= piece.iter().any(|&code| code != 1);
+            match self.heads {
+                None => codes.push(&piece, out),
+                Some(heads) => (0..values.len() / cols).try_for_each(|row| {
+                    // Pieces hold whole heads.
+                    let source = heads.source(row);
+                    codes.push(&piece[source * cols..(source + 1) * cols], out)
+                }),
+            }
+        })?;
+        codes.finish(out)?;
+        Ok(found)
+    }
+
+    /// The mean of the magnitudes.
+    fn mean(&self, checkpoint: &Checkpoint) -> Result<f32> {
+        let mut sum = 0.0;
+        self.pieces(checkpoint, |first, values| {
+            // Sums of a piece's parts in f32 would lose the last digits of large matrices.
+            let part: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
+            self.check_finite(checkpoint, first, values, part)?;
+            sum += part;
+            Ok(())
+        })?;
+        Ok((sum / self.shape.weights() as f64) as f32)
+    }
+
+    /// The largest magnitude: the only one, if the matrix is ternary. 1 where all weights are 0.
+    fn largest(&self, checkpoint: &Checkpoint) -> Result<f32> {
+        let mut largest = 0.0f32;
+        self.pieces(checkpoint, |first, values| {
+            let sum: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
+            self.check_finite(checkpoint, first, values, sum)?;
+            largest = values.iter().fold(largest, |largest, v| largest.max(v.abs()));
+            Ok(())
+        })?;
+        Ok(if largest > 0.0 { largest } else { 1.0 })
+    }
+
+    /// Checks that numbers, whose magnitudes have this sum, are finite.
+    fn check_finite(
+        &self,
+        checkpoint: &Checkpoint,
+        first_row: usize,
+        values: &[f32],
+        sum: f64,
+    ) -> Result<()> {
+        if sum.is_finite() {
+            return Ok(());
+        }
+        let cols = self.shape.cols;
+        let place = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+        let [row, col] = [first_row + place / cols, place % cols];
+        let found = format!("{} at [{row}, {col}]", values[place]);
+        Err(checkpoint.error(&self.stored, found, "finite numbers; the file is damaged"))
+    }
+
+    /// Checks that numbers are `-scale`, 0 or `scale`; `first` is the place of the first of them.
+    fn check_exact(
+        &self,
+        checkpoint: &Checkpoint,
+        first: usize,
+        values: &[f32],
+        scale: f32,
+    ) -> Result<()> {
+        let other = values.iter().position(|&v| v != 0.0 && v.abs() != scale);
+        let Some(place) = other else { return Ok(()) };
+        let cols = self.shape.cols;
+        let [row, col] = [(first + place) / cols, (first + place) % cols];
+        let found = format!("{} at [{row}, {col}], beside {scale}", values[place]);
+        let expected = format!(
+            "numbers of one magnitude, and 0: the model of {} is not ternary; --ternarise rounds it, \
+             which ruins a model that was not trained for it",
+            quoted(&checkpoint.path_of(&self.stored).display().to_string())
+        );
+        Err(checkpoint.error(&self.stored, found, expected))
+    }
+
+    /// Reads all rows in order, some at a time, whole heads where rows have another order: `each(first
+    /// row, numbers)`.
+    fn pieces(
+        &self,
+        checkpoint: &Checkpoint,
+        each: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let step = self.heads.map_or(1, |heads| heads.dim);
+        float_rows(checkpoint, &self.stored, self.shape, step, each)
+    }
+}
+
+/// Reads the rows of a tensor of floats, `step` or a multiple of it at a time: `each(first row, numbers)`.
+///
+/// # Errors
+/// Those of reading it, and of `each`.
+pub fn float_rows(
+    checkpoint: &Checkpoint,
+    stored: &Stored,
+    Shape { rows, cols }: Shape,
+    step: usize,
+    mut each: impl FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let ty = stored.floats().and_then(|ty| Some((ty.format().rows()?, ty)));
+    let Some((format, ty)) = ty else {
+        return Err(checkpoint.error(stored, stored, "BF16, F16 or F32"));
+    };
+    let width = if ty == TensorType::F32 { 4 } else { 2 } * cols;
+    let count = (PIECE / (cols * step)).max(1) * step;
+    let (mut bytes, mut values) = (Vec::new(), Vec::new());
+    let mut first = 0;
+    while first < rows {
+        let piece: Range<usize> = first..(first + count).min(rows);
+        let place = (piece.start * width) as u64..(piece.end * width) as u64;
+        checkpoint.read(stored, place, &mut bytes)?;
+        values.resize(piece.len() * cols, 0.0);
+        (format.dequantise)(&bytes, &mut values);
+        each(first, &values)?;
+        first = piece.end;
+    }
+    Ok(())
+}

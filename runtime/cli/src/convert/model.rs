@@ -1,0 +1,328 @@
+//! Hyperparameters of a Hugging Face model, from its `config.json`, and the keys that say the same in GGUF.
+#![forbid(unsafe_code)]
+
+use std::f64::consts::PI;
+use std::path::Path;
+
+use bitnet_profiles::Shape;
+use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::arch::rope::RopeScaling;
+use bitnet_runtime::arch::{self, Activation, Architecture};
+use bitnet_runtime::error::{Result, quoted};
+use bitnet_runtime::file::gguf::Value;
+
+use super::json::Object;
+
+/// Longest `config.json`.
+const MAX_CONFIG: u64 = 1 << 20;
+/// The most layers, and positions, of a model that is run.
+const MAX_LAYERS: usize = 1024;
+const MAX_CONTEXT: usize = 1 << 20;
+
+/// A model as its `config.json` describes it.
+#[derive(Debug)]
+pub struct Description {
+    /// Hyperparameters. The vocabulary is what the file says; the embedding's rows count.
+    pub config: Config,
+    /// The form of the ternary matrices.
+    pub weights: Weights,
+    /// True if the embedding is the head, too; `None`: the file does not say.
+    pub tied: Option<bool>,
+    /// Keys on rotary scaling.
+    pub rope: Vec<(String, Value)>,
+    /// Divisors of the rotary frequencies, `[rope_dim / 2]`.
+    pub rope_factors: Option<Vec<f32>>,
+    /// The file itself, for ids of tokens.
+    pub file: Object,
+}
+
+/// Form of ternary matrices in a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Codes, four to a byte, and a scale that the layer multiplies by.
+    PackedMultiply,
+    /// Codes, four to a byte, and a scale that the layer divides by.
+    PackedDivide,
+    /// Floats that the layer rounds to ternary ones by the mean of their magnitudes.
+    Masters,
+    /// Floats as they are.
+    Floats,
+}
+
+/// Architectures of Hugging Face, in lower case, and theirs in GGUF. That of BitNet depends on the
+/// activation.
+const KNOWN: [(&str, &Architecture); 3] = [
+    ("bitnetforcausallm", &arch::BITNET_B158),
+    ("llamaforcausallm", &arch::LLAMA),
+    ("mistralforcausallm", &arch::LLAMA),
+];
+const NAMES: &str = "BitNetForCausalLM, BitnetForCausalLM, LlamaForCausalLM or MistralForCausalLM";
+
+impl Description {
+    /// Reads `config.json` of a folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`](bitnet_runtime::Error::Io) when it cannot be read,
+    /// [`Error::Model`](bitnet_runtime::Error::Model) for what is missing, out of range, or not run here.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let file = Object::read(&folder.join("config.json"), MAX_CONFIG)?;
+        let (architecture, activation) = architecture(&file)?;
+        let required = |key: &str, most: usize| file.require(key, file.size(key, most)?);
+        let hidden = required("hidden_size", Shape::MAX_COLS)?;
+        let heads = required("num_attention_heads", Shape::MAX_COLS)?;
+        let kv_heads = file.size("num_key_value_heads", Shape::MAX_COLS)?.unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let expected = format!("a divisor of num_attention_heads, {heads}");
+            return Err(file.error("num_key_value_heads", kv_heads, expected));
+        }
+        let head_dim = match file.size("head_dim", Shape::MAX_COLS)? {
+            Some(dim) => dim,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
+            None => {
+                let expected = format!("a multiple of num_attention_heads, {heads}, or head_dim");
+                return Err(file.error("hidden_size", hidden, expected));
+            }
+        };
+        if head_dim % 2 == 1 || heads.checked_mul(head_dim).is_none_or(|all| all > Shape::MAX_COLS)
+        {
+            let found = format!("{heads} heads of {head_dim} elements");
+            let expected =
+                format!("an even number of elements, at most {} in all", Shape::MAX_COLS);
+            return Err(file.error("num_attention_heads", found, expected));
+        }
+        let eps = file.require("rms_norm_eps", file.number("rms_norm_eps")?)? as f32;
+        if !(eps > 0.0 && eps <= 1.0) {
+            return Err(file.error("rms_norm_eps", eps, "more than 0, at most 1"));
+        }
+        let scaling = scaling(&file)?;
+        let theta = scaling.as_ref().map_or(Ok(None), |own| own.number("rope_theta"))?;
+        let theta = theta.or(file.number("rope_theta")?).unwrap_or(10_000.0);
+        if !(1.0..=1e12).contains(&theta) {
+            return Err(file.error("rope_theta", theta, "1 to 1e12"));
+        }
+        check_window(&file)?;
+        let config = Config {
+            architecture,
+            activation,
+            layers: required("num_hidden_layers", MAX_LAYERS)?,
+            hidden,
+            ffn: required("intermediate_size", Shape::MAX_COLS)?,
+            heads,
+            kv_heads,
+            head_dim,
+            rope_dim: head_dim,
+            rope_base: theta as f32,
+            rope_scaling: RopeScaling::NONE,
+            eps,
+            context: required("max_position_embeddings", MAX_CONTEXT)?,
+            vocab: required("vocab_size", Shape::MAX_ROWS)?,
+        };
+        let (rope, rope_factors) = match scaling {
+            None => (Vec::new(), None),
+            Some(own) => rope_scaling(&own, &config)?,
+        };
+        Ok(Self {
+            weights: weights(&file, architecture)?,
+            tied: file.truth("tie_word_embeddings")?,
+            config,
+            rope,
+            rope_factors,
+            file,
+        })
+    }
+
+    /// The keys of the architecture, in the order of files that bitnet.cpp reads, for a vocabulary of so
+    /// many tokens.
+    #[must_use]
+    pub fn keys(&self, vocab: usize) -> Vec<(String, Value)> {
+        let c = &self.config;
+        let key = |name: &str| format!("{}.{name}", c.architecture.name);
+        // All are bounded far below 2^32.
+        let number = |n: usize| Value::U32(n as u32);
+        let mut keys = vec![
+            (key("block_count"), number(c.layers)),
+            (key("context_length"), number(c.context)),
+            (key("embedding_length"), number(c.hidden)),
+            (key("feed_forward_length"), number(c.ffn)),
+            (key("attention.head_count"), number(c.heads)),
+            (key("attention.head_count_kv"), number(c.kv_heads)),
+            (key("attention.layer_norm_rms_epsilon"), Value::F32(c.eps)),
+            (key("rope.freq_base"), Value::F32(c.rope_base)),
+            (key("rope.dimension_count"), number(c.rope_dim)),
+            (key("vocab_size"), number(vocab)),
+        ];
+        if c.heads * c.head_dim != c.hidden {
+            keys.push((key("attention.key_length"), number(c.head_dim)));
+            keys.push((key("attention.value_length"), number(c.head_dim)));
+        }
+        if c.activation != c.architecture.activation {
+            let name = match c.activation {
+                Activation::Relu2 => "relu2",
+                Activation::Silu => "silu",
+            };
+            keys.push((key("hidden_activation"), Value::Str(name.into())));
+        }
+        keys.extend(self.rope.iter().map(|(name, value)| (key(name), value.clone())));
+        keys
+    }
+}
+
+/// Reads the architecture and its activation.
+fn architecture(file: &Object) -> Result<(&'static Architecture, Activation)> {
+    let list = file.require("architectures", file.get("architectures"))?;
+    let name = list.get(0).and_then(|name| name.as_str()).unwrap_or_default();
+    let lower = name.to_ascii_lowercase();
+    let known = KNOWN.iter().find(|(known, _)| *known == lower);
+    let (_, architecture) =
+        known.ok_or_else(|| file.error("architectures", quoted(name), NAMES))?;
+    let act = file.text("hidden_act")?;
+    let activation = match act {
+        Some("relu2") => Activation::Relu2,
+        Some("silu" | "swish") => Activation::Silu,
+        None => architecture.activation,
+        Some(other) => return Err(file.error("hidden_act", quoted(other), "relu2 or silu")),
+    };
+    if std::ptr::eq(*architecture, &arch::BITNET_B158) && activation == Activation::Silu {
+        return Ok((&arch::BITNET, activation));
+    }
+    Ok((architecture, activation))
+}
+
+/// Reads the form of the ternary matrices.
+fn weights(file: &Object, architecture: &Architecture) -> Result<Weights> {
+    let is_bitnet = !std::ptr::eq(architecture, &arch::LLAMA);
+    let Some(own) = file.object("quantization_config")? else {
+        return Ok(if is_bitnet { Weights::Masters } else { Weights::Floats });
+    };
+    match own.text("quant_method")? {
+        Some("bitnet") => {}
+        other => {
+            let found = other.map_or("no such key".into(), quoted);
+            return Err(own.error("quant_method", found, "bitnet"));
+        }
+    }
+    let multiplies = match own.text("linear_class")? {
+        None | Some("bitlinear") => false,
+        Some("autobitlinear") => true,
+        Some(other) => {
+            return Err(own.error("linear_class", quoted(other), "bitlinear or autobitlinear"));
+        }
+    };
+    if own.truth("use_rms_norm")? == Some(true) {
+        let expected = "false: norms inside of linear layers are not run here";
+        return Err(own.error("use_rms_norm", true, expected));
+    }
+    match own.text("quantization_mode")? {
+        None | Some("offline") if multiplies => Ok(Weights::PackedMultiply),
+        None | Some("offline") => Ok(Weights::PackedDivide),
+        Some("online") => Ok(Weights::Masters),
+        Some(other) => Err(own.error("quantization_mode", quoted(other), "online or offline")),
+    }
+}
+
+/// Checks that attention sees the whole context.
+fn check_window(file: &Object) -> Result<()> {
+    let context = file.size("max_position_embeddings", MAX_CONTEXT)?.unwrap_or(MAX_CONTEXT);
+    let used = file.truth("use_sliding_window")? != Some(false);
+    match file.number("sliding_window")?.filter(|&window| used && window < context as f64) {
+        None => Ok(()),
+        Some(window) => {
+            let expected = format!("none, or at least max_position_embeddings, {context}");
+            Err(file.error("sliding_window", window, expected))
+        }
+    }
+}
+
+/// The object that describes rotary scaling, by its older or its newer name.
+fn scaling(file: &Object) -> Result<Option<Object>> {
+    Ok(match file.object("rope_parameters")? {
+        Some(own) => Some(own),
+        None => file.object("rope_scaling")?,
+    })
+}
+
+/// Keys, without the architecture's name, and divisors of frequencies.
+type Scaling = (Vec<(String, Value)>, Option<Vec<f32>>);
+
+/// Reads rotary scaling.
+fn rope_scaling(own: &Object, config: &Config) -> Result<Scaling> {
+    let number = |key: &str| own.require(key, own.number(key)?).map(|n| n as f32);
+    let kind = match own.text("rope_type")? {
+        Some(kind) => Some(kind),
+        None => own.text("type")?,
+    };
+    let text = |key: &str, value: &str| (format!("rope.scaling.{key}"), Value::Str(value.into()));
+    let float = |key: &str, value: f32| (format!("rope.scaling.{key}"), Value::F32(value));
+    let original = || -> Result<usize> {
+        let key = "original_max_position_embeddings";
+        Ok(own.size(key, MAX_CONTEXT)?.unwrap_or(config.context))
+    };
+    match kind {
+        None | Some("default") => Ok((Vec::new(), None)),
+        Some("linear") => {
+            Ok((vec![text("type", "linear"), float("factor", number("factor")?)], None))
+        }
+        Some("yarn") => {
+            let mut keys = vec![text("type", "yarn"), float("factor", number("factor")?)];
+            let name = "rope.scaling.original_context_length".to_owned();
+            keys.push((name, Value::U32(original()? as u32)));
+            for (key, name) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+                keys.extend(own.number(key)?.map(|n| float(name, n as f32)));
+            }
+            for key in ["attention_factor", "mscale", "mscale_all_dim"] {
+                if let Some(other) = own.number(key)? {
+                    return Err(own.error(key, other, "no such key: it is not run here"));
+                }
+            }
+            Ok((keys, None))
+        }
+        Some("llama3") if config.architecture.tensors.rope_factors.is_some() => {
+            let or = |key: &str, value| own.number(key).map(|own| own.unwrap_or(value));
+            let factors = Llama3 {
+                factor: or("factor", 8.0)?,
+                low: or("low_freq_factor", 1.0)?,
+                high: or("high_freq_factor", 4.0)?,
+                original: or("original_max_position_embeddings", 8192.0)?,
+            };
+            Ok((Vec::new(), Some(factors.divisors(config))))
+        }
+        Some(other) => {
+            let expected = if config.architecture.tensors.rope_factors.is_some() {
+                "default, linear, yarn or llama3"
+            } else {
+                "default, linear or yarn for this architecture"
+            };
+            Err(own.error("rope_type", quoted(other), expected))
+        }
+    }
+}
+
+/// Scaling of Llama 3: slow frequencies are divided by a factor, fast ones stay, and those between go from
+/// the one to the other.
+struct Llama3 {
+    factor: f64,
+    low: f64,
+    high: f64,
+    original: f64,
+}
+
+impl Llama3 {
+    /// Divisors of all frequencies, `[rope_dim / 2]`.
+    fn divisors(&self, config: &Config) -> Vec<f32> {
+        let Self { factor, low, high, original } = *self;
+        let dim = config.rope_dim;
+        let divisor = |i: usize| {
+            let exponent = 2.0 * i as f64 / dim as f64;
+            let wavelength = 2.0 * PI * f64::from(config.rope_base).powf(exponent);
+            if wavelength < original / high {
+                1.0
+            } else if wavelength > original / low {
+                factor
+            } else {
+                let t = (original / wavelength - low) / (high - low);
+                1.0 / ((1.0 - t) / factor + t)
+            }
+        };
+        (0..dim / 2).map(|i| divisor(i) as f32).collect()
+    }
+}

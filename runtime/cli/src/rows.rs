@@ -1,0 +1,115 @@
+//! Rows of floats on their way into the tensor of a file, and the names of the types that they may have.
+
+use std::thread;
+
+use bitnet_runtime::error::{Error, Result, quoted};
+use bitnet_runtime::file::gguf::{TensorInfo, TensorSink};
+use bitnet_runtime::formats::{Format, TensorType};
+
+/// Types of embeddings and heads that are written.
+const TABLES: [TensorType; 7] = [
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::BF16,
+    TensorType::Q8_0,
+    TensorType::Q6_K,
+    TensorType::Q5_0,
+    TensorType::Q4_0,
+];
+
+/// Values that are worth a thread.
+const SHARE: usize = 1 << 16;
+
+/// The type of an embedding or a head; `None`: that which it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table(pub Option<TensorType>);
+
+/// The reason why rows were not written.
+#[derive(Debug)]
+pub enum Refused {
+    /// The place of a value that the type cannot hold.
+    Value(usize),
+    /// Writing failed.
+    Sink(Error),
+}
+
+/// Reads the name of a type of embeddings or heads, for clap, in any case.
+///
+/// # Errors
+/// [`Error::Usage`] for another name.
+pub fn table_type(name: &str) -> Result<Table> {
+    let lower = name.to_ascii_lowercase();
+    if lower == "keep" {
+        return Ok(Table(None));
+    }
+    let found = TABLES.into_iter().find(|ty| ty.name().eq_ignore_ascii_case(&lower));
+    found.map(|ty| Table(Some(ty))).ok_or_else(|| {
+        let names = TABLES.map(|ty| ty.name().to_ascii_lowercase()).join(", ");
+        Error::usage("type", quoted(name), format_args!("keep, {names}"))
+    })
+}
+
+/// Reads the name of a type of ternary matrices, for clap, in any case.
+///
+/// # Errors
+/// [`Error::Usage`] for another name.
+pub fn matrix_type(name: &str) -> Result<TensorType> {
+    let known = TensorType::ALL.iter().copied();
+    let mut known = known.filter(|ty| ty.format().ternary().is_some() || *ty == TensorType::F16);
+    known.find(|ty| ty.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+        let names = Format::names(|format| format.ternary().is_some());
+        Error::usage("type", quoted(name), format_args!("{names}, or f16"))
+    })
+}
+
+/// Returns the number of the type in `general.file_type`: bitnet.cpp's for I2_S, llama.cpp's for others.
+#[must_use]
+pub fn file_type(ty: TensorType) -> Option<u32> {
+    match ty {
+        TensorType::F16 => Some(1),
+        TensorType::TQ2_0 => Some(37),
+        TensorType::I2_S => Some(40),
+        _ => None,
+    }
+}
+
+/// Writes whole rows in the type of a tensor.
+///
+/// # Errors
+/// [`Refused::Value`] for a number that is not finite, or becomes so in f16; [`Refused::Sink`] when
+/// writing fails, or the type is not one of rows.
+pub fn write(
+    info: &TensorInfo,
+    values: &[f32],
+    out: &mut TensorSink<'_>,
+) -> std::result::Result<(), Refused> {
+    // Where half of the step between the two largest numbers of f16 is added, rounding gives infinity.
+    const TOO_LARGE: f32 = 65_520.0;
+    let most = if info.ty == TensorType::F16 { TOO_LARGE } else { f32::INFINITY };
+    if let Some(place) = values.iter().position(|v| v.is_nan() || v.abs() >= most) {
+        return Err(Refused::Value(place));
+    }
+    let Some(rows) = info.ty.format().rows() else {
+        let expected = "a type of rows of floats";
+        return Err(Refused::Sink(Error::usage("type", info.ty, expected)));
+    };
+    let cols = info.cols() as usize;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let most =
+        values.len().div_ceil(threads).next_multiple_of(cols).max(SHARE.next_multiple_of(cols));
+    // Each thread takes some rows.
+    let parts: thread::Result<Vec<Vec<u8>>> = thread::scope(|scope| {
+        let part = |values| {
+            move || {
+                let mut bytes = Vec::new();
+                (rows.quantise)(values, &mut bytes);
+                bytes
+            }
+        };
+        let started: Vec<_> = values.chunks(most).map(|values| scope.spawn(part(values))).collect();
+        started.into_iter().map(|thread| thread.join()).collect()
+    });
+    let panicked = |_| Error::Runtime("a thread that quantised rows panicked".into());
+    let parts = parts.map_err(panicked).map_err(Refused::Sink)?;
+    parts.iter().try_for_each(|bytes| out.write(bytes)).map_err(Refused::Sink)
+}

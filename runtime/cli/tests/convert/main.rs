@@ -1,0 +1,419 @@
+//! `bitnet-run convert`: Hugging Face folders become the files that they should.
+
+mod folder;
+mod hostile;
+#[path = "../program/mod.rs"]
+mod program;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use bitnet_profiles::Shape;
+use bitnet_runtime::file::gguf::{Gguf, TensorType, Value};
+use bitnet_runtime::formats::Codes;
+use bitnet_runtime::text::tokenizer::Tokenizer;
+use bitnet_trials::{Need, Tested, suite};
+use folder::{Folder, Form, bf16_bytes, text};
+use half::bf16;
+use program::{answer, both, demo_model, refusal};
+use serde_json::json;
+
+/// Converts a folder into its own folder and opens what was written.
+fn convert(folder: &Path, more: &[&str]) -> Gguf {
+    let output = folder.join("out.gguf");
+    let mut args = vec!["convert", text(folder), "-o", text(&output), "--force"];
+    args.extend(more);
+    answer(&args);
+    Gguf::open(output).unwrap()
+}
+
+/// The codes and the scale of a ternary tensor.
+fn codes(gguf: &Gguf, name: &str) -> (Vec<u8>, f32) {
+    let tensor = gguf.tensor(name).unwrap();
+    let shape = Shape::new(tensor.rows() as usize, tensor.cols() as usize);
+    let stored = Codes::new(tensor.ty, gguf.tensor_bytes(tensor), shape).unwrap();
+    let mut codes = vec![0; shape.weights()];
+    for (row, codes) in codes.chunks_mut(shape.cols).enumerate() {
+        assert_eq!(stored.row(row, codes), None, "{name}");
+    }
+    (codes, stored.scales().uniform().unwrap())
+}
+
+/// Asserts that two files hold the same tensors, byte by byte.
+fn assert_same_tensors(a: &Gguf, b: &Gguf) {
+    assert_eq!(a.tensors().len(), b.tensors().len());
+    for (a_tensor, b_tensor) in a.tensors().iter().zip(b.tensors()) {
+        let of =
+            |t: &bitnet_runtime::file::gguf::TensorInfo| (t.name.clone(), t.dims.clone(), t.ty);
+        assert_eq!(of(a_tensor), of(b_tensor));
+        assert!(a.tensor_bytes(a_tensor) == b.tensor_bytes(b_tensor), "{}", a_tensor.name);
+    }
+}
+
+fn greedy(model: &Path) -> String {
+    answer(&["-m", text(model), "-p", "ROMEO:", "-n", "48", "--temp", "0"])
+}
+
+/// CV01: the folder made from the demo model becomes that model again.
+fn a_packed_folder_becomes_the_file_it_is_of() {
+    let demo = Gguf::open(demo_model()).unwrap();
+    let dir = Folder::demo(&demo, Form::Multiply).write();
+    let found = convert(dir.path(), &["--name", "bard-11m"]);
+    assert_same_tensors(&found, &demo);
+    for (key, value) in demo.metadata() {
+        assert_eq!(found.get(key), Some(value), "{key}");
+    }
+    let added: Vec<&str> =
+        found.metadata().map(|(key, _)| key).filter(|key| demo.get(key).is_none()).collect();
+    assert_eq!(added, ["general.quantization_version"]);
+    assert_eq!(greedy(&dir.path().join("out.gguf")), greedy(Path::new(&demo_model())));
+}
+
+/// CV01: both published folders of the demo model.
+fn published_folders_become_the_demo_model() -> Tested {
+    let demo = Gguf::open(demo_model()).unwrap();
+    for (name, exact) in [("bard-11m-hf-packed", true), ("bard-11m-hf-bf16", false)] {
+        let folder = Need::Models.data(&format!("models/{name}"))?;
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("m.gguf");
+        answer(&["convert", text(&folder), "-o", text(&output)]);
+        let found = Gguf::open(&output).unwrap();
+        if exact {
+            assert_same_tensors(&found, &demo);
+        }
+        for tensor in demo.tensors() {
+            if tensor.ty == TensorType::I2_S {
+                let (own, scale) = codes(&found, &tensor.name);
+                let (theirs, expected) = codes(&demo, &tensor.name);
+                assert!(own == theirs, "{}", tensor.name);
+                assert!((scale / expected - 1.0).abs() < 2.0 * f32::EPSILON, "{}", tensor.name);
+            } else {
+                let own = found.tensor(&tensor.name).unwrap();
+                assert!(found.tensor_bytes(own) == demo.tensor_bytes(tensor), "{}", tensor.name);
+            }
+        }
+        assert_eq!(greedy(&output), greedy(Path::new(&demo_model())), "{name}");
+    }
+    Ok(())
+}
+
+/// CV03, CV07: a model is the same however its scale is meant, and in however many files it is.
+fn forms_and_shards_change_nothing() {
+    let packed = Folder::small("BitNetForCausalLM", Form::Multiply);
+    let dir = packed.write();
+    let expected = convert(dir.path(), &[]);
+    for matrix in Folder::small_matrices() {
+        let name = matrix.name.replace("model.layers.0.", "");
+        let own = [
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.o_proj", "attn_output"),
+            ("mlp.down_proj", "ffn_down"),
+        ];
+        if let Some((_, own)) = own.iter().find(|(theirs, _)| *theirs == name) {
+            let (codes, scale) = codes(&expected, &format!("blk.0.{own}.weight"));
+            assert!(codes == matrix.codes && scale == matrix.scale, "{name}");
+        }
+    }
+    let divided = Folder::small("BitNetForCausalLM", Form::Divide).write();
+    assert_same_tensors(&convert(divided.path(), &[]), &expected);
+    // What config.json says can be overruled, if the number may be meant so.
+    let mut wrong = Folder::small("BitNetForCausalLM", Form::Divide);
+    wrong.config["quantization_config"]["linear_class"] = json!("autobitlinear");
+    let wrong = wrong.write();
+    assert_same_tensors(&convert(wrong.path(), &["--scale", "divide"]), &expected);
+    for count in [2, 5] {
+        let sharded = packed.write_sharded(count);
+        assert_same_tensors(&convert(sharded.path(), &[]), &expected);
+    }
+    // Another order of tensors in the file.
+    let mut reversed = packed.clone();
+    reversed.tensors.reverse();
+    let reversed = reversed.write();
+    assert_same_tensors(&convert(reversed.path(), &[]), &expected);
+}
+
+/// Masters are rounded by the mean of their magnitudes.
+fn masters_are_rounded_by_their_mean() {
+    let mut folder = Folder::small("BitNetForCausalLM", Form::Floats);
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let mut random = bitnet_runtime::random::Random::new(5);
+    let values: Vec<f32> = (0..256 * 128)
+        .map(|_| bf16::from_f32(random.below(4001) as f32 / 10_000.0 - 0.2).to_f32())
+        .collect();
+    folder.tensor(name).3 = bf16_bytes(&values);
+    let dir = folder.write();
+    let found = convert(dir.path(), &[]);
+    let (codes, scale) = codes(&found, "blk.0.ffn_up.weight");
+    let mean = values.iter().map(|v| f64::from(v.abs())).sum::<f64>() / values.len() as f64;
+    assert!((f64::from(scale) / mean - 1.0).abs() < 1e-6);
+    for (code, value) in codes.iter().zip(&values) {
+        let expected = (f64::from(*value) / mean).round_ties_even().clamp(-1.0, 1.0);
+        // Nothing lies so near to a half that the last digit of the mean matters.
+        assert_eq!(f64::from(*code) - 1.0, expected, "{value}");
+    }
+}
+
+/// CV04: rows of q and k stand as llama.cpp's rotary embedding pairs them.
+fn rows_of_llama_are_in_its_order() {
+    let mut packed = Folder::small("LlamaForCausalLM", Form::Divide);
+    let bias: Vec<f32> = (0..128).map(|i| i as f32 / 64.0).collect();
+    let name = "model.layers.0.self_attn.q_proj.bias";
+    packed.tensors.push((name.into(), "BF16", vec![128], bf16_bytes(&bias)));
+    let dir = packed.write();
+    let found = convert(dir.path(), &[]);
+    assert_eq!(found.require_str("general.architecture").unwrap(), "llama");
+    assert!(found.tensor("output.weight").is_some());
+    let matrices = Folder::small_matrices();
+    let of = |name: &str| matrices.iter().find(|m| m.name.ends_with(name)).unwrap();
+    let rows = |codes: &[u8]| -> Vec<Vec<u8>> { codes.chunks(128).map(<[u8]>::to_vec).collect() };
+    for (own, theirs, rotated) in
+        [("attn_q", "q_proj", true), ("attn_k", "k_proj", true), ("attn_v", "v_proj", false)]
+    {
+        let (found, _) = codes(&found, &format!("blk.0.{own}.weight"));
+        let (found, original) = (rows(&found), rows(&of(theirs).codes));
+        for (row, codes) in original.iter().enumerate() {
+            // Element i of a head, of 64, is paired with i + 32 there and with its neighbour here.
+            let (head, i) = (row / 64 * 64, row % 64);
+            let place = if rotated { head + i % 32 * 2 + i / 32 } else { row };
+            assert!(found[place] == *codes, "{own} row {row}");
+        }
+    }
+    let tensor = found.tensor("blk.0.attn_q.bias").unwrap();
+    let mut values = vec![0.0; 128];
+    (tensor.ty.format().rows().unwrap().dequantise)(found.tensor_bytes(tensor), &mut values);
+    for (i, value) in bias.iter().enumerate() {
+        assert_eq!(values[i / 64 * 64 + i % 32 * 2 + i % 64 / 32], *value);
+    }
+    // The same as floats of one magnitude.
+    packed.tensors.retain(|tensor| tensor.0.ends_with("bias"));
+    let mut floats = Folder::small("LlamaForCausalLM", Form::Floats);
+    floats.tensors.extend(packed.tensors);
+    let floats = floats.write();
+    assert_same_tensors(&convert(floats.path(), &[]), &found);
+}
+
+fn what_is_not_ternary_is_refused_unless_asked_for() {
+    let mut folder = Folder::small("LlamaForCausalLM", Form::Floats);
+    let tensor = folder.tensor("model.layers.0.mlp.gate_proj.weight");
+    tensor.3[2 * 700..][..2].copy_from_slice(&bf16::from_f32(0.0625).to_le_bytes());
+    let dir = folder.write();
+    let error = refusal(&["convert", text(dir.path())], 3);
+    for says in ["gate_proj", "0.0625 at [5, 60]", "--ternarise"] {
+        assert!(error.contains(says), "{error}");
+    }
+    let found = convert(dir.path(), &["--ternarise"]);
+    assert_eq!(codes(&found, "blk.0.ffn_gate.weight").0.len(), 256 * 128);
+}
+
+/// Keys say what config.json says.
+fn keys_are_those_of_the_config() {
+    let mut folder = Folder::small("LlamaForCausalLM", Form::Divide);
+    folder.config.insert("rope_theta".into(), json!(500_000.0));
+    folder.config.insert(
+        "rope_scaling".into(),
+        json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 128 }),
+    );
+    folder.config.insert("vocab_size".into(), json!(301));
+    folder.tokenizer_config["chat_template"] = json!("{{ messages }}");
+    let dir = folder.write();
+    let (_, told) = both(&["convert", text(dir.path()), "--name", "x/y"]);
+    assert!(told.contains("300 rows"), "{told}");
+    let path = dir.path().join("x-y-i2_s.gguf");
+    let found = Gguf::open(&path).unwrap();
+    assert_eq!(found.require_str("general.name").unwrap(), "x/y");
+    assert_eq!(found.require_u32("llama.vocab_size").unwrap(), 300);
+    assert_eq!(found.require_f32("llama.rope.freq_base").unwrap(), 500_000.0);
+    assert_eq!(found.require_str("tokenizer.chat_template").unwrap(), "{{ messages }}");
+    assert_eq!(found.get("tokenizer.ggml.eos_token_id"), Some(&Value::U32(1)));
+    let tokens = found.get_strings("tokenizer.ggml.tokens").unwrap().unwrap();
+    assert_eq!((tokens.len(), tokens.get(299)), (300, Some("[PAD299]")));
+    // By hand: of 32 frequencies of base 500,000 the fast ones stay, the slow ones are divided by 8.
+    let tensor = found.tensor("rope_freqs.weight").unwrap();
+    let bytes = found.tensor_bytes(tensor);
+    let factors: Vec<f32> =
+        bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect();
+    assert_eq!(factors.len(), 32);
+    // Wavelengths 2 pi 500000^(i / 32): 6.3, 9.5, 14.3, 21.5, 32.4 | 48.9 ... 111 | 168.
+    assert!(factors[..4].iter().all(|&f| f == 1.0) && factors[9..].iter().all(|&f| f == 8.0));
+    assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]), "{factors:?}");
+    // It runs.
+    let text = answer(&["-m", text(&path), "-p", "the", "-n", "4", "--temp", "0", "--ignore-eos"]);
+    assert!(!text.is_empty());
+}
+
+/// A list of what would be written; nothing is.
+fn a_dry_run_writes_nothing() {
+    let dir = Folder::small("BitNetForCausalLM", Form::Multiply).write();
+    let output = dir.path().join("m.gguf");
+    let list = answer(&["convert", text(dir.path()), "-o", text(&output), "--dry-run"]);
+    for line in
+        ["blk.0.attn_q.weight", "self_attn.q_proj.weight U8 [32, 128]", "2000 texts", "gpt-2"]
+    {
+        assert!(list.contains(line), "{list}");
+    }
+    assert!(!output.exists());
+}
+
+/// Every type of matrices and of the embedding is written, and what runs here writes the same text.
+fn types_are_those_that_were_asked_for() {
+    let demo = Gguf::open(demo_model()).unwrap();
+    let dir = Folder::demo(&demo, Form::Multiply).write();
+    let tensor = |gguf: &Gguf, name: &str| gguf.tensor(name).unwrap().ty;
+    let found = convert(dir.path(), &["--type", "q2_0", "--embd", "q8_0"]);
+    assert_eq!(tensor(&found, "blk.0.attn_q.weight"), TensorType::Q2_0);
+    assert_eq!(tensor(&found, "token_embd.weight"), TensorType::Q8_0);
+    for tensor in demo.tensors().iter().filter(|tensor| tensor.ty == TensorType::I2_S) {
+        let (own, scale) = codes(&found, &tensor.name);
+        let (theirs, expected) = codes(&demo, &tensor.name);
+        assert!(own == theirs && (scale / expected - 1.0).abs() < 1.0 / 2048.0, "{}", tensor.name);
+    }
+    let error = refusal(
+        &["convert", text(dir.path()), "-o", text(&dir.path().join("x")), "--embd", "q6_k"],
+        2,
+    );
+    assert!(error.contains("--embd") && error.contains("256"), "{error}");
+    let small = Folder::small("LlamaForCausalLM", Form::Divide).write();
+    let found = convert(small.path(), &["--type", "f16", "--embd", "keep", "--head", "q4_0"]);
+    assert_eq!(tensor(&found, "blk.0.attn_q.weight"), TensorType::F16);
+    assert_eq!(tensor(&found, "token_embd.weight"), TensorType::BF16);
+    assert_eq!(tensor(&found, "output.weight"), TensorType::Q4_0);
+}
+
+/// Matrices of zeros are told, or refused.
+fn zeros_are_told() {
+    let mut folder = Folder::small("BitNetForCausalLM", Form::Multiply);
+    folder.tensor("model.layers.0.self_attn.v_proj.weight").3.fill(0x55);
+    let dir = folder.write();
+    let output = dir.path().join("m.gguf");
+    let (_, told) = both(&["convert", text(dir.path()), "-o", text(&output)]);
+    assert!(told.contains("warning") && told.contains("blk.0.attn_v.weight"), "{told}");
+    let strict = ["convert", text(dir.path()), "-o", text(&output), "--force", "--strict"];
+    let before = fs::read(&output).unwrap();
+    let error = refusal(&strict, 3);
+    assert!(error.contains("blk.0.attn_v.weight"), "{error}");
+    assert!(fs::read(&output).unwrap() == before);
+}
+
+/// CV05: SentencePiece vocabularies, from either file.
+fn sentencepiece_vocabularies_are_taken() {
+    let mut folder = Folder::small("LlamaForCausalLM", Form::Divide);
+    let (tokens, kinds, merges) = sentencepiece();
+    folder.tokenizer = sentencepiece_json(&tokens, &kinds, &merges);
+    folder.tokenizer_config =
+        json!({ "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true });
+    let dir = folder.write();
+    let found = convert(dir.path(), &[]);
+    assert_eq!(found.require_str("tokenizer.ggml.model").unwrap(), "llama");
+    let tokenizer = Tokenizer::from_gguf(&found).unwrap();
+    assert!(tokenizer.add_bos());
+    let by_json = tokenizer.encode("the inner theatre", false, false).unwrap();
+    assert!(by_json.len() < 12, "{by_json:?}");
+    // The other file says the same.
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    fs::write(dir.path().join("tokenizer.model"), sentencepiece_model(&tokens, &kinds, &merges))
+        .unwrap();
+    let (_, told) =
+        both(&["convert", text(dir.path()), "-o", text(&dir.path().join("out.gguf")), "--force"]);
+    assert!(told.contains("not checked"), "{told}");
+    let found = Gguf::open(dir.path().join("out.gguf")).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&found).unwrap();
+    assert_eq!(tokenizer.encode("the inner theatre", false, false).unwrap(), by_json);
+}
+
+/// Tokens, types and merges of a small SentencePiece vocabulary.
+fn sentencepiece() -> (Vec<String>, Vec<u8>, Vec<(String, String)>) {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();
+    let mut kinds = vec![2, 3, 3];
+    tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+    kinds.resize(tokens.len(), 6);
+    let letters = ["\u{2581}", "t", "h", "e", "i", "n", "r", "a"];
+    tokens.extend(letters.map(str::to_owned));
+    let merges = [("t", "h"), ("th", "e"), ("i", "n"), ("\u{2581}", "the"), ("e", "r")];
+    tokens.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
+    kinds.resize(tokens.len(), 1);
+    let merges = merges.map(|(a, b)| (a.to_owned(), b.to_owned())).into();
+    (tokens, kinds, merges)
+}
+
+fn sentencepiece_json(
+    tokens: &[String],
+    kinds: &[u8],
+    merges: &[(String, String)],
+) -> serde_json::Value {
+    let merges: Vec<String> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
+    let kinds: Vec<i32> = kinds.iter().map(|&kind| i32::from(kind)).collect();
+    let mut json = folder::byte_level(tokens, &kinds, &merges);
+    json["normalizer"] = json!({ "type": "Sequence", "normalizers": [
+        { "type": "Prepend", "prepend": "\u{2581}" },
+        { "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" } ] });
+    json["pre_tokenizer"] = json!(null);
+    json["decoder"] = json!(null);
+    json["model"]["byte_fallback"] = json!(true);
+    json["model"]["fuse_unk"] = json!(true);
+    json["model"]["unk_token"] = json!("<unk>");
+    json
+}
+
+fn sentencepiece_model(tokens: &[String], kinds: &[u8], merges: &[(String, String)]) -> Vec<u8> {
+    fn message(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+        out.extend([number << 3 | 2, bytes.len() as u8 | 128, (bytes.len() >> 7) as u8]);
+        out.extend(bytes);
+    }
+    let mut file = Vec::new();
+    for (text, kind) in tokens.iter().zip(kinds) {
+        let rank = merges.iter().position(|(a, b)| format!("{a}{b}") == *text);
+        let score = rank.map_or(0.0, |rank| -(rank as f32) - 1.0);
+        let mut piece = Vec::new();
+        message(&mut piece, 1, text.as_bytes());
+        piece.push(2 << 3 | 5);
+        piece.extend(score.to_le_bytes());
+        piece.extend([3 << 3, *kind]);
+        message(&mut file, 1, &piece);
+    }
+    message(&mut file, 2, &[3 << 3, 2]);
+    file
+}
+
+/// A pre-tokenizer that is not known is refused with what was found, and a wrong name is found out.
+fn pre_tokenizers_are_proved() {
+    let mut folder = Folder::small("BitNetForCausalLM", Form::Multiply);
+    let split = |regex: &str| {
+        json!({ "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+              "use_regex": false } ] })
+    };
+    folder.tokenizer["pre_tokenizer"] = split(r"\p{L}{1,7}|.");
+    let dir = folder.write();
+    let error = refusal(&["convert", text(dir.path())], 3);
+    assert!(error.contains(r"{1,7}") && error.contains("--pre NAME"), "{error}");
+    let error = refusal(&["convert", text(dir.path()), "--pre", "gpt-2"], 3);
+    assert!(error.contains("text '") && error.contains("--pre NAME"), "{error}");
+    let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    folder.tokenizer["pre_tokenizer"] = split(llama3);
+    folder.tokenizer["model"]["ignore_merges"] = json!(true);
+    let dir = folder.write();
+    let found = convert(dir.path(), &[]);
+    assert_eq!(found.require_str("tokenizer.ggml.pre").unwrap(), "llama-bpe");
+}
+
+fn main() -> ExitCode {
+    let mut suite = suite![
+        a_packed_folder_becomes_the_file_it_is_of,
+        published_folders_become_the_demo_model,
+        forms_and_shards_change_nothing,
+        masters_are_rounded_by_their_mean,
+        rows_of_llama_are_in_its_order,
+        what_is_not_ternary_is_refused_unless_asked_for,
+        keys_are_those_of_the_config,
+        a_dry_run_writes_nothing,
+        types_are_those_that_were_asked_for,
+        zeros_are_told,
+        sentencepiece_vocabularies_are_taken,
+        pre_tokenizers_are_proved,
+    ];
+    hostile::add(&mut suite);
+    suite.run()
+}
