@@ -6,7 +6,7 @@ use bitnet_runtime::Result;
 use clap::{Parser, Subcommand};
 
 use crate::flags::{self, Program};
-use crate::{bench, chat, compare, convert, dummy, inspect, pack, run, serve, tokenize};
+use crate::{bench, chat, compare, convert, dummy, inspect, pack, perplexity, quantize, run, serve, tokenize};
 
 /// Run ternary language models on the CPU
 ///
@@ -40,6 +40,8 @@ enum Command {
     Compare(compare::Args),
     Pack(pack::Args),
     Convert(convert::Args),
+    Quantize(quantize::Args),
+    Perplexity(Box<perplexity::Args>),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Dummy(dummy::command::Args),
@@ -64,6 +66,8 @@ impl Arguments {
             Command::Compare(args) => compare::run(args)?,
             Command::Pack(args) => pack::run(args)?,
             Command::Convert(args) => convert::run(args)?,
+            Command::Quantize(args) => quantize::run(args)?,
+            Command::Perplexity(args) => return perplexity::run(args),
             Command::Inspect(args) => inspect::run(args)?,
             Command::Tokenize(args) => tokenize::run(args)?,
             Command::Dummy(args) => dummy::command::run(args)?,
