@@ -6,7 +6,9 @@ use bitnet_runtime::Result;
 use clap::{Parser, Subcommand};
 
 use crate::flags::{self, Program};
-use crate::{bench, chat, compare, convert, dummy, inspect, pack, perplexity, quantize, run, serve, tokenize};
+use crate::{
+    bench, chat, compare, convert, dummy, inspect, pack, perplexity, quantize, run, serve, tokenize,
+};
 
 /// Run ternary language models on the CPU
 ///

@@ -53,7 +53,7 @@ pub struct Args {
 /// malformed, or weights that cannot be written so; [`Error::Io`] when reading or writing fails. The
 /// output holds what it held then.
 pub fn run(args: &Args) -> Result<()> {
-    bus_error::explain(&args.model, "leave it as it is while it is used");
+    bus_error::explain(&args.model, None, "leave it as it is while it is used");
     let gguf = Gguf::open(&args.model)?;
     gguf.check_whole()?;
     let tensors = args.plan(&gguf)?;

@@ -85,8 +85,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::watch();
     let (path, options) = args.kernels.open(args.model.as_deref(), args.placement)?;
+    let leave = "leave it as it is while it is used, or give --no-mmap";
     if !args.no_mmap {
-        bus_error::explain(&path, "leave it as it is while it is used, or give --no-mmap");
+        bus_error::explain(&path, None, leave);
     }
     let options = Options {
         mmap: !args.no_mmap,
@@ -107,6 +108,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         _ => None,
     };
     let engine = Engine::open(&path, options)?;
+    load::explain_bus_errors(&engine, leave);
     load::tell(&engine);
     let vocab = engine.config().vocab;
     let (ids, windows) = match &base {
