@@ -116,7 +116,7 @@ pub struct Args {
 
 /// A model, opened as the flags say.
 pub(crate) struct Opened {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Arc<Engine>,
     path: PathBuf,
     suggested: Suggested,
     pub(crate) sampling: Sampling,
@@ -296,6 +296,7 @@ impl Args {
         let may_keep = options.mmap && !options.mlock;
         let engine = Engine::from_gguf(gguf, Options { needs, ..options })?;
         load::explain_bus_errors(&engine, LEAVE);
+        let engine = Arc::new(engine);
         Ok(Opened { engine, path, suggested, sampling, silenced, may_keep })
     }
 

@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_runtime::error::{Error, Result};
@@ -308,7 +310,7 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
     let is_single = chat_args.single_turn || is_piped || args.json;
 
     let opened = args.open(path, options)?;
-    let engine = &opened.engine;
+    let engine = &*opened.engine;
     let chat = engine.chat(&choice)?;
     let session = args.session.options(args.context(engine.config()))?;
     let mut turns = Turns::new(engine, session)?;
@@ -332,7 +334,6 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
     };
     let mut talk = Talk::new(chat, turns, parameters, limits);
     talk.system = system;
-    talk.silenced = Arc::clone(&opened.silenced);
     talk.variables = variables;
     talk.splits_reasoning = chat_args.reasoning_format == ReasoningFormat::Deepseek;
     let style = Style {
@@ -347,6 +348,11 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
 
     if !is_single {
         talk.interrupt = Interrupt::watch_answers();
+        // A user types longer than that takes. An error is found again where the weights are needed, and a
+        // line of progress would get between the words.
+        opened.silenced.store(true, Ordering::Relaxed);
+        let engine = Arc::clone(&opened.engine);
+        talk.packing = Some(thread::spawn(move || drop(engine.model())));
         repl::run(&mut talk, style, message)?;
         keep_cache(args, &talk)?;
         opened.tell_of_packing();
@@ -369,6 +375,8 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
         return Err(Error::usage("message", "none", expected));
     };
     talk.interrupt = Interrupt::watch();
+    // Amid the answer a line of progress would get between its words.
+    opened.silenced.store(io::stdout().is_terminal(), Ordering::Relaxed);
     talk.say(&message);
     if args.json {
         let messages = talk.all();

@@ -1,9 +1,7 @@
 //! A conversation, and what answers it.
 
-use std::io::{self, IsTerminal};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bitnet_runtime::error::{Error, Result};
@@ -15,6 +13,7 @@ use bitnet_runtime::{
 use super::parameters::Parameters;
 use super::saved::{Model, Saved};
 use crate::interrupt::Interrupt;
+use crate::output::note;
 
 /// A conversation with a model.
 pub struct Talk<'e> {
@@ -30,8 +29,8 @@ pub struct Talk<'e> {
     /// True if reasoning is told from the answer.
     pub splits_reasoning: bool,
     pub interrupt: Interrupt,
-    /// Set to true while a line of progress would get between the words of an answer.
-    pub silenced: Arc<AtomicBool>,
+    /// The thread that packs the weights while the user types.
+    pub packing: Option<JoinHandle<()>>,
 }
 
 /// An answer.
@@ -71,7 +70,7 @@ impl<'e> Talk<'e> {
             variables: Variables::default(),
             splits_reasoning: true,
             interrupt: Interrupt::default(),
-            silenced: Arc::default(),
+            packing: None,
         }
     }
 
@@ -134,21 +133,22 @@ impl<'e> Talk<'e> {
             stop: self.parameters.stop.clone(),
             ..self.limits.clone()
         };
+        let mut answer = Answer::new(prompt, forgotten);
+        if !self.wait_for_packing() {
+            return Ok(answer);
+        }
         let is_mapped = !self.turns.session().model().is_packed();
         let mut splitter = None;
         if self.splits_reasoning {
             splitter = Some(ReasoningSplitter::after(&self.chat.render(&conversation)?));
         }
-        self.silenced.store(false, Ordering::Relaxed);
         let mut sequence =
-            self.turns.begin(prompt.clone(), self.parameters.sampling.clone(), options)?;
-        self.silenced.store(io::stdout().is_terminal(), Ordering::Relaxed);
-        let (mut content, mut reasoning) = (String::new(), String::new());
+            self.turns.begin(answer.prompt.clone(), self.parameters.sampling.clone(), options)?;
         let mut take = |parts: Vec<(Part, String)>| {
             parts.into_iter().try_for_each(|(part, text)| {
                 match part {
-                    Part::Answer => content += &text,
-                    Part::Reasoning => reasoning += &text,
+                    Part::Answer => answer.content += &text,
+                    Part::Reasoning => answer.reasoning += &text,
                 }
                 write(part, &text)
             })
@@ -170,24 +170,36 @@ impl<'e> Talk<'e> {
             }
         }
         take(splitter.as_mut().map(ReasoningSplitter::finish).unwrap_or_default())?;
-        let answer = Answer {
-            content,
-            reasoning,
-            finish: sequence.finish_reason().unwrap_or(FinishReason::Length),
-            stop: sequence.stop_string().map(str::to_owned),
-            logprobs: sequence.logprobs().to_vec(),
-            prompt,
-            ids: sequence.ids().to_vec(),
-            cached: self.turns.cached(),
-            forgotten,
-            stats: sequence.stats(),
-            pack_time: self.turns.engine().pack_time().filter(|_| is_mapped),
-        };
+        answer.finish = sequence.finish_reason().unwrap_or(FinishReason::Length);
+        answer.stop = sequence.stop_string().map(str::to_owned);
+        answer.logprobs = sequence.logprobs().to_vec();
+        answer.ids = sequence.ids().to_vec();
+        answer.cached = self.turns.cached();
+        answer.stats = sequence.stats();
+        answer.pack_time = self.turns.engine().pack_time().filter(|_| is_mapped);
         // Of an answer that was interrupted before its first word there is nothing to remember.
         if !answer.ids.is_empty() {
             self.messages.push(answer.message());
         }
         Ok(answer)
+    }
+
+    /// Waits for the thread that packs the weights. Returns false where Ctrl+C ends the wait.
+    fn wait_for_packing(&mut self) -> bool {
+        /// Time between looks.
+        const MOMENT: Duration = Duration::from_millis(10);
+        let Some(packing) = &self.packing else { return true };
+        if !packing.is_finished() {
+            note(format_args!("packing weights: the answer waits for that"));
+        }
+        while !packing.is_finished() && !self.interrupt.is_requested() {
+            thread::sleep(MOMENT);
+        }
+        let is_done = packing.is_finished();
+        if is_done {
+            self.packing = None;
+        }
+        is_done
     }
 
     /// Holds answers to JSON, or no longer.
@@ -252,6 +264,23 @@ impl<'e> Talk<'e> {
 }
 
 impl Answer {
+    /// The answer to a prompt before there is any.
+    fn new(prompt: Vec<u32>, forgotten: usize) -> Self {
+        Self {
+            content: String::new(),
+            reasoning: String::new(),
+            finish: FinishReason::Interrupted,
+            stop: None,
+            logprobs: Vec::new(),
+            prompt,
+            ids: Vec::new(),
+            cached: 0,
+            forgotten,
+            stats: SequenceStats::default(),
+            pack_time: None,
+        }
+    }
+
     /// The answer as a message of the conversation.
     pub fn message(&self) -> Message {
         let mut message = Message::new("assistant", self.content.as_str());
