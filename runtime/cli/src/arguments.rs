@@ -38,6 +38,7 @@ enum Command {
     Chat(Box<chat::Args>),
     #[command(after_long_help = flags::help(Program::Bench))]
     Bench(bench::Args),
+    #[command(after_long_help = flags::help(Program::Serve))]
     Serve(serve::Args),
     Compare(compare::Args),
     Pack(pack::Args),

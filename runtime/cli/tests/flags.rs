@@ -13,7 +13,7 @@ use bitnet_cli::flags::{self, Fate, Flag, GROUPS, Given, Program, Value, flags_o
 use clap::{Arg, Command, CommandFactory};
 use program::{answer, both, command, demo_model, piped, refusal};
 
-const PROGRAMS: [Program; 2] = [Program::Run, Program::Bench];
+const PROGRAMS: [Program; 3] = [Program::Run, Program::Bench, Program::Serve];
 
 /// The program's command line as clap has it, and that of a command of it.
 fn clap_of(program: Program) -> Command {
@@ -21,7 +21,16 @@ fn clap_of(program: Program) -> Command {
     all.build();
     match program {
         Program::Run => all,
-        Program::Bench => all.find_subcommand("bench").unwrap().clone(),
+        Program::Bench | Program::Serve => all.find_subcommand(word(program)).unwrap().clone(),
+    }
+}
+
+/// The word that asks for a command.
+fn word(program: Program) -> &'static str {
+    match program {
+        Program::Run => "",
+        Program::Bench => "bench",
+        Program::Serve => "serve",
     }
 }
 
@@ -54,14 +63,14 @@ fn seen(given: &Given) -> String {
 
 /// A command line with a flag of the table and values for it.
 fn line(program: Program, name: &str, value: Value) -> String {
-    let command = if program == Program::Bench { "bench " } else { "" };
+    let command = word(program);
     let values = match value {
         Value::Switch => "",
         Value::One(_) => "7",
         Value::OnOff => "on",
         Value::Two(_) => "7 8",
     };
-    format!("{command}{name} {values}")
+    format!("{command} {name} {values}")
 }
 
 #[test]
@@ -115,13 +124,15 @@ fn r2_the_table_holds_llama_cpp_s_list() {
     let mut count = 0;
     for line in list.lines().filter(|line| !line.starts_with('#')) {
         let mut words = line.split(' ');
-        let program = match words.next().unwrap() {
-            "run" => Program::Run,
-            "bench" => Program::Bench,
+        // llama-server is among the programs of `run`.
+        let programs: &[Program] = match words.next().unwrap() {
+            "run" => &[Program::Run, Program::Serve],
+            "bench" => &[Program::Bench],
             other => panic!("{other}"),
         };
         let values: u32 = words.next().unwrap().parse().unwrap();
-        for name in words {
+        let words = words.flat_map(|name| programs.iter().map(move |&program| (program, name)));
+        for (program, name) in words {
             let flag = flags_of(program).find(|flag| flag.names.contains(&name));
             let flag = flag.unwrap_or_else(|| panic!("{program:?}: {name} is not in the table"));
             let takes = match flag.value {
@@ -164,7 +175,7 @@ fn r2_every_row_is_ignored_or_refused_by_its_own_name() {
                 assert!(spellings(arg.unwrap()).iter().any(|s| s == name), "{line}: {seen}");
             }
             Fate::Ignored(_) | Fate::Implied => {
-                let left = if program == Program::Bench { "bench" } else { "" };
+                let left = word(program);
                 let given = given.unwrap();
                 assert_eq!(seen(&given), left, "{line}");
                 let note = given.note().unwrap_or_default();
@@ -172,9 +183,10 @@ fn r2_every_row_is_ignored_or_refused_by_its_own_name() {
             }
             Fate::Means(values) => {
                 for (value, args) in values {
-                    let command = if program == Program::Bench { "bench " } else { "" };
-                    let seen = seen(&read(&format!("{command}{name} {value}")).unwrap());
-                    assert_eq!(seen, format!("{command}{}", args.join(" ")), "{line}");
+                    let command = word(program);
+                    let seen = seen(&read(&format!("{command} {name} {value}")).unwrap());
+                    let expected = format!("{command} {}", args.join(" "));
+                    assert_eq!(seen, expected.trim_start(), "{line}");
                 }
                 if flag.value != Value::Switch {
                     let error = given.unwrap_err().to_string();
@@ -355,7 +367,25 @@ fn r1_bitnet_cpp_s_lines_run() {
     // The server's is refused by name.
     let line = "-c 512 -t 2 -n 4 -ngl 0 --temp 0.8 --host 127.0.0.1 --port 8080 -cb";
     let args: Vec<&str> = ["-m", &model].into_iter().chain(line.split(' ')).collect();
-    assert!(refusal(&args, 2).contains("--host: there is no server here"));
+    assert!(refusal(&args, 2).contains("--host: one text is written, there is no server"));
+    // And taken by the server, as is what llama.cpp's own tests of its server give.
+    let theirs = "--host 127.0.0.1 --port 8080 --temp 0 --seed 42 --batch-size 32 --ubatch-size 32 --ctx-size 256 \
+                  --parallel 2 --n-predict 64 --alias bard --api-key one --slots --metrics --jinja \
+                  --chat-template chatml --no-webui --cache-ram 0 --cont-batching -fa auto --threads 2 \
+                  --threads-http 2 --offline -lv 3 --log-verbosity 3";
+    for line in [&*format!("{line} -p Be-brief."), theirs] {
+        let given = read(&format!("serve -m {model} {line}")).unwrap();
+        Arguments::command().try_get_matches_from(&given.args).unwrap();
+    }
+}
+
+/// Variables stand behind the command's name, and below what is given.
+#[test]
+fn r2_serve_reads_its_variables() {
+    let variables =
+        [("LLAMA_ARG_PORT", "1"), ("LLAMA_API_KEY", "key"), ("LLAMA_ARG_N_PARALLEL", "3")];
+    let given = read_with("serve -m x --port 2", &variables).unwrap();
+    assert_eq!(seen(&given), "serve --api-key=key --parallel=3 -m x --port 2");
 }
 
 /// R2: of a flag that is given twice the last one counts, as in llama.cpp.

@@ -16,6 +16,9 @@ pub enum Program {
     Run,
     /// `bitnet-run bench`, beside llama-bench.
     Bench,
+    /// `bitnet-run serve`, beside llama-server. Flags of `run` that it lacks, and that have no row for it, are
+    /// treated as there.
+    Serve,
 }
 
 /// Values that follow a flag.
@@ -81,10 +84,28 @@ pub struct Group {
 
 /// Returns the rows of a command.
 pub fn flags_of(program: Program) -> impl Iterator<Item = &'static Flag> {
-    GROUPS.iter().flat_map(|group| group.flags).filter(move |flag| flag.programs.contains(&program))
+    rows().filter(move |flag| flag.is_for(program))
+}
+
+/// All rows.
+fn rows() -> impl Iterator<Item = &'static Flag> {
+    GROUPS.iter().flat_map(|group| group.flags)
 }
 
 impl Flag {
+    /// Returns true if the row is for a command.
+    #[must_use]
+    pub fn is_for(&self, program: Program) -> bool {
+        let is_named = |program| self.programs.contains(&program);
+        let is_inherited = || {
+            let is_ours = matches!(self.fate, Fate::Done | Fate::Own);
+            let served = rows().filter(|row| row.programs.contains(&Program::Serve));
+            let mut names = served.flat_map(|row| row.names);
+            is_named(Program::Run) && !is_ours && !names.any(|name| self.names.contains(name))
+        };
+        is_named(program) || program == Program::Serve && is_inherited()
+    }
+
     /// Returns true if the flag changes nothing with this value: a neutral one, as a text or a number.
     fn is_neutral(&self, value: &str) -> bool {
         let Fate::Refused { neutral, .. } = self.fate else { return false };

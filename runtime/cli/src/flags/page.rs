@@ -13,7 +13,8 @@ pub fn page() -> String {
         let _ = write!(page, "\n## {}\n\n| flag | command | here | variable |\n", group.title);
         page += "|---|---|---|---|\n";
         for flag in group.flags {
-            let commands: Vec<&str> = flag.programs.iter().map(|program| name(*program)).collect();
+            let programs = [Program::Run, Program::Serve, Program::Bench].into_iter();
+            let commands: Vec<&str> = programs.filter(|p| flag.is_for(*p)).map(name).collect();
             let variable = flag.variable.map_or_else(String::new, |name| format!("`{name}`"));
             let row = [spelt(flag), commands.join(", "), here(flag), variable];
             let _ = writeln!(page, "| {} |", row.map(|cell| cell.replace('|', "\\|")).join(" | "));
@@ -29,8 +30,8 @@ const HEAD: &str = "\
      BLESS=1 cargo test --release -p bitnet-cli --test flags writes it again. -->
 
 Every flag of llama.cpp (llama-completion, llama-cli, llama-server and llama-bench of October 2026, and those of
-November 2024, on which bitnet.cpp and its scripts are built) and what becomes of it in `bitnet-run` (`run`) and
-`bitnet-run bench` (`bench`):
+November 2024, on which bitnet.cpp and its scripts are built) and what becomes of it in `bitnet-run` (`run`),
+`bitnet-run serve` (`serve`) and `bitnet-run bench` (`bench`):
 
 - **done**: there is such a flag, and it does the same.
 - **own**: llama.cpp has no such flag.
@@ -40,7 +41,7 @@ November 2024, on which bitnet.cpp and its scripts are built) and what becomes o
 
 Long flags may have one dash or two, underscores for dashes, and their value behind a space or `=`. Of a flag that is
 given twice the last one counts, but for `--override-kv`, `-r`, `-l` and lists
-of `bench`, which add up. `run` takes what the
+of `bench`, which add up. `run` and `serve` take what the
 environment variable says where the flag is not given; an empty one counts as not set.
 ";
 
@@ -48,6 +49,7 @@ fn name(program: Program) -> &'static str {
     match program {
         Program::Run => "run",
         Program::Bench => "bench",
+        Program::Serve => "serve",
     }
 }
 

@@ -164,6 +164,7 @@ pub fn read(
             let program = match found.get_name() {
                 "bench" => Some(Program::Bench),
                 "chat" => Some(Program::Run),
+                "serve" => Some(Program::Serve),
                 _ => None,
             };
             Spellings::of(found, program)
@@ -173,6 +174,7 @@ pub fn read(
     if subcommand.is_some() {
         given.args.extend(args.next());
     }
+    let head = given.args.len();
     let mut seen: HashSet<String> = HashSet::new();
     let mut reader = Reader { spellings: &spellings, given };
     while let Some(arg) = args.next() {
@@ -223,8 +225,8 @@ pub fn read(
         }
     }
     reader.given.args.extend(args);
-    if spellings.program == Some(Program::Run) {
-        reader.environment(&seen, variable)?;
+    if let Some(program @ (Program::Run | Program::Serve)) = spellings.program {
+        reader.environment((program, head), &seen, variable)?;
     }
     Ok(reader.given)
 }
@@ -291,15 +293,16 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Puts what the environment says in front of what was given, and so below it.
+    /// Puts what the environment says in front of what was given, and so below it: behind the `head`, the
+    /// names of program and command.
     fn environment(
         &mut self,
+        (program, head): (Program, usize),
         seen: &HashSet<String>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<(), clap::Error> {
-        let program = self.given.args.len().min(1);
-        let given = self.given.args.split_off(program);
-        for flag in flags_of(Program::Run) {
+        let given = self.given.args.split_off(head);
+        for flag in flags_of(program) {
             let Some(name) = flag.variable else { continue };
             let is_given = flag.names.iter().any(|name| seen.contains(&bare(name)));
             // An empty variable is one that somebody unset.

@@ -20,6 +20,7 @@ mod listen;
 mod load;
 mod metrics;
 mod native;
+mod notify;
 mod page;
 mod queue;
 mod request;
@@ -80,7 +81,7 @@ pub struct Args {
     #[arg(long, value_name = "PORT", default_value_t = 8080, help_heading = NETWORK)]
     port: u16,
     /// A key that requests must bring, several with commas between; other users of this machine can
-    /// read it in the list of processes, unlike that of --api-key-file or LLAMA_API_KEY
+    /// read it in the list of processes, unlike those of --api-key-file and LLAMA_API_KEY
     #[arg(long, value_name = "KEY", help_heading = NETWORK)]
     api_key: Option<String>,
     /// A file with keys, one a line
@@ -295,7 +296,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut serving = Serving::new(session, orders, queue, metrics);
     app.is_loaded(loaded);
     note(format_args!("listening on {address}"));
-    serving.run()?;
+    notify::notify("READY=1");
+    let served = serving.run();
+    notify::notify("STOPPING=1");
+    served?;
     // The last answers are on their way.
     match http.join() {
         Ok(Ok(())) => Ok(ExitCode::SUCCESS),
@@ -314,9 +318,6 @@ impl Args {
             text += &file.map_err(|error| Error::io(path, "read", error))?;
             #[cfg(unix)]
             warn_if_others_read(path);
-        }
-        if self.api_key.is_none() && self.api_key_file.is_none() {
-            text = std::env::var("LLAMA_API_KEY").unwrap_or_default();
         }
         let keys = Keys::new(text.lines());
         if keys.is_empty() && (self.api_key.is_some() || self.api_key_file.is_some()) {

@@ -83,7 +83,7 @@ fn r21_schemas_and_grammars_that_are_none() {
         json!({"response_format": "json"}),
         json!({"response_format": {}}),
         json!({"json_schema": 123}),
-        json!({"grammar": "root ::= "}),
+        json!({"grammar": "root ::= ("}),
         json!({"grammar": "root ::= none"}),
         json!({"grammar": 5}),
         json!({"grammar": "(".repeat(300_000)}),

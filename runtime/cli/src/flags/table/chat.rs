@@ -35,10 +35,10 @@ pub const FLAGS: &[Flag] = &[
     ),
     implied(RUN, &["--jinja"], SWITCH),
     ignored(RUN, &["--no-jinja"], SWITCH, JINJA),
-    done(RUN, &["--chat-template"], Value::One("NAME|JINJA")).variable("LLAMA_ARG_CHAT_TEMPLATE"),
-    done(RUN, &["--chat-template-kwargs"], Value::One("JSON"))
+    done(RUNS, &["--chat-template"], Value::One("NAME|JINJA")).variable("LLAMA_ARG_CHAT_TEMPLATE"),
+    done(RUNS, &["--chat-template-kwargs"], Value::One("JSON"))
         .variable("LLAMA_ARG_CHAT_TEMPLATE_KWARGS"),
-    done(RUN, &["--chat-template-file"], FILE).variable("LLAMA_ARG_CHAT_TEMPLATE_FILE"),
+    done(RUNS, &["--chat-template-file"], FILE).variable("LLAMA_ARG_CHAT_TEMPLATE_FILE"),
     ignored(RUN, &["--skip-chat-parsing", "--no-skip-chat-parsing"], SWITCH, CALLS),
     done(RUN, &["-rea", "--reasoning"], Value::OnOff),
     done(RUN, &["--reasoning-format"], Value::One("deepseek|none")),
@@ -54,9 +54,9 @@ pub const FLAGS: &[Flag] = &[
 ];
 
 pub const LOG: &[Flag] = &[
-    done(BOTH, &["-h", "--help"], SWITCH),
+    done(ALL, &["-h", "--help"], SWITCH),
     means(RUN, &["--usage"], SWITCH, &[("", &["--help"])]),
-    done(BOTH, &["--version"], SWITCH),
+    done(ALL, &["--version"], SWITCH),
     refused(RUN, &["--completion-bash"], SWITCH, ("there is no completion script", "leave it out")),
     done(RUN, &["-v", "--verbose"], SWITCH),
     ignored(BENCH, &["-v", "--verbose"], SWITCH, NOTES),

@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod machine;
 mod sampling;
+mod serve;
 mod server;
 mod text;
 
@@ -21,12 +22,16 @@ pub const GROUPS: &[Group] = &[
     Group { title: "Log", flags: chat::LOG },
     Group { title: "Downloads, adapters, images", flags: text::FILES },
     Group { title: "Server", flags: server::FLAGS },
+    Group { title: "The command serve", flags: serve::FLAGS },
     Group { title: "Benchmark", flags: bench::FLAGS },
     Group { title: "This program's own", flags: machine::OWN },
 ];
 
 const RUN: &[Program] = &[Program::Run];
 const BENCH: &[Program] = &[Program::Bench];
+const SERVE: &[Program] = &[Program::Serve];
+const RUNS: &[Program] = &[Program::Run, Program::Serve];
+const ALL: &[Program] = &[Program::Run, Program::Serve, Program::Bench];
 const BOTH: &[Program] = &[Program::Run, Program::Bench];
 
 const SWITCH: Value = Value::Switch;

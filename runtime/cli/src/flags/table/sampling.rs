@@ -8,13 +8,13 @@ const SAMPLER: (&str, &str) = (MISSING, INSTEAD);
 const ORDER: (&str, &str) = ("the order of the samplers is fixed", INSTEAD);
 
 pub const FLAGS: &[Flag] = &[
-    done(RUN, &["-s", "--seed"], Value::One("SEED")),
-    done(RUN, &["--temp", "--temperature"], Value::One("T")).variable("LLAMA_ARG_TEMPERATURE"),
-    done(RUN, &["--top-k"], Value::One("K")).variable("LLAMA_ARG_TOP_K"),
-    done(RUN, &["--top-p"], P).variable("LLAMA_ARG_TOP_P"),
-    done(RUN, &["--min-p"], P).variable("LLAMA_ARG_MIN_P"),
-    done(RUN, &["--repeat-last-n"], N),
-    done(RUN, &["--repeat-penalty"], Value::One("X")).variable("LLAMA_ARG_REPEAT_PENALTY"),
+    done(RUNS, &["-s", "--seed"], Value::One("SEED")),
+    done(RUNS, &["--temp", "--temperature"], Value::One("T")).variable("LLAMA_ARG_TEMPERATURE"),
+    done(RUNS, &["--top-k"], Value::One("K")).variable("LLAMA_ARG_TOP_K"),
+    done(RUNS, &["--top-p"], P).variable("LLAMA_ARG_TOP_P"),
+    done(RUNS, &["--min-p"], P).variable("LLAMA_ARG_MIN_P"),
+    done(RUNS, &["--repeat-last-n"], N),
+    done(RUNS, &["--repeat-penalty"], Value::One("X")).variable("LLAMA_ARG_REPEAT_PENALTY"),
     done(RUN, &["--presence-penalty"], N).variable("LLAMA_ARG_PRESENCE_PENALTY"),
     done(RUN, &["--frequency-penalty"], N).variable("LLAMA_ARG_FREQUENCY_PENALTY"),
     refused(RUN, &["--dry-multiplier"], N, SAMPLER).unless(&["0"]),

@@ -2,7 +2,8 @@
 
 use super::*;
 
-const SERVER: (&str, &str) = ("there is no server here", "leave it out, or start llama-server");
+const SERVER: (&str, &str) =
+    ("one text is written, there is no server", "leave it out, or give it to bitnet-run serve");
 
 pub const FLAGS: &[Flag] = &[
     refused(RUN, &["--host"], Value::One("HOST"), SERVER),

@@ -13,16 +13,16 @@ const CONTROL: (&str, &str) = ("control vectors are not applied here", "leave it
 const MEDIA: &str = "models here read text alone";
 
 pub const FLAGS: &[Flag] = &[
-    done(RUN, &["-m", "--model"], FILE).variable("LLAMA_ARG_MODEL"),
+    done(RUNS, &["-m", "--model"], FILE).variable("LLAMA_ARG_MODEL"),
     done(RUN, &["-p", "--prompt"], TEXT),
     done(RUN, &["-f", "--file"], FILE),
     refused(RUN, &["-bf", "--binary-file"], FILE, ("a prompt is UTF-8", "give it with -f FILE")),
     done(RUN, &["-e", "--escape"], SWITCH),
     done(RUN, &["--no-escape"], SWITCH),
-    done(RUN, &["-n", "--predict", "--n-predict"], N).variable("LLAMA_ARG_N_PREDICT"),
-    done(RUN, &["-c", "--ctx-size"], N).variable("LLAMA_ARG_CTX_SIZE"),
+    done(RUNS, &["-n", "--predict", "--n-predict"], N).variable("LLAMA_ARG_N_PREDICT"),
+    done(RUNS, &["-c", "--ctx-size"], N).variable("LLAMA_ARG_CTX_SIZE"),
     done(RUN, &["--ignore-eos"], SWITCH),
-    done(RUN, &["--override-kv"], Value::One("KEY=TYPE:VALUE")),
+    done(RUNS, &["--override-kv"], Value::One("KEY=TYPE:VALUE")),
     done(RUN, &["-r", "--reverse-prompt"], TEXT),
     refused(
         RUN,
