@@ -30,6 +30,17 @@ fn it_tells_its_health_model_slots_and_settings() {
 }
 
 #[test]
+fn the_page_comes_with_its_policy_and_may_be_left_out() {
+    let page = demo().get("/");
+    assert_eq!(page.status, 200);
+    assert!(page.body.starts_with("<!doctype html>"), "{}", page.body);
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
+    demo_with(&["--no-ui"]).get("/").refusal(404);
+}
+
+#[test]
 fn errors_have_one_form() {
     let server = demo_with(&["--no-slots"]);
     server.get("/slots").refusal(501);

@@ -503,26 +503,6 @@ fn a_head_without_end_is_refused() {
     is_alive(&server);
 }
 
-/// A stream that goes on while a long prompt goes in beside it, and the other way round.
-#[test]
-fn a_short_prompt_does_not_wait_for_a_long_one() {
-    let server = demo_with(&["-np", "2", "-c", "2048", "-b", "4", "-t", "1"]);
-    let body =
-        json!({"prompt": vec![9; 1000], "n_predict": 1, "stream": true, "return_progress": true});
-    let mut long = server.begin("/completion", &body);
-    let short = server.ok("/completion", &json!({"prompt": PROMPT, "n_predict": 1}));
-    assert_eq!(short["tokens_predicted"], 1);
-    // The long one is still going in.
-    let mut line = String::new();
-    while !line.contains("prompt_progress") {
-        line.clear();
-        assert!(long.read_line(&mut line).unwrap() > 0, "the long prompt was first");
-    }
-    let progress: Value =
-        serde_json::from_str(line.trim().strip_prefix("data: ").unwrap()).unwrap();
-    assert!(progress["prompt_progress"]["processed"].as_u64().unwrap() <= 1000);
-}
-
 /// Health while the model is loading.
 #[cfg(unix)]
 #[test]
