@@ -34,7 +34,7 @@
 //! |---|---|
 //! | files | GGUF |
 //! | architectures | `bitnet-b1.58`, `bitnet-25`, `bitnet`, `llama` |
-//! | ternary weights | I2_S; TQ2_0 whose scales are all equal in a tensor |
+//! | ternary weights | I2_S; TQ2_0 and Q2_0 whose scales are all equal in a tensor |
 //! | embedding and head | F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q4_K, Q5_K, Q6_K, I2_S, TQ2_0 |
 //! | KV cache | f16, f32, q8_0 |
 //! | sampling | biases; repeat, presence and frequency penalties; top-k, top-p, min-p, temperature |
