@@ -337,8 +337,8 @@ mod in_a_terminal {
         let (status, _) = terminal.end();
         assert!(status.success(), "{status}");
 
-        // A second one before the first is obeyed, in a long message here, ends the program. It may come too
-        // late, or both too early; then there is a prompt again.
+        // A second one before the first is obeyed, in a long message here, ends the program. Both may come too
+        // early or too late; then there is a prompt again.
         let mut terminal = start(folder.path(), &["-n", "1"]);
         let file = folder.path().join("long");
         let is_ended = (0..60).any(|i| {
@@ -347,9 +347,7 @@ mod in_a_terminal {
             terminal.line("Why?");
             terminal.wait_for("\n");
             thread::sleep(Duration::from_millis(i % 20 * 8));
-            terminal.send(CTRL_C);
-            thread::sleep(Duration::from_millis(2));
-            terminal.send(CTRL_C);
+            terminal.interrupt_twice();
             if !terminal.shows(">>> ") {
                 return true;
             }

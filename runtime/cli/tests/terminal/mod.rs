@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
-use rustix::process::{ioctl_tiocsctty, setsid};
+use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -59,6 +59,22 @@ impl Terminal {
     /// Types a text.
     pub fn send(&mut self, keys: &str) {
         self.screen.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Types Ctrl+C twice, so that the program gets no time between the two: it is stopped meanwhile.
+    pub fn interrupt_twice(&mut self) {
+        let pid = Pid::from_child(&self.child);
+        self.send(CTRL_C);
+        kill_process(pid, Signal::STOP).unwrap();
+        // Once it is stopped it has taken the first one: a signal that still waits would swallow the second.
+        let state = format!("/proc/{}/stat", self.child.id());
+        let start = Instant::now();
+        while !std::fs::read_to_string(&state).unwrap().contains(") T ") {
+            assert!(start.elapsed() < PATIENCE, "it does not stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.send(CTRL_C);
+        kill_process(pid, Signal::CONT).unwrap();
     }
 
     /// Types a line.
