@@ -1,6 +1,6 @@
 //! R01 to R38: what hostile clients and faults do, each a test by its number.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
