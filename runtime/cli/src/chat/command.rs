@@ -95,7 +95,7 @@ pub struct ChatArgs {
         help_heading = CHAT
     )]
     reasoning: OnOff,
-    /// deepseek: tell the reasoning in <think> tags from the answer; none: leave it in the answer
+    /// deepseek: tell the reasoning between think tags from the answer; none: leave it in the answer
     #[arg(long, value_name = "deepseek|none", default_value = "deepseek", help_heading = CHAT)]
     reasoning_format: ReasoningFormat,
     /// Dim the reasoning; auto: in a terminal, unless NO_COLOR is set

@@ -1,6 +1,6 @@
 //! Conversation: `bitnet-run chat`, and `bitnet-run -cnv` as bitnet.cpp has it.
 //!
-//! A [`Talk`](talk::Talk) is a conversation and what answers it; `command` reads the flags and holds it for
+//! A `talk::Talk` is a conversation and what answers it; `command` reads the flags and holds it for
 //! one turn, `repl` until its user ends it.
 
 mod command;

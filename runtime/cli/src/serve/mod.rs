@@ -1,7 +1,7 @@
 //! `bitnet-run serve`: texts over HTTP, by the routes of OpenAI and of llama.cpp's server.
 //!
-//! Two threads: one with all connections ([`server`]), which reads requests and writes answers, and
-//! the engine's ([`engine`]), which owns the session and takes the tokens of all texts through the
+//! Two threads: one with all connections (`server`), which reads requests and writes answers, and
+//! the engine's (`engine`), which owns the session and takes the tokens of all texts through the
 //! model together. What a text says does not depend on the texts beside it.
 
 mod about;
@@ -90,7 +90,7 @@ pub struct Args {
     /// Further names of this server, which requests may name as their host, with commas between
     #[arg(long, value_name = "HOST", value_delimiter = ',', help_heading = NETWORK)]
     allow_host: Vec<String>,
-    /// Sites whose pages may use this server, such as https://example.org, with commas between; *: all
+    /// Sites whose pages may use this server, such as `https://example.org`, with commas between; *: all
     #[arg(
         long,
         visible_alias = "cors-origin",
