@@ -226,7 +226,10 @@ impl Style {
         let mut screen = Screen::new(self.color, width);
         let answer = talk.answer(&mut |part, text| screen.push(part, text))?;
         screen.finish()?;
-        load::tell(talk.turns().engine());
+        // While weights are packed the engine has no answer to anything.
+        if !talk.is_packing() {
+            load::tell(talk.turns().engine());
+        }
         tell_forgotten(talk, &answer);
         self.times(&answer);
         Ok(answer)
@@ -355,7 +358,9 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
         talk.packing = Some(thread::spawn(move || drop(engine.model())));
         repl::run(&mut talk, style, message)?;
         keep_cache(args, &talk)?;
-        opened.tell_of_packing();
+        if !talk.is_packing() {
+            opened.tell_of_packing();
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if is_piped {

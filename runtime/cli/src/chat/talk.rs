@@ -184,22 +184,22 @@ impl<'e> Talk<'e> {
         Ok(answer)
     }
 
+    /// True while a thread packs the weights.
+    pub fn is_packing(&self) -> bool {
+        self.packing.as_ref().is_some_and(|packing| !packing.is_finished())
+    }
+
     /// Waits for the thread that packs the weights. Returns false where Ctrl+C ends the wait.
     fn wait_for_packing(&mut self) -> bool {
         /// Time between looks.
         const MOMENT: Duration = Duration::from_millis(10);
-        let Some(packing) = &self.packing else { return true };
-        if !packing.is_finished() {
+        if self.is_packing() {
             note(format_args!("packing weights: the answer waits for that"));
         }
-        while !packing.is_finished() && !self.interrupt.is_requested() {
+        while self.is_packing() && !self.interrupt.is_requested() {
             thread::sleep(MOMENT);
         }
-        let is_done = packing.is_finished();
-        if is_done {
-            self.packing = None;
-        }
-        is_done
+        !self.is_packing()
     }
 
     /// Holds answers to JSON, or no longer.
