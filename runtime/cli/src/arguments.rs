@@ -7,7 +7,8 @@ use clap::{Parser, Subcommand};
 
 use crate::flags::{self, Program};
 use crate::{
-    bench, chat, compare, convert, dummy, inspect, pack, perplexity, quantize, run, serve, tokenize,
+    bench, chat, compare, completions, convert, doctor, dummy, energy, inspect, pack, perplexity,
+    quantize, run, serve, tokenize,
 };
 
 /// Run ternary language models on the CPU
@@ -45,9 +46,13 @@ enum Command {
     Convert(convert::Args),
     Quantize(quantize::Args),
     Perplexity(Box<perplexity::Args>),
+    Energy(energy::Args),
+    Doctor(doctor::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Dummy(dummy::command::Args),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
 }
 
 impl Arguments {
@@ -71,9 +76,13 @@ impl Arguments {
             Command::Convert(args) => convert::run(args)?,
             Command::Quantize(args) => quantize::run(args)?,
             Command::Perplexity(args) => return perplexity::run(args),
+            Command::Energy(args) => return energy::run(args),
+            Command::Doctor(args) => return doctor::run(args),
             Command::Inspect(args) => inspect::run(args)?,
             Command::Tokenize(args) => tokenize::run(args)?,
             Command::Dummy(args) => dummy::command::run(args)?,
+            Command::Completions(args) => completions::completions(args)?,
+            Command::Man(args) => completions::man(args)?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -231,17 +231,17 @@ impl Pair {
 
 /// A median, and the values between which it lies.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Spread {
-    median: f64,
-    low: f64,
-    high: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
 }
 
 impl Spread {
     /// The narrowest pair of the sorted values that holds the true median in 95 cases of 100,
     /// whatever the distribution: the number of values below it is that of heads in as many tosses.
     /// Of fewer than 6 values the outermost, which hold it less often.
-    fn of(values: &[f64]) -> Self {
+    pub(crate) fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let outside = outside(sorted.len());
