@@ -74,10 +74,10 @@ pub use crate::text::grammar::{Grammar, Grammars};
 #[doc(inline)]
 pub use crate::{
     cpu::{
-        forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions},
         head::{choose::HeadMode, screen::Needs},
         kv_cache::KvType,
         model::Model,
+        session::{BatchToken, MAX_SEQUENCES, Session, SessionOptions},
         sparse::Mode as ActivationSparsity,
     },
     engine::{

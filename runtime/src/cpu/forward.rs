@@ -14,686 +14,95 @@
 //! whichever worker runs it.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::attention::{self, At, Attention};
 use super::finite::{self, Broken};
-use super::kv_cache::{KvCache, KvType, SharedKv};
+use super::kv_cache::SharedKv;
 use super::observe::Observer;
 use super::rows::Rows;
-use super::stages::{Stage, StageClock, StageTimes};
+use super::session::BatchToken;
+use super::stages::{Stage, StageClock};
 use crate::arch::{Activation, RopePairs};
-use crate::cpu::gather::Along;
-use crate::cpu::head::screen::{self, HeadStats, Needs, Scan, Screen};
+use crate::cpu::head::screen::Scan;
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
 use crate::cpu::matmul;
-use crate::cpu::memory::{self, Buffer, filled};
+use crate::cpu::memory::{Buffer, filled};
 use crate::cpu::model::Model;
-use crate::cpu::sparse::Tally;
 use crate::cpu::threads::{Load, Pool, SharedSlice, Worker};
 use crate::cpu::weights::{Layer, Projection};
-use crate::error::{Error, Result};
-use crate::numerics::{CHUNK, Softmax};
-
-/// Settings of a [`Session`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionOptions {
-    /// Positions of the KV cache; `None`: the model's own, at most 4096.
-    pub context: Option<usize>,
-    /// Tokens of a prompt that go through the model together, at least 1.
-    pub batch: usize,
-    /// Elements of the KV cache; `None`: [`KvType::default_for`] the model.
-    pub kv_type: Option<KvType>,
-    /// Sequences, at least 1. Each has a KV cache of `context` positions.
-    pub sequences: usize,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self { context: None, batch: 512, kv_type: None, sequences: 1 }
-    }
-}
-
-/// The context of a session that asks for none, unless the model's is smaller.
-const DEFAULT_CONTEXT: usize = 4096;
+use crate::error::Result;
+use crate::numerics::Softmax;
 
 /// Tokens from which each layer is a run of the pool of its own: it takes a millisecond or more, and
 /// the next one may take fewer workers.
 const LAYERWISE: usize = 128;
 
-/// Bytes of logits that [`Session::forward_with`] holds at a time: 64 rows of 128,000.
-const PIECE: usize = 32 << 20;
-
-/// The most sequences of a session.
-pub const MAX_SEQUENCES: usize = 256;
-
-/// A token to append to its sequence in a pass through the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchToken<'a> {
-    /// The number of its sequence, from 0.
-    pub sequence: usize,
-    /// The token.
-    pub id: u32,
-    /// The logits that are needed after it; `None`: none. Tokens of one pass may have different
-    /// needs: one that needs all logits does not prevent scans for the others.
-    pub needs: Option<&'a Needs>,
-}
-
-/// Sequences of tokens that run through a model, usually one: their KV caches and all buffers,
-/// which are allocated once.
-#[derive(Debug)]
-pub struct Session {
-    model: Arc<Model>,
-    pool: Arc<Pool>,
+/// State that the workers share in one run. Shapes are those of `Buffers` in the session.
+pub(super) struct Pass<'a> {
+    pub(super) model: &'a Model,
+    pub(super) tokens: &'a [BatchToken<'a>],
+    /// Position of each token.
+    pub(super) at: &'a [At],
+    /// Tokens that need logits, in the order of the rows of `logits`.
+    pub(super) order: &'a [usize],
+    /// Number of tokens, the first of `order`, that a scan serves.
+    pub(super) scanned: usize,
+    /// `Some` if it serves any.
+    pub(super) scan: Option<Scan<'a>>,
+    pub(super) clock: Option<StageClock>,
+    pub(super) observer: Option<&'a dyn Observer>,
+    pub(super) broken: Broken,
     /// One per sequence.
-    kv: Vec<KvCache>,
-    /// Tokens that each sequence holds.
-    positions: Vec<usize>,
-    batch: usize,
-    buffers: Buffers,
-    /// Positions of the tokens of a pass.
-    at: Vec<At>,
-    /// Row in `Buffers::logits` of each token of the last call that asked for logits.
-    rows: Vec<usize>,
-    /// The tokens of a pass that need logits, in the order of their rows.
-    order: Vec<usize>,
-    screen: Option<Screen>,
-    head_stats: HeadStats,
-    /// Time per stage, if it is measured.
-    stages: Option<StageTimes>,
-    observer: Option<Arc<dyn Observer>>,
-}
-
-/// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
-#[derive(Debug)]
-struct Buffers {
-    /// Residual stream `[S][hidden]`.
-    x: Vec<f32>,
-    /// Quantised input of the next product, `[S][cols]`, cols up to the widest.
-    input: Vec<i8>,
-    /// Workspace of prefill products: see [`matmul::Job::prefill`].
-    workspace: Buffer,
-    /// Scales of `input`, `[S]`.
-    input_scale: Vec<f32>,
-    /// Rope tables `[S][rope_dim / 2]`.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    /// Queries, keys and values, `[B][q_dim + 2 kv_dim]`.
-    qkv: Vec<f32>,
-    /// Attention's output with n > 1, `[kv_heads][n][group * head_dim]`.
-    attention: Vec<f32>,
-    /// Attention's output per chunk with n = 1, `[chunks][heads][head_dim]` and `[chunks][heads]`.
-    partial: Vec<f32>,
-    partial_state: Vec<Softmax>,
-    /// Output of `attn_output` and of `ffn_down`, `[B][hidden]`.
-    y: Vec<f32>,
-    /// Output of gate and up, `[B][2 ffn]`.
-    gate_up: Vec<f32>,
-    /// `[vocab]` for each of the most tokens that have asked for logits at once.
-    logits: Vec<f32>,
-    /// One per worker.
-    scratch: Vec<Scratch>,
-}
-
-impl Buffers {
-    fn new(model: &Model, threads: usize, batch: usize, context: usize) -> Result<Self> {
-        let config = model.config();
-        let slots = batch.max(threads);
-        let widest = config.hidden.max(config.ffn).max(config.q_dim());
-        let chunks = config.heads * context.div_ceil(CHUNK);
-        let projections = || model.weights().layers.iter().flat_map(Layer::projections);
-        let jobs = || projections().filter_map(Projection::packed);
-        let scratch = |_| -> Result<Scratch> {
-            Ok(Scratch {
-                raw: filled(widest, 0.0)?,
-                normed: filled(widest.max(model.logits_at_once() * config.hidden), 0.0)?,
-                attention: attention::Scratch::new(model.attention(), config)?,
-                matmul: matmul::Scratch::new(jobs())?,
-                mapped: mapped::Scratch::new(projections().filter_map(Projection::mapped))?,
-                head_input: Buffer::zeroed(model.head_input_bytes())?,
-                row: Vec::new(),
-            })
-        };
-        let workspace = jobs().map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
-        Ok(Self {
-            x: filled(slots * config.hidden, 0.0)?,
-            input: filled(slots * widest, 0)?,
-            workspace: Buffer::zeroed(workspace)?,
-            input_scale: filled(slots, 0.0)?,
-            cos: filled(slots * config.rope_dim / 2, 0.0)?,
-            sin: filled(slots * config.rope_dim / 2, 0.0)?,
-            qkv: filled(batch * (config.q_dim() + 2 * config.kv_dim()), 0.0)?,
-            attention: filled(batch * config.q_dim(), 0.0)?,
-            partial: filled(chunks * config.head_dim, 0.0)?,
-            partial_state: filled(chunks, Softmax { max: 0.0, sum: 0.0 })?,
-            y: filled(batch * config.hidden, 0.0)?,
-            gate_up: filled(batch * 2 * config.ffn, 0.0)?,
-            logits: filled(config.vocab, 0.0)?,
-            scratch: (0..threads).map(scratch).collect::<Result<_>>()?,
-        })
-    }
+    pub(super) kv: &'a [SharedKv<'a>],
+    pub(super) x: Rows<'a, f32>,
+    pub(super) input: SharedSlice<'a, i8>,
+    pub(super) input_scale: SharedSlice<'a, f32>,
+    pub(super) cos: Rows<'a, f32>,
+    pub(super) sin: Rows<'a, f32>,
+    pub(super) workspace: SharedSlice<'a, u8>,
+    pub(super) qkv: Rows<'a, f32>,
+    pub(super) attention: Rows<'a, f32>,
+    pub(super) partial: Rows<'a, f32>,
+    pub(super) partial_state: SharedSlice<'a, Softmax>,
+    pub(super) y: Rows<'a, f32>,
+    pub(super) gate_up: Rows<'a, f32>,
+    /// A row for each token of `order`.
+    pub(super) logits: Rows<'a, f32>,
+    pub(super) scratch: SharedSlice<'a, Scratch>,
 }
 
 /// Scratch space of one worker.
 #[derive(Debug)]
-struct Scratch {
+pub(super) struct Scratch {
     /// One token's activations before and after a norm, as wide as the widest.
-    raw: Vec<f32>,
-    normed: Vec<f32>,
-    attention: attention::Scratch,
+    pub(super) raw: Vec<f32>,
+    pub(super) normed: Vec<f32>,
+    pub(super) attention: attention::Scratch,
     /// For products with packed weights, and with weights in the file.
-    matmul: matmul::Scratch,
-    mapped: mapped::Scratch,
+    pub(super) matmul: matmul::Scratch,
+    pub(super) mapped: mapped::Scratch,
     /// Input of the head, prepared for its kernel.
-    head_input: Buffer,
+    pub(super) head_input: Buffer,
     /// A row of the embedding, where that stays in the file.
-    row: Vec<u8>,
+    pub(super) row: Vec<u8>,
 }
 
-impl Session {
-    /// Creates a session with empty sequences.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for a context or batch of 0, a context beyond the model's or a number of
-    /// sequences that is not 1 to [`MAX_SEQUENCES`], [`Error::Runtime`] when the KV caches do not
-    /// fit into memory.
-    pub fn new(model: Arc<Model>, pool: Arc<Pool>, options: SessionOptions) -> Result<Self> {
+impl Scratch {
+    /// Allocates it, for activations as wide as `widest`.
+    pub(super) fn new(model: &Model, widest: usize) -> Result<Self> {
         let config = model.config();
-        let context = options.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
-        if !(1..=config.context).contains(&context) {
-            let expected = format!("1 to {}, the context of the model", config.context);
-            return Err(Error::usage("context", context, expected));
-        }
-        if options.batch == 0 {
-            return Err(Error::usage("batch", 0, "at least 1"));
-        }
-        let sequences = options.sequences;
-        if !(1..=MAX_SEQUENCES).contains(&sequences) {
-            let expected = format!("1 to {MAX_SEQUENCES}");
-            return Err(Error::usage("sequences", sequences, expected));
-        }
-        let batch = options.batch.min(context * sequences);
-        let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
-        let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
-        let kv = kv.collect::<Result<Vec<KvCache>>>()?;
-        let buffers = Buffers::new(&model, pool.threads(), batch, context)?;
-        let screen = model.sketch().map(|sketch| Screen::new(sketch, pool.threads()));
-        memory::require(0, "the buffers of a session and what is small")?;
+        let projections = || model.weights().layers.iter().flat_map(Layer::projections);
         Ok(Self {
-            screen: screen.transpose()?,
-            model,
-            pool,
-            kv,
-            positions: vec![0; sequences],
-            batch,
-            buffers,
-            at: Vec::with_capacity(batch),
-            rows: Vec::new(),
-            order: Vec::new(),
-            head_stats: HeadStats::default(),
-            stages: None,
-            observer: None,
+            raw: filled(widest, 0.0)?,
+            normed: filled(widest.max(model.logits_at_once() * config.hidden), 0.0)?,
+            attention: attention::Scratch::new(model.attention(), config)?,
+            matmul: matmul::Scratch::new(projections().filter_map(Projection::packed))?,
+            mapped: mapped::Scratch::new(projections().filter_map(Projection::mapped))?,
+            head_input: Buffer::zeroed(model.head_input_bytes())?,
+            row: Vec::new(),
         })
     }
-
-    /// Replaces the model by another one of the same file, for example one whose weights have been
-    /// packed since. The sequences keep their tokens; the logits of the last call are discarded.
-    ///
-    /// # Errors
-    /// [`Error::Runtime`] when the model has other hyperparameters, or there is not enough memory;
-    /// the session then keeps its model.
-    pub fn continue_with(&mut self, model: Arc<Model>) -> Result<()> {
-        if model.config() != self.model.config() {
-            let found = model.gguf().path().display();
-            return Err(Error::Runtime(format!(
-                "{found} is not the model that the session began with"
-            )));
-        }
-        let threads = self.pool.threads();
-        let buffers = Buffers::new(&model, threads, self.batch, self.context())?;
-        let screen = model.sketch().map(|sketch| Screen::new(sketch, threads));
-        self.screen = screen.transpose()?;
-        (self.buffers, self.model) = (buffers, model);
-        self.rows.clear();
-        Ok(())
-    }
-
-    /// The model.
-    #[must_use]
-    pub fn model(&self) -> &Arc<Model> {
-        &self.model
-    }
-
-    /// The workers.
-    #[must_use]
-    pub fn pool(&self) -> &Arc<Pool> {
-        &self.pool
-    }
-
-    /// Number of sequences.
-    #[must_use]
-    pub fn sequences(&self) -> usize {
-        self.kv.len()
-    }
-
-    /// Tokens in the first sequence, which is the only one in most sessions.
-    #[must_use]
-    pub fn position(&self) -> usize {
-        self.positions[0]
-    }
-
-    /// Tokens in a sequence; 0 if there is no sequence of that number.
-    #[must_use]
-    pub fn position_of(&self, sequence: usize) -> usize {
-        self.positions.get(sequence).copied().unwrap_or(0)
-    }
-
-    /// Capacity of the KV cache of a sequence, in tokens.
-    #[must_use]
-    pub fn context(&self) -> usize {
-        self.kv[0].context()
-    }
-
-    /// Returns the most tokens that go through the model together.
-    #[must_use]
-    pub fn batch(&self) -> usize {
-        self.batch
-    }
-
-    /// Element type of the KV caches.
-    #[must_use]
-    pub fn kv_type(&self) -> KvType {
-        self.kv[0].ty()
-    }
-
-    /// Bytes of KV cache in use.
-    #[must_use]
-    pub fn kv_bytes(&self) -> usize {
-        self.kv.iter().zip(&self.positions).map(|(kv, &position)| kv.bytes(position)).sum()
-    }
-
-    /// Bytes of KV cache at full context.
-    #[must_use]
-    pub fn kv_reserved_bytes(&self) -> usize {
-        self.kv.iter().map(|kv| kv.bytes(kv.context())).sum()
-    }
-
-    /// Starts measuring the time of each stage, at a cost of some 50 ns a phase, and resets the
-    /// counts of what single tokens skip.
-    pub fn time_stages(&mut self) {
-        self.stages = Some(StageTimes::default());
-        self.buffers.scratch.iter_mut().for_each(|scratch| scratch.matmul.reset_tally());
-    }
-
-    /// Counts of the lines of up (by rows) or of down (by columns) that single tokens needed, and
-    /// of the bytes read, since the last call of [`Session::time_stages`].
-    #[must_use]
-    pub fn tally(&self, along: Along) -> Tally {
-        let mut sum = Tally::default();
-        self.buffers.scratch.iter().for_each(|scratch| sum.add(scratch.matmul.tally(along)));
-        sum
-    }
-
-    /// Time per stage since the last call of [`Session::time_stages`]; `None` if there was none.
-    #[must_use]
-    pub fn stages(&self) -> Option<StageTimes> {
-        self.stages
-    }
-
-    /// The input of the head for the last token, `[hidden]`.
-    pub(super) fn head_input(&self) -> &[f32] {
-        let first = self.buffers.scratch.first();
-        first.map_or(&[], |scratch| &scratch.normed[..self.model.config().hidden])
-    }
-
-    /// Sets the observer of the values computed from now on, or removes it.
-    pub fn observe(&mut self, observer: Option<Arc<dyn Observer>>) {
-        self.observer = observer;
-    }
-
-    /// Statistics of what the head has read since the session began.
-    #[must_use]
-    pub fn head_stats(&self) -> HeadStats {
-        self.head_stats
-    }
-
-    /// Removes all tokens of the first sequence from `position` on.
-    pub fn truncate(&mut self, position: usize) {
-        self.truncate_of(0, position);
-    }
-
-    /// Removes all tokens of a sequence from `position` on.
-    pub fn truncate_of(&mut self, sequence: usize, position: usize) {
-        if let Some(own) = self.positions.get_mut(sequence) {
-            *own = position.min(*own);
-        }
-    }
-
-    /// Replaces the tokens of sequence `to` by the first `positions` tokens of sequence `from`:
-    /// tokens that follow have the same logits, to the bit, as after those tokens themselves. Costs
-    /// a copy of their part of the KV cache ([`KvCache::bytes`]); sequence `from` does not change.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for a sequence that does not exist or more positions than `from` holds;
-    /// nothing changes then.
-    pub fn copy_prefix(&mut self, from: usize, to: usize, positions: usize) -> Result<()> {
-        self.check_sequence(from)?;
-        self.check_sequence(to)?;
-        let held = self.positions[from];
-        if positions > held {
-            let expected = format!("at most {held}, what sequence {from} holds");
-            return Err(Error::usage("positions", positions, expected));
-        }
-        // A sequence has its own prefix.
-        if let Ok([source, target]) = self.kv.get_disjoint_mut([from, to]) {
-            target.copy_prefix(source, positions);
-        }
-        self.positions[to] = positions;
-        Ok(())
-    }
-
-    /// Checks that there is a sequence of that number.
-    pub(super) fn check_sequence(&self, sequence: usize) -> Result<()> {
-        let sequences = self.sequences();
-        if sequence >= sequences {
-            let expected = format!("0 to {}", sequences - 1);
-            return Err(Error::usage("sequence", sequence, expected));
-        }
-        Ok(())
-    }
-
-    /// The KV cache of a sequence that exists.
-    pub(super) fn kv(&self, sequence: usize) -> &KvCache {
-        &self.kv[sequence]
-    }
-
-    /// As [`Session::kv`], to be overwritten while the sequence holds no token.
-    pub(super) fn kv_mut(&mut self, sequence: usize) -> &mut KvCache {
-        &mut self.kv[sequence]
-    }
-
-    /// Says how many tokens a sequence holds whose KV cache was overwritten.
-    pub(super) fn set_position(&mut self, sequence: usize, position: usize) {
-        self.positions[sequence] = position;
-    }
-
-    /// Appends the tokens of a prompt to the first sequence, `batch` at a time, and returns the
-    /// logits after the last one, `[vocab]`.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when there are no tokens, one is not in the vocabulary, or they do not fit
-    /// into the context; nothing is appended then. [`Error::Runtime`] when a worker panicked.
-    pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
-        self.prefill_for(ids, Needs::ALL)
-    }
-
-    /// As [`Session::prefill`], where only some of the logits are needed: those that are exact are
-    /// the same, to the bit, as there.
-    ///
-    /// # Errors
-    /// As [`Session::prefill`].
-    pub fn prefill_for(&mut self, ids: &[u32], needs: &Needs) -> Result<&[f32]> {
-        let last = ids.len().saturating_sub(1);
-        let token = |(i, &id)| BatchToken { sequence: 0, id, needs: (i == last).then_some(needs) };
-        match *ids {
-            // Decode: nothing is allocated.
-            [id] => self.forward(&[token((0, &id))])?,
-            _ => self.forward(&ids.iter().enumerate().map(token).collect::<Vec<_>>())?,
-        }
-        Ok(self.logits(0))
-    }
-
-    /// Appends one token to the first sequence and returns the logits after it, `[vocab]`.
-    ///
-    /// # Errors
-    /// As [`Session::prefill`].
-    pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
-        self.prefill(&[id])
-    }
-
-    /// As [`Session::decode`], where only some of the logits are needed; see
-    /// [`Session::prefill_for`].
-    ///
-    /// # Errors
-    /// As [`Session::prefill`].
-    pub fn decode_for(&mut self, id: u32, needs: &Needs) -> Result<&[f32]> {
-        self.prefill_for(&[id], needs)
-    }
-
-    /// Appends tokens, each to its sequence, in this order, a batch at a time. [`Session::logits`]
-    /// then returns the logits after those that need any. Logits do not depend on the other
-    /// sequences in the pass.
-    ///
-    /// # Errors
-    /// As [`Session::prefill`]; also [`Error::Usage`] for a sequence that does not exist.
-    pub fn forward(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
-        self.check(tokens)?;
-        self.start_rows(tokens)?;
-        for batch in tokens.chunks(self.batch) {
-            self.step(batch)?;
-        }
-        Ok(())
-    }
-
-    /// As [`Session::forward`], in bounded memory: `each(row, logits)` gets the logits, `[vocab]`,
-    /// after the `row`-th token that needs any, the same bits as there, as soon as they are known.
-    /// At most 32 MiB of logits, or one row, are in memory at a time, and none is left for
-    /// [`Session::logits`].
-    ///
-    /// # Errors
-    /// As [`Session::forward`]; whatever `each` returns, which ends the call: the sequences then hold
-    /// the tokens that have been through the model.
-    pub fn forward_with(
-        &mut self,
-        tokens: &[BatchToken<'_>],
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
-    ) -> Result<()> {
-        let row = self.model.config().vocab * size_of::<f32>();
-        self.forward_in_pieces(tokens, (PIECE / row).max(1), each)
-    }
-
-    /// [`Session::forward_with`], at most `most` rows of logits at a time.
-    fn forward_in_pieces(
-        &mut self,
-        tokens: &[BatchToken<'_>],
-        most: usize,
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
-    ) -> Result<()> {
-        self.check(tokens)?;
-        let (mut rest, mut row) = (tokens, 0);
-        while !rest.is_empty() {
-            let mut wanted = 0;
-            let fits = |token: &&BatchToken<'_>| {
-                wanted += usize::from(token.needs.is_some());
-                wanted <= most
-            };
-            let count = rest.iter().take(self.batch).take_while(fits).count();
-            let (piece, after) = rest.split_at(count);
-            self.start_rows(piece)?;
-            self.step(piece)?;
-            let done = (0..self.rows.len()).try_for_each(|i| {
-                each(row, self.logits(i))?;
-                row += 1;
-                Ok(())
-            });
-            self.rows.clear();
-            done?;
-            rest = after;
-        }
-        Ok(())
-    }
-
-    /// Checks that the tokens can be appended.
-    fn check(&self, tokens: &[BatchToken<'_>]) -> Result<()> {
-        let vocab = self.model.config().vocab;
-        if tokens.is_empty() {
-            return Err(Error::usage("prompt", "no tokens", "at least one"));
-        }
-        if let Some(token) = tokens.iter().find(|token| token.id as usize >= vocab) {
-            return Err(Error::usage("token id", token.id, format!("0 to {}", vocab - 1)));
-        }
-        tokens.iter().try_for_each(|token| self.check_sequence(token.sequence))?;
-        for (sequence, &position) in self.positions.iter().enumerate() {
-            let new = tokens.iter().filter(|token| token.sequence == sequence).count();
-            if new > self.context() - position {
-                let found = format!("{new} tokens after {position}");
-                let expected = format!("at most {} in all; a larger context", self.context());
-                return Err(Error::usage("prompt", found, expected));
-            }
-        }
-        Ok(())
-    }
-
-    /// Discards all logits and allocates room for those that the tokens need.
-    fn start_rows(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
-        self.rows.clear();
-        let wanted = tokens.iter().filter(|token| token.needs.is_some()).count();
-        let len = wanted * self.model.config().vocab;
-        memory::grow(&mut self.buffers.logits, len, 0.0)
-    }
-
-    /// Returns the logits, `[vocab]`, after the `row`-th of the tokens that needed any in the last
-    /// call of [`Session::forward`]: at least those that it needed are exact. Empty if there was no
-    /// such token.
-    #[must_use]
-    pub fn logits(&self, row: usize) -> &[f32] {
-        let vocab = self.model.config().vocab;
-        self.rows.get(row).map_or(&[], |row| &self.buffers.logits[row * vocab..(row + 1) * vocab])
-    }
-
-    /// Runs at most a batch of tokens through the model; the rows of their logits are appended to
-    /// those that exist.
-    fn step(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
-        self.at.clear();
-        for &BatchToken { sequence, .. } in tokens {
-            let position = &mut self.positions[sequence];
-            self.at.push(At { sequence, position: *position });
-            *position += 1;
-        }
-        let first = self.rows.len();
-        let scanned = self.order_rows(tokens);
-        let logits = first..self.rows.len();
-        let config = self.model.config();
-        let scan = match (&mut self.screen, self.model.screened_head()) {
-            (Some(screen), Some(head)) if scanned > 0 => {
-                Some(screen.share(head, tokens, &self.order[..scanned]))
-            }
-            _ => None,
-        };
-        let b = &mut self.buffers;
-        let at_once = scan.as_ref().map(Scan::tokens);
-        let pass = Pass {
-            model: &self.model,
-            tokens,
-            at: &self.at,
-            order: &self.order,
-            scanned,
-            scan,
-            clock: self.stages.map(|_| StageClock::start()),
-            observer: self.observer.as_deref(),
-            broken: Broken::none(),
-            kv: &self.kv.iter_mut().map(KvCache::share).collect::<Vec<_>>(),
-            x: Rows::new(&mut b.x, config.hidden),
-            input: SharedSlice::new(&mut b.input),
-            input_scale: SharedSlice::new(&mut b.input_scale),
-            cos: Rows::new(&mut b.cos, config.rope_dim / 2),
-            sin: Rows::new(&mut b.sin, config.rope_dim / 2),
-            workspace: SharedSlice::new(&mut b.workspace),
-            qkv: Rows::new(&mut b.qkv, config.q_dim() + 2 * config.kv_dim()),
-            attention: Rows::new(&mut b.attention, config.group() * config.head_dim),
-            partial: Rows::new(&mut b.partial, config.head_dim),
-            partial_state: SharedSlice::new(&mut b.partial_state),
-            y: Rows::new(&mut b.y, config.hidden),
-            gate_up: Rows::new(&mut b.gate_up, 2 * config.ffn),
-            logits: Rows::new(
-                &mut b.logits[logits.start * config.vocab..logits.end * config.vocab],
-                config.vocab,
-            ),
-            scratch: SharedSlice::new(&mut b.scratch),
-        };
-        let done = pass.run(&self.pool);
-        let done = done.and_then(|()| pass.broken.check(self.model.gguf().path()));
-        if let (Some(stages), Some(clock)) = (&mut self.stages, pass.clock) {
-            stages.add(clock.times());
-        }
-        if done.is_err() {
-            // The tokens were not appended.
-            self.rows.clear();
-            for at in self.at.iter().rev() {
-                self.positions[at.sequence] = at.position;
-            }
-            return done;
-        }
-        self.head_stats.tokens += logits.len() as u64;
-        if let (Some(screen), Some(head), Some(at_once)) =
-            (&mut self.screen, self.model.screened_head(), at_once)
-        {
-            screen.finish(head, (scanned, at_once), &mut self.head_stats);
-        }
-        let passes = (logits.len() - scanned).div_ceil(self.model.head_tokens());
-        self.head_stats.bytes += (passes * self.model.head_bytes()) as u64;
-        Ok(())
-    }
-
-    /// Assigns a row of logits to each token of a pass that needs any, after the rows that exist:
-    /// first to tokens whose logits a scan finds, then to those for which the full head is read.
-    /// Returns the number of tokens of the first kind.
-    fn order_rows(&mut self, tokens: &[BatchToken<'_>]) -> usize {
-        let vocab = self.model.config().vocab;
-        let scannable = |token: &BatchToken<'_>| {
-            token.needs.is_some_and(|needs| screen::scannable(needs, vocab))
-        };
-        let scans = tokens.iter().any(scannable) && self.screen.as_mut().is_some_and(Screen::scans);
-        let is_scanned = |token: &BatchToken<'_>| scans && scannable(token);
-        let wanting = || tokens.iter().enumerate().filter(|(_, token)| token.needs.is_some());
-        self.order.clear();
-        self.order.extend(wanting().filter(|(_, token)| is_scanned(token)).map(|(i, _)| i));
-        let scanned = self.order.len();
-        self.order.extend(wanting().filter(|(_, token)| !is_scanned(token)).map(|(i, _)| i));
-        let first = self.rows.len();
-        let mut next = [first + scanned, first];
-        self.rows.extend(wanting().map(|(_, token)| {
-            let row = &mut next[usize::from(is_scanned(token))];
-            *row += 1;
-            *row - 1
-        }));
-        scanned
-    }
-}
-
-/// State that the workers share in one run. Shapes are those of [`Buffers`].
-struct Pass<'a> {
-    model: &'a Model,
-    tokens: &'a [BatchToken<'a>],
-    /// Position of each token.
-    at: &'a [At],
-    /// Tokens that need logits, in the order of the rows of `logits`.
-    order: &'a [usize],
-    /// Number of tokens, the first of `order`, that a scan serves.
-    scanned: usize,
-    /// `Some` if it serves any.
-    scan: Option<Scan<'a>>,
-    clock: Option<StageClock>,
-    observer: Option<&'a dyn Observer>,
-    broken: Broken,
-    /// One per sequence.
-    kv: &'a [SharedKv<'a>],
-    x: Rows<'a, f32>,
-    input: SharedSlice<'a, i8>,
-    input_scale: SharedSlice<'a, f32>,
-    cos: Rows<'a, f32>,
-    sin: Rows<'a, f32>,
-    workspace: SharedSlice<'a, u8>,
-    qkv: Rows<'a, f32>,
-    attention: Rows<'a, f32>,
-    partial: Rows<'a, f32>,
-    partial_state: SharedSlice<'a, Softmax>,
-    y: Rows<'a, f32>,
-    gate_up: Rows<'a, f32>,
-    /// A row for each token of `order`.
-    logits: Rows<'a, f32>,
-    scratch: SharedSlice<'a, Scratch>,
 }
 
 /// A worker's place in a [`Pass`].
@@ -741,7 +150,7 @@ impl Place<'_> {
 
 impl Pass<'_> {
     /// Runs the pass, from the embedding to the logits.
-    fn run(&self, pool: &Pool) -> Result<()> {
+    pub(super) fn run(&self, pool: &Pool) -> Result<()> {
         let (n, layers) = (self.tokens.len(), self.model.weights().layers.len());
         if n < LAYERWISE {
             let all = self.share(|place, scratch| {
@@ -1112,88 +521,5 @@ impl Pass<'_> {
                 self.kv[sequence].store(self.vector(), (layer, head, position), k, v);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::cpu::kernels::Selection;
-    use crate::cpu::model::LoadOptions;
-
-    /// Logits computed in pieces equal those computed at once, whatever the size of the pieces.
-    #[test]
-    fn pieces_are_the_same_as_all_at_once() {
-        let pool = Arc::new(Pool::new(2).unwrap());
-        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/bard-11m.i2_s.gguf"));
-        let selection = Selection::default();
-        let model = Arc::new(Model::load(path, &LoadOptions::new(&pool, &selection)).unwrap());
-        let options = SessionOptions { batch: 16, sequences: 2, ..SessionOptions::default() };
-        let mut session = Session::new(model, pool, options).unwrap();
-        // Two texts, of which most tokens need logits.
-        let tokens: Vec<BatchToken<'_>> = (0..50)
-            .map(|i| BatchToken {
-                sequence: usize::from(i % 3 == 1),
-                id: (i * 97 % 4093) as u32,
-                needs: (i % 5 != 2).then_some(Needs::ALL),
-            })
-            .collect();
-        session.forward(&tokens).unwrap();
-        let bits = |logits: &[f32]| logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
-        let expected: Vec<Vec<u32>> = (0..40).map(|row| bits(session.logits(row))).collect();
-        assert!(session.logits(40).is_empty());
-        let empty = |session: &mut Session| (0..2).for_each(|s| session.truncate_of(s, 0));
-        for most in [1, 2, 7, 13, 100] {
-            empty(&mut session);
-            let mut found = Vec::new();
-            session
-                .forward_in_pieces(&tokens, most, &mut |row, logits| {
-                    assert_eq!(row, found.len());
-                    found.push(bits(logits));
-                    Ok(())
-                })
-                .unwrap();
-            assert!(found == expected, "{most} at a time");
-            assert_eq!([0, 1].map(|s| session.position_of(s)), [33, 17]);
-            assert!(session.logits(0).is_empty());
-        }
-        empty(&mut session);
-        let mut rows = 0;
-        session
-            .forward_with(&tokens, &mut |row, logits| {
-                assert!(bits(logits) == expected[row]);
-                rows += 1;
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(rows, 40);
-
-        // Room for one piece, and an error ends it.
-        empty(&mut session);
-        session.buffers.logits = Vec::new();
-        let mut stop = |row: usize, _: &[f32]| match row {
-            9 => Err(Error::Runtime("enough".into())),
-            _ => Ok(()),
-        };
-        let error = session.forward_in_pieces(&tokens, 3, &mut stop).unwrap_err();
-        assert_eq!(error.to_string(), "enough");
-        assert_eq!(session.buffers.logits.len(), 3 * 4096);
-        let held: usize = (0..2).map(|s| session.position_of(s)).sum();
-        assert_eq!(
-            held,
-            tokens
-                .iter()
-                .scan(0, |n, t| {
-                    *n += usize::from(t.needs.is_some());
-                    Some(*n)
-                })
-                .take_while(|&n| n <= 12)
-                .count()
-        );
-        let beyond = BatchToken { sequence: 2, ..tokens[0] };
-        let error = session.forward_with(&[tokens[0], beyond], &mut |_, _| Ok(())).unwrap_err();
-        assert_eq!(error.exit_code(), 2, "{error}");
     }
 }

@@ -3,7 +3,7 @@
 pub(crate) mod attention;
 mod control_group;
 mod finite;
-pub mod forward;
+mod forward;
 pub mod gather;
 pub mod head;
 pub mod host;
@@ -19,6 +19,7 @@ pub mod reference;
 pub mod rope;
 pub(crate) mod rows;
 mod saved_kv;
+pub mod session;
 pub mod sparse;
 mod stages;
 pub mod table;

@@ -13,7 +13,6 @@ use crate::error::Result;
 use crate::file::gguf::Gguf;
 use crate::file::packed::{Builder, PackedFile};
 
-pub use super::forward::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use super::head::choose::{HeadMode, HeadOptions};
 use super::head::screen::ScreenedHead;
 pub use super::head::screen::{HeadStats, Needs};
@@ -21,6 +20,7 @@ use super::head::sketch::HeadSketch;
 pub use super::kv_cache::KvType;
 pub use super::observe::Observer;
 use super::rope::Rope;
+pub use super::session::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use super::stages::{Stage, StageTimes};
 use super::weights::{Projection, Weights};
 use crate::arch::config::Config;

@@ -16,7 +16,7 @@ use std::path::Path;
 use bitnet_profiles::atomic_file::Replacement;
 use sha2::{Digest, Sha256};
 
-use super::forward::Session;
+use super::session::Session;
 use crate::error::{Error, Result};
 
 const MAGIC: [u8; 4] = *b"BNKV";

@@ -7,7 +7,7 @@ use super::logprobs::TokenLogprobs;
 use super::open::Engine;
 use super::sampler::Sampling;
 use super::sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats};
-use crate::cpu::forward::SessionOptions;
+use crate::cpu::session::SessionOptions;
 use crate::error::Result;
 
 /// Callback that is asked, between the pieces of a prompt and between tokens, if the text is to end where it

@@ -89,7 +89,7 @@ pub struct HeadReport {
 
 impl HeadReport {
     /// Reports on the tokens between two readings of
-    /// [`Session::head_stats`](crate::cpu::forward::Session::head_stats).
+    /// [`Session::head_stats`](crate::cpu::session::Session::head_stats).
     #[must_use]
     pub fn between(model: &Model, before: HeadStats, after: HeadStats) -> Self {
         let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };

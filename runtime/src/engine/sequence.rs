@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::logprobs::{TokenLogprobs, logprobs};
 use super::lookup::Lookup;
 use super::sampler::{Sampler, Sampling};
-use crate::cpu::forward::{BatchToken, Session};
 use crate::cpu::head::screen::Needs;
+use crate::cpu::session::{BatchToken, Session};
 use crate::error::{Error, Result};
 #[cfg(feature = "grammar")]
 use crate::text::grammar::Grammar;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::open::Engine;
 use super::sampler::Sampling;
 use super::sequence::{Sequence, SequenceOptions};
-use crate::cpu::forward::{Session, SessionOptions};
+use crate::cpu::session::{Session, SessionOptions};
 use crate::error::Result;
 
 /// Time of a piece of a prompt, so that a turn can be interrupted within a moment.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use bitnet_runtime::cpu::forward::{BatchToken, Session};
 use bitnet_runtime::cpu::head::screen::Needs;
+use bitnet_runtime::cpu::session::{BatchToken, Session};
 use bitnet_runtime::engine::logprobs::logprobs;
 use bitnet_runtime::engine::sequence::FinishReason;
 use bitnet_runtime::error::{Error, Result};

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use bitnet_runtime::Chat;
 use bitnet_runtime::arch::config::Config;
-use bitnet_runtime::cpu::forward::{Session, SessionOptions};
 use bitnet_runtime::cpu::kv_cache::{KvCache, KvType};
 use bitnet_runtime::cpu::memory;
+use bitnet_runtime::cpu::session::{Session, SessionOptions};
 use bitnet_runtime::engine::sampler::Sampler;
 use bitnet_runtime::engine::{Engine, Options, Start, Suggested};
 use bitnet_runtime::error::{Error, Result};

@@ -38,7 +38,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use bitnet_runtime::cpu::forward::MAX_SEQUENCES;
+use bitnet_runtime::cpu::session::MAX_SEQUENCES;
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::{TemplateChoice, Variables};
 

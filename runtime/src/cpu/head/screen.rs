@@ -14,9 +14,9 @@
 
 use std::ops::Range;
 
-use crate::cpu::forward::BatchToken;
 use crate::cpu::head::sketch::{HeadSketch, Query, TILE_ROWS};
 use crate::cpu::kernels::{HeadKernel, SketchInput, VectorOps};
+use crate::cpu::session::BatchToken;
 use crate::cpu::table::Table;
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::error::Result;
