@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use bitnet_codegen::Phase;
+use bitnet_kernel_tests::Pattern;
 use bitnet_profiles::{Shape, registry};
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels::{self, Kernel, Operand};
@@ -17,7 +18,6 @@ use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::reference;
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::formats::{Codes, i2_s};
-use bitnet_tests::Pattern;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 /// Two matrices of BitNet b1.58 2B-4T: gate or up, and down.

@@ -4,6 +4,7 @@
 use std::env;
 use std::process::ExitCode;
 
+use bitnet_kernel_tests::Pattern;
 use bitnet_profiles::{Isa, KernelId, Layout, Shape};
 use bitnet_runtime::cpu::kernels::{self, Kernel};
 use bitnet_runtime::cpu::matmul::Job;
@@ -12,7 +13,6 @@ use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_runtime::measure::rehearse::{self, Rounds};
-use bitnet_tests::Pattern;
 use bitnet_trials::{Need, Suite, Tested};
 
 const COLS: usize = 2560;

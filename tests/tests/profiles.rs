@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bitnet_codegen::{Error, Phase, emit_kernel, grid};
+use bitnet_kernel_tests::Random;
 use bitnet_profiles::{
     Choice, Effort, HeadFormat, Host, Isa, KernelId, Layout, Model, Objective, Op, Pick, Pinning,
     Profile, Provenance, Role, Run, Shape, Timed, Tool,
 };
-use bitnet_tests::Random;
 use proc_macro2::{TokenStream, TokenTree};
 
 /// Mutants of each profile; all of them take a few seconds.

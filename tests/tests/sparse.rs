@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use bitnet_cli::dummy::{self, DummyConfig, DummyShape, DummySparsity};
+use bitnet_kernel_tests::{Pattern, Random};
 use bitnet_profiles::{Isa, KernelId, Op, Role, Shape};
 use bitnet_runtime::cpu::gather::{Along, GatherMatrix};
 use bitnet_runtime::cpu::kernels::{GatherKernel, Selection, VectorOps, verify};
@@ -21,7 +22,6 @@ use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::file::gguf::TensorType;
 use bitnet_runtime::formats::{Codes, i2_s};
 use bitnet_runtime::measure::rehearse::{self, Rounds};
-use bitnet_tests::{Pattern, Random};
 use bitnet_trials::{Need, Tested, suite};
 
 /// Rows by columns, some of which fill whole units of any layout and some none.

@@ -5,6 +5,7 @@ use std::env;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+use bitnet_kernel_tests::Random;
 use bitnet_profiles::{Isa, KernelId, Op};
 use bitnet_runtime::cpu::kernels::VectorOps;
 use bitnet_runtime::cpu::kernels::attention::{
@@ -12,7 +13,6 @@ use bitnet_runtime::cpu::kernels::attention::{
 };
 use bitnet_runtime::cpu::memory::Buffer;
 use bitnet_runtime::numerics::{self, CHUNK, KvElement, Softmax};
-use bitnet_tests::Random;
 use bitnet_trials::{Need, Tested, suite};
 use half::f16;
 

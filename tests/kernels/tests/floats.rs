@@ -3,10 +3,10 @@
 use std::env;
 use std::process::ExitCode;
 
+use bitnet_kernel_tests::Random;
 use bitnet_profiles::{Isa, KernelId, Op};
 use bitnet_runtime::cpu::kernels::{HeadKernel, SketchKernel, VectorOps, verify};
 use bitnet_runtime::numerics;
-use bitnet_tests::Random;
 use bitnet_trials::{Need, Suite, Tested};
 use half::f16;
 

@@ -6,6 +6,7 @@ use std::env;
 use std::process::ExitCode;
 use std::sync::{LazyLock, OnceLock};
 
+use bitnet_kernel_tests::{Pattern, Random};
 use bitnet_profiles::{Isa, KernelId, Layout, Op, Shape};
 use bitnet_runtime::cpu::kernels::{self, Kernel, Operand};
 use bitnet_runtime::cpu::memory::Buffer;
@@ -13,7 +14,6 @@ use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::reference;
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::formats::{Codes, i2_s};
-use bitnet_tests::{Pattern, Random};
 use bitnet_trials::{Need, Tested, suite};
 
 /// Rows by columns: as many as the models have, and what divides nothing. I2_S in the file needs
