@@ -19,6 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const CTRL_C: &str = "\x03";
 pub const CTRL_D: &str = "\x04";
+const CTRL_S: &str = "\x13";
+
+/// The number of `write` among system calls.
+const WRITE: &str = if cfg!(target_arch = "x86_64") { "1" } else { "64" };
 
 /// A terminal with a program in it.
 pub struct Terminal {
@@ -61,20 +65,39 @@ impl Terminal {
         self.screen.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Types Ctrl+C twice, so that the program gets no time between the two: it is stopped meanwhile.
+    /// Stops what the program writes, as Ctrl+S does, and waits until it cannot go on for that.
+    pub fn hold_output(&mut self) {
+        self.send(CTRL_S);
+        // The system call that the main thread is in.
+        let call = format!("/proc/{}/syscall", self.child.id());
+        self.wait_until("writes no more", || {
+            let call = std::fs::read_to_string(&call).unwrap();
+            call.split(' ').next() == Some(WRITE)
+        });
+    }
+
+    /// Sends the signal of Ctrl+C twice, the second when the first was taken. (The key would let held output go
+    /// on.)
     pub fn interrupt_twice(&mut self) {
         let pid = Pid::from_child(&self.child);
-        self.send(CTRL_C);
-        kill_process(pid, Signal::STOP).unwrap();
-        // Once it is stopped it has taken the first one: a signal that still waits would swallow the second.
-        let state = format!("/proc/{}/stat", self.child.id());
+        kill_process(pid, Signal::INT).unwrap();
+        let status = format!("/proc/{}/status", self.child.id());
+        self.wait_until("takes no signal", || {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let mut pending = status.lines().filter_map(|line| {
+                line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))
+            });
+            pending.all(|set| set.trim().bytes().all(|digit| digit == b'0'))
+        });
+        kill_process(pid, Signal::INT).unwrap();
+    }
+
+    fn wait_until(&self, failure: &str, mut done: impl FnMut() -> bool) {
         let start = Instant::now();
-        while !std::fs::read_to_string(&state).unwrap().contains(") T ") {
-            assert!(start.elapsed() < PATIENCE, "it does not stop");
+        while !done() {
+            assert!(start.elapsed() < PATIENCE, "the program {failure}");
             thread::sleep(Duration::from_millis(1));
         }
-        self.send(CTRL_C);
-        kill_process(pid, Signal::CONT).unwrap();
     }
 
     /// Types a line.
@@ -110,19 +133,6 @@ impl Terminal {
     /// Waits for the prompt of a new message, and returns what came before it.
     pub fn prompt(&mut self) -> String {
         self.wait_for(">>> ")
-    }
-
-    /// Waits until nothing more is written, and passes it.
-    pub fn settle(&mut self) {
-        loop {
-            self.passed = self.seen.len();
-            for _ in 0..3 {
-                self.read();
-            }
-            if self.passed == self.seen.len() {
-                return;
-            }
-        }
     }
 
     /// Reads what there is, for a moment. Returns false at the end.
