@@ -388,6 +388,7 @@ fn a_random_model_has_the_same_logits(isa: Isa) -> Tested {
     let config = DummyConfig {
         shape,
         embedding: TensorType::Q8_0,
+        matrices: TensorType::I2_S,
         vocab: None,
         seed: 1,
         sparsity: DummySparsity::Random,
@@ -413,6 +414,7 @@ fn other_gates_are_left_alone() {
     let config = DummyConfig {
         shape,
         embedding: TensorType::F16,
+        matrices: TensorType::I2_S,
         vocab: None,
         seed: 1,
         sparsity: DummySparsity::Random,

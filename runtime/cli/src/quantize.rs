@@ -7,8 +7,9 @@ use bitnet_runtime::arch::{EMBEDDING, HEAD};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{Gguf, GgufWriter, TensorInfo, TensorSink, TensorType, Value};
-use bitnet_runtime::formats::Codes as Stored;
+use bitnet_runtime::formats::{Codes as Stored, TILES_KEY, describe_tiles};
 
+use crate::load::OverrideArgs;
 use crate::output::{byte_bar, human, note};
 use crate::rows::{self, Table};
 use crate::ternary::Codes;
@@ -39,11 +40,13 @@ pub struct Args {
           value_parser = rows::table_type)]
     head: Table,
     /// Type of the ternary matrices [default: that which they have]
-    #[arg(long = "type", value_name = "i2_s|tq2_0|q2_0|f16", value_parser = rows::matrix_type)]
+    #[arg(long = "type", value_name = "i2_s|tq2_0|q2_0|tl1|tl2|f16", value_parser = rows::matrix_type)]
     ty: Option<TensorType>,
     /// Replace an existing file
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 /// Writes the file.
@@ -54,7 +57,7 @@ pub struct Args {
 /// output holds what it held then.
 pub fn run(args: &Args) -> Result<()> {
     bus_error::explain(&args.model, None, "leave it as it is while it is used");
-    let gguf = Gguf::open(&args.model)?;
+    let gguf = args.overrides.open(&args.model)?;
     gguf.check_whole()?;
     let tensors = args.plan(&gguf)?;
     let output = args.output(&gguf)?;
@@ -66,6 +69,7 @@ pub fn run(args: &Args) -> Result<()> {
             Error::usage(flag, format_args!("{ty} for {}", tensor.name), expected)
         })?;
     }
+    describe_tiles(&mut writer)?;
     let bar = byte_bar();
     let mut written = 0;
     writer.write(
@@ -80,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
             if tensor.ty == ty {
                 copy(&gguf, tensor, out)
             } else if tensor.ty.format().ternary().is_some() && !is_table(tensor) {
-                recode(&gguf, tensor, ty, out)
+                recode(&gguf, tensor, info, out)
             } else {
                 requantise(&gguf, tensor, info, out)
             }
@@ -173,10 +177,11 @@ impl Args {
     }
 }
 
-/// Copies the metadata, but for what says that the model is in several files, and how data is aligned.
+/// Copies the metadata, but for what says that the model is in several files, and how data is aligned
+/// and tiled.
 fn metadata(gguf: &Gguf, ty: Option<TensorType>, writer: &mut GgufWriter) {
     for (key, value) in gguf.metadata() {
-        if key.starts_with("split.") || key == "general.alignment" {
+        if key.starts_with("split.") || ["general.alignment", TILES_KEY].contains(&key) {
             continue;
         }
         match ty.and_then(rows::file_type).filter(|_| key == FILE_TYPE) {
@@ -201,12 +206,12 @@ fn copy(gguf: &Gguf, tensor: &TensorInfo, out: &mut TensorSink<'_>) -> Result<()
 fn recode(
     gguf: &Gguf,
     tensor: &TensorInfo,
-    ty: TensorType,
+    info: &TensorInfo,
     out: &mut TensorSink<'_>,
 ) -> Result<()> {
     let name = &tensor.name;
     let (rows, cols) = (tensor.rows() as usize, tensor.cols() as usize);
-    let stored = Stored::new(tensor.ty, gguf.tensor_bytes(tensor), Shape::new(rows, cols));
+    let stored = Stored::of(gguf, tensor, Shape::new(rows, cols))?;
     let Some(stored) = stored.filter(Stored::fits) else {
         return Err(gguf.tensor_error(name, tensor.ty, "a ternary type that is read here"));
     };
@@ -217,9 +222,13 @@ fn recode(
     }
     let scale = scales.uniform().map_err(|[first, other]| {
         let found = format!("scales {first} and {other}");
-        gguf.tensor_error(name, found, format_args!("one scale for all, to be written as {ty}"))
+        gguf.tensor_error(
+            name,
+            found,
+            format_args!("one scale for all, to be written as {}", info.ty),
+        )
     })?;
-    let mut codes = Codes::new(name, ty, scale)?;
+    let mut codes = Codes::new(info, scale)?;
     let mut row = vec![0; cols];
     let (mut read, width) = (0, (tensor.bytes as usize / rows).max(1));
     for index in 0..rows {

@@ -62,12 +62,14 @@ pub fn matrix_type(name: &str) -> Result<TensorType> {
     })
 }
 
-/// Returns the number of the type in `general.file_type`: bitnet.cpp's for I2_S, llama.cpp's for others.
+/// Returns the number of the type in `general.file_type`: bitnet.cpp's for its own types, llama.cpp's for others.
 #[must_use]
 pub fn file_type(ty: TensorType) -> Option<u32> {
     match ty {
         TensorType::F16 => Some(1),
         TensorType::TQ2_0 => Some(37),
+        TensorType::TL1 => Some(38),
+        TensorType::TL2 => Some(39),
         TensorType::I2_S => Some(40),
         _ => None,
     }

@@ -1,10 +1,12 @@
-//! Ternary codes on their way into the tensor of a file: gathered to whole blocks, and written in its type.
+//! Ternary codes on their way into the tensor of a file: gathered to whole blocks, or to whole rows of
+//! tiles, and written in its type.
 
 use half::f16;
 
+use bitnet_profiles::Shape;
 use bitnet_runtime::error::{Error, Result, quoted};
-use bitnet_runtime::file::gguf::TensorSink;
-use bitnet_runtime::formats::{Reader, TensorType};
+use bitnet_runtime::file::gguf::{TensorInfo, TensorSink};
+use bitnet_runtime::formats::{Form, TensorType, Tiled, Tiles, preset_of};
 
 /// Codes that are gathered before they are written, at least: whole blocks of every format.
 const GATHERED: usize = 1 << 18;
@@ -16,30 +18,58 @@ const MOST_CHANGE: f32 = 1.0 / 2048.0;
 pub struct Codes {
     ty: TensorType,
     scale: f32,
+    /// Codes that are written together.
+    unit: usize,
+    tiles: Option<InTiles>,
     codes: Vec<u8>,
     bytes: Vec<u8>,
 }
 
+/// What a matrix in tiles needs.
+#[derive(Debug)]
+struct InTiles {
+    tiled: &'static Tiled,
+    tiles: Tiles,
+    cols: usize,
+    /// Codes that are not written yet.
+    left: usize,
+    /// The parts that stand behind the first, for the whole matrix.
+    behind: [Vec<u8>; 2],
+}
+
 impl Codes {
-    /// A writer of codes with a scale, in the type of the tensor `name`.
+    /// A writer of codes with a scale, in the type of a tensor.
     ///
     /// # Errors
     /// [`Error::Runtime`] for a scale that the type cannot hold; [`Error::Usage`] for a type that is
-    /// neither one of [`types`] nor f16.
-    pub fn new(name: &str, ty: TensorType, scale: f32) -> Result<Self> {
-        if ty.format().ternary().is_none() && ty != TensorType::F16 {
+    /// neither one of [`types`] nor f16, and for a matrix whose tiles are not known.
+    pub fn new(info: &TensorInfo, scale: f32) -> Result<Self> {
+        let ty = info.ty;
+        let format = ty.format();
+        if format.ternary().is_none() && ty != TensorType::F16 {
             return Err(Error::usage("--type", ty, format_args!("{} or f16", types())));
         }
-        // Formats of blocks have scales of f16.
-        let kept = if ty == TensorType::I2_S { scale } else { f16::from_f32(scale).to_f32() };
+        // Formats of blocks and rows have scales of f16.
+        let exact = format.size.tail_bytes() > 0;
+        let kept = if exact { scale } else { f16::from_f32(scale).to_f32() };
         if (kept - scale).abs() > MOST_CHANGE * scale.abs() {
             return Err(Error::Runtime(format!(
                 "tensor {}: its scale, {scale:e}, is too small or too large for the f16 of {ty}; \
                  write it as i2_s",
-                quoted(name)
+                quoted(&info.name)
             )));
         }
-        Ok(Self { ty, scale, codes: Vec::with_capacity(2 * GATHERED), bytes: Vec::new() })
+        let shape = Shape::new(info.rows() as usize, info.cols() as usize);
+        let tiles = match format.tiled() {
+            None => None,
+            Some(tiled) => {
+                let tiles = preset_of(tiled, ty, shape)?;
+                let left = shape.weights();
+                Some(InTiles { tiled, tiles, cols: shape.cols, left, behind: Default::default() })
+            }
+        };
+        let unit = tiles.as_ref().map_or(GATHERED, |own| own.tiles.rows * own.cols);
+        Ok(Self { ty, scale, unit, tiles, codes: Vec::with_capacity(2 * unit), bytes: Vec::new() })
     }
 
     /// Appends codes: 0, 1, 2 for -1, 0, +1.
@@ -48,8 +78,8 @@ impl Codes {
     /// Those of [`TensorSink::write`].
     pub fn push(&mut self, codes: &[u8], out: &mut TensorSink<'_>) -> Result<()> {
         self.codes.extend(codes);
-        if self.codes.len() >= GATHERED {
-            let whole = self.codes.len() / GATHERED * GATHERED;
+        if self.codes.len() >= self.unit {
+            let whole = self.codes.len() / self.unit * self.unit;
             self.write(whole, out)?;
         }
         Ok(())
@@ -61,8 +91,13 @@ impl Codes {
     /// Those of [`TensorSink::write`], which counts the bytes.
     pub fn finish(mut self, out: &mut TensorSink<'_>) -> Result<()> {
         self.write(self.codes.len(), out)?;
-        let tail = self.ty.format().size.tail_bytes() as usize;
-        let mut bytes = vec![0; tail];
+        let tail = self.ty.format().size.tail_bytes();
+        if let Some(own) = self.tiles.filter(|own| own.left == 0) {
+            own.behind.iter().try_for_each(|behind| out.write(behind))?;
+            let padding = out.left().saturating_sub(tail);
+            out.write(&vec![0; padding as usize])?;
+        }
+        let mut bytes = vec![0; tail as usize];
         if let Some(scale) = bytes.first_chunk_mut() {
             *scale = self.scale.to_le_bytes();
         }
@@ -73,9 +108,14 @@ impl Codes {
     fn write(&mut self, count: usize, out: &mut TensorSink<'_>) -> Result<()> {
         self.bytes.clear();
         let codes = &self.codes[..count];
-        match &self.ty.format().reader {
-            Reader::Codes(ternary) | Reader::Both(ternary, _) => {
-                (ternary.encode)(codes, self.scale, &mut self.bytes);
+        match (self.ty.format().ternary().map(|ternary| &ternary.form), &mut self.tiles) {
+            (Some(Form::Blocks { encode, .. }), _) => encode(codes, self.scale, &mut self.bytes),
+            (Some(Form::Tiles(_)), Some(own)) => {
+                own.left -= count;
+                let shape = Shape::new(count / own.cols, own.cols);
+                let [first, behind @ ..] = own.tiled.encode(codes, shape, own.tiles);
+                self.bytes = first;
+                own.behind.iter_mut().zip(behind).for_each(|(all, part)| all.extend(part));
             }
             _ => {
                 let weight = |&code: &u8| f16::from_f32(self.scale * (f32::from(code) - 1.0));

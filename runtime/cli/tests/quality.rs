@@ -135,7 +135,8 @@ fn what_cannot_be_quantised_is_refused() {
         (&["-o", text(&new), "--type", "tq2_0"], 2, "multiple of 256"),
         (&["-o", text(&new), "--head", "q8_0"], 2, "output.weight"),
         (&["-o", text(&new), "--embd", "q9"], 2, "q4_0"),
-        (&["-o", text(&new), "--type", "tl1"], 2, "tq2_0"),
+        (&["-o", text(&new), "--type", "tl1"], 2, "presets"),
+        (&["-o", text(&new), "--type", "iq2_bn"], 2, "tq2_0"),
     ] {
         let args = [&["quantize", &demo], args].concat();
         let output = program::run(&args);

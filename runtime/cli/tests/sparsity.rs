@@ -88,6 +88,7 @@ fn a_dummy_is_as_sparse_as_the_demo_model() {
                 ..*DummyShape::find("2b4t").unwrap()
             },
             embedding,
+            matrices: TensorType::I2_S,
             vocab: None,
             seed: 5,
             sparsity: DummySparsity::Trained,

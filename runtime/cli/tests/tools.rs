@@ -5,9 +5,12 @@ mod program;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use bitnet_profiles::Shape;
 use bitnet_runtime::file::gguf::{Gguf, TensorType};
-use bitnet_runtime::formats::FORMATS;
+use bitnet_runtime::formats::{Codes, FORMATS, TILES_KEY};
 use bitnet_runtime::text::tokenizer::Tokenizer;
+use bitnet_runtime::{Engine, Needs, Options, SessionOptions};
+use half::f16;
 use sha2::{Digest, Sha256};
 
 use program::{answer, command, demo_model, package, refusal};
@@ -106,6 +109,78 @@ fn dummies_load_and_hold_valid_codes() {
         assert!(norm.as_chunks().0.iter().all(|&x| f32::from_le_bytes(x) == 1.0));
     }
     assert_eq!(leftovers(dir.path()), cases.len());
+}
+
+/// A seed gives the same weights in every type of ternary matrices; where the scale is kept, too, logits
+/// are the same to the bit. What is written in tiles says their sizes.
+#[test]
+fn dummies_of_every_type_are_one_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = demo_model();
+    let file = |ty: &str| {
+        let path = dir.path().join(format!("{ty}.gguf"));
+        let shape = ["dummy", "--shape", "large", "--layers", "1", "--vocab", &demo];
+        answer(&[&shape[..], &["--outtype", ty, "-o", path.to_str().unwrap()]].concat());
+        path
+    };
+    let codes = |path: &Path| {
+        let gguf = Gguf::open(path).unwrap();
+        let names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+        let matrix = |name: &str| {
+            let tensor = gguf.tensor(&format!("blk.0.{name}.weight")).unwrap();
+            let shape = Shape::new(tensor.rows() as usize, tensor.cols() as usize);
+            let stored = Codes::of(&gguf, tensor, shape).unwrap().unwrap();
+            let mut codes = vec![9; shape.weights()];
+            for (index, row) in codes.chunks_exact_mut(shape.cols).enumerate() {
+                assert_eq!(stored.row(index, row), None);
+            }
+            let scale = stored.scales().uniform().unwrap();
+            (tensor.ty, codes, scale)
+        };
+        names.map(matrix)
+    };
+    let logits = |path: &Path| -> Vec<u32> {
+        let options = Options { needs: Needs::All, threads: Some(2), ..Options::default() };
+        let engine = Engine::open(path, options).unwrap();
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        let ids: Vec<u32> = (1..40).map(|i| i * i % 4000).collect();
+        session.prefill(&ids).unwrap().iter().map(|x| x.to_bits()).collect()
+    };
+    let i2_s = file("i2_s");
+    let (expected, expected_logits) = (codes(&i2_s), logits(&i2_s));
+    let types = [
+        ("tl1", TensorType::TL1),
+        ("tl2", TensorType::TL2),
+        ("TQ2_0", TensorType::TQ2_0),
+        ("q2_0", TensorType::Q2_0),
+    ];
+    for (name, ty) in types {
+        let path = file(name);
+        let exact = ty.format().tiled().is_some();
+        for ((own, codes, scale), (_, expected, kept)) in codes(&path).into_iter().zip(&expected) {
+            assert_eq!(own, ty);
+            assert!(codes == *expected, "{ty}");
+            let kept = if exact { *kept } else { f16::from_f32(*kept).to_f32() };
+            assert_eq!(scale, kept, "{ty}");
+        }
+        let gguf = Gguf::open(&path).unwrap();
+        assert_eq!(gguf.get_str(TILES_KEY).unwrap().is_some(), exact);
+        if !exact {
+            continue;
+        }
+        assert!(logits(&path) == expected_logits, "{ty}: logits differ");
+        // There and back.
+        let back = dir.path().join("back.gguf");
+        let (path, back) = (path.to_str().unwrap(), back.to_str().unwrap());
+        answer(&["quantize", path, "--type", "i2_s", "-o", back, "--force"]);
+        assert!(std::fs::read(back).unwrap() == std::fs::read(&i2_s).unwrap(), "{ty}");
+        answer(&["quantize", back, "--type", name, "-o", &format!("{back}.2"), "--force"]);
+        let [one, two] = [path, &format!("{back}.2")].map(|path| Gguf::open(path).unwrap());
+        for tensor in one.tensors() {
+            let other = two.tensor(&tensor.name).unwrap();
+            assert!(one.tensor_bytes(tensor) == two.tensor_bytes(other), "{}", tensor.name);
+        }
+    }
 }
 
 /// A dummy comes with an embedding of every type that can be one, and runs.
@@ -235,6 +310,12 @@ fn mistakes_are_told_in_one_line() {
             2,
             &["--sparsity", "llama8b", "squared ReLU"],
         ),
+        (
+            &["dummy", "--shape", "2b4t", "--outtype", "tl2", "-o", &new],
+            2,
+            &["tl2", "2560x2560", "presets", "Llama3-8B", "i2_s"],
+        ),
+        (&["dummy", "--shape", "large", "--outtype", "f16", "-o", &new], 2, &["f16", "tl1"]),
         (&["dummy", "--shape", "large", "-o", &taken], 2, &["taken", "exists", "--force"]),
         (&["dummy", "--shape", "large", "-o", &nowhere], 6, &["cannot write"]),
         (&["dummy", "--shape", "large", "--vocab", &bad, "-o", &new], 3, &["bad", "zip"]),

@@ -147,7 +147,7 @@ impl<'a> Tensors<'a> {
         shape: Shape,
     ) -> Result<(&'a TensorInfo, Codes<'a>)> {
         let tensor = self.find(name, &[shape.cols, shape.rows])?;
-        match Codes::new(tensor.ty, self.gguf.tensor_bytes(tensor), shape) {
+        match Codes::of(self.gguf, tensor, shape)? {
             Some(codes) => Ok((tensor, codes)),
             None => {
                 let known = Format::names(|format| format.ternary().is_some());

@@ -369,7 +369,7 @@ impl<'a> Loader<'a> {
     /// Checks the scales and the codes of a tensor of a ternary type, and returns the scales; a tensor of
     /// another type has none of its own.
     fn check_codes(&mut self, tensor: &TensorInfo, shape: Shape) -> Result<Scales> {
-        let Some(codes) = Codes::new(tensor.ty, self.gguf.tensor_bytes(tensor), shape) else {
+        let Some(codes) = Codes::of(self.gguf, tensor, shape)? else {
             return Ok(Scales::from(1.0));
         };
         let scales = self.sound_scales(&tensor.name, codes)?;

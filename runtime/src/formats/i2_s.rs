@@ -12,7 +12,7 @@
 use bitnet_profiles::HeadFormat;
 
 use super::blocks::{self, nearest};
-use super::{Codes, Format, Reader, Rows, Scales, Seen, Size, TensorType, Ternary};
+use super::{Codes, Form, Format, LookAt, Reader, Rows, Scales, Seen, Size, TensorType, Ternary};
 use crate::numerics::{idot, quantise_activations};
 
 /// Weights in a block.
@@ -30,8 +30,10 @@ pub const FORMAT: Format = Format {
         Ternary {
             scales,
             read,
-            seen: Seen::among,
-            encode: |codes, _, out| out.extend(encode(codes)),
+            form: Form::Blocks {
+                seen: LookAt(Seen::among),
+                encode: |codes, _, out| out.extend(encode(codes)),
+            },
         },
         Rows { head: HeadFormat::I2S, dequantise, dot, quantise, minima: None },
     ),
@@ -39,9 +41,7 @@ pub const FORMAT: Format = Format {
 
 /// Reads the scale behind the codes; NaN where it was left out.
 fn scales(codes: Codes<'_>) -> Scales {
-    let tail = codes.bytes().get(codes.shape().weights() / 4..);
-    let scale = tail.and_then(|tail| tail.first_chunk());
-    Scales::Tensor(scale.map_or(f32::NAN, |&scale| f32::from_le_bytes(scale)))
+    codes.scale_behind(codes.shape().weights() / 4)
 }
 
 fn read(codes: Codes<'_>, row: usize, first: usize, out: &mut [u8]) -> Seen {

@@ -23,6 +23,9 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod scales;
+mod tiles;
+mod tl1;
+mod tl2;
 mod tq2_0;
 mod types;
 
@@ -30,8 +33,12 @@ use std::fmt;
 
 use bitnet_profiles::{HeadFormat, Shape};
 
+use crate::error::Result;
+use crate::file::gguf::{Gguf, TensorInfo};
+
 pub(crate) use blocks::{Seen, ZERO};
 pub use scales::Scales;
+pub use tiles::{KEY as TILES_KEY, Regions, Tiled, Tiles, describe as describe_tiles, preset_of};
 pub(crate) use types::elements;
 pub use types::{Size, TensorType};
 
@@ -67,8 +74,8 @@ pub const FORMATS: &[Format] = {
         i2_s::FORMAT,
         tq2_0::FORMAT,
         ternary(T::TQ1_0, 34, "tq1_0", rows(256, 54)),
-        ternary(T::TL1, 38, "tl1", Size::TwoBitFlat),
-        ternary(T::TL2, 39, "tl2", Size::Tl2),
+        tl1::FORMAT,
+        tl2::FORMAT,
         q2_0::FORMAT,
         ternary(T::Q2_0_G128, 42, "q2_0 (128 weights a block)", rows(128, 34)),
         ternary(T::IQ1_BN, 134, "iq1_bn", scaled(13, 2)),
@@ -153,12 +160,28 @@ pub struct Ternary {
     /// Reads the codes of columns `first..first + out.len()` of a row, one per byte: `read(codes,
     /// row, first, out)`.
     pub(crate) read: fn(Codes<'_>, usize, usize, &mut [u8]) -> Seen,
-    /// Looks at the codes of whole blocks.
-    pub(crate) seen: fn(&[u8]) -> Seen,
-    /// Appends whole blocks of codes, one per byte, with their scale where blocks have one:
-    /// `encode(codes, scale, bytes)`.
-    pub encode: fn(&[u8], f32, &mut Vec<u8>),
+    /// Order of the weights, and the way of writing them.
+    pub form: Form,
 }
+
+/// Order of the weights of a ternary matrix.
+#[derive(Debug)]
+pub enum Form {
+    /// Blocks in the order of the matrix, row by row.
+    Blocks {
+        /// Looks at the codes of whole blocks.
+        seen: LookAt,
+        /// Appends whole blocks of codes, one per byte, with their scale where blocks have one:
+        /// `encode(codes, scale, bytes)`.
+        encode: fn(&[u8], f32, &mut Vec<u8>),
+    },
+    /// Tiles.
+    Tiles(Tiled),
+}
+
+/// The function that says what codes there are in whole blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct LookAt(fn(&[u8]) -> Seen);
 
 /// A ternary matrix in the bytes of a file.
 #[derive(Clone, Copy)]
@@ -167,6 +190,7 @@ pub struct Codes<'a> {
     shape: Shape,
     format: &'static Format,
     ternary: &'static Ternary,
+    tiles: Option<Tiles>,
 }
 
 impl Format {
@@ -193,6 +217,15 @@ impl Format {
             Reader::Codes(ternary) | Reader::Both(ternary, _) => Some(ternary),
             Reader::Rows(_) | Reader::None { .. } => None,
         }
+    }
+
+    /// Returns the tiles of the format, if its matrices are stored in some.
+    #[must_use]
+    pub fn tiled(&self) -> Option<&Tiled> {
+        self.ternary().and_then(|ternary| match &ternary.form {
+            Form::Tiles(tiled) => Some(tiled),
+            Form::Blocks { .. } => None,
+        })
     }
 
     /// True if every weight is -1, 0 or 1 times a scale, whether it can be read or not.
@@ -225,11 +258,30 @@ pub(crate) fn head_rows(head: HeadFormat) -> &'static Rows {
 }
 
 impl<'a> Codes<'a> {
-    /// Views the tensor `bytes` as a matrix of `shape`; `None` for a type whose codes are not read.
+    /// Views the tensor `bytes` as a matrix of `shape`, in tiles of bitnet.cpp's presets where its format
+    /// has tiles; `None` for a type whose codes are not read, and a shape whose tiles are not known.
     #[must_use]
     pub fn new(ty: TensorType, bytes: &'a [u8], shape: Shape) -> Option<Self> {
         let format = ty.format();
-        Some(Self { bytes, shape, format, ternary: format.ternary()? })
+        let ternary = format.ternary()?;
+        let tiles = match format.tiled() {
+            None => None,
+            Some(tiled) => Some(tiled.preset(shape)?),
+        };
+        Some(Self { bytes, shape, format, ternary, tiles })
+    }
+
+    /// Views a tensor of a file as a matrix; `None` for a type whose codes are not read.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) for a matrix in tiles whose sizes are not known, or do not
+    /// fit.
+    pub fn of(gguf: &'a Gguf, tensor: &TensorInfo, shape: Shape) -> Result<Option<Self>> {
+        let format = tensor.ty.format();
+        let Some(ternary) = format.ternary() else { return Ok(None) };
+        let tiled = format.tiled();
+        let tiles = tiled.map(|tiled| tiled.of(gguf, format, &tensor.name, shape)).transpose()?;
+        Ok(Some(Self { bytes: gguf.tensor_bytes(tensor), shape, format, ternary, tiles }))
     }
 
     /// Views `bytes` as a matrix of `shape` in I2_S; the scale may be left out: see
@@ -242,6 +294,17 @@ impl<'a> Codes<'a> {
     /// The bytes of the tensor.
     pub(crate) fn bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    /// The tiles of a format that has some.
+    fn tiles(&self) -> Tiles {
+        self.tiles.expect("a matrix in tiles is viewed with their sizes")
+    }
+
+    /// Reads the scale at byte `at`, behind all codes; NaN where it was left out.
+    fn scale_behind(&self, at: usize) -> Scales {
+        let scale = self.bytes.get(at..).and_then(|tail| tail.first_chunk());
+        Scales::Tensor(scale.map_or(f32::NAN, |&scale| f32::from_le_bytes(scale)))
     }
 
     /// Rows and columns.
@@ -266,15 +329,28 @@ impl<'a> Codes<'a> {
     }
 
     /// The blocks of the tensor, without what stands behind them, and the bytes of one.
+    ///
+    /// # Panics
+    /// When the format has none.
     pub(crate) fn blocks(&self) -> (&'a [u8], usize) {
-        let (weights, bytes) = self.format.size.block().expect("what is read has blocks");
+        let (weights, bytes) = self
+            .format
+            .size
+            .block()
+            .expect("a table, or a matrix that is multiplied as it lies, has blocks");
         let blocks = self.shape.weights() / weights as usize;
         (&self.bytes[..blocks * bytes as usize], bytes as usize)
     }
 
     /// Looks at the codes of whole blocks.
+    ///
+    /// # Panics
+    /// When the format has none.
     pub(crate) fn seen(&self, blocks: &[u8]) -> Seen {
-        (self.ternary.seen)(blocks)
+        match &self.ternary.form {
+            Form::Blocks { seen: LookAt(seen), .. } => seen(blocks),
+            Form::Tiles(_) => panic!("{} has no blocks", self.format.name),
+        }
     }
 
     /// Reads the codes of `out.len()` weights from the first of a row on, one per byte, and returns the
@@ -394,7 +470,7 @@ mod tests {
 
     #[test]
     fn names_are_joined_for_people() {
-        assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s, tq2_0 or q2_0");
+        assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s, tq2_0, tl1, tl2 or q2_0");
         assert_eq!(
             Format::names(|f| f.rows().is_some()),
             "f32, f16, bf16, q8_0, q6_K, q4_0, q4_1, q5_0, q5_1, q3_K, q4_K, q5_K, i2_s or tq2_0"

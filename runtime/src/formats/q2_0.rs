@@ -7,7 +7,9 @@
 
 use half::f16;
 
-use super::{Codes, Format, Reader, Scales, Seen, Size, TensorType, Ternary, ZERO, blocks};
+use super::{
+    Codes, Form, Format, LookAt, Reader, Scales, Seen, Size, TensorType, Ternary, ZERO, blocks,
+};
 
 /// Weights in a block.
 const BLOCK: usize = 64;
@@ -22,7 +24,11 @@ pub const FORMAT: Format = Format {
     id: 42,
     name: "q2_0",
     size: Size::Rows { weights: BLOCK as u64, bytes: BLOCK_BYTES as u64, extra: 0 },
-    reader: Reader::Codes(Ternary { scales, read, seen, encode }),
+    reader: Reader::Codes(Ternary {
+        scales,
+        read,
+        form: Form::Blocks { seen: LookAt(seen), encode },
+    }),
 };
 
 fn scale(block: &[u8; BLOCK_BYTES]) -> f32 {
@@ -84,7 +90,10 @@ mod tests {
             let shape = Shape::new(3, 512);
             let codes: Vec<u8> = (0..shape.weights()).map(|i| (i * i / 7 % 3) as u8).collect();
             let mut bytes = Vec::new();
-            (ty.format().ternary().unwrap().encode)(&codes, 0.25, &mut bytes);
+            let Form::Blocks { encode, .. } = ty.format().ternary().unwrap().form else {
+                panic!("{ty} has no blocks")
+            };
+            encode(&codes, 0.25, &mut bytes);
             let read = Codes::new(ty, &bytes, shape).unwrap();
             assert!(read.fits(), "{ty}");
             for (row, expected) in codes.chunks(512).enumerate() {

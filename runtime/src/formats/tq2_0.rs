@@ -11,7 +11,7 @@ use half::f16;
 use super::blocks::{self, largest, reciprocal};
 use super::float::f16_at;
 use super::parts::{self, Part, Parts};
-use super::{Codes, Format, Reader, Scales, Seen, TensorType, Ternary, ZERO};
+use super::{Codes, Form, Format, LookAt, Reader, Scales, Seen, TensorType, Ternary, ZERO};
 
 /// Weights in a block.
 const BLOCK: usize = 256;
@@ -27,7 +27,7 @@ pub const FORMAT: Format = Format {
     name: "tq2_0",
     size: parts::size::<Tq2_0>(),
     reader: Reader::Both(
-        Ternary { scales, read, seen, encode },
+        Ternary { scales, read, form: Form::Blocks { seen: LookAt(seen), encode } },
         parts::rows::<Tq2_0>(HeadFormat::Tq2_0),
     ),
 };

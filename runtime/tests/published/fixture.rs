@@ -78,6 +78,9 @@ pub struct Order {
     /// Scales of a ternary matrix whose format has blocks.
     #[serde(default = "one")]
     pub scales: u64,
+    /// Sizes of the tiles of ternary matrices whose format has tiles: those that are known are of the
+    /// published widths.
+    pub tiles: Option<String>,
 }
 
 fn one() -> u64 {

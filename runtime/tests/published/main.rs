@@ -11,7 +11,8 @@ mod vocabulary;
 
 use std::process::ExitCode;
 
-use bitnet_runtime::file::gguf::Gguf;
+use bitnet_runtime::file::gguf::{Gguf, Override, Value};
+use bitnet_runtime::formats::TILES_KEY;
 use bitnet_runtime::{
     Conversation, Engine, Error, FinishReason, GenerateOptions, Message, Options, ProfileChoice,
     Sampling, SequenceOptions, TemplateChoice,
@@ -31,8 +32,14 @@ fn main() -> ExitCode {
 
 fn opens_as_expected(fixture: &Fixture) {
     fixture.check();
-    let options =
-        Options { profile: ProfileChoice::Shipped, threads: Some(2), ..Options::default() };
+    let tiles = fixture.order.tiles.clone();
+    let tiles = tiles.map(|tiles| Override { key: TILES_KEY.into(), value: Value::Str(tiles) });
+    let options = Options {
+        profile: ProfileChoice::Shipped,
+        threads: Some(2),
+        overrides: tiles.into_iter().collect(),
+        ..Options::default()
+    };
     let gguf = Gguf::from_bytes("small.gguf", model::file(fixture)).unwrap();
     assert_eq!(gguf.metadata().count() as u64, fixture.pairs);
     match (Engine::from_gguf(gguf, options), &fixture.runs, &fixture.refused) {

@@ -75,6 +75,7 @@ fn of_type(ty: &str, value: &toml::Value) -> Value {
 fn fill(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
     let bytes = tensor.bytes as usize;
     match &tensor.ty.format().reader {
+        Reader::Codes(_) if tensor.ty == TensorType::TL2 => tiles(tensor, rng, out),
         Reader::None { .. } | Reader::Codes(_) => out.resize(out.len() + bytes, 0),
         Reader::Both(..) => ternary(tensor, scales, rng, out),
         Reader::Rows(rows) => {
@@ -89,9 +90,23 @@ fn fill(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
     }
 }
 
+/// The scale of ternary matrices, the largest of several.
+const SCALE: f32 = 1.0 / 16.0;
+
+/// Appends random weights in TL2: indices below 9 are magnitudes of three weights and pairs alike, and
+/// any bits are signs.
+fn tiles(tensor: &TensorInfo, rng: &mut Rng, out: &mut Vec<u8>) {
+    let data = tensor.bytes as usize - 32;
+    out.extend((0..data).map(|_| {
+        let r = rng.next_u64();
+        (r & 0xff) as u8 % 9 << 4 | (r >> 8 & 0xff) as u8 % 9
+    }));
+    out.extend(SCALE.to_le_bytes());
+    out.extend([0; 28]);
+}
+
 /// Appends random codes of two bits, 0 to 2, with one scale or several.
 fn ternary(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
-    const SCALE: f32 = 1.0 / 16.0;
     let start = out.len();
     let code = |r: u64, place: u32| (r >> (8 * place) & 0xff) as u8 % 3;
     out.extend((0..tensor.bytes).map(|_| {

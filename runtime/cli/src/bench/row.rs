@@ -84,11 +84,11 @@ impl Reached {
 /// The format of the ternary weights as llama.cpp names it, such as `TQ2_0 - 2.06 bpw ternary`.
 pub fn ternary_type(gguf: &Gguf) -> String {
     // An embedding or a head may be ternary too.
-    let layers = gguf.tensors().iter().filter(|tensor| tensor.name.starts_with("blk."));
-    let mut formats = layers.map(|tensor| tensor.ty.format());
-    let Some(format) = formats.find(|format| format.is_ternary()) else { return String::new() };
-    let (weights, bytes) = format.size.block().unwrap_or((1, 0));
-    let bits = (800.0 * bytes as f64 / weights as f64).round() / 100.0;
+    let mut layers = gguf.tensors().iter().filter(|tensor| tensor.name.starts_with("blk."));
+    let Some(tensor) = layers.find(|tensor| tensor.ty.is_ternary()) else { return String::new() };
+    let format = tensor.ty.format();
+    let bytes = tensor.bytes - format.size.tail_bytes();
+    let bits = (800.0 * bytes as f64 / tensor.elements() as f64).round() / 100.0;
     format!("{} - {bits} bpw ternary", format.name.to_uppercase())
 }
 

@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use bitnet_profiles::Shape;
 use bitnet_runtime::error::{Result, quoted};
-use bitnet_runtime::file::gguf::TensorSink;
-use bitnet_runtime::formats::TensorType;
+use bitnet_runtime::file::gguf::{TensorInfo, TensorSink, TensorType};
 
 use super::checkpoint::{Checkpoint, Stored};
 use super::plan::Heads;
@@ -44,7 +43,7 @@ pub enum Form {
 }
 
 impl Matrix {
-    /// Writes the codes as a tensor `name` of a type, and returns true if one of the weights is not 0.
+    /// Writes the codes as a tensor of a file, and returns true if one of the weights is not 0.
     ///
     /// # Errors
     /// [`Error::Io`](bitnet_runtime::Error::Io) when reading or writing fails,
@@ -52,12 +51,12 @@ impl Matrix {
     pub fn write(
         &self,
         checkpoint: &Checkpoint,
-        (name, ty): (&str, TensorType),
+        info: &TensorInfo,
         out: &mut TensorSink<'_>,
     ) -> Result<bool> {
         match self.form {
-            Form::Packed { scale } => self.packed(checkpoint, Codes::new(name, ty, scale)?, out),
-            Form::Masters | Form::Exact => self.floats(checkpoint, (name, ty), out),
+            Form::Packed { scale } => self.packed(checkpoint, Codes::new(info, scale)?, out),
+            Form::Masters | Form::Exact => self.floats(checkpoint, info, out),
         }
     }
 
@@ -92,7 +91,7 @@ impl Matrix {
     fn floats(
         &self,
         checkpoint: &Checkpoint,
-        (name, ty): (&str, TensorType),
+        info: &TensorInfo,
         out: &mut TensorSink<'_>,
     ) -> Result<bool> {
         let cols = self.shape.cols;
@@ -103,7 +102,7 @@ impl Matrix {
         let inverse = 1.0 / scale;
         // In f32, as the layer itself has it.
         let kept = if self.form == Form::Exact { scale } else { 1.0 / inverse };
-        let mut codes = Codes::new(name, ty, kept)?;
+        let mut codes = Codes::new(info, kept)?;
         let mut found = false;
         let mut piece = Vec::new();
         self.pieces(checkpoint, |first, values| {

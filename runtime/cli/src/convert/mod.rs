@@ -22,6 +22,7 @@ use bitnet_profiles::destination;
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{Gguf, GgufWriter, TensorInfo, TensorSink, TensorType, Value};
+use bitnet_runtime::formats::describe_tiles;
 use half::f16;
 
 use crate::output::{answer, byte_bar, human, note};
@@ -43,7 +44,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Type of the ternary matrices; f16 is for other programs, which quantise it
-    #[arg(long = "type", visible_alias = "outtype", value_name = "i2_s|tq2_0|q2_0|f16",
+    #[arg(long = "type", visible_alias = "outtype", value_name = "i2_s|tq2_0|q2_0|tl1|tl2|f16",
           default_value = "i2_s", value_parser = rows::matrix_type)]
     ty: TensorType,
     /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0
@@ -165,6 +166,7 @@ impl Conversion {
                 Error::usage(flag, format_args!("{ty} for {name}"), expected)
             })?;
         }
+        describe_tiles(&mut writer)?;
         let outline = writer.outline(&output)?;
         Config::from_gguf(&outline)?;
         let checked = match &tokenizer.json {
@@ -263,9 +265,7 @@ impl Conversion {
         out: &mut TensorSink<'_>,
     ) -> Result<bool> {
         match &planned.source {
-            Source::Ternary(matrix) => {
-                matrix.write(&self.checkpoint, (&planned.name, planned.ty), out)
-            }
+            Source::Ternary(matrix) => matrix.write(&self.checkpoint, info, out),
             Source::Values(values) => {
                 let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                 out.write(&bytes).map(|()| true)

@@ -107,9 +107,11 @@ fn scales(gguf: &Gguf, config: &Config, findings: &mut Findings) -> Result<()> {
     for (name, Shape { rows, cols }) in config.all_matrices() {
         let Some(tensor) = gguf.tensor(&name) else { continue };
         let shape = Shape::new(rows, cols);
-        let codes = Codes::new(tensor.ty, gguf.tensor_bytes(tensor), shape).filter(Codes::fits);
         // What is wrong with it is told by loading it.
-        let Some(codes) = codes else { continue };
+        let Ok(Some(codes)) = Codes::of(gguf, tensor, shape) else { continue };
+        if !codes.fits() {
+            continue;
+        }
         let scales = codes.scales();
         for &scale in scales.values().iter().filter(|scale| **scale != 0.0) {
             least = least.min(scale);

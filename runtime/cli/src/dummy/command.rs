@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crate::dummy::statistics::{self, SKETCH_BITS, Sparsity, TRAINED_HEAD_ROWS};
 use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
 use crate::output::{byte_bar, human, note};
+use crate::{rows, ternary};
 use bitnet_runtime::file::bus_error;
 use bitnet_runtime::formats::{FORMATS, TensorType};
 use bitnet_runtime::{Engine, Error, Needs, Options, ProfileChoice, Result, SessionOptions, Start};
@@ -23,6 +24,11 @@ pub struct Args {
     /// How embedding and head are stored
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = embedding_type())]
     embd: TensorType,
+    /// How the ternary matrices are stored: i2_s, tq2_0, q2_0, tl1 or tl2, the last two for shapes that
+    /// bitnet.cpp has presets for
+    #[arg(long, visible_alias = "type", value_name = "TYPE", default_value = "i2_s",
+          value_parser = ternary_type)]
+    outtype: TensorType,
     /// Where to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -59,6 +65,14 @@ fn embedding_type() -> impl TypedValueParser<Value = TensorType> {
         .map(|ty| ty.expect("the parser before gives names of this list"))
 }
 
+/// Reads the name of a type of ternary matrices, for clap, in any case.
+fn ternary_type(name: &str) -> Result<TensorType> {
+    rows::matrix_type(name).and_then(|ty| {
+        let ternary = ty.format().ternary().map(|_| ty);
+        ternary.ok_or_else(|| Error::usage("type", ty, ternary::types()))
+    })
+}
+
 /// Writes the model, with progress on stderr.
 ///
 /// # Errors
@@ -73,6 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
     let config = DummyConfig {
         shape,
         embedding: args.embd,
+        matrices: args.outtype,
         vocab: args.vocab.clone(),
         seed: args.seed,
         sparsity: match args.sparsity {

@@ -14,16 +14,20 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 
-use bitnet_profiles::destination;
+use bitnet_profiles::{Shape, destination};
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::arch::rope::RopeScaling;
-use bitnet_runtime::arch::{self, Architecture, TensorNames, layer_tensor};
+use bitnet_runtime::arch::{self, Architecture, EMBEDDING, HEAD, TensorNames, layer_tensor};
 use bitnet_runtime::engine::sampler::Rng;
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{
     Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorSink, TensorType, Value,
 };
+use bitnet_runtime::formats::{Codes as Stored, describe_tiles};
+
+use crate::rows;
+use crate::ternary::Codes;
 use trained::{Part, Trained};
 
 /// A published shape.
@@ -119,6 +123,8 @@ pub struct DummyConfig {
     pub shape: DummyShape,
     /// Type of embedding and head: any that has rows.
     pub embedding: TensorType,
+    /// Type of the ternary matrices.
+    pub matrices: TensorType,
     /// A GGUF whose tokenizer is taken over; none: one is made up.
     pub vocab: Option<PathBuf>,
     /// Seed of all weights.
@@ -141,8 +147,6 @@ pub enum DummySparsity {
 
 const CONTEXT: u32 = 4096;
 const EPS: f32 = 1e-5;
-/// `general.file_type` of bitnet.cpp for I2_S.
-const FILE_TYPE_I2_S: u32 = 40;
 /// Bytes made at a time: a multiple of no block size, so blocks are counted, not bytes.
 const CHUNK: usize = 1 << 20;
 
@@ -196,16 +200,18 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
         (key("rope.freq_base"), Value::F32(s.rope_base)),
         (key("rope.dimension_count"), Value::U32(head_dim as u32)),
         (key("vocab_size"), Value::U32(vocabulary.tokens as u32)),
-        ("general.file_type".into(), Value::U32(FILE_TYPE_I2_S)),
     ];
-    for (key, value) in kv.iter().chain(&vocabulary.kv) {
+    let file_type = rows::file_type(config.matrices);
+    let file_type = file_type.map(|number| ("general.file_type".into(), Value::U32(number)));
+    for (key, value) in kv.iter().chain(&file_type).chain(&vocabulary.kv) {
         w.kv(key, value);
     }
 
     let mut add = |name: &str, dims: &[u64], ty: TensorType| {
         w.tensor(name, dims, ty).map_err(|expected| {
             let found = format!("{ty} for {name} of shape {}", s.name);
-            Error::usage("--embd", found, expected)
+            let flag = if ty == config.embedding { "--embd" } else { "--outtype" };
+            Error::usage(flag, found, expected)
         })
     };
     let names = &s.arch.tensors;
@@ -225,13 +231,14 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
             }
         }
         for (name, matrix) in shape.jobs().iter().flat_map(|job| shape.matrices(layer, job.role)) {
-            add(&name, &[matrix.cols as u64, matrix.rows as u64], TensorType::I2_S)?;
+            add(&name, &[matrix.cols as u64, matrix.rows as u64], config.matrices)?;
         }
     }
     add(names.output_norm, &[s.hidden], TensorType::F32)?;
     if !s.tied {
         add(names.head, &[s.hidden, tokens], config.embedding)?;
     }
+    describe_tiles(&mut w)?;
     Ok(w)
 }
 
@@ -309,10 +316,11 @@ fn made_up_vocabulary(size: usize) -> Vocabulary {
     Vocabulary { kv: kv.map(|(key, value)| (key.to_owned(), value)).into(), tokens: tokens.len() }
 }
 
-/// Writes the data of a tensor that `stream` seeds, with the same bytes for the same seed. Each tensor
-/// has its own stream, so that a changed layer count keeps the others.
+/// Writes the data of a tensor that `stream` seeds, with the same weights for the same seed. Each tensor
+/// has its own stream, so that a changed layer count keeps the others. Ternary matrices are made in I2_S,
+/// whatever they are stored as.
 fn fill(
-    tensor: &TensorInfo,
+    info: &TensorInfo,
     stream: u64,
     noise: &Noise,
     trained: Option<&Trained>,
@@ -320,11 +328,16 @@ fn fill(
     out: &mut TensorSink<'_>,
 ) -> Result<()> {
     let mut rng = Rng::new(stream);
+    let table = [EMBEDDING, HEAD].contains(&info.name.as_str());
+    let ternary = info.ty.format().ternary().is_some() && !table;
+    let made = if ternary { TensorType::I2_S } else { info.ty };
+    let tensor = &TensorInfo { ty: made, ..info.clone() };
     let part = trained.and_then(|trained| Some((trained, trained.part(tensor)?)));
     let scale = match part {
         Some((_, Part::Scaled(scale))) => scale,
         _ => ternary_scale(tensor.cols()),
     };
+    let mut codes = if ternary && info.ty != made { Some(Codes::new(info, scale)?) } else { None };
     let mut blocks = noise.blocks(tensor);
     while blocks > 0 {
         buffer.clear();
@@ -336,12 +349,31 @@ fn fill(
                 trained.extend(part, (tensor, blocks), noise, &mut rng, buffer)
             }
         };
-        out.write(buffer)?;
+        match &mut codes {
+            None => out.write(buffer)?,
+            Some(codes) => recode(buffer, codes, out)?,
+        }
+    }
+    if let Some(codes) = codes {
+        return codes.finish(out);
     }
     if tensor.ty == TensorType::I2_S {
         let mut tail = [0; 32];
         tail[..4].copy_from_slice(&scale.to_le_bytes());
         out.write(&tail)?;
+    }
+    Ok(())
+}
+
+/// Writes blocks of I2_S in another type.
+fn recode(blocks: &[u8], codes: &mut Codes, out: &mut TensorSink<'_>) -> Result<()> {
+    let (weights, bytes) = Noise::block(TensorType::I2_S);
+    let shape = Shape::new(blocks.len() / bytes, weights as usize);
+    let stored = Stored::i2_s(blocks, shape);
+    let mut row = vec![0; shape.cols];
+    for index in 0..shape.rows {
+        stored.row(index, &mut row);
+        codes.push(&row, out)?;
     }
     Ok(())
 }
@@ -491,6 +523,7 @@ mod tests {
             let config = DummyConfig {
                 shape: *shape,
                 embedding: TensorType::Q8_0,
+                matrices: TensorType::I2_S,
                 vocab: None,
                 seed: 1,
                 sparsity: DummySparsity::Random,
