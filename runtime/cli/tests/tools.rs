@@ -315,7 +315,6 @@ fn mistakes_are_told_in_one_line() {
             2,
             &["tl2", "2560x2560", "presets", "Llama3-8B", "i2_s"],
         ),
-        (&["dummy", "--shape", "large", "--outtype", "f16", "-o", &new], 2, &["f16", "tl1"]),
         (&["dummy", "--shape", "large", "-o", &taken], 2, &["taken", "exists", "--force"]),
         (&["dummy", "--shape", "large", "-o", &nowhere], 6, &["cannot write"]),
         (&["dummy", "--shape", "large", "--vocab", &bad, "-o", &new], 3, &["bad", "zip"]),
@@ -338,6 +337,7 @@ fn mistakes_are_told_in_one_line() {
     refusal(&["tokenize", "-m", &vocabulary, "-p", "a", "-f", "b"], 2);
     refusal(&["dummy", "--shape", "3b", "-o", &new, "--layers", "0"], 2);
     refusal(&["dummy", "--shape", "3b", "-o", &new, "--embd", "q2_k"], 2);
+    refusal(&["dummy", "--shape", "3b", "-o", &new, "--outtype", "f16"], 2);
 }
 
 #[test]
