@@ -4,6 +4,7 @@ mod folder;
 mod hostile;
 #[path = "../program/mod.rs"]
 mod program;
+mod transformers;
 
 use std::fs;
 use std::path::Path;
@@ -414,6 +415,7 @@ fn main() -> ExitCode {
         sentencepiece_vocabularies_are_taken,
         pre_tokenizers_are_proved,
     ];
+    suite.add("transformers", transformers::logits_are_those_of_transformers);
     hostile::add(&mut suite);
     suite.run()
 }

@@ -1,0 +1,120 @@
+//! Logits of converted folders against those of Hugging Face's transformers for the same folders.
+//!
+//! `transformers.json` holds theirs. `BLESS=1 PYTHON=... cargo test --release -p bitnet-cli --test convert
+//! -- transformers` writes it anew by a Python that has torch and transformers.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use bitnet_runtime::random::Random;
+use bitnet_runtime::{Engine, Needs, Options, SessionOptions};
+use serde_json::{Value, json};
+
+use crate::convert;
+use crate::folder::{Folder, Form, bf16_bytes, text};
+
+/// The most that a logit may differ by. Their sums of f32 are in another order, which moves an activation
+/// that lies near a half from one int8 code to the next: a step of 1/127 of the largest of its row. Most
+/// logits agree to five digits; one such step moves all of a row.
+const MOST: f64 = 0.05;
+
+/// Folders of every form and scale, by name.
+fn folders() -> Vec<(&'static str, Folder)> {
+    let mut masters = Folder::small("BitNetForCausalLM", Form::Floats);
+    masters.config.insert(
+        "quantization_config".into(),
+        json!({ "quant_method": "bitnet", "linear_class": "autobitlinear",
+                "quantization_mode": "online" }),
+    );
+    let mut random = Random::new(22);
+    for (_, dtype, shape, data) in &mut masters.tensors {
+        // Matrices of the layer, as training has them before they are rounded.
+        if shape.len() == 2 && shape[0] != 300 {
+            assert_eq!(*dtype, "BF16");
+            let value = |r: u64| (r as f32 / 1000.0 - 1.0) * 0.2;
+            let count = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|_| value(random.below(2001))).collect();
+            *data = bf16_bytes(&values);
+        }
+    }
+    let mut llama = Folder::small("LlamaForCausalLM", Form::Divide);
+    llama.config.insert("rope_theta".into(), json!(500_000.0));
+    llama.config.insert(
+        "rope_scaling".into(),
+        json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64 }),
+    );
+    vec![
+        ("bitnet-multiply", Folder::small("BitNetForCausalLM", Form::Multiply)),
+        ("bitnet-divide", Folder::small("BitNetForCausalLM", Form::Divide)),
+        ("bitnet-masters", masters),
+        ("llama-divide", Folder::small("LlamaForCausalLM", Form::Divide)),
+        ("llama-rope", llama),
+    ]
+}
+
+/// A single token, a few, and more than the frequencies of Llama 3 were trained for.
+fn prompts() -> Vec<Vec<u32>> {
+    let mut random = Random::new(23);
+    [1, 7, 200].map(|n| (0..n).map(|_| random.below(263) as u32).collect()).into()
+}
+
+fn reference() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/convert/transformers.json"))
+}
+
+/// Lets transformers compute the logits.
+fn bless() {
+    let python = std::env::var("PYTHON").unwrap_or("python3".into());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/convert/logits.py");
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(python);
+    command.arg(script);
+    for (name, folder) in folders() {
+        let own = dir.path().join(name);
+        fs::rename(folder.write().keep(), &own).unwrap();
+        fs::write(own.join("prompts.json"), json!(prompts()).to_string()).unwrap();
+        command.arg(own);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::write(reference(), output.stdout).unwrap();
+}
+
+/// CV02, CV03, CV04: packed weights of both scales, masters, and Llama's order of rows give the logits that
+/// transformers gives; the best token is the same wherever the best two differ by more than the bound.
+pub fn logits_are_those_of_transformers() {
+    if std::env::var_os("BLESS").is_some() {
+        bless();
+    }
+    let expected: Value = serde_json::from_slice(&fs::read(reference()).unwrap()).unwrap();
+    let (mut clear, mut equal, mut all) = (0, 0, 0);
+    for (name, folder) in folders() {
+        let dir = folder.write();
+        convert(dir.path(), &["--embd", "keep", "--head", "keep"]);
+        let options = Options { needs: Needs::All, threads: Some(2), ..Options::default() };
+        let engine = Engine::open(text(&dir.path().join("out.gguf")), options).unwrap();
+        for (ids, expected) in prompts().iter().zip(expected["logits"][name].as_array().unwrap()) {
+            let expected: Vec<f64> =
+                expected.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+            let mut session = engine.session(SessionOptions::default()).unwrap();
+            let found = session.prefill(ids).unwrap();
+            assert_eq!(found.len(), expected.len());
+            let differ = |i: usize| (f64::from(found[i]) - expected[i]).abs();
+            let most = (0..found.len()).map(differ).fold(0.0, f64::max);
+            assert!(most < MOST, "{name}, {} ids: logits differ by {most}", ids.len());
+            all += found.len();
+            equal += (0..found.len()).filter(|&i| differ(i) < 1e-4).count();
+            let mut order: Vec<usize> = (0..expected.len()).collect();
+            order.sort_by(|&a, &b| expected[b].total_cmp(&expected[a]));
+            if expected[order[0]] - expected[order[1]] > 2.0 * MOST {
+                clear += 1;
+                let best = (0..found.len()).max_by(|&a, &b| found[a].total_cmp(&found[b]));
+                assert_eq!(best, Some(order[0]), "{name}, {} ids", ids.len());
+            }
+        }
+    }
+    println!("{equal} of {all} logits equal to 1e-4; {clear} clear best tokens");
+    assert!(clear >= 5, "{clear} prompts have a clear best token");
+}
