@@ -38,6 +38,14 @@ pub fn logprobs(logits: &[f32], id: u32, top: usize) -> TokenLogprobs {
     }
 }
 
+impl TokenLogprobs {
+    /// Returns the probability of a log probability, the same bits on every CPU.
+    #[must_use]
+    pub fn probability(logprob: f64) -> f64 {
+        exp(logprob)
+    }
+}
+
 /// Returns the largest logit, minus infinity where there is none, and ln of the sum of e^(x - largest) over
 /// all. Rounding errors of the sum are carried along (Kahan), so that it is as good for 128,000 summands as
 /// for ten.
@@ -62,7 +70,7 @@ fn log_sum_exp(logits: &[f32]) -> (f64, f64) {
 ///
 /// x = 2^n m with m between 1/sqrt(2) and sqrt(2); ln m = 2 artanh s with s = (m - 1) / (m + 1), whose
 /// series to s^23 is exact to about 1e-17, as |s| < 0.172.
-fn ln(x: f64) -> f64 {
+pub(super) fn ln(x: f64) -> f64 {
     let exponent = (x.to_bits() >> 52) as i32 - 1023;
     let m = f64::from_bits(x.to_bits() & ((1 << 52) - 1) | 1023 << 52);
     let (n, m) = if m > SQRT_2 { (exponent + 1, m / 2.0) } else { (exponent, m) };

@@ -8,6 +8,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
+use super::logprobs::{TokenLogprobs, ln};
 use crate::cpu::model::Needs;
 use crate::error::{Error, Result};
 
@@ -275,6 +276,21 @@ impl Sampler {
         id
     }
 
+    /// Returns the log probability with which the last token was drawn, `id`, and those of the `top` most
+    /// likely ones. A token that is taken without a draw has the probability 1.
+    #[must_use]
+    pub fn logprobs(&self, id: u32, top: usize) -> TokenLogprobs {
+        let total: f64 = self.weights.iter().sum();
+        let drawn = self.candidates.iter().zip(&self.weights).filter(|(_, weight)| **weight > 0.0);
+        let mut logprobs = drawn.map(|(&(_, id), weight)| (id, -ln(total / weight)));
+        let own = logprobs.clone().find(|(other, _)| *other == id).map(|(_, logprob)| logprob);
+        TokenLogprobs {
+            id,
+            logprob: own.unwrap_or(f64::NEG_INFINITY),
+            top: logprobs.by_ref().take(top).collect(),
+        }
+    }
+
     /// Penalises the logit of each recent token: the repeat penalty counts once however often it is
     /// recent, and so does the presence penalty.
     fn penalise(&self, logits: &mut [f32]) {
@@ -296,6 +312,10 @@ impl Sampler {
         let max = logits.get(best as usize).copied().unwrap_or(f32::NAN);
         // An infinite best logit leaves nothing to draw: its weight would be inf - inf.
         if self.config.temperature <= 0.0 || !max.is_finite() {
+            self.candidates.clear();
+            self.candidates.push((max, best));
+            self.weights.clear();
+            self.weights.push(1.0);
             return best;
         }
         let k = match self.config.top_k {
@@ -506,6 +526,23 @@ mod tests {
         let short = Sampling { repeat_last_n: 2, ..frequency() };
         assert_eq!(sample(short, &[0, 0, 0], &[2.5, 1.4]), 0);
         assert_eq!(sample(Sampling { presence_penalty: -2.0, ..PLAIN }, &[1], &[2.5, 1.4]), 1);
+    }
+
+    #[test]
+    fn probabilities_of_a_draw_are_those_of_what_is_left() {
+        let logits = [0.5f32, 0.25, 0.125, 0.125].map(f32::ln);
+        let mut sampler = Sampler::new(Sampling { top_k: 2, ..PLAIN }).unwrap();
+        let id = sampler.sample(&logits);
+        let found = sampler.logprobs(id, 9);
+        let near = |logprob: f64, p: f64| (TokenLogprobs::probability(logprob) - p).abs() < 1e-7;
+        assert_eq!(found.top.iter().map(|top| top.0).collect::<Vec<_>>(), [0, 1]);
+        assert!(near(found.top[0].1, 2.0 / 3.0) && near(found.top[1].1, 1.0 / 3.0), "{found:?}");
+        assert_eq!(found.top[id as usize].1.to_bits(), found.logprob.to_bits());
+        assert_eq!(sampler.logprobs(3, 1).logprob, f64::NEG_INFINITY);
+        let mut greedy = Sampler::new(Sampling { temperature: 0.0, ..PLAIN }).unwrap();
+        assert_eq!(greedy.sample(&logits), 0);
+        let found = greedy.logprobs(0, 9);
+        assert_eq!((TokenLogprobs::probability(found.logprob), found.top.len()), (1.0, 1));
     }
 
     #[test]

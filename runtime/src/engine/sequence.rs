@@ -33,6 +33,9 @@ pub struct SequenceOptions {
     /// Log probabilities are kept: of each token written, and of so many of the most likely ones in its
     /// place. Reads the whole head for each token.
     pub logprobs: Option<usize>,
+    /// They are those of the draw itself, behind biases, penalties, temperature and all else that a sampler
+    /// does: tokens that it rules out have none. Reads no more of the head than the sampler needs.
+    pub after_sampling: bool,
     /// Time that a piece of the prompt should take at most in [`Sequence::step`], as measured by the
     /// pieces before it, so that the caller can interrupt the text between; `None`: pieces are as large
     /// as the session's batch.
@@ -251,7 +254,7 @@ impl Sequence {
         if rows > 0 {
             let draft = if self.prompt_left > 0 { &[] } else { &self.pending[1..] };
             self.needs = match &mut self.matcher {
-                _ if self.options.logprobs.is_some() => Needs::All,
+                _ if self.options.logprobs.is_some() && !self.options.after_sampling => Needs::All,
                 None => self.sampler.needs(draft),
                 Some(matcher) if draft.is_empty() => matcher.needs()?,
                 // Which tokens may follow each of the draft is not known yet.
@@ -269,6 +272,14 @@ impl Sequence {
         let more = self.options.tokens.map_or(usize::MAX, |most| most - self.ids.len() - 1);
         lookup.draft(self.options.draft.min(more).min(room), &mut self.pending);
         self.stats.drafted += self.pending.len() - 1;
+    }
+
+    /// Learns how long the tokens wanted last took in the model, where nothing else went with them: how many
+    /// tokens a draft has depends on it. Before [`Sequence::accept`].
+    pub fn took(&mut self, time: Duration) {
+        if let Some(lookup) = self.lookup.as_mut().filter(|_| self.prompt_left == 0) {
+            lookup.took(self.taken, time);
+        }
     }
 
     /// Takes the logits after the tokens that were wanted last: `logits(row)` are those of the
@@ -347,7 +358,10 @@ impl Sequence {
         self.sampler.accept(id);
         self.ids.push(id);
         if let Some(top) = self.options.logprobs {
-            self.logprobs.push(logprobs(logits, id, top));
+            self.logprobs.push(match self.options.after_sampling {
+                true => self.sampler.logprobs(id, top),
+                false => logprobs(logits, id, top),
+            });
         }
         let piece = self.decoder.push(&self.tokenizer, id);
         if self.stops.push(&piece, &mut self.text) {
@@ -409,9 +423,7 @@ impl Sequence {
         if is_prompt {
             self.pace.took(self.taken, through - start);
         }
-        if let Some(lookup) = self.lookup.as_mut().filter(|_| !is_prompt) {
-            lookup.took(self.taken, through - start);
-        }
+        self.took(through - start);
         let accepted = self.accept(|row| session.logits(row));
         session.truncate(session.position() - *accepted.as_ref().unwrap_or(&self.taken));
         let stats = &mut self.stats;
