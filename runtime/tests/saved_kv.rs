@@ -189,3 +189,38 @@ fn a_text_goes_on_from_a_restored_prompt() {
         assert_eq!(write(&mut session, held), expected, "{held}");
     }
 }
+
+#[test]
+fn what_is_taken_out_of_a_session_is_saved_and_restored_beside_it() {
+    let setting = Setting::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("taken");
+    let ids = tokens(40);
+    let mut session = setting.session(KvType::F16, 300);
+    session.prefill(&ids).unwrap();
+    let expected = {
+        let mut other = setting.session(KvType::F16, 300);
+        other.prefill(&ids).unwrap();
+        next_64(&mut other)
+    };
+    let taken = session.detach(0).unwrap();
+    assert_eq!((taken.position(), session.position_of(0)), (40, 0));
+    let saving = std::thread::spawn({
+        let (path, ids) = (path.clone(), ids.clone());
+        move || taken.save(&ids, &path).map(|()| taken)
+    });
+    // The session goes on with what is left in it.
+    session.copy_prefix(0, 1, 0).unwrap();
+    session.attach(0, saving.join().unwrap().unwrap()).unwrap();
+    assert_eq!(session.position_of(0), 40);
+    assert!(next_64(&mut session) == expected);
+    let mut empty = session.detach(1).unwrap();
+    assert_eq!(empty.restore(&path).unwrap(), ids);
+    session.truncate(0);
+    session.attach(0, empty).unwrap();
+    assert!(next_64(&mut session) == expected);
+    // What comes from a session of another shape has no place.
+    let mut other = setting.session(KvType::F16, 200);
+    other.attach(0, session.detach(0).unwrap()).unwrap_err();
+    session.detach(2).unwrap_err();
+}

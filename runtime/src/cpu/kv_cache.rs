@@ -173,7 +173,12 @@ impl KvCache {
         let what = format!("the keys and values of a context of {context}");
         let (layout, len) = layout.zip(bytes).ok_or_else(|| memory::refused(usize::MAX, &what))?;
         memory::require(len as u64, &what)?;
-        let map = MmapMut::map_anon(len).map_err(|_| memory::refused(len, &what))?;
+        Self::map(layout, (context, ty), len, &what)
+    }
+
+    /// Maps a cache of `len` bytes.
+    fn map(layout: Layout, (context, ty): (usize, KvType), len: usize, what: &str) -> Result<Self> {
+        let map = MmapMut::map_anon(len).map_err(|_| memory::refused(len, what))?;
         // Attention takes 0.86 times as long in huge pages (3500 positions of a 2B-4T shape). They
         // are allocated for a chunk of all layers at a time, 20 MB there: not worth it for a text
         // within the first chunk. A hint: only the speed depends on it.
@@ -182,6 +187,20 @@ impl KvCache {
             let _ = map.advise_range(memmap2::Advice::HugePage, first, len - first);
         }
         Ok(Self { map, ty, context, layout })
+    }
+
+    /// Makes an empty cache of the same shape and type, which takes no memory until it is written.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the system refuses it.
+    pub(super) fn empty(&self) -> Result<Self> {
+        let of = (self.context, self.ty);
+        Self::map(self.layout, of, self.map.len(), "an empty KV cache")
+    }
+
+    /// True if another cache is of the same shape and type.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.layout == other.layout && self.ty == other.ty && self.context == other.context
     }
 
     /// Capacity in positions.
@@ -206,7 +225,7 @@ impl KvCache {
     /// Copies the first `positions` of another cache of the same shape and type; later ones may be
     /// overwritten.
     pub(super) fn copy_prefix(&mut self, other: &Self, positions: usize) {
-        assert!(self.layout == other.layout && self.ty == other.ty);
+        assert!(self.is_like(other));
         for range in self.ranges(positions) {
             self.map[range.clone()].copy_from_slice(&other.map[range]);
         }

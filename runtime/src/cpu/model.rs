@@ -20,6 +20,7 @@ use super::head::sketch::HeadSketch;
 pub use super::kv_cache::KvType;
 pub use super::observe::Observer;
 use super::rope::Rope;
+pub use super::saved_kv::Detached;
 pub use super::session::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use super::stages::{Stage, StageTimes};
 use super::weights::{Projection, Weights};

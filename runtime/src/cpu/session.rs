@@ -360,14 +360,9 @@ impl Session {
         &self.kv[sequence]
     }
 
-    /// As [`Session::kv`], to be overwritten while the sequence holds no token.
-    pub(super) fn kv_mut(&mut self, sequence: usize) -> &mut KvCache {
-        &mut self.kv[sequence]
-    }
-
-    /// Says how many tokens a sequence holds whose KV cache was overwritten.
-    pub(super) fn set_position(&mut self, sequence: usize, position: usize) {
-        self.positions[sequence] = position;
+    /// The KV cache of a sequence that exists, and the number of tokens that it holds, to be overwritten.
+    pub(super) fn held_mut(&mut self, sequence: usize) -> (&mut KvCache, &mut usize) {
+        (&mut self.kv[sequence], &mut self.positions[sequence])
     }
 
     /// Appends the tokens of a prompt to the first sequence, `batch` at a time, and returns the
