@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bitnet_runtime::error::Result;
 use bitnet_runtime::{Engine, Grammar, Sampling, SequenceOptions};
 
-use crate::prompt::{self, LastLineEnd, PromptArgs};
+use crate::prompt::{self, EscapeArgs, LastLineEnd, PromptArgs};
 
 const CONTROL: &str = "Control of the text";
 
@@ -13,6 +13,26 @@ const CONTROL: &str = "Control of the text";
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = CONTROL)]
 pub struct ControlArgs {
+    #[command(flatten)]
+    pub words: WordArgs,
+    /// Write one JSON value that this schema describes; {} describes any
+    #[arg(short, long, value_name = "SCHEMA", overrides_with_all = GRAMMARS)]
+    json_schema: Option<String>,
+    /// The same, with the schema in a file
+    #[arg(long, alias = "jf", value_name = "FILE", overrides_with_all = GRAMMARS)]
+    json_schema_file: Option<PathBuf>,
+    /// Write a text of this grammar, in llama.cpp's GBNF, or in llguidance's Lark behind %llguidance
+    #[arg(long, value_name = "TEXT", overrides_with_all = GRAMMARS)]
+    grammar: Option<String>,
+    /// The same, with the grammar in a file
+    #[arg(long, value_name = "FILE", overrides_with_all = GRAMMARS)]
+    grammar_file: Option<PathBuf>,
+}
+
+/// Flags of penalties, biases and stop strings.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = CONTROL)]
+pub struct WordArgs {
     /// End the text where this one appears, which is left out; several: repeat the flag
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     reverse_prompt: Vec<String>,
@@ -26,18 +46,6 @@ pub struct ControlArgs {
     /// flag
     #[arg(short, long, value_name = "ID+BIAS", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
-    /// Write one JSON value that this schema describes; {} describes any
-    #[arg(short, long, value_name = "SCHEMA", overrides_with_all = GRAMMARS)]
-    json_schema: Option<String>,
-    /// The same, with the schema in a file
-    #[arg(long, alias = "jf", value_name = "FILE", overrides_with_all = GRAMMARS)]
-    json_schema_file: Option<PathBuf>,
-    /// Write a text of this grammar, in llama.cpp's GBNF, or in llguidance's Lark behind %llguidance
-    #[arg(long, value_name = "TEXT", overrides_with_all = GRAMMARS)]
-    grammar: Option<String>,
-    /// The same, with the grammar in a file
-    #[arg(long, value_name = "FILE", overrides_with_all = GRAMMARS)]
-    grammar_file: Option<PathBuf>,
 }
 
 /// The flags of which the last one counts.
@@ -53,7 +61,7 @@ fn bias(text: &str) -> std::result::Result<(u32, f32), String> {
     parsed().ok_or_else(|| "it is no ID+BIAS, as 15043+1, 15043-1.5 or 15043-inf".into())
 }
 
-impl ControlArgs {
+impl WordArgs {
     /// `sampling` with these penalties and biases.
     pub fn sampling(&self, sampling: Sampling) -> Sampling {
         Sampling {
@@ -64,6 +72,16 @@ impl ControlArgs {
         }
     }
 
+    /// The stop strings, in which escapes count as in the prompt.
+    ///
+    /// # Errors
+    /// Those of [`EscapeArgs::text`].
+    pub fn stop(&self, escapes: EscapeArgs) -> Result<Vec<String>> {
+        self.reverse_prompt.iter().map(|text| escapes.text(text.clone())).collect()
+    }
+}
+
+impl ControlArgs {
     /// `options` with these stop strings, in which escapes count as in the prompt, and this grammar.
     ///
     /// # Errors
@@ -75,9 +93,8 @@ impl ControlArgs {
         prompt: &PromptArgs,
         options: SequenceOptions,
     ) -> Result<SequenceOptions> {
-        let stop = self.reverse_prompt.iter().map(|text| prompt.escaped(text));
         Ok(SequenceOptions {
-            stop: stop.collect::<Result<_>>()?,
+            stop: self.words.stop(prompt.escapes)?,
             grammar: self.grammar(engine)?,
             ..options
         })

@@ -11,6 +11,7 @@ use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::model::{HeadMode, KvType, SessionOptions};
 use bitnet_runtime::cpu::sparse;
 use bitnet_runtime::cpu::threads::MAX_THREADS;
+use bitnet_runtime::engine::lookup::MAX_DRAFT;
 use bitnet_runtime::engine::{
     Engine, NamedProfile, Options, PackedWeights, ProfileChoice, Progress,
 };
@@ -220,6 +221,35 @@ impl PackedArgs {
             Some("none") => PackedWeights::Never,
             _ => PackedWeights::File(self.packed.clone()),
         }
+    }
+}
+
+/// The flags of drafts.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct DraftArgs {
+    /// Draft tokens that followed the same ones before, and check them together: the same text, and
+    /// sooner where it repeats itself
+    #[arg(long, help_heading = PERFORMANCE)]
+    pub lookup: bool,
+    /// Tokens that --lookup drafts at once, at most
+    #[arg(
+        long,
+        alias = "draft",
+        alias = "draft-n",
+        alias = "spec-draft-n-max",
+        value_name = "N",
+        default_value_t = 16,
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_DRAFT as u64),
+        help_heading = PERFORMANCE
+    )]
+    draft_max: u64,
+}
+
+impl DraftArgs {
+    /// Tokens to draft at once, at most; 0: none.
+    pub fn most(&self) -> usize {
+        if self.lookup { self.draft_max as usize } else { 0 }
     }
 }
 

@@ -19,7 +19,7 @@ pub struct PromptArgs {
     #[arg(short, long, value_name = "FILE", overrides_with = "prompt")]
     file: Option<PathBuf>,
     #[command(flatten)]
-    escapes: EscapeArgs,
+    pub escapes: EscapeArgs,
 }
 
 /// The flags that say what backslashes in a text are.
@@ -68,19 +68,14 @@ impl PromptArgs {
         };
         self.escapes.text(text).map(Some)
     }
-
-    /// What a text of another flag stands for, by the same rule of escapes.
-    ///
-    /// # Errors
-    /// Those of [`unescape`].
-    pub fn escaped(&self, text: &str) -> Result<String> {
-        self.escapes.text(text.to_owned())
-    }
 }
 
 impl EscapeArgs {
-    /// The text of a prompt with what its escapes stand for.
-    fn text(self, text: String) -> Result<String> {
+    /// The text of a flag with what its escapes stand for.
+    ///
+    /// # Errors
+    /// Those of [`unescape`].
+    pub fn text(self, text: String) -> Result<String> {
         if self.apply(true) { unescape(&text) } else { Ok(text) }
     }
 

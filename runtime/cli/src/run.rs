@@ -12,7 +12,6 @@ use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::memory::{self, Pages};
 use bitnet_runtime::cpu::model::{HeadStats, Needs, Session};
 use bitnet_runtime::engine::logprobs::TokenLogprobs;
-use bitnet_runtime::engine::lookup::MAX_DRAFT;
 use bitnet_runtime::engine::report::{HeadReport, KernelReport};
 use bitnet_runtime::engine::sampler::{Sampler, Sampling};
 use bitnet_runtime::engine::sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats};
@@ -23,7 +22,7 @@ use serde::Serialize;
 
 use crate::controls::ControlArgs;
 use crate::interrupt::Interrupt;
-use crate::load::{self, LEAVE, OpenArgs, PERFORMANCE, SessionArgs};
+use crate::load::{self, DraftArgs, LEAVE, OpenArgs, SessionArgs};
 use crate::output::{answer, human, note};
 use crate::prompt::PromptArgs;
 use crate::sampling::SamplingArgs;
@@ -66,23 +65,8 @@ pub struct Args {
     /// Go on where the model would end the text
     #[arg(long)]
     ignore_eos: bool,
-    /// Draft tokens that followed the same ones before, and check them together: the same text, and
-    /// sooner where it repeats itself
-    #[arg(long, help_heading = PERFORMANCE)]
-    pub(crate) lookup: bool,
-    /// Tokens that --lookup drafts at once, at most
-    #[arg(
-        long,
-        alias = "draft",
-        alias = "draft-n",
-        alias = "spec-draft-n-max",
-        value_name = "N",
-        default_value_t = 16,
-        allow_negative_numbers = true,
-        value_parser = clap::value_parser!(u64).range(1..=MAX_DRAFT as u64),
-        help_heading = PERFORMANCE
-    )]
-    draft_max: u64,
+    #[command(flatten)]
+    pub(crate) draft: DraftArgs,
     /// Print one JSON object at the end instead of the text
     #[arg(long)]
     pub(crate) json: bool,
@@ -228,7 +212,7 @@ pub fn run(args: &Args, unused: &[&str]) -> Result<ExitCode> {
             (session.position().min(prompt.len()), cached),
             &sequence.stats(),
             sequence.ids().len(),
-            args.lookup,
+            args.draft.lookup,
         ),
         memory: Memory {
             file_bytes: model.gguf().file_bytes(),
@@ -288,7 +272,7 @@ impl Args {
         let options = Options { progress: Some(load::progress(Arc::clone(&silenced))), ..options };
         let gguf = options.file(&path)?;
         let suggested = self.sampling.unsaid(Suggested::from_gguf(&gguf)?);
-        let sampling = self.controls.sampling(self.sampling.over(&suggested));
+        let sampling = self.controls.words.sampling(self.sampling.over(&suggested));
         let needs = match self.logprobs.is_some() || self.controls.needs_all() {
             true => Needs::All,
             false => Sampler::new(sampling.clone())?.needs(&[]),
@@ -312,7 +296,7 @@ impl Args {
     pub(crate) fn limits(&self, engine: &Engine) -> Result<SequenceOptions> {
         let limits = SequenceOptions {
             ignore_eos: self.ignore_eos,
-            draft: if self.lookup { self.draft_max as usize } else { 0 },
+            draft: self.draft.most(),
             logprobs: self.logprobs.map(usize::from),
             ..SequenceOptions::default()
         };

@@ -126,10 +126,10 @@ pub struct ChatArgs {
 
 /// A setting that is on, off, or as it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct OnOff(Option<bool>);
+pub struct OnOff(pub Option<bool>);
 
 /// `on`, `off` and `auto`, in llama.cpp's spellings, for clap.
-fn on_off_auto(text: &str) -> std::result::Result<OnOff, String> {
+pub fn on_off_auto(text: &str) -> std::result::Result<OnOff, String> {
     match text {
         "on" | "enabled" | "true" | "1" => Ok(OnOff(Some(true))),
         "off" | "disabled" | "false" | "0" => Ok(OnOff(Some(false))),
@@ -407,7 +407,7 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
                 (reply.prompt.len(), args.prompt_cache.is_some().then_some(reply.cached)),
                 &reply.stats,
                 reply.ids.len(),
-                args.lookup,
+                args.draft.lookup,
             ),
         };
         let json = serde_json::to_string(&report)

@@ -12,5 +12,5 @@ mod screen;
 mod talk;
 mod typist;
 
-pub(crate) use command::run;
 pub use command::{Args, ChatArgs};
+pub(crate) use command::{OnOff, on_off_auto, run};

@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Path, Query, Request as HttpRequest, State};
+use axum::http::HeaderName;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use bitnet_runtime::Chat;
 use serde_json::{Value, json};
 
-use super::answer::decimal;
+use super::answer::sampler_settings;
 use super::app::App;
 use super::error::{ApiError, Kind, Result, quoted};
 use super::fields::{Fields, object};
@@ -77,19 +78,15 @@ pub async fn props(State(app): State<Arc<App>>) -> Result<Json<Value>> {
     let loaded = app.loaded()?;
     let tokenizer = &loaded.tokenizer;
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-    let sampling = &loaded.sampling;
+    // llama.cpp's word for another seed each time.
+    let seed = loaded.seed.unwrap_or_else(|| u32::MAX.into());
+    let mut params = sampler_settings(&loaded.sampling, seed);
+    params.insert("n_predict".into(), loaded.predict.map_or(-1, |tokens| tokens as i64).into());
+    params.insert("stop".into(), json!(loaded.stop));
     Ok(Json(json!({
         "default_generation_settings": {
             "n_ctx": loaded.context,
-            "params": {
-                "temperature": decimal(sampling.temperature),
-                "top_k": sampling.top_k,
-                "top_p": decimal(sampling.top_p),
-                "min_p": decimal(sampling.min_p),
-                "repeat_penalty": decimal(sampling.repeat_penalty),
-                "repeat_last_n": i64::try_from(sampling.repeat_last_n).unwrap_or(-1),
-                "n_predict": loaded.predict.map_or(-1, |tokens| tokens as i64),
-            },
+            "params": params,
         },
         "total_slots": loaded.slots,
         "model_alias": loaded.model.alias,
@@ -144,16 +141,15 @@ pub async fn slot_action(
     })?;
     let action = query.get("action").map(String::as_str);
     let start = Instant::now();
-    let ask = |action| app.ask(move |reply| Command::Cache { slot, action, reply });
     let ms = |start: Instant| start.elapsed().as_secs_f64() * 1e3;
     match action {
         Some("erase") => {
-            let erased = ask(CacheAction::Erase).await??;
+            let erased = app.cache(slot, CacheAction::Erase).await?;
             Ok(Json(json!({"id_slot": slot, "n_erased": erased})))
         }
         Some("save") => {
             let (name, path) = file(&app, request).await?;
-            let saved = ask(CacheAction::Save(path.clone())).await??;
+            let saved = app.cache(slot, CacheAction::Save(path.clone())).await?;
             let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
             Ok(Json(json!({
                 "id_slot": slot,
@@ -165,7 +161,7 @@ pub async fn slot_action(
         }
         Some("restore") => {
             let (name, path) = file(&app, request).await?;
-            let restored = ask(CacheAction::Restore(path.clone())).await??;
+            let restored = app.cache(slot, CacheAction::Restore(path.clone())).await?;
             let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
             Ok(Json(json!({
                 "id_slot": slot,
@@ -214,5 +210,9 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response> {
             "/metrics is not offered: start the server with --metrics",
         ));
     }
-    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.text()).into_response())
+    let headers = [
+        (CONTENT_TYPE, "text/plain; version=0.0.4".to_owned()),
+        (HeaderName::from_static("process-start-time-unix"), app.started.to_string()),
+    ];
+    Ok((headers, app.metrics.text()).into_response())
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bitnet_runtime::engine::logprobs::TokenLogprobs;
+use bitnet_runtime::engine::sampler::Sampling;
 use bitnet_runtime::engine::sequence::FinishReason;
 use bitnet_runtime::text::tokenizer::Tokenizer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::job::Timings;
 use super::request::Request;
@@ -15,9 +16,10 @@ pub fn timings(timings: &Timings) -> Value {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     // JSON has no infinity: nothing took no time.
     let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
-    let (prompt, written) = (timings.prompt as f64, timings.written as f64);
+    // The first token comes with the prompt, whose time it has.
+    let (prompt, steps) = (timings.prompt as f64, timings.written.saturating_sub(1) as f64);
     let (prompt_ms, predicted_ms) = (ms(timings.prompt_time), ms(timings.time));
-    json!({
+    let mut object = json!({
         "cache_n": timings.cached,
         "prompt_n": timings.prompt,
         "prompt_ms": prompt_ms,
@@ -25,9 +27,14 @@ pub fn timings(timings: &Timings) -> Value {
         "prompt_per_second": ratio(prompt * 1e3, prompt_ms),
         "predicted_n": timings.written,
         "predicted_ms": predicted_ms,
-        "predicted_per_token_ms": ratio(predicted_ms, written),
-        "predicted_per_second": ratio(written * 1e3, predicted_ms),
-    })
+        "predicted_per_token_ms": ratio(predicted_ms, steps),
+        "predicted_per_second": ratio(steps * 1e3, predicted_ms),
+    });
+    if timings.drafted > 0 {
+        object["draft_n"] = timings.drafted.into();
+        object["draft_n_accepted"] = timings.accepted.into();
+    }
+    object
 }
 
 /// The counts of tokens of a request, by OpenAI's names: `cached` are among those of the prompt.
@@ -40,13 +47,13 @@ pub fn usage(prompt: usize, cached: usize, written: usize) -> Value {
     })
 }
 
-/// The settings of a text, by llama.cpp's names.
-pub fn settings(request: &Request, choice: usize) -> Value {
-    let sampling = &request.sampling;
-    let tokens = request.tokens.map_or(-1, |tokens| i64::try_from(tokens).unwrap_or(i64::MAX));
+/// The settings of a sampler, with its seed, by llama.cpp's names.
+pub fn sampler_settings(sampling: &Sampling, seed: u64) -> Map<String, Value> {
     let last_n = i64::try_from(sampling.repeat_last_n).unwrap_or(-1);
-    json!({
-        "seed": sampling.seed.wrapping_add(choice as u64),
+    // A number that JSON does not have, minus infinity, is null.
+    let biases = sampling.logit_bias.iter().map(|(id, bias)| json!({"token": id, "bias": bias}));
+    let settings = json!({
+        "seed": seed,
         "temperature": decimal(sampling.temperature),
         "top_k": sampling.top_k,
         "top_p": decimal(sampling.top_p),
@@ -55,15 +62,36 @@ pub fn settings(request: &Request, choice: usize) -> Value {
         "repeat_penalty": decimal(sampling.repeat_penalty),
         "presence_penalty": decimal(sampling.presence_penalty),
         "frequency_penalty": decimal(sampling.frequency_penalty),
-        "stop": request.stop,
-        "n_probs": request.logprobs.unwrap_or(0),
-        "max_tokens": tokens,
-        "n_predict": tokens,
-        "ignore_eos": request.ignore_eos,
-        "stream": request.stream,
-        "timings_per_token": request.timings_per_token,
+        "logit_bias": biases.collect::<Vec<_>>(),
         "samplers": ["logit_bias", "penalties", "top_k", "top_p", "min_p", "temperature"],
-    })
+    });
+    match settings {
+        Value::Object(settings) => settings,
+        _ => Map::new(),
+    }
+}
+
+/// The settings of a text, by llama.cpp's names.
+pub fn settings(request: &Request, choice: usize, tokenizer: &Tokenizer) -> Value {
+    let mut sampling = request.sampling.clone();
+    if request.ignore_eos {
+        let ends = tokenizer.eos_ids().iter().map(|&id| (id, f32::NEG_INFINITY));
+        sampling.logit_bias.extend(ends);
+    }
+    let tokens = request.tokens.map_or(-1, |tokens| i64::try_from(tokens).unwrap_or(i64::MAX));
+    let mut settings = sampler_settings(&sampling, sampling.seed.wrapping_add(choice as u64));
+    let own = [
+        ("stop", json!(request.stop)),
+        ("n_probs", request.logprobs.unwrap_or(0).into()),
+        ("post_sampling_probs", request.after_sampling.into()),
+        ("max_tokens", tokens.into()),
+        ("n_predict", tokens.into()),
+        ("ignore_eos", request.ignore_eos.into()),
+        ("stream", request.stream.into()),
+        ("timings_per_token", request.timings_per_token.into()),
+    ];
+    settings.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    settings.into()
 }
 
 /// A number as it was written: in f64 the digits beyond those of an f32 would show.
@@ -102,6 +130,22 @@ pub fn token_logprobs(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Value {
     let mut object = token_logprob(tokenizer, token.id, token.logprob);
     let top = token.top.iter().map(|&(id, logprob)| token_logprob(tokenizer, id, logprob));
     object["top_logprobs"] = top.collect();
+    object
+}
+
+/// A token and the likely ones in its place, with the probabilities of its draw, as llama.cpp has them.
+pub fn token_probs(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Value {
+    let row = |id: u32, logprob: f64| {
+        let bytes = token_bytes(tokenizer, id);
+        json!({
+            "id": id,
+            "token": String::from_utf8_lossy(&bytes),
+            "bytes": bytes,
+            "prob": TokenLogprobs::probability(logprob),
+        })
+    };
+    let mut object = row(token.id, token.logprob);
+    object["top_probs"] = token.top.iter().map(|&(id, logprob)| row(id, logprob)).collect();
     object
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::chat_answer::ReasoningFormat;
 use super::error::{ApiError, Kind, Result};
 use super::guard::Guard;
-use super::job::{Command, EVENTS, Event, Job};
+use super::job::{CacheAction, Command, EVENTS, Event, Job};
 use super::metrics::Metrics;
 use super::queue::Queue;
 use super::request::Request;
@@ -59,6 +59,10 @@ pub struct Loaded {
     pub slots: usize,
     /// Sampler of a request that says nothing.
     pub sampling: Sampling,
+    /// Texts that end a text of a request that gives none.
+    pub stop: Vec<String>,
+    /// Tokens to draft at once, at most, while one text is being written; 0: none.
+    pub draft: usize,
     /// Seed of a request that gives none; `None`: another one each time.
     pub seed: Option<u64>,
     /// Most tokens of a text, whatever a request asks for.
@@ -69,11 +73,15 @@ pub struct Loaded {
     /// Variables of the template, unless a request has its own.
     pub variables: Variables,
     /// Compiler of grammars, made for the first request that has one.
-    pub grammars: OnceLock<Grammars>,
+    pub grammars: OnceLock<Arc<Grammars>>,
+    /// Places for grammars that are being compiled.
+    pub compiling: Arc<Semaphore>,
     /// The system prompt of a conversation that has none.
     pub system: Option<String>,
     /// Form of calls of functions in the template's answers, if it is known.
     pub tools: Option<Family>,
+    /// True if the template wants the arguments of calls as objects, where clients send strings.
+    pub takes_objects: bool,
     /// Treatment of reasoning where a request says nothing.
     pub reasoning: ReasoningFormat,
 }
@@ -83,11 +91,11 @@ impl Loaded {
     ///
     /// # Errors
     /// 400 for a vocabulary that it cannot take.
-    pub fn grammars(&self) -> Result<&Grammars> {
+    pub fn grammars(&self) -> Result<&Arc<Grammars>> {
         if let Some(grammars) = self.grammars.get() {
             return Ok(grammars);
         }
-        let grammars = Grammars::new(Arc::clone(&self.tokenizer))?;
+        let grammars = Arc::new(Grammars::new(Arc::clone(&self.tokenizer))?);
         Ok(self.grammars.get_or_init(|| grammars))
     }
 }
@@ -121,6 +129,8 @@ pub struct App {
     commands: Sender<Command>,
     pub queue: Arc<Queue>,
     pub metrics: Arc<Metrics>,
+    /// Time at which the server began, in seconds since 1970.
+    pub started: u64,
     ids: AtomicU64,
     bodies: Arc<Semaphore>,
 }
@@ -159,6 +169,7 @@ impl App {
             commands,
             queue,
             metrics,
+            started: now(),
             ids: AtomicU64::new(0),
         }
     }
@@ -285,6 +296,7 @@ impl App {
                 slot: request.slot,
                 most_time: request.most_time,
                 tells_progress: request.progress && request.stream,
+                drafts: loaded.draft > 0,
                 events: sender,
                 received,
             };
@@ -295,6 +307,16 @@ impl App {
             Text { index, prompt, events }
         });
         Ok(texts.collect())
+    }
+
+    /// Has the engine thread do something with the cache of a slot, and returns how many tokens that was
+    /// about.
+    ///
+    /// # Errors
+    /// 400 for a file that is refused, 503 for a slot that is busy, and when the thread has ended.
+    pub async fn cache(&self, slot: usize, action: CacheAction) -> Result<usize> {
+        let back = self.commands.clone();
+        self.ask(|reply| Command::Cache { slot, action, back, reply }).await?
     }
 
     /// Asks the engine thread.

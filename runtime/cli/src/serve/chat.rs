@@ -13,10 +13,11 @@ use super::app::{App, Loaded, aside};
 use super::chat_answer::Answers;
 use super::error::{ApiError, Result};
 use super::fields::{Fields, object};
+use super::grammar;
 use super::request::Request;
 use super::router::Account;
 use super::stream::{collect, events};
-use super::tools::Tools;
+use super::tools::{Tools, with_objects};
 
 /// Messages of a conversation, at most.
 const MAX_MESSAGES: usize = 10_000;
@@ -70,6 +71,26 @@ pub async fn apply_template(
     answer.await.map(JsonAnswer)
 }
 
+/// `POST /chat/completions/input_tokens`: how many tokens the prompt of a conversation has.
+///
+/// # Errors
+/// As [`apply_template`].
+pub async fn input_tokens(
+    State(app): State<Arc<App>>,
+    request: HttpRequest,
+) -> Result<JsonAnswer<Value>> {
+    app.loaded()?;
+    let body = app.body(request).await?;
+    let answer = aside(move || {
+        let loaded = app.loaded()?;
+        let object = object(&body.bytes)?;
+        let fields = Fields(&object);
+        let conversation = conversation(fields, &Tools::read(fields)?, loaded)?;
+        Ok(json!({"input_tokens": chat(loaded)?.ids(&conversation)?.len()}))
+    });
+    answer.await.map(JsonAnswer)
+}
+
 /// The template of the model.
 fn chat(loaded: &Loaded) -> Result<&Chat> {
     loaded.chat.as_ref().map_err(|reason| ApiError::invalid(reason.clone()))
@@ -96,7 +117,8 @@ fn read(app: &App, body: &[u8]) -> Result<Answers> {
             return Err(ApiError::text_field("tool_choice", "a call", expected));
         }
         let lark = family.grammar(&tools.callable, tools.several);
-        request.grammar = Some(loaded.grammars()?.grammar(&lark)?);
+        let grammar = grammar::compiled(loaded, move |grammars| grammars.grammar(&lark));
+        request.grammar = Some(grammar?);
     }
     let calls = family.filter(|_| fields.boolean("parse_tool_calls").ok().flatten() != Some(false));
     let top = fields.integer("top_logprobs", 0..=MAX_LOGPROBS)?;
@@ -134,6 +156,10 @@ fn conversation(fields: Fields<'_>, tools: &Tools, loaded: &Loaded) -> Result<Co
     fields.object("chat_template_kwargs")?;
     let messages = messages.as_array().into_iter().flatten().enumerate();
     let messages = messages.map(|(number, message)| {
+        let message = match loaded.takes_objects {
+            true => &with_objects(message),
+            false => message,
+        };
         Message::try_from(ordered(message)?).map_err(|error| {
             ApiError::invalid(format!("messages: message {number}: {error}")).of("messages")
         })

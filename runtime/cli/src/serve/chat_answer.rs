@@ -252,6 +252,9 @@ impl Form for Answers {
     fn progress(&mut self, text: usize, progress: Progress) -> Option<Value> {
         let mut chunk = self.chunk(text, json!({}), None);
         chunk["prompt_progress"] = json!(progress);
+        if self.request.timings_per_token {
+            chunk["timings"] = timings(&progress.timings);
+        }
         Some(chunk)
     }
 

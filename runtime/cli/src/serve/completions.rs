@@ -218,6 +218,9 @@ impl Form for Completions {
     fn progress(&mut self, text: usize, progress: Progress) -> Option<Value> {
         let mut object = self.object(json!([Self::choice(text, "", Value::Null, None)]));
         object["prompt_progress"] = json!(progress);
+        if self.request.timings_per_token {
+            object["timings"] = timings(&progress.timings);
+        }
         Some(object)
     }
 

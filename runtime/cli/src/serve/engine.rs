@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_runtime::cpu::head::screen::Needs;
@@ -16,15 +17,16 @@ use bitnet_runtime::error::{Error, Result};
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::error::{ApiError, Kind};
-use super::job::{CacheAction, Command, Ending, Event, Job, Piece, Progress, SlotState, Timings};
+use super::job::{
+    CacheAction, CacheReply, Command, Ending, Event, Job, Piece, Progress, Returned, SlotState,
+    Timings,
+};
 use super::metrics::Metrics;
 use super::queue::Queue;
 use super::schedule::{Pace, shares};
 use super::slots::Slots;
 use crate::output::note;
 
-/// Time for which a reader may leave all its events unread.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Interval at which readers are looked at while there is nothing else to do.
 const LOOK: Duration = Duration::from_millis(5);
 /// Events that a text may add in one pass.
@@ -57,12 +59,26 @@ struct Active {
 impl Active {
     fn timings(&self, now: Instant) -> Timings {
         let first = self.first.unwrap_or(now);
+        let stats = self.job.sequence.stats();
         Timings {
             cached: self.cached,
-            prompt: self.job.prompt.len() - self.cached,
+            prompt: self.job.prompt.len() - self.cached - self.job.sequence.prompt_left(),
             prompt_time: first - self.started,
             written: self.job.sequence.ids().len(),
             time: now - first,
+            drafted: stats.drafted,
+            accepted: stats.accepted,
+        }
+    }
+
+    /// Progress of the prompt.
+    fn progress(&self, now: Instant) -> Progress {
+        Progress {
+            total: self.job.prompt.len(),
+            cache: self.cached,
+            processed: self.job.prompt.len() - self.job.sequence.prompt_left(),
+            time_ms: (now - self.started).as_secs_f64() * 1e3,
+            timings: self.timings(now),
         }
     }
 
@@ -109,22 +125,28 @@ pub struct Serving {
     /// The oldest first.
     active: Vec<Active>,
     waiting: VecDeque<Job>,
+    /// Slots whose content is on its way to or from a file.
+    away: usize,
     commands: Receiver<Command>,
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
     pace: Pace,
+    /// Time for which a reader may leave all its events unread.
+    patience: Duration,
     failures: Vec<Instant>,
     /// Time at which all is to have ended, once no text is begun any more.
     drain: Option<Instant>,
 }
 
 impl Serving {
-    /// Takes a session, each of whose sequences becomes a slot.
+    /// Takes a session, each of whose sequences becomes a slot, and the time for which a reader may
+    /// leave all its events unread.
     pub fn new(
         session: Session,
         commands: Receiver<Command>,
         queue: Arc<Queue>,
         metrics: Arc<Metrics>,
+        patience: Duration,
     ) -> Self {
         let count = session.sequences();
         Self {
@@ -133,10 +155,12 @@ impl Serving {
             session,
             active: Vec::new(),
             waiting: VecDeque::new(),
+            away: 0,
             commands,
             queue,
             metrics,
             pace: Pace::default(),
+            patience,
             failures: Vec::new(),
             drain: None,
         }
@@ -154,13 +178,14 @@ impl Serving {
             self.sweep(Instant::now());
             self.admit();
             if let Some(end) = self.drain {
-                if Instant::now() >= end {
+                let is_over = Instant::now() >= end;
+                if is_over {
                     self.fail_all(&ApiError::new(
                         Kind::Unavailable,
                         "the server has ended before the text has",
                     ));
                 }
-                if self.active.is_empty() {
+                if self.active.is_empty() && (self.away == 0 || is_over) {
                     return Ok(());
                 }
             }
@@ -202,15 +227,20 @@ impl Serving {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(job) if self.drain.is_some() => self.refuse(*job),
-            Command::Submit(job) => self.waiting.push_back(*job),
+            Command::Submit(job) => {
+                self.waiting.push_back(*job);
+                self.tell_numbers();
+            }
             // Who asked may have gone.
             Command::Slots(reply) => drop(reply.send(self.states())),
-            Command::Cache { slot, action, reply } => drop(reply.send(self.cache(slot, action))),
+            Command::Cache { slot, action, back, reply } => self.cache(slot, action, back, reply),
+            Command::Return(returned) => self.take_back(*returned),
             Command::Drain(end) => {
                 self.drain = Some(end);
                 for job in std::mem::take(&mut self.waiting) {
                     self.refuse(job);
                 }
+                self.tell_numbers();
             }
         }
     }
@@ -223,7 +253,7 @@ impl Serving {
 
     /// Ends texts that nobody reads any more, or that have had their time.
     fn sweep(&mut self, now: Instant) {
-        let queue = &self.queue;
+        let (queue, waiting) = (&self.queue, self.waiting.len());
         self.waiting.retain(|job| {
             let is_wanted = !job.events.is_closed();
             if !is_wanted {
@@ -231,10 +261,13 @@ impl Serving {
             }
             is_wanted
         });
+        if self.waiting.len() < waiting {
+            self.tell_numbers();
+        }
         let mut number = 0;
         while let Some(active) = self.active.get_mut(number) {
             active.stalled = if active.has_room() { None } else { active.stalled.or(Some(now)) };
-            let is_stalled = active.stalled.is_some_and(|since| now - since >= PATIENCE);
+            let is_stalled = active.stalled.is_some_and(|since| now - since >= self.patience);
             let spent = active.first.map(|first| now - first);
             if active.job.events.is_closed() || is_stalled {
                 if is_stalled {
@@ -319,8 +352,11 @@ impl Serving {
             stalled: None,
         };
         active.send(Event::Started { slot });
+        if active.job.tells_progress {
+            active.send(Event::Progress(active.progress(started)));
+        }
         self.active.push(active);
-        self.metrics.now(self.active.len(), self.waiting.len(), self.session.kv_bytes());
+        self.tell_numbers();
     }
 
     /// Takes the next tokens of all texts whose readers have room through the model.
@@ -336,17 +372,21 @@ impl Serving {
             .filter(|&left| left > 0)
             .collect();
         let budget = self.pace.budget(rows, self.session.batch());
+        // Rows of a draft would hold up the texts beside it.
+        let may_draft = rows == 1 && left.is_empty();
         let mut shares = shares(budget, &left).into_iter();
 
         let mut parts = Vec::with_capacity(self.active.len());
         let mut tokens = Vec::with_capacity(rows + budget.min(left.iter().sum()));
         let mut first_row = 0;
+        let mut drafts = 0;
         let (mut ended, mut failed) = (Vec::new(), Vec::new());
         for (text, active) in self.active.iter_mut().enumerate().filter(|(text, _)| ready[*text]) {
             let share = if is_prompt(active) { shares.next().unwrap_or(1) } else { 0 };
             let tells = active.job.prompt_logprobs.is_some() && share > 0;
             let prompt = if tells { share.min(MOST_ROWS) } else { share };
             let room = context - self.session.position_of(active.slot);
+            let room = if share > 0 || may_draft { room } else { room.min(1) };
             let wants = match active.job.sequence.wants(prompt, room) {
                 Ok(Some(wants)) => wants,
                 Ok(None) => {
@@ -362,6 +402,7 @@ impl Serving {
             if let Some(slot) = self.slots.get_mut(active.slot) {
                 slot.tokens.extend_from_slice(wants.ids);
             }
+            drafts += usize::from(share == 0 && wants.ids.len() > 1);
             let prompt_rows = if tells { wants.ids.len() - wants.rows } else { 0 };
             parts.push(Part { text, first_row, prompt_rows, prompt });
             first_row += prompt_rows + wants.rows;
@@ -377,7 +418,10 @@ impl Serving {
         let through = Instant::now();
         let prompt: usize = parts.iter().map(|part| part.prompt).sum();
         self.pace.learn(prompt, budget, through - start);
-        self.metrics.passed(parts.len(), prompt, through - start);
+        if let ([part], true) = (&parts[..], may_draft) {
+            self.active[part.text].job.sequence.took(through - start);
+        }
+        self.metrics.passed(parts.len(), prompt, drafts, through - start);
         for (text, error) in failed {
             self.active[text].send(Event::Failed(error.into()));
             self.active[text].job.sequence.interrupt();
@@ -404,12 +448,7 @@ impl Serving {
             slot.tokens.truncate(held);
         }
         if part.prompt > 0 && active.job.tells_progress {
-            active.send(Event::Progress(Progress {
-                total: active.job.prompt.len(),
-                cache: active.cached,
-                processed: held,
-                time_ms: (now - active.started).as_secs_f64() * 1e3,
-            }));
+            active.send(Event::Progress(active.progress(now)));
         }
         if let Some(top) = active.job.prompt_logprobs.filter(|_| part.prompt > 0) {
             // The row of a token is of the token behind it.
@@ -462,8 +501,13 @@ impl Serving {
         let active = self.active.remove(number);
         self.slots.free(active.slot);
         self.queue.leave(Some(active.started.elapsed()));
-        self.metrics.now(self.active.len(), self.waiting.len(), self.session.kv_bytes());
+        self.tell_numbers();
         active
+    }
+
+    /// Notes how many texts there are, and the memory of their caches.
+    fn tell_numbers(&self) {
+        self.metrics.now(self.active.len(), self.waiting.len(), self.session.kv_bytes());
     }
 
     fn empty(&mut self, slot: usize) {
@@ -473,33 +517,73 @@ impl Serving {
         }
     }
 
-    fn cache(&mut self, slot: usize, action: CacheAction) -> std::result::Result<usize, ApiError> {
-        let held = self.free_slot(slot)?;
-        match action {
-            CacheAction::Erase => {
-                self.empty(slot);
-                Ok(held)
-            }
-            CacheAction::Save(path) => {
-                let tokens = self.slots.get(slot).map_or(&[][..], |slot| &slot.tokens);
-                self.session.save(slot, tokens, &path).map_err(|error| refused(&path, &error))?;
-                Ok(held)
-            }
-            CacheAction::Restore(path) => {
-                let restored = self.session.restore(slot, &path);
-                let held = self.session.position_of(slot);
-                let Some(own) = self.slots.get_mut(slot) else { return Ok(0) };
-                match restored {
-                    Ok(tokens) => own.tokens = tokens,
+    /// Empties a slot, or has a thread of its own write what it holds to a file, or read it from one.
+    /// Meanwhile the slot is busy, and the texts in others go on.
+    fn cache(
+        &mut self,
+        slot: usize,
+        action: CacheAction,
+        back: Sender<Command>,
+        reply: CacheReply,
+    ) {
+        let held = match self.free_slot(slot) {
+            Ok(held) => held,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        if matches!(action, CacheAction::Erase) {
+            self.empty(slot);
+            return drop(reply.send(Ok(held)));
+        }
+        let mut taken = match self.session.detach(slot) {
+            Ok(taken) => taken,
+            Err(error) => return drop(reply.send(Err(error.into()))),
+        };
+        self.slots.occupy(slot);
+        let own = self.slots.get_mut(slot).map(|slot| std::mem::take(&mut slot.tokens));
+        let mut tokens = own.unwrap_or_default();
+        self.away += 1;
+        let work = move || {
+            let done = match action {
+                CacheAction::Erase => Ok(()),
+                CacheAction::Save(path) => {
+                    taken.save(&tokens, &path).map_err(|error| refused(&path, &error))
+                }
+                CacheAction::Restore(path) => match taken.restore(&path) {
+                    Ok(restored) => {
+                        tokens = restored;
+                        Ok(())
+                    }
                     // Of a damaged file nothing is left.
                     Err(error) => {
-                        own.tokens.truncate(held);
-                        return Err(refused(&path, &error));
+                        tokens.truncate(taken.position());
+                        Err(refused(&path, &error))
                     }
-                }
-                Ok(held)
-            }
+                },
+            };
+            let returned = Returned { slot, held: taken, tokens, done, reply };
+            // An engine that has ended needs it no more.
+            drop(back.send(Command::Return(Box::new(returned))));
+        };
+        if let Err(error) = thread::Builder::new().name("slot-file".into()).spawn(work) {
+            // What was taken has gone with the thread that did not begin: the slot is empty.
+            note(format_args!("slot {slot}: cannot begin a thread: {error}"));
+            self.away -= 1;
+            self.slots.free(slot);
         }
+    }
+
+    /// Puts what comes back from a file into its slot.
+    fn take_back(&mut self, returned: Returned) {
+        let Returned { slot, held, tokens, done, reply } = returned;
+        self.away -= 1;
+        self.slots.free(slot);
+        let count = tokens.len();
+        let attached = self.session.attach(slot, held).map_err(ApiError::from);
+        if let Some(slot) = self.slots.get_mut(slot).filter(|_| attached.is_ok()) {
+            slot.tokens = tokens;
+        }
+        // Who asked may have gone.
+        drop(reply.send(attached.and(done).map(|()| count)));
     }
 
     /// The tokens that a slot holds, which must exist and be free.
@@ -522,7 +606,7 @@ impl Serving {
             SlotState {
                 id,
                 n_ctx: self.session.context(),
-                speculative: false,
+                speculative: active.is_some_and(|active| active.job.drafts),
                 is_processing: slot.is_busy,
                 id_task: self.last_jobs.get(id).copied().unwrap_or(-1),
                 n_past: slot.tokens.len(),
@@ -577,6 +661,7 @@ fn panicked(cause: &(dyn Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::{Sender, channel};
     use std::thread;
@@ -609,29 +694,62 @@ mod tests {
         fn head(&self, _: usize, _: &[f32]) {}
     }
 
+    /// An observer that holds a pass until it is told to go on.
+    #[derive(Debug)]
+    struct Hold {
+        /// Tokens that have come to the first layer, and the one at which it holds.
+        tokens: AtomicUsize,
+        at: usize,
+        /// Says that it holds, and waits for word.
+        holds: Sender<()>,
+        go: Mutex<Receiver<()>>,
+    }
+
+    impl Observer for Hold {
+        fn feed_forward(&self, layer: usize, _: usize, _: &[f32], _: &[i8]) {
+            if layer == 0 && self.tokens.fetch_add(1, Ordering::Relaxed) == self.at {
+                self.holds.send(()).unwrap();
+                self.go.lock().unwrap().recv().unwrap();
+            }
+        }
+
+        fn head(&self, _: usize, _: &[f32]) {}
+    }
+
     /// An engine thread on the demo model, with an observer.
-    fn serve(fault: Fault) -> (Engine, Sender<Command>, thread::JoinHandle<Result<()>>) {
+    fn serve(
+        observer: Arc<dyn Observer>,
+    ) -> (Engine, Sender<Command>, thread::JoinHandle<Result<()>>) {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/bard-11m.i2_s.gguf");
         let options = Options { threads: Some(1), ..Options::default() };
         let engine = Engine::open(path, options).unwrap();
         let options =
             SessionOptions { context: Some(256), sequences: 2, ..SessionOptions::default() };
         let mut session = engine.session(options).unwrap();
-        session.observe(Some(Arc::new(fault)));
+        session.observe(Some(observer));
         let (commands, orders) = channel();
         let queue = Arc::new(Queue::new(2, 64));
-        let mut serving = Serving::new(session, orders, queue, Arc::new(Metrics::default()));
+        let patience = Duration::from_secs(3600);
+        let mut serving = Serving::new(session, orders, queue, Arc::default(), patience);
         (engine, commands, thread::spawn(move || serving.run()))
     }
 
-    /// Asks for a text of a few tokens, and returns its last event.
-    fn ask(engine: &Engine, commands: &Sender<Command>) -> Event {
-        let tokenizer = engine.tokenizer().unwrap();
-        let prompt = tokenizer.prompt("ROMEO:").unwrap();
+    /// Asks for a text of so many tokens.
+    fn submit(
+        engine: &Engine,
+        commands: &Sender<Command>,
+        prompt: Vec<u32>,
+        tokens: usize,
+    ) -> mpsc::Receiver<Event> {
+        let tokenizer = Arc::clone(engine.tokenizer().unwrap());
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-        let options = SequenceOptions { tokens: Some(4), ..SequenceOptions::default() };
-        let sequence = Sequence::new(Arc::clone(tokenizer), &prompt, sampling, options).unwrap();
-        let (events, mut receiver) = mpsc::channel(EVENTS);
+        let options = SequenceOptions {
+            tokens: Some(tokens),
+            ignore_eos: true,
+            ..SequenceOptions::default()
+        };
+        let sequence = Sequence::new(tokenizer, &prompt, sampling, options).unwrap();
+        let (events, receiver) = mpsc::channel(EVENTS);
         let job = Job {
             id: 0,
             after: None,
@@ -642,10 +760,17 @@ mod tests {
             most_time: None,
             prompt_logprobs: None,
             tells_progress: false,
+            drafts: false,
             events,
             received: Instant::now(),
         };
         commands.send(Command::Submit(Box::new(job))).unwrap();
+        receiver
+    }
+
+    /// Asks for a text of 4 tokens after 3, and returns its last event.
+    fn ask(engine: &Engine, commands: &Sender<Command>) -> Event {
+        let mut receiver = submit(engine, commands, vec![9; 3], 4);
         let mut last = None;
         while let Some(event) = receiver.blocking_recv() {
             last = Some(event);
@@ -653,10 +778,36 @@ mod tests {
         last.unwrap()
     }
 
+    /// Tokens of [`ask`] that go through the model: the last one does not.
+    const ASKED: usize = 3 + 3;
+
+    #[test]
+    fn r06_r07_a_text_ends_before_the_next_pass_when_its_reader_has_gone() {
+        // In the second token that is written, and in the first pass of a prompt.
+        for (prompt, at) in [(vec![9; 5], 6), (vec![9; 250], 0)] {
+            let (holds, is_held) = channel();
+            let (go, may_go) = channel();
+            let go_on = Mutex::new(may_go);
+            let hold = Arc::new(Hold { tokens: AtomicUsize::new(0), at, holds, go: go_on });
+            let (engine, commands, thread) = serve(Arc::clone(&hold) as Arc<dyn Observer>);
+            let receiver = submit(&engine, &commands, prompt, 5);
+            is_held.recv().unwrap();
+            drop(receiver);
+            go.send(()).unwrap();
+            let Event::Done(_) = ask(&engine, &commands) else { panic!("it was not written") };
+            let tokens = hold.tokens.load(Ordering::Relaxed);
+            // What was on its way, at most a pass; the rest of either text would be more.
+            let pass = if at == 0 { 64 } else { 7 };
+            assert_eq!(tokens, pass + ASKED);
+            drop(commands);
+            thread.join().unwrap().unwrap();
+        }
+    }
+
     #[test]
     fn r30_a_fault_in_a_worker_fails_its_pass_alone() {
         let fault = Fault { panics_from: 4, panics: 1, ..Fault::default() };
-        let (engine, commands, thread) = serve(fault);
+        let (engine, commands, thread) = serve(Arc::new(fault));
         let Event::Failed(error) = ask(&engine, &commands) else { panic!("the text was written") };
         assert_eq!(error.json()["error"]["code"], 500);
         for _ in 0..3 {
@@ -670,7 +821,7 @@ mod tests {
     #[test]
     fn r30_faults_without_end_end_the_server() {
         let fault = Fault { panics_from: 0, panics: usize::MAX, ..Fault::default() };
-        let (engine, commands, thread) = serve(fault);
+        let (engine, commands, thread) = serve(Arc::new(fault));
         for _ in 0..=FAILURES {
             assert!(matches!(ask(&engine, &commands), Event::Failed(_)));
         }

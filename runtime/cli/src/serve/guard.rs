@@ -116,7 +116,13 @@ impl Guard {
         if is_own {
             return Ok(Passed::default());
         }
-        let is_listed = |own: &&String| *own == "*" || own.eq_ignore_ascii_case(text);
+        let is_of_this_machine =
+            || text.split_once("://").is_some_and(|(_, host)| is_loopback_name(without_port(host)));
+        let is_listed = |own: &&String| {
+            *own == "*"
+                || own.eq_ignore_ascii_case(text)
+                || *own == "localhost" && is_of_this_machine()
+        };
         match self.origins.iter().find(is_listed) {
             Some(own) if own == "*" => {
                 Ok(Passed { allow_origin: Some(HeaderValue::from_static("*")) })

@@ -1,8 +1,10 @@
 //! What goes to the engine thread, and what comes back.
 
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use bitnet_runtime::cpu::model::Detached;
 use bitnet_runtime::engine::logprobs::TokenLogprobs;
 use bitnet_runtime::engine::sequence::{FinishReason, Sequence};
 use serde::Serialize;
@@ -34,6 +36,8 @@ pub struct Job {
     pub prompt_logprobs: Option<usize>,
     /// True to tell how far the prompt is.
     pub tells_progress: bool,
+    /// True if drafts may be made.
+    pub drafts: bool,
     /// Receiver's other end.
     pub events: mpsc::Sender<Event>,
     /// Time at which the request was complete.
@@ -60,7 +64,7 @@ pub enum Event {
     Failed(ApiError),
 }
 
-/// Progress of a prompt, as llama.cpp has it.
+/// Progress of a prompt, as llama.cpp has it. The first is told before any of it goes through the model.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Progress {
     /// Tokens of the prompt.
@@ -71,6 +75,9 @@ pub struct Progress {
     pub processed: usize,
     /// Time since the text was begun.
     pub time_ms: f64,
+    /// Counts and times so far.
+    #[serde(skip)]
+    pub timings: Timings,
 }
 
 /// A piece of a text; it never splits a character.
@@ -112,6 +119,9 @@ pub struct Timings {
     pub written: usize,
     /// Time since the first token.
     pub time: Duration,
+    /// Tokens that were drafted, and those of them that were written.
+    pub drafted: usize,
+    pub accepted: usize,
 }
 
 /// State of a slot, as `/slots` tells it.
@@ -121,7 +131,7 @@ pub struct SlotState {
     pub id: usize,
     /// Positions of its context.
     pub n_ctx: usize,
-    /// Always false: no drafts are made.
+    /// True if drafts may be made.
     pub speculative: bool,
     /// True while a text is written in it.
     pub is_processing: bool,
@@ -146,6 +156,24 @@ pub enum CacheAction {
     Restore(PathBuf),
 }
 
+/// The way of an answer to [`Command::Cache`].
+pub type CacheReply = oneshot::Sender<Result<usize, ApiError>>;
+
+/// What a slot holds, on its way back from a file.
+#[derive(Debug)]
+pub struct Returned {
+    /// Number of the slot.
+    pub slot: usize,
+    /// Its keys and values.
+    pub held: Detached,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Outcome.
+    pub done: Result<(), ApiError>,
+    /// Receiver's other end.
+    pub reply: CacheReply,
+}
+
 /// An order to the engine thread.
 #[derive(Debug)]
 pub enum Command {
@@ -159,9 +187,13 @@ pub enum Command {
         slot: usize,
         /// What to do.
         action: CacheAction,
+        /// Where files are read and written aside, the way back to the engine thread.
+        back: Sender<Command>,
         /// Receiver's other end.
-        reply: oneshot::Sender<Result<usize, ApiError>>,
+        reply: CacheReply,
     },
+    /// Take what a slot holds back, which a file was read into or written from.
+    Return(Box<Returned>),
     /// Begin no text any more, and end when all have ended, or at a time.
     Drain(Instant),
 }

@@ -14,11 +14,13 @@ use bitnet_runtime::engine::{Engine, Options, Start, Suggested};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::{Gguf, TensorInfo};
 use bitnet_runtime::numerics::CHUNK;
+use tokio::sync::Semaphore;
 
 use super::Args;
 use super::app::{Loaded, ModelInfo, now};
 use super::chat_answer::ReasoningFormat;
-use super::tools::Family;
+use super::grammar;
+use super::tools::{self, Family};
 use crate::load as open;
 use crate::output::{human, note};
 
@@ -36,7 +38,7 @@ pub fn load(args: &Args) -> Result<(Session, Loaded)> {
     let (path, options) = args.open.options(args.model.as_deref())?;
     let gguf = options.file(&path)?;
     let suggested = args.sampling.unsaid(Suggested::from_gguf(&gguf)?);
-    let sampling = args.sampling.over(&suggested);
+    let sampling = args.words.sampling(args.sampling.over(&suggested));
     let needs = Sampler::new(sampling.clone())?.needs(&[]);
     let progress = Some(open::progress(Arc::default()));
     let options = Options { needs, start: Start::Packed, progress, ..options };
@@ -76,15 +78,19 @@ pub fn load(args: &Args) -> Result<(Session, Loaded)> {
     });
     let loaded = Loaded {
         tools: chat.as_ref().ok().and_then(|chat| Family::of(chat.template())),
+        takes_objects: chat.as_ref().is_ok_and(tools::takes_objects),
         grammars: OnceLock::new(),
+        compiling: Arc::new(Semaphore::new(grammar::AT_ONCE)),
         chat,
         variables: args.variables()?,
-        system: args.prompt.clone(),
+        system: args.system()?,
         reasoning,
         tokenizer,
         context: session.context(),
         slots: session.sequences(),
         sampling,
+        stop: args.words.stop(args.escapes)?,
+        draft: args.draft.most(),
         seed: args.sampling.given_seed(),
         predict: usize::try_from(args.predict).ok(),
         model: model_info(args, &path, &engine),

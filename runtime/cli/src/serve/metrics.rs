@@ -46,6 +46,9 @@ struct Numbers {
     written: usize,
     written_seconds: f64,
     passes: usize,
+    drafts: usize,
+    drafted: usize,
+    accepted: usize,
     busy: usize,
     longest: usize,
     processing: usize,
@@ -77,10 +80,11 @@ impl Metrics {
         numbers.cached_tokens += cached;
     }
 
-    /// Counts a pass through the model for some texts, with so many tokens of prompts.
-    pub fn passed(&self, texts: usize, prompt: usize, took: Duration) {
+    /// Counts a pass through the model for some texts, with so many tokens of prompts, and drafts.
+    pub fn passed(&self, texts: usize, prompt: usize, drafts: usize, took: Duration) {
         let mut numbers = self.numbers();
         numbers.passes += 1;
+        numbers.drafts += drafts;
         numbers.busy += texts;
         if prompt > 0 {
             numbers.prompt_seconds += took.as_secs_f64();
@@ -102,6 +106,8 @@ impl Metrics {
         let mut numbers = self.numbers();
         numbers.written += timings.written;
         numbers.written_seconds += timings.time.as_secs_f64();
+        numbers.drafted += timings.drafted;
+        numbers.accepted += timings.accepted;
         numbers.longest = numbers.longest.max(held);
     }
 
@@ -135,7 +141,7 @@ impl Metrics {
             ),
             ("llamacpp:prompt_seconds_total", "Time of passes with prompts.", n.prompt_seconds),
             (
-                "llamacpp:prompt_tokens_cache_total",
+                "llamacpp:prompt_tokens_cached_total",
                 "Tokens of prompts that were in the cache.",
                 n.cached_tokens as f64,
             ),
@@ -146,6 +152,18 @@ impl Metrics {
                 n.written_seconds,
             ),
             ("llamacpp:n_decode_total", "Passes through the model.", n.passes as f64),
+            ("llamacpp:n_tokens_max", "Most tokens that a slot held.", n.longest as f64),
+            ("llamacpp:spec_decode_num_drafts_total", "Drafts.", n.drafts as f64),
+            (
+                "llamacpp:spec_decode_num_draft_tokens_total",
+                "Tokens that were drafted.",
+                n.drafted as f64,
+            ),
+            (
+                "llamacpp:spec_decode_num_accepted_tokens_total",
+                "Tokens that were drafted and written.",
+                n.accepted as f64,
+            ),
             (
                 "bitnet:cancelled_total",
                 "Texts whose readers went away or stalled.",
@@ -169,7 +187,6 @@ impl Metrics {
             ),
             ("llamacpp:requests_processing", "Texts in slots.", n.processing as f64),
             ("llamacpp:requests_deferred", "Texts that wait for a slot.", n.waiting as f64),
-            ("llamacpp:n_tokens_max", "Most tokens that a slot held.", n.longest as f64),
             (
                 "llamacpp:n_busy_slots_per_decode",
                 "Texts in a pass.",

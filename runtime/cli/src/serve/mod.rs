@@ -49,8 +49,11 @@ use self::guard::{Guard, Keys};
 use self::listen::{Listener, SocketFile};
 use self::metrics::Metrics;
 use self::queue::Queue;
-use crate::load::{OpenArgs, SessionArgs};
+use crate::chat::{OnOff, on_off_auto};
+use crate::controls::WordArgs;
+use crate::load::{DraftArgs, OpenArgs, SessionArgs};
 use crate::output::note;
+use crate::prompt::{self, EscapeArgs, LastLineEnd};
 use crate::sampling::SamplingArgs;
 
 const NETWORK: &str = "Network";
@@ -90,7 +93,8 @@ pub struct Args {
     /// Further names of this server, which requests may name as their host, with commas between
     #[arg(long, value_name = "HOST", value_delimiter = ',', help_heading = NETWORK)]
     allow_host: Vec<String>,
-    /// Sites whose pages may use this server, such as `https://example.org`, with commas between; *: all
+    /// Sites whose pages may use this server, such as `https://example.org`, with commas between;
+    /// localhost: all of this machine; *: all
     #[arg(
         long,
         visible_alias = "cors-origin",
@@ -218,6 +222,19 @@ pub struct Args {
         help_heading = CHAT
     )]
     reasoning_format: Option<ReasoningChoice>,
+    /// Have the template ask for reasoning before an answer, where it has a switch for it; auto: as the
+    /// template does. Requests may say otherwise
+    #[arg(
+        long,
+        visible_alias = "rea",
+        value_name = "on|off|auto",
+        default_value = "auto",
+        num_args = 0..=1,
+        default_missing_value = "on",
+        value_parser = on_off_auto,
+        help_heading = CHAT
+    )]
+    reasoning: OnOff,
     /// The system prompt of conversations that have none
     #[arg(
         short,
@@ -226,12 +243,28 @@ pub struct Args {
         alias = "system-prompt",
         value_name = "TEXT",
         allow_hyphen_values = true,
+        overrides_with = "system_prompt_file",
         help_heading = CHAT
     )]
     prompt: Option<String>,
+    /// The same from a file
+    #[arg(
+        long,
+        visible_alias = "sysf",
+        value_name = "FILE",
+        overrides_with = "prompt",
+        help_heading = CHAT
+    )]
+    system_prompt_file: Option<PathBuf>,
 
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    words: WordArgs,
+    #[command(flatten)]
+    escapes: EscapeArgs,
+    #[command(flatten)]
+    draft: DraftArgs,
     #[command(flatten)]
     open: OpenArgs,
     #[command(flatten)]
@@ -293,7 +326,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         begun.map_err(|error| Error::Runtime(format!("cannot begin a thread: {error}")))?
     };
     let (session, loaded) = load::load(args)?;
-    let mut serving = Serving::new(session, orders, queue, metrics);
+    let patience = app.settings.timeout;
+    let mut serving = Serving::new(session, orders, queue, metrics, patience);
     app.is_loaded(loaded);
     note(format_args!("listening on {address}"));
     notify::notify("READY=1");
@@ -330,9 +364,7 @@ impl Args {
     fn template(&self) -> Result<TemplateChoice> {
         match (&self.chat_template_file, &self.chat_template) {
             (Some(path), _) => {
-                let source = std::fs::read_to_string(path);
-                let source = source.map_err(|error| Error::io(path, "read", error))?;
-                Ok(TemplateChoice::Source(source))
+                Ok(TemplateChoice::Source(prompt::from_path(path, LastLineEnd::Kept)?))
             }
             (None, Some(text)) => TemplateChoice::parse(text),
             (None, None) => Ok(TemplateChoice::Auto),
@@ -341,7 +373,21 @@ impl Args {
 
     /// The variables of the template that are given.
     fn variables(&self) -> Result<Variables> {
-        self.chat_template_kwargs.as_deref().map_or(Ok(Variables::default()), Variables::parse)
+        let text = self.chat_template_kwargs.as_deref();
+        let mut variables = text.map_or(Ok(Variables::default()), Variables::parse)?;
+        if let Some(on) = self.reasoning.0 {
+            variables.set("enable_thinking", on)?;
+        }
+        Ok(variables)
+    }
+
+    /// The system prompt of conversations that have none, if one is given.
+    fn system(&self) -> Result<Option<String>> {
+        match (&self.prompt, &self.system_prompt_file) {
+            (Some(text), _) => Ok(Some(text.clone())),
+            (None, Some(path)) => prompt::from_path(path, LastLineEnd::Dropped).map(Some),
+            (None, None) => Ok(None),
+        }
     }
 
     fn settings(&self, keys: Keys, is_loopback: bool) -> Settings {

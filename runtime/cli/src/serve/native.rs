@@ -11,7 +11,7 @@ use bitnet_runtime::engine::sequence::FinishReason;
 use bitnet_runtime::text::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
-use super::answer::{prompt_text, settings, timings, token_logprobs};
+use super::answer::{prompt_text, settings, timings, token_logprobs, token_probs};
 use super::app::{App, aside};
 use super::error::{ApiError, Result};
 use super::fields::{Fields, object};
@@ -65,7 +65,7 @@ pub async fn completion(
         object.insert("content".into(), text.into());
         object.insert("tokens".into(), if native.returns_tokens { json!(ids) } else { json!([]) });
         if native.request.logprobs.is_some() {
-            let rows = probabilities(&app.loaded_model()?.tokenizer, &logprobs);
+            let rows = native.probabilities(&app.loaded_model()?.tokenizer, &logprobs);
             object.insert("completion_probabilities".into(), rows);
         }
         objects.push(Value::Object(chosen(object, &native.fields)));
@@ -91,16 +91,19 @@ fn read(app: &App, body: &[u8]) -> Result<Native> {
     let mut request = Request::new(fields, prompts, loaded)?;
     let probabilities = fields.integer("n_probs", 0..=MAX_PROBABILITIES)?.unwrap_or(0);
     request.logprobs = usize::try_from(probabilities).ok().filter(|&count| count > 0);
-    if request.logprobs.is_some() && fields.is_set("post_sampling_probs")? {
-        let expected = "false: the probabilities are those before sampling";
-        return Err(ApiError::text_field("post_sampling_probs", "true", expected));
-    }
+    request.after_sampling = fields.is_set("post_sampling_probs")?;
     Ok(Native { request, returns_tokens: fields.is_set("return_tokens")?, fields: chosen })
 }
 
-/// The probabilities of tokens.
-fn probabilities(tokenizer: &Tokenizer, rows: &[TokenLogprobs]) -> Value {
-    rows.iter().map(|token| token_logprobs(tokenizer, token)).collect()
+impl Native {
+    /// The probabilities of tokens.
+    fn probabilities(&self, tokenizer: &Tokenizer, rows: &[TokenLogprobs]) -> Value {
+        let row = match self.request.after_sampling {
+            true => token_probs,
+            false => token_logprobs,
+        };
+        rows.iter().map(|token| row(tokenizer, token)).collect()
+    }
 }
 
 /// The fields of an answer to which `response_fields` narrows it; `a/b` is a field of a field, and
@@ -139,7 +142,7 @@ fn last(
         "model": request.model,
         "tokens_predicted": counts.written,
         "tokens_evaluated": prompt.len(),
-        "generation_settings": settings(request, index % request.choices),
+        "generation_settings": settings(request, index % request.choices, &loaded.tokenizer),
         "prompt": prompt_text(&loaded.tokenizer, prompt),
         "has_new_line": false,
         "truncated": is_truncated,
@@ -184,7 +187,8 @@ impl NativeForm {
         if self.native.request.logprobs.is_some()
             && let Ok(loaded) = self.app.loaded_model()
         {
-            object["completion_probabilities"] = probabilities(&loaded.tokenizer, &piece.logprobs);
+            let rows = self.native.probabilities(&loaded.tokenizer, &piece.logprobs);
+            object["completion_probabilities"] = rows;
         }
         if self.native.request.timings_per_token {
             object["timings"] = timings(&piece.timings);
@@ -202,7 +206,8 @@ impl Form for NativeForm {
     }
 
     fn progress(&mut self, text: usize, progress: Progress) -> Option<Value> {
-        let mut object = self.object(text, &Piece::default());
+        let piece = Piece { timings: progress.timings, ..Piece::default() };
+        let mut object = self.object(text, &piece);
         object["prompt_progress"] = json!(progress);
         Some(object)
     }

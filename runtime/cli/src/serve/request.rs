@@ -52,6 +52,8 @@ pub struct Request {
     pub grammar: Option<Grammar>,
     /// Likely tokens to tell for each token, with its own probability; `None`: nothing.
     pub logprobs: Option<usize>,
+    /// True if they are those of the draw, behind all that a sampler does.
+    pub after_sampling: bool,
     /// True to tell the probabilities of the prompt's tokens too.
     pub prompt_logprobs: bool,
     /// True to take what slots hold of a prompt.
@@ -96,9 +98,10 @@ impl Request {
             sampling: sampling(fields, loaded)?,
             tokens: tokens(fields, loaded)?,
             ignore_eos: fields.is_set("ignore_eos")?,
-            stop: stop(fields)?,
+            stop: stop(fields)?.unwrap_or_else(|| loaded.stop.clone()),
             grammar: grammar::read(fields, loaded)?,
             logprobs: None,
+            after_sampling: false,
             prompt_logprobs: false,
             cache: fields.boolean("cache_prompt")?.unwrap_or(true),
             slot: slot.and_then(|slot| usize::try_from(slot).ok()),
@@ -132,6 +135,8 @@ impl Request {
             ignore_eos: self.ignore_eos,
             stop: self.stop.clone(),
             logprobs: self.logprobs,
+            after_sampling: self.after_sampling,
+            draft: loaded.draft,
             grammar: self.grammar.clone(),
             ..SequenceOptions::default()
         };
@@ -196,16 +201,17 @@ fn sampling(fields: Fields<'_>, loaded: &Loaded) -> Result<Sampling> {
         repeat_penalty,
         presence_penalty: number("presence_penalty", -100.0..=100.0, defaults.presence_penalty)?,
         frequency_penalty: number("frequency_penalty", -100.0..=100.0, defaults.frequency_penalty)?,
-        logit_bias: logit_bias(fields, &loaded.tokenizer)?,
+        logit_bias: logit_bias(fields, &loaded.tokenizer)?
+            .unwrap_or_else(|| defaults.logit_bias.clone()),
         repeat_last_n: last_n
             .map_or(defaults.repeat_last_n, |n| usize::try_from(n).unwrap_or(usize::MAX)),
         seed: seed.map_or(loaded.seed, |seed| u64::try_from(seed).ok()).unwrap_or_else(random_seed),
     })
 }
 
-/// Texts that end a text: one or several; empty ones count for nothing.
-fn stop(fields: Fields<'_>) -> Result<Vec<String>> {
-    let Some(value) = fields.get("stop") else { return Ok(Vec::new()) };
+/// Texts that end a text, where the request says so: one or several; empty ones count for nothing.
+fn stop(fields: Fields<'_>) -> Result<Option<Vec<String>>> {
+    let Some(value) = fields.get("stop") else { return Ok(None) };
     let expected =
         format!("a string or up to {MAX_STOPS} strings, each of up to {MAX_STOP_BYTES} bytes");
     let fits = |text: &str| text.len() <= MAX_STOP_BYTES;
@@ -218,14 +224,14 @@ fn stop(fields: Fields<'_>) -> Result<Vec<String>> {
         _ => None,
     };
     let texts = texts.ok_or_else(|| ApiError::field("stop", value, &expected))?;
-    Ok(texts.into_iter().filter(|text| !text.is_empty()).collect())
+    Ok(Some(texts.into_iter().filter(|text| !text.is_empty()).collect()))
 }
 
-/// Biases of tokens: an object or a list of pairs, by ids or by texts, each of whose tokens is meant;
+/// Biases of tokens, where the request has any: an object or a list of pairs, by ids or by texts, each of whose tokens is meant;
 /// `false` bans a token.
-fn logit_bias(fields: Fields<'_>, tokenizer: &Tokenizer) -> Result<BTreeMap<u32, f32>> {
+fn logit_bias(fields: Fields<'_>, tokenizer: &Tokenizer) -> Result<Option<BTreeMap<u32, f32>>> {
     let name = "logit_bias";
-    let Some(value) = fields.get(name) else { return Ok(BTreeMap::new()) };
+    let Some(value) = fields.get(name) else { return Ok(None) };
     let expected = format!("an object or a list of pairs, of up to {MAX_BIASES} tokens and biases");
     let wrong = || ApiError::field(name, value, &expected);
     let pairs: Option<Vec<(Value, &Value)>> = match value {
@@ -259,7 +265,7 @@ fn logit_bias(fields: Fields<'_>, tokenizer: &Tokenizer) -> Result<BTreeMap<u32,
             id => drop(biases.insert(token(&id, tokenizer)?, bias)),
         }
     }
-    Ok(biases)
+    Ok(Some(biases))
 }
 
 /// The token that the key of an object means: an id, or a text.
@@ -272,14 +278,15 @@ fn random_seed() -> u64 {
     super::app::random() & u64::from(u32::MAX)
 }
 
-/// Reads the field `prompt`: a text, tokens, a mixture, or a list of these.
+/// Reads the field `prompt`: a text, tokens, a mixture, or a list of these; a text may be the
+/// `prompt_string` of an object, as llama.cpp has it.
 ///
 /// # Errors
 /// 400 for anything else, a token that does not exist, or no token at all.
 pub fn prompts(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     let expected = "a text, token ids, a list of both, or a list of these";
     match value {
-        Value::String(_) => Ok(vec![prompt(value, tokenizer)?]),
+        Value::String(_) | Value::Object(_) => Ok(vec![prompt(value, tokenizer)?]),
         Value::Array(items) if items.iter().any(Value::is_number) => {
             Ok(vec![prompt(value, tokenizer)?])
         }
@@ -294,6 +301,18 @@ pub fn prompts(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
 fn prompt(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let items = match value {
         Value::String(text) => return Ok(tokenizer.prompt(text)?),
+        Value::Object(object) => {
+            let fields = Fields(object);
+            if let Some(media) = fields.get("multimodal_data") {
+                let expected = "nothing: pictures and sound are not offered";
+                return Err(ApiError::field("multimodal_data", media, expected));
+            }
+            let text = fields.string("prompt_string")?;
+            let text = text.ok_or_else(|| {
+                ApiError::field("prompt", value, "an object with a prompt_string")
+            })?;
+            return Ok(tokenizer.prompt(text)?);
+        }
         Value::Array(items) if !items.is_empty() => items,
         _ => return Err(ApiError::field("prompt", value, "a text, or a list with token ids")),
     };

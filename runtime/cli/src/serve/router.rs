@@ -41,7 +41,7 @@ const NOT_OFFERED: [(&str, &str); 11] = [
 type Route = (&'static str, fn() -> MethodRouter<Arc<App>>);
 
 /// The paths that are served.
-const ROUTES: [Route; 18] = [
+const ROUTES: [Route; 20] = [
     ("/", || get(page::page)),
     ("/health", || get(about::health)),
     ("/v1/health", || get(about::health)),
@@ -59,6 +59,8 @@ const ROUTES: [Route; 18] = [
     ("/apply-template", || post(chat::apply_template)),
     ("/chat/completions", || post(chat::completions)),
     ("/v1/chat/completions", || post(chat::completions)),
+    ("/chat/completions/input_tokens", || post(chat::input_tokens)),
+    ("/v1/chat/completions/input_tokens", || post(chat::input_tokens)),
     ("/v1/completions", || post(completions::completions)),
 ];
 

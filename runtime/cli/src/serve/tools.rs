@@ -4,6 +4,8 @@
 //! `</tool_call>` (Qwen, Hermes; Falcon 3, whose JSON is a list); the other, Llama 3's, writes an answer
 //! that is JSON and nothing else.
 
+use bitnet_runtime::{Chat, Conversation, Ending, Json, Message};
+use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 
 use super::app::new_id;
@@ -205,6 +207,49 @@ impl Call {
         call.insert("function".into(), function);
         call.into()
     }
+}
+
+/// True if a template writes the arguments of a call as it should only where they are an object, as Llama
+/// 3.1's does. Clients send a string of JSON.
+pub fn takes_objects(chat: &Chat) -> bool {
+    const NAME: &str = "argument-of-a-call";
+    let shows = |arguments: Value| {
+        let messages = json!([
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": arguments}},
+            ]},
+        ]);
+        let read = |message: &Value| Message::try_from(Json::deserialize(message).ok()?).ok();
+        let messages: Option<Vec<Message>> =
+            messages.as_array().into_iter().flatten().map(read).collect();
+        let conversation = messages.map(|messages| Conversation {
+            messages,
+            ending: Ending::Closed,
+            ..Conversation::default()
+        });
+        let text = conversation.and_then(|conversation| chat.render(&conversation).ok());
+        // A string that is written as JSON has a backslash before the second quotation mark.
+        text.is_some_and(|text| text.contains(&format!("\"{NAME}\"")))
+    };
+    let object = json!({NAME: 1});
+    !shows(object.to_string().into()) && shows(object)
+}
+
+/// A message with the arguments of its calls as objects, where they are strings of such.
+pub fn with_objects(message: &Value) -> Value {
+    let mut message = message.clone();
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        let arguments = call.pointer_mut("/function/arguments");
+        if let Some(arguments) = arguments
+            && let Some(Ok(object)) =
+                arguments.as_str().map(serde_json::from_str::<Map<String, Value>>)
+        {
+            *arguments = object.into();
+        }
+    }
+    message
 }
 
 /// Tells calls from the rest of an answer, whose text arrives in pieces.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::program::{demo_model, refusal};
-use crate::server::{demo, demo_with};
+use crate::server::{Server, demo, demo_with};
 
 #[test]
 fn it_tells_its_health_model_slots_and_settings() {
@@ -21,6 +21,8 @@ fn it_tells_its_health_model_slots_and_settings() {
     assert_eq!(props["total_slots"], 2);
     assert_eq!(props["default_generation_settings"]["n_ctx"], 256);
     assert_eq!(props["model_alias"], "bard");
+    let params = &props["default_generation_settings"]["params"];
+    assert_eq!((&params["seed"], &params["n_predict"]), (&json!(42), &json!(64)));
     let slots = server.get("/slots").json();
     assert_eq!(slots.as_array().unwrap().len(), 2);
     assert_eq!(slots[1]["id"], 1);
@@ -87,16 +89,8 @@ fn texts_become_tokens_and_back() {
 #[test]
 fn numbers_have_llama_cpp_s_names_and_grow() {
     let server = demo_with(&["--metrics"]);
-    let value = |name: &str| {
-        let text = server.get("/metrics").body;
-        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-        line.unwrap_or_else(|| panic!("{name}: {text}"))
-            .split(' ')
-            .nth(1)
-            .unwrap()
-            .parse::<f64>()
-            .unwrap()
-    };
+    assert!(server.get("/metrics").header("process-start-time-unix").is_some());
+    let value = |name: &str| server.number(name);
     assert_eq!(value("llamacpp:tokens_predicted_total"), 0.0);
     server.ok("/completion", &json!({"prompt": "ROMEO: ", "n_predict": 8, "ignore_eos": true}));
     assert_eq!(value("llamacpp:tokens_predicted_total"), 8.0);
@@ -125,13 +119,28 @@ fn r32_a_port_that_is_taken_is_named() {
 #[test]
 fn r31_contexts_that_do_not_fit_are_refused_with_what_does() {
     // What a limit leaves takes the place of a small machine's memory.
+    const LIMIT: &str = "ulimit -v 700000";
     let output = std::process::Command::new("sh")
-        .args(["-c", "ulimit -v 700000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_bitnet-run")])
+        .args(["-c", &format!("{LIMIT}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_bitnet-run")])
         .args(["serve", "-m", &demo_model(), "--port", "0", "-np", "256", "-c", "262144"])
         .output()
         .unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains("256 slots of 1024 positions take"), "{errors}");
-    assert!(errors.contains("; -np ") && errors.contains(", or -c "), "{errors}");
+    let number = |flag: &str| {
+        let rest = errors.split_once(flag).unwrap_or_else(|| panic!("{flag}: {errors}")).1;
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<usize>().unwrap()
+    };
+    // What it names does fit: the slots begin, and each is served.
+    let (slots, context) = (number("; -np "), number(", or -c "));
+    assert!((1..256).contains(&slots) && (256..262_144).contains(&context), "{errors}");
+    for (slots, context) in [(slots, slots * 1024), (256, context)] {
+        let [slots, context] = [slots, context].map(|number| number.to_string());
+        let args = ["-m", &demo_model(), "-np", &slots, "-c", &context];
+        let server = Server::start_limited(LIMIT, &args);
+        let body = json!({"prompt": "ROMEO:", "n_predict": 2});
+        assert_eq!(server.ok("/completion", &body)["tokens_predicted"], 2);
+    }
 }

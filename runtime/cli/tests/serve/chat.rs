@@ -2,7 +2,6 @@
 
 use serde_json::{Value, json};
 
-use crate::program::demo_model;
 use crate::server::{Server, demo, demo_with};
 
 /// The demo model with a template.
@@ -224,6 +223,83 @@ fn r20_special_tokens_in_a_message_are_text() {
     };
     // As one token it would add one; as text it is many.
     assert!(count("x<|begin_of_text|>x") > count("xx") + 1);
-    let model = demo_model();
-    assert!(!model.is_empty());
+}
+
+#[test]
+fn progress_begins_with_what_is_cached_and_ends_with_the_whole_prompt() {
+    let server = talking();
+    let body = json!({
+        "messages": [{"role": "user", "content": "This is a test. ".repeat(20)}], "max_tokens": 4,
+        "stream": true, "return_progress": true, "timings_per_token": true, "id_slot": 0,
+    });
+    for is_cached in [false, true] {
+        let (chunks, _) = server.stream("/v1/chat/completions", &body);
+        let progress: Vec<&Value> =
+            chunks.iter().filter(|chunk| chunk["prompt_progress"].is_object()).collect();
+        let number = |chunk: &Value, name: &str| chunk["prompt_progress"][name].as_u64().unwrap();
+        let (first, last) = (progress[0], progress[progress.len() - 1]);
+        assert_eq!(number(first, "processed"), number(first, "cache"));
+        assert_eq!(number(first, "cache") > 0, is_cached);
+        assert_eq!(first["timings"]["prompt_n"], 0);
+        assert_eq!(number(last, "processed"), number(last, "total"));
+        assert!(progress.is_sorted_by(|a, b| number(a, "processed") < number(b, "processed")));
+    }
+}
+
+#[test]
+fn tokens_of_a_conversation_are_counted() {
+    let server = talking();
+    let body = json!({"messages": messages(), "max_tokens": 1});
+    let count = server.ok("/v1/chat/completions/input_tokens", &body)["input_tokens"].clone();
+    assert_eq!(server.ok("/v1/chat/completions", &body)["usage"]["prompt_tokens"], count);
+    server.refused("/chat/completions/input_tokens", &json!({"messages": []}), 400);
+}
+
+#[test]
+fn templates_get_reasoning_and_a_system_prompt_from_flags() {
+    let template = "{% if enable_thinking is defined %}{{ enable_thinking }}|{% endif %}\
+        {% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}";
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join("system-prompt");
+    std::fs::write(&file, "Be brief.\n").unwrap();
+    let body = json!({"messages": [{"role": "user", "content": "Hi"}]});
+    for (flags, prompt) in [
+        (&["-rea", "off"][..], "false|user:Hi;"),
+        (&["--reasoning", "on"], "true|user:Hi;"),
+        (&["--reasoning", "auto"], "user:Hi;"),
+        (&["-sysf", file.to_str().unwrap()], "system:Be brief.;user:Hi;"),
+    ] {
+        let server = demo_with(&[&["--chat-template", template], flags].concat());
+        let found = server.ok("/apply-template", &body)["prompt"].clone();
+        assert_eq!(found.as_str().unwrap().to_lowercase(), prompt.to_lowercase(), "{flags:?}");
+    }
+}
+
+/// Clients send the arguments of a call as a string; some templates want an object.
+#[test]
+fn arguments_of_calls_are_what_the_template_wants() {
+    let body = json!({"messages": [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": null, "tool_calls": [{
+            "id": "call_1", "type": "function",
+            "function": {"name": "go", "arguments": "{\"z\": 1, \"where\": \"north\"}"},
+        }]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "done"},
+    ]});
+    let around = |arguments: &str| {
+        format!(
+            "{{% for m in messages %}}{{% for c in m.tool_calls or [] %}}{arguments}{{% endfor %}}{{% endfor %}}"
+        )
+    };
+    for (arguments, expected) in [
+        ("{{ c.function.arguments | tojson }}", r#"{"z": 1, "where": "north"}"#),
+        ("{{ c.function.arguments }}", r#"{"z": 1, "where": "north"}"#),
+        (
+            "{% for k, v in c.function.arguments | items %}{{ k | tojson }}={{ v | tojson }} {% endfor %}",
+            r#""z"=1 "where"="north" "#,
+        ),
+    ] {
+        let server = demo_with(&["--chat-template", &around(arguments)]);
+        assert_eq!(server.ok("/apply-template", &body)["prompt"], expected, "{arguments}");
+    }
 }

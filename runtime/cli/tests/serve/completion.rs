@@ -167,6 +167,12 @@ fn prompts_are_texts_tokens_mixtures_and_lists_of_these() {
     let begin = server.ok("/detokenize", &json!({"tokens": first[1..]}))["content"].clone();
     let mixed: Vec<Value> = [begin].into_iter().chain(rest.iter().cloned()).collect();
     assert_eq!(text(&server, &json!({"prompt": mixed})), plain);
+    assert_eq!(text(&server, &json!({"prompt": {"prompt_string": PROMPT}})), plain);
+    for prompt in
+        [json!({"prompt_string": 5}), json!({"prompt_string": "x", "multimodal_data": ["x"]})]
+    {
+        server.refused("/completion", &json!({"prompt": prompt}), 400);
+    }
     let both = json!({"prompt": [PROMPT, ids], "n_predict": 32, "temperature": 0});
     let both = server.ok("/completion", &both);
     assert_eq!(both.as_array().unwrap().len(), 2);
@@ -255,6 +261,98 @@ fn probabilities_are_told() {
         .cloned()
         .collect();
     assert_eq!(json!(all), found["completion_probabilities"]);
+}
+
+/// Those of the draw, where these are asked for.
+#[test]
+fn probabilities_behind_the_sampler_are_told() {
+    let server = demo();
+    let mut body = json!({
+        "prompt": PROMPT, "n_predict": 6, "temperature": 1.0, "top_k": 4, "top_p": 1, "min_p": 0,
+        "n_probs": 9, "post_sampling_probs": true, "seed": 5, "return_tokens": true,
+    });
+    let found = server.ok("/completion", &body);
+    let rows = found["completion_probabilities"].as_array().unwrap();
+    assert_eq!(rows.len(), 6);
+    for (row, id) in rows.iter().zip(found["tokens"].as_array().unwrap()) {
+        assert_eq!(&row["id"], id);
+        let top = row["top_probs"].as_array().unwrap();
+        assert_eq!(top.len(), 4);
+        let probs: Vec<f64> = top.iter().map(|top| top["prob"].as_f64().unwrap()).collect();
+        assert!(
+            (probs.iter().sum::<f64>() - 1.0).abs() < 1e-9 && probs.is_sorted_by(|a, b| a >= b)
+        );
+        let own = top.iter().find(|top| top["id"] == *id).unwrap();
+        assert_eq!(own["prob"], row["prob"]);
+        assert!(row.get("logprob").is_none(), "{row}");
+    }
+    // A text does not depend on what is told of it.
+    body["n_probs"] = 0.into();
+    assert_eq!(server.ok("/completion", &body)["content"], found["content"]);
+    let greedy = json!({
+        "prompt": PROMPT, "n_predict": 2, "temperature": 0, "n_probs": 5, "post_sampling_probs": true,
+    });
+    let row = server.ok("/completion", &greedy)["completion_probabilities"][0].clone();
+    assert_eq!((&row["prob"], row["top_probs"].as_array().unwrap().len()), (&json!(1.0), 1));
+}
+
+#[test]
+fn flags_say_what_requests_do_not() {
+    let plain = demo();
+    let body = json!({"prompt": PROMPT, "n_predict": 24, "temperature": 0, "return_tokens": true});
+    let whole = plain.ok("/completion", &body);
+    let first = whole["tokens"][0].as_u64().unwrap();
+    let stop: String = whole["content"].as_str().unwrap().chars().skip(9).take(4).collect();
+    let server = demo_with(&["-r", &stop]);
+    let stopped = server.ok("/completion", &body);
+    assert_eq!((&stopped["stop_type"], &stopped["stopping_word"]), (&json!("word"), &json!(stop)));
+    let mut own = body.clone();
+    own["stop"] = json!([]);
+    assert_eq!(server.ok("/completion", &own)["content"], whole["content"]);
+
+    let ban = format!("{first}-inf");
+    let server =
+        demo_with(&["-l", &ban, "--presence-penalty", "0.5", "--frequency-penalty", "0.25"]);
+    let settings = server.ok("/completion", &body)["generation_settings"].clone();
+    assert_eq!(settings["logit_bias"], json!([{"token": first, "bias": null}]));
+    assert_eq!(settings["presence_penalty"], 0.5);
+    let [flags, fields] = [
+        (&server, json!({})),
+        (
+            &plain,
+            json!({
+                "presence_penalty": 0.5, "frequency_penalty": 0.25, "logit_bias": [[first, false]],
+            }),
+        ),
+    ]
+    .map(|(server, extra)| text(server, &extra));
+    assert_eq!(flags, fields);
+    let off = json!({"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": []});
+    assert_eq!(text(&server, &off), text(&plain, &json!({})));
+    // A bias for each token that would end the text shows too.
+    let ignore = json!({"prompt": PROMPT, "n_predict": 1, "ignore_eos": true});
+    let settings = plain.ok("/completion", &ignore)["generation_settings"].clone();
+    assert!(!settings["logit_bias"].as_array().unwrap().is_empty(), "{settings}");
+}
+
+/// Drafts are made while a text is alone, and change none.
+#[test]
+fn drafts_change_no_text() {
+    let (plain, drafting) =
+        (demo_with(&["-n", "-1"]), demo_with(&["-n", "-1", "--lookup", "--metrics"]));
+    let prompt = "To be, or not to be, that is the question. ".repeat(4);
+    for (temperature, n) in [(0.0, 1), (0.7, 1), (0.7, 2)] {
+        let body = json!({
+            "prompt": prompt, "max_tokens": 100, "temperature": temperature, "seed": 3, "n": n,
+            "logit_bias": {"1": false},
+        });
+        let [one, other] = [&plain, &drafting]
+            .map(|server| server.ok("/v1/completions", &body)["choices"].clone());
+        assert_eq!(one, other, "{temperature}, {n}");
+    }
+    let number = |name: &str| drafting.number(&format!("llamacpp:spec_decode_num_{name}_total"));
+    // Whether a draft pays is measured; the first ones are tried in any case.
+    assert!(number("drafts") > 0.0 && number("draft_tokens") >= number("accepted_tokens"));
 }
 
 /// What lm-eval asks for: the probabilities of the prompt's own tokens.
@@ -353,23 +451,46 @@ fn parallel_requests_get_the_texts_that_they_get_alone() {
 /// Characters of several tokens come whole.
 #[test]
 fn r33_no_piece_splits_a_character() {
-    let server = demo();
-    let ids = server.ok("/tokenize", &json!({"content": "\u{1f3ad}\u{e9}"}))["tokens"].clone();
-    let ids: Vec<u64> = ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
-    assert!(ids.len() >= 4, "{ids:?}");
-    // Biases force the tokens of a character, one after the other, as far as greedy goes.
-    let biases: Vec<Value> = ids.iter().map(|id| json!([id, 60.0])).collect();
-    let body = json!({
-        "prompt": PROMPT, "n_predict": 24, "temperature": 1.0, "seed": 3, "logit_bias": biases,
-        "stream": true,
-    });
-    let answer = server.post("/completion", &body);
-    let (events, _) = answer.events();
-    let streamed: String = events.iter().map(|event| event["content"].as_str().unwrap()).collect();
-    let mut plain = body.clone();
-    plain["stream"] = false.into();
-    assert_eq!(server.ok("/completion", &plain)["content"], streamed);
-    assert!(events.len() < 24, "every token made a piece of its own");
+    let server = demo_with(&["--chat-template", "chatml"]);
+    let texts = [
+        "\u{1f3ad}\u{e9}",
+        "\u{e9}\u{e8}\u{ea}",
+        "\u{6f22}\u{5b57}x",
+        "\u{1f468}\u{200d}\u{1f469}",
+    ];
+    for text in texts {
+        // A grammar says what is written; which tokens spell it is the model's choice.
+        let grammar = format!("root ::= {}", json!(text.repeat(3)));
+        for (path, stream) in [
+            ("/completion", true),
+            ("/completion", false),
+            ("/v1/completions", true),
+            ("/v1/chat/completions", true),
+        ] {
+            let body = json!({
+                "prompt": PROMPT, "messages": [{"role": "user", "content": "x"}], "n_predict": 200,
+                "temperature": 1.0, "seed": 3, "grammar": grammar, "stream": stream, "n_probs": 1,
+            });
+            let written: String = match stream {
+                false => server.ok(path, &body)["content"].as_str().unwrap().to_owned(),
+                true => {
+                    let (events, _) = server.stream(path, &body);
+                    let piece = |event: &Value| {
+                        let choice = &event["choices"][0];
+                        [&event["content"], &choice["text"], &choice["delta"]["content"]]
+                            .into_iter()
+                            .find_map(|piece| piece.as_str().map(str::to_owned))
+                            .unwrap_or_default()
+                    };
+                    events.iter().map(piece).collect()
+                }
+            };
+            // Bytes that are no character would be U+FFFD.
+            assert_eq!(written, text.repeat(3), "{path}, {stream}");
+        }
+    }
+    let ids = server.ok("/tokenize", &json!({"content": texts[0]}))["tokens"].clone();
+    assert!(ids.as_array().unwrap().len() >= 4, "its characters are no tokens of their own: {ids}");
 }
 
 /// What a slot holds is kept in a file, and files that are none harm nothing.

@@ -92,14 +92,42 @@ fn r21_schemas_and_grammars_that_are_none() {
     for format in formats {
         refused(&server, format);
     }
-    // What compiles and is too much work ends that text alone.
-    let bomb = json!({
-        "prompt": "x", "n_predict": 32,
-        "grammar": "%llguidance {}\nstart: /(a{1,1000}){1,1000}(b|.){1,1000}/",
+}
+
+/// What compiles and is too much work ends that text alone: those beside it are as ever.
+#[test]
+fn r21_bombs_beside_a_text() {
+    let laughs: String = (0..40).map(|i| format!("r{i} ::= r{} r{}\n", i + 1, i + 1)).collect();
+    let words: Vec<String> = (0..2000).map(|i| format!("{i}{}", "x".repeat(i % 50))).collect();
+    let bombs = [
+        json!({"grammar": "%llguidance {}\nstart: /(a{1,1000}){1,1000}(b|.){1,1000}/"}),
+        json!({"grammar": format!("root ::= r0\n{laughs}r40 ::= \"lol\"")}),
+        json!({"grammar": "root ::= root root root | \"a\" | \"aa\" | root? root? root?"}),
+        json!({"grammar": "root ::= t\nt ::= [^x] t | [^y] t | [^z] t | ."}),
+        json!({"grammar": "root ::= ((((\"a\"{1,1000}){1,1000}){1,1000}){1,1000}){1,1000}"}),
+        json!({"json_schema": {"type": "array", "minItems": 100_000_000, "items": {"type": "string"}}}),
+        json!({"json_schema": {"type": "string", "pattern": "^(a|b|ab)*(.*x){30}$"}}),
+        json!({"json_schema": {"type": "string", "maxLength": 1_000_000_000, "minLength": 999_999_999}}),
+        json!({"json_schema": {"enum": words}}),
+        json!({"json_schema": {"anyOf": vec![json!({"type": "object", "properties": {"a": {}}}); 500]}}),
+    ];
+    let server = demo_with(&["-np", "2", "-c", "2048", "-n", "-1"]);
+    let text = json!({
+        "prompt": "ROMEO:", "n_predict": 900, "temperature": 0, "ignore_eos": true, "id_slot": 0,
     });
-    let answer = server.post("/completion", &bomb);
-    assert!([200, 400].contains(&answer.status), "{}", answer.body);
-    assert_eq!(content(&chat(&server, json!({"grammar": "root ::= \"ok\""}))), "ok");
+    let alone = server.ok("/completion", &text)["content"].clone();
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| server.ok("/completion", &text)["content"].clone());
+        for bomb in &bombs {
+            let mut body = json!({"prompt": "x", "n_predict": 32, "id_slot": 1});
+            body.as_object_mut().unwrap().extend(bomb.as_object().unwrap().clone());
+            let answer = server.post("/completion", &body);
+            assert!([200, 400].contains(&answer.status), "{}", answer.body);
+        }
+        assert_eq!(beside.join().unwrap(), alone);
+    });
+    let ok = json!({"prompt": "x", "grammar": "root ::= \"ok\""});
+    assert_eq!(server.ok("/completion", &ok)["content"], "ok");
 }
 
 fn tools() -> Value {

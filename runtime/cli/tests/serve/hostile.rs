@@ -11,14 +11,43 @@ use crate::server::{Answer, PATIENCE, Server, demo, demo_with, head};
 
 const PROMPT: &str = "ROMEO:";
 
-/// A server with a slot of 1024 positions, and short times.
-fn long() -> Server {
-    demo_with(&["-np", "1", "-c", "1024", "-n", "-1", "--timeout", "1", "-t", "1"])
+/// Flags for one slot of so many positions as make a text last far longer than any test waits.
+const LONG: [&str; 10] = [
+    "-np",
+    "1",
+    "-t",
+    "1",
+    "-n",
+    "-1",
+    "-c",
+    "32768",
+    "--override-kv",
+    "bitnet-b1.58.context_length=int:32768",
+];
+/// Tokens of such a text, or prompt.
+const LONG_TOKENS: usize = 30_000;
+
+/// A server with one slot of 1024 positions, whose readers may take their time.
+fn patient(args: &[&str]) -> Server {
+    let base = ["-np", "1", "-c", "1024", "-n", "-1", "-t", "1", "--timeout", "3600", "--metrics"];
+    demo_with(&[&base, args].concat())
 }
 
-/// A text of 1,000 tokens.
-fn endless() -> Value {
-    json!({"prompt": PROMPT, "n_predict": 1000, "ignore_eos": true, "temperature": 0, "stream": true})
+/// A text that stands still while its client does not read: its 18 MB fit into no buffer between.
+fn held() -> Value {
+    json!({
+        "prompt": PROMPT, "n_predict": 1000, "ignore_eos": true, "temperature": 0, "stream": true,
+        "n_probs": 200,
+    })
+}
+
+/// Sends a request that has to wait, and returns its connection once it does.
+fn wait_in_queue(server: &mut Server, body: &Value) -> TcpStream {
+    let mut stream = server.connect();
+    stream.write_all(&post("/completion", &[], body.to_string().as_bytes())).unwrap();
+    server
+        .wait("queue", |server| (server.number("llamacpp:requests_deferred") == 1.0).then_some(()));
+    stream
 }
 
 fn post(path: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
@@ -102,39 +131,36 @@ fn r04_a_body_that_comes_slowly() {
 
 #[test]
 fn r05_a_client_that_does_not_read() {
-    let mut server = long();
-    let mut body = endless();
-    // Large events fill the buffers between.
-    body["n_probs"] = 200.into();
-    let stream = server.begin("/completion", &body);
-    server.wait("free slot", |server| (server.busy() == 0).then_some(()));
+    let mut server = patient(&["--timeout", "1"]);
+    let stream = server.begin("/completion", &held());
+    frees_its_slot(&mut server);
     is_alive(&server);
     drop(stream);
 }
 
 #[test]
 fn r06_a_client_goes_while_its_prompt_goes_in() {
-    let mut server = demo_with(&["-np", "1", "-c", "1024", "-b", "1", "-t", "1"]);
+    let mut server = demo_with(&[&LONG[..], &["-b", "1", "--metrics"]].concat());
     let mut stream = server.connect();
-    let body =
-        json!({"prompt": vec![9; 1000], "n_predict": 4, "return_progress": true, "stream": true});
+    let body = json!({
+        "prompt": vec![9; LONG_TOKENS], "n_predict": 4, "return_progress": true, "stream": true,
+    });
     stream.write_all(&post("/completion", &[], body.to_string().as_bytes())).unwrap();
     server.wait("busy slot", |server| (server.busy() == 1).then_some(()));
     drop(stream);
     frees_its_slot(&mut server);
-    let slots = server.get("/slots").json();
-    assert!(
-        slots[0]["n_past"].as_u64().unwrap() < 1000,
-        "the prompt went in all the same: {slots}"
-    );
+    assert_eq!(server.number("bitnet:ttft_seconds_count"), 0.0, "the prompt went in all the same");
+    is_alive(&server);
 }
 
 #[test]
 fn r07_a_client_goes_while_its_text_is_written() {
     for stream in [true, false] {
-        let mut server = long();
-        let mut body = endless();
-        body["stream"] = stream.into();
+        let mut server = demo_with(&[&LONG[..], &["--timeout", "3600", "--metrics"]].concat());
+        let body = json!({
+            "prompt": PROMPT, "n_predict": LONG_TOKENS, "ignore_eos": true, "temperature": 0,
+            "stream": stream,
+        });
         let mut connection = server.connect();
         connection.write_all(&post("/completion", &[], body.to_string().as_bytes())).unwrap();
         server.wait("text", |server| {
@@ -143,17 +169,15 @@ fn r07_a_client_goes_while_its_text_is_written() {
         });
         drop(connection);
         frees_its_slot(&mut server);
-        let held = server.get("/slots").json()[0]["n_past"].as_u64().unwrap();
-        assert!(held < 1000, "the text was written all the same: {held}");
+        is_alive(&server);
     }
 }
 
+/// Checks that the one text of a server is cancelled, which frees its slot. That this comes before
+/// the next pass is the engine's own test.
 fn frees_its_slot(server: &mut Server) {
-    let start = Instant::now();
     server.wait("free slot", |server| (server.busy() == 0).then_some(()));
-    // A second, and what a busy machine adds.
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    is_alive(server);
+    assert_eq!(server.number("bitnet:cancelled_total"), 1.0, "the text has ended by itself");
 }
 
 #[test]
@@ -353,6 +377,17 @@ fn r23_pages_of_other_sites() {
     assert_eq!(preflight.header("access-control-allow-origin"), Some("https://a.example"));
     ask(&["Origin: https://evil.example"]).refusal(403);
     assert_eq!(ask(&[]).status, 204);
+    let local = demo_with(&["--cors-origins", "localhost"]);
+    for (origin, status) in [
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1", 200),
+        ("http://[::1]:3000", 200),
+        ("http://localhost.evil.example", 403),
+        ("http://notlocalhost", 403),
+    ] {
+        let origin = format!("Origin: {origin}");
+        assert_eq!(local.raw(&head("GET", "/health", &[&origin], None)).status, status, "{origin}");
+    }
 }
 
 #[test]
@@ -405,30 +440,35 @@ fn r26_line_ends_in_what_is_logged() {
 }
 
 #[test]
-#[ignore = "needs a first text that lasts until the second waits"]
 fn r27_a_queue_that_is_full() {
-    let mut server = demo_with(&["-np", "1", "-c", "1024", "-n", "-1", "-t", "1", "--queue", "1"]);
-    let first = server.begin("/completion", &endless());
-    let mut second = server.connect();
-    let body = endless().to_string();
-    second.write_all(&post("/completion", &[], body.as_bytes())).unwrap();
-    // The second one waits; from the third on there is no room.
-    let answer = server.wait("full queue", |server| {
-        let answer = server.post("/completion", &json!({"prompt": PROMPT, "n_predict": 1}));
-        (answer.status == 503).then_some(answer)
-    });
+    let mut server = patient(&["--queue", "1"]);
+    let first = server.begin("/completion", &held());
+    let second = wait_in_queue(&mut server, &held());
+    let answer = server.post("/completion", &json!({"prompt": PROMPT, "n_predict": 1}));
     answer.refusal(503);
     let seconds: u32 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=60).contains(&seconds));
-    drop((first, second));
+    // One that has waited begins when the one before is gone, and its place is free again.
+    drop(first);
+    server.wait("empty queue", |server| {
+        (server.number("llamacpp:requests_deferred") == 0.0).then_some(())
+    });
+    let third = wait_in_queue(&mut server, &held());
+    drop((second, third));
     server.wait("free slot", |server| (server.busy() == 0).then_some(()));
     is_alive(&server);
 }
 
 #[test]
-fn r28_idle_connections() {
-    let server = demo_with(&["--timeout", "30"]);
-    let idle: Vec<TcpStream> = (0..500).map(|_| server.connect()).collect();
+fn r28_a_thousand_idle_connections() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    }
+    let server = demo_with(&["--max-connections", "1100"]);
+    let idle: Vec<TcpStream> = (0..1000).map(|_| server.connect()).collect();
     is_alive(&server);
     let full = demo_with(&["--max-connections", "3", "--timeout", "1"]);
     let held: Vec<TcpStream> = (0..3).map(|_| full.connect()).collect();
@@ -439,29 +479,25 @@ fn r28_idle_connections() {
 
 #[test]
 fn r29_a_signal_lets_texts_end() {
-    for (drain, whole) in [("30", true), ("0", false)] {
-        let mut server =
-            demo_with(&["-np", "1", "-c", "1024", "-n", "-1", "-t", "1", "--drain", drain]);
-        let mut reader = server.begin("/completion", &endless());
-        let mut second = server.connect();
-        let body = endless().to_string();
-        second.write_all(&post("/completion", &[], body.as_bytes())).unwrap();
-        thread::sleep(Duration::from_millis(50));
+    for (drain, whole) in [("3600", true), ("0", false)] {
+        let mut server = patient(&["--drain", drain]);
+        let mut reader = server.begin("/completion", &held());
+        let mut second = wait_in_queue(&mut server, &held());
         server.signal("TERM");
         // What waits is sent away.
         Answer::read(&mut second).refusal(503);
-        let mut rest = String::new();
-        reader.read_to_string(&mut rest).unwrap();
-        assert_eq!(rest.contains("\"stop\":true"), whole, "{drain}");
-        assert_eq!(rest.contains("\"code\":503"), !whole, "{drain}");
+        let mut rest = Vec::new();
+        // Without time to end, the connection may be cut.
+        assert!(reader.read_to_end(&mut rest).is_ok() || !whole);
+        assert_eq!(String::from_utf8_lossy(&rest).contains("\"stop\":true"), whole, "{drain}");
         assert!(server.ended().success());
     }
 }
 
 #[test]
 fn r29_a_second_signal_ends_it_at_once() {
-    let mut server = long();
-    let reader = server.begin("/completion", &endless());
+    let mut server = patient(&["--drain", "3600"]);
+    let reader = server.begin("/completion", &held());
     server.signal("INT");
     server.wait("end", |server| server.logged("SIGINT").map(drop));
     server.signal("TERM");
@@ -567,14 +603,12 @@ fn r36_out_of_file_descriptors() {
     assert_eq!(server.log().matches("refused by the system").count(), 1);
 }
 
-/// Many clients, none of whose texts depends on the others.
-#[test]
-fn r37_texts_of_64_clients_are_those_that_they_get_alone() {
-    const CLIENTS: usize = 64;
+/// Checks that many clients, each of which asks so many times, get the texts that they get alone.
+fn texts_do_not_depend_on_others(clients: usize, turns: usize) {
     let body = |client: usize| {
         json!({
             "prompt": format!("{}\nROMEO: {}", "Enter. ".repeat(client % 9), "O! ".repeat(client % 13)),
-            "n_predict": 8 + client % 17, "temperature": if client.is_multiple_of(3) { 0.0 } else { 1.0 },
+            "n_predict": 2 + client % 11, "temperature": if client.is_multiple_of(3) { 0.0 } else { 1.0 },
             "seed": client, "n_probs": if client.is_multiple_of(5) { 2 } else { 0 },
         })
     };
@@ -582,20 +616,61 @@ fn r37_texts_of_64_clients_are_those_that_they_get_alone() {
         |server: &Server, client: usize| server.ok("/completion", &body(client))["content"].clone();
     let alone: Vec<Value> = {
         let server = demo_with(&["-np", "1", "-c", "256"]);
-        (0..CLIENTS).map(|client| content(&server, client)).collect()
+        (0..clients).map(|client| content(&server, client)).collect()
     };
-    let server = demo_with(&["-np", "8", "-c", "2048"]);
+    let server = demo_with(&["-np", "8", "-c", "2048", "--lookup"]);
     thread::scope(|scope| {
-        for client in 0..CLIENTS {
+        for client in 0..clients {
             let (server, alone) = (&server, &alone);
             scope.spawn(move || {
-                for turn in 0..4 {
-                    let own = (client + turn * 7) % CLIENTS;
+                for turn in 0..turns {
+                    let own = (client + turn * 7) % clients;
                     assert_eq!(content(server, own), alone[own], "{client}, {turn}");
                 }
             });
         }
     });
+}
+
+#[test]
+fn r37_texts_of_64_clients_are_those_that_they_get_alone() {
+    texts_do_not_depend_on_others(64, 4);
+}
+
+#[test]
+#[ignore = "it takes minutes"]
+fn long_r37_texts_of_64_clients_are_those_that_they_get_alone_a_thousand_times() {
+    texts_do_not_depend_on_others(64, 1000);
+}
+
+/// How long refusals of keys take does not tell how near they are.
+#[test]
+#[ignore = "it takes minutes, and counts on a machine that does nothing else"]
+fn long_r22_refusals_take_the_same_time() {
+    let server = demo_with(&["--api-key", "0123456789abcdef0123456789abcdef"]);
+    let headers = [
+        "X: none",
+        "X-Api-Key: x",
+        "X-Api-Key: x123456789abcdef0123456789abcdef",
+        "X-Api-Key: 0123456789abcdef0123456789abcdex",
+    ];
+    let mut times = vec![Vec::new(); headers.len()];
+    for turn in 0..20_000usize {
+        // In turn, so that what the machine does else falls on all alike.
+        let kind = (turn * 7 + turn / 4) % headers.len();
+        let request = head("GET", "/slots", &[headers[kind]], None);
+        let start = Instant::now();
+        assert_eq!(server.raw(&request).status, 401);
+        times[kind].push(start.elapsed().as_secs_f64());
+    }
+    let quartile = |times: &[f64], quarters: usize| times[times.len() * quarters / 4];
+    let spread = |times: &[f64]| quartile(times, 3) - quartile(times, 1);
+    times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));
+    let first = quartile(&times[0], 2);
+    for times in &times[1..] {
+        let difference = (quartile(times, 2) - first).abs();
+        assert!(difference < spread(times) / 4.0, "{difference} s of {first}");
+    }
 }
 
 /// Bytes of memory that a process has.
@@ -606,54 +681,79 @@ fn resident(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// Mixed clients for a time; returns the memory of the server after a first part of it, and at the end.
+/// Mixed clients, each for as many turns as `goes_on` says; returns the memory of the server after the
+/// first so many turns of each, and at the end.
 #[cfg(target_os = "linux")]
-fn soak(first: Duration, all: Duration) -> (u64, u64) {
+fn soak(first: usize, goes_on: impl Fn(usize) -> bool + Sync) -> (u64, u64) {
+    const CLIENTS: usize = 8;
     let server = demo_with(&["-np", "4", "-c", "1024"]);
-    let start = Instant::now();
+    let pause = std::sync::Barrier::new(CLIENTS + 1);
     let mut early = 0;
     thread::scope(|scope| {
-        for client in 0..8usize {
-            let server = &server;
+        for client in 0..CLIENTS {
+            let (server, pause, goes_on) = (&server, &pause, &goes_on);
             scope.spawn(move || {
-                let mut turn = client;
-                while start.elapsed() < all {
-                    turn += 1;
-                    let body = json!({
-                        "prompt": "Alas! ".repeat(turn % 30 + 1), "n_predict": turn % 40 + 1,
-                        "stream": turn.is_multiple_of(2), "n_probs": if turn.is_multiple_of(7) { 5 } else { 0 },
-                    });
-                    match turn % 6 {
-                        0 => drop(server.begin("/completion", &{
-                            let mut body = body.clone();
-                            body["stream"] = true.into();
-                            body
-                        })),
-                        1 => drop(server.post("/completion", &json!({"prompt": turn}))),
-                        2 => drop(server.get("/slots")),
-                        _ => assert_eq!(server.post("/completion", &body).status, 200),
+                for turn in 0.. {
+                    if turn == first {
+                        // Twice: before the memory is looked at, and after.
+                        pause.wait();
+                        pause.wait();
+                    } else if turn > first && !goes_on(turn) {
+                        break;
                     }
+                    mixed(server, client + turn);
                 }
             });
         }
-        thread::sleep(first);
+        pause.wait();
         early = resident(server.pid());
+        pause.wait();
     });
     is_alive(&server);
     (early, resident(server.pid()))
 }
 
+/// One of the things that clients do.
+#[cfg(target_os = "linux")]
+fn mixed(server: &Server, turn: usize) {
+    let mut body = json!({
+        "prompt": "Alas! ".repeat(turn % 30 + 1), "n_predict": turn % 40 + 1,
+        "stream": turn.is_multiple_of(2), "n_probs": if turn.is_multiple_of(7) { 5 } else { 0 },
+    });
+    match turn % 6 {
+        0 => {
+            body["stream"] = true.into();
+            drop(server.begin("/completion", &body));
+        }
+        1 => drop(server.post("/completion", &json!({"prompt": turn}))),
+        2 => drop(server.get("/slots")),
+        _ => assert_eq!(server.post("/completion", &body).status, 200),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn stays_within_5_percent((early, late): (u64, u64)) {
+    assert!(late < early + early / 20, "{early} bytes became {late}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn r34_memory_stays_as_it_is() {
-    let (early, late) = soak(Duration::from_secs(10), Duration::from_secs(30));
-    assert!(late < early + early / 20, "{early} bytes became {late}");
+    stays_within_5_percent(soak(60, |turn| turn < 180));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "it takes 10 minutes"]
+fn long_r34_memory_stays_as_it_is() {
+    let start = Instant::now();
+    stays_within_5_percent(soak(400, |_| start.elapsed() < Duration::from_secs(600)));
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "it takes 24 hours"]
 fn r34_memory_stays_as_it_is_for_a_day() {
-    let (early, late) = soak(Duration::from_secs(600), Duration::from_secs(24 * 3600));
-    assert!(late < early + early / 20, "{early} bytes became {late}");
+    let start = Instant::now();
+    stays_within_5_percent(soak(4000, |_| start.elapsed() < Duration::from_secs(24 * 3600)));
 }

@@ -182,6 +182,13 @@ impl Server {
         reader
     }
 
+    /// A number of `/metrics`, by its name and labels.
+    pub fn number(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").body;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name}: {text}")).parse().unwrap()
+    }
+
     /// The number of slots that are busy.
     pub fn busy(&self) -> usize {
         let slots = self.get("/slots").json();

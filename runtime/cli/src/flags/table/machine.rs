@@ -104,7 +104,7 @@ pub const DEVICES: &[Flag] = &[
 ];
 
 pub const DRAFTS: &[Flag] = &[
-    done(RUN, &["--draft", "--draft-n", "--draft-max", "--spec-draft-n-max"], N)
+    done(RUNS, &["--draft", "--draft-n", "--draft-max", "--spec-draft-n-max"], N)
         .variable("LLAMA_ARG_SPEC_DRAFT_N_MAX"),
     ignored(
         RUN,
@@ -230,7 +230,7 @@ pub const DRAFTS: &[Flag] = &[
 pub const OWN: &[Flag] = &[
     own(RUN, &["--json"], SWITCH),
     own(RUN, &["--logprobs"], N),
-    own(RUN, &["--lookup"], SWITCH),
+    own(RUNS, &["--lookup"], SWITCH),
     own(RUN, &["--no-history"], SWITCH),
     own(ALL, &["--pre"], Value::One("NAME")),
     own(BENCH, &["--override-kv"], Value::One("KEY=TYPE:VALUE")),

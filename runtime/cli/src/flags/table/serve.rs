@@ -8,7 +8,6 @@ const REQUEST: (&str, &str) =
 const TERMINAL: &str = "requests are answered, there is no terminal";
 const SLOTS: &str = "each slot keeps what it holds";
 const NOTES: &str = "notes are few and go to stderr";
-const DRAFTS: &str = "no drafts are made here";
 const PAGE: &str = "the page has its own settings";
 const TLS: (&str, &str) = ("connections are not encrypted here", "put a proxy in front");
 const MODELS: (&str, &str) = ("one model is served", "start a server for each");
@@ -30,6 +29,8 @@ pub const FLAGS: &[Flag] = &[
     done(SERVE, &["--slot-save-path"], Value::One("DIR")),
     done(SERVE, &["--no-ui", "--no-webui"], SWITCH),
     done(SERVE, &["-p", "--prompt", "-sys", "--system-prompt"], TEXT),
+    done(SERVE, &["-sysf", "--system-prompt-file"], FILE),
+    done(SERVE, &["-rea", "--reasoning"], Value::OnOff),
     done(SERVE, &["--reasoning-format"], Value::One("none|deepseek|auto")),
     own(SERVE, &["--allow-host"], LIST),
     own(SERVE, &["--queue"], N),
@@ -132,8 +133,6 @@ pub const FLAGS: &[Flag] = &[
     ignored(SERVE, &["-co", "--color"], Value::OnOff, TERMINAL),
     ignored(SERVE, &["--show-timings", "--no-show-timings"], SWITCH, TERMINAL),
     ignored(SERVE, &["-v", "--verbose"], SWITCH, NOTES),
-    ignored(SERVE, &["-e", "--escape", "--no-escape"], SWITCH, "JSON has its own escapes"),
-    ignored(SERVE, &["--draft", "--draft-n", "--draft-max", "--spec-draft-n-max"], N, DRAFTS),
     ignored(
         SERVE,
         &["--skip-chat-parsing", "--no-skip-chat-parsing"],
@@ -141,25 +140,8 @@ pub const FLAGS: &[Flag] = &[
         "requests say parse_tool_calls",
     ),
     means(SERVE, &["-cml", "--chatml"], SWITCH, &[("", &["--chat-template", "chatml"])]),
-    refused(
-        SERVE,
-        &["-sysf", "--system-prompt-file"],
-        FILE,
-        ("it is not offered", "give the text with -sys"),
-    ),
-    refused(
-        SERVE,
-        &["-rea", "--reasoning"],
-        Value::OnOff,
-        ("it is not offered", "set what the template knows of it with --chat-template-kwargs"),
-    )
-    .unless(&["auto"]),
     refused(SERVE, &["-f", "--file"], FILE, REQUEST),
     refused(SERVE, &["--ignore-eos"], SWITCH, REQUEST),
-    refused(SERVE, &["-r", "--reverse-prompt"], TEXT, REQUEST),
-    refused(SERVE, &["--presence-penalty"], N, REQUEST).unless(&["0"]),
-    refused(SERVE, &["--frequency-penalty"], N, REQUEST).unless(&["0"]),
-    refused(SERVE, &["-l", "--logit-bias"], Value::One("ID+BIAS"), REQUEST),
     refused(SERVE, &["--grammar"], TEXT, REQUEST).unless(&[""]),
     refused(SERVE, &["--grammar-file", "-jf", "--json-schema-file"], FILE, REQUEST),
     refused(SERVE, &["-j", "--json-schema"], TEXT, REQUEST),
