@@ -27,7 +27,7 @@ use crate::cpu::head::screen::Scan;
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
 use crate::cpu::matmul;
-use crate::cpu::memory::{Buffer, filled};
+use crate::cpu::memory::{Buffer, zeroed};
 use crate::cpu::model::Model;
 use crate::cpu::threads::{Load, Pool, SharedSlice, Worker};
 use crate::cpu::weights::{Layer, Projection};
@@ -94,8 +94,8 @@ impl Scratch {
         let config = model.config();
         let projections = || model.weights().layers.iter().flat_map(Layer::projections);
         Ok(Self {
-            raw: filled(widest, 0.0)?,
-            normed: filled(widest.max(model.logits_at_once() * config.hidden), 0.0)?,
+            raw: zeroed(widest)?,
+            normed: zeroed(widest.max(model.logits_at_once() * config.hidden))?,
             attention: attention::Scratch::new(model.attention(), config)?,
             matmul: matmul::Scratch::new(projections().filter_map(Projection::packed))?,
             mapped: mapped::Scratch::new(projections().filter_map(Projection::mapped))?,

@@ -13,7 +13,7 @@ use bitnet_profiles::{GatherLayout, Shape};
 use crate::arch::config::Config;
 use crate::cpu::gather::{Along, GatherView};
 use crate::cpu::kernels::{GatherKernel, VectorOps};
-use crate::cpu::memory::{Buffer, filled};
+use crate::cpu::memory::{Buffer, zeroed};
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::file::gguf::{Gguf, TensorInfo};
 use crate::formats::TensorType;
@@ -110,7 +110,7 @@ impl Scratch {
             rows = rows.max(job.rows).max(job.block_rows());
         }
         let groups = Buffer::zeroed(TOKENS * group)?;
-        Ok(Self { ordered: Vec::new(), groups, list: filled(rows, 0)?, dots: filled(rows, 0)? })
+        Ok(Self { ordered: Vec::new(), groups, list: zeroed(rows)?, dots: zeroed(rows)? })
     }
 }
 

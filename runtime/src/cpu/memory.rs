@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
+use zerocopy::FromZeros;
 
 use super::control_group;
 use crate::{Error, Result};
@@ -268,7 +269,17 @@ pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     rest.next()?.parse().ok()
 }
 
-/// Returns `len` times `value`, or an error where the memory is refused: a `Vec` would end the process.
+/// Returns `len` zeros, or an error where the memory is refused: a `Vec` would end the process. Pages of a
+/// long one take no memory until they are touched.
+///
+/// # Errors
+/// [`Error::Runtime`].
+pub(crate) fn zeroed<T: FromZeros>(len: usize) -> Result<Vec<T>> {
+    let bytes = len.saturating_mul(size_of::<T>());
+    T::new_vec_zeroed(len).map_err(|_| refused(bytes, "buffers"))
+}
+
+/// Returns `len` times `value`, all of it written, or an error as [`zeroed`] gives one.
 ///
 /// # Errors
 /// [`Error::Runtime`].
@@ -389,6 +400,34 @@ mod tests {
             drop(map);
             assert_eq!(*kept, content[64..128]);
         }
+    }
+
+    #[test]
+    fn zeros_are_counted_in_elements_and_refused_without_an_abort() {
+        assert_eq!(zeroed::<f32>(3).unwrap(), [0.0; 3]);
+        assert!(zeroed::<u8>(0).unwrap().is_empty());
+        for len in [usize::MAX, isize::MAX as usize / 2] {
+            assert_eq!(zeroed::<f32>(len).unwrap_err().exit_code(), 1);
+        }
+    }
+
+    /// Buffers for a batch of 512 tokens are tens of megabytes, of which a short prompt uses little.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn zeros_take_no_memory_until_they_are_touched() {
+        use std::os::unix::fs::FileExt as _;
+        let page = rustix::param::page_size();
+        // Not every container has this file.
+        let Ok(map) = File::open("/proc/self/pagemap") else { return };
+        let present = |at: *const u8| {
+            let mut entry = [0; 8];
+            map.read_exact_at(&mut entry, (at as usize / page * 8) as u64).unwrap();
+            u64::from_ne_bytes(entry) >> 63 == 1
+        };
+        let mut zeros: Vec<u8> = zeroed(64 << 20).unwrap();
+        assert!(!present(&raw const zeros[32 << 20]));
+        zeros[32 << 20] = 1;
+        assert!(present(&raw const zeros[32 << 20]));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::rows::Rows;
 use super::stages::{StageClock, StageTimes};
 use crate::cpu::gather::Along;
 use crate::cpu::head::screen::{self, HeadStats, Needs, Scan, Screen};
-use crate::cpu::memory::{self, Buffer, filled};
+use crate::cpu::memory::{self, Buffer, filled, zeroed};
 use crate::cpu::model::Model;
 use crate::cpu::sparse::Tally;
 use crate::cpu::threads::{Pool, SharedSlice};
@@ -125,19 +125,19 @@ impl Buffers {
         let jobs = projections.filter_map(Projection::packed);
         let workspace = jobs.map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
         Ok(Self {
-            x: filled(slots * config.hidden, 0.0)?,
-            input: filled(slots * widest, 0)?,
+            x: zeroed(slots * config.hidden)?,
+            input: zeroed(slots * widest)?,
             workspace: Buffer::zeroed(workspace)?,
-            input_scale: filled(slots, 0.0)?,
-            cos: filled(slots * config.rope_dim / 2, 0.0)?,
-            sin: filled(slots * config.rope_dim / 2, 0.0)?,
-            qkv: filled(batch * (config.q_dim() + 2 * config.kv_dim()), 0.0)?,
-            attention: filled(batch * config.q_dim(), 0.0)?,
-            partial: filled(chunks * config.head_dim, 0.0)?,
+            input_scale: zeroed(slots)?,
+            cos: zeroed(slots * config.rope_dim / 2)?,
+            sin: zeroed(slots * config.rope_dim / 2)?,
+            qkv: zeroed(batch * (config.q_dim() + 2 * config.kv_dim()))?,
+            attention: zeroed(batch * config.q_dim())?,
+            partial: zeroed(chunks * config.head_dim)?,
             partial_state: filled(chunks, Softmax { max: 0.0, sum: 0.0 })?,
-            y: filled(batch * config.hidden, 0.0)?,
-            gate_up: filled(batch * 2 * config.ffn, 0.0)?,
-            logits: filled(config.vocab, 0.0)?,
+            y: zeroed(batch * config.hidden)?,
+            gate_up: zeroed(batch * 2 * config.ffn)?,
+            logits: zeroed(config.vocab)?,
             scratch: (0..threads).map(|_| Scratch::new(model, widest)).collect::<Result<_>>()?,
         })
     }

@@ -40,7 +40,7 @@ use self::coding::{Room, coder};
 pub(crate) use self::query::Query;
 use crate::cpu::gather::{self, Along, GatherMatrix};
 use crate::cpu::kernels::{GatherKernel, SketchInput, SketchKernel, VectorOps};
-use crate::cpu::memory::{Buffer, Bytes, Pages, filled};
+use crate::cpu::memory::{Buffer, Bytes, Pages, filled, zeroed};
 use crate::cpu::table::Table;
 use crate::cpu::threads::{Pool, SharedSlice};
 use crate::error::{Error, Result};
@@ -160,7 +160,7 @@ impl HeadSketch {
         let mut refinement = Buffer::with(rows * refinement_bytes, pages)?;
         let mut sketch = Buffer::with(tiles * tile_bytes, pages)?;
         let [mut scales, mut refinement_scales] =
-            [filled(tiles * TILE_ROWS, 0.0)?, filled(tiles * TILE_ROWS, 0.0)?];
+            [zeroed(tiles * TILE_ROWS)?, zeroed(tiles * TILE_ROWS)?];
         let [mut residuals, mut refinement_residuals] =
             [filled(tiles * TILE_ROWS, f32::INFINITY)?, filled(tiles * TILE_ROWS, f32::INFINITY)?];
         let mut norms = vec![(0.0, 0.0); pool.threads()];
