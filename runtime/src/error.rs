@@ -70,6 +70,10 @@ pub enum Error {
         expected: String,
     },
 
+    /// The caller asked for the end, by a [`Cancel`](crate::Cancel).
+    #[error("interrupted")]
+    Interrupted,
+
     /// The operating system refused to open, read or write a file.
     #[error("{}: cannot {action}: {source}", .path.display())]
     Io {
@@ -84,7 +88,7 @@ pub enum Error {
 
 impl Error {
     /// Returns the process exit code of this error: 1 runtime, 2 usage, 3 bad model, 4 bad profile,
-    /// 5 CPU lacks a feature, 6 I/O.
+    /// 5 CPU lacks a feature, 6 I/O, 130 interrupted, as shells have it: 128 and the number of SIGINT.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -94,6 +98,7 @@ impl Error {
             Error::Profile { .. } => 4,
             Error::Cpu { .. } => 5,
             Error::Io { .. } => 6,
+            Error::Interrupted => 130,
         }
     }
 
@@ -191,6 +196,7 @@ mod tests {
             ),
             (Error::Cpu { item: "isa".into(), found: "avx2".into(), expected: "avx512".into() }, 5),
             (Error::io(path, "open", io()), 6),
+            (Error::Interrupted, 130),
         ];
         for (error, code) in cases {
             assert_eq!(error.exit_code(), code, "{error}");

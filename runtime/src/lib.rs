@@ -48,6 +48,7 @@
 
 #[doc(hidden)]
 pub mod arch;
+mod cancel;
 #[doc(hidden)]
 pub mod cpu;
 #[doc(hidden)]
@@ -73,6 +74,7 @@ pub mod text;
 pub use crate::text::grammar::{Grammar, Grammars};
 #[doc(inline)]
 pub use crate::{
+    cancel::Cancel,
     cpu::{
         head::{choose::HeadMode, screen::Needs},
         kv_cache::KvType,
@@ -81,7 +83,7 @@ pub use crate::{
         sparse::Mode as ActivationSparsity,
     },
     engine::{
-        Cancel, Engine, GenerateOptions, Generation, NamedProfile, Note, Options, PackedWeights,
+        Engine, GenerateOptions, Generation, NamedProfile, Note, Options, PackedWeights,
         ProfileChoice, ProfileInUse, ProfileSource, Progress, Start, Suggested, Turns,
         logprobs::{TokenLogprobs, logprobs},
         sampler::Sampling,

@@ -1,12 +1,13 @@
 //! One text on its way through the model: step by step, and ended by the caller.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
+use bitnet_runtime::cpu::observe::Observer;
 use bitnet_runtime::{
-    Engine, FinishReason, GenerateOptions, Options, Sampling, Sequence, SequenceOptions,
-    SessionOptions, logprobs,
+    Cancel, Engine, FinishReason, GenerateOptions, Options, PackedWeights, Sampling, Sequence,
+    SequenceOptions, SessionOptions, logprobs,
 };
 
 fn engine() -> Engine {
@@ -70,7 +71,7 @@ fn h9_an_interrupted_text_ends_where_it_is() {
     assert_eq!(whole.ids()[..5], *part.ids());
 }
 
-/// A generation that is cancelled before its `after`-th step, of a prompt in pieces of 16 tokens.
+/// A generation that is cancelled when it asks for the `after`-th time, counted from 0.
 fn cancelled(engine: &Engine, prompt: &str, after: usize) -> bitnet_runtime::Generation {
     let asked = AtomicUsize::new(0);
     let options = GenerateOptions {
@@ -78,12 +79,10 @@ fn cancelled(engine: &Engine, prompt: &str, after: usize) -> bitnet_runtime::Gen
         sequence: SequenceOptions {
             tokens: Some(20),
             ignore_eos: true,
-            // No machine is so fast that more than the fewest tokens go through it in this time.
-            piece_time: Some(Duration::from_nanos(1)),
             ..SequenceOptions::default()
         },
-        cancel: Some(Arc::new(move || asked.fetch_add(1, Ordering::Relaxed) >= after)),
-        ..GenerateOptions::default()
+        session: SessionOptions { batch: 64, ..SessionOptions::default() },
+        cancel: Some(Cancel::new(move || asked.fetch_add(1, Ordering::Relaxed) >= after)),
     };
     engine.generate(prompt, &options, |_| ()).unwrap()
 }
@@ -94,14 +93,76 @@ fn a_generation_is_cancelled_within_the_prompt_and_the_text() {
     let prompt = "KING RICHARD:\nMy lord, the duke is dead.\n".repeat(8);
     let whole = cancelled(&engine, &prompt, usize::MAX);
     assert_eq!((whole.ids.len(), whole.finish_reason), (20, FinishReason::Length));
-    // A first piece of 32 tokens, then 16 each.
-    assert!(whole.prompt.len() > 64);
-    let pieces = 1 + (whole.prompt.len() - 32).div_ceil(16);
-    for (after, written) in [(0, 0), (1, 0), (pieces - 1, 0), (pieces, 1), (pieces + 4, 5)] {
+    // It asks before each batch of the prompt, between the layers of those that are not short, and before
+    // each token.
+    let (batches, rest) = (whole.prompt.len() / 64, whole.prompt.len() % 64);
+    assert!(batches >= 1 && rest > 0, "{}", whole.prompt.len());
+    let layers = engine.config().layers;
+    let asked = |tokens| 1 + if tokens < 32 { 0 } else { layers };
+    let all = batches * asked(64) + asked(rest);
+    for (after, written) in [(0, 0), (1, 0), (layers, 0), (all - 1, 0), (all, 1), (all + 4, 5)] {
         let part = cancelled(&engine, &prompt, after);
         assert_eq!((part.ids.len(), part.finish_reason), (written, FinishReason::Interrupted));
         assert_eq!(part.ids, whole.ids[..written]);
     }
+}
+
+/// Counts the layers that prompts have been through.
+#[derive(Debug, Default)]
+struct Layers(Mutex<BTreeSet<usize>>);
+
+impl Observer for Layers {
+    fn feed_forward(&self, layer: usize, _: usize, _: &[f32], _: &[i8]) {
+        self.0.lock().unwrap().insert(layer);
+    }
+
+    fn head(&self, _: usize, _: &[f32]) {}
+}
+
+/// CH08: what lies between Ctrl+C and its effect is one layer at most, however long the prompt is.
+#[test]
+fn ch08_an_interrupt_waits_for_no_more_than_a_layer() {
+    let engine = engine();
+    let prompt = prompt(&engine).repeat(20);
+    let expected = {
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        session.prefill(&prompt).unwrap().to_vec()
+    };
+    let layers = engine.config().layers;
+    // Behind the last layer there is nothing left to cancel.
+    for at in 0..layers - 1 {
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        session.prefill(&prompt[..7]).unwrap();
+        // Ctrl+C comes while a layer is computed.
+        let seen = Arc::new(Layers::default());
+        session.observe(Some(seen.clone()));
+        let asked = Arc::clone(&seen);
+        session.cancel_with(Some(Cancel::new(move || asked.0.lock().unwrap().contains(&at))));
+        let error = session.prefill(&prompt[7..]).unwrap_err();
+        assert_eq!(error.exit_code(), 130);
+        assert_eq!(seen.0.lock().unwrap().len(), at + 1);
+        // The session holds what it held, and can go on.
+        assert_eq!(session.position(), 7);
+        session.cancel_with(None);
+        assert_eq!(session.prefill(&prompt[7..]).unwrap(), expected);
+    }
+}
+
+#[test]
+fn packing_is_cancelled_between_matrices() {
+    let packed = Arc::new(AtomicUsize::new(0));
+    let [counted, seen] = [(), ()].map(|()| Arc::clone(&packed));
+    let options = Options {
+        packed: PackedWeights::Never,
+        progress: Some(Arc::new(move |_, _| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        })),
+        cancel: Some(Cancel::new(move || seen.load(Ordering::Relaxed) >= 3)),
+        ..Options::default()
+    };
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/bard-11m.i2_s.gguf");
+    let error = Engine::open(path, options).unwrap_err();
+    assert_eq!((error.exit_code(), packed.load(Ordering::Relaxed)), (130, 3));
 }
 
 /// Log probabilities are of the logits of the model, whatever the sampler does with them.

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bitnet_runtime::Cancel;
+
 /// The exit code of a program that was interrupted, as shells have it: 128 and the signal's number.
 const EXIT_CODE: u8 = 130;
 
@@ -45,6 +47,12 @@ impl Interrupt {
             drop(flag::register(SIGINT, flag()));
         }
         interrupt
+    }
+
+    /// The request as what takes long asks for it.
+    pub fn cancel(&self) -> Cancel {
+        let flag = Arc::clone(&self.0);
+        Cancel::new(move || flag.load(Ordering::Relaxed))
     }
 
     /// Forgets that Ctrl+C was pressed.

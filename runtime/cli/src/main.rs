@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use bitnet_cli::arguments::Arguments;
 use bitnet_cli::flags;
 use bitnet_cli::output::{end, note, with_flags};
+use bitnet_runtime::Error;
 use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
@@ -19,6 +20,8 @@ fn main() -> ExitCode {
     match arguments.run() {
         Ok(code) => code,
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        // Whoever pressed Ctrl+C knows why.
+        Err(error @ Error::Interrupted) => ExitCode::from(error.exit_code()),
         Err(error) => {
             note(format_args!("error: {}", with_flags(&error.to_string())));
             ExitCode::from(error.exit_code())

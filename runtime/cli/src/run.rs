@@ -169,6 +169,7 @@ pub fn run(args: &Args, unused: &[&str]) -> Result<ExitCode> {
     load::tell(engine);
     let load_time = start.elapsed();
     let interrupt = Interrupt::watch();
+    session.cancel_with(Some(interrupt.cancel()));
     opened.tell(session.context(), load_time);
 
     let begins_mapped = !session.model().is_packed();
@@ -183,9 +184,6 @@ pub fn run(args: &Args, unused: &[&str]) -> Result<ExitCode> {
             write(&mut out, &piece)?;
         }
         text += &piece;
-        if interrupt.is_requested() {
-            sequence.interrupt();
-        }
         if !goes_on {
             break;
         }

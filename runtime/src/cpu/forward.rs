@@ -23,6 +23,7 @@ use super::rows::Rows;
 use super::session::BatchToken;
 use super::stages::{Stage, StageClock};
 use crate::arch::{Activation, RopePairs};
+use crate::cancel::{self, Cancel};
 use crate::cpu::head::screen::Scan;
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
@@ -37,6 +38,9 @@ use crate::numerics::Softmax;
 /// Tokens from which each layer is a run of the pool of its own: it takes a millisecond or more, and
 /// the next one may take fewer workers.
 const LAYERWISE: usize = 128;
+/// The same where a pass may be cancelled, which is between layers: fewer tokens take no longer than some
+/// hundred milliseconds.
+const CANCELLABLE: usize = 32;
 
 /// State that the workers share in one run. Shapes are those of `Buffers` in the session.
 pub(super) struct Pass<'a> {
@@ -52,6 +56,7 @@ pub(super) struct Pass<'a> {
     pub(super) scan: Option<Scan<'a>>,
     pub(super) clock: Option<StageClock>,
     pub(super) observer: Option<&'a dyn Observer>,
+    pub(super) cancel: Option<&'a Cancel>,
     pub(super) broken: Broken,
     /// One per sequence.
     pub(super) kv: &'a [SharedKv<'a>],
@@ -152,7 +157,7 @@ impl Pass<'_> {
     /// Runs the pass, from the embedding to the logits.
     pub(super) fn run(&self, pool: &Pool) -> Result<()> {
         let (n, layers) = (self.tokens.len(), self.model.weights().layers.len());
-        if n < LAYERWISE {
+        if n < if self.cancel.is_some() { CANCELLABLE } else { LAYERWISE } {
             let all = self.share(|place, scratch| {
                 self.embed(place, &mut scratch.row);
                 (0..layers).for_each(|index| self.layer(place, scratch, index));
@@ -161,9 +166,11 @@ impl Pass<'_> {
             return pool.run_spared(Load::Short, n, all);
         }
         pool.run(self.share(|place, scratch| self.embed(place, &mut scratch.row)))?;
+        let load = if n < LAYERWISE { Load::Short } else { Load::Long };
         for index in 0..layers {
+            cancel::check(self.cancel)?;
             let layer = self.share(|place, scratch| self.layer(place, scratch, index));
-            pool.run_spared(Load::Long, n, layer)?;
+            pool.run_spared(load, n, layer)?;
         }
         pool.run(self.share(|place, scratch| self.head(place, scratch)))
     }

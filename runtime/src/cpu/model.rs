@@ -25,6 +25,7 @@ pub use super::session::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use super::stages::{Stage, StageTimes};
 use super::weights::{Projection, Weights};
 use crate::arch::config::Config;
+use crate::cancel::Cancel;
 
 /// Settings for loading a [`Model`].
 #[derive(Clone, Copy)]
@@ -49,6 +50,8 @@ pub struct LoadOptions<'a> {
     pub sparse: sparse::Mode,
     /// Called after every matrix with the bytes packed so far and the total.
     pub progress: &'a dyn Fn(usize, usize),
+    /// Asked after every matrix if packing is to end, with [`Error::Interrupted`](crate::Error::Interrupted).
+    pub cancel: Option<&'a Cancel>,
 }
 
 impl<'a> LoadOptions<'a> {
@@ -65,6 +68,7 @@ impl<'a> LoadOptions<'a> {
             packed: None,
             sparse: sparse::Mode::Auto,
             progress: &|_, _| (),
+            cancel: None,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::kv_cache::{KvCache, KvType};
 use super::observe::Observer;
 use super::rows::Rows;
 use super::stages::{StageClock, StageTimes};
+use crate::cancel::Cancel;
 use crate::cpu::gather::Along;
 use crate::cpu::head::screen::{self, HeadStats, Needs, Scan, Screen};
 use crate::cpu::memory::{self, Buffer, filled, zeroed};
@@ -82,6 +83,7 @@ pub struct Session {
     /// Time per stage, if it is measured.
     stages: Option<StageTimes>,
     observer: Option<Arc<dyn Observer>>,
+    cancel: Option<Cancel>,
 }
 
 /// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
@@ -186,6 +188,7 @@ impl Session {
             head_stats: HeadStats::default(),
             stages: None,
             observer: None,
+            cancel: None,
         })
     }
 
@@ -302,6 +305,23 @@ impl Session {
     /// Sets the observer of the values computed from now on, or removes it.
     pub fn observe(&mut self, observer: Option<Arc<dyn Observer>>) {
         self.observer = observer;
+    }
+
+    /// Sets what ends a pass early, or nothing. It is asked between the layers of a pass of 32 tokens or more,
+    /// which then fails with [`Error::Interrupted`], and by [`Sequence::step`](crate::Sequence::step) before
+    /// each pass.
+    pub fn cancel_with(&mut self, cancel: Option<Cancel>) {
+        self.cancel = cancel;
+    }
+
+    /// What ends a pass early.
+    pub(crate) fn cancel(&self) -> Option<&Cancel> {
+        self.cancel.as_ref()
+    }
+
+    /// Returns true if what [`Session::cancel_with`] has set asks for the end.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancel.as_ref().is_some_and(Cancel::is_requested)
     }
 
     /// Statistics of what the head has read since the session began.
@@ -539,6 +559,7 @@ impl Session {
             scan,
             clock: self.stages.map(|_| StageClock::start()),
             observer: self.observer.as_deref(),
+            cancel: self.cancel.as_ref(),
             broken: Broken::none(),
             kv: &self.kv.iter_mut().map(KvCache::share).collect::<Vec<_>>(),
             x: Rows::new(&mut b.x, config.hidden),

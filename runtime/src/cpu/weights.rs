@@ -7,6 +7,7 @@ use bitnet_profiles::{Layout, Role, Shape};
 
 use crate::arch::config::{Config, JobShapes};
 use crate::arch::{Activation, layer_tensor};
+use crate::cancel;
 use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::kernels::{GatherKernel, Kernel};
 use crate::cpu::mapped::{FileMatrix, MappedJob};
@@ -548,6 +549,7 @@ impl<'a> Loader<'a> {
         self.warn_of_zeros(name, matrix.is_zero());
         self.gguf.drop_pages(tensor, room.uncache);
         (self.options.progress)(room.arena.used(), room.bytes);
+        cancel::check(self.options.cancel)?;
         Ok((matrix, lines))
     }
 

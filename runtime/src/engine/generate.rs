@@ -7,12 +7,9 @@ use super::logprobs::TokenLogprobs;
 use super::open::Engine;
 use super::sampler::Sampling;
 use super::sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats};
+use crate::cancel::Cancel;
 use crate::cpu::session::SessionOptions;
 use crate::error::Result;
-
-/// Callback that is asked, between the pieces of a prompt and between tokens, if the text is to end where it
-/// is.
-pub type Cancel = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Options of one generation.
 #[derive(Clone, Default)]
@@ -23,13 +20,10 @@ pub struct GenerateOptions {
     pub sequence: SequenceOptions,
     /// The KV cache.
     pub session: SessionOptions,
-    /// Ends the text early: [`FinishReason::Interrupted`]. With it a prompt goes through the model in
-    /// pieces of about 200 ms, unless [`SequenceOptions::piece_time`] says otherwise.
+    /// Ends the text early: [`FinishReason::Interrupted`]. See
+    /// [`Session::cancel_with`](crate::Session::cancel_with).
     pub cancel: Option<Cancel>,
 }
-
-/// Time of a piece of a prompt that can be cancelled.
-const PIECE_TIME: Duration = Duration::from_millis(200);
 
 impl std::fmt::Debug for GenerateOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -77,19 +71,14 @@ impl Engine {
     ) -> Result<Generation> {
         let tokenizer = self.tokenizer()?;
         let prompt = tokenizer.prompt(prompt)?;
-        let mut limits = options.sequence.clone();
-        if options.cancel.is_some() {
-            limits.piece_time.get_or_insert(PIECE_TIME);
-        }
+        let limits = options.sequence.clone();
         let mut sequence =
             Sequence::new(Arc::clone(tokenizer), &prompt, options.sampling.clone(), limits)?;
         let mut session = self.session_for(prompt.len(), options.session)?;
+        session.cancel_with(options.cancel.clone());
         let begins_mapped = !session.model().is_packed();
         let mut text = String::new();
         loop {
-            if options.cancel.as_ref().is_some_and(|cancel| cancel()) {
-                sequence.interrupt();
-            }
             let goes_on = self.step(&mut session, &mut sequence)?;
             let piece = sequence.take_text();
             if !piece.is_empty() {

@@ -17,7 +17,7 @@ mod turns;
 
 pub use crate::note::Note;
 pub use fit::{AbsentKernel, FINGERPRINT, ProfileFit};
-pub use generate::{Cancel, GenerateOptions, Generation};
+pub use generate::{GenerateOptions, Generation};
 pub use open::{Engine, Placement};
 pub use options::{Options, PackedWeights, ProfileChoice, Progress, Start};
 pub use packed::{PackedStore, StoredFile};

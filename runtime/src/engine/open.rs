@@ -13,6 +13,7 @@ use super::profile::{self, ProfileInUse};
 use super::sequence::Sequence;
 use crate::arch::config::Config;
 use crate::arch::policy;
+use crate::cancel::Cancel;
 use crate::cpu::head::choose::{HeadMode, HeadOptions};
 use crate::cpu::head::screen::Needs;
 use crate::cpu::host::Host;
@@ -227,7 +228,7 @@ impl Engine {
                 return Err(Error::model(file.path(), "source", found, expected));
             }
         }
-        self.load(state, true, Some(file))?.packed_head(file, &self.pool, &self.head_options())
+        self.load(state, true, (Some(file), None))?.packed_head(file, &self.pool, &self.head_options())
     }
 
     /// Keeps the packed weights in a file, for later runs: the one that [`PackedWeights::Auto`] finds, or
@@ -278,15 +279,20 @@ impl Engine {
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) for weights that this library does not run,
     /// [`Error::Runtime`](crate::Error::Runtime) when there is not
-    /// enough memory.
+    /// enough memory, [`Error::Interrupted`](crate::Error::Interrupted) where [`Options::cancel`] asks for it.
     pub fn model(&self) -> Result<Arc<Model>> {
+        self.model_unless(self.options.cancel.as_ref())
+    }
+
+    /// As [`Engine::model`], unless `cancel` asks for the end before weights are packed.
+    fn model_unless(&self, cancel: Option<&Cancel>) -> Result<Arc<Model>> {
         let mut state = self.state();
         if let Some(model) = &state.packed {
             return Ok(Arc::clone(model));
         }
         let start = Instant::now();
         let head = self.head_options();
-        let model = self.load(&state, true, None)?.choose_head(&self.pool, &head)?;
+        let model = self.load(&state, true, (None, cancel))?.choose_head(&self.pool, &head)?;
         let model = self.loaded(&mut state, model);
         state.mapped = None;
         state.packed = Some(Arc::clone(&model));
@@ -300,7 +306,7 @@ impl Engine {
         if let Some(model) = &state.mapped {
             return Ok(Arc::clone(model));
         }
-        let model = self.load(&state, false, None)?;
+        let model = self.load(&state, false, (None, None))?;
         let model = self.loaded(&mut state, model);
         state.mapped = Some(Arc::clone(&model));
         Ok(model)
@@ -320,7 +326,12 @@ impl Engine {
         }
     }
 
-    fn load(&self, state: &State, pack: bool, packed: Option<&PackedFile>) -> Result<Model> {
+    fn load(
+        &self,
+        state: &State,
+        pack: bool,
+        (packed, cancel): (Option<&PackedFile>, Option<&Cancel>),
+    ) -> Result<Model> {
         let silent = |_: usize, _: usize| ();
         let progress: &dyn Fn(usize, usize) = match &self.options.progress {
             Some(progress) if pack => &**progress,
@@ -338,6 +349,7 @@ impl Engine {
                 packed,
                 sparse: self.options.sparse,
                 progress,
+                cancel,
             },
         )
     }
@@ -387,10 +399,11 @@ impl Engine {
     /// a prompt are to come.
     ///
     /// # Errors
-    /// Those of [`Engine::model`] and [`Session::continue_with`].
+    /// Those of [`Engine::model`] and [`Session::continue_with`]; [`Error::Interrupted`] where
+    /// [`Session::cancel_with`] asks for it.
     pub(super) fn prepare(&self, session: &mut Session, prompt: usize) -> Result<()> {
         if !session.model().is_packed() && self.is_packed_for(prompt) {
-            session.continue_with(self.model()?)?;
+            session.continue_with(self.model_unless(session.cancel())?)?;
         }
         Ok(())
     }
@@ -418,7 +431,7 @@ impl Engine {
     }
 
     /// Runs [`Sequence::step`]. Where the session began on the weights in the file, they are packed
-    /// after 128 steps if the text may become twice as long.
+    /// after 128 steps if the text may become twice as long; [`Session::cancel_with`] ends that, too.
     ///
     /// # Errors
     /// Those of [`Sequence::step`] and [`Engine::model`].
@@ -433,7 +446,10 @@ impl Engine {
                 state.mapped_steps
             };
             if steps > PAYS_AFTER && remaining >= PAYS_AFTER {
-                session.continue_with(self.model()?)?;
+                match self.model_unless(session.cancel()) {
+                    Err(Error::Interrupted) => sequence.interrupt(),
+                    model => session.continue_with(model?)?,
+                }
             }
         }
         sequence.step(session)

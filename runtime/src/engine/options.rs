@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bitnet_profiles::{Format, Isa, Pinning};
 
 use super::profile::NamedProfile;
+use crate::cancel::Cancel;
 use crate::cpu::head::choose::HeadMode;
 use crate::cpu::head::screen::Needs;
 use crate::cpu::sparse;
@@ -101,6 +102,9 @@ pub struct Options {
     pub packed: PackedWeights,
     /// Callback while weights are packed.
     pub progress: Option<Progress>,
+    /// Ends packing early, with [`Error::Interrupted`](crate::Error::Interrupted). Sessions have one of their
+    /// own: [`Session::cancel_with`](crate::Session::cancel_with).
+    pub cancel: Option<Cancel>,
 }
 
 impl Default for Options {
@@ -127,6 +131,7 @@ impl Default for Options {
             start: Start::Auto,
             packed: PackedWeights::Auto,
             progress: None,
+            cancel: None,
         }
     }
 }

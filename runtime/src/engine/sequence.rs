@@ -36,10 +36,6 @@ pub struct SequenceOptions {
     /// They are those of the draw itself, behind biases, penalties, temperature and all else that a sampler
     /// does: tokens that it rules out have none. Reads no more of the head than the sampler needs.
     pub after_sampling: bool,
-    /// Time that a piece of the prompt should take at most in [`Sequence::step`], as measured by the
-    /// pieces before it, so that the caller can interrupt the text between; `None`: pieces are as large
-    /// as the session's batch.
-    pub piece_time: Option<Duration>,
     /// The grammar of the text: only tokens that go on within it are chosen, and the text ends where it is
     /// complete.
     #[cfg(feature = "grammar")]
@@ -142,7 +138,6 @@ pub struct Sequence {
     taken: usize,
     prompt_left: usize,
     needs: Needs,
-    pace: Pace,
     ids: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
     decoder: StreamDecoder,
@@ -195,7 +190,6 @@ impl Sequence {
             taken: 0,
             prompt_left: prompt.len(),
             needs: Needs::All,
-            pace: Pace::default(),
             ids: Vec::new(),
             logprobs: Vec::new(),
             decoder: StreamDecoder::default(),
@@ -401,8 +395,9 @@ impl Sequence {
     }
 
     /// Takes the tokens wanted next through the model, in the first sequence of a session: a batch
-    /// of the prompt, or a token and its draft. Returns false when the text has ended. After an
-    /// error the session holds what it held before.
+    /// of the prompt, or a token and its draft. Returns false when the text has ended, which
+    /// [`Session::cancel_with`] may bring about. After an error, and where it ends so, the session holds
+    /// what it held before.
     ///
     /// # Errors
     /// Those of [`Sequence::wants`], [`Session::forward`] and [`Sequence::accept`].
@@ -410,19 +405,22 @@ impl Sequence {
         let room = session.context() - session.position();
         let is_prompt = self.prompt_left > 0;
         let start = Instant::now();
-        let most = match self.options.piece_time {
-            Some(time) => self.pace.tokens_in(time).min(session.batch()),
-            None => session.batch(),
+        if session.is_cancelled() {
+            self.interrupt();
+        }
+        let Some(wants) = self.wants(session.batch(), room)? else { return Ok(false) };
+        let passed = match *wants.ids {
+            [id] if wants.rows == 1 => session.decode_for(id, wants.needs).map(|_| ()),
+            _ => session.forward(&wants.tokens(0).collect::<Vec<_>>()),
         };
-        let Some(wants) = self.wants(most, room)? else { return Ok(false) };
-        match *wants.ids {
-            [id] if wants.rows == 1 => drop(session.decode_for(id, wants.needs)?),
-            _ => session.forward(&wants.tokens(0).collect::<Vec<_>>())?,
+        match passed {
+            Err(Error::Interrupted) => {
+                self.interrupt();
+                return Ok(false);
+            }
+            passed => passed?,
         }
         let through = Instant::now();
-        if is_prompt {
-            self.pace.took(self.taken, through - start);
-        }
         self.took(through - start);
         let accepted = self.accept(|row| session.logits(row));
         session.truncate(session.position() - *accepted.as_ref().unwrap_or(&self.taken));
@@ -473,53 +471,5 @@ impl Sequence {
     #[must_use]
     pub fn stats(&self) -> SequenceStats {
         self.stats
-    }
-}
-
-/// Pace of a prompt, by the last of its pieces.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pace {
-    /// Tokens per second, and tokens of the piece.
-    last: Option<(f64, usize)>,
-}
-
-impl Pace {
-    /// Tokens of a first piece, whose pace is not known.
-    const FIRST: usize = 32;
-    /// Fewer tokens do not share what a pass costs.
-    const FEWEST: usize = 16;
-
-    fn took(&mut self, tokens: usize, time: Duration) {
-        self.last = Some((tokens as f64 / time.as_secs_f64().max(1e-9), tokens));
-    }
-
-    /// The most tokens that should take no longer than `time`; not more than four times as many as went
-    /// before, as a large piece is found to be slow only when it is done.
-    fn tokens_in(self, time: Duration) -> usize {
-        match self.last {
-            Some((pace, last)) => ((pace * time.as_secs_f64()) as usize)
-                .clamp(Self::FEWEST, Self::FEWEST.max(4 * last)),
-            None => Self::FIRST,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_follow_the_pace() {
-        let time = Duration::from_millis(200);
-        let mut pace = Pace::default();
-        assert_eq!(pace.tokens_in(time), 32);
-        pace.took(32, Duration::from_millis(80));
-        assert_eq!(pace.tokens_in(time), 80);
-        pace.took(80, Duration::from_millis(1000));
-        assert_eq!(pace.tokens_in(time), 16);
-        pace.took(16, Duration::ZERO);
-        assert_eq!(pace.tokens_in(time), 64);
-        pace.took(1, Duration::from_secs(9));
-        assert_eq!(pace.tokens_in(time), 16);
     }
 }

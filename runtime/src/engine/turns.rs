@@ -1,16 +1,13 @@
 //! Turns: texts one after another in a session, each of which is computed from where it differs from the last.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::open::Engine;
 use super::sampler::Sampling;
 use super::sequence::{Sequence, SequenceOptions};
+use crate::cancel::Cancel;
 use crate::cpu::session::{Session, SessionOptions};
 use crate::error::Result;
-
-/// Time of a piece of a prompt, so that a turn can be interrupted within a moment.
-const PIECE_TIME: Duration = Duration::from_millis(200);
 
 /// A session for the turns of a conversation. A turn's prompt is the whole conversation; what it has in
 /// common with what the session holds is not computed again, which changes no number.
@@ -42,9 +39,8 @@ impl<'e> Turns<'e> {
         &mut self,
         prompt: Vec<u32>,
         sampling: Sampling,
-        mut options: SequenceOptions,
+        options: SequenceOptions,
     ) -> Result<Sequence> {
-        options.piece_time.get_or_insert(PIECE_TIME);
         let tokenizer = self.engine.tokenizer()?.clone();
         let mut sequence = Sequence::new(tokenizer, &prompt, sampling, options)?;
         let common = self.held.iter().zip(&prompt).take_while(|(held, new)| held == new).count();
@@ -54,6 +50,11 @@ impl<'e> Turns<'e> {
         self.held.truncate(self.cached);
         self.prompt = prompt;
         Ok(sequence)
+    }
+
+    /// Sets what ends a turn early, or nothing: see [`Session::cancel_with`].
+    pub fn cancel_with(&mut self, cancel: Option<Cancel>) {
+        self.session.cancel_with(cancel);
     }
 
     /// Runs [`Engine::step`] for the text begun last.

@@ -5,7 +5,7 @@ mod output;
 mod row;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -48,7 +48,7 @@ const PROBE_ROUNDS: usize = 5;
 /// Lists and ranges: 1,2,4 or 1-4 or 1-8*2 or 128-512+128.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model; several: repeat the flag; none: the one that --profile FILE was made for
+    /// The model; several: repeat the flag, or put commas between; none: the one that --profile FILE was made for
     #[arg(short, long, value_name = "FILE")]
     model: Vec<PathBuf>,
     /// Lengths of prompts; 0: none
@@ -122,6 +122,19 @@ pub struct Args {
 }
 
 impl Args {
+    /// The models, of which one may have no path; a name with a comma that is no file is a list, as in
+    /// llama-bench.
+    fn models(&self) -> Vec<Option<PathBuf>> {
+        if self.model.is_empty() {
+            return vec![None];
+        }
+        let paths = self.model.iter().flat_map(|path| match path.to_str() {
+            Some(list) if !path.exists() => list.split(',').map(PathBuf::from).collect(),
+            _ => vec![path.clone()],
+        });
+        paths.map(Some).collect()
+    }
+
     /// The sessions of each number of threads, in llama-bench's order.
     fn sessions(&self) -> Vec<SessionArgs> {
         let types = |given: &[CacheType]| match given {
@@ -172,10 +185,7 @@ impl Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let tests = args.tests();
     let sessions = args.sessions();
-    let mut models: Vec<Option<&Path>> = args.model.iter().map(|path| Some(&**path)).collect();
-    if models.is_empty() {
-        models.push(None);
-    }
+    let models = args.models();
     let columns = Columns {
         batches: sessions.iter().any(|session| session.batch() != sessions[0].batch()),
         kv_types: args.cache_type_k.len().max(args.cache_type_v.len()) > 1,
@@ -184,7 +194,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     printers.extend(args.output_err.map(|format| Printer::new(format, columns, Stream::Stderr)));
     let interrupt = Interrupt::watch();
     'models: for path in models {
-        let (path, options) = args.kernels.open(path, args.placement)?;
+        let (path, options) = args.kernels.open(path.as_deref(), args.placement)?;
         let options = Options { mmap: args.mmap, packed: args.packed.option(), ..options };
         let leave = "leave it as it is while it is used, or give --mmap 0";
         if args.mmap {
@@ -205,9 +215,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             tokenizer: false,
             start: Start::Packed,
             progress: Some(load::progress(Arc::default())),
+            cancel: Some(interrupt.cancel()),
             ..options
         };
-        let engine = Engine::from_gguf(gguf, options)?;
+        let engine = match Engine::from_gguf(gguf, options) {
+            Err(Error::Interrupted) => break,
+            engine => engine?,
+        };
         load::explain_bus_errors(&engine, leave);
         load::tell(&engine);
         let model = engine.model()?;
@@ -301,7 +315,7 @@ impl Bench<'_> {
         }
         let before = self.session.head_stats();
         let mut between = || match interrupt.is_requested() {
-            true => Err(Error::Runtime("interrupted".into())),
+            true => Err(Error::Interrupted),
             false if cached => Ok(()),
             false => probe(),
         };

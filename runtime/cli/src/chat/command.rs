@@ -350,7 +350,7 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
     };
 
     if !is_single {
-        talk.interrupt = Interrupt::watch_answers();
+        talk.interrupt_by(Interrupt::watch_answers());
         // A user types longer than that takes. An error is found again where the weights are needed, and a
         // line of progress would get between the words.
         opened.silenced.store(true, Ordering::Relaxed);
@@ -379,7 +379,7 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
         let expected = "one through a pipe, or with bitnet-run chat --prompt TEXT";
         return Err(Error::usage("message", "none", expected));
     };
-    talk.interrupt = Interrupt::watch();
+    talk.interrupt_by(Interrupt::watch());
     // Amid the answer a line of progress would get between its words.
     opened.silenced.store(io::stdout().is_terminal(), Ordering::Relaxed);
     talk.say(&message);
@@ -423,7 +423,7 @@ pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitC
     }
     keep_cache(args, &talk)?;
     opened.tell_of_packing();
-    Ok(talk.interrupt.exit_code())
+    Ok(talk.interrupt().exit_code())
 }
 
 /// Writes what was computed of a conversation to the file of --prompt-cache.

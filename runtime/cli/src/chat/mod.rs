@@ -14,3 +14,5 @@ mod typist;
 
 pub use command::{Args, ChatArgs};
 pub(crate) use command::{OnOff, on_off_auto, run};
+pub use parameters::Parameters;
+pub use saved::Saved;

@@ -2,10 +2,12 @@
 
 use bitnet_runtime::Sampling;
 use bitnet_runtime::error::{Error, Result, quoted};
+use serde_json::{Map, Value};
 
 /// Sampling and length of answers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameters {
+    /// Sampling.
     pub sampling: Sampling,
     /// Most tokens of an answer; `None`: until it ends.
     pub tokens: Option<usize>,
@@ -67,6 +69,41 @@ impl Parameters {
         Ok(())
     }
 
+    /// Returns the parameters with those of a saved conversation in place of their own: of stop strings
+    /// only the saved ones.
+    ///
+    /// # Errors
+    /// As [`Parameters::set`].
+    pub fn with(&self, saved: &Map<String, Value>) -> Result<Self> {
+        let mut new = Self { stop: Vec::new(), ..self.clone() };
+        for (name, value) in saved {
+            let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            for value in values {
+                match (name.as_str(), value.as_str()) {
+                    ("stop", Some(text)) => new.stop.push(text.to_owned()),
+                    (_, Some(text)) => new.set(name, text)?,
+                    (_, None) => new.set(name, &value.to_string())?,
+                }
+            }
+        }
+        Ok(new)
+    }
+
+    /// The parameters as a saved conversation holds them.
+    pub fn to_saved(&self) -> Map<String, Value> {
+        let mut saved = Map::new();
+        for (name, value) in self.pairs() {
+            if name == "stop" {
+                let stops = saved.entry(name).or_insert_with(|| Vec::<String>::new().into());
+                stops.as_array_mut().into_iter().for_each(|all| all.push(value.clone().into()));
+            } else {
+                let number = serde_json::from_str(&value).unwrap_or_else(|_| value.into());
+                saved.insert(name.to_owned(), number);
+            }
+        }
+        saved
+    }
+
     /// Names and values, in the order of [`Parameters::NAMES`]; `stop` once for each text.
     pub fn pairs(&self) -> Vec<(&'static str, String)> {
         let sampling = &self.sampling;
@@ -119,7 +156,10 @@ mod tests {
         assert_eq!(pairs.iter().map(|pair| pair.0).collect::<Vec<_>>(), Parameters::NAMES);
         pairs.iter().for_each(|(name, value)| copied.set(name, value).unwrap());
         assert_eq!(copied, changed);
-        assert_eq!((copied.stop, copied.tokens), (vec!["END".to_owned()], Some(20)));
+        assert_eq!((&copied.stop, copied.tokens), (&vec!["END".to_owned()], Some(20)));
+        assert_eq!(first.with(&copied.to_saved()).unwrap(), copied);
+        let unknown = [("mirostat".to_owned(), 1.into())].into_iter().collect();
+        assert!(first.with(&unknown).is_err());
         for (name, value, words) in [
             ("top_p", "2", "top_p: found 2"),
             ("top_p", "x", "top_p: found 'x', expected a number"),

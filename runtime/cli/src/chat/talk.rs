@@ -28,7 +28,7 @@ pub struct Talk<'e> {
     pub variables: Variables,
     /// True if reasoning is told from the answer.
     pub splits_reasoning: bool,
-    pub interrupt: Interrupt,
+    interrupt: Interrupt,
     /// The thread that packs the weights while the user types.
     pub packing: Option<JoinHandle<()>>,
 }
@@ -72,6 +72,17 @@ impl<'e> Talk<'e> {
             interrupt: Interrupt::default(),
             packing: None,
         }
+    }
+
+    /// Lets a request end an answer.
+    pub fn interrupt_by(&mut self, interrupt: Interrupt) {
+        self.turns.cancel_with(Some(interrupt.cancel()));
+        self.interrupt = interrupt;
+    }
+
+    /// The request that ends an answer.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
     }
 
     /// The engine and the session.
@@ -142,8 +153,11 @@ impl<'e> Talk<'e> {
         if self.splits_reasoning {
             splitter = Some(ReasoningSplitter::after(&self.chat.render(&conversation)?));
         }
-        let mut sequence =
-            self.turns.begin(answer.prompt.clone(), self.parameters.sampling.clone(), options)?;
+        let sampling = self.parameters.sampling.clone();
+        let mut sequence = match self.turns.begin(answer.prompt.clone(), sampling, options) {
+            Err(Error::Interrupted) => return Ok(answer),
+            sequence => sequence?,
+        };
         let mut take = |parts: Vec<(Part, String)>| {
             parts.into_iter().try_for_each(|(part, text)| {
                 match part {
@@ -154,9 +168,6 @@ impl<'e> Talk<'e> {
             })
         };
         loop {
-            if self.interrupt.is_requested() {
-                sequence.interrupt();
-            }
             let goes_on = self.turns.step(&mut sequence)?;
             let piece = sequence.take_text();
             if !piece.is_empty() {
@@ -217,16 +228,7 @@ impl<'e> Talk<'e> {
     /// # Errors
     /// Those of [`Saved::write`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut parameters = serde_json::Map::new();
-        for (name, value) in self.parameters.pairs() {
-            if name == "stop" {
-                let stops = parameters.entry(name).or_insert_with(|| Vec::<String>::new().into());
-                stops.as_array_mut().into_iter().for_each(|all| all.push(value.clone().into()));
-            } else {
-                let number = serde_json::from_str(&value).unwrap_or_else(|_| value.into());
-                parameters.insert(name.to_owned(), number);
-            }
-        }
+        let parameters = self.parameters.to_saved();
         let (system, messages) = (self.system.clone(), self.messages.clone());
         Saved::new(self.model(), self.chat.template_name(), system, parameters, messages)
             .write(path)
@@ -239,16 +241,10 @@ impl<'e> Talk<'e> {
     /// Those of [`Saved::read`]; [`Error::Usage`] for a parameter that is not known or out of range.
     pub fn load(&mut self, path: &Path) -> Result<Option<String>> {
         let saved = Saved::read(path)?;
-        let mut parameters = Parameters { stop: Vec::new(), ..self.parameters.clone() };
-        let in_file =
-            |e: Error| Error::usage(path.display(), e, "parameters that /save has written");
-        for (name, value) in &saved.parameters {
-            let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-            for value in values {
-                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                parameters.set(name, &text).map_err(in_file)?;
-            }
-        }
+        let parameters = self
+            .parameters
+            .with(&saved.parameters)
+            .map_err(|e| Error::usage(path.display(), e, "parameters that /save has written"))?;
         (self.system, self.messages, self.parameters) = (saved.system, saved.messages, parameters);
         Ok(Some(saved.model.name).filter(|_| saved.model.fingerprint != self.model().fingerprint))
     }

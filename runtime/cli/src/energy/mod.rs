@@ -86,6 +86,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         tokenizer: false,
         start: Start::Packed,
         progress: Some(load::progress(std::sync::Arc::default())),
+        cancel: Some(interrupt.cancel()),
         ..options
     };
     let engine = Engine::open(&path, options)?;

@@ -96,6 +96,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         needs: Needs::All,
         start: Start::Packed,
         progress: Some(load::progress(std::sync::Arc::default())),
+        cancel: Some(interrupt.cancel()),
         ..options
     };
     // Before the model, which takes long.
