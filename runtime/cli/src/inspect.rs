@@ -161,13 +161,18 @@ fn shown(name: &str) -> String {
 
 /// Type and value; of an array the first few items.
 fn value_text(value: &Value) -> String {
+    match value {
+        Value::Array(array) => format!("{value}: {}", items_text(array)),
+        value => value.to_string(),
+    }
+}
+
+/// The first few items of an array.
+fn items_text(array: &Array) -> String {
     const FIRST: usize = 4;
     fn items<T: ToString>(values: &[T]) -> Vec<String> {
         values.iter().take(FIRST).map(T::to_string).collect()
     }
-    let Value::Array(array) = value else {
-        return value.to_string();
-    };
     let first = match array {
         Array::U8(v) => items(v),
         Array::I8(v) => items(v),
@@ -181,7 +186,8 @@ fn value_text(value: &Value) -> String {
         Array::I64(v) => items(v),
         Array::F64(v) => items(v),
         Array::Str(v) => v.iter().take(FIRST).map(bitnet_runtime::error::quoted).collect(),
+        Array::Array(v) => v.iter().take(FIRST).map(items_text).collect(),
     };
     let more = if array.len() > FIRST { ", ..." } else { "" };
-    format!("{value}: [{}{more}]", first.join(", "))
+    format!("[{}{more}]", first.join(", "))
 }

@@ -7,7 +7,7 @@ mod program;
 
 use std::path::{Path, PathBuf};
 
-use bitnet_runtime::file::gguf::{Gguf, Value};
+use bitnet_runtime::file::gguf::{Array, Gguf, Value};
 use editor::{Parts, sound};
 use program::{answer, both, demo_model, refusal};
 
@@ -71,12 +71,20 @@ fn r8_inspect_shows_a_type_that_nobody_knows_as_a_number() {
     let mut parts = demo();
     parts.set("general.architecture", Value::Str("something-new".into()));
     parts.set("tokenizer.ggml.pre", Value::Str("unheard-of".into()));
+    let nested = [Array::U8(vec![1, 2]), Array::Str(["a"].iter().collect())];
+    parts.set("something-new.tables", Value::Array(Array::Array(nested.into())));
     parts.tensors.retain(|tensor| tensor.name != "output_norm.weight");
     std::fs::write(&path, parts.bytes_with_type("blk.2.attn_k.weight", 9999)).unwrap();
     let shown = answer(&["inspect", file]);
     let line = shown.lines().find(|line| line.contains("blk.2.attn_k.weight")).unwrap();
     assert!(line.contains("type 9999") && line.contains("[384, 128]"), "{line}");
-    for words in ["'something-new'", "'unheard-of'", "tensors: 67", "type 9999     1 tensors"] {
+    for words in [
+        "'something-new'",
+        "'unheard-of'",
+        "array of 2 array: [[1, 2], ['a']]",
+        "tensors: 67",
+        "type 9999     1 tensors",
+    ] {
         assert!(shown.contains(words), "no {words} in {shown}");
     }
     // To run the model is another matter.

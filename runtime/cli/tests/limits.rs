@@ -78,6 +78,27 @@ fn h3_a_model_that_starts_mapped_says_before_its_text_what_does_not_fit() {
     sweep('v', loaded()..=640 * MEBI, 16 * MEBI, &args);
 }
 
+/// A file for which there is no room in the address space: what is in the way is said, and for which file.
+#[test]
+fn h3_a_model_that_cannot_be_mapped_is_named_with_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    std::fs::copy(demo_model(), &path).unwrap();
+    // A hole, which takes no room on the disk.
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 30).unwrap();
+    let path = path.to_str().unwrap();
+    for args in [&["inspect", path][..], &["-m", path, "-p", "a"], &["-m", path, "--no-mmap"]] {
+        let output = limited('v', loaded() + 300 * MEBI, args);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(6), "{args:?}: {errors}");
+        for words in
+            [path, "1073741824 bytes do not fit into memory", "(ulimit -v) leaves", "raise"]
+        {
+            assert!(errors.contains(words), "{args:?}: no {words} in {errors}");
+        }
+    }
+}
+
 /// Every split of every piece would be a merge: half a million pairs of strings.
 #[test]
 fn h2_a_vocabulary_of_pieces_within_pieces_takes_little_memory() {

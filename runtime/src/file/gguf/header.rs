@@ -16,6 +16,8 @@ const MAX_COUNT: u64 = 65_536;
 const MAX_KEY: u64 = 64 << 10;
 const MAX_STRING: u64 = 16 << 20;
 const MAX_ITEMS: u64 = 16 << 20;
+/// Arrays around an array; no published file has any.
+const MAX_DEPTH: u32 = 4;
 const MAX_HEADER: usize = 512 << 20;
 const MAX_ALIGNMENT: u32 = 1 << 20;
 /// ggml keeps tensor names in 64 bytes, the terminating zero included.
@@ -142,7 +144,7 @@ impl<'a> Reader<'a> {
                     |text| Value::Str(text.to_owned()),
                 )
             }
-            9 => Value::Array(self.values()?),
+            9 => Value::Array(self.values(0)?),
             10 => Value::U64(self.u64()?),
             11 => Value::I64(self.array().map(i64::from_le_bytes)?),
             12 => Value::F64(self.array().map(f64::from_le_bytes)?),
@@ -162,7 +164,8 @@ impl<'a> Reader<'a> {
         Ok(bytes.as_chunks::<N>().0.iter().map(|&chunk| read(chunk)).collect())
     }
 
-    fn values(&mut self) -> Step<Array> {
+    /// Reads an array that lies in `depth` others.
+    fn values(&mut self, depth: u32) -> Step<Array> {
         let ty = self.u32()?;
         let count = self.u64()?;
         if count > MAX_ITEMS {
@@ -186,10 +189,16 @@ impl<'a> Reader<'a> {
             }
             8 => Array::Str(self.strings(count)?),
             9 => {
-                return Err(Fault::new(
-                    "an array of arrays",
-                    "an array of numbers, bools or strings",
-                ));
+                if depth == MAX_DEPTH {
+                    let expected = format!("at most {MAX_DEPTH} arrays around an array");
+                    return Err(Fault::new("arrays nested deeper", expected));
+                }
+                if count > MAX_COUNT {
+                    let found = format!("an array of {count} arrays");
+                    return Err(Fault::new(found, format_args!("at most {MAX_COUNT}")));
+                }
+                let arrays: Step<_> = (0..count).map(|_| self.values(depth + 1)).collect();
+                Array::Array(arrays?)
             }
             10 => Array::U64(self.numbers(count, u64::from_le_bytes)?),
             11 => Array::I64(self.numbers(count, i64::from_le_bytes)?),
@@ -197,7 +206,7 @@ impl<'a> Reader<'a> {
             other => {
                 return Err(Fault::new(
                     format_args!("array element type {other}"),
-                    "a GGUF value type, 0 to 12 without 9",
+                    "a GGUF value type, 0 to 12",
                 ));
             }
         })

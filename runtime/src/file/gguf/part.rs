@@ -40,7 +40,14 @@ impl Part {
                     "{}: the system does not map this file ({error}), so it was read into memory",
                     path.display()
                 );
-                (Bytes::Memory(Self::contents(path, file)?.into()), Some(warning))
+                let contents = Self::contents(path, file).map_err(|e| match e {
+                    Error::Io { path, source, .. } => {
+                        let text = format!("{error}; nor is there room to read it: {source}");
+                        Error::io(&path, "map", io::Error::new(error.kind(), text))
+                    }
+                    other => other,
+                })?;
+                (Bytes::Memory(contents.into()), Some(warning))
             }
         };
         Ok(Self { path: path.to_path_buf(), bytes, warning })
@@ -89,7 +96,11 @@ impl Part {
             .filter(|_| memory::available().is_none_or(|free| len <= free))
             .and_then(|len| bytes.try_reserve_exact(len).ok());
         room.ok_or_else(|| {
-            refused(io::Error::other(format!("{len} bytes do not fit into memory")))
+            let limit = memory::limit().filter(|&(_, left)| left < len);
+            let limit = limit.map_or(String::new(), |(name, left)| {
+                format!(", of which {name} leaves {} MB; raise it", left / 1_000_000)
+            });
+            refused(io::Error::other(format!("{len} bytes do not fit into memory{limit}")))
         })?;
         file.read_to_end(&mut bytes).map_err(refused)?;
         Ok(bytes)

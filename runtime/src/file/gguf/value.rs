@@ -78,6 +78,7 @@ pub enum Array {
     U64(Vec<u64>),
     I64(Vec<i64>),
     F64(Vec<f64>),
+    Array(Vec<Array>),
 }
 
 impl Array {
@@ -97,6 +98,7 @@ impl Array {
             Array::U64(v) => v.len(),
             Array::I64(v) => v.len(),
             Array::F64(v) => v.len(),
+            Array::Array(v) => v.len(),
         }
     }
 
@@ -122,6 +124,7 @@ impl Array {
             Array::U64(v) => Value::U64(*v.get(i)?),
             Array::I64(v) => Value::I64(*v.get(i)?),
             Array::F64(v) => Value::F64(*v.get(i)?),
+            Array::Array(v) => Value::Array(v.get(i)?.clone()),
         })
     }
 
@@ -141,6 +144,7 @@ impl Array {
             Array::U64(_) => "u64",
             Array::I64(_) => "i64",
             Array::F64(_) => "f64",
+            Array::Array(_) => "array",
         }
     }
 }

@@ -329,6 +329,11 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         Array::U64(v) => numbers!(10, v),
         Array::I64(v) => numbers!(11, v),
         Array::F64(v) => numbers!(12, v),
+        Array::Array(v) => {
+            out.extend(9u32.to_le_bytes());
+            out.extend((v.len() as u64).to_le_bytes());
+            v.iter().for_each(|array| put_array(out, array));
+        }
     }
 }
 
@@ -386,6 +391,13 @@ pub(super) mod tests {
             ("au64", Value::Array(Array::U64(vec![9]))),
             ("ai64", Value::Array(Array::I64(vec![-9]))),
             ("af64", Value::Array(Array::F64(vec![]))),
+            (
+                "aarray",
+                Value::Array(Array::Array(vec![
+                    Array::U8(vec![1, 2]),
+                    Array::Array(vec![Array::Str(["a"].iter().collect())]),
+                ])),
+            ),
         ]
     }
 
