@@ -431,7 +431,7 @@ fn w1_the_words_are_those_of_the_vocabulary() -> Tested {
 }
 
 /// llama.cpp's rule, with its exceptions.
-fn every_token_that_ends_a_generation_is_known() {
+fn ch03_every_token_that_ends_a_generation_is_known() {
     let ends = |texts: &[(&str, i32)], more: Metadata| -> Vec<String> {
         let mut kv = byte_level();
         for (key, value) in &mut kv {
@@ -602,7 +602,7 @@ fn main() -> ExitCode {
         r6_scores_and_types_may_be_other_numbers,
         w1_missing_pre_is_inferred,
         w1_the_words_are_those_of_the_vocabulary,
-        every_token_that_ends_a_generation_is_known,
+        ch03_every_token_that_ends_a_generation_is_known,
         w8_broken_characters_are_told_by_their_place,
         h11_token_types_are_derived_where_there_are_none,
         unusual_vocabularies_still_work,

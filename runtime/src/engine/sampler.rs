@@ -632,7 +632,7 @@ mod tests {
 
     /// Compares with the definition: each distinct token of the last `n` is penalised once.
     #[test]
-    fn the_penalty_is_that_of_the_last_tokens_whatever_came_before() {
+    fn h7_the_penalty_is_that_of_the_last_tokens_whatever_came_before() {
         let mut rng = Rng::new(3);
         for (n, distinct) in [(1, 3), (2, 2), (7, 4), (64, 100), (64, 20), (300, 1000)] {
             let config = Sampling { repeat_penalty: 1.3, repeat_last_n: n, ..PLAIN };

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use bitnet_runtime::file::gguf::{Gguf, Value};
 use bitnet_runtime::random::Random;
 use bitnet_runtime::{
-    Chat, Conversation, Ending, Error, Json, Message, TemplateChoice, Tokenizer, Variables,
+    Chat, Conversation, Ending, Error, Json, Message, Note, Part, ReasoningSplitter, Sampling,
+    Sequence, SequenceOptions, StreamDecoder, TemplateChoice, Tokenizer, Variables,
 };
 use bitnet_trials::{Need, Tested, suite};
 use serde::Deserialize;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ch05_one_token_begins_a_conversation,
         ch12_hostile_templates_end_in_a_sentence,
         ch13_a_base_model_is_refused,
+        ch14_no_piece_of_an_answer_splits_a_character,
         templates_are_chosen_in_order,
         an_open_answer_goes_on,
         json_is_written_as_python_writes_it,
@@ -242,6 +244,10 @@ fn ch05_one_token_begins_a_conversation() {
         let found = ids.iter().filter(|&&id| id == BOS).count();
         assert_eq!(found, expected, "add_bos {add_bos}, {written} in the template");
         assert_eq!(ids[0] == BOS, expected == 1);
+        let is_noted = |note: &Note| {
+            note.text.contains("begins a conversation with 2 tokens '<|begin_of_text|>'")
+        };
+        assert_eq!(chat.notes().iter().any(is_noted), written == 2);
     }
     let gguf = file(&[("tokenizer.ggml.add_bos_token", Value::Bool(false))]);
     let nothing = chat_of(&gguf, &TemplateChoice::Source("{{ '' }}".into())).unwrap();
@@ -321,6 +327,42 @@ fn ch13_a_base_model_is_refused() {
         assert!(error.to_string().contains(words), "{error}");
     }
     assert!(chat_of(&file(&[]), &TemplateChoice::BuiltIn("chatml")).is_ok());
+}
+
+/// An answer in a vocabulary with a token for each byte: a character comes with its last token, through
+/// stop strings and the splitter of reasoning, too.
+fn ch14_no_piece_of_an_answer_splits_a_character() {
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&file(&[])).unwrap());
+    let answer = "<think>\u{1f914}</think>Gr\u{fc}\u{df}e, \u{65e5}\u{672c} \u{1f600}\u{1f680}.";
+    let ids = tokenizer.encode(answer, false, false).unwrap();
+    let emoji = tokenizer.encode("\u{1f600}", false, false).unwrap();
+    assert_eq!(emoji.len(), 4);
+    let options = SequenceOptions { stop: vec!["\u{1f680}!".into()], ..SequenceOptions::default() };
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let mut sequence = Sequence::new(Arc::clone(&tokenizer), &[0], greedy, options).unwrap();
+    let mut splitter = ReasoningSplitter::after("");
+    let (mut shown, mut pieces) = (String::new(), Vec::new());
+    for &id in ids.iter().chain([&EOT]) {
+        sequence.wants(1, 512).unwrap().unwrap();
+        let mut logits = vec![0.0; tokenizer.vocab_size()];
+        logits[id as usize] = 1.0;
+        sequence.accept(|_| &logits).unwrap();
+        let piece = sequence.take_text();
+        shown += &piece;
+        pieces.extend(splitter.push(&piece));
+    }
+    pieces.extend(splitter.finish());
+    assert_eq!(shown, answer);
+    assert!(pieces.iter().all(|(_, text)| !text.contains(char::REPLACEMENT_CHARACTER)));
+    let of = |part: Part| -> String {
+        pieces.iter().filter(|(own, _)| *own == part).map(|(_, text)| &**text).collect()
+    };
+    assert_eq!(of(Part::Reasoning), "\u{1f914}");
+    assert_eq!(of(Part::Answer), &answer[answer.find("Gr").unwrap()..]);
+    // Each byte but the last of a character gives nothing.
+    let mut decoder = StreamDecoder::default();
+    let pieces: Vec<String> = emoji.iter().map(|&id| decoder.push(&tokenizer, id)).collect();
+    assert_eq!(pieces, ["", "", "", "\u{1f600}"]);
 }
 
 fn templates_are_chosen_in_order() {

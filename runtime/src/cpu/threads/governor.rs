@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_spared_while_a_neighbour_is_busy_and_comes_back_after() {
+    fn h6_a_worker_is_spared_while_a_neighbour_is_busy_and_comes_back_after() {
         let (mut governor, mut crowded) = (Governor::new(4), Machine::CROWDED);
         crowded.run(&mut governor, Duration::from_millis(50));
         assert_eq!(governor.active, 3);

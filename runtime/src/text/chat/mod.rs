@@ -100,7 +100,8 @@ impl Chat {
         let template = parse(families::KEY, source)?;
         notes.extend(unnamed_ends(gguf, &tokenizer)?);
         let guard = Guard::new(tokenizer.control_texts().map(str::to_owned).collect())?;
-        let chat = Self { tokenizer, guard, name, template, with_tools, tokens, notes };
+        let mut chat = Self { tokenizer, guard, name, template, with_tools, tokens, notes };
+        chat.note_begins(gguf);
         Ok(chat)
     }
 
@@ -150,7 +151,7 @@ impl Chat {
     pub fn ids(&self, conversation: &Conversation) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode_marked(&self.marked(conversation)?, MARK)?;
         if let Some(bos) = self.tokenizer.bos() {
-            let written = ids.iter().take_while(|&&id| id == bos).count();
+            let written = begins(&ids, bos);
             let wanted = usize::from(written > 0 || self.tokenizer.add_bos());
             ids.splice(..written, std::iter::repeat_n(bos, wanted));
         }
@@ -195,6 +196,22 @@ impl Chat {
                     return Err(Error::usage("message", format!("{} tokens", ids.len()), expected));
                 }
             }
+        }
+    }
+
+    /// Notes a template that begins a conversation more than once.
+    fn note_begins(&mut self, gguf: &Gguf) {
+        let talk = Conversation { messages: vec![Message::new("user", "")], ..Default::default() };
+        let Some(bos) = self.tokenizer.bos() else { return };
+        // What it refuses is told of a conversation that is held.
+        let Ok(text) = self.marked(&talk) else { return };
+        let written = self.tokenizer.encode_marked(&text, MARK).map_or(0, |ids| begins(&ids, bos));
+        if written > 1 {
+            self.notes.push(Note::info(format!(
+                "{}: the chat template begins a conversation with {written} tokens {}; one of them is kept",
+                gguf.path().display(),
+                quoted(self.tokenizer.token_text(bos).unwrap_or_default())
+            )));
         }
     }
 
@@ -243,6 +260,11 @@ impl Chat {
 fn refused(problem: Problem) -> Error {
     let item = at_line("chat template", problem.line);
     Error::usage(item, quoted(&problem.message), "a conversation as the template takes it")
+}
+
+/// The number of tokens that begin a text at the front of these.
+fn begins(ids: &[u32], bos: u32) -> usize {
+    ids.iter().take_while(|&&id| id == bos).count()
 }
 
 fn at_line(item: &str, line: Option<usize>) -> String {
