@@ -190,6 +190,10 @@ fn several_models_and_the_profile_are_named() {
         ["bench", "-m", &model, "-m", &model, "-p", "4", "-n", "0", "-r", "1", "--no-warmup"];
     let text = answer(&args);
     assert_eq!(text.matches(" pp4 |").count(), 2, "{text}");
+    // llama-bench takes lists.
+    let list = format!("{model},{model}");
+    let listed = answer(&["bench", "-m", &list, "-p", "4", "-n", "0", "-r", "1", "--no-warmup"]);
+    assert_eq!(listed.matches(" pp4 |").count(), 2, "{listed}");
     let (name, default) = default_of_demo();
     assert!(text.contains(&format!("| {name} for ")), "{text}");
     assert!(text.contains(&format!("| {} ", default.layout())), "{text}");

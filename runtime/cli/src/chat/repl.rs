@@ -184,7 +184,12 @@ impl Repl<'_, '_> {
     }
 
     fn load(&mut self, file: &str) -> Result<Option<String>> {
-        let other = self.talk.load(Path::new(file))?;
+        let path = Path::new(file);
+        if matches!(path.try_exists(), Ok(false)) {
+            let hint = "no such file: /load takes what /save has written; a model is chosen at the start, with -m";
+            return Ok(Some(format!("{file}: {hint}")));
+        }
+        let other = self.talk.load(path)?;
         self.attached.clear();
         let messages = self.talk.messages.len();
         let other = other.map_or(String::new(), |name| format!("; the model was another, {name}"));

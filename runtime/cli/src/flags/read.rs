@@ -128,9 +128,32 @@ impl Given {
         (!parts.is_empty()).then(|| format!("ignored: {}", parts.join("; ")))
     }
 
-    /// The error with the environment variable that the refused value is of, if it is of one.
+    /// The error with a tip: the environment variable that the refused value is of, if it is of one; for a
+    /// word without a flag, the flags for what it may be.
     #[must_use]
     pub fn explain(&self, mut error: clap::Error) -> clap::Error {
+        let context = |kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => Some(text.clone()),
+            _ => None,
+        };
+        let word = match error.kind() {
+            ErrorKind::UnknownArgument => {
+                context(ContextKind::InvalidArg).filter(|arg| !arg.starts_with('-'))
+            }
+            // A word behind a flag is taken for a command that flags cannot be given with.
+            ErrorKind::InvalidSubcommand | ErrorKind::ArgumentConflict => {
+                context(ContextKind::InvalidSubcommand)
+            }
+            _ => None,
+        };
+        if let Some(word) = word {
+            let tip = match word.as_str() {
+                "run" => "a conversation is begun with: bitnet-run chat -m FILE",
+                _ => "a model is given with -m FILE, a text with -p TEXT",
+            };
+            let tips = ContextValue::StyledStrs(vec![tip.to_owned().into()]);
+            error.insert(ContextKind::Suggested, tips);
+        }
         if let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) {
             let long = |name: &str| arg.split_whitespace().any(|word| word == name);
             if let Some((_, variable)) = self.variables.iter().find(|(name, _)| long(name)) {

@@ -30,6 +30,8 @@ pub struct Terminal {
     screen: File,
     /// What the program has written, without escape sequences.
     seen: String,
+    /// The beginning of a character or an escape sequence, of which the rest is still to come.
+    rest: Vec<u8>,
     /// Bytes of it that were waited for already.
     passed: usize,
 }
@@ -57,7 +59,8 @@ impl Terminal {
             });
         }
         let child = command.spawn().unwrap();
-        Self { child, screen: File::from(screen), seen: String::new(), passed: 0 }
+        let (seen, rest) = (String::new(), Vec::new());
+        Self { child, screen: File::from(screen), seen, rest, passed: 0 }
     }
 
     /// Types a text.
@@ -146,7 +149,10 @@ impl Terminal {
         match self.screen.read(&mut bytes) {
             Ok(0) => false,
             Ok(n) => {
-                self.seen += &plain(&String::from_utf8_lossy(&bytes[..n]));
+                self.rest.extend(&bytes[..n]);
+                let whole = whole(&self.rest);
+                self.seen += &plain(&String::from_utf8_lossy(&self.rest[..whole]));
+                self.rest.drain(..whole);
                 true
             }
             // The program has closed its end.
@@ -180,6 +186,21 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The number of bytes up to the last character and escape sequence that are there as a whole.
+fn whole(bytes: &[u8]) -> usize {
+    let end = match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() => error.valid_up_to(),
+        _ => bytes.len(),
+    };
+    let Some(start) = bytes[..end].iter().rposition(|&byte| byte == b'\x1b') else { return end };
+    let is_over = match bytes[start + 1..end] {
+        [b'[', ref rest @ ..] => rest.iter().any(|byte| (b'@'..=b'~').contains(byte)),
+        [_, ..] => true,
+        [] => false,
+    };
+    if is_over { end } else { start }
 }
 
 /// A text without the escape sequences of a terminal, and without carriage returns.

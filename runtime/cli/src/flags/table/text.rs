@@ -3,6 +3,11 @@
 use super::*;
 
 const SHIFT: &str = "the context does not shift: a text ends where it is full";
+const KEEP: (&str, &str) = (
+    "the context does not shift, so nothing of it is kept: a conversation forgets its oldest messages and \
+     keeps its system prompt",
+    "leave it out",
+);
 const STDOUT: &str = "stdout is the continuation alone";
 const ROPE: (&str, &str) = ("positions are turned as the file says", "leave it out");
 const EXTEND: (&str, &str) = ("group attention is not there", "leave it out");
@@ -36,7 +41,7 @@ pub const FLAGS: &[Flag] = &[
         FILE,
         ("the text goes to stdout", "write > FILE at the end of the line"),
     ),
-    ignored(RUN, &["--keep"], N, SHIFT),
+    refused(RUN, &["--keep"], N, KEEP).unless(&["0"]),
     ignored(RUN, &["--context-shift"], SWITCH, SHIFT),
     implied(RUN, &["--no-context-shift"], SWITCH),
     ignored(RUN, &["--swa-full"], SWITCH, "the cache holds the whole context"),
