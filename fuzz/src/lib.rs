@@ -16,8 +16,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod conversation;
+#[path = "../../runtime/tests/editor/mod.rs"]
+mod editor;
 mod mutate;
 pub mod seeds;
+mod state;
 
 use std::sync::LazyLock;
 
@@ -29,7 +33,9 @@ use bitnet_runtime::text::tokenizer::Tokenizer;
 use bitnet_tuner::ModelInfo;
 use bitnet_tuner::protocol::Task;
 
+pub use conversation::{grammar, talk, template};
 pub use mutate::mutant;
+pub use state::{packed, saved_kv};
 
 /// A function to be given mutants, and what they are made of.
 #[derive(Debug)]
@@ -40,16 +46,44 @@ pub struct Target {
     pub run: fn(&[u8]) -> bool,
     /// Makes the inputs that mutants come from, all of which are accepted.
     pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Number of mutants of which one is run where no target is named, as each takes long.
+    pub cost: u64,
+}
+
+impl Target {
+    const fn new(name: &'static str, run: fn(&[u8]) -> bool, seeds: fn() -> Vec<Vec<u8>>) -> Self {
+        Self { name, run, seeds, cost: 1 }
+    }
+
+    const fn costs(self, cost: u64) -> Self {
+        Self { cost, ..self }
+    }
 }
 
 /// All targets.
-pub static TARGETS: [Target; 5] = [
-    Target { name: "model", run: model, seeds: seeds::models },
-    Target { name: "profile", run: profile, seeds: seeds::profiles },
-    Target { name: "text", run: text, seeds: seeds::texts },
-    Target { name: "vocabulary", run: vocabulary, seeds: seeds::vocabularies },
-    Target { name: "task", run: task, seeds: seeds::tasks },
+pub static TARGETS: [Target; 10] = [
+    Target::new("model", model, seeds::models),
+    Target::new("profile", profile, seeds::profiles),
+    Target::new("text", text, seeds::texts),
+    Target::new("vocabulary", vocabulary, seeds::vocabularies),
+    Target::new("task", task, seeds::tasks),
+    Target::new("template", template, seeds::templates).costs(10),
+    Target::new("grammar", grammar, seeds::grammars).costs(10),
+    Target::new("talk", talk, seeds::talks),
+    Target::new("saved_kv", saved_kv, seeds::saved_kvs).costs(10),
+    Target::new("packed", packed, seeds::packed).costs(10),
 ];
+
+/// Takes apart what two bytes of length are in front of: that many bytes, and the rest.
+fn part(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = data.split_first_chunk()?;
+    Some(rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len())))
+}
+
+/// The inverse of [`part`].
+fn joined(first: &[u8], rest: &[u8]) -> Vec<u8> {
+    [&(first.len() as u16).to_le_bytes()[..], first, rest].concat()
+}
 
 /// A GGUF file: its header, its hyperparameters, its tokenizer, and what the tuner reads of it.
 /// Accepted when hyperparameters or tokenizer are.
@@ -110,8 +144,7 @@ pub fn text(data: &[u8]) -> bool {
 
 /// A vocabulary, and a text for it: two bytes for the text's length, the text, a GGUF file.
 pub fn vocabulary(data: &[u8]) -> bool {
-    let Some((len, rest)) = data.split_first_chunk() else { return false };
-    let (text, file) = rest.split_at(usize::from(u16::from_le_bytes(*len)).min(rest.len()));
+    let Some((text, file)) = part(data) else { return false };
     let Ok(gguf) = Gguf::from_bytes("v.gguf", file.to_vec()) else { return false };
     let Ok(tokenizer) = Tokenizer::from_gguf(&gguf) else { return false };
     there_and_back(&tokenizer, &String::from_utf8_lossy(text));

@@ -34,7 +34,7 @@ struct Arguments {
     /// The targets, by name [default: all]
     #[arg(long = "target", value_name = "NAME", value_parser = target)]
     targets: Vec<&'static Target>,
-    /// Mutants of each target
+    /// Mutants of each target; where none is named, a tenth of it for those that are slow
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     mutants: u64,
     /// The same seed gives the same mutants
@@ -68,7 +68,7 @@ struct Part {
     to: u64,
 }
 
-/// Outcome of a target's mutants: how many were accepted, or the first that it did not survive.
+/// Outcome of a part: how many mutants were accepted, or the first that the target did not survive.
 type Outcome = Result<u64, String>;
 
 fn main() -> ExitCode {
@@ -101,8 +101,10 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
         some => some.to_vec(),
     };
     let start = Instant::now();
-    let bound = |n: u64| arguments.mutants * n / PARTS;
+    let is_named = !arguments.targets.is_empty();
     let parts = targets.iter().flat_map(|&target| {
+        let mutants = if is_named { arguments.mutants } else { arguments.mutants / target.cost };
+        let bound = move |n: u64| mutants * n / PARTS;
         (0..PARTS).map(move |n| Part { target, from: bound(n), to: bound(n + 1) })
     });
     let queue: Mutex<VecDeque<Part>> = Mutex::new(parts.collect());
@@ -117,8 +119,9 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
                 while let Some(part) = next() {
                     let outcome = watch(arguments, &part).unwrap_or_else(|e| Err(e.to_string()));
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    let outcome = outcome.map(|accepted| (accepted, part.to - part.from));
                     done.push((part.target.name, outcome));
-                    tell(part.target.name, &done, arguments.mutants);
+                    tell(part.target.name, &done);
                 }
             });
         }
@@ -129,15 +132,15 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
 }
 
 /// Prints the line of a target whose parts are all done.
-fn tell(name: &str, done: &[(&str, Outcome)], mutants: u64) {
-    let own: Vec<&Outcome> =
-        done.iter().filter(|(own, _)| *own == name).map(|(_, outcome)| outcome).collect();
-    if own.len() as u64 != PARTS {
+fn tell(name: &str, done: &[(&str, Result<(u64, u64), String>)]) {
+    let own = || done.iter().filter(|(own, _)| *own == name).map(|(_, outcome)| outcome);
+    if own().count() as u64 != PARTS {
         return;
     }
-    match own.into_iter().cloned().collect::<Result<Vec<u64>, String>>() {
-        Ok(accepted) => {
-            let accepted: u64 = accepted.iter().sum();
+    match own().cloned().collect::<Result<Vec<(u64, u64)>, String>>() {
+        Ok(parts) => {
+            let accepted: u64 = parts.iter().map(|part| part.0).sum();
+            let mutants: u64 = parts.iter().map(|part| part.1).sum();
             println!("{name}: {mutants} mutants, {accepted} of them accepted, ok");
         }
         Err(why) => println!("{name}: {why}"),

@@ -1,17 +1,22 @@
 //! Seeds that mutants are made from: small files and messages, each accepted as it is.
 
 use bitnet_profiles::registry::Shipped;
-use bitnet_profiles::{HeadFormat, Isa, KernelId, Layout, Pinning, Profile, Role, Run, Shape};
+use bitnet_profiles::{
+    Format, HeadFormat, Isa, KernelId, Layout, Pinning, Profile, Role, Run, Shape,
+};
 use bitnet_runtime::arch::config::Config;
-use bitnet_runtime::file::gguf::{Array, Gguf, GgufWriter, StrArray, TensorType, Value};
-use bitnet_runtime::formats::i2_s;
+use bitnet_runtime::file::gguf::{Array, Gguf, StrArray, TensorType, Value};
 use bitnet_runtime::text::tokenizer::byte_alphabet;
+use bitnet_runtime::{Engine, Options, ProfileChoice};
 use bitnet_tuner::measure::{Excluded, Limits, Timing, Unit, UnitKey, Why};
 use bitnet_tuner::plan::{JobPlan, JobTask, LayoutPlan};
 use bitnet_tuner::protocol::{
     ChosenJob, ComparisonTask, LibraryFile, MeasureTask, PlacementTask, SparseJob, SparseTask,
     Task, Work,
 };
+
+use crate::editor::{self, Parts};
+use crate::{joined, state};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -23,6 +28,9 @@ const MERGES: &str = "tokenizer.ggml.merges";
 /// Tokens of the demo model's vocabulary that are kept where a small one is wanted.
 const FEW: usize = 300;
 
+/// Offset of the data in a file of packed weights whose table is short.
+const DATA: usize = 2 << 20;
+
 type Metadata = Vec<(String, Value)>;
 
 fn pair(key: &str, value: Value) -> (String, Value) {
@@ -33,21 +41,9 @@ fn strings<S: AsRef<str>>(texts: &[S]) -> Value {
     Value::Array(Array::Str(texts.iter().collect()))
 }
 
-/// A file of these keys, and of tensors with the given dimensions and bytes.
-fn file(metadata: &Metadata, tensors: &[(String, Vec<u64>, TensorType, Vec<u8>)]) -> Vec<u8> {
-    let mut writer = GgufWriter::new();
-    for (key, value) in metadata {
-        writer.kv(key, value);
-    }
-    for (name, dims, ty, _) in tensors {
-        writer.tensor(name, dims, *ty).expect("a sound tensor");
-    }
-    let mut bytes = writer.header();
-    for (.., data) in tensors {
-        bytes.extend(data);
-        bytes.resize(bytes.len() + GgufWriter::padding(data.len() as u64), 0);
-    }
-    bytes
+/// A file of these keys, without tensors.
+fn header(metadata: Metadata) -> Vec<u8> {
+    Parts { kv: metadata, tensors: Vec::new() }.bytes()
 }
 
 fn byte_level_metadata() -> Metadata {
@@ -67,7 +63,7 @@ fn byte_level_metadata() -> Metadata {
 
 /// A vocabulary of byte-level BPE with a token for every byte.
 pub fn byte_level() -> Vec<u8> {
-    file(&byte_level_metadata(), &[])
+    header(byte_level_metadata())
 }
 
 fn sentencepiece_metadata(bytes: bool) -> Metadata {
@@ -90,7 +86,7 @@ fn sentencepiece_metadata(bytes: bool) -> Metadata {
 
 /// A vocabulary of SentencePiece with a token for every byte.
 pub fn sentencepiece() -> Vec<u8> {
-    file(&sentencepiece_metadata(true), &[])
+    header(sentencepiece_metadata(true))
 }
 
 /// The demo model.
@@ -123,7 +119,7 @@ fn demo_metadata() -> Metadata {
 /// Models of one layer and 32 columns, of every architecture and with either kind of vocabulary; and
 /// the demo model's header, cut short.
 pub fn models() -> Vec<Vec<u8>> {
-    let mut all = vec![file(&demo_metadata(), &[])];
+    let mut all = vec![header(demo_metadata())];
     let small = sentencepiece_metadata(false);
     for (architecture, tokenizer) in [
         ("bitnet-b1.58", byte_level_metadata()),
@@ -136,60 +132,26 @@ pub fn models() -> Vec<Vec<u8>> {
     all
 }
 
+/// A model of one layer with this vocabulary, in bytes.
 fn model(architecture: &str, tokenizer: Metadata) -> Vec<u8> {
-    const HIDDEN: u64 = 32;
-    const FFN: u64 = 64;
-    let vocab = tokenizer.iter().find_map(|(key, value)| match value {
-        Value::Array(Array::Str(tokens)) if key == TOKENS => Some(tokens.len() as u64),
+    let mut parts = editor::layers(architecture, 1);
+    let tokens = tokenizer.iter().find_map(|(key, value)| match value {
+        Value::Array(Array::Str(tokens)) if key == TOKENS => Some(tokens.len()),
         _ => None,
     });
-    let vocab = vocab.expect("it has tokens");
+    let vocab = tokens.expect("it has tokens") as u64;
     let key = |name: &str| format!("{architecture}.{name}");
-    let mut metadata = vec![
-        pair("general.architecture", Value::Str(architecture.into())),
-        pair("general.name", Value::Str("tiny".into())),
-        pair("general.alignment", Value::U32(32)),
-        (key("block_count"), Value::U32(1)),
-        (key("context_length"), Value::U32(64)),
-        (key("embedding_length"), Value::U32(HIDDEN as u32)),
-        (key("feed_forward_length"), Value::U32(FFN as u32)),
-        (key("attention.head_count"), Value::U32(2)),
-        (key("attention.head_count_kv"), Value::U32(1)),
-        (key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5)),
-        (key("rope.freq_base"), Value::F32(1e4)),
-        (key("rope.dimension_count"), Value::U32(16)),
-        (key("rope.scaling.type"), Value::Str("linear".into())),
-        (key("rope.scaling.factor"), Value::F32(2.0)),
-        (key("vocab_size"), Value::U32(vocab as u32)),
-    ];
-    metadata.extend(tokenizer);
-    let f32s = |n: u64| (0..n).flat_map(|_| 1f32.to_le_bytes()).collect::<Vec<u8>>();
-    let vector =
-        |name: &str, n: u64| (format!("blk.0.{name}.weight"), vec![n], TensorType::F32, f32s(n));
-    let matrix = |name: &str, cols: u64, rows: u64| {
-        let codes: Vec<u8> = (0..rows * cols).map(|i| (i * i / 3 % 3) as u8).collect();
-        let data = [i2_s::encode(&codes), f32s(8)].concat();
-        (format!("blk.0.{name}.weight"), vec![cols, rows], TensorType::I2_S, data)
-    };
-    // Rows of 32 weights are one block of Q4_0.
-    let embedding = vec![0; (vocab * 18) as usize];
-    let mut tensors = vec![
-        ("token_embd.weight".into(), vec![HIDDEN, vocab], TensorType::Q4_0, embedding),
-        ("output_norm.weight".into(), vec![HIDDEN], TensorType::F32, f32s(HIDDEN)),
-        vector("attn_norm", HIDDEN),
-        matrix("attn_q", HIDDEN, HIDDEN),
-        matrix("attn_k", HIDDEN, 16),
-        matrix("attn_v", HIDDEN, 16),
-        matrix("attn_output", HIDDEN, HIDDEN),
-        vector("ffn_norm", HIDDEN),
-        matrix("ffn_gate", HIDDEN, FFN),
-        matrix("ffn_up", HIDDEN, FFN),
-        matrix("ffn_down", FFN, HIDDEN),
-    ];
-    if architecture != "llama" {
-        tensors.extend([vector("attn_sub_norm", HIDDEN), vector("ffn_sub_norm", FFN)]);
-    }
-    file(&metadata, &tensors)
+    parts.set("general.name", Value::Str("tiny".into()));
+    parts.set("general.alignment", Value::U32(32));
+    parts.set(&key("rope.scaling.type"), Value::Str("linear".into()));
+    parts.set(&key("rope.scaling.factor"), Value::F32(2.0));
+    parts.set(&key("vocab_size"), Value::U32(vocab as u32));
+    parts.kv.extend(tokenizer);
+    // A row is one block.
+    let embedding = parts.tensor("token_embd.weight");
+    (embedding.dims, embedding.ty) = (vec![editor::HIDDEN, vocab], TensorType::Q4_0);
+    embedding.data = vec![0; 18 * vocab as usize];
+    parts.bytes()
 }
 
 /// The first shipped profiles, each with two of its choices.
@@ -232,10 +194,8 @@ pub fn vocabularies() -> Vec<Vec<u8>> {
         sentencepiece_metadata(false),
         sentencepiece_metadata(false),
     ];
-    let with_text = |(metadata, text): (&Metadata, Vec<u8>)| {
-        [&(text.len() as u16).to_le_bytes()[..], &text, &file(metadata, &[])].concat()
-    };
-    metadata.iter().zip(texts()).map(with_text).collect()
+    let with_text = |(metadata, text): (Metadata, Vec<u8>)| joined(&text, &header(metadata));
+    metadata.into_iter().zip(texts()).map(with_text).collect()
 }
 
 /// A task of every kind of work.
@@ -332,6 +292,103 @@ pub fn tasks() -> Vec<Vec<u8>> {
         serde_json::to_vec(&task).expect("a task has a JSON form")
     };
     works.map(line).into()
+}
+
+/// A model of one layer with a byte-level vocabulary.
+pub fn small_model() -> Vec<u8> {
+    model("bitnet-b1.58", byte_level_metadata())
+}
+
+/// Templates of every style, each with a conversation.
+pub fn templates() -> Vec<Vec<u8>> {
+    let talks = [
+        r#"{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " Hi <|eot_id|> "}]}"#,
+        r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>c", "reasoning_content": "b"}, {"role": "user", "content": "d"}], "variables": {"enable_thinking": false, "n": 3}}"#,
+        r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": null, "tool_calls": [{"name": "f", "arguments": {"x": [1, 2.5, null]}}]}, {"role": "tool", "content": "7"}], "tools": [{"name": "f", "parameters": {"type": "object"}}]}"#,
+    ];
+    let templates = [
+        "{% for m in messages %}{{ bos_token if loop.first }}{{ m['role'] | capitalize + ': ' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}",
+        "{%- set ns = namespace(last=-1, s='') -%}\n{%- for m in messages[::-1] %}{% if m.role == 'user' and ns.last < 0 %}{% set ns.last = loop.index0 %}{% endif %}{% set ns.s = ns.s ~ m.content.split('</think>')[-1].lstrip('\\n') %}{%- endfor %}\n{{ ns.s.replace('a', 'aa') }}{{ ns.last }}{% if enable_thinking is defined and not enable_thinking %}<think>{% endif %}",
+        "{% macro call(c) %}{{ c.name }}({{ c.arguments | tojson(indent=2) }}){% endmacro %}{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}{% for m in messages %}{% if m.tool_calls is defined %}{% for c in m.tool_calls %}{{ call(c) }}{% endfor %}{% elif m.content is string %}{{ m.content.upper() }}{% else %}{{ raise_exception('no content') }}{% endif %}{% endfor %}",
+        "{% generation %}{% for a in range(9) %}{% if a is divisibleby 2 %}{% continue %}{% endif %}{{ a ~ strftime_now('%Y') | length }}{% endfor %}{% endgeneration %}{{ messages | map(attribute='role') | join(',') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    ];
+    let talks = talks.iter().cycle();
+    let pairs = talks.zip(templates.iter().cycle()).take(12);
+    pairs.map(|(talk, template)| joined(talk.as_bytes(), template.as_bytes())).collect()
+}
+
+/// JSON schemas, and grammars in GBNF and Lark.
+pub fn grammars() -> Vec<Vec<u8>> {
+    [
+        "{}",
+        r#"{"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}, "age": {"type": "integer", "minimum": 0}}, "required": ["name"], "additionalProperties": false}"#,
+        r##"{"$defs": {"t": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/t"}, "maxItems": 3}]}}, "$ref": "#/$defs/t"}"##,
+        r#"{"enum": ["a", 1, null], "type": ["string", "number"]}"#,
+        r#"{"type": "string", "pattern": "^[a-z]{2,4}(-[0-9]+)?$"}"#,
+        "root ::= \"yes\" | \"no\" [.!]?\n",
+        "root ::= expr (\",\" ws expr)*\nexpr ::= term ([-+] term)*\nterm ::= [0-9]{1,3} | \"(\" expr \")\"\nws ::= [ \\t\\n]*\n",
+        "# a comment\nroot ::= <|eot_id|> | !<user> \"\\x41\\u00e9\" [^\\]\\n]+\n",
+        "%llguidance {}\nstart: /[a-c]+/ other{2,3}\nother: \" \" (A | \"x\")\nA: /[0-9]{2}/\n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
+
+/// Saved conversations.
+pub fn talks() -> Vec<Vec<u8>> {
+    let talk = |system: &str, parameters: &str, messages: &str| {
+        format!(
+            r#"{{"format": "bitnet-chat", "version": 1, "model": {{"name": "m", "fingerprint": "00ff"}}, "template": "bitnet", "system": {system}, "parameters": {parameters}, "messages": {messages}}}"#
+        )
+        .into_bytes()
+    };
+    let parameters = r#"{"seed": 7, "num_predict": -1, "top_k": 40, "top_p": 0.95, "temperature": 0.8, "repeat_last_n": 64, "stop": ["A", "\"B"]}"#;
+    let messages = r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]"#;
+    vec![
+        talk("null", "{}", "[]"),
+        talk(r#""Be kind.""#, parameters, messages),
+        talk("null", r#"{"min_p": 0.05, "presence_penalty": -1.5}"#, messages),
+        talk(
+            r#""""#,
+            parameters,
+            r#"[{"role": "tool", "content": null, "x": {"y": [1e3, null]}}]"#,
+        ),
+    ]
+}
+
+/// Saved KV caches of the small model, of a few tokens and of all that its context holds.
+pub fn saved_kvs() -> Vec<Vec<u8>> {
+    let mut session = state::new_session();
+    let folder = tempfile::tempdir().expect("a folder for temporary files");
+    let lengths = [1, 5, 17, session.context()];
+    let saved = lengths.map(|tokens| {
+        let ids: Vec<u32> = (0..tokens as u32).collect();
+        session.truncate(0);
+        session.prefill(&ids).expect("they fit");
+        let path = folder.path().join(tokens.to_string());
+        session.save(0, &ids, &path).expect("the folder can be written");
+        std::fs::read(path).expect("it was written")
+    });
+    saved.into()
+}
+
+/// Files of packed weights of the small model, without their data and with its length in front.
+pub fn packed() -> Vec<Vec<u8>> {
+    let folder = tempfile::tempdir().expect("a folder for temporary files");
+    let model = folder.path().join("m.gguf");
+    std::fs::write(&model, small_model()).expect("the folder can be written");
+    let pack = |format| {
+        let options = Options { format, threads: Some(1), ..Options::default() };
+        let profile = ProfileChoice::Shipped;
+        let engine = Engine::open(&model, Options { profile, ..options }).expect("a sound model");
+        let path = folder.path().join("packed");
+        engine.keep_packed(Some(&path)).expect("the folder can be written");
+        let file = std::fs::read(&path).expect("it was written");
+        let (table, data) = file.split_at_checked(DATA).expect("it has data");
+        let used = table.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1);
+        [&(data.len() as u32).to_le_bytes()[..], &table[..used]].concat()
+    };
+    Format::ALL.iter().map(|&format| pack(Some(format))).collect()
 }
 
 #[cfg(test)]

@@ -33,11 +33,16 @@ pub fn f32s(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
 
 /// Two layers, two heads of 16 over one KV head.
 pub fn sound(architecture: &str) -> Parts {
+    layers(architecture, 2)
+}
+
+/// As [`sound`], with so many layers.
+pub fn layers(architecture: &str, count: u32) -> Parts {
     let key = |name: &str| format!("{architecture}.{name}");
     let mut parts = Parts {
         kv: vec![
             ("general.architecture".into(), Value::Str(architecture.into())),
-            (key("block_count"), Value::U32(2)),
+            (key("block_count"), Value::U32(count)),
             (key("context_length"), Value::U32(64)),
             (key("embedding_length"), Value::U32(HIDDEN as u32)),
             (key("feed_forward_length"), Value::U32(FFN as u32)),
@@ -69,7 +74,7 @@ pub fn sound(architecture: &str) -> Parts {
         data: f32s((0..HIDDEN * VOCAB).map(|i| (i as f32).sin())),
     });
     parts.tensors.push(vector("output_norm.weight".into(), HIDDEN));
-    for layer in 0..2 {
+    for layer in 0..count {
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
         parts.tensors.extend([
             vector(name("attn_norm"), HIDDEN),
