@@ -3,11 +3,8 @@
 use super::*;
 
 const SHIFT: &str = "the context does not shift: a text ends where it is full";
-const KEEP: (&str, &str) = (
-    "the context does not shift, so nothing of it is kept: a conversation forgets its oldest messages and \
-     keeps its system prompt",
-    "leave it out",
-);
+const KEEP: (&str, &str) =
+    ("the context does not shift, so there is nothing of it to keep", "leave it out");
 const STDOUT: &str = "stdout is the continuation alone";
 const ROPE: (&str, &str) = ("positions are turned as the file says", "leave it out");
 const EXTEND: (&str, &str) = ("group attention is not there", "leave it out");
