@@ -53,15 +53,16 @@ pub async fn completion(
         .await?
     };
     if native.request.stream {
-        let slots = vec![0; texts.len()];
-        return events(texts, NativeForm { native, app, slots }, account).await;
+        let sent = vec![Sent::default(); texts.len()];
+        return events(texts, NativeForm { native, app, sent }, account).await;
     }
     let written = collect(texts, &account).await?;
     let mut objects = Vec::with_capacity(written.len());
     for (index, written) in written.into_iter().enumerate() {
         let Written { slot, prompt, text, ids, logprobs, ending, .. } = written;
         let prompt = &native.request.prompts[prompt];
-        let mut object = last(&app, &native, prompt, (index, slot), &ending)?;
+        let sent = Sent { slot, has_new_line: text.contains('\n') };
+        let mut object = last(&app, &native, prompt, (index, sent), &ending)?;
         object.insert("content".into(), text.into());
         object.insert("tokens".into(), if native.returns_tokens { json!(ids) } else { json!([]) });
         if native.request.logprobs.is_some() {
@@ -126,7 +127,7 @@ fn last(
     app: &App,
     native: &Native,
     prompt: &[u32],
-    (index, slot): (usize, usize),
+    (index, sent): (usize, Sent),
     ending: &Ending,
 ) -> Result<Map<String, Value>> {
     let loaded = app.loaded_model()?;
@@ -137,14 +138,14 @@ fn last(
         "index": index,
         "content": "",
         "tokens": [],
-        "id_slot": slot,
+        "id_slot": sent.slot,
         "stop": true,
         "model": request.model,
         "tokens_predicted": counts.written,
         "tokens_evaluated": prompt.len(),
         "generation_settings": settings(request, index % request.choices, &loaded.tokenizer),
         "prompt": prompt_text(&loaded.tokenizer, prompt),
-        "has_new_line": false,
+        "has_new_line": sent.has_new_line,
         "truncated": is_truncated,
         "stop_type": stop_type(ending.reason),
         "stopping_word": ending.stop_string.as_deref().unwrap_or_default(),
@@ -166,21 +167,29 @@ fn stop_type(reason: FinishReason) -> &'static str {
     }
 }
 
+/// Facts about a text that come with its end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    slot: usize,
+    has_new_line: bool,
+}
+
 struct NativeForm {
     native: Native,
     app: Arc<App>,
-    /// The slot of each text.
-    slots: Vec<usize>,
+    /// One for each text.
+    sent: Vec<Sent>,
 }
 
 impl NativeForm {
-    fn object(&self, text: usize, piece: &Piece) -> Value {
+    fn object(&mut self, text: usize, piece: &Piece) -> Value {
+        self.sent[text].has_new_line |= piece.text.contains('\n');
         let mut object = json!({
             "index": text,
             "content": piece.text,
             "tokens": piece.ids,
             "stop": false,
-            "id_slot": self.slots.get(text),
+            "id_slot": self.sent[text].slot,
             "tokens_predicted": piece.timings.written,
             "tokens_evaluated": piece.timings.cached + piece.timings.prompt,
         });
@@ -199,9 +208,7 @@ impl NativeForm {
 
 impl Form for NativeForm {
     fn started(&mut self, text: usize, slot: usize) -> Option<Value> {
-        if let Some(own) = self.slots.get_mut(text) {
-            *own = slot;
-        }
+        self.sent[text].slot = slot;
         None
     }
 
@@ -227,8 +234,7 @@ impl Form for NativeForm {
         }
         let request = &self.native.request;
         let prompt = &request.prompts[text / request.choices];
-        let slot = self.slots.get(text).copied().unwrap_or(0);
-        match last(&self.app, &self.native, prompt, (text, slot), &ending) {
+        match last(&self.app, &self.native, prompt, (text, self.sent[text]), &ending) {
             Ok(object) => objects.push(Value::Object(chosen(object, &self.native.fields))),
             Err(error) => objects.push(error.json()),
         }

@@ -226,6 +226,7 @@ impl Accepting {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIME.min(timeout))
             .max_headers(MAX_HEADERS)
+            .title_case_headers(true)
             .max_buf_size(MAX_HEAD)
             .serve_connection(stream, TowerToHyperService::new(self.router.clone()));
         let watched = graceful.watch(connection);

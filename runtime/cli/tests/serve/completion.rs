@@ -80,6 +80,9 @@ fn a_stream_is_the_text_in_pieces() {
     assert!(before.iter().all(|event| event["stop"] == false && event["content"] != ""));
     assert_eq!(last["stop"], true);
     assert_eq!(last["timings"]["predicted_n"], 24);
+    for end in [last, &plain] {
+        assert_eq!(end["has_new_line"], content.contains('\n'));
+    }
 
     let (chunks, is_done) = server.stream(
         "/v1/completions",
