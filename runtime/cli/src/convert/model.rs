@@ -96,7 +96,7 @@ impl Description {
         }
         let scaling = scaling(&file)?;
         let theta = scaling.as_ref().map_or(Ok(None), |own| own.number("rope_theta"))?;
-        let theta = theta.or(file.number("rope_theta")?).unwrap_or(10_000.0);
+        let theta = theta.or(file.number("rope_theta")?).unwrap_or(default_theta(architecture));
         if !(1.0..=1e12).contains(&theta) {
             return Err(file.error("rope_theta", theta, "1 to 1e12"));
         }
@@ -186,6 +186,12 @@ fn architecture(file: &Object) -> Result<(&'static Architecture, Activation)> {
         return Ok((&arch::BITNET, activation));
     }
     Ok((architecture, activation))
+}
+
+/// The base of the rotary positions where a configuration has none: that of transformers' class for
+/// microsoft/bitnet-b1.58-2B-4T, and of all others.
+fn default_theta(architecture: &Architecture) -> f64 {
+    if std::ptr::eq(architecture, &arch::BITNET_B158) { 500_000.0 } else { 10_000.0 }
 }
 
 /// Reads the form of the ternary matrices.

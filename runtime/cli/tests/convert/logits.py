@@ -20,6 +20,11 @@ def logits(folder):
     config = json.loads((folder / "config.json").read_text())
     model = getattr(transformers, config["architectures"][0])
     model = model.from_pretrained(folder, dtype=torch.float32).eval()
+    # Some of its loaders leave weights in the type of the file.
+    torch.nn.Module.float(model)
+    for module in model.modules():
+        if type(module).__name__ == "BitLinear":
+            module.dtype = torch.float32
     with torch.no_grad():
         for ids in json.loads((folder / "prompts.json").read_text()):
             row = model(torch.tensor([ids])).logits[0, -1].float()

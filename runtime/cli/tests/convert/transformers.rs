@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use crate::convert;
 use crate::folder::{Folder, Form, bf16_bytes, text};
 
-/// The most that a logit may differ by. Their sums of f32 are in another order, which moves an activation
-/// that lies near a half from one int8 code to the next: a step of 1/127 of the largest of its row. Most
-/// logits agree to five digits; one such step moves all of a row.
-const MOST: f64 = 0.05;
+/// The most that a logit may differ by. They agree to the five digits that are kept of theirs. An activation
+/// that lies so near to a half that another order of sums moves it to the next int8 code would move a row of
+/// logits by up to 0.03; with these folders and prompts there is none.
+const MOST: f64 = 1e-4;
 
 /// Folders of every form and scale, by name.
 fn folders() -> Vec<(&'static str, Folder)> {
@@ -83,13 +83,12 @@ fn bless() {
 }
 
 /// CV02, CV03, CV04: packed weights of both scales, masters, and Llama's order of rows give the logits that
-/// transformers gives; the best token is the same wherever the best two differ by more than the bound.
+/// transformers gives.
 pub fn logits_are_those_of_transformers() {
     if std::env::var_os("BLESS").is_some() {
         bless();
     }
     let expected: Value = serde_json::from_slice(&fs::read(reference()).unwrap()).unwrap();
-    let (mut clear, mut equal, mut all) = (0, 0, 0);
     for (name, folder) in folders() {
         let dir = folder.write();
         convert(dir.path(), &["--embd", "keep", "--head", "keep"]);
@@ -104,17 +103,6 @@ pub fn logits_are_those_of_transformers() {
             let differ = |i: usize| (f64::from(found[i]) - expected[i]).abs();
             let most = (0..found.len()).map(differ).fold(0.0, f64::max);
             assert!(most < MOST, "{name}, {} ids: logits differ by {most}", ids.len());
-            all += found.len();
-            equal += (0..found.len()).filter(|&i| differ(i) < 1e-4).count();
-            let mut order: Vec<usize> = (0..expected.len()).collect();
-            order.sort_by(|&a, &b| expected[b].total_cmp(&expected[a]));
-            if expected[order[0]] - expected[order[1]] > 2.0 * MOST {
-                clear += 1;
-                let best = (0..found.len()).max_by(|&a, &b| found[a].total_cmp(&found[b]));
-                assert_eq!(best, Some(order[0]), "{name}, {} ids", ids.len());
-            }
         }
     }
-    println!("{equal} of {all} logits equal to 1e-4; {clear} clear best tokens");
-    assert!(clear >= 5, "{clear} prompts have a clear best token");
 }
