@@ -228,7 +228,11 @@ impl Engine {
                 return Err(Error::model(file.path(), "source", found, expected));
             }
         }
-        self.load(state, true, (Some(file), None))?.packed_head(file, &self.pool, &self.head_options())
+        self.load(state, true, (Some(file), None))?.packed_head(
+            file,
+            &self.pool,
+            &self.head_options(),
+        )
     }
 
     /// Keeps the packed weights in a file, for later runs: the one that [`PackedWeights::Auto`] finds, or

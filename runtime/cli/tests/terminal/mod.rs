@@ -71,12 +71,22 @@ impl Terminal {
     /// Stops what the program writes, as Ctrl+S does, and waits until it cannot go on for that.
     pub fn hold_output(&mut self) {
         self.send(CTRL_S);
-        // The system call that the main thread is in.
+        // The main thread sleeps in a write, and has not been awake while that was looked at.
         let call = format!("/proc/{}/syscall", self.child.id());
         self.wait_until("writes no more", || {
+            let before = self.sleep();
             let call = std::fs::read_to_string(&call).unwrap();
-            call.split(' ').next() == Some(WRITE)
+            before.is_some() && call.split(' ').next() == Some(WRITE) && self.sleep() == before
         });
+    }
+
+    /// The number of times that the main thread has gone to sleep, if it sleeps now.
+    fn sleep(&self) -> Option<String> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let value =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        value("State:").filter(|state| state.starts_with('S'))?;
+        value("voluntary_ctxt_switches:").map(str::to_owned)
     }
 
     /// Sends the signal of Ctrl+C twice, the second when the first was taken. (The key would let held output go
