@@ -133,6 +133,15 @@ def focused(browser):
     )
 
 
+def go_to(browser, name, key=TAB):
+    """Moves the focus by a key until it is where it should be."""
+    for _ in range(100):
+        if focused(browser) == name:
+            return
+        browser.keys(key)
+    raise AssertionError(f"{name} cannot be reached by keys")
+
+
 def fits(browser):
     wide = browser.run("return document.documentElement.scrollWidth > window.innerWidth")
     assert not wide, "the page is wider than its window"
@@ -203,19 +212,16 @@ def check(browser, url):
         reached.append(focused(browser))
     for name in ["message", "send", "settings-open", "new", "export", "talk", "Copy", "Again"]:
         assert name in reached, (name, reached)
-    while focused(browser) != "settings-open":
-        browser.keys([SHIFT, TAB])
+    go_to(browser, "settings-open", [SHIFT, TAB])
     browser.keys(ENTER)
     assert browser.run("return document.querySelector('#settings').open")
-    while focused(browser) != "max_tokens":
-        browser.keys(TAB)
+    go_to(browser, "max_tokens")
     browser.keys(*"16")
     browser.shot("settings")
     browser.keys(ESCAPE)
     assert not browser.run("return document.querySelector('#settings').open")
     browser.run("window.fetch = window.ownFetch")
-    while focused(browser) != "new":
-        browser.keys(TAB)
+    go_to(browser, "new")
     browser.keys(ENTER)
     assert focused(browser) == "message", focused(browser)
     browser.keys(*"Short!", ENTER)

@@ -716,21 +716,26 @@ mod tests {
         fn head(&self, _: usize, _: &[f32]) {}
     }
 
-    /// An engine thread on the demo model, with an observer.
-    fn serve(
-        observer: Arc<dyn Observer>,
-    ) -> (Engine, Sender<Command>, thread::JoinHandle<Result<()>>) {
+    /// An engine on the demo model, with an observer perhaps.
+    fn serving(observer: Option<Arc<dyn Observer>>) -> (Engine, Sender<Command>, Serving) {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/bard-11m.i2_s.gguf");
         let options = Options { threads: Some(1), ..Options::default() };
         let engine = Engine::open(path, options).unwrap();
         let options =
             SessionOptions { context: Some(256), sequences: 2, ..SessionOptions::default() };
         let mut session = engine.session(options).unwrap();
-        session.observe(Some(observer));
+        session.observe(observer);
         let (commands, orders) = channel();
         let queue = Arc::new(Queue::new(2, 64));
         let patience = Duration::from_secs(3600);
-        let mut serving = Serving::new(session, orders, queue, Arc::default(), patience);
+        (engine, commands, Serving::new(session, orders, queue, Arc::default(), patience))
+    }
+
+    /// The same on a thread of its own.
+    fn serve(
+        observer: Arc<dyn Observer>,
+    ) -> (Engine, Sender<Command>, thread::JoinHandle<Result<()>>) {
+        let (engine, commands, mut serving) = serving(Some(observer));
         (engine, commands, thread::spawn(move || serving.run()))
     }
 
@@ -802,6 +807,40 @@ mod tests {
             drop(commands);
             thread.join().unwrap().unwrap();
         }
+    }
+
+    #[test]
+    fn texts_go_on_while_a_slot_is_written_to_a_file_or_read_from_one() {
+        let (engine, commands, mut serving) = serving(None);
+        let path = std::env::temp_dir().join(format!("bitnet-slot-{}", std::process::id()));
+        let write = |serving: &mut Serving| {
+            let _events = submit(&engine, &commands, vec![9; 20], 4);
+            assert!(serving.take_commands());
+            serving.admit();
+            while !serving.active.is_empty() {
+                serving.pass().unwrap();
+            }
+        };
+        write(&mut serving);
+        for action in [CacheAction::Save(path.clone()), CacheAction::Restore(path.clone())] {
+            let (reply, mut answer) = tokio::sync::oneshot::channel();
+            serving.cache(0, action, commands.clone(), reply);
+            // Until the engine takes it back the slot is busy, and nobody's prefix.
+            assert!(serving.states()[0].is_processing && serving.states()[0].n_past == 0);
+            let (second, mut busy) = tokio::sync::oneshot::channel();
+            serving.cache(0, CacheAction::Erase, commands.clone(), second);
+            assert_eq!(busy.try_recv().unwrap().unwrap_err().status(), 503);
+            assert_eq!(serving.slots.choose(&[9; 20], None, true).unwrap().slot, 1);
+            while serving.away > 0 {
+                // It comes when the file is whole.
+                let command = serving.commands.recv().unwrap();
+                serving.obey(command);
+            }
+            assert_eq!(answer.try_recv().unwrap(), Ok(23));
+            assert_eq!(serving.states()[0].n_past, 23);
+        }
+        write(&mut serving);
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
