@@ -80,7 +80,7 @@ pub fn grammar(data: &[u8]) -> bool {
     let sequence = Sequence::new(tokenizer, &[0], Sampling::default(), options);
     let mut sequence = sequence.expect("sound options");
     let mut random = Random::new(data.len() as u64);
-    while let Ok(Some(_)) = sequence.wants(1, 64) {
+    while sequence.wants(1, 64).is_ok_and(|wants| wants.is_some()) {
         let logits: Vec<f32> = (0..vocab).map(|_| random.below(8) as f32).collect();
         if sequence.accept(|_| &logits).is_err() {
             break;

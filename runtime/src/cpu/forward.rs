@@ -157,7 +157,8 @@ impl Pass<'_> {
     /// Runs the pass, from the embedding to the logits.
     pub(super) fn run(&self, pool: &Pool) -> Result<()> {
         let (n, layers) = (self.tokens.len(), self.model.weights().layers.len());
-        if n < if self.cancel.is_some() { CANCELLABLE } else { LAYERWISE } {
+        let layerwise = if self.cancel.is_some() { CANCELLABLE } else { LAYERWISE };
+        if n < layerwise {
             let all = self.share(|place, scratch| {
                 self.embed(place, &mut scratch.row);
                 (0..layers).for_each(|index| self.layer(place, scratch, index));

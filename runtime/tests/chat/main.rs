@@ -260,6 +260,7 @@ fn ch12_hostile_templates_end_in_a_sentence() {
     let long = format!("{{#{}#}}", "x".repeat(10 << 20));
     for (name, template, words) in [
         ("G97 syntax", "{% if %}", "line 1"),
+        ("G97 half a tag", "{%}", "line 1"),
         ("G97 end", "\n\n{% for x in y %}", "line 3"),
         (
             "G98 loops",

@@ -119,10 +119,9 @@ impl Write for Limited {
 fn without_generation(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (before, tag) = (&rest[..start], &rest[start + 2..start + length]);
-        rest = &rest[start + length + 2..];
+    while let Some((before, behind)) = rest.split_once("{%") {
+        let Some((tag, after)) = behind.split_once("%}") else { break };
+        rest = after;
         out += before;
         let name = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         if matches!(name, "generation" | "endgeneration") {
