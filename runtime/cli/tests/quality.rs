@@ -267,6 +267,27 @@ fn perplexity_is_near_that_of_other_engines() -> Tested {
     Ok(())
 }
 
+/// EV03: a file of log probabilities that bitnet.cpp's `llama-perplexity -c 16 -b 16 --chunks 1` wrote of the
+/// same model and text is read, and one written here begins as it does.
+fn a_base_file_of_another_engine_is_read() {
+    let theirs = package("tests/data/coriolanus-16.kld");
+    let args = ["perplexity", "-m", &demo_model(), "--kl-divergence", "--json"];
+    let found = answer(&[&args[..], &["--kl-divergence-base", &theirs]].concat());
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let of = |name: &str| found["divergence"][name]["mean"].as_f64().unwrap();
+    // What it printed for the window; the file keeps 16 bits of each logarithm.
+    assert!((of("perplexity_base") / 22.0789 - 1.0).abs() < 1e-4, "{found}");
+    assert!(of("divergence") < 1e-3 && of("same_top") == 1.0, "{found}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let own = dir.path().join("own.kld");
+    let args = ["perplexity", "-m", &demo_model(), "-f", &sample(), "-c", "16", "--chunks", "1"];
+    answer(&[&args[..], &["--kl-divergence-base", text(&own)]].concat());
+    let [own, theirs] = [own.as_path(), Path::new(&theirs)].map(|path| fs::read(path).unwrap());
+    let header = 20 + 4 * 16;
+    assert_eq!((own.len(), &own[..header]), (theirs.len(), &theirs[..header]));
+}
+
 /// EV02, EV03: a model beside itself, and beside one whose embedding was rounded.
 fn divergence_is_measured_against_a_base_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -397,6 +418,7 @@ fn main() -> ExitCode {
         perplexity_is_that_of_the_definition,
         perplexity_is_near_that_of_other_engines,
         divergence_is_measured_against_a_base_file,
+        a_base_file_of_another_engine_is_read,
         malformed_base_files_are_refused,
     ]
     .run()

@@ -377,7 +377,7 @@ fn sentencepiece_model(tokens: &[String], kinds: &[u8], merges: &[(String, Strin
     file
 }
 
-/// A pre-tokenizer that is not known is refused with what was found, and a wrong name is found out.
+/// CV05: a pre-tokenizer that is not known is refused with what was found, and a wrong name is found out.
 fn pre_tokenizers_are_proved() {
     let mut folder = Folder::small("BitNetForCausalLM", Form::Multiply);
     let split = |regex: &str| {
@@ -392,12 +392,18 @@ fn pre_tokenizers_are_proved() {
     assert!(error.contains(r"{1,7}") && error.contains("--pre NAME"), "{error}");
     let error = refusal(&["convert", text(dir.path()), "--pre", "gpt-2"], 3);
     assert!(error.contains("text '") && error.contains("--pre NAME"), "{error}");
-    let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    folder.tokenizer["pre_tokenizer"] = split(llama3);
-    folder.tokenizer["model"]["ignore_merges"] = json!(true);
-    let dir = folder.write();
-    let found = convert(dir.path(), &[]);
-    assert_eq!(found.require_str("tokenizer.ggml.pre").unwrap(), "llama-bpe");
+    // Those of Llama 3, and so of Falcon 3 and Falcon-E, and of Qwen 2, which cuts digit by digit.
+    for (digits, ignore_merges, name) in
+        [(r"\p{N}{1,3}", true, "llama-bpe"), (r"\p{N}", false, "qwen2")]
+    {
+        let words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
+        let others = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        folder.tokenizer["pre_tokenizer"] = split(&format!("{words}|{digits}|{others}"));
+        folder.tokenizer["model"]["ignore_merges"] = json!(ignore_merges);
+        let dir = folder.write();
+        let found = convert(dir.path(), &[]);
+        assert_eq!(found.require_str("tokenizer.ggml.pre").unwrap(), name);
+    }
 }
 
 fn main() -> ExitCode {

@@ -5,7 +5,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::program::{answer, demo_model};
+use crate::program::{answer, demo_model, package};
 use crate::server::{Server, demo, demo_with};
 
 const PROMPT: &str = "ROMEO:\nWhat light";
@@ -405,6 +405,38 @@ fn a_prompt_is_echoed_with_its_probabilities() {
     {
         let numbers = echoed["token_logprobs"].as_array().unwrap();
         assert!(numbers.ends_with(written["logprobs"]["token_logprobs"].as_array().unwrap()));
+    }
+}
+
+/// EV06: the probabilities that the requests of lm-eval's `local-completions` get, a list of ids each, add up to
+/// the perplexity of the same windows.
+#[test]
+fn echoed_probabilities_are_those_of_perplexity() {
+    const CONTEXT: usize = 64;
+    let server = demo();
+    let path = package("tests/data/coriolanus.txt");
+    let model = demo_model();
+    let windows = ["perplexity", "-m", &model, "-f", &path, "-c", "64", "--chunks", "8", "--json"];
+    let expected: Value = serde_json::from_str(&answer(&windows)).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let ids = server.ok("/tokenize", &json!({"content": text, "add_special": true}));
+    let ids: Vec<u64> =
+        ids["tokens"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+    let (mut sum, mut count) = (0.0, 0);
+    for (number, window) in ids.chunks_exact(CONTEXT).take(8).enumerate() {
+        // Every window begins a text.
+        let prompt = [&ids[..1], &window[1..]].concat();
+        let body = json!({ "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1,
+                           "echo": true, "seed": 1234 });
+        let found = server.ok("/v1/completions", &body);
+        let rows = found["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
+        assert_eq!(rows.len(), CONTEXT + 1);
+        let scored = &rows[CONTEXT / 2 + 1..CONTEXT];
+        sum -= scored.iter().map(|x| x.as_f64().unwrap()).sum::<f64>();
+        count += scored.len();
+        let expected = expected["perplexities"][number].as_f64().unwrap();
+        let found = (sum / count as f64).exp();
+        assert!((found / expected - 1.0).abs() < 1e-6, "window {number}: {found}, {expected}");
     }
 }
 
