@@ -90,13 +90,20 @@ pub fn grammar(data: &[u8]) -> bool {
     true
 }
 
-/// A saved conversation. One that is accepted is written as a text that gives the same conversation.
+/// A saved conversation. One that is accepted is written as a text that gives the same conversation, but for
+/// the last bits of numbers, which JSON's reader leaves open.
 pub fn talk(data: &[u8]) -> bool {
     let path = Path::new("talk.json");
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let Ok(saved) = Saved::parse(path, text) else { return false };
     let written = saved.text().expect("it has a JSON form");
-    assert_eq!(Saved::parse(path, &written).expect("what was written"), saved);
+    let again = Saved::parse(path, &written).expect("what was written");
+    assert_eq!((&again.model, &again.template), (&saved.model, &saved.template));
+    let texts = |saved: &Saved| {
+        let messages = saved.messages.iter().map(|m| (m.role.clone(), m.content.clone()));
+        (saved.system.clone(), messages.collect::<Vec<_>>())
+    };
+    assert_eq!(texts(&again), texts(&saved));
     let fresh = Parameters { sampling: Sampling::default(), tokens: None, stop: Vec::new() };
     if let Ok(parameters) = fresh.with(&saved.parameters) {
         let again = fresh.with(&parameters.to_saved()).expect("what was written");
