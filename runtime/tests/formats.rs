@@ -370,6 +370,29 @@ fn a_file_of_another_engine_writes_the_golden_text() -> Tested {
     Ok(())
 }
 
+/// Files that other engines wrote of the demo model, in the shared test data, and the type of their
+/// matrices; the last is of llama.cpp, which renames the architecture to one that has another activation.
+const OF_OTHERS: &[(&str, TensorType, bool)] = &[
+    ("bard-11m-pad768.tq1_0.gguf", TensorType::TQ1_0, false),
+    ("bard-11m.iq1_bn.gguf", TensorType::IQ1_BN, false),
+    ("bard-11m.iq2_bn_r4.gguf", TensorType::IQ2_BN_R4, false),
+    ("bard-11m-upstream.q2_0.gguf", TensorType::Q2_0, true),
+];
+
+fn files_of_other_engines_write_the_golden_text() -> Tested {
+    for &(name, ty, renamed) in OF_OTHERS {
+        let path = Need::Models.data(&format!("models/formats/{name}"))?;
+        let mut gguf = Gguf::open(path).unwrap();
+        assert_eq!(gguf.tensors().iter().filter(|t| t.ty == ty).count(), 6 * 7, "{name}");
+        if renamed {
+            let activation = "bitnet.hidden_activation=str:relu2".parse().unwrap();
+            gguf.apply(&[activation]).unwrap();
+        }
+        golden_logits(load_with(&Arc::new(gguf), None, true).unwrap());
+    }
+    Ok(())
+}
+
 /// Of a matrix of zeros, in TQ2_0 without any scale, all loads and is told.
 fn a_matrix_of_zeros_needs_no_scale() {
     let mut parts = in_tq2_0(doubled());
@@ -452,6 +475,7 @@ fn main() -> ExitCode {
         bad_tiles_are_refused_with_a_clear_error,
         disputed_tiles_are_asked_for,
         a_file_of_another_engine_writes_the_golden_text,
+        files_of_other_engines_write_the_golden_text,
         a_matrix_of_zeros_needs_no_scale,
         bad_tensors_are_refused_with_a_clear_error,
         only_i2_s_is_multiplied_without_packing,

@@ -40,7 +40,8 @@ pub struct Args {
           value_parser = rows::table_type)]
     head: Table,
     /// Type of the ternary matrices [default: that which they have]
-    #[arg(long = "type", value_name = "i2_s|tq2_0|q2_0|tl1|tl2|f16", value_parser = rows::matrix_type)]
+    #[arg(long = "type", value_name = "i2_s|tq2_0|tq1_0|q2_0|tl1|tl2|f16",
+          value_parser = rows::matrix_type)]
     ty: Option<TensorType>,
     /// Replace an existing file
     #[arg(long)]

@@ -4,7 +4,9 @@ use std::thread;
 
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{TensorInfo, TensorSink};
-use bitnet_runtime::formats::{Format, TensorType};
+use bitnet_runtime::formats::TensorType;
+
+use crate::ternary;
 
 /// Types of embeddings and heads that are written.
 const TABLES: [TensorType; 7] = [
@@ -55,10 +57,9 @@ pub fn table_type(name: &str) -> Result<Table> {
 /// [`Error::Usage`] for another name.
 pub fn matrix_type(name: &str) -> Result<TensorType> {
     let known = TensorType::ALL.iter().copied();
-    let mut known = known.filter(|ty| ty.format().ternary().is_some() || *ty == TensorType::F16);
+    let mut known = known.filter(|ty| ternary::is_written(ty.format()) || *ty == TensorType::F16);
     known.find(|ty| ty.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
-        let names = Format::names(|format| format.ternary().is_some());
-        Error::usage("type", quoted(name), format_args!("{names}, or f16"))
+        Error::usage("type", quoted(name), format_args!("{}, or f16", ternary::types()))
     })
 }
 
@@ -67,6 +68,7 @@ pub fn matrix_type(name: &str) -> Result<TensorType> {
 pub fn file_type(ty: TensorType) -> Option<u32> {
     match ty {
         TensorType::F16 => Some(1),
+        TensorType::TQ1_0 => Some(36),
         TensorType::TQ2_0 => Some(37),
         TensorType::TL1 => Some(38),
         TensorType::TL2 => Some(39),

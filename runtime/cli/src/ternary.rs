@@ -6,7 +6,7 @@ use half::f16;
 use bitnet_profiles::Shape;
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{TensorInfo, TensorSink};
-use bitnet_runtime::formats::{Form, TensorType, Tiled, Tiles, preset_of};
+use bitnet_runtime::formats::{Form, Format, TensorType, Tiled, Tiles, preset_of};
 
 /// Codes that are gathered before they are written, at least: whole blocks of every format.
 const GATHERED: usize = 1 << 18;
@@ -42,11 +42,9 @@ impl Codes {
     ///
     /// # Errors
     /// [`Error::Runtime`] for a scale that the type cannot hold; [`Error::Usage`] for a type that is
-    /// neither one of [`types`] nor f16, and for a matrix whose tiles are not known.
-    pub fn new(info: &TensorInfo, scale: f32) -> Result<Self> {
         let ty = info.ty;
         let format = ty.format();
-        if format.ternary().is_none() && ty != TensorType::F16 {
+        if !is_written(format) && ty != TensorType::F16 {
             return Err(Error::usage("--type", ty, format_args!("{} or f16", types())));
         }
         // Formats of blocks and rows have scales of f16.
@@ -130,5 +128,13 @@ impl Codes {
 /// Returns the names of the types that codes are written in, for messages.
 #[must_use]
 pub fn types() -> String {
-    bitnet_runtime::formats::Format::names(|format| format.ternary().is_some())
+    Format::names(is_written)
+}
+
+/// True if codes are written in a format.
+#[must_use]
+pub fn is_written(format: &Format) -> bool {
+    // Blocks of 128 share the id and the name of those of 64.
+    let sizes = format.ty != TensorType::Q2_0_G128;
+    sizes && format.ternary().is_some_and(|ternary| !matches!(ternary.form, Form::Rows))
 }

@@ -172,16 +172,24 @@ impl PackedMatrix {
 pub(crate) fn look_at(codes: Codes<'_>, pool: &Pool) -> Result<Seen> {
     /// Bytes checked at once, in two passes: they stay in the L1 cache.
     const CHUNK: usize = 16 << 10;
-    let (file, block) = codes.blocks();
     let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
-    pool.run(|worker| {
-        let share = worker.share(file.len() / block);
-        for blocks in file[share.start * block..share.end * block].chunks(CHUNK / block * block) {
-            let seen = codes.seen(blocks);
-            bad.fetch_or(seen.bad, Ordering::Relaxed);
-            weights.fetch_or(seen.weights, Ordering::Relaxed);
-        }
-    })?;
+    let note = |seen: Seen| {
+        bad.fetch_or(seen.bad, Ordering::Relaxed);
+        weights.fetch_or(seen.weights, Ordering::Relaxed);
+    };
+    match codes.blocks() {
+        Some((file, block)) => pool.run(|worker| {
+            let share = worker.share(file.len() / block);
+            let blocks = &file[share.start * block..share.end * block];
+            for blocks in blocks.chunks(CHUNK / block * block) {
+                codes.seen(blocks).into_iter().for_each(&note);
+            }
+        })?,
+        None => pool.run(|worker| {
+            let mut row = vec![ZERO; codes.shape().cols];
+            worker.share(codes.shape().rows).for_each(|r| note(codes.read(r, 0, &mut row)));
+        })?,
+    }
     Ok(Seen { bad: bad.into_inner(), weights: weights.into_inner() })
 }
 

@@ -25,6 +25,13 @@ impl Seen {
         let weights = bytes.iter().fold(0, |weights, byte| weights | (byte ^ 0x55));
         Self { bad: bad != 0, weights: weights != 0 }
     }
+
+    /// Returns the kinds among codes, one per byte.
+    pub(super) fn in_codes(codes: &[u8]) -> Self {
+        let bad = codes.iter().fold(0, |bad, code| bad | (code & (code >> 1)));
+        let weights = codes.iter().fold(0, |weights, code| weights | (code ^ ZERO));
+        Self { bad: bad != 0, weights: weights != 0 }
+    }
 }
 
 impl BitOrAssign for Seen {
@@ -34,23 +41,28 @@ impl BitOrAssign for Seen {
     }
 }
 
-/// Reads the codes of weights `first..first + codes.len()` of `bytes`, consecutive blocks; `spread`
-/// unpacks a block to one code per byte.
-pub(super) fn read<const WEIGHTS: usize, const BYTES: usize>(
+/// Reads the codes of weights `first..first + codes.len()` of `bytes`, consecutive blocks of so many
+/// `(weights, bytes)`; `spread` unpacks a block to one code per byte. Inlined, so that sizes are known.
+#[inline(always)]
+pub(super) fn read(
     bytes: &[u8],
+    (weights, block_bytes): (usize, usize),
     first: usize,
     codes: &mut [u8],
-    mut spread: impl FnMut(&[u8; BYTES], &mut [u8; WEIGHTS]),
+    mut spread: impl FnMut(&[u8], &mut [u8]),
 ) {
-    let blocks = first / WEIGHTS..(first + codes.len()).div_ceil(WEIGHTS);
-    let (mut from, mut rest) = (first % WEIGHTS, codes);
-    for block in &bytes.as_chunks::<BYTES>().0[blocks] {
-        let (own, behind) = rest.split_at_mut((WEIGHTS - from).min(rest.len()));
-        if let Ok(all) = <&mut [u8; WEIGHTS]>::try_from(&mut *own) {
-            spread(block, all);
+    /// Weights of the largest block.
+    const MOST: usize = 256;
+    let blocks = first / weights..(first + codes.len()).div_ceil(weights);
+    let (mut from, mut rest) = (first % weights, codes);
+    let bytes = &bytes[blocks.start * block_bytes..blocks.end * block_bytes];
+    for block in bytes.chunks_exact(block_bytes) {
+        let (own, behind) = rest.split_at_mut((weights - from).min(rest.len()));
+        if own.len() == weights {
+            spread(block, own);
         } else {
-            let mut all = [0; WEIGHTS];
-            spread(block, &mut all);
+            let mut all = [0; MOST];
+            spread(block, &mut all[..weights]);
             own.copy_from_slice(&all[from..from + own.len()]);
         }
         (from, rest) = (0, behind);
@@ -117,8 +129,8 @@ mod tests {
         for first in 0..=12 {
             for end in first..=12 {
                 let mut codes = vec![0; end - first];
-                read::<4, 2>(&bytes, first, &mut codes, |block, codes| {
-                    *codes = std::array::from_fn(|i| block[0] + i as u8);
+                read(&bytes, (4, 2), first, &mut codes, |block, codes| {
+                    codes.iter_mut().zip(block[0]..).for_each(|(code, own)| *code = own);
                 });
                 assert_eq!(codes, all[first..end], "{first}..{end}");
             }

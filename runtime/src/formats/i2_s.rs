@@ -34,6 +34,7 @@ pub const FORMAT: Format = Format {
                 seen: LookAt(Seen::among),
                 encode: |codes, _, out| out.extend(encode(codes)),
             },
+            twos: false,
         },
         Rows { head: HeadFormat::I2S, dequantise, dot, quantise, minima: None },
     ),
@@ -48,7 +49,11 @@ fn read(codes: Codes<'_>, row: usize, first: usize, out: &mut [u8]) -> Seen {
     let bytes = codes.bytes();
     let first = row * codes.shape().cols + first;
     let blocks = first / BLOCK..(first + out.len()).div_ceil(BLOCK);
-    blocks::read(bytes, first, out, spread);
+    blocks::read(bytes, (BLOCK, BLOCK_BYTES), first, out, |block, codes| {
+        let [block] = block.as_chunks().0 else { return };
+        let [codes] = codes.as_chunks_mut().0 else { return };
+        spread(block, codes);
+    });
     Seen::among(&bytes[blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES])
 }
 

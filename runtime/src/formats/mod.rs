@@ -11,6 +11,8 @@
 mod blocks;
 mod float;
 pub mod i2_s;
+mod iq_bn;
+mod one_scale;
 mod parts;
 mod q2_0;
 mod q3_k;
@@ -26,6 +28,7 @@ mod scales;
 mod tiles;
 mod tl1;
 mod tl2;
+mod tq1_0;
 mod tq2_0;
 mod types;
 
@@ -49,14 +52,8 @@ pub const FORMATS: &[Format] = {
     const fn rows(weights: u64, bytes: u64) -> Size {
         Size::Rows { weights, bytes, extra: 0 }
     }
-    const fn scaled(bytes: u64, extra: u64) -> Size {
-        Size::Rows { weights: 64, bytes, extra }
-    }
     const fn unread(ty: T, id: u32, name: &'static str, size: Size) -> Format {
         Format { ty, id, name, size, reader: Reader::None { ternary: false } }
-    }
-    const fn ternary(ty: T, id: u32, name: &'static str, size: Size) -> Format {
-        Format { ty, id, name, size, reader: Reader::None { ternary: true } }
     }
     &[
         float::F32,
@@ -73,14 +70,16 @@ pub const FORMATS: &[Format] = {
         q5_k::FORMAT,
         i2_s::FORMAT,
         tq2_0::FORMAT,
-        ternary(T::TQ1_0, 34, "tq1_0", rows(256, 54)),
+        tq1_0::FORMAT,
         tl1::FORMAT,
         tl2::FORMAT,
         q2_0::FORMAT,
-        ternary(T::Q2_0_G128, 42, "q2_0 (128 weights a block)", rows(128, 34)),
-        ternary(T::IQ1_BN, 134, "iq1_bn", scaled(13, 2)),
-        ternary(T::IQ2_BN, 135, "iq2_bn", scaled(16, 4)),
-        ternary(T::IQ2_BN_R4, 335, "iq2_bn_r4", scaled(16, 4)),
+        q2_0::G128,
+        q2_0::PQ2_0,
+        tq1_0::PTQ1_0,
+        iq_bn::IQ1_BN,
+        iq_bn::IQ2_BN,
+        iq_bn::IQ2_BN_R4,
         unread(T::Q8_1, 9, "q8_1", rows(32, 36)),
         unread(T::Q2_K, 10, "q2_K", rows(256, 84)),
         unread(T::Q8_K, 15, "q8_K", rows(256, 292)),
@@ -152,7 +151,8 @@ pub struct Rows {
     pub minima: Option<fn(&[u8]) -> f64>,
 }
 
-/// Ternary matrices: codes 0, 1, 2 for weights of -1, 0, +1 times a scale.
+/// Ternary matrices: codes 0, 1, 2 for weights of -1, 0, +1 times a scale; some formats have code 3 for
+/// +2.
 #[derive(Debug)]
 pub struct Ternary {
     /// Reads the scales of a tensor, unchanged.
@@ -162,6 +162,8 @@ pub struct Ternary {
     pub(crate) read: fn(Codes<'_>, usize, usize, &mut [u8]) -> Seen,
     /// Order of the weights, and the way of writing them.
     pub form: Form,
+    /// True if code 3 is a weight, +2 times the scale.
+    pub(crate) twos: bool,
 }
 
 /// Order of the weights of a ternary matrix.
@@ -175,6 +177,8 @@ pub enum Form {
         /// `encode(codes, scale, bytes)`.
         encode: fn(&[u8], f32, &mut Vec<u8>),
     },
+    /// Rows with a scale in front of each, which are read only.
+    Rows,
     /// Tiles.
     Tiles(Tiled),
 }
@@ -224,7 +228,7 @@ impl Format {
     pub fn tiled(&self) -> Option<&Tiled> {
         self.ternary().and_then(|ternary| match &ternary.form {
             Form::Tiles(tiled) => Some(tiled),
-            Form::Blocks { .. } => None,
+            Form::Blocks { .. } | Form::Rows => None,
         })
     }
 
@@ -328,29 +332,26 @@ impl<'a> Codes<'a> {
         (self.ternary.scales)(*self)
     }
 
-    /// The blocks of the tensor, without what stands behind them, and the bytes of one.
-    ///
-    /// # Panics
-    /// When the format has none.
-    pub(crate) fn blocks(&self) -> (&'a [u8], usize) {
-        let (weights, bytes) = self
-            .format
-            .size
-            .block()
-            .expect("a table, or a matrix that is multiplied as it lies, has blocks");
+    /// The blocks of the tensor, without what stands behind them, and the bytes of one; `None` where a
+    /// tensor is not a run of blocks.
+    pub(crate) fn blocks(&self) -> Option<(&'a [u8], usize)> {
+        let Form::Blocks { .. } = self.ternary.form else { return None };
+        let (weights, bytes) = self.format.size.block()?;
         let blocks = self.shape.weights() / weights as usize;
-        (&self.bytes[..blocks * bytes as usize], bytes as usize)
+        Some((&self.bytes[..blocks * bytes as usize], bytes as usize))
     }
 
-    /// Looks at the codes of whole blocks.
-    ///
-    /// # Panics
-    /// When the format has none.
-    pub(crate) fn seen(&self, blocks: &[u8]) -> Seen {
+    /// Looks at the codes of whole blocks, where a tensor is a run of them.
+    pub(crate) fn seen(&self, blocks: &[u8]) -> Option<Seen> {
         match &self.ternary.form {
-            Form::Blocks { seen: LookAt(seen), .. } => seen(blocks),
-            Form::Tiles(_) => panic!("{} has no blocks", self.format.name),
+            Form::Blocks { seen: LookAt(seen), .. } => Some(seen(blocks)),
+            Form::Rows | Form::Tiles(_) => None,
         }
+    }
+
+    /// True if code 3 is a weight, +2 times the scale.
+    pub(crate) fn has_twos(&self) -> bool {
+        self.ternary.twos
     }
 
     /// Reads the codes of `out.len()` weights from the first of a row on, one per byte, and returns the
@@ -470,7 +471,11 @@ mod tests {
 
     #[test]
     fn names_are_joined_for_people() {
-        assert_eq!(Format::names(|f| f.ternary().is_some()), "i2_s, tq2_0, tl1, tl2 or q2_0");
+        assert_eq!(
+            Format::names(|f| f.ternary().is_some()),
+            "i2_s, tq2_0, tq1_0, tl1, tl2, q2_0, q2_0 (128 weights a block), pq2_0, ptq1_0, iq1_bn, \
+             iq2_bn or iq2_bn_r4"
+        );
         assert_eq!(
             Format::names(|f| f.rows().is_some()),
             "f32, f16, bf16, q8_0, q6_K, q4_0, q4_1, q5_0, q5_1, q3_K, q4_K, q5_K, i2_s or tq2_0"

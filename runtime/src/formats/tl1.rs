@@ -21,6 +21,7 @@ pub const FORMAT: Format = Format {
         scales,
         read,
         form: Form::Tiles(Tiled { presets: PRESETS, check, encode }),
+        twos: false,
     }),
 };
 

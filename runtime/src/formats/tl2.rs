@@ -30,6 +30,7 @@ pub const FORMAT: Format = Format {
         scales,
         read,
         form: Form::Tiles(Tiled { presets: PRESETS, check, encode }),
+        twos: false,
     }),
 };
 

@@ -8,10 +8,11 @@
 use bitnet_profiles::HeadFormat;
 use half::f16;
 
-use super::blocks::{self, largest, reciprocal};
+use super::blocks::{largest, reciprocal};
 use super::float::f16_at;
+use super::one_scale::{self, OneScale};
 use super::parts::{self, Part, Parts};
-use super::{Codes, Form, Format, LookAt, Reader, Scales, Seen, TensorType, Ternary, ZERO};
+use super::{Format, Reader, TensorType};
 
 /// Weights in a block.
 const BLOCK: usize = 256;
@@ -26,10 +27,7 @@ pub const FORMAT: Format = Format {
     id: 35,
     name: "tq2_0",
     size: parts::size::<Tq2_0>(),
-    reader: Reader::Both(
-        Ternary { scales, read, form: Form::Blocks { seen: LookAt(seen), encode } },
-        parts::rows::<Tq2_0>(HeadFormat::Tq2_0),
-    ),
+    reader: Reader::Both(one_scale::ternary::<Tq2_0>(), parts::rows::<Tq2_0>(HeadFormat::Tq2_0)),
 };
 
 struct Tq2_0;
@@ -60,56 +58,27 @@ impl Parts for Tq2_0 {
     }
 }
 
-/// Returns the kinds of codes in whole blocks; those of a scale of 0 are zeros.
-fn seen(blocks: &[u8]) -> Seen {
-    let mut seen = Seen::default();
-    for block in blocks.as_chunks::<BLOCK_BYTES>().0 {
-        if scale(block) != 0.0 {
-            seen |= Seen::among(&block[..CODES]);
-        }
-    }
-    seen
-}
+impl OneScale for Tq2_0 {
+    const WEIGHTS: usize = BLOCK;
+    const BYTES: usize = BLOCK_BYTES;
+    const SCALE: usize = CODES;
 
-fn scale(block: &[u8; BLOCK_BYTES]) -> f32 {
-    f16::from_le_bytes([block[CODES], block[CODES + 1]]).to_f32()
-}
-
-fn scales(codes: Codes<'_>) -> Scales {
-    let blocks = codes.bytes().as_chunks().0;
-    Scales::Blocks { width: BLOCK, values: blocks.iter().map(scale).collect() }
-}
-
-fn read(codes: Codes<'_>, row: usize, first: usize, out: &mut [u8]) -> Seen {
-    let mut seen = Seen::default();
-    let first = row * codes.shape().cols + first;
-    blocks::read(codes.bytes(), first, out, |block: &[u8; BLOCK_BYTES], out: &mut [u8; BLOCK]| {
-        if scale(block) == 0.0 {
-            out.fill(ZERO);
-            return;
-        }
+    fn spread(block: &[u8], codes: &mut [u8]) {
         let halves = &block.as_chunks::<{ CODES / 2 }>().0[..2];
-        for (half, out) in halves.iter().zip(out.as_chunks_mut::<{ BLOCK / 2 }>().0) {
-            for (l, out) in out.chunks_exact_mut(half.len()).enumerate() {
-                for (code, byte) in out.iter_mut().zip(half) {
+        for (half, codes) in halves.iter().zip(codes.as_chunks_mut::<{ BLOCK / 2 }>().0) {
+            for (l, codes) in codes.chunks_exact_mut(half.len()).enumerate() {
+                for (code, byte) in codes.iter_mut().zip(half) {
                     *code = (byte >> (2 * l)) & 3;
                 }
             }
         }
-        seen |= Seen::among(&block[..CODES]);
-    });
-    seen
-}
+    }
 
-/// Appends blocks as llama.cpp writes them: the scale of one without weights is 0.
-fn encode(codes: &[u8], scale: f32, out: &mut Vec<u8>) {
-    for block in codes.as_chunks::<BLOCK>().0 {
-        let byte = |i: usize| {
+    fn pack(codes: &[u8], block: &mut [u8]) {
+        for (i, byte) in block[..CODES].iter_mut().enumerate() {
             let first = i / 32 * 128 + i % 32;
-            (0..4).fold(0, |byte, l| byte | block[first + 32 * l] << (2 * l))
-        };
-        out.extend((0..CODES).map(byte));
-        out.extend(blocks::scale_of(block, scale).to_le_bytes());
+            *byte = (0..4).fold(0, |byte, l| byte | codes[first + 32 * l] << (2 * l));
+        }
     }
 }
 
@@ -118,6 +87,7 @@ mod tests {
     use bitnet_profiles::Shape;
 
     use super::super::tests::check_rows;
+    use super::super::{Codes, Scales, Seen};
     use super::*;
 
     /// Builds two rows of two blocks: the codes of `code`, and scales.

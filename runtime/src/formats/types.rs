@@ -67,6 +67,10 @@ types! {
     Q2_0,
     /// Ternary, 128 weights and an f16 scale in 34 bytes; shares its id with [`TensorType::Q2_0`].
     Q2_0_G128,
+    /// Q2_0_G128 with weights of +2 too (Bonsai 2).
+    PQ2_0,
+    /// TQ1_0 with 128 weights in 28 bytes (Bonsai 2).
+    PTQ1_0,
     /// ik_llama.cpp: f16 row scale, then 64 weights in 13 bytes.
     IQ1_BN,
     /// ik_llama.cpp: f32 row scale, then 64 weights in 16 bytes.
@@ -85,6 +89,15 @@ pub enum Size {
         /// Bytes of a block.
         bytes: u64,
         /// Bytes in front of the blocks.
+        extra: u64,
+    },
+    /// As [`Size::Rows`], of four rows at a time.
+    FourRows {
+        /// Elements of a block of a row.
+        weights: u64,
+        /// Bytes of a block of a row.
+        bytes: u64,
+        /// Bytes in front of a row's blocks.
         extra: u64,
     },
     /// rows x cols / 4 + 32; rows x cols a multiple of 128.
@@ -139,7 +152,7 @@ impl Size {
     #[must_use]
     pub const fn tail_bytes(self) -> u64 {
         match self {
-            Self::Rows { .. } | Self::Unknown => 0,
+            Self::Rows { .. } | Self::FourRows { .. } | Self::Unknown => 0,
             Self::TwoBitFlat | Self::Tl2 => SCALE_BYTES,
         }
     }
@@ -148,7 +161,9 @@ impl Size {
     #[must_use]
     pub const fn block(self) -> Option<(u64, u64)> {
         match self {
-            Self::Rows { weights, bytes, .. } => Some((weights, bytes)),
+            Self::Rows { weights, bytes, .. } | Self::FourRows { weights, bytes, .. } => {
+                Some((weights, bytes))
+            }
             Self::TwoBitFlat => Some((128, 32)),
             Self::Tl2 | Self::Unknown => None,
         }
@@ -199,7 +214,11 @@ impl TensorType {
         let elements = elements(dims)?;
         let rows = elements / cols;
         match self.format().size {
-            Size::Rows { weights, bytes, extra } => {
+            Size::FourRows { .. } if rows % 4 != 0 => Err(format!(
+                "a multiple of 4 rows for {}, of which 4 lie together (not {rows})",
+                self.name()
+            )),
+            Size::Rows { weights, bytes, extra } | Size::FourRows { weights, bytes, extra } => {
                 if cols % weights != 0 {
                     return Err(format!(
                         "rows of a multiple of {weights} weights for {} (not {cols})",

@@ -76,6 +76,7 @@ fn fill(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
     let bytes = tensor.bytes as usize;
     match &tensor.ty.format().reader {
         Reader::Codes(_) if tensor.ty == TensorType::TL2 => tiles(tensor, rng, out),
+        Reader::Codes(_) if tensor.ty == TensorType::TQ1_0 => ternary(tensor, scales, rng, out),
         Reader::None { .. } | Reader::Codes(_) => out.resize(out.len() + bytes, 0),
         Reader::Both(..) => ternary(tensor, scales, rng, out),
         Reader::Rows(rows) => {
@@ -120,12 +121,14 @@ fn ternary(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
             data[tail..].fill(0);
             data[tail..][..4].copy_from_slice(&SCALE.to_le_bytes());
         }
-        TensorType::TQ2_0 => {
-            let blocks = data.len() / 66;
-            for (i, block) in data.chunks_exact_mut(66).enumerate() {
+        TensorType::TQ1_0 | TensorType::TQ2_0 => {
+            let (_, bytes) = tensor.ty.format().size.block().unwrap();
+            let bytes = bytes as usize;
+            let blocks = data.len() / bytes;
+            for (i, block) in data.chunks_exact_mut(bytes).enumerate() {
                 let part = (i as u64 * scales / blocks as u64) as i32;
                 let scale = half::f16::from_f32(SCALE / 2f32.powi(part));
-                block[64..].copy_from_slice(&scale.to_le_bytes());
+                block[bytes - 2..].copy_from_slice(&scale.to_le_bytes());
             }
         }
         ty => panic!("{ty}: its scales are written nowhere"),

@@ -44,7 +44,8 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Type of the ternary matrices; f16 is for other programs, which quantise it
-    #[arg(long = "type", visible_alias = "outtype", value_name = "i2_s|tq2_0|q2_0|tl1|tl2|f16",
+    #[arg(long = "type", visible_alias = "outtype",
+          value_name = "i2_s|tq2_0|tq1_0|q2_0|tl1|tl2|f16",
           default_value = "i2_s", value_parser = rows::matrix_type)]
     ty: TensorType,
     /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0
