@@ -42,6 +42,8 @@ impl Codes {
     ///
     /// # Errors
     /// [`Error::Runtime`] for a scale that the type cannot hold; [`Error::Usage`] for a type that is
+    /// neither one of [`types`] nor f16, and for a matrix whose tiles are not known.
+    pub fn new(info: &TensorInfo, scale: f32) -> Result<Self> {
         let ty = info.ty;
         let format = ty.format();
         if !is_written(format) && ty != TensorType::F16 {
