@@ -36,7 +36,7 @@ pub fn emit_kernel(id: &KernelId) -> Result<String, Error> {
 
 /// All of `ids` in one file, to be part of a program: the ABI, the vocabularies up to the best ISA
 /// among them, a module for each kernel and for the float operations of each ISA, and the tables
-/// `TERNARY`, `HEADS`, `SKETCHES`, `ATTENTION`, `LINES` and `VECTOR`. The file's text depends on `ids` and
+/// `TERNARY`, `BLOCKS`, `HEADS`, `SKETCHES`, `ATTENTION`, `LINES` and `VECTOR`. The file's text depends on `ids` and
 /// nothing else.
 ///
 /// # Errors
@@ -48,7 +48,7 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
     let of_isas = |source: &&Source| isas.iter().any(|isa| isa.name() == source.name);
     let vocabularies: Vec<Source> = VOCABULARIES.iter().filter(of_isas).copied().collect();
     let mut out = header("templates/src");
-    let Entries { ternary, heads, sketch, attention, lines } =
+    let Entries { ternary, blocks, heads, sketch, attention, lines } =
         modules(&mut out, ids, &vocabularies)?;
     let mut vectors = Vec::new();
     for &isa in isas.iter().filter(|isa| isa.float_tier() == **isa) {
@@ -63,6 +63,8 @@ pub fn emit_library(ids: &[KernelId]) -> Result<String, Error> {
         pub const FINGERPRINT: &str = #fingerprint;
         /// Every ternary kernel of this file.
         pub static TERNARY: &[abi::TernaryEntry] = &[#(#ternary),*];
+        /// Every kernel of this file for matrices with block scales.
+        pub static BLOCKS: &[abi::BlockEntry] = &[#(#blocks),*];
         /// Every head kernel of this file.
         pub static HEADS: &[abi::HeadEntry] = &[#(#heads),*];
         /// Every kernel of this file that scans sketch.
@@ -164,6 +166,7 @@ const PREPARED: &[&str] = &["scratch", "prepare", "run"];
 #[derive(Default)]
 struct Entries {
     ternary: Vec<TokenStream>,
+    blocks: Vec<TokenStream>,
     heads: Vec<TokenStream>,
     sketch: Vec<TokenStream>,
     attention: Vec<TokenStream>,
@@ -201,6 +204,7 @@ fn modules(out: &mut String, ids: &[KernelId], vocabularies: &[Source]) -> Resul
         let path = format_ident!("{name}");
         let (entry, functions, table) = match id.op {
             Op::Ternary(_) => ("TernaryEntry", PREPARED, &mut entries.ternary),
+            Op::Blocks(_) => ("BlockEntry", PREPARED, &mut entries.blocks),
             Op::Head(_) => ("HeadEntry", PREPARED, &mut entries.heads),
             Op::Sketch(_) => ("SketchEntry", &["run"][..], &mut entries.sketch),
             Op::Attention => ("AttentionEntry", &["scratch", "run"][..], &mut entries.attention),
@@ -282,6 +286,7 @@ fn template(id: &KernelId) -> Result<&'static Source, Error> {
             Layout::T5T32 if id.expands() => "t5_lookup",
             Layout::T5T32 => "t5",
         },
+        Op::Blocks(_) => "blocks",
         Op::Head(HeadFormat::F32 | HeadFormat::F16 | HeadFormat::Bf16) => "head_float",
         Op::Head(HeadFormat::I2S) => "head_ternary",
         Op::Head(_) => "head_block",
@@ -309,6 +314,10 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
     match id.op {
         Op::Ternary(layout) => {
             constants.push(constant("TILE", layout.tile_rows(), layout.tile_rows()));
+        }
+        Op::Blocks(layout) => {
+            constants.push(constant("TILE", layout.tile_rows(), usize::MAX));
+            constants.push(constant("WIDTH", layout.width(), usize::MAX));
         }
         // In the order of declaration, as the templates document it.
         Op::Head(HeadFormat::I2S) => {}

@@ -1,12 +1,13 @@
 //! The candidate tilings: a table. One row is a family of kernels, their tests, their benches and
 //! their dispatch entries.
 
+use bitnet_profiles::BlockLayout::{B64T16, B64T32, B128T16, B128T32, B256T16, B256T32};
 use bitnet_profiles::GatherLayout::{I2sL64, T5L64};
 use bitnet_profiles::Isa::{
     Avx2, Avx512, Avx512Vbmi, Avx512Vnni, AvxVnni, Neon, NeonDot, NeonI8mm, Scalar,
 };
 use bitnet_profiles::Layout::{I2sT16, I2sT32, I2sT64, T5T32, Tl1T32, Tl2T32, Tl2W32};
-use bitnet_profiles::Op::{self, Attention, Columns, Head, Rows, Sketch, Ternary};
+use bitnet_profiles::Op::{self, Attention, Blocks, Columns, Head, Rows, Sketch, Ternary};
 use bitnet_profiles::{HeadFormat, Isa, KernelId, KernelSpec, Shape, SketchFormat, TileConfig};
 
 /// Purpose of a kernel: one token at a time, or many.
@@ -50,6 +51,9 @@ const RARE_HEADS: &[Op] = &[
     Head(HeadFormat::Tq2_0),
 ];
 const TERNARY_HEADS: &[Op] = &[Head(HeadFormat::I2S)];
+/// Matrices with block scales, in tiles of 16 and of 32 rows.
+const BLOCKS_T16: &[Op] = &[Blocks(B64T16), Blocks(B128T16), Blocks(B256T16)];
+const BLOCKS_T32: &[Op] = &[Blocks(B64T32), Blocks(B128T32), Blocks(B256T32)];
 const SKETCHES: &[Op] = &[Sketch(SketchFormat::P4), Sketch(SketchFormat::P5)];
 
 /// The kernels that every build holds.
@@ -149,6 +153,13 @@ const GRID: &[Row] = &[
     Row { ops: TERNARY_HEADS,      isas: &[Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, Neon, NeonDot], rows: &[4], cols: &[0],  tokens: &[1],               unroll: &[1],        prefetch: &[0] },
     Row { ops: TERNARY_HEADS,      isas: &[AvxVnni, Avx512Vnni],              rows: &[4],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[8192] },
     Row { ops: TERNARY_HEADS,      isas: &[Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, Neon, NeonDot], rows: &[1], cols: &[0],  tokens: &[4],               unroll: &[1],        prefetch: &[0] },
+    // The first of a tier and a number of tokens is the default.
+    Row { ops: BLOCKS_T16,         isas: &[Scalar],                           rows: &[16],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: BLOCKS_T16,         isas: &[Avx2, AvxVnni],                    rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: BLOCKS_T16,         isas: &[Avx2, AvxVnni],                    rows: &[16],       cols: &[0],                   tokens: &[2, 4],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: BLOCKS_T32,         isas: &[Avx512, Avx512Vnni],               rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[4096] },
+    Row { ops: BLOCKS_T32,         isas: &[Avx512, Avx512Vnni],               rows: &[32],       cols: &[0],                   tokens: &[2, 4, 8],         unroll: &[1],        prefetch: &[0] },
+    Row { ops: BLOCKS_T16,         isas: &[Neon, NeonDot],                    rows: &[16],       cols: &[0],                   tokens: &[1, 2, 4],         unroll: &[1],        prefetch: &[0] },
     // For 8 tokens a load of activations serves one product, and loads are what takes time. Tiles of 32 rows, where it
     // would serve two, took 0.97 to 1.16 times as long from the cache: their sums do not stay in registers.
     Row { ops: SKETCHES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
@@ -242,8 +253,10 @@ pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
             })
         });
         for tile in tiles {
-            // Scans of sketch are not tuned: no kernel of theirs is made for a model's columns.
-            for &op in row.ops.iter().filter(|op| shape.is_none() || !matches!(op, Sketch(_))) {
+            // Scans of sketch and matrices with block scales are not tuned: no kernel of theirs is made for
+            // a model's columns.
+            let tuned = |op: &&Op| shape.is_none() || !matches!(op, Sketch(_) | Blocks(_));
+            for &op in row.ops.iter().filter(tuned) {
                 ids.extend(KernelSpec { op, isa, shape, tile }.validate().ok());
             }
         }

@@ -174,6 +174,77 @@ impl GatherLayout {
     }
 }
 
+/// Arrangement in memory of a ternary matrix whose blocks of columns have a scale each. A matrix is cut
+/// into tiles of [`BlockLayout::tile_rows`] rows, padded with zeros, and a tile is a run of blocks of
+/// [`BlockLayout::width`] columns, of which a matrix has whole ones. A block is units of 16 columns, then
+/// the scales of its rows as f16: byte `4r + b` of a unit holds row `r`, columns `b, 4+b, 8+b, 12+b` in
+/// bits 1:0, 3:2, 5:4, 7:6, codes 0, 1, 2, 3 for weights of -1, 0, +1, +2.
+///
+/// Tiles are so high that no vector of codes crosses a cache line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BlockLayout {
+    /// 64 columns, 16 rows: 288 bytes.
+    B64T16,
+    /// 128 columns, 16 rows: 544 bytes.
+    B128T16,
+    /// 256 columns, 16 rows: 1056 bytes.
+    B256T16,
+    /// 64 columns, 32 rows: 576 bytes.
+    B64T32,
+    /// 128 columns, 32 rows: 1088 bytes.
+    B128T32,
+    /// 256 columns, 32 rows: 2112 bytes.
+    B256T32,
+}
+
+named!(BlockLayout, "block layout", {
+    B64T16 => "blocks_64_t16",
+    B128T16 => "blocks_128_t16",
+    B256T16 => "blocks_256_t16",
+    B64T32 => "blocks_64_t32",
+    B128T32 => "blocks_128_t32",
+    B256T32 => "blocks_256_t32",
+});
+
+impl BlockLayout {
+    /// Columns of a block.
+    pub const fn width(self) -> usize {
+        match self {
+            Self::B64T16 | Self::B64T32 => 64,
+            Self::B128T16 | Self::B128T32 => 128,
+            Self::B256T16 | Self::B256T32 => 256,
+        }
+    }
+
+    /// Rows in a tile.
+    pub const fn tile_rows(self) -> usize {
+        match self {
+            Self::B64T16 | Self::B128T16 | Self::B256T16 => 16,
+            Self::B64T32 | Self::B128T32 | Self::B256T32 => 32,
+        }
+    }
+
+    /// Bytes of the codes of a block of a tile.
+    pub const fn codes_bytes(self) -> usize {
+        self.width() / 4 * self.tile_rows()
+    }
+
+    /// Bytes of a block of a tile, with its scales.
+    pub const fn block_bytes(self) -> usize {
+        self.codes_bytes() + 2 * self.tile_rows()
+    }
+
+    /// Bytes of one tile of a matrix with `cols` columns, whole blocks.
+    pub const fn tile_bytes(self, cols: usize) -> usize {
+        cols / self.width() * self.block_bytes()
+    }
+
+    /// Bytes of a whole matrix.
+    pub const fn matrix_bytes(self, shape: crate::Shape) -> usize {
+        shape.rows.div_ceil(self.tile_rows()) * self.tile_bytes(shape.cols)
+    }
+}
+
 /// Storage type of the rows of the embedding and the lm_head: the file's own blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HeadFormat {

@@ -2,13 +2,18 @@ use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 
-use crate::{Format, GatherLayout, HeadFormat, Isa, Layout, Shape, SketchFormat, TileConfig};
+use crate::{
+    BlockLayout, Format, GatherLayout, HeadFormat, Isa, Layout, Shape, SketchFormat, TileConfig,
+};
 
 /// Operation of a kernel, and the packing that it reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
     /// Ternary matrix times int8 activations: exact int32 dot products.
     Ternary(Layout),
+    /// Ternary matrix with a scale for each block of columns, times int8 activations with as many scales:
+    /// f32 products.
+    Blocks(BlockLayout),
     /// Rows of the lm_head times activation rows: f32 logits.
     Head(HeadFormat),
     /// Rows of a low-bit copy of the lm_head times activation rows: f32 estimates of logits.
@@ -26,6 +31,7 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ternary(layout) => layout.fmt(f),
+            Self::Blocks(layout) => layout.fmt(f),
             Self::Head(format) => write!(f, "head_{format}"),
             Self::Sketch(format) => format.fmt(f),
             Self::Attention => f.write_str("attention_f16"),
@@ -42,6 +48,8 @@ impl FromStr for Op {
             Ok(Self::Attention)
         } else if let Some(format) = s.strip_prefix("head_") {
             format.parse().map(Self::Head)
+        } else if s.starts_with("blocks_") {
+            s.parse().map(Self::Blocks)
         } else if s.starts_with("sketch_") {
             s.parse().map(Self::Sketch)
         } else if let Some(layout) = s.strip_prefix("rows_") {
@@ -127,6 +135,7 @@ impl KernelSpec {
         })?;
         match self.op {
             Op::Ternary(layout) => self.validate_ternary(layout, &check)?,
+            Op::Blocks(layout) => self.validate_blocks(layout, &check)?,
             Op::Head(HeadFormat::I2S) => check.that(
                 matches!((tile.rows, tile.tokens), (4, 1) | (1, 4)) && tile.cols == 0,
                 || "a head kernel of i2_s takes whole rows, and 4 of them or 4 tokens".into(),
@@ -161,6 +170,30 @@ impl KernelSpec {
             Op::Rows(_) | Op::Columns(_) => unreachable!("checked above"),
         }
         Ok(KernelId(self))
+    }
+
+    /// Kernels for matrices with block scales.
+    fn validate_blocks(&self, layout: BlockLayout, check: &Check) -> Result<(), SpecError> {
+        let Self { isa, tile, shape, .. } = *self;
+        check.that(tile.rows == layout.tile_rows() && tile.cols == 0 && tile.unroll == 1, || {
+            format!(
+                "a kernel with block scales takes tiles of {} rows, whole rows and blocks of {} columns",
+                layout.tile_rows(),
+                layout.width()
+            )
+        })?;
+        check.that(shape.is_none_or(|shape| shape.cols.is_multiple_of(layout.width())), || {
+            format!("columns of the matrix must be a multiple of {}, a block", layout.width())
+        })?;
+        // The integers of 16 rows at a time; a vector of codes, the activations, a mask, both scales.
+        let each = if tile.tokens == 1 && isa.dots_are_wide() { 4 } else { tile.tokens };
+        let sums = 16 / isa.lanes() * each * isa.sum_registers();
+        check.that(isa == Isa::Scalar || sums + 4 <= isa.registers(), || {
+            format!(
+                "{sums} vectors of sums leave fewer than 4 of the {} registers",
+                isa.registers()
+            )
+        })
     }
 
     /// Kernels that are given a list of lines.
@@ -506,6 +539,7 @@ mod tests {
             Op::Ternary(Layout::T5T32),
             Op::Head(HeadFormat::Q6K),
             Op::Sketch(SketchFormat::P5),
+            Op::Blocks(BlockLayout::B64T32),
             Op::Attention,
             Op::Rows(GatherLayout::T5L64),
             Op::Columns(GatherLayout::I2sL64),
@@ -593,6 +627,19 @@ mod tests {
                     ..GOOD
                 },
                 "256 lines",
+            ),
+            (
+                KernelSpec { op: Op::Blocks(BlockLayout::B64T32), tile: tile(16, 0, 1, 1), ..GOOD },
+                "tiles of 32 rows",
+            ),
+            (
+                KernelSpec {
+                    op: Op::Blocks(BlockLayout::B64T32),
+                    tile: tile(32, 0, 1, 1),
+                    shape: Some(Shape::new(64, 96)),
+                    ..GOOD
+                },
+                "multiple of 64",
             ),
             (KernelSpec { shape: Some(Shape::new(0, 1)), ..GOOD }, "rows of the matrix"),
             (KernelSpec { shape: Some(Shape::new(1, 1 << 19)), ..GOOD }, "could wrap"),

@@ -124,6 +124,37 @@ pub fn quantise_activations(x: &[f32], q: &mut [i8]) -> f32 {
     s
 }
 
+/// Quantises the activations of one token to int8 in blocks of `width`, each as
+/// [`quantise_activations`] does, for a ternary matrix with as wide blocks. `x` and `q` are `[n]`, `scales`
+/// is `[n / width]`: the reciprocals `1 / s` of what that returns.
+pub fn quantise_in_blocks(x: &[f32], width: usize, q: &mut [i8], scales: &mut [f32]) {
+    assert!(x.len() == q.len() && x.len() == scales.len() * width);
+    for ((x, q), scale) in x.chunks(width).zip(q.chunks_mut(width)).zip(scales) {
+        *scale = 1.0 / quantise_activations(x, q);
+    }
+}
+
+/// The dot product of activations in blocks ([`quantise_in_blocks`]: `q` `[n]`, `scales` `[n / width]`)
+/// with a row of a ternary matrix with a scale for each block: codes `[n]` of 0, 1, 2, 3 for -1, 0, +1, +2,
+/// and `weight_scales` `[n / width]`. Block b adds `fma(dot as f32, weight_scales[b] * scales[b], acc)` to
+/// the row's only sum, from +0, where `dot` is the block's exact integer.
+#[must_use]
+pub fn dot_scaled_blocks(
+    (q, scales): (&[i8], &[f32]),
+    (codes, weight_scales): (&[u8], &[f32]),
+) -> f32 {
+    assert!(q.len() == codes.len() && scales.len() == weight_scales.len());
+    let width = q.len() / scales.len();
+    let blocks = q.chunks_exact(width).zip(codes.chunks_exact(width));
+    blocks.zip(scales.iter().zip(weight_scales)).fold(
+        0.0,
+        |acc: f32, ((q, codes), (scale, weight_scale))| {
+            let dot = idot(q, |i| i32::from(codes[i]) - 1);
+            (dot as f32).mul_add(weight_scale * scale, acc)
+        },
+    )
+}
+
 /// Turns the integer dots of one token into outputs: `out[i] = ((dots[i] as f32) / s) * wscale`.
 pub fn scale_output(dots: &[i32], s: f32, wscale: f32, out: &mut [f32]) {
     assert_eq!(dots.len(), out.len());
@@ -611,6 +642,22 @@ mod tests {
         scale_output(&[10, -7, i32::MAX], 3.0, 0.7, &mut out);
         let by_hand = |dot: f32| (dot / 3.0) * 0.7;
         assert_eq!(out, [by_hand(10.0), by_hand(-7.0), by_hand(2_147_483_648.0)]);
+    }
+
+    #[test]
+    fn blocks_of_a_ternary_row_have_their_scales() {
+        let x = [[127.0, 63.5, -1.0, 0.0], [-0.5, 0.25, 0.0, 0.5]].concat();
+        let (mut q, mut scales) = ([0i8; 8], [0.0; 2]);
+        quantise_in_blocks(&x, 4, &mut q, &mut scales);
+        assert_eq!(q, [127, 64, -1, 0, -127, 64, 0, 127]);
+        assert_eq!(scales, [1.0, 1.0 / 254.0]);
+        // Weights +1 -1 0 +2, then 0 +1 +2 -1.
+        let codes = [2, 0, 1, 3, 1, 2, 3, 0];
+        let dot = dot_scaled_blocks((&q, &scales), (&codes, &[0.5, 4.0]));
+        assert_eq!(dot, (64.0f32 - 127.0).mul_add(4.0 * scales[1], 0.5 * (127.0 - 64.0)));
+        let x = [1.0, f32::NAN, 0.0, 0.0];
+        quantise_in_blocks(&x, 2, &mut q[..4], &mut scales);
+        assert!(scales[0].is_nan() && scales[1].is_finite());
     }
 
     #[test]

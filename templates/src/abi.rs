@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -179,6 +179,70 @@ pub struct TernaryEntry {
     pub run: RunFn,
     /// Expansion of the packing before, if any.
     pub expansion: Option<&'static Expansion>,
+}
+
+/// Consecutive tiles of a matrix with block scales times one prepared group of activation rows.
+#[repr(C)]
+pub struct BlockCall {
+    /// First tile, in the kernel's `BlockLayout`.
+    pub weights: *const u8,
+    /// The group of activation rows, as the kernel's `prepare` wrote it; 64-byte aligned.
+    pub activations: *const u8,
+    /// Row `r` of the tiles, activation row `t`: `out[t * out_stride + r]`.
+    pub out: *mut f32,
+    /// Columns of the matrix, K: whole blocks.
+    pub cols: usize,
+    /// Tiles.
+    pub steps: usize,
+    /// Elements between the outputs of one activation row and the next.
+    pub out_stride: usize,
+}
+
+/// The int8 activation rows of one group, with scales of their blocks, to be laid out as the kernel reads
+/// them.
+#[repr(C)]
+pub struct BlockPrepare {
+    /// Row `t` starts at `quantised + t * stride`.
+    pub quantised: *const i8,
+    /// Bytes between rows.
+    pub stride: usize,
+    /// Scales, `[tokens][blocks]`.
+    pub scales: *const f32,
+    /// Rows in the group: 1 to the kernel's number of activation rows. Missing ones count as zero.
+    pub tokens: usize,
+    /// Columns, K: whole blocks.
+    pub cols: usize,
+    /// At least `scratch(cols)` bytes, 64-byte aligned.
+    pub scratch: *mut u8,
+}
+
+/// Computes the outputs of one [`BlockCall`].
+///
+/// # Safety
+/// The CPU has the kernel's features. `weights` holds `steps` tiles of a matrix with `cols` columns (at
+/// most 2^18, whole blocks) in the kernel's layout; `activations` was filled by the same kernel's `prepare`
+/// for the same `cols`; `out` may be written wherever the tiles and the kernel's number of activation rows
+/// reach, and nothing else accesses it there meanwhile.
+pub type BlockRunFn = unsafe extern "C" fn(call: &BlockCall);
+
+/// Lays out one group of activation rows.
+///
+/// # Safety
+/// As [`PrepareFn`]; `cols` is whole blocks, and `scales` holds one for each of them and each row.
+pub type BlockPrepareFn = unsafe extern "C" fn(prepare: &BlockPrepare);
+
+/// A kernel for matrices with block scales as the generated table lists it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct BlockEntry {
+    /// The kernel's id.
+    pub id: Id,
+    /// Size of a prepared group.
+    pub scratch: ScratchFn,
+    /// Prepares a group.
+    pub prepare: BlockPrepareFn,
+    /// Multiplies.
+    pub run: BlockRunFn,
 }
 
 /// Lines of a matrix that a list names, rows or columns of it, times one prepared activation row. A

@@ -9,6 +9,7 @@
 
 pub mod abi;
 pub mod attention;
+pub mod blocks;
 pub mod columns;
 pub mod head_block;
 pub mod head_float;
@@ -76,6 +77,7 @@ pub const VOCABULARIES: &[Source] = &[
 pub const TEMPLATES: &[Source] = &[
     source!("i2_s", "i2_s.rs"),
     source!("i2_s_mm", "i2_s_mm.rs"),
+    source!("blocks", "blocks.rs"),
     source!("t5", "t5.rs"),
     source!("t5_lookup", "t5_lookup.rs"),
     source!("tl1", "tl1.rs"),

@@ -47,6 +47,7 @@ fn emission_is_deterministic() {
     assert_eq!(builtin::FINGERPRINT, bitnet_codegen::fingerprint());
     let mut table: Vec<&str> =
         builtin::TERNARY.iter().map(|entry| entry.id.text().unwrap()).collect();
+    table.extend(builtin::BLOCKS.iter().map(|entry| entry.id.text().unwrap()));
     table.extend(builtin::HEADS.iter().map(|entry| entry.id.text().unwrap()));
     table.extend(builtin::SKETCHES.iter().map(|entry| entry.id.text().unwrap()));
     table.extend(builtin::ATTENTION.iter().map(|entry| entry.id.text().unwrap()));

@@ -112,6 +112,7 @@ fn line(file: &StoredFile) -> String {
             for section in &table.sections {
                 let layout = match section.form {
                     Form::Tiles(layout) => layout.name(),
+                    Form::BlockTiles(layout) => layout.name(),
                     Form::Rows(layout) | Form::Columns(layout) => layout.name(),
                     Form::Sketch(format) => format.name(),
                     Form::Blocks(format) => format.name(),

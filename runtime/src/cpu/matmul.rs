@@ -801,7 +801,7 @@ impl Job {
 }
 
 /// Claims the worker's next piece of `all` steps for one token; `None` when no piece is left.
-fn claim(worker: &Worker<'_>, all: usize) -> Option<Range<usize>> {
+pub(super) fn claim(worker: &Worker<'_>, all: usize) -> Option<Range<usize>> {
     let claimed = worker.claim(worker.threads * PIECES)?;
     let share = worker.share_of(claimed / PIECES, all);
     // Steps that are left of the share after so many pieces.

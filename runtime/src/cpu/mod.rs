@@ -1,6 +1,7 @@
 //! The forward pass on CPUs: threads, memory, kernels, and the model they run.
 
 pub(crate) mod attention;
+pub mod blocks;
 mod control_group;
 mod finite;
 mod forward;

@@ -113,7 +113,7 @@ fn is_built_in(id: &KernelId) -> bool {
         Op::Ternary(_) => kernels::find(id).is_some(),
         Op::Head(_) => HeadKernel::find(id).is_some(),
         // A profile never names one.
-        Op::Sketch(_) => false,
+        Op::Sketch(_) | Op::Blocks(_) => false,
         Op::Attention => AttentionKernel::find(id).is_some(),
         Op::Rows(_) | Op::Columns(_) => GatherKernel::find(id).is_some(),
     }

@@ -44,11 +44,12 @@ impl KernelReport {
     pub fn of(model: &Model) -> Self {
         let head = model.weights().head.tensor().ty.name();
         let roles = model.kernels().into_iter().map(|kernels| {
-            let layout = match (kernels.layout, kernels.role) {
-                (Some(layout), _) => layout.name(),
-                (None, Role::LmHead) => head,
-                (None, Role::Attention) => "kv_cache",
-                (None, _) => "file",
+            let layout = match (kernels.layout, kernels.role, kernels.decode.op) {
+                (Some(layout), ..) => layout.name(),
+                (None, Role::LmHead, _) => head,
+                (None, Role::Attention, _) => "kv_cache",
+                (None, _, Op::Blocks(layout)) => layout.name(),
+                (None, ..) => "file",
             };
             let report = RoleReport {
                 layout: layout.to_owned(),
@@ -66,7 +67,8 @@ impl KernelReport {
     /// Bytes of weights packed in memory; the head is read in the file's own blocks.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
-        let packed = |report: &&RoleReport| matches!(report.decode.op, Op::Ternary(_));
+        let packed =
+            |report: &&RoleReport| matches!(report.decode.op, Op::Ternary(_) | Op::Blocks(_));
         let bytes = |report: &RoleReport| report.packed_bytes + report.sparse_bytes;
         self.0.values().filter(packed).map(bytes).sum()
     }

@@ -18,7 +18,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bitnet_profiles::atomic_file::Replacement;
-use bitnet_profiles::{GatherLayout, HeadFormat, Layout, Shape, SketchFormat};
+use bitnet_profiles::{BlockLayout, GatherLayout, HeadFormat, Layout, Shape, SketchFormat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -88,6 +88,8 @@ pub struct Section {
 pub enum Form {
     /// A ternary matrix, packed in tiles.
     Tiles(Layout),
+    /// A ternary matrix with block scales, packed in tiles; `scale` is a factor of them.
+    BlockTiles(BlockLayout),
     /// A ternary matrix, packed row by row.
     Rows(GatherLayout),
     /// A ternary matrix, packed column by column.
@@ -137,6 +139,7 @@ impl std::fmt::Display for Form {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tiles(layout) => write!(f, "{layout}"),
+            Self::BlockTiles(layout) => write!(f, "{layout}"),
             Self::Rows(layout) => write!(f, "rows in {layout}"),
             Self::Columns(layout) => write!(f, "columns in {layout}"),
             Self::Blocks(format) => write!(f, "{format}"),
@@ -279,6 +282,14 @@ impl PackedFile {
                 Err(self.error(name, found, format_args!("{form}, which the kernels read")))
             }
         }
+    }
+
+    /// Returns the columns of a block of a tensor that is here with block scales.
+    pub(crate) fn block_width(&self, name: &str) -> Option<usize> {
+        self.table.sections.iter().find_map(|section| match section.form {
+            Form::BlockTiles(layout) if section.name == name => Some(layout.width()),
+            _ => None,
+        })
     }
 
     /// Returns the bytes of a section.

@@ -16,7 +16,7 @@ mod one_scale;
 mod parts;
 mod q2_0;
 mod q3_k;
-mod q4_0;
+pub(crate) mod q4_0;
 mod q4_1;
 mod q4_k;
 mod q5_0;
@@ -35,6 +35,7 @@ mod types;
 use std::fmt;
 
 use bitnet_profiles::{HeadFormat, Shape};
+use half::f16;
 
 use crate::error::Result;
 use crate::file::gguf::{Gguf, TensorInfo};
@@ -166,6 +167,18 @@ pub struct Ternary {
     pub(crate) twos: bool,
 }
 
+impl Ternary {
+    /// Returns the function that appends whole blocks of codes, of a format of blocks: see
+    /// [`Form::Blocks`].
+    #[must_use]
+    pub fn encode(&self) -> Option<fn(&[u8], f32, &mut Vec<u8>)> {
+        match self.form {
+            Form::Blocks { encode, .. } => Some(encode),
+            Form::Rows | Form::Tiles(_) => None,
+        }
+    }
+}
+
 /// Order of the weights of a ternary matrix.
 #[derive(Debug)]
 pub enum Form {
@@ -205,6 +218,21 @@ impl Format {
             Reader::Rows(rows) | Reader::Both(_, rows) => Some(rows),
             Reader::Codes(_) | Reader::None { .. } => None,
         }
+    }
+
+    /// True if its matrices are blocks of ternary codes with an f16 scale each.
+    #[must_use]
+    pub fn has_block_scales(&self) -> bool {
+        let blocks = |ternary: &Ternary| matches!(ternary.form, Form::Blocks { .. });
+        self.ternary().is_some_and(blocks) && self.size.tail_bytes() == 0
+    }
+
+    /// Returns the format that an embedding or a head in this one has for kernels: its own, or
+    /// [`HeadFormat::Q4_0`] for blocks of ternary codes with an f16 scale each, which that holds exactly.
+    #[must_use]
+    pub fn table(&self) -> Option<HeadFormat> {
+        let own = self.rows().map(|rows| rows.head);
+        own.or_else(|| self.has_block_scales().then_some(HeadFormat::Q4_0))
     }
 
     /// Returns the reader of plain floats, if the format is one of them: `f32`, `f16` and `bf16`, in
@@ -330,6 +358,28 @@ impl<'a> Codes<'a> {
     #[must_use]
     pub fn scales(&self) -> Scales {
         (self.ternary.scales)(*self)
+    }
+
+    /// Views the first rows, up to so many, of a format whose rows lie one after the other; `None` of
+    /// others, and where the tensor is shorter.
+    pub(crate) fn first_rows(&self, rows: usize) -> Option<Self> {
+        let Size::Rows { .. } = self.format.size else { return None };
+        let shape = Shape::new(rows.min(self.shape.rows), self.shape.cols);
+        let bytes = self.format.ty.byte_size(&[shape.cols as u64, shape.rows as u64]).ok()?;
+        Some(Self { bytes: self.bytes.get(..bytes as usize)?, shape, ..*self })
+    }
+
+    /// Reads the f16 scales of the blocks of a row, of a format of nothing else.
+    pub(crate) fn scales_of_row(&self, row: usize) -> Vec<f16> {
+        let (weights, _) = self.format.size.block().expect("it is of blocks");
+        let blocks = self.shape.cols / weights as usize;
+        let shape = Shape::new(1, self.shape.cols);
+        let bytes = self.bytes.len() / self.shape.rows;
+        let bytes = &self.bytes[row * bytes..(row + 1) * bytes];
+        let scales = (self.ternary.scales)(Self { bytes, shape, ..*self });
+        let scales: Vec<f16> = scales.values().iter().map(|&scale| f16::from_f32(scale)).collect();
+        debug_assert_eq!(scales.len(), blocks);
+        scales
     }
 
     /// The blocks of the tensor, without what stands behind them, and the bytes of one; `None` where a

@@ -140,8 +140,7 @@ pub(super) mod tests {
         let codes: Vec<u8> = (0..shape.weights()).map(|i| (i * i / 7 % 3) as u8).collect();
         let mut written = 0;
         for format in super::super::FORMATS {
-            let Some(Form::Blocks { encode, .. }) = format.ternary().map(|ternary| &ternary.form)
-            else {
+            let Some(encode) = format.ternary().and_then(Ternary::encode) else {
                 continue;
             };
             let mut bytes = Vec::new();

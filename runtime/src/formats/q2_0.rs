@@ -64,7 +64,7 @@ mod tests {
     use bitnet_profiles::Shape;
     use half::f16;
 
-    use super::super::{Codes, Form};
+    use super::super::Codes;
     use super::*;
     use crate::random::Random;
 
@@ -82,10 +82,7 @@ mod tests {
         let shape = Shape::new(2, 192);
         for (scale, seen) in [(1.0, Some(70)), (0.0, None)] {
             let mut bytes = Vec::new();
-            let Form::Blocks { encode, .. } = FORMAT.ternary().unwrap().form else {
-                panic!("no blocks")
-            };
-            encode(&[1; 6 * 64], 1.0, &mut bytes);
+            (FORMAT.ternary().unwrap().encode().unwrap())(&[1; 6 * 64], 1.0, &mut bytes);
             bytes[18..20].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
             // Weight 70 is the third of its byte.
             bytes[18 + SCALE + 1] |= 3 << 4;

@@ -2,9 +2,11 @@
 //! low and `j + 16` in its high nibble, each plus 8.
 
 use bitnet_profiles::HeadFormat;
+use half::f16;
 
-use super::blocks::from_extreme;
+use super::blocks::{self, from_extreme};
 use super::float::f16_at;
+use super::parts;
 use super::{Format, Reader, Rows, Size, TensorType};
 use crate::numerics::{dot_blocks, idot, in_blocks};
 
@@ -57,6 +59,15 @@ fn quantise(values: &[f32], out: &mut Vec<u8>) {
         out.extend(scale.to_le_bytes());
         let (low, high) = codes.split_at(BLOCK / 2);
         out.extend(low.iter().zip(high).map(|(low, high)| low | high << 4));
+    }
+}
+
+/// Appends blocks of ternary codes, one per byte, 0 to 3 for -1 to +2, that share a scale: the same
+/// weights exactly.
+pub(crate) fn of_codes(codes: &[u8], scale: f16, out: &mut Vec<u8>) {
+    for codes in codes.as_chunks::<BLOCK>().0 {
+        out.extend(scale.to_le_bytes());
+        parts::write_codes::<4>(&codes.map(|code| code + (8 - blocks::ZERO)), out);
     }
 }
 

@@ -590,6 +590,7 @@ fn allowed(id: &KernelId) -> Vec<usize> {
         Op::Head(_) => [512, 256, 128].map(|cols| cols * id.tile.tokens).to_vec(),
         // Where registers are few, sums of one vector of rows after the other, and of half a block.
         Op::Sketch(_) => [32, 16, 8].map(|cols| all_rows * cols).to_vec(),
+        Op::Blocks(_) => panic!("{id}: they are not listed"),
         Op::Attention => panic!("{id}: see `attention_holds_its_sums_in_registers`"),
         Op::Rows(_) | Op::Columns(_) => panic!("{id}: see `lists_of_lines_are_walked_at_once`"),
     }

@@ -98,7 +98,7 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
         // Lookups multiply nothing.
         let multiplies = match id.op {
             Op::Ternary(layout) => layout.format().multiplies(),
-            Op::Head(_) | Op::Sketch(_) => true,
+            Op::Head(_) | Op::Sketch(_) | Op::Blocks(_) => true,
             Op::Attention | Op::Rows(_) | Op::Columns(_) => false,
         };
         (id.isa != Isa::Scalar, id.isa.lanes(), multiplies && id.isa.dots_are_wide())

@@ -44,7 +44,7 @@ impl Report<'_> {
 pub(super) fn concerns(kernel: &KernelId, job: &JobMeasurements, phase: Phase) -> bool {
     let serves = match kernel.op {
         Op::Head(_) => job.role == Role::LmHead && phase == Phase::Decode,
-        Op::Sketch(_) => false,
+        Op::Sketch(_) | Op::Blocks(_) => false,
         Op::Attention => job.role == Role::Attention,
         Op::Rows(_) | Op::Columns(_) => false,
         Op::Ternary(_) => {

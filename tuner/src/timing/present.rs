@@ -41,7 +41,7 @@ impl Present {
                 HeadKernel::find(id).or_else(made).map(Candidate::Head)
             }
             // They are no candidates.
-            Op::Sketch(_) => None,
+            Op::Sketch(_) | Op::Blocks(_) => None,
             Op::Attention => {
                 let made = || made?.attention().iter().find(|kernel| kernel.id() == id).copied();
                 AttentionKernel::find(id).or_else(made).map(Candidate::Attention)

@@ -16,6 +16,7 @@ use crate::cpu::packing::PackedMatrix;
 use crate::cpu::threads::SharedSlice;
 
 pub mod attention;
+mod blocks;
 #[cfg(unix)]
 pub mod cache;
 #[cfg(unix)]
@@ -29,6 +30,7 @@ mod vector;
 pub mod verify;
 
 pub use attention::AttentionKernel;
+pub use blocks::BlockKernel;
 pub use gather::GatherKernel;
 pub use head::HeadKernel;
 pub use library::{Library, Unusable};

@@ -14,7 +14,8 @@ use bitnet_profiles::{
 };
 
 use super::{
-    AttentionKernel, GatherKernel, HeadKernel, Kernel, Library, Unusable, VectorOps, builtin, find,
+    AttentionKernel, BlockKernel, GatherKernel, HeadKernel, Kernel, Library, Unusable, VectorOps,
+    builtin, find,
 };
 use crate::cpu::gather::Along;
 use crate::cpu::host::Host;
@@ -157,6 +158,20 @@ impl Selection {
             })
         };
         Ok((get(&default.decode)?, get(&default.prefill)?))
+    }
+
+    /// Returns the kernels for matrices with a scale for each block of so many columns, by the number of
+    /// tokens that they take, one first.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when there are none for such blocks.
+    pub fn blocks(&self, width: usize) -> Result<Vec<BlockKernel>> {
+        let kernels = BlockKernel::defaults(width, self.ceiling);
+        if kernels.is_empty() {
+            let message = format!("no kernel for blocks of {width} weights with a scale each");
+            return Err(Error::Runtime(message));
+        }
+        Ok(kernels)
     }
 
     /// Returns the profile's choice for a role and these shapes. A missing one is noted, where a
