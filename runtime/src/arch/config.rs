@@ -242,7 +242,13 @@ fn architecture(gguf: &Gguf) -> Result<&'static Architecture> {
     let name = gguf.require_str(key)?;
     Architecture::find(name).ok_or_else(|| {
         let known = Architecture::names();
-        gguf.key_error(key, quoted(name), format_args!("one of {known}"))
+        // Bonsai 27B.
+        let missing = if name == "qwen35" {
+            "; its layers of gated delta-net, three of four, are not implemented"
+        } else {
+            ""
+        };
+        gguf.key_error(key, quoted(name), format_args!("one of {known}{missing}"))
     })
 }
 

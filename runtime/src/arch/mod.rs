@@ -58,6 +58,9 @@ pub struct TensorNames {
     pub attn_norm: &'static str,
     /// q, k and v: `[q_dim][hidden]`, `[kv_dim][hidden]`, `[kv_dim][hidden]`.
     pub qkv: [&'static str; 3],
+    /// The norms of each query head and of each key head before they are rotated, `[head_dim]`; `None`:
+    /// there are none.
+    pub attn_qk_norms: Option<[&'static str; 2]>,
     /// The norm before `attn_output`, `[q_dim]`; `None`: there is none.
     pub attn_sub_norm: Option<&'static str>,
     /// `[hidden][q_dim]`
@@ -80,6 +83,7 @@ const NAMES: TensorNames = TensorNames {
     rope_factors: None,
     attn_norm: "attn_norm",
     qkv: ["attn_q", "attn_k", "attn_v"],
+    attn_qk_norms: None,
     attn_sub_norm: Some("attn_sub_norm"),
     attn_output: ["attn_output"],
     ffn_norm: "ffn_norm",
@@ -117,21 +121,36 @@ pub static BITNET: Architecture = Architecture {
     tensors: NAMES,
 };
 
+/// Names without sub-norms.
+const PLAIN: TensorNames = TensorNames { attn_sub_norm: None, ffn_sub_norm: None, ..NAMES };
+
+/// Ternary Bonsai: head norms, and no bias.
+pub static QWEN3: Architecture = Architecture {
+    name: "qwen3",
+    rope_pairs: RopePairs::RotateHalf,
+    activation: Activation::Silu,
+    tensors: TensorNames { attn_qk_norms: Some(["attn_q_norm", "attn_k_norm"]), ..PLAIN },
+};
+
+/// Qwen2 and 2.5, whose q, k and v have biases.
+pub static QWEN2: Architecture = Architecture {
+    name: "qwen2",
+    rope_pairs: RopePairs::RotateHalf,
+    activation: Activation::Silu,
+    tensors: PLAIN,
+};
+
 /// Llama3-8B-1.58, Falcon3-1.58bit, Falcon-E.
 pub static LLAMA: Architecture = Architecture {
     name: "llama",
     rope_pairs: RopePairs::Interleaved,
     activation: Activation::Silu,
-    tensors: TensorNames {
-        rope_factors: Some("rope_freqs.weight"),
-        attn_sub_norm: None,
-        ffn_sub_norm: None,
-        ..NAMES
-    },
+    tensors: TensorNames { rope_factors: Some("rope_freqs.weight"), ..PLAIN },
 };
 
 /// All architectures that this runtime runs.
-pub static ARCHITECTURES: [&Architecture; 4] = [&BITNET_B158, &BITNET_25, &BITNET, &LLAMA];
+pub static ARCHITECTURES: [&Architecture; 6] =
+    [&BITNET_B158, &BITNET_25, &BITNET, &LLAMA, &QWEN3, &QWEN2];
 
 /// Returns the full name of a tensor of a layer.
 #[must_use]
@@ -195,7 +214,7 @@ mod tests {
             assert_eq!(json, format!("{:?}", architecture.name));
             assert_eq!(serde_json::from_str::<&Architecture>(&json).unwrap(), architecture);
         }
-        assert_eq!(Architecture::names(), "bitnet-b1.58, bitnet-25, bitnet, llama");
+        assert_eq!(Architecture::names(), "bitnet-b1.58, bitnet-25, bitnet, llama, qwen3, qwen2");
         let error = serde_json::from_str::<&Architecture>("\"gptj\"").unwrap_err();
         assert!(error.to_string().contains("bitnet-25"), "{error}");
     }

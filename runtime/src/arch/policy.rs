@@ -64,6 +64,12 @@ const NONE: Treatment = Treatment::Neutral(Neutral {
     values: "no such key: what it says is not implemented",
     holds: |_, _| false,
 });
+/// Weights in a rotated basis.
+const ROTATED: Treatment = Treatment::Neutral(Neutral {
+    values: "no such key: weights in a rotated basis are not implemented, which need a Hadamard transform \
+             of the activations before each product",
+    holds: |_, _| false,
+});
 /// A list that must be empty.
 const EMPTY: Treatment = Treatment::Neutral(Neutral {
     values: "an empty list",
@@ -295,7 +301,7 @@ static RULES: &[Rule] = &[
             "{arch}.dense_3_feat_out",
         ],
     },
-    // Weights in a rotated basis.
+    Rule { treatment: ROTATED, keys: &["prism.hadamard.*"] },
     Rule { treatment: NONE, keys: &["prism.*"] },
     Rule { treatment: EMPTY, keys: &["tokenizer.ggml.suppress_tokens"] },
     Rule {

@@ -24,6 +24,7 @@ use super::session::BatchToken;
 use super::stages::{Stage, StageClock};
 use crate::arch::{Activation, RopePairs};
 use crate::cancel::{self, Cancel};
+use crate::cpu::blocks;
 use crate::cpu::head::screen::Scan;
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
@@ -87,6 +88,8 @@ pub(super) struct Scratch {
     /// For products with packed weights, and with weights in the file.
     pub(super) matmul: matmul::Scratch,
     pub(super) mapped: mapped::Scratch,
+    /// For products with weights that have block scales.
+    pub(super) blocks: blocks::Scratch,
     /// Input of the head, prepared for its kernel.
     pub(super) head_input: Buffer,
     /// A row of the embedding, where that stays in the file.
@@ -104,6 +107,7 @@ impl Scratch {
             attention: attention::Scratch::new(model.attention(), config)?,
             matmul: matmul::Scratch::new(projections().filter_map(Projection::packed))?,
             mapped: mapped::Scratch::new(projections().filter_map(Projection::mapped))?,
+            blocks: blocks::Scratch::new(projections().filter_map(Projection::blocks))?,
             head_input: Buffer::zeroed(model.head_input_bytes())?,
             row: Vec::new(),
         })
@@ -241,7 +245,7 @@ impl Pass<'_> {
         self.multiply(place, scratch, &layer.qkv, &self.qkv);
         self.end_phase(place, Stage::Ternary);
 
-        self.rotate_and_store(place, index);
+        self.rotate_and_store(place, scratch, index, layer);
         self.end_phase(place, Stage::Elementwise);
 
         let own = &mut scratch.attention;
@@ -415,20 +419,29 @@ impl Pass<'_> {
     /// Quantises one token's activations into `input`, in which a row is `x.len()` wide, and notes
     /// numbers that are not finite, or would not be after the product.
     fn quantise(&self, slot: usize, x: &[f32], target: Target<'_>) {
+        let count = target.projection.scales();
         // SAFETY: a worker's own slot. Between a change of the row width and the previous product
         // that read `input` there was the barrier after that product.
-        let (input, scale) = unsafe {
+        let (input, scales) = unsafe {
             (
                 self.input.write(slot * x.len()..(slot + 1) * x.len()),
-                self.input_scale.write(slot..slot + 1),
+                self.input_scale.write(slot * count..(slot + 1) * count),
             )
         };
-        scale[0] = self.vector().quantise_activations(x, input);
+        match target.projection.blocks() {
+            None => scales[0] = self.vector().quantise_activations(x, input),
+            Some(job) => {
+                let blocks = x.chunks(job.width()).zip(input.chunks_mut(job.width()));
+                for ((x, input), scale) in blocks.zip(&mut *scales) {
+                    *scale = 1.0 / self.vector().quantise_activations(x, input);
+                }
+            }
+        }
         let limit = match target.stage {
             finite::Stage::Qkv => finite::MAX_SCORED,
             _ => f32::INFINITY,
         };
-        if !target.projection.stays_below(limit, scale[0]) {
+        if !target.projection.stays_below(limit, scales) {
             self.broken.at(target.layer, target.stage);
         }
     }
@@ -449,12 +462,12 @@ impl Pass<'_> {
         projection: &Projection,
         out: &Rows<'_, f32>,
     ) {
-        let (slots, cols) = (place.all_slots(), projection.cols());
+        let (slots, cols, count) = (place.all_slots(), projection.cols(), projection.scales());
         // SAFETY: written before `slots_ready`, or by this worker; read-only in this phase.
         let (input, scales) = unsafe {
             (
                 self.input.read(slots.start * cols..slots.end * cols),
-                self.input_scale.read(slots.clone()),
+                self.input_scale.read(slots.start * count..slots.end * count),
             )
         };
         let (worker, own) = (place.worker, &mut scratch.matmul);
@@ -472,6 +485,9 @@ impl Pass<'_> {
                 }
                 Projection::Mapped(job) => {
                     job.multiply(worker, (input, scales), &mut scratch.mapped, &out.data);
+                }
+                Projection::Blocks(job) => {
+                    job.multiply(worker, (input, scales), &mut scratch.blocks, &out.data);
                 }
             }
         }
@@ -495,8 +511,15 @@ impl Pass<'_> {
         }
     }
 
-    /// Rotates q and k and appends k and v to the cache, a head at a time.
-    fn rotate_and_store(&self, place: Place<'_>, layer: usize) {
+    /// Norms q and k where the model does, rotates them, and appends k and v to the cache, a head at a
+    /// time.
+    fn rotate_and_store(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        layer: usize,
+        weights: &Layer,
+    ) {
         let config = self.model.config();
         let width = config.head_dim;
         let most = self.kv[0].largest();
@@ -509,10 +532,23 @@ impl Pass<'_> {
                 RopePairs::Interleaved => self.vector().rope_norm(head, cos, sin),
             }
         };
+        let [q_norm, k_norm] = match &weights.qk_norms {
+            Some([q, k]) => [Some(q), Some(k)],
+            None => [None, None],
+        };
+        let raw = &mut scratch.raw[..width];
+        let mut norm_and_rotate = |token: usize, norm: Option<&Vec<f32>>, head: &mut [f32]| {
+            if let Some(norm) = norm {
+                raw.copy_from_slice(head);
+                self.vector().rms_norm(raw, norm, config.eps, head);
+            }
+            rotate(token, head);
+        };
         for unit in place.worker.share(place.n * config.heads) {
             let (token, head) = (unit / config.heads, unit % config.heads);
+            let head = head * width..(head + 1) * width;
             // SAFETY: each unit belongs to one worker.
-            rotate(token, unsafe { self.qkv.part_mut(token, head * width..(head + 1) * width) });
+            norm_and_rotate(token, q_norm, unsafe { self.qkv.part_mut(token, head) });
         }
         for unit in place.worker.share(place.n * config.kv_heads) {
             let (token, head) = (unit / config.kv_heads, unit % config.kv_heads);
@@ -521,7 +557,7 @@ impl Pass<'_> {
             // SAFETY: each unit belongs to one worker; v is read-only in this phase.
             unsafe {
                 let (k, v) = (self.qkv.part_mut(token, k), self.qkv.part(token, v));
-                rotate(token, k);
+                norm_and_rotate(token, k_norm, k);
                 if !k.iter().fold(true, |fits, x| fits & (x.abs() <= most)) {
                     self.broken.at(layer, finite::Stage::Keys);
                 }

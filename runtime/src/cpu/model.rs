@@ -158,6 +158,15 @@ impl Model {
                 sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
                 sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len()) * layers,
             },
+            Projection::Blocks(job) => RoleKernels {
+                role,
+                layout: None,
+                decode: *job.decode_kernel().id(),
+                prefill: Some(*job.prefill_kernel().id()),
+                bytes: job.packed_bytes() * layers,
+                sparse: None,
+                sparse_bytes: 0,
+            },
             Projection::Mapped(job) => RoleKernels {
                 role,
                 layout: None,
@@ -197,7 +206,7 @@ impl Model {
     /// True if the weights are packed; otherwise they are multiplied as the file holds them.
     #[must_use]
     pub fn is_packed(&self) -> bool {
-        self.weights.layers.first().is_none_or(|layer| layer.qkv.packed().is_some())
+        self.weights.layers.first().is_none_or(|layer| layer.qkv.mapped().is_none())
     }
 
     /// The file: metadata, and the blocks of the embedding and the head.
@@ -261,8 +270,12 @@ impl Model {
             let roles = [Role::Qkv, Role::AttnOutput, Role::GateUp, Role::Down];
             for (role, projection) in roles.into_iter().zip(weights.projections()) {
                 let names = self.config.matrices(layer, role).into_iter().map(|(name, _)| name);
-                let Some(job) = projection.packed() else { continue };
-                job.store(&names.collect::<Vec<_>>(), &mut builder);
+                let names: Vec<String> = names.collect();
+                match projection {
+                    Projection::Packed(job) => job.store(&names, &mut builder),
+                    Projection::Blocks(job) => job.store(&names, &mut builder),
+                    Projection::Mapped(_) => {}
+                }
             }
         }
         match &self.sketch {
@@ -278,10 +291,10 @@ impl Model {
         self.sketch.as_ref()
     }
 
-    /// Bytes of the head in the file's blocks.
+    /// Bytes of the head in the blocks that kernels read.
     #[must_use]
     pub fn head_bytes(&self) -> usize {
-        self.gguf.tensor_bytes(self.weights.head.tensor()).len()
+        self.weights.head.bytes()
     }
 
     pub(crate) fn attention(&self) -> &AttentionKernel {

@@ -95,7 +95,7 @@ struct Buffers {
     input: Vec<i8>,
     /// Workspace of prefill products: see `matmul::Job::prefill`.
     workspace: Buffer,
-    /// Scales of `input`, `[S]`.
+    /// Scales of `input`, `[S]`, or of its blocks, `[S][blocks]`, up to the most.
     input_scale: Vec<f32>,
     /// Rope tables `[S][rope_dim / 2]`.
     cos: Vec<f32>,
@@ -123,14 +123,15 @@ impl Buffers {
         let slots = batch.max(threads);
         let widest = config.hidden.max(config.ffn).max(config.q_dim());
         let chunks = config.heads * context.div_ceil(CHUNK);
-        let projections = model.weights().layers.iter().flat_map(Layer::projections);
-        let jobs = projections.filter_map(Projection::packed);
+        let projections = || model.weights().layers.iter().flat_map(Layer::projections);
+        let jobs = projections().filter_map(Projection::packed);
+        let scales = projections().map(Projection::scales).max().unwrap_or(1);
         let workspace = jobs.map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
         Ok(Self {
             x: zeroed(slots * config.hidden)?,
             input: zeroed(slots * widest)?,
             workspace: Buffer::zeroed(workspace)?,
-            input_scale: zeroed(slots)?,
+            input_scale: zeroed(slots * scales)?,
             cos: zeroed(slots * config.rope_dim / 2)?,
             sin: zeroed(slots * config.rope_dim / 2)?,
             qkv: zeroed(batch * (config.q_dim() + 2 * config.kv_dim()))?,

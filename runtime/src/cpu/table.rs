@@ -9,7 +9,7 @@ use crate::cpu::threads::{Pool, SharedSlice};
 use crate::error::Result;
 use crate::file::gguf::{Gguf, TensorInfo};
 use crate::file::packed::{Builder, Form, PackedFile};
-use crate::formats;
+use crate::formats::{self, Codes, q4_0};
 
 /// An embedding or a head: a matrix in the blocks of the file.
 #[derive(Clone, Debug)]
@@ -50,6 +50,41 @@ impl Table {
         let gguf = Gguf::from_bytes("head", file).unwrap();
         let tensor = gguf.tensor("output.weight").unwrap().clone();
         (gguf, Self::new(tensor, format, scale, rows))
+    }
+
+    /// Makes the table of a tensor of blocks of ternary codes, which kernels read in Q4_0, with the same
+    /// weights: each worker makes the rows that it will read.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`](crate::Error::Runtime) when the system refuses the memory or a worker panicked.
+    pub(super) fn of_codes(
+        tensor: TensorInfo,
+        codes: Codes<'_>,
+        gguf: &Gguf,
+        pool: &Pool,
+        pages: Pages,
+    ) -> Result<Self> {
+        let (format, shape) = (HeadFormat::Q4_0, codes.shape());
+        let width = format.row_bytes(shape.cols);
+        let mut buffer = Buffer::with(shape.rows * width, pages)?;
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let (mut row, mut bytes) = (vec![0; shape.cols], Vec::with_capacity(width));
+            for number in worker.share(shape.rows) {
+                codes.read(number, 0, &mut row);
+                bytes.clear();
+                let scales = codes.scales_of_row(number);
+                let block = shape.cols / scales.len();
+                for (codes, scale) in row.chunks_exact(block).zip(scales) {
+                    q4_0::of_codes(codes, scale, &mut bytes);
+                }
+                // SAFETY: shares are disjoint.
+                unsafe { out.write(number * width..(number + 1) * width) }.copy_from_slice(&bytes);
+            }
+        })?;
+        gguf.drop_pages(&tensor, false);
+        let rows = shape.rows;
+        Ok(Self { tensor, format, scale: 1.0, rows, memory: Some(buffer.into()) })
     }
 
     /// Format of the rows.
@@ -101,6 +136,9 @@ impl Table {
     pub(super) fn copied(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
         /// Rows copied between two releases of pages.
         const ROWS: usize = 1024;
+        if self.memory.is_some() {
+            return Ok(self);
+        }
         let (bytes, width) = (gguf.tensor_bytes(&self.tensor), self.width());
         let mut buffer = Buffer::with(self.rows * width, pages)?;
         let out = SharedSlice::new(&mut buffer);
@@ -115,6 +153,12 @@ impl Table {
             }
         })?;
         Ok(Self { memory: Some(buffer.into()), ..self })
+    }
+
+    /// Bytes of the rows.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.rows * self.width()
     }
 
     /// Adds the copy, if there is one, to a file of packed weights.

@@ -124,14 +124,14 @@ impl<'a> Tensors<'a> {
         cols: usize,
     ) -> Result<(&'a TensorInfo, HeadFormat)> {
         let tensor = self.find(name, &[cols, rows])?;
-        let Some(rows) = tensor.ty.format().rows() else {
-            let known = Format::names(|format| format.rows().is_some());
+        let Some(head) = tensor.ty.format().table() else {
+            let known = Format::names(|format| format.table().is_some());
             let expected = format!("{known}; quantise the embedding to one of them");
             return Err(self.gguf.tensor_error(name, tensor.ty, expected));
         };
-        let block = rows.head.block_weights();
+        let block = head.block_weights();
         if cols.is_multiple_of(block) {
-            return Ok((tensor, rows.head));
+            return Ok((tensor, head));
         }
         let found = format!("{} rows of {cols} weights", tensor.ty);
         let expected = format!(
@@ -185,6 +185,8 @@ pub(super) fn check(gguf: &Gguf, config: &Config) -> Result<()> {
             (names.attn_sub_norm, config.q_dim()),
             (Some(names.ffn_norm), hidden),
             (names.ffn_sub_norm, ffn),
+            (names.attn_qk_norms.map(|[q, _]| q), config.head_dim),
+            (names.attn_qk_norms.map(|[_, k]| k), config.head_dim),
         ];
         for (name, width) in norms {
             if let Some(name) = name {

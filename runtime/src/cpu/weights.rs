@@ -1,15 +1,18 @@
 //! The weights of a model: every tensor is found by name and checked against the shape that the
 //! hyperparameters require.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use bitnet_profiles::{Layout, Role, Shape};
+use bitnet_profiles::{BlockLayout, Layout, Role, Shape};
+use half::f16;
 
 use crate::arch::config::{Config, JobShapes};
 use crate::arch::{Activation, layer_tensor};
 use crate::cancel;
+use crate::cpu::blocks::{BlockJob, BlockMatrix};
 use crate::cpu::gather::{Along, GatherMatrix};
-use crate::cpu::kernels::{GatherKernel, Kernel};
+use crate::cpu::kernels::{BlockKernel, GatherKernel, Kernel};
 use crate::cpu::mapped::{FileMatrix, MappedJob};
 use crate::cpu::matmul::Job;
 use crate::cpu::memory::{self, Arena, Buffer};
@@ -46,6 +49,8 @@ pub struct Layer {
     pub attn_norm: Vec<f32>,
     /// q, k and v: `[q_dim][hidden]`, `[kv_dim][hidden]`, `[kv_dim][hidden]`
     pub qkv: Projection,
+    /// The norms of a query head and of a key head, `[head_dim]`, in the architectures that have them.
+    pub qk_norms: Option<[Vec<f32>; 2]>,
     /// `[q_dim]`, in the architectures that have it.
     pub attn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][q_dim]`
@@ -67,6 +72,8 @@ pub enum Projection {
     Packed(Box<Job>),
     /// In the file, in the file's format.
     Mapped(MappedJob),
+    /// Packed in memory, with a scale for each block of columns.
+    Blocks(Box<BlockJob>),
 }
 
 impl Projection {
@@ -75,7 +82,7 @@ impl Projection {
     pub fn packed(&self) -> Option<&Job> {
         match self {
             Self::Packed(job) => Some(job),
-            Self::Mapped(_) => None,
+            Self::Mapped(_) | Self::Blocks(_) => None,
         }
     }
 
@@ -83,9 +90,23 @@ impl Projection {
     #[must_use]
     pub fn mapped(&self) -> Option<&MappedJob> {
         match self {
-            Self::Packed(_) => None,
+            Self::Packed(_) | Self::Blocks(_) => None,
             Self::Mapped(job) => Some(job),
         }
+    }
+
+    /// The matrices if they have block scales.
+    #[must_use]
+    pub fn blocks(&self) -> Option<&BlockJob> {
+        match self {
+            Self::Packed(_) | Self::Mapped(_) => None,
+            Self::Blocks(job) => Some(job),
+        }
+    }
+
+    /// Scales of a token's activations: one, or one for each block.
+    pub(super) fn scales(&self) -> usize {
+        self.blocks().map_or(1, |job| job.cols() / job.width())
     }
 
     /// Inputs, K.
@@ -94,18 +115,20 @@ impl Projection {
         match self {
             Self::Packed(job) => job.cols(),
             Self::Mapped(job) => job.cols(),
+            Self::Blocks(job) => job.cols(),
         }
     }
 
-    /// True if the products of a token with the scale `s` are below `limit`, whatever its codes and
-    /// weights are; false for a scale that is NaN.
-    pub(super) fn stays_below(&self, limit: f32, s: f32) -> bool {
+    /// True if the products of a token with these scales are below `limit`, whatever its codes and
+    /// weights are; false where a scale is NaN.
+    pub(super) fn stays_below(&self, limit: f32, scales: &[f32]) -> bool {
         let scale = match self {
             Self::Packed(job) => job.largest_scale(),
             Self::Mapped(job) => job.largest_scale(),
+            Self::Blocks(job) => return job.stays_below(limit, scales),
         };
         // Each rounding is monotonic.
-        ((128 * self.cols()) as f32 / s) * scale < limit
+        ((128 * self.cols()) as f32 / scales[0]) * scale < limit
     }
 }
 
@@ -153,20 +176,36 @@ impl<'a> Packing<'a> {
         options: &LoadOptions<'a>,
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
-        let mut jobs = Vec::new();
+        let (mut jobs, mut scales) = (Vec::new(), HashMap::new());
         let (mut bytes, mut lines_bytes, mut matrices) = (0, 0, 0);
         for job in config.jobs() {
             let (decode, prefill) = options.selection.ternary(job.role, &job.parts)?;
             let part_bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
-            bytes += job.count as usize * job.parts.iter().map(part_bytes).sum::<usize>();
-            matrices += job.count as usize * job.parts.len();
+            let job_bytes = job.parts.iter().map(part_bytes).sum::<usize>();
             let sparse = sparse_kernel(gguf, config, options, &job);
-            if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
-                let bytes = kernel.along().matrix_bytes(kernel.layout(), part);
-                lines_bytes += job.count as usize * bytes;
-                matrices += job.count as usize;
+            let mut blocks = Vec::new();
+            for layer in 0..config.layers {
+                let own = config.matrices(layer, job.role);
+                let width = match options.packed {
+                    Some(file) => own.iter().find_map(|(name, _)| file.block_width(name)),
+                    None => block_width(gguf, &own, &mut scales)?,
+                };
+                let kernels = width.map(|width| options.selection.blocks(width)).transpose()?;
+                if let Some(layout) =
+                    kernels.as_ref().and_then(|k| k.first()).map(BlockKernel::layout)
+                {
+                    bytes += job.parts.iter().map(|&part| layout.matrix_bytes(part)).sum::<usize>();
+                } else {
+                    bytes += job_bytes;
+                    if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
+                        lines_bytes += kernel.along().matrix_bytes(kernel.layout(), part);
+                        matrices += 1;
+                    }
+                }
+                matrices += job.parts.len();
+                blocks.push(kernels);
             }
-            jobs.push(PlannedJob { role: job.role, decode, prefill, sparse });
+            jobs.push(PlannedJob { role: job.role, decode, prefill, sparse, blocks });
         }
         if options.sparse == sparse::Mode::On && jobs.iter().all(|job| job.sparse.is_none()) {
             let name = config.architecture.name;
@@ -178,7 +217,7 @@ impl<'a> Packing<'a> {
             warnings.push(format!("{path}: nothing is skipped: {why}"));
         }
         if let Some(file) = options.packed {
-            return Ok(Self { jobs, place: Place::File(file) });
+            return Ok(Self { jobs, scales, place: Place::File(file) });
         }
         let names = &config.architecture.tensors;
         let head = gguf.tensor(names.head).or_else(|| gguf.tensor(names.embedding));
@@ -204,7 +243,7 @@ impl<'a> Packing<'a> {
         memory::require(needed, "the weights")?;
         let uncache = free.is_some_and(|free| free < needed.saturating_add(gguf.file_bytes()));
         let arena = Arena::with(bytes, matrices, options.pages)?;
-        Ok(Self { jobs, place: Place::Memory(Room { arena, bytes, uncache }) })
+        Ok(Self { jobs, scales, place: Place::Memory(Room { arena, bytes, uncache }) })
     }
 }
 
@@ -266,6 +305,38 @@ fn sparse_kernel(
     }
 }
 
+/// Returns the width of the blocks in which the matrices of a job are multiplied, if they are: where the
+/// scales of one differ, or it has weights of +2. It is the smallest of theirs. Where a matrix has one
+/// scale that is noted in `found`.
+fn block_width(
+    gguf: &Gguf,
+    matrices: &[(String, Shape)],
+    found: &mut HashMap<String, f32>,
+) -> Result<Option<usize>> {
+    let (mut narrowest, mut several) = (usize::MAX, false);
+    for (name, shape) in matrices {
+        let (_, codes) = Tensors::new(gguf).ternary(name, *shape)?;
+        // Mostly the first rows show that scales differ, and the file need not be read for it. A scale
+        // that is none is refused where the matrix is packed.
+        let first = codes.first_rows(4).is_none_or(|codes| codes.scales().uniform().is_ok());
+        match first.then(|| codes.scales().uniform()) {
+            Some(Ok(scale)) => drop(found.insert(name.clone(), scale)),
+            Some(Err(_)) | None => several = true,
+        }
+        several |= codes.has_twos();
+        match codes.first_rows(1).map_or_else(|| codes.scales(), |codes| codes.scales()) {
+            Scales::Blocks { width, .. } => narrowest = narrowest.min(width),
+            // Any will do.
+            Scales::Tensor(_) | Scales::Rows(_) => {
+                let fits = [256, 128, 64].into_iter().find(|w| shape.cols.is_multiple_of(*w));
+                let Some(width) = fits.filter(|_| several) else { continue };
+                narrowest = narrowest.min(width);
+            }
+        }
+    }
+    Ok(several.then_some(narrowest).filter(|width| *width != usize::MAX))
+}
+
 /// A job of every layer, and the kernels for it.
 #[derive(Clone)]
 struct PlannedJob {
@@ -275,12 +346,16 @@ struct PlannedJob {
     prefill: Kernel,
     /// Kernel for one token with activation sparsity, and the density up to which it is used.
     sparse: Option<(GatherKernel, f64)>,
+    /// For each layer the kernels for its matrices where they have block scales.
+    blocks: Vec<Option<Vec<BlockKernel>>>,
 }
 
 /// The plan for packed weights, and their place.
 struct Packing<'a> {
     /// The jobs of a layer.
     jobs: Vec<PlannedJob>,
+    /// The scales of matrices that were found to have but one.
+    scales: HashMap<String, f32>,
     place: Place<'a>,
 }
 
@@ -345,6 +420,10 @@ impl<'a> Loader<'a> {
         let names = &config.architecture.tensors;
         let mut norm = |name: &str, n| self.tensors.vector(&layer_tensor(layer, name), n);
         let attn_norm = norm(names.attn_norm, hidden)?;
+        let qk_norms = match names.attn_qk_norms {
+            Some([q, k]) => Some([norm(q, config.head_dim)?, norm(k, config.head_dim)?]),
+            None => None,
+        };
         let sub_norm = names.attn_sub_norm.map(|name| norm(name, config.q_dim()));
         let attn_sub_norm = sub_norm.transpose()?;
         let ffn_norm = norm(names.ffn_norm, hidden)?;
@@ -352,6 +431,7 @@ impl<'a> Loader<'a> {
         Ok(Layer {
             attn_norm,
             qkv: self.job(config, layer, Role::Qkv)?,
+            qk_norms,
             attn_sub_norm,
             attn_output: self.job(config, layer, Role::AttnOutput)?,
             ffn_norm,
@@ -364,7 +444,12 @@ impl<'a> Loader<'a> {
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
         let (tensor, format) = self.tensors.table(name, rows, cols)?;
         let scale = self.check_codes(tensor, Shape::new(rows, cols))?.of_tensor().unwrap_or(1.0);
-        Ok(Table::new(tensor.clone(), format, scale, rows))
+        if tensor.ty.format().rows().is_some() {
+            return Ok(Table::new(tensor.clone(), format, scale, rows));
+        }
+        let (_, codes) = self.tensors.ternary(name, Shape::new(rows, cols))?;
+        let LoadOptions { pool, pages, .. } = *self.options;
+        Table::of_codes(tensor.clone(), codes, self.gguf, pool, pages)
     }
 
     /// Checks the scales and the codes of a tensor of a ternary type, and returns the scales; a tensor of
@@ -373,18 +458,17 @@ impl<'a> Loader<'a> {
         let Some(codes) = Codes::of(self.gguf, tensor, shape)? else {
             return Ok(Scales::from(1.0));
         };
-        let scales = self.sound_scales(&tensor.name, codes)?;
+        let scales = self.sound_scales(&tensor.name, codes.scales())?;
         let seen = packing::look_at(codes, self.options.pool)?;
-        if seen.bad {
+        if seen.bad && !codes.has_twos() {
             return Err(self.bad_code(&tensor.name));
         }
         self.warn_of_zeros(&tensor.name, !seen.weights);
         Ok(scales)
     }
 
-    /// Reads the scales of a tensor, which must be numbers that a scale can be.
-    fn sound_scales(&self, name: &str, codes: Codes<'_>) -> Result<Scales> {
-        let scales = codes.scales();
+    /// Checks that the scales of a tensor are numbers that a scale can be.
+    fn sound_scales(&self, name: &str, scales: Scales) -> Result<Scales> {
         match scales.broken() {
             None => Ok(scales),
             Some(scale) => {
@@ -420,9 +504,18 @@ impl<'a> Loader<'a> {
         let matrices = config.matrices(layer, role);
         match self.packing.take() {
             Some(mut packing) => {
-                let job = self.packed_job(&mut packing, role, &matrices);
+                let job = packing.jobs.iter().find(|job| job.role == role).cloned();
+                let mut job = job.expect("Config::jobs lists the role");
+                let projection = match job.blocks.swap_remove(layer) {
+                    Some(kernels) => self
+                        .block_job(&mut packing, kernels, &matrices)
+                        .map(|job| Projection::Blocks(Box::new(job))),
+                    None => self
+                        .packed_job(&mut packing, job, &matrices)
+                        .map(|job| Projection::Packed(Box::new(job))),
+                };
                 self.packing = Some(packing);
-                job.map(|job| Projection::Packed(Box::new(job)))
+                projection
             }
             None => self.file_job(&matrices).map(Projection::Mapped),
         }
@@ -431,17 +524,17 @@ impl<'a> Loader<'a> {
     fn packed_job(
         &mut self,
         packing: &mut Packing<'_>,
-        role: Role,
+        job: PlannedJob,
         matrices: &[(String, Shape)],
     ) -> Result<Job> {
-        let job = packing.jobs.iter().find(|job| job.role == role).cloned();
-        let PlannedJob { decode, prefill, sparse, .. } = job.expect("Config::jobs lists the role");
+        let PlannedJob { decode, prefill, sparse, .. } = job;
         let (mut parts, mut biases, mut lines) = (Vec::new(), Vec::new(), None);
         for (i, (name, shape)) in matrices.iter().enumerate() {
             let last = i + 1 == matrices.len();
             let sparse = sparse.as_ref().filter(|_| last).map(|(kernel, _)| kernel);
+            let matrix = (name.as_str(), *shape, packing.scales.get(name).copied());
             let (part, by_line) = match &mut packing.place {
-                Place::Memory(room) => self.pack(room, name, *shape, decode.layout(), sparse)?,
+                Place::Memory(room) => self.pack(room, matrix, decode.layout(), sparse)?,
                 Place::File(file) => self.packed(file, name, *shape, decode.layout(), sparse)?,
             };
             parts.push(part);
@@ -457,6 +550,59 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Packs matrices with block scales, or takes them out of a file of packed weights.
+    fn block_job(
+        &mut self,
+        packing: &mut Packing<'_>,
+        kernels: Vec<BlockKernel>,
+        matrices: &[(String, Shape)],
+    ) -> Result<BlockJob> {
+        let layout = kernels.first().map(BlockKernel::layout);
+        let layout = layout.ok_or_else(|| Error::Runtime("no kernel for block scales".into()))?;
+        let (mut parts, mut biases) = (Vec::new(), Vec::new());
+        for (name, shape) in matrices {
+            let part = match &mut packing.place {
+                Place::Memory(room) => self.pack_blocks(room, name, *shape, layout)?,
+                Place::File(file) => {
+                    let section = file.section(name, Form::BlockTiles(layout), *shape)?;
+                    let (factor, bytes) = (file.scale(section)?, file.bytes(section)?);
+                    BlockMatrix::new(layout, *shape, factor, section.zero, bytes)?
+                }
+            };
+            self.warn_of_zeros(name, part.is_zero());
+            parts.push(part);
+            biases.push(self.tensors.bias(name, shape.rows)?);
+        }
+        BlockJob::new(parts, biases, kernels)
+    }
+
+    /// Packs a matrix with block scales.
+    fn pack_blocks(
+        &mut self,
+        room: &mut Room,
+        name: &str,
+        shape: Shape,
+        layout: BlockLayout,
+    ) -> Result<BlockMatrix> {
+        let (tensor, codes) = self.tensors.ternary(name, shape)?;
+        let scales = self.sound_scales(name, codes.scales())?;
+        // Those of blocks are f16 in every format.
+        if let Scales::Rows(values) = &scales
+            && let Some(odd) = values.iter().find(|s| f16::from_f32(**s).to_f32() != **s)
+        {
+            let expected = "row scales that are f16 numbers, where they differ";
+            return Err(self.gguf.tensor_error(name, format_args!("scale {odd}"), expected));
+        }
+        let factor = self.tensors.factor(name)?.unwrap_or(1.0);
+        let buffer = room.take(name, layout.matrix_bytes(shape))?;
+        let packed = BlockMatrix::pack(codes, &scales, factor, layout, buffer, self.options.pool);
+        let matrix = packed?.map_err(|_| self.bad_code(name))?;
+        self.gguf.drop_pages(tensor, room.uncache);
+        (self.options.progress)(room.arena.used(), room.bytes);
+        cancel::check(self.options.cancel)?;
+        Ok(matrix)
+    }
+
     /// Checks every code of the matrices, which stay as the file holds them.
     fn file_job(&mut self, matrices: &[(String, Shape)]) -> Result<MappedJob> {
         let ceiling = self.options.selection.ceiling();
@@ -465,7 +611,7 @@ impl<'a> Loader<'a> {
                 .ok_or_else(|| Error::Runtime("no kernel for rows of i2_s".into()))?;
         let mut parts = Vec::new();
         for (name, shape) in matrices {
-            let (tensor, codes, scale) = self.ternary(name, *shape)?;
+            let (tensor, codes, scale) = self.ternary(name, *shape, None)?;
             if tensor.ty != TensorType::I2_S {
                 let expected =
                     "i2_s, which alone is multiplied as the file holds it; pack the weights";
@@ -483,20 +629,25 @@ impl<'a> Loader<'a> {
         MappedJob::new(parts, kernel)
     }
 
-    /// Returns a ternary tensor, its codes, and the scale of its integer products.
-    fn ternary(&mut self, name: &str, shape: Shape) -> Result<(&'a TensorInfo, Codes<'a>, f32)> {
+    /// Returns a ternary tensor, its codes, and the scale of its integer products, which may be known.
+    fn ternary(
+        &mut self,
+        name: &str,
+        shape: Shape,
+        known: Option<f32>,
+    ) -> Result<(&'a TensorInfo, Codes<'a>, f32)> {
         let gguf = self.gguf;
         let (tensor, codes) = self.tensors.ternary(name, shape)?;
-        let scales = self.sound_scales(name, codes)?;
+        let scales = known.map_or_else(|| codes.scales(), Scales::Tensor);
+        let scales = self.sound_scales(name, scales)?;
         let unit = scales.unit();
         let mut scale = scales.uniform().map_err(|[first, other]| {
             gguf.tensor_error(
                 name,
                 format_args!("{} with scales {first} and {other} in one tensor", tensor.ty),
                 format_args!(
-                    "one scale for the tensor, as BitNet models have it, and not one for each \
-                     {unit}, for which there are no kernels yet; convert the model's original \
-                     checkpoint to I2_S, if it is a BitNet"
+                    "one scale for the tensor, or one for each {unit} of a matrix whose rows are \
+                     multiples of 64 weights, and which is packed"
                 ),
             )
         })?;
@@ -523,16 +674,15 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Packs a matrix, and its lines if there is a sparse kernel.
+    /// Packs a matrix, whose scale may be known, and its lines if there is a sparse kernel.
     fn pack(
         &mut self,
         room: &mut Room,
-        name: &str,
-        shape: Shape,
+        (name, shape, scale): (&str, Shape, Option<f32>),
         layout: Layout,
         sparse: Option<&GatherKernel>,
     ) -> Result<(PackedMatrix, Option<GatherMatrix>)> {
-        let (tensor, codes, scale) = self.ternary(name, shape)?;
+        let (tensor, codes, scale) = self.ternary(name, shape, scale)?;
         let buffer = room.take(name, layout.matrix_bytes(shape))?;
         let pool = self.options.pool;
         let packed = PackedMatrix::pack(codes, scale, layout, buffer, pool)?;

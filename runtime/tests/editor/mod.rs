@@ -88,8 +88,10 @@ pub fn layers(architecture: &str, count: u32) -> Parts {
             matrix(name("ffn_down"), FFN, HIDDEN),
         ]);
         let names = &Architecture::find(architecture).unwrap().tensors;
-        let sub_norms = [(names.attn_sub_norm, HIDDEN), (names.ffn_sub_norm, FFN)];
-        for (part, n) in sub_norms {
+        let [q_norm, k_norm] = names.attn_qk_norms.map_or([None; 2], |norms| norms.map(Some));
+        let norms =
+            [(names.attn_sub_norm, HIDDEN), (names.ffn_sub_norm, FFN), (q_norm, 16), (k_norm, 16)];
+        for (part, n) in norms {
             parts.tensors.extend(part.map(|part| vector(name(part), n)));
         }
     }

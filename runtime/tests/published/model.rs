@@ -76,9 +76,10 @@ fn fill(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
     let bytes = tensor.bytes as usize;
     match &tensor.ty.format().reader {
         Reader::Codes(_) if tensor.ty == TensorType::TL2 => tiles(tensor, rng, out),
-        Reader::Codes(_) if tensor.ty == TensorType::TQ1_0 => ternary(tensor, scales, rng, out),
-        Reader::None { .. } | Reader::Codes(_) => out.resize(out.len() + bytes, 0),
-        Reader::Both(..) => ternary(tensor, scales, rng, out),
+        Reader::None { .. } => out.resize(out.len() + bytes, 0),
+        // Of a file that is refused for another tensor.
+        Reader::Codes(_) if tensor.ty == TensorType::IQ2_BN => out.resize(out.len() + bytes, 0),
+        Reader::Codes(_) | Reader::Both(..) => ternary(tensor, scales, rng, out),
         Reader::Rows(rows) => {
             let mut row = vec![1.0; tensor.cols() as usize];
             for _ in 0..tensor.rows() {
@@ -121,14 +122,16 @@ fn ternary(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
             data[tail..].fill(0);
             data[tail..][..4].copy_from_slice(&SCALE.to_le_bytes());
         }
-        TensorType::TQ1_0 | TensorType::TQ2_0 => {
+        TensorType::TQ1_0 | TensorType::TQ2_0 | TensorType::Q2_0 | TensorType::Q2_0_G128 => {
+            let in_front = matches!(tensor.ty, TensorType::Q2_0 | TensorType::Q2_0_G128);
             let (_, bytes) = tensor.ty.format().size.block().unwrap();
             let bytes = bytes as usize;
             let blocks = data.len() / bytes;
             for (i, block) in data.chunks_exact_mut(bytes).enumerate() {
                 let part = (i as u64 * scales / blocks as u64) as i32;
                 let scale = half::f16::from_f32(SCALE / 2f32.powi(part));
-                block[bytes - 2..].copy_from_slice(&scale.to_le_bytes());
+                let at = if in_front { 0 } else { bytes - 2 };
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
             }
         }
         ty => panic!("{ty}: its scales are written nowhere"),

@@ -390,7 +390,8 @@ impl Bench<'_> {
             .flat_map(|layer| {
                 let always = [Some(&layer.attn_norm), Some(&layer.ffn_norm)];
                 let sub_norms = [layer.attn_sub_norm.as_ref(), layer.ffn_sub_norm.as_ref()];
-                always.into_iter().chain(sub_norms)
+                let qk_norms = layer.qk_norms.iter().flatten().map(Some);
+                always.into_iter().chain(sub_norms).chain(qk_norms)
             })
             .chain([Some(&weights.output_norm)])
             .flatten()

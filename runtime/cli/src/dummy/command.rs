@@ -18,14 +18,14 @@ const MEASURED_TOKENS: usize = 64;
 /// Write a random ternary model of a published shape
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// 125M, 1B, 2b4t, 3b, large, llama8b, falcon3-1b, -3b, -7b or -10b, 100B
+    /// 125M, 1B, 2b4t, 3b, large, llama8b, falcon3-1b, -3b, -7b or -10b, bonsai-1.7b, -4b or -8b, 100B
     #[arg(long, value_name = "SHAPE")]
     shape: String,
     /// How embedding and head are stored
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = embedding_type())]
     embd: TensorType,
-    /// How the ternary matrices are stored: i2_s, tq2_0, q2_0, tl1 or tl2, the last two for shapes that
-    /// bitnet.cpp has presets for
+    /// How the ternary matrices are stored: i2_s, tq1_0, tq2_0, q2_0, pq2_0, ptq1_0, tl1 or tl2, the last
+    /// two for shapes that bitnet.cpp has presets for; bonsai-* have a scale for each block
     #[arg(long, visible_alias = "type", value_name = "TYPE", default_value = "i2_s",
           value_parser = ternary_type)]
     outtype: TensorType,

@@ -24,7 +24,7 @@ use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{
     Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorSink, TensorType, Value,
 };
-use bitnet_runtime::formats::{Codes as Stored, describe_tiles};
+use bitnet_runtime::formats::{Codes as Stored, Ternary, describe_tiles};
 
 use crate::rows;
 use crate::ternary::Codes;
@@ -47,12 +47,16 @@ pub struct DummyShape {
     pub heads: u32,
     /// Key and value heads.
     pub kv_heads: u32,
+    /// Width of a head; none: that of all query heads together is the model's.
+    pub head_dim: Option<u64>,
     /// Rope base.
     pub rope_base: f32,
     /// True if the embedding is the head, too.
     pub tied: bool,
     /// Tokens of the synthesised vocabulary.
     pub vocab: usize,
+    /// True if blocks of the matrices have scales of their own, in types that hold them.
+    pub block_scales: bool,
 }
 
 const fn shape(
@@ -63,15 +67,35 @@ const fn shape(
     tied: bool,
     vocab: usize,
 ) -> DummyShape {
-    DummyShape { name, arch, hidden, ffn, layers, heads, kv_heads, rope_base, tied, vocab }
+    let head_dim = None;
+    DummyShape {
+        name,
+        arch,
+        hidden,
+        ffn,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        rope_base,
+        tied,
+        vocab,
+        block_scales: false,
+    }
+}
+
+/// A shape of Ternary Bonsai.
+const fn bonsai(name: &'static str, sizes: (u64, u64, u32), heads: u32, tied: bool) -> DummyShape {
+    let shape = shape((name, &arch::QWEN3), sizes, (heads, 8), 1e6, tied, 151_936);
+    DummyShape { head_dim: Some(128), block_scales: true, ..shape }
 }
 
 /// The rope base of all Falcon3 models.
 const FALCON3_BASE: f32 = 1_000_042.0;
 
 /// All shapes. 2b4t is microsoft/BitNet-b1.58-2B-4T, 3b and large are 1bitLLM's, llama8b is
-/// Llama3-8B-1.58, falcon3-* are tiiuae's Falcon3 in 1.58 bits; 125M, 1B and 100B are shapes of
-/// bitnet.cpp's own dummy models.
+/// Llama3-8B-1.58, falcon3-* are tiiuae's Falcon3 in 1.58 bits, bonsai-* are Ternary Bonsai; 125M, 1B and
+/// 100B are shapes of bitnet.cpp's own dummy models.
 pub const SHAPES: &[DummyShape] = &[
     shape(("125M", &arch::BITNET), (768, 3072, 11), (12, 12), 1e4, true, 32_002),
     shape(("1B", &arch::BITNET), (2048, 3584, 24), (32, 32), 1e4, true, 32_002),
@@ -83,6 +107,9 @@ pub const SHAPES: &[DummyShape] = &[
     shape(("falcon3-3b", &arch::LLAMA), (3072, 9216, 22), (12, 4), FALCON3_BASE, false, 131_072),
     shape(("falcon3-7b", &arch::LLAMA), (3072, 23_040, 28), (12, 4), FALCON3_BASE, false, 131_072),
     shape(("falcon3-10b", &arch::LLAMA), (3072, 23_040, 40), (12, 4), FALCON3_BASE, false, 131_072),
+    bonsai("bonsai-1.7b", (2048, 6144, 28), 16, true),
+    bonsai("bonsai-4b", (2560, 9728, 36), 32, true),
+    bonsai("bonsai-8b", (4096, 12_288, 36), 32, false),
     shape(("100B", &arch::BITNET), (8192, 45_568, 72), (64, 64), 1e4, true, 32_002),
 ];
 
@@ -93,20 +120,23 @@ impl DummyShape {
         SHAPES.iter().find(|s| s.name.eq_ignore_ascii_case(name))
     }
 
+    fn head_dim(&self) -> u64 {
+        self.head_dim.unwrap_or(self.hidden / u64::from(self.heads))
+    }
+
     /// The hyperparameters of such a model.
     #[must_use]
     pub fn config(&self) -> Config {
-        let (hidden, heads) = (self.hidden as usize, self.heads as usize);
         Config {
             architecture: self.arch,
             activation: self.arch.activation,
             layers: self.layers as usize,
-            hidden,
+            hidden: self.hidden as usize,
             ffn: self.ffn as usize,
-            heads,
+            heads: self.heads as usize,
             kv_heads: self.kv_heads as usize,
-            head_dim: hidden / heads,
-            rope_dim: hidden / heads,
+            head_dim: self.head_dim() as usize,
+            rope_dim: self.head_dim() as usize,
             rope_base: self.rope_base,
             rope_scaling: RopeScaling::NONE,
             eps: EPS,
@@ -123,7 +153,7 @@ pub struct DummyConfig {
     pub shape: DummyShape,
     /// Type of embedding and head: any that has rows.
     pub embedding: TensorType,
-    /// Type of the ternary matrices.
+    /// Type of the ternary matrices: any that codes are written in.
     pub matrices: TensorType,
     /// A GGUF whose tokenizer is taken over; none: one is made up.
     pub vocab: Option<PathBuf>,
@@ -171,7 +201,14 @@ pub fn write(config: &DummyConfig, path: &Path, progress: &mut dyn FnMut(u64, u6
     let mut buffer = Vec::with_capacity(CHUNK + 512);
     header.write(path, progress, |index, tensor, out| {
         let stream = config.seed ^ ((index as u64) << 40);
-        fill(tensor, stream, &noise, trained.as_ref(), &mut buffer, out)
+        fill(
+            (tensor, config.shape.block_scales),
+            stream,
+            &noise,
+            trained.as_ref(),
+            &mut buffer,
+            out,
+        )
     })
 }
 
@@ -179,7 +216,6 @@ pub fn write(config: &DummyConfig, path: &Path, progress: &mut dyn FnMut(u64, u6
 fn plan(config: &DummyConfig) -> Result<GgufWriter> {
     let s = &config.shape;
     let mut w = GgufWriter::new();
-    let head_dim = s.hidden / u64::from(s.heads);
     let key = |name: &str| format!("{}.{name}", s.arch.name);
     let vocabulary = match &config.vocab {
         Some(path) => taken_vocabulary(path)?,
@@ -198,13 +234,18 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
         (key("attention.head_count_kv"), Value::U32(s.kv_heads)),
         (key("attention.layer_norm_rms_epsilon"), Value::F32(EPS)),
         (key("rope.freq_base"), Value::F32(s.rope_base)),
-        (key("rope.dimension_count"), Value::U32(head_dim as u32)),
+        (key("rope.dimension_count"), Value::U32(s.head_dim() as u32)),
         (key("vocab_size"), Value::U32(vocabulary.tokens as u32)),
     ];
     let file_type = rows::file_type(config.matrices);
     let file_type = file_type.map(|number| ("general.file_type".into(), Value::U32(number)));
     for (key, value) in kv.iter().chain(&file_type).chain(&vocabulary.kv) {
         w.kv(key, value);
+    }
+    if let Some(head_dim) = s.head_dim {
+        for length in ["attention.key_length", "attention.value_length"] {
+            w.kv(&key(length), &Value::U32(head_dim as u32));
+        }
     }
 
     let mut add = |name: &str, dims: &[u64], ty: TensorType| {
@@ -219,11 +260,14 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
     add(names.embedding, &[s.hidden, tokens], config.embedding)?;
     for layer in 0..shape.layers {
         let TensorNames { attn_norm, ffn_norm, attn_sub_norm, ffn_sub_norm, .. } = *names;
+        let [q_norm, k_norm] = names.attn_qk_norms.map_or([None; 2], |names| names.map(Some));
         let norms = [
             (Some(attn_norm), s.hidden),
             (Some(ffn_norm), s.hidden),
             (attn_sub_norm, s.hidden),
             (ffn_sub_norm, s.ffn),
+            (q_norm, s.head_dim()),
+            (k_norm, s.head_dim()),
         ];
         for (name, n) in norms {
             if let Some(name) = name {
@@ -318,9 +362,9 @@ fn made_up_vocabulary(size: usize) -> Vocabulary {
 
 /// Writes the data of a tensor that `stream` seeds, with the same weights for the same seed. Each tensor
 /// has its own stream, so that a changed layer count keeps the others. Ternary matrices are made in I2_S,
-/// whatever they are stored as.
+/// whatever they are stored as, unless their blocks have scales of their own.
 fn fill(
-    info: &TensorInfo,
+    (info, block_scales): (&TensorInfo, bool),
     stream: u64,
     noise: &Noise,
     trained: Option<&Trained>,
@@ -328,9 +372,9 @@ fn fill(
     out: &mut TensorSink<'_>,
 ) -> Result<()> {
     let mut rng = Rng::new(stream);
-    let table = [EMBEDDING, HEAD].contains(&info.name.as_str());
-    let ternary = info.ty.format().ternary().is_some() && !table;
-    let made = if ternary { TensorType::I2_S } else { info.ty };
+    let ternary = is_matrix(info);
+    let scales = block_scales && info.ty.format().has_block_scales();
+    let made = if ternary && !scales { TensorType::I2_S } else { info.ty };
     let tensor = &TensorInfo { ty: made, ..info.clone() };
     let part = trained.and_then(|trained| Some((trained, trained.part(tensor)?)));
     let scale = match part {
@@ -363,6 +407,12 @@ fn fill(
         out.write(&tail)?;
     }
     Ok(())
+}
+
+/// True for a ternary matrix, which is no embedding and no head.
+fn is_matrix(tensor: &TensorInfo) -> bool {
+    let table = [EMBEDDING, HEAD].contains(&tensor.name.as_str());
+    tensor.ty.format().ternary().is_some() && !table
 }
 
 /// Writes blocks of I2_S in another type.
@@ -490,6 +540,20 @@ impl Noise {
                     out.extend(scale);
                 }
             }
+            // A matrix whose blocks have scales of their own.
+            ty if is_matrix(tensor) => {
+                let encode = ty.format().ternary().and_then(Ternary::encode);
+                let encode = encode.expect("others are made in I2_S");
+                let mut codes = vec![0; Self::block(ty).0 as usize];
+                for _ in 0..n {
+                    for four in codes.as_chunks_mut::<4>().0 {
+                        let byte = self.ternary[rng.next_u64() as usize % self.ternary.len()];
+                        *four = [0, 2, 4, 6].map(|bits| byte >> bits & 3);
+                    }
+                    let factor = 0.75 + (rng.next_u64() >> 40) as f32 / (1 << 25) as f32;
+                    encode(&codes, factor * ternary_scale(tensor.cols()), out);
+                }
+            }
             // A norm.
             _ if tensor.dims.len() == 1 => {
                 for _ in 0..n {
@@ -517,7 +581,10 @@ mod tests {
     /// Weights of the ternary tensors, by the published names.
     #[test]
     fn shapes_have_the_size_their_name_says() {
-        let billions = [0.104, 0.931, 2.084, 3.22, 0.68, 6.98, 1.133, 2.422, 6.65, 9.5, 100.0];
+        let billions = [
+            0.104, 0.931, 2.084, 3.22, 0.68, 6.98, 1.133, 2.422, 6.65, 9.5, 1.409, 3.633, 6.946,
+            100.0,
+        ];
         assert_eq!(billions.len(), SHAPES.len());
         for (shape, expected) in SHAPES.iter().zip(billions) {
             let config = DummyConfig {

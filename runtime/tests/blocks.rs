@@ -1,0 +1,404 @@
+//! Models whose matrices have a scale for each block of weights: a small random Qwen3 in every such type.
+
+mod editor;
+
+use std::sync::Arc;
+
+use bitnet_profiles::Isa;
+use bitnet_runtime::Error;
+use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_runtime::cpu::memory::Pages;
+use bitnet_runtime::cpu::model::{KvType, LoadOptions, Model, Session, SessionOptions};
+use bitnet_runtime::cpu::threads::Pool;
+use bitnet_runtime::file::gguf::{TensorType, Value};
+use bitnet_runtime::file::packed::PackedFile;
+use editor::{Parts, Tensor, f32s};
+use half::f16;
+
+const HIDDEN: usize = 256;
+const FFN: usize = 512;
+const LAYERS: usize = 2;
+const HEADS: usize = 6;
+const KV_HEADS: usize = 2;
+/// All query heads together are wider than the model.
+const HEAD: usize = 128;
+const VOCAB: usize = 48;
+const EPS: f64 = 1e-6;
+const ROPE_BASE: f64 = 1e4;
+
+/// Types of matrices, the weights of a block, and where its scale stands.
+const TYPES: &[(TensorType, usize, bool)] = &[
+    (TensorType::Q2_0, 64, true),
+    (TensorType::Q2_0_G128, 128, true),
+    (TensorType::PQ2_0, 128, true),
+    (TensorType::PTQ1_0, 128, false),
+    (TensorType::TQ1_0, 256, false),
+    (TensorType::TQ2_0, 256, false),
+];
+
+/// Numbers of -1 to 1 (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// A matrix by its weights, `[rows][cols]`.
+type Weights = Vec<f64>;
+
+struct Layer {
+    attn_norm: Vec<f32>,
+    q: Weights,
+    k: Weights,
+    v: Weights,
+    q_norm: Vec<f32>,
+    k_norm: Vec<f32>,
+    out: Weights,
+    ffn_norm: Vec<f32>,
+    gate: Weights,
+    up: Weights,
+    down: Weights,
+}
+
+struct Net {
+    embedding: Weights,
+    head: Option<Weights>,
+    norm: Vec<f32>,
+    layers: Vec<Layer>,
+}
+
+/// Types of the embedding and the head.
+#[derive(Clone, Copy, Debug)]
+enum Tables {
+    /// Floats, which are the head too.
+    Floats,
+    /// That of the matrices, for both.
+    Tied,
+    /// Floats, and a head of that of the matrices.
+    Head,
+}
+
+/// Makes a model in a file, its matrices of the type, and the same model as numbers.
+fn random_model(
+    &(ty, block, in_front): &(TensorType, usize, bool),
+    tables: Tables,
+    seed: u64,
+) -> (Parts, Net) {
+    let random = &mut Random(seed);
+    let key = |name: &str| format!("qwen3.{name}");
+    let number = |name: &str, n: usize| (key(name), Value::U32(n as u32));
+    let mut parts = Parts {
+        kv: vec![
+            ("general.architecture".into(), Value::Str("qwen3".into())),
+            number("block_count", LAYERS),
+            number("context_length", 64),
+            number("embedding_length", HIDDEN),
+            number("feed_forward_length", FFN),
+            number("attention.head_count", HEADS),
+            number("attention.head_count_kv", KV_HEADS),
+            number("attention.key_length", HEAD),
+            number("attention.value_length", HEAD),
+            (key("attention.layer_norm_rms_epsilon"), Value::F32(EPS as f32)),
+            (key("rope.freq_base"), Value::F32(ROPE_BASE as f32)),
+        ],
+        tensors: Vec::new(),
+    };
+    let vector = |parts: &mut Parts, name: String, n: usize, random: &mut Random| {
+        let values: Vec<f32> = (0..n).map(|_| 1.0 + 0.25 * random.unit()).collect();
+        parts.add(&name, values.clone());
+        values
+    };
+    let matrix =
+        |parts: &mut Parts, name: String, rows: usize, cols: usize, random: &mut Random| {
+            let (mut data, mut weights) = (Vec::new(), Vec::new());
+            let codes_to = if ty == TensorType::PQ2_0 { 4 } else { 3 };
+            // Blocks of 128 are written as those of PQ2_0.
+            let alike = if ty == TensorType::Q2_0_G128 { TensorType::PQ2_0 } else { ty };
+            let encode = alike.format().ternary().unwrap().encode.unwrap();
+            for _ in 0..rows * cols / block {
+                // One in eight has no weights.
+                let factor = if random.next() % 8 == 0 { 0.0 } else { 1.0 + 0.5 * random.unit() };
+                let scale = f16::from_f32(factor / (cols as f32).sqrt());
+                let codes: Vec<u8> = (0..block).map(|_| (random.next() % codes_to) as u8).collect();
+                let start = data.len();
+                encode(&codes, 1.0, &mut data);
+                let at = if in_front { start } else { data.len() - 2 };
+                data[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                weights.extend(codes.iter().map(|&c| scale.to_f64() * (f64::from(c) - 1.0)));
+            }
+            let dims = vec![cols as u64, rows as u64];
+            parts.tensors.push(Tensor { name, dims, ty, data });
+            weights
+        };
+    // A file without a head has the embedding for one; where it has one that is ternary.
+    let embedding: Vec<f32> = (0..VOCAB * HIDDEN).map(|_| random.unit()).collect();
+    parts.tensors.push(Tensor {
+        name: "token_embd.weight".into(),
+        dims: vec![HIDDEN as u64, VOCAB as u64],
+        ty: TensorType::F32,
+        data: f32s(embedding.iter().copied()),
+    });
+    let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect();
+    let (embedding, head) = match tables {
+        Tables::Floats => (wide(&embedding), None),
+        Tables::Tied => {
+            parts.tensors.clear();
+            (matrix(&mut parts, "token_embd.weight".into(), VOCAB, HIDDEN, random), None)
+        }
+        Tables::Head => {
+            let head = matrix(&mut parts, "output.weight".into(), VOCAB, HIDDEN, random);
+            (wide(&embedding), Some(head))
+        }
+    };
+    let norm = vector(&mut parts, "output_norm.weight".into(), HIDDEN, random);
+    let (q_dim, kv_dim) = (HEADS * HEAD, KV_HEADS * HEAD);
+    let layers = (0..LAYERS)
+        .map(|layer| {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            let parts = &mut parts;
+            Layer {
+                attn_norm: vector(parts, name("attn_norm"), HIDDEN, random),
+                q: matrix(parts, name("attn_q"), q_dim, HIDDEN, random),
+                k: matrix(parts, name("attn_k"), kv_dim, HIDDEN, random),
+                v: matrix(parts, name("attn_v"), kv_dim, HIDDEN, random),
+                q_norm: vector(parts, name("attn_q_norm"), HEAD, random),
+                k_norm: vector(parts, name("attn_k_norm"), HEAD, random),
+                out: matrix(parts, name("attn_output"), HIDDEN, q_dim, random),
+                ffn_norm: vector(parts, name("ffn_norm"), HIDDEN, random),
+                gate: matrix(parts, name("ffn_gate"), FFN, HIDDEN, random),
+                up: matrix(parts, name("ffn_up"), FFN, HIDDEN, random),
+                down: matrix(parts, name("ffn_down"), HIDDEN, FFN, random),
+            }
+        })
+        .collect();
+    (parts, Net { embedding, head, norm, layers })
+}
+
+fn product(weights: &[f64], x: &[f64]) -> Vec<f64> {
+    let dot = |row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum();
+    weights.chunks_exact(x.len()).map(dot).collect()
+}
+
+fn rms_norm(x: &[f64], w: &[f32]) -> Vec<f64> {
+    let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    let r = 1.0 / (mean + EPS).sqrt();
+    x.iter().zip(w).map(|(x, &w)| x * r * f64::from(w)).collect()
+}
+
+/// Norms and rotates all heads: element i with i + HEAD / 2.
+fn heads(x: &[f64], norm: &[f32], position: usize) -> Vec<f64> {
+    let mut out = Vec::new();
+    for head in x.chunks_exact(HEAD) {
+        let x = rms_norm(head, norm);
+        let (low, high) = x.split_at(HEAD / 2);
+        let turned = |i: usize| {
+            let angle = position as f64 * ROPE_BASE.powf(-2.0 * i as f64 / HEAD as f64);
+            (
+                low[i] * angle.cos() - high[i] * angle.sin(),
+                low[i] * angle.sin() + high[i] * angle.cos(),
+            )
+        };
+        out.extend((0..HEAD / 2).map(|i| turned(i).0));
+        out.extend((0..HEAD / 2).map(|i| turned(i).1));
+    }
+    out
+}
+
+impl Net {
+    /// Computes the logits after every token, in f64, with nothing quantised.
+    fn logits(&self, ids: &[u32]) -> Vec<Vec<f64>> {
+        let (mut keys, mut values) = (vec![Vec::new(); LAYERS], vec![Vec::new(); LAYERS]);
+        let mut all = Vec::new();
+        for (position, &id) in ids.iter().enumerate() {
+            let mut x = self.embedding[id as usize * HIDDEN..][..HIDDEN].to_vec();
+            for (layer, l) in self.layers.iter().enumerate() {
+                let input = rms_norm(&x, &l.attn_norm);
+                let q = heads(&product(&l.q, &input), &l.q_norm, position);
+                keys[layer].push(heads(&product(&l.k, &input), &l.k_norm, position));
+                values[layer].push(product(&l.v, &input));
+                let mut attention = Vec::new();
+                for (head, q) in q.chunks_exact(HEAD).enumerate() {
+                    let own = head / (HEADS / KV_HEADS) * HEAD;
+                    let score = |k: &Vec<f64>| {
+                        let dot: f64 = q.iter().zip(&k[own..own + HEAD]).map(|(q, k)| q * k).sum();
+                        (dot / (HEAD as f64).sqrt()).exp()
+                    };
+                    let p: Vec<f64> = keys[layer].iter().map(score).collect();
+                    let total: f64 = p.iter().sum();
+                    let of = |c: usize| {
+                        let terms = p.iter().zip(&values[layer]).map(|(p, v)| p * v[own + c]);
+                        terms.sum::<f64>() / total
+                    };
+                    attention.extend((0..HEAD).map(of));
+                }
+                let y = product(&l.out, &attention);
+                x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+                let input = rms_norm(&x, &l.ffn_norm);
+                let (gate, up) = (product(&l.gate, &input), product(&l.up, &input));
+                let gated = gate.iter().zip(up).map(|(g, up)| g / (1.0 + (-g).exp()) * up);
+                let y = product(&l.down, &gated.collect::<Vec<_>>());
+                x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            }
+            let x = rms_norm(&x, &self.norm);
+            all.push(product(self.head.as_ref().unwrap_or(&self.embedding), &x));
+        }
+        all
+    }
+}
+
+fn load(parts: &Parts, isa: Option<Isa>) -> bitnet_runtime::Result<Model> {
+    let pool = Pool::new(2).unwrap();
+    let selection = Selection::new(isa, None, None).unwrap();
+    Model::from_gguf(parts.gguf(), &LoadOptions::new(&pool, &selection))
+}
+
+fn session(model: Model, threads: usize, batch: usize) -> Session {
+    let pool = Arc::new(Pool::new(threads).unwrap());
+    let options =
+        SessionOptions { context: Some(64), batch, kv_type: Some(KvType::F32), sequences: 1 };
+    Session::new(Arc::new(model), pool, options).unwrap()
+}
+
+fn text() -> Vec<u32> {
+    (0..21).map(|i| (i * i * 7 + 3) % VOCAB as u32).collect()
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+/// Activations of 8 bits move logits by a few percent of what logits are: each product is off by about
+/// 1/254/sqrt(3) of its size for every activation that is as large as the largest of its block, and some
+/// ten such products follow each other. A wrong operation moves them by more than half.
+#[test]
+fn logits_are_near_those_of_exact_arithmetic() {
+    for ty in TYPES {
+        for tables in [Tables::Floats, Tables::Tied, Tables::Head] {
+            let (parts, net) = random_model(ty, tables, 3);
+            let mut session = session(load(&parts, None).unwrap(), 2, 1);
+            let (mut off, mut size) = (0.0, 0.0);
+            for (&id, expected) in text().iter().zip(net.logits(&text())) {
+                let logits = session.decode(id).unwrap();
+                for (&found, expected) in logits.iter().zip(expected) {
+                    off += (f64::from(found) - expected).powi(2);
+                    size += expected.powi(2);
+                }
+            }
+            let off = (off / size).sqrt();
+            eprintln!("{} {tables:?} {off}", ty.0);
+            assert!(off < 0.03, "{}, {tables:?}: {off} of their size", ty.0);
+        }
+    }
+}
+
+#[test]
+fn logits_are_the_same_whatever_computes_them() {
+    for ty in TYPES {
+        let (parts, _) = random_model(ty, Tables::Floats, 4);
+        let text = text();
+        let mut one_by_one = session(load(&parts, Some(Isa::Scalar)).unwrap(), 1, 1);
+        let expected: Vec<Vec<u32>> =
+            text.iter().map(|&id| bits(one_by_one.decode(id).unwrap())).collect();
+        for &isa in Isa::ALL.iter().filter(|isa| isa.is_supported()) {
+            for (threads, batch) in [(1, 1), (3, 1), (1, 2), (2, 3), (2, 5), (3, 21)] {
+                let mut session = session(load(&parts, Some(isa)).unwrap(), threads, batch);
+                let found = bits(session.prefill(&text).unwrap());
+                assert_eq!(found, expected[20], "{}: {isa}, {threads}, {batch}", ty.0);
+                if batch == 1 {
+                    session.truncate(0);
+                    for (&id, expected) in text.iter().zip(&expected) {
+                        let found = bits(session.decode(id).unwrap());
+                        assert_eq!(&found, expected, "{}: {isa}, {threads}", ty.0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packed weights that were kept in a file are the same.
+#[test]
+fn a_file_of_packed_weights_holds_them() {
+    let folder = tempfile::tempdir().unwrap();
+    for ty in TYPES {
+        let (parts, _) = random_model(ty, Tables::Floats, 5);
+        let (model, packed) = (folder.path().join("model.gguf"), folder.path().join("packed"));
+        std::fs::write(&model, parts.bytes()).unwrap();
+        let pool = Pool::new(2).unwrap();
+        let selection = Selection::default();
+        let options = LoadOptions::new(&pool, &selection);
+        let own = Model::load(&model, &options).unwrap();
+        let source = own.gguf().source().unwrap();
+        own.packed().write(&packed, &model, source).unwrap();
+        let file = PackedFile::open(&packed, Pages::Small).unwrap();
+        let kept = Model::load(&model, &LoadOptions { packed: Some(&file), ..options }).unwrap();
+        let [own, kept] =
+            [own, kept].map(|model| bits(session(model, 2, 8).prefill(&text()).unwrap()));
+        assert_eq!(own, kept, "{}", ty.0);
+    }
+}
+
+fn refusal(parts: &Parts) -> String {
+    let error: Error = load(parts, None).unwrap_err();
+    assert_eq!(error.exit_code(), 3, "{error}");
+    error.to_string()
+}
+
+#[test]
+fn hostile_blocks_are_refused() {
+    let name = "blk.1.ffn_up.weight";
+    for ty in TYPES {
+        let (block, in_front) = (ty.0.format().size.block().unwrap().1 as usize, ty.2);
+        let at = 5 * block + if in_front { 0 } else { block - 2 };
+        for (scale, word) in
+            [(f16::NAN, "NaN"), (f16::INFINITY, "inf"), (f16::from_f32(-0.5), "-0.5")]
+        {
+            let (mut parts, _) = random_model(ty, Tables::Floats, 6);
+            parts.tensor(name).data[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            let message = refusal(&parts);
+            assert!(message.contains(name) && message.contains(word), "{}: {message}", ty.0);
+        }
+        // Code 3 where it is no weight: in types of two bits but one.
+        if matches!(ty.0, TensorType::Q2_0 | TensorType::Q2_0_G128 | TensorType::TQ2_0) {
+            let (mut parts, _) = random_model(ty, Tables::Floats, 6);
+            let data = &mut parts.tensor(name).data;
+            data[at..at + 2].copy_from_slice(&f16::ONE.to_le_bytes());
+            data[5 * block + 7] = 0xff;
+            let message = refusal(&parts);
+            assert!(message.contains(name) && message.contains("code 3"), "{}: {message}", ty.0);
+        }
+    }
+}
+
+#[test]
+fn a_head_norm_that_is_missing_is_named() {
+    let (mut parts, _) = random_model(&TYPES[0], Tables::Floats, 7);
+    parts.tensors.retain(|t| t.name != "blk.1.attn_k_norm.weight");
+    assert!(refusal(&parts).contains("blk.1.attn_k_norm.weight"));
+}
+
+/// What Bonsai 27B needs is named.
+#[test]
+fn what_is_not_there_is_said() {
+    let (mut parts, _) = random_model(&TYPES[2], Tables::Floats, 8);
+    parts.set("prism.hadamard.block_size", Value::U32(1024));
+    let message = refusal(&parts);
+    assert!(
+        message.contains("prism.hadamard.block_size") && message.contains("rotated"),
+        "{message}"
+    );
+    parts.remove("prism.hadamard.block_size");
+    parts.set("general.architecture", Value::Str("qwen35".into()));
+    let message = refusal(&parts);
+    assert!(message.contains("qwen35") && message.contains("delta-net"), "{message}");
+}
