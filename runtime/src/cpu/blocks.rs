@@ -172,8 +172,8 @@ impl BlockMatrix {
     fn largest_scale(&self) -> f32 {
         let blocks = self.data.chunks_exact(self.layout.block_bytes());
         let scales = blocks.flat_map(|block| block[self.layout.codes_bytes()..].as_chunks().0);
-        // Bits of numbers that are not negative are in their order.
-        let largest = scales.map(|&scale| u16::from_le_bytes(scale)).max();
+        // Without their sign, which that of a zero may have, bits of numbers are in their order.
+        let largest = scales.map(|&scale| u16::from_le_bytes(scale) & 0x7fff).max();
         f16::from_bits(largest.unwrap_or(0)).to_f32() * self.factor
     }
 }
