@@ -122,9 +122,7 @@ fn random_model(
         |parts: &mut Parts, name: String, rows: usize, cols: usize, random: &mut Random| {
             let (mut data, mut weights) = (Vec::new(), Vec::new());
             let codes_to = if ty == TensorType::PQ2_0 { 4 } else { 3 };
-            // Blocks of 128 are written as those of PQ2_0.
-            let alike = if ty == TensorType::Q2_0_G128 { TensorType::PQ2_0 } else { ty };
-            let encode = alike.format().ternary().unwrap().encode.unwrap();
+            let encode = ty.format().ternary().unwrap().encode().unwrap();
             for _ in 0..rows * cols / block {
                 // One in eight has no weights.
                 let factor = if random.next() % 8 == 0 { 0.0 } else { 1.0 + 0.5 * random.unit() };
