@@ -131,8 +131,11 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
     Ok(done.iter().all(|(_, outcome)| outcome.is_ok()))
 }
 
+/// Mutants that a part has accepted, and all that it has done; or why it ended early.
+type Done = Result<(u64, u64), String>;
+
 /// Prints the line of a target whose parts are all done.
-fn tell(name: &str, done: &[(&str, Result<(u64, u64), String>)]) {
+fn tell(name: &str, done: &[(&str, Done)]) {
     let own = || done.iter().filter(|(own, _)| *own == name).map(|(_, outcome)| outcome);
     if own().count() as u64 != PARTS {
         return;

@@ -125,7 +125,8 @@ fn random_model(
             let encode = ty.format().ternary().unwrap().encode().unwrap();
             for _ in 0..rows * cols / block {
                 // One in eight has no weights.
-                let factor = if random.next() % 8 == 0 { 0.0 } else { 1.0 + 0.5 * random.unit() };
+                let factor =
+                    if random.next().is_multiple_of(8) { 0.0 } else { 1.0 + 0.5 * random.unit() };
                 let scale = f16::from_f32(factor / (cols as f32).sqrt());
                 let codes: Vec<u8> = (0..block).map(|_| (random.next() % codes_to) as u8).collect();
                 let start = data.len();

@@ -160,10 +160,13 @@ fn write_tl2(codes: &[u8], cols: usize, scale: f32, [bm, bk, _]: [usize; 3]) -> 
     data
 }
 
+/// Writes codes in rows of so many, with a scale, in tiles.
+type WriteTiles = fn(&[u8], usize, f32, [usize; 3]) -> Vec<u8>;
+
 /// The demo model, its ternary weights in tiles whose sizes the metadata give.
 fn in_tiles(ty: TensorType) -> Parts {
     let mut parts = Parts::of(&Gguf::open(demo::path()).unwrap());
-    let (write, tiles): (fn(&[u8], usize, f32, [usize; 3]) -> Vec<u8>, _) = match ty {
+    let (write, tiles): (WriteTiles, _) = match ty {
         TensorType::TL1 => (write_tl1, TL1_TILES),
         _ => (write_tl2, TL2_TILES),
     };
@@ -281,7 +284,9 @@ fn tiles_of_another_engine_write_the_golden_text() -> Tested {
 }
 
 /// (the format, what is wrong, how it is made, the words the message must hold)
-const BAD_TILES: &[(TensorType, &str, fn(&mut Parts), &[&str])] = &[
+type BadTiles = (TensorType, &'static str, fn(&mut Parts), &'static [&'static str]);
+
+const BAD_TILES: &[BadTiles] = &[
     (TensorType::TL1, "an index of 9", |p| p.tensor(BAD_NAME).data[700] = 0x49, &["code 3"]),
     (TensorType::TL2, "a magnitude of 14", |p| p.tensor(BAD_NAME).data[700] = 0xe0, &["code 3"]),
     (

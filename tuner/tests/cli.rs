@@ -345,7 +345,7 @@ fn check_kernels(profile: &Profile) {
                     assert!(kernels::find(&pick.kernel).is_some(), "{}", pick.kernel);
                 }
                 Op::Head(_) => assert!(kernels::HeadKernel::find(&pick.kernel).is_some()),
-                Op::Sketch(_) => panic!("{} serves no role", pick.kernel),
+                Op::Sketch(_) | Op::Blocks(_) => panic!("{} serves no role", pick.kernel),
                 Op::Attention => assert!(kernels::AttentionKernel::find(&pick.kernel).is_some()),
                 Op::Rows(_) | Op::Columns(_) => panic!("{} reads no whole matrix", pick.kernel),
             }

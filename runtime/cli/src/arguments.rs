@@ -40,7 +40,7 @@ enum Command {
     #[command(after_long_help = flags::help(Program::Bench))]
     Bench(bench::Args),
     #[command(after_long_help = flags::help(Program::Serve))]
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Compare(compare::Args),
     Pack(pack::Args),
     Convert(convert::Args),

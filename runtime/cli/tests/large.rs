@@ -99,7 +99,7 @@ fn start(folder: &Path, output: &Path, more: &[&str]) -> Child {
 fn counted(child: &Child, file: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{}/{file}", child.id())).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().nth(0)?.parse().ok()
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// CV09, S26: peak memory.

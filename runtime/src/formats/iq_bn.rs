@@ -121,7 +121,7 @@ fn digit(block: &[u8], at: usize) -> u8 {
     const POWERS: [u8; 5] = [81, 27, 9, 3, 1];
     let (part, within) = (at / 16, at % 16);
     let (byte, digit) = if within == 15 { (12, part) } else { (3 * part + within / 5, within % 5) };
-    (u16::from(block[byte].wrapping_mul(POWERS[digit])) * 3 >> 8) as u8
+    ((u16::from(block[byte].wrapping_mul(POWERS[digit])) * 3) >> 8) as u8
 }
 
 #[cfg(test)]

@@ -171,13 +171,16 @@ impl Ternary {
     /// Returns the function that appends whole blocks of codes, of a format of blocks: see
     /// [`Form::Blocks`].
     #[must_use]
-    pub fn encode(&self) -> Option<fn(&[u8], f32, &mut Vec<u8>)> {
+    pub fn encode(&self) -> Option<Encode> {
         match self.form {
             Form::Blocks { encode, .. } => Some(encode),
             Form::Rows | Form::Tiles(_) => None,
         }
     }
 }
+
+/// Appends codes, one per byte, in the form of a file: `encode(codes, scale, bytes)`.
+pub type Encode = fn(&[u8], f32, &mut Vec<u8>);
 
 /// Order of the weights of a ternary matrix.
 #[derive(Debug)]
@@ -188,7 +191,7 @@ pub enum Form {
         seen: LookAt,
         /// Appends whole blocks of codes, one per byte, with their scale where blocks have one:
         /// `encode(codes, scale, bytes)`.
-        encode: fn(&[u8], f32, &mut Vec<u8>),
+        encode: Encode,
     },
     /// Rows with a scale in front of each, which are read only.
     Rows,

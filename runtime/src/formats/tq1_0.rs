@@ -62,7 +62,7 @@ impl<const FIVES: usize> OneScale for Tq1_0<FIVES> {
             let mut power = 1u8;
             for codes in own.chunks_exact_mut(bytes.len()) {
                 for (code, byte) in codes.iter_mut().zip(&block[bytes.clone()]) {
-                    *code = (u16::from(byte.wrapping_mul(power)) * 3 >> 8) as u8;
+                    *code = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
                 }
                 power *= 3;
             }

@@ -101,7 +101,8 @@ fn tiles(tensor: &TensorInfo, rng: &mut Rng, out: &mut Vec<u8>) {
     let data = tensor.bytes as usize - 32;
     out.extend((0..data).map(|_| {
         let r = rng.next_u64();
-        (r & 0xff) as u8 % 9 << 4 | (r >> 8 & 0xff) as u8 % 9
+        let index = |bits: u64| (bits & 0xff) as u8 % 9;
+        (index(r) << 4) | index(r >> 8)
     }));
     out.extend(SCALE.to_le_bytes());
     out.extend([0; 28]);

@@ -120,8 +120,11 @@ impl Case {
     }
 }
 
-/// Codes and activations of a place: noise, and the largest sums there are.
-const PATTERNS: &[fn(&mut Random) -> (u8, i8)] = &[
+/// The code and the activation of a place.
+type Pick = fn(&mut Random) -> (u8, i8);
+
+/// Noise, and the largest sums there are.
+const PATTERNS: &[Pick] = &[
     |random| (random.below(4) as u8, random.below(256) as u8 as i8),
     |_| (3, 127),
     |_| (3, -128),

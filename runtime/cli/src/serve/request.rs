@@ -138,7 +138,6 @@ impl Request {
             after_sampling: self.after_sampling,
             draft: loaded.draft,
             grammar: self.grammar.clone(),
-            ..SequenceOptions::default()
         };
         Ok(Sequence::new(Arc::clone(&loaded.tokenizer), prompt, sampling, options)?)
     }
