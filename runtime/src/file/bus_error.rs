@@ -39,8 +39,11 @@ pub fn explain(model: &Path, packed: Option<&Path>, what_to_do: &str) {
     REGISTER.call_once(|| {
         let stderr = io::stderr();
         let action = move || {
+            // One thread says it. Another that reads such a page meanwhile comes here again until the first has
+            // ended the process.
+            let words = WORDS.swap(std::ptr::null_mut(), Ordering::AcqRel);
             // SAFETY: a pointer that was stored above and is never freed, or null.
-            if let Some(words) = unsafe { WORDS.load(Ordering::Acquire).as_ref() } {
+            if let Some(words) = unsafe { words.as_ref() } {
                 let _ = rustix::io::write(&stderr, words.line.as_bytes());
                 signal_hook::low_level::exit(words.code);
             }
