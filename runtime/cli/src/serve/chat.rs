@@ -59,16 +59,8 @@ pub async fn apply_template(
     State(app): State<Arc<App>>,
     request: HttpRequest,
 ) -> Result<JsonAnswer<Value>> {
-    app.loaded()?;
-    let body = app.body(request).await?;
-    let answer = aside(move || {
-        let loaded = app.loaded()?;
-        let object = object(&body.bytes)?;
-        let fields = Fields(&object);
-        let conversation = conversation(fields, &Tools::read(fields)?, loaded)?;
-        Ok(json!({"prompt": chat(loaded)?.render(&conversation)?}))
-    });
-    answer.await.map(JsonAnswer)
+    let prompt = |chat: &Chat, conversation: &_| Ok(json!({"prompt": chat.render(conversation)?}));
+    of_conversation(app, request, prompt).await
 }
 
 /// `POST /chat/completions/input_tokens`: how many tokens the prompt of a conversation has.
@@ -79,6 +71,17 @@ pub async fn input_tokens(
     State(app): State<Arc<App>>,
     request: HttpRequest,
 ) -> Result<JsonAnswer<Value>> {
+    let count =
+        |chat: &Chat, conversation: &_| Ok(json!({"input_tokens": chat.ids(conversation)?.len()}));
+    of_conversation(app, request, count).await
+}
+
+/// Answers what `answer` makes of the template and of the conversation of a request.
+async fn of_conversation(
+    app: Arc<App>,
+    request: HttpRequest,
+    answer: impl FnOnce(&Chat, &Conversation) -> Result<Value> + Send + 'static,
+) -> Result<JsonAnswer<Value>> {
     app.loaded()?;
     let body = app.body(request).await?;
     let answer = aside(move || {
@@ -86,7 +89,7 @@ pub async fn input_tokens(
         let object = object(&body.bytes)?;
         let fields = Fields(&object);
         let conversation = conversation(fields, &Tools::read(fields)?, loaded)?;
-        Ok(json!({"input_tokens": chat(loaded)?.ids(&conversation)?.len()}))
+        answer(chat(loaded)?, &conversation)
     });
     answer.await.map(JsonAnswer)
 }
