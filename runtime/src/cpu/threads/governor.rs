@@ -22,12 +22,14 @@ const QUEUED: f64 = 0.05;
 const PATIENCE: u32 = 4;
 /// A number of workers is kept if a run takes at most this share of the time it took before.
 const GAIN: f64 = 0.97;
-/// First and longest time of running until a number of workers that lost is tried again.
-const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
-/// Least time until then, in lengths of the trial, which bounds what trials cost, and the most that
-/// this makes.
-const RETRY_TRIALS: u32 = 30;
+/// Time until a direction is tried again, in lengths of the last trial: the first time, and the most
+/// that it doubles to when the trial loses. Many bound what trials cost; few, at first, bound what a
+/// trial costs that won by chance, as it may where a hypervisor takes CPUs away for a moment.
+const RETRY_TRIALS: [u32; 2] = [4, 256];
+/// Longest time until then.
 const RETRY_MOST: Duration = Duration::from_secs(5);
+/// Time until fewer workers are tried after more of them won, in lengths of that trial.
+const REST_TRIALS: u32 = 30;
 /// Runs of other sizes after which a trial is given up.
 const STRAYS: u32 = 32;
 
@@ -46,6 +48,8 @@ pub(super) struct Governor {
     queued: Option<(Duration, Duration)>,
     /// Windows in a row in which workers waited much.
     suspects: u32,
+    /// The fastest of these windows.
+    fastest: Window,
     /// For fewer workers and for more.
     retry: [Retry; 2],
 }
@@ -82,7 +86,8 @@ struct Trial {
 #[derive(Clone, Copy, Debug)]
 struct Retry {
     at: Duration,
-    after: Duration,
+    /// Lengths of the next trial until then, if that loses.
+    trials: u32,
 }
 
 const FEWER: usize = 0;
@@ -98,7 +103,8 @@ impl Governor {
             trial: None,
             queued: None,
             suspects: 0,
-            retry: [Retry { at: Duration::ZERO, after: RETRY[0] }; 2],
+            fastest: Window::default(),
+            retry: [Retry { at: Duration::ZERO, trials: RETRY_TRIALS[0] }; 2],
         }
     }
 
@@ -148,17 +154,20 @@ impl Governor {
     /// Keeps what was tried, or takes it back.
     fn judge(&mut self, trial: Trial, window: Window) {
         let direction = if self.active < trial.before { FEWER } else { MORE };
-        let wait = (RETRY_TRIALS * window.time).min(RETRY_MOST);
+        let at = |trials: u32| self.clock + (trials * window.time).min(RETRY_MOST);
         let retry = &mut self.retry[direction];
         if window.pace().as_secs_f64() <= GAIN * trial.pace.as_secs_f64() {
             // What was right in this direction may be right again.
-            *retry = Retry { at: self.clock, after: RETRY[0] };
+            *retry = Retry { at: self.clock, trials: RETRY_TRIALS[0] };
             let back = &mut self.retry[1 - direction];
-            *back = Retry { at: self.clock + wait.max(RETRY[0]), ..*back };
+            *back = match direction {
+                FEWER => Retry { at: at(RETRY_TRIALS[0]), trials: 2 * RETRY_TRIALS[0] },
+                _ => Retry { at: at(REST_TRIALS), ..*back },
+            };
         } else {
             self.active = trial.before;
-            let after = (2 * retry.after).min(RETRY[1]);
-            *retry = Retry { at: self.clock + wait.max(retry.after), after };
+            *retry =
+                Retry { at: at(retry.trials), trials: (2 * retry.trials).min(RETRY_TRIALS[1]) };
         }
         self.suspects = 0;
         self.queued = None;
@@ -170,6 +179,10 @@ impl Governor {
         let may = |retry: Retry| self.clock >= retry.at;
         let suspect = window.asleep.as_secs_f64() > SUSPECT * time * self.active as f64;
         self.suspects = if suspect { self.suspects + 1 } else { 0 };
+        let is_first = self.suspects <= 1 || self.fastest.tokens != window.tokens;
+        if is_first || window.pace() < self.fastest.pace() {
+            self.fastest = window;
+        }
         let active = if suspect && self.active > 1 && may(self.retry[FEWER]) {
             if !self.crowded(queued) {
                 return;
@@ -180,7 +193,9 @@ impl Governor {
         } else {
             return;
         };
-        let (before, pace, tokens) = (self.active, window.pace(), window.tokens);
+        // One window may have been slow by chance: fewer workers have to be faster than all of them.
+        let pace = if active < self.active { self.fastest.pace() } else { window.pace() };
+        let (before, tokens) = (self.active, window.tokens);
         self.trial = Some(Trial { before, pace, tokens, strays: 0 });
         self.active = active;
     }
@@ -309,6 +324,25 @@ mod tests {
         let mut stolen = Machine { queued: nobody, ..Machine::CROWDED };
         stolen.run(&mut governor, Duration::from_millis(100));
         assert_eq!(governor.active, 3);
+    }
+
+    /// A hypervisor takes a CPU for a moment, again and again: workers wait long, and yet all of them
+    /// are faster than fewer.
+    #[test]
+    fn stalls_now_and_then_spare_nobody_for_long() {
+        let mut governor = Governor::new(2);
+        let (mut random, mut spent) = (1u32, [0; 3]);
+        for _ in 0..5_000 {
+            let workers = governor.active();
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let stall = if random >> 16 < 20_000 { 25 } else { 0 };
+            let (run, asleep) =
+                if workers == 2 { (40 + stall, stall) } else { (60 + stall / 2, 0) };
+            spent[workers] += run;
+            let time = |ms: u32| ms * 1000 * MICROSECOND;
+            governor.ran(1, time(run), time(asleep), &mut || Some(Duration::ZERO));
+        }
+        assert!(spent[1] * 20 < spent[2], "{spent:?}");
     }
 
     /// Runs of another size say nothing about a trial, and too many of them end it.
