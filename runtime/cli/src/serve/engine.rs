@@ -417,7 +417,7 @@ impl Serving {
         drop(tokens);
         let through = Instant::now();
         let prompt: usize = parts.iter().map(|part| part.prompt).sum();
-        self.pace.learn(prompt, budget, through - start);
+        self.pace.learn(rows, prompt, budget, through - start);
         if let ([part], true) = (&parts[..], may_draft) {
             self.active[part.text].job.sequence.took(through - start);
         }

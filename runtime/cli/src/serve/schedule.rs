@@ -2,8 +2,8 @@
 //!
 //! Every text that is being written has a row in each pass. Beside these, prompts get as many tokens
 //! as the model takes in a set time, so that a long prompt holds nobody up: the gap between two
-//! tokens of a text is a pass without prompts and that time. Prompts share it equally, and none
-//! waits for another one.
+//! tokens of a text is a pass without prompts and that time. The prompt that is nearest to its end
+//! gets most of it, so that a short question does not wait for a long text, and each gets some.
 
 use std::time::Duration;
 
@@ -12,7 +12,9 @@ const BESIDE_TEXTS: f64 = 0.1;
 /// The same in a pass of prompts alone. A request can be cancelled between two passes.
 const ALONE: f64 = 0.5;
 /// Tokens of prompts in a pass, at least, unless a batch is smaller.
-const FEWEST: usize = 16;
+const FEWEST: usize = 12;
+/// Share of a pass's prompts that is for all but the one nearest to its end: one part in so many.
+const OTHERS: usize = 8;
 /// The first guess of the speed at which prompts go through the model, in tokens per second.
 const FIRST_GUESS: f64 = 128.0;
 /// Weight of what was learnt before against a new measurement.
@@ -41,13 +43,14 @@ impl Pace {
         ((self.rate * time) as usize).clamp(FEWEST.min(most), most)
     }
 
-    /// Learns from a pass in which `tokens` of prompts, out of a `budget`, took so long.
-    pub fn learn(&mut self, tokens: usize, budget: usize, took: Duration) {
+    /// Learns from a pass in which `rows` of texts and `tokens` of prompts, out of a `budget`, took so
+    /// long.
+    pub fn learn(&mut self, rows: usize, tokens: usize, budget: usize, took: Duration) {
         let seconds = took.as_secs_f64();
         if tokens == 0 || seconds <= 0.0 {
             return;
         }
-        let rate = tokens as f64 / seconds;
+        let rate = (rows + tokens) as f64 / seconds;
         // Few tokens take about as long as one: they say only that it is at least so fast.
         if tokens >= budget || rate > self.rate {
             self.rate = MEMORY * self.rate + (1.0 - MEMORY) * rate;
@@ -56,14 +59,18 @@ impl Pace {
 }
 
 /// Shares `budget` tokens among prompts of which `left` are still to go through the model, the oldest
-/// first: equally, at least one for each, and what some do not need to the oldest that do.
+/// first. Each gets at least one. Of the rest an eighth is shared equally, and the others go to the prompts
+/// with the fewest left.
 pub fn shares(budget: usize, left: &[usize]) -> Vec<usize> {
-    let equal = (budget / left.len().max(1)).max(1);
+    let equal = (budget / OTHERS / left.len().max(1)).max(1);
     let mut shares: Vec<usize> = left.iter().map(|&left| left.min(equal)).collect();
     let mut rest = budget.saturating_sub(shares.iter().sum());
-    for (share, &left) in shares.iter_mut().zip(left) {
-        let more = (left - *share).min(rest);
-        *share += more;
+    let mut order: Vec<usize> = (0..left.len()).collect();
+    // The sort is stable: of two with as many left, the older one is first.
+    order.sort_by_key(|&prompt| left[prompt]);
+    for prompt in order {
+        let more = (left[prompt] - shares[prompt]).min(rest);
+        shares[prompt] += more;
         rest -= more;
     }
     shares
@@ -74,13 +81,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_share_equally_and_the_oldest_gets_the_rest() {
-        let cases: [(usize, &[usize], &[usize]); 7] = [
+    fn the_prompt_nearest_to_its_end_gets_most_and_each_some() {
+        let cases: [(usize, &[usize], &[usize]); 10] = [
             (100, &[], &[]),
             (100, &[4000], &[100]),
             (100, &[4000, 20], &[80, 20]),
             (100, &[20, 4000], &[20, 80]),
-            (100, &[4000, 4000, 4000], &[34, 33, 33]),
+            (100, &[4000, 4000, 4000], &[92, 4, 4]),
+            (100, &[4000, 300, 90], &[4, 6, 90]),
+            (100, &[4000, 300], &[6, 94]),
+            (12, &[4000, 20], &[1, 11]),
             (100, &[10, 10], &[10, 10]),
             (2, &[9, 9, 9], &[1, 1, 1]),
         ];
@@ -108,7 +118,7 @@ mod tests {
         // 400 tokens per second: 40 beside texts, 200 alone.
         for _ in 0..20 {
             let budget = pace.budget(3, 512);
-            pace.learn(budget, budget, Duration::from_secs_f64(budget as f64 / 400.0));
+            pace.learn(0, budget, budget, Duration::from_secs_f64(budget as f64 / 400.0));
         }
         assert!((39..=41).contains(&pace.budget(1, 512)));
         assert!((195..=205).contains(&pace.budget(0, 512)));
@@ -117,12 +127,12 @@ mod tests {
         assert_eq!(pace.budget(0, 3), 3);
         assert_eq!(pace.budget(4, 3), 1);
         // A short prompt, alone, is no measure of speed.
-        pace.learn(5, 200, Duration::from_millis(50));
+        pace.learn(0, 5, 200, Duration::from_millis(50));
         assert!((195..=205).contains(&pace.budget(0, 512)));
         // A busy neighbour is: within a few passes these are shorter.
         for _ in 0..6 {
             let budget = pace.budget(0, 512);
-            pace.learn(budget, budget, Duration::from_secs_f64(budget as f64 / 100.0));
+            pace.learn(0, budget, budget, Duration::from_secs_f64(budget as f64 / 100.0));
         }
         assert!(pace.budget(0, 512) < 60);
         assert_eq!(pace.budget(1, 512), FEWEST);

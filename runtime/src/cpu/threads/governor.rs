@@ -22,14 +22,15 @@ const QUEUED: f64 = 0.05;
 const PATIENCE: u32 = 4;
 /// A number of workers is kept if a run takes at most this share of the time it took before.
 const GAIN: f64 = 0.97;
-/// Time until a direction is tried again, in lengths of the last trial: the first time, and the most
-/// that it doubles to when the trial loses. Many bound what trials cost; few, at first, bound what a
-/// trial costs that won by chance, as it may where a hypervisor takes CPUs away for a moment.
-const RETRY_TRIALS: [u32; 2] = [4, 256];
-/// Longest time until then.
+/// Time until a direction is tried again, in lengths of the last trial: that bounds what trials cost. It
+/// doubles each time that the trial loses, to at most this many.
+const RETRY_TRIALS: u32 = 30;
+const RETRY_TRIALS_MOST: u32 = 256;
+/// The same for the way back after fewer workers won, the first time: they may have won by chance, where
+/// a hypervisor takes CPUs away for a moment.
+const BACK_TRIALS: u32 = 4;
+/// Longest time until then, unless [`RETRY_TRIALS`] lengths are longer.
 const RETRY_MOST: Duration = Duration::from_secs(5);
-/// Time until fewer workers are tried after more of them won, in lengths of that trial.
-const REST_TRIALS: u32 = 30;
 /// Runs of other sizes after which a trial is given up.
 const STRAYS: u32 = 32;
 
@@ -104,7 +105,7 @@ impl Governor {
             queued: None,
             suspects: 0,
             fastest: Window::default(),
-            retry: [Retry { at: Duration::ZERO, trials: RETRY_TRIALS[0] }; 2],
+            retry: [Retry { at: Duration::ZERO, trials: RETRY_TRIALS }; 2],
         }
     }
 
@@ -141,7 +142,9 @@ impl Governor {
         self.window.runs += 1;
         self.window.time += time;
         self.window.asleep += asleep;
-        if self.window.runs >= WINDOW_RUNS && self.window.time >= WINDOW {
+        // A trial of long runs has lost with the first that is slower.
+        let has_lost = self.trial.is_some_and(|trial| self.window.pace() > trial.pace);
+        if self.window.time >= WINDOW && (self.window.runs >= WINDOW_RUNS || has_lost) {
             let window =
                 std::mem::replace(&mut self.window, Window { tokens, ..Window::default() });
             match self.trial.take() {
@@ -154,20 +157,21 @@ impl Governor {
     /// Keeps what was tried, or takes it back.
     fn judge(&mut self, trial: Trial, window: Window) {
         let direction = if self.active < trial.before { FEWER } else { MORE };
-        let at = |trials: u32| self.clock + (trials * window.time).min(RETRY_MOST);
+        let most = RETRY_MOST.max(RETRY_TRIALS * window.time);
+        let at = |trials: u32| self.clock + (trials * window.time).min(most);
         let retry = &mut self.retry[direction];
         if window.pace().as_secs_f64() <= GAIN * trial.pace.as_secs_f64() {
             // What was right in this direction may be right again.
-            *retry = Retry { at: self.clock, trials: RETRY_TRIALS[0] };
+            *retry = Retry { at: self.clock, trials: RETRY_TRIALS };
             let back = &mut self.retry[1 - direction];
             *back = match direction {
-                FEWER => Retry { at: at(RETRY_TRIALS[0]), trials: 2 * RETRY_TRIALS[0] },
-                _ => Retry { at: at(REST_TRIALS), ..*back },
+                FEWER => Retry { at: at(BACK_TRIALS), trials: 2 * BACK_TRIALS },
+                _ => Retry { at: at(RETRY_TRIALS), ..*back },
             };
         } else {
             self.active = trial.before;
-            *retry =
-                Retry { at: at(retry.trials), trials: (2 * retry.trials).min(RETRY_TRIALS[1]) };
+            let trials = (2 * retry.trials).min(RETRY_TRIALS_MOST);
+            *retry = Retry { at: at(retry.trials), trials };
         }
         self.suspects = 0;
         self.queued = None;
