@@ -98,9 +98,30 @@ fn optional_parts_count() {
     assert_ne!(untied, llama);
 }
 
-/// G103: what splits models also writes such as are in one file.
+/// A scale that is infinite gives NaN beside a code of 0, and infinity beside others; the largest that is
+/// finite is the file's affair.
 #[test]
-fn a_model_split_into_one_file_runs() {
+fn h12_g63_an_infinite_scale_is_refused() {
+    let with = |scale: f32| {
+        let mut parts = sound("bitnet");
+        let bytes = &mut parts.tensor("blk.0.attn_q.weight").data;
+        bytes[256..260].copy_from_slice(&scale.to_le_bytes());
+        parts.load()
+    };
+    for scale in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+        let error = with(scale).unwrap_err();
+        let message = error.to_string();
+        assert_eq!(error.exit_code(), 3, "{message}");
+        for says in ["tiny.gguf", "blk.0.attn_q.weight", &format!("scale {scale}"), "finite"] {
+            assert!(message.contains(says), "{says}: {message}");
+        }
+    }
+    assert!(with(0.5).is_ok() && with(f32::MAX).is_ok());
+}
+
+/// What splits models also writes such as are in one file.
+#[test]
+fn h12_g103_a_model_split_into_one_file_runs() {
     let mut parts = sound("bitnet");
     parts.set("split.no", Value::U16(0));
     parts.set("split.count", Value::U16(1));

@@ -7,12 +7,12 @@ use bitnet_runtime::arch::{EMBEDDING, HEAD};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{Gguf, GgufWriter, TensorInfo, TensorSink, TensorType, Value};
-use bitnet_runtime::formats::{Codes as Stored, TILES_KEY, describe_tiles};
+use bitnet_runtime::formats::{Codes as Stored, Scales, TILES_KEY, describe_tiles};
 
 use crate::load::OverrideArgs;
 use crate::output::{byte_bar, human, note};
 use crate::rows::{self, Table};
-use crate::ternary::Codes;
+use crate::ternary::{self, Codes};
 
 /// Bytes that are read at a time, about.
 const PIECE: usize = 8 << 20;
@@ -221,30 +221,53 @@ fn recode(
         let expected = "a scale above 0; the file is damaged";
         return Err(gguf.tensor_error(name, format_args!("scale {scale}"), expected));
     }
-    let scale = scales.uniform().map_err(|[first, other]| {
+    let wrong = |[first, other]: [f32; 2], unit: &str| {
         let found = format!("scales {first} and {other}");
-        gguf.tensor_error(
-            name,
-            found,
-            format_args!("one scale for all, to be written as {}", info.ty),
-        )
-    })?;
-    let mut codes = Codes::new(info, scale)?;
-    let mut row = vec![0; cols];
-    let (mut read, width) = (0, (tensor.bytes as usize / rows).max(1));
+        gguf.tensor_error(name, found, format_args!("{unit}, to be written as {}", info.ty))
+    };
+    // Columns that share a scale, where not all do.
+    let (mut one, width) = match (scales.uniform(), width_of(info.ty, &scales, cols)) {
+        (Ok(scale), _) => (Some(Codes::new(info, scale)?), cols),
+        (Err(_), Some(width)) => (None, width),
+        (Err(found), None) => return Err(wrong(found, "one scale for all")),
+    };
+    let (mut row, mut own) = (vec![0; cols], Vec::new());
+    let (mut read, row_bytes) = (0, (tensor.bytes as usize / rows).max(1));
     for index in 0..rows {
         if let Some(col) = stored.row(index, &mut row) {
             let found = format!("code 3 at [{index}, {col}]");
             return Err(gguf.tensor_error(name, found, "codes 0 to 2; the file is damaged"));
         }
-        codes.push(&row, out)?;
-        let done = index * width;
+        if let Some(codes) = &mut one {
+            codes.push(&row, out)?;
+        } else {
+            own.clear();
+            for start in (0..cols).step_by(width) {
+                let scale = scales.of_columns(cols, index, start..start + width);
+                let unit = || format!("one scale for each block of {width} columns");
+                own.push(scale.map_err(|found| wrong(found, &unit()))?);
+            }
+            ternary::write_blocks(info, &row, &own, out)?;
+        }
+        let done = index * row_bytes;
         if done - read >= PIECE {
             gguf.drop_part(tensor, read..done, false);
             read = done;
         }
     }
-    codes.finish(out)
+    one.map_or(Ok(()), |codes| codes.finish(out))
+}
+
+/// Columns of a row that have to share a scale, for a matrix of such scales to be written in a type; `None`
+/// where all of the matrix has to.
+fn width_of(ty: TensorType, scales: &Scales, cols: usize) -> Option<usize> {
+    let format = ty.format();
+    match (format.size.block(), scales) {
+        (Some((weights, _)), _) if format.has_block_scales() => Some(weights as usize),
+        (_, Scales::Blocks { width, .. }) if ty == TensorType::F16 => Some(*width),
+        (_, Scales::Rows(_)) if ty == TensorType::F16 => Some(cols),
+        _ => None,
+    }
 }
 
 /// Writes an embedding or a head in another type.

@@ -50,14 +50,8 @@ impl Codes {
             return Err(Error::usage("--type", ty, format_args!("{} or f16", types())));
         }
         // Formats of blocks and rows have scales of f16.
-        let exact = format.size.tail_bytes() > 0;
-        let kept = if exact { scale } else { f16::from_f32(scale).to_f32() };
-        if (kept - scale).abs() > MOST_CHANGE * scale.abs() {
-            return Err(Error::Runtime(format!(
-                "tensor {}: its scale, {scale:e}, is too small or too large for the f16 of {ty}; \
-                 write it as i2_s",
-                quoted(&info.name)
-            )));
+        if format.size.tail_bytes() == 0 {
+            check_f16(info, scale)?;
         }
         let shape = Shape::new(info.rows() as usize, info.cols() as usize);
         let tiles = match format.tiled() {
@@ -108,7 +102,7 @@ impl Codes {
     fn write(&mut self, count: usize, out: &mut TensorSink<'_>) -> Result<()> {
         self.bytes.clear();
         let codes = &self.codes[..count];
-        match (self.ty.format().ternary().map(|ternary| &ternary.form), &mut self.tiles) {
+        match (form(self.ty), &mut self.tiles) {
             (Some(Form::Blocks { encode, .. }), _) => encode(codes, self.scale, &mut self.bytes),
             (Some(Form::Tiles(_)), Some(own)) => {
                 own.left -= count;
@@ -117,14 +111,61 @@ impl Codes {
                 self.bytes = first;
                 own.behind.iter_mut().zip(behind).for_each(|(all, part)| all.extend(part));
             }
-            _ => {
-                let weight = |&code: &u8| f16::from_f32(self.scale * (f32::from(code) - 1.0));
-                self.bytes.extend(codes.iter().map(weight).flat_map(f16::to_le_bytes));
-            }
+            _ => floats(codes, self.scale, &mut self.bytes),
         }
         self.codes.drain(..count);
         out.write(&self.bytes)
     }
+}
+
+/// Writes codes in whole blocks, each with a scale of its own, `[blocks]`, in the type of a tensor: one of
+/// blocks as wide or narrower, or f16.
+///
+/// # Errors
+/// [`Error::Runtime`] for a scale that an f16 cannot hold; [`Error::Usage`] for another type; those of
+/// [`TensorSink::write`].
+pub fn write_blocks(
+    info: &TensorInfo,
+    codes: &[u8],
+    scales: &[f32],
+    out: &mut TensorSink<'_>,
+) -> Result<()> {
+    let ty = info.ty;
+    let encode = match form(ty) {
+        Some(Form::Blocks { encode, .. }) if ty.format().has_block_scales() => *encode,
+        None if ty == TensorType::F16 => floats,
+        _ => return Err(Error::usage("--type", ty, "a type whose blocks have scales, or f16")),
+    };
+    let mut bytes = Vec::new();
+    for (codes, &scale) in codes.chunks_exact(codes.len() / scales.len()).zip(scales) {
+        check_f16(info, scale)?;
+        encode(codes, scale, &mut bytes);
+    }
+    out.write(&bytes)
+}
+
+/// Checks that an f16 holds a scale.
+fn check_f16(info: &TensorInfo, scale: f32) -> Result<()> {
+    let kept = f16::from_f32(scale).to_f32();
+    if (kept - scale).abs() <= MOST_CHANGE * scale.abs() {
+        return Ok(());
+    }
+    Err(Error::Runtime(format!(
+        "tensor {}: its scale, {scale:e}, is too small or too large for the f16 of {}; write it as i2_s",
+        quoted(&info.name),
+        info.ty
+    )))
+}
+
+/// The order of the codes of a type, if it holds codes.
+fn form(ty: TensorType) -> Option<&'static Form> {
+    ty.format().ternary().map(|ternary| &ternary.form)
+}
+
+/// Appends the weights of codes as f16.
+fn floats(codes: &[u8], scale: f32, bytes: &mut Vec<u8>) {
+    let weight = |&code: &u8| f16::from_f32(scale * (f32::from(code) - 1.0));
+    bytes.extend(codes.iter().map(weight).flat_map(f16::to_le_bytes));
 }
 
 /// Returns the names of the types that codes are written in, for messages.

@@ -99,9 +99,9 @@ fn a_bad_model_is_told_with_what_to_do() {
     assert_eq!(output.status.code(), Some(6));
 }
 
-/// EV05: counters of a tree that a thread counts up, two packages and one that counts them again.
+/// Counters of a tree that a thread counts up, two packages and one that counts them again.
 #[test]
-fn energy_is_read_of_the_counters() {
+fn ev05_energy_is_read_of_the_counters() {
     let root = tempfile::tempdir().unwrap();
     let zones =
         [("intel-rapl:0", "package-0"), ("intel-rapl:1", "package-1"), ("intel-rapl:2", "psys")];
@@ -160,7 +160,7 @@ fn energy_is_read_of_the_counters() {
 }
 
 #[test]
-fn energy_is_not_estimated() {
+fn ev05_energy_is_not_estimated() {
     let root = tempfile::tempdir().unwrap();
     let demo = demo_model();
     for root in [root.path(), &root.path().join("none")] {

@@ -105,7 +105,7 @@ fn counted(child: &Child, file: &str, name: &str) -> Option<u64> {
 /// CV09, S26: peak memory.
 #[test]
 #[ignore = "writes 1.2 GB and reads 9.6"]
-fn a_large_folder_takes_little_memory() {
+fn cv09_a_large_folder_takes_little_memory() {
     let folder = folder(WHOLE);
     let weights = fs::metadata(folder.path().join("model.safetensors")).unwrap().len();
     assert!(weights > 4_800_000_000, "{weights}");
@@ -132,7 +132,7 @@ fn a_large_folder_takes_little_memory() {
 /// beside it.
 #[test]
 #[ignore = "converts 0.5 GB fifty times"]
-fn a_conversion_that_is_killed_anywhere_leaves_nothing() {
+fn cv09_a_conversion_that_is_killed_anywhere_leaves_nothing() {
     let folder = folder(PART);
     let target = tempfile::tempdir().unwrap();
     let output = target.path().join("m.gguf");

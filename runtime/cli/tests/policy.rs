@@ -114,6 +114,16 @@ fn w3_what_is_not_computed_is_refused() {
     let message = refusal(&greedy(&path, &[]), 3);
     assert!(message.contains(&format!("key {key}: found f32 2, expected 1")), "{message}");
 
+    // Tokens that see the last 512 of 1024 positions only.
+    let key = "bitnet-b1.58.attention.sliding_window";
+    let window = |positions: u32| {
+        file(folder.path(), "window.gguf", |file| file.set(key, Value::U32(positions)))
+    };
+    let message = refusal(&greedy(&window(512), &[]), 3);
+    assert!(message.contains(&format!("key {key}: found u32 512")), "{message}");
+    assert!(message.contains("a window is not offered"), "{message}");
+    assert_eq!(answer(&greedy(&window(1024), &[])), answer(&greedy(&demo_model(), &[])));
+
     // Nothing adds a bias to a norm.
     let bias = |value: f32| {
         file(folder.path(), "norm-bias.gguf", |file| {

@@ -219,8 +219,8 @@ fn expected(windows: &[Vec<f64>]) -> String {
     format!("{line}\nFinal estimate: PPL = {:.4} +/- {error:.5}\n", mean.exp())
 }
 
-/// EV01: values are those of the definition, however many windows go through the model together.
-fn perplexity_is_that_of_the_definition() {
+/// Values are those of the definition, however many windows go through the model together.
+fn ev01_perplexity_is_that_of_the_definition() {
     let (model, sample) = (demo_model(), sample());
     let of = |more: &[&str]| answer(&[&["perplexity", "-m", &model, "-f", &sample], more].concat());
     let windows = surprises(128, 0);
@@ -250,7 +250,7 @@ fn perplexity_is_that_of_the_definition() {
 
 /// Other engines' values for the same model and text: activations of theirs are rounded to int8 alike,
 /// sums are not taken in the same order.
-fn perplexity_is_near_that_of_other_engines() -> Tested {
+fn ev01_perplexity_is_near_that_of_other_engines() -> Tested {
     let path = Need::Models.data("models/perplexity/text.txt")?;
     for (context, expected) in
         [("256", &[7.6949, 8.24, 10.4587, 10.1474, 9.4784][..]), ("512", &[19.3458, 14.8098])]
@@ -267,9 +267,9 @@ fn perplexity_is_near_that_of_other_engines() -> Tested {
     Ok(())
 }
 
-/// EV03: a file of log probabilities that bitnet.cpp's `llama-perplexity -c 16 -b 16 --chunks 1` wrote of the
+/// A file of log probabilities that bitnet.cpp's `llama-perplexity -c 16 -b 16 --chunks 1` wrote of the
 /// same model and text is read, and one written here begins as it does.
-fn a_base_file_of_another_engine_is_read() {
+fn ev03_a_base_file_of_another_engine_is_read() {
     let theirs = package("tests/data/coriolanus-16.kld");
     let args = ["perplexity", "-m", &demo_model(), "--kl-divergence", "--json"];
     let found = answer(&[&args[..], &["--kl-divergence-base", &theirs]].concat());
@@ -288,8 +288,8 @@ fn a_base_file_of_another_engine_is_read() {
     assert_eq!((own.len(), &own[..header]), (theirs.len(), &theirs[..header]));
 }
 
-/// EV02, EV03: a model beside itself, and beside one whose embedding was rounded.
-fn divergence_is_measured_against_a_base_file() {
+/// A model beside itself, and beside one whose embedding was rounded.
+fn ev02_ev03_divergence_is_measured_against_a_base_file() {
     let dir = tempfile::tempdir().unwrap();
     let (model, sample) = (demo_model(), sample());
     let base = dir.path().join("base.kld");
@@ -350,8 +350,8 @@ fn divergence_is_measured_against_a_base_file() {
     }
 }
 
-/// EV04: base files that are malformed, or of another model.
-fn malformed_base_files_are_refused() {
+/// Base files that are malformed, or of another model.
+fn ev04_malformed_base_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (model, sample) = (demo_model(), sample());
     let base = dir.path().join("base.kld");
@@ -415,11 +415,11 @@ fn main() -> ExitCode {
         ternary_matrices_become_others_and_come_back,
         blocks_of_64_are_llama_cpp_s,
         what_cannot_be_quantised_is_refused,
-        perplexity_is_that_of_the_definition,
-        perplexity_is_near_that_of_other_engines,
-        divergence_is_measured_against_a_base_file,
-        a_base_file_of_another_engine_is_read,
-        malformed_base_files_are_refused,
+        ev01_perplexity_is_that_of_the_definition,
+        ev01_perplexity_is_near_that_of_other_engines,
+        ev02_ev03_divergence_is_measured_against_a_base_file,
+        ev03_a_base_file_of_another_engine_is_read,
+        ev04_malformed_base_files_are_refused,
     ]
     .run()
 }

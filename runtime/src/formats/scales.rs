@@ -1,5 +1,7 @@
 //! Scales of ternary matrices: for the tensor, each row, or each block.
 
+use std::ops::Range;
+
 /// Factors of the ternary weights of a matrix.
 ///
 /// Among several scales, a scale of 0 makes its weights zero, whatever their codes: such codes are
@@ -71,10 +73,37 @@ impl Scales {
         if let Self::Tensor(scale) = *self {
             return Ok(scale);
         }
-        let mut values = self.values().iter().copied().filter(|scale| *scale != 0.0);
-        let first = values.next().unwrap_or(1.0);
-        values.find(|scale| *scale != first).map_or(Ok(first), |other| Err([first, other]))
+        one_of(self.values()).map(|scale| scale.unwrap_or(1.0))
     }
+
+    /// Returns the single scale of some columns of a row, of a matrix of `cols` columns: 0 where all of
+    /// theirs are 0.
+    ///
+    /// # Errors
+    /// Two scales that differ.
+    pub fn of_columns(
+        &self,
+        cols: usize,
+        row: usize,
+        columns: Range<usize>,
+    ) -> Result<f32, [f32; 2]> {
+        match self {
+            Self::Tensor(scale) => Ok(*scale),
+            Self::Rows(values) => Ok(values[row]),
+            Self::Blocks { width, values } => {
+                let row = &values[row * (cols / width)..(row + 1) * (cols / width)];
+                let own = &row[columns.start / width..columns.end.div_ceil(*width)];
+                one_of(own).map(|scale| scale.unwrap_or(0.0))
+            }
+        }
+    }
+}
+
+/// Returns the one scale of several that is not 0; `None` where all are.
+fn one_of(scales: &[f32]) -> Result<Option<f32>, [f32; 2]> {
+    let mut values = scales.iter().copied().filter(|scale| *scale != 0.0);
+    let Some(first) = values.next() else { return Ok(None) };
+    values.find(|scale| *scale != first).map_or(Ok(Some(first)), |other| Err([first, other]))
 }
 
 #[cfg(test)]
@@ -92,6 +121,22 @@ mod tests {
         let next = 0.5f32.next_up();
         assert_eq!(Scales::Rows(vec![0.5, next]).uniform(), Err([0.5, next]));
         assert_eq!((blocks(&[0.5]).of_tensor(), Scales::from(0.5).of_tensor()), (None, Some(0.5)));
+    }
+
+    #[test]
+    fn scales_of_columns_are_found() {
+        let blocks = Scales::Blocks { width: 4, values: vec![0.5, 0.5, 0.25, 0.0, 0.0, 0.25] };
+        for (row, columns, scale) in [
+            (0, 0..8, Ok(0.5)),
+            (0, 5..6, Ok(0.5)),
+            (0, 4..12, Err([0.5, 0.25])),
+            (1, 0..8, Ok(0.0)),
+            (1, 0..12, Ok(0.25)),
+        ] {
+            assert_eq!(blocks.of_columns(12, row, columns.clone()), scale, "{row}, {columns:?}");
+        }
+        assert_eq!(Scales::Rows(vec![0.5, 0.25]).of_columns(12, 1, 0..12), Ok(0.25));
+        assert_eq!(Scales::Tensor(0.5).of_columns(12, 1, 0..12), Ok(0.5));
     }
 
     #[test]

@@ -96,7 +96,9 @@ fn w3_neutral_values_are_exactly_these() {
     let cases = [
         ("attention.sliding_window", Value::U32(64), true),
         ("attention.sliding_window", Value::U32(63), false),
+        ("attention.sliding_window", Value::U32(0), true),
         ("attention.sliding_window", Value::Array(Array::U32(vec![0, 64])), true),
+        ("attention.sliding_window", Value::Array(Array::U32(vec![64, 63])), false),
         ("attention.causal", Value::Bool(true), true),
         ("attention.causal", Value::Bool(false), false),
         // Heads of 16.

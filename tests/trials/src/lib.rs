@@ -67,6 +67,10 @@ pub enum Need {
     Root,
     /// A user that may mount file systems in a namespace of its own.
     Mounts,
+    /// A Python that has gguf-py, at the path in `GGUF_PYTHON`.
+    GgufPy,
+    /// bitnet.cpp's `llama-cli`, at the path in `BITNET_CPP`.
+    BitnetCpp,
 }
 
 impl Need {
@@ -80,6 +84,8 @@ impl Need {
         Self::LockedMemory,
         Self::Root,
         Self::Mounts,
+        Self::GgufPy,
+        Self::BitnetCpp,
     ];
 
     /// The needs that a test may have on this architecture.
@@ -100,6 +106,8 @@ impl Need {
             Self::LockedMemory => "locked-memory",
             Self::Root => "root",
             Self::Mounts => "mounts",
+            Self::GgufPy => "gguf-py",
+            Self::BitnetCpp => "bitnet.cpp",
         }
     }
 
@@ -138,6 +146,15 @@ impl Need {
         let path = PathBuf::from(folder).join(path);
         let missing = format!("{} does not exist", path.display());
         self.met(path.exists().then_some(path).ok_or(missing))
+    }
+
+    /// Requires a program that an environment variable has the path of, and returns that.
+    ///
+    /// # Errors
+    /// [`Lacking`] when the variable is not set.
+    pub fn program(self, variable: &str) -> Tested<PathBuf> {
+        let path = env::var_os(variable).map(PathBuf::from);
+        self.met(path.ok_or(format!("{variable} is not set")))
     }
 }
 

@@ -9,20 +9,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_runtime::error::{Error, Result};
-use bitnet_runtime::{FinishReason, Message, TemplateChoice, Turns, Variables};
+use bitnet_runtime::{FinishReason, Message, Turns};
 use serde::Serialize;
 
 use super::parameters::Parameters;
 use super::repl;
 use super::screen::{Screen, is_colored};
 use super::talk::{Answer, Talk};
+use super::template::{CHAT, OnOff, TemplateArgs, on_off_auto};
 use crate::interrupt::Interrupt;
 use crate::load;
 use crate::output::{answer, note};
 use crate::prompt::{self, LastLineEnd};
 use crate::run::{self, Likely, Timings};
-
-const CHAT: &str = "Conversation";
 
 /// Hold a conversation with a model
 ///
@@ -68,33 +67,8 @@ pub struct ChatArgs {
     /// A line goes on with the next one unless a \ ends it
     #[arg(long, alias = "mli", help_heading = CHAT)]
     multiline_input: bool,
-    /// The template: bitnet, llama3, chatml, falcon3, falcon_e, gguf for the file's own, or Jinja
-    /// [default: the file's]
-    #[arg(
-        long,
-        value_name = "NAME|JINJA",
-        overrides_with = "chat_template_file",
-        help_heading = CHAT
-    )]
-    chat_template: Option<String>,
-    /// A file with the Jinja template
-    #[arg(long, value_name = "FILE", overrides_with = "chat_template", help_heading = CHAT)]
-    chat_template_file: Option<PathBuf>,
-    /// Further variables for the template, as a JSON object
-    #[arg(long, value_name = "JSON", help_heading = CHAT)]
-    chat_template_kwargs: Option<String>,
-    /// Reason before an answer, where the template has a switch for it; auto: as the template does
-    #[arg(
-        long,
-        alias = "rea",
-        value_name = "on|off|auto",
-        default_value = "auto",
-        num_args = 0..=1,
-        default_missing_value = "on",
-        value_parser = on_off_auto,
-        help_heading = CHAT
-    )]
-    reasoning: OnOff,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// deepseek: tell the reasoning between think tags from the answer; none: leave it in the answer
     #[arg(long, value_name = "deepseek|none", default_value = "deepseek", help_heading = CHAT)]
     reasoning_format: ReasoningFormat,
@@ -124,20 +98,6 @@ pub struct ChatArgs {
     no_history: bool,
 }
 
-/// A setting that is on, off, or as it comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OnOff(pub Option<bool>);
-
-/// `on`, `off` and `auto`, in llama.cpp's spellings, for clap.
-pub fn on_off_auto(text: &str) -> std::result::Result<OnOff, String> {
-    match text {
-        "on" | "enabled" | "true" | "1" => Ok(OnOff(Some(true))),
-        "off" | "disabled" | "false" | "0" => Ok(OnOff(Some(false))),
-        "auto" | "-1" => Ok(OnOff(None)),
-        _ => Err("it is none of on, off, auto".to_owned()),
-    }
-}
-
 /// `--reasoning-format`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum ReasoningFormat {
@@ -160,10 +120,6 @@ impl ChatArgs {
         let given = [
             ("--single-turn", self.single_turn),
             ("--multiline-input", self.multiline_input),
-            ("--chat-template", self.chat_template.is_some()),
-            ("--chat-template-file", self.chat_template_file.is_some()),
-            ("--chat-template-kwargs", self.chat_template_kwargs.is_some()),
-            ("--reasoning", self.reasoning != OnOff(None)),
             ("--reasoning-format", self.reasoning_format != ReasoningFormat::Deepseek),
             ("--color", self.color != OnOff(None)),
             ("--verbose", self.verbose),
@@ -171,7 +127,8 @@ impl ChatArgs {
             ("--no-show-timings", self.no_show_timings),
             ("--no-history", self.no_history),
         ];
-        Ok(given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect())
+        let given = given.into_iter().chain(self.template.given());
+        Ok(given.filter(|(_, given)| *given).map(|(name, _)| name).collect())
     }
 
     /// The system prompt of its flags.
@@ -181,25 +138,6 @@ impl ChatArgs {
             (None, Some(path)) => prompt::from_path(path, LastLineEnd::Dropped).map(Some),
             (None, None) => Ok(None),
         }
-    }
-
-    fn template(&self) -> Result<TemplateChoice> {
-        match (&self.chat_template, &self.chat_template_file) {
-            (Some(text), _) => TemplateChoice::parse(text),
-            (None, Some(path)) => {
-                Ok(TemplateChoice::Source(prompt::from_path(path, LastLineEnd::Kept)?))
-            }
-            (None, None) => Ok(TemplateChoice::Auto),
-        }
-    }
-
-    fn variables(&self) -> Result<Variables> {
-        let text = self.chat_template_kwargs.as_deref();
-        let mut variables = text.map_or(Ok(Variables::default()), Variables::parse)?;
-        if let Some(on) = self.reasoning.0 {
-            variables.set("enable_thinking", on)?;
-        }
-        Ok(variables)
     }
 }
 
@@ -295,8 +233,8 @@ fn tell_forgotten(talk: &Talk<'_>, answer: &Answer) {
 pub fn run(args: &run::Args, chat_args: &ChatArgs, is_cnv: bool) -> Result<ExitCode> {
     let start = Instant::now();
     let (path, options) = args.options()?;
-    let choice = chat_args.template()?;
-    let variables = chat_args.variables()?;
+    let choice = chat_args.template.choice()?;
+    let variables = chat_args.template.variables()?;
     let given = args.prompt.given()?;
     let (system, mut message) = match (chat_args.system()?, given, is_cnv) {
         (Some(_), Some(_), true) => {

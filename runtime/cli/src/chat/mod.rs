@@ -10,9 +10,11 @@ mod repl;
 mod saved;
 mod screen;
 mod talk;
+mod template;
 mod typist;
 
+pub(crate) use command::run;
 pub use command::{Args, ChatArgs};
-pub(crate) use command::{OnOff, on_off_auto, run};
 pub use parameters::Parameters;
 pub use saved::Saved;
+pub(crate) use template::{CHAT, TemplateArgs};

@@ -8,7 +8,7 @@ use bitnet_runtime::file::gguf::{TensorInfo, TensorSink, TensorType};
 
 use super::checkpoint::{Checkpoint, Stored};
 use super::plan::Heads;
-use crate::ternary::Codes;
+use crate::ternary::{self, Codes};
 
 /// Weights that are read at a time, about.
 const PIECE: usize = 2 << 20;
@@ -40,6 +40,11 @@ pub enum Form {
     Masters,
     /// Floats, all of them `-a`, 0 or `a`.
     Exact,
+    /// Floats, of which those of so many columns of a row are `-a`, 0 or `a`.
+    Blocks {
+        /// The columns.
+        width: usize,
+    },
 }
 
 impl Matrix {
@@ -57,6 +62,7 @@ impl Matrix {
         match self.form {
             Form::Packed { scale } => self.packed(checkpoint, Codes::new(info, scale)?, out),
             Form::Masters | Form::Exact => self.floats(checkpoint, info, out),
+            Form::Blocks { width } => self.blocks(checkpoint, info, width, out),
         }
     }
 
@@ -126,12 +132,72 @@ impl Matrix {
         Ok(found)
     }
 
+    /// Writes floats whose blocks of columns have scales of their own.
+    fn blocks(
+        &self,
+        checkpoint: &Checkpoint,
+        info: &TensorInfo,
+        width: usize,
+        out: &mut TensorSink<'_>,
+    ) -> Result<bool> {
+        let cols = self.shape.cols;
+        let mut found = false;
+        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        self.pieces(checkpoint, |first, values| {
+            self.check_finite(checkpoint, first, values, magnitudes(values))?;
+            codes.clear();
+            scales.clear();
+            for row in 0..values.len() / cols {
+                // Pieces hold whole heads.
+                let source = self.heads.map_or(row, |heads| heads.source(row)) * cols;
+                for start in (source..source + cols).step_by(width) {
+                    let block = &values[start..start + width];
+                    let scale = largest(block);
+                    self.check_exact(checkpoint, first * cols + start, block, scale)?;
+                    let code = |&v: &f32| 1 + u8::from(v > 0.0) - u8::from(v < 0.0);
+                    codes.extend(block.iter().map(code));
+                    scales.push(scale);
+                }
+            }
+            found |= scales.iter().any(|&scale| scale > 0.0);
+            ternary::write_blocks(info, &codes, &scales, out)
+        })?;
+        Ok(found)
+    }
+
+    /// Finds how many columns share a magnitude, by the first rows: `None` where all do, and where no
+    /// blocks of a format do.
+    ///
+    /// # Errors
+    /// Those of reading the rows.
+    pub fn block_width(&self, checkpoint: &Checkpoint) -> Result<Option<usize>> {
+        /// Weights of blocks that have scales of their own, in formats that are written.
+        const WIDTHS: [usize; 3] = [256, 128, 64];
+        let cols = self.shape.cols;
+        let rows = self.shape.rows.min((PIECE / cols).max(1));
+        let shape = Shape::new(rows, cols);
+        let mut width = None;
+        float_rows(checkpoint, &self.stored, shape, rows, |_, values| {
+            let is_one = |block: &[f32]| {
+                let scale = largest(block);
+                block.iter().all(|&v| v == 0.0 || v.abs() == scale)
+            };
+            if !is_one(values) {
+                let shared = |width: &usize| {
+                    cols.is_multiple_of(*width) && values.chunks(*width).all(is_one)
+                };
+                width = WIDTHS.into_iter().find(shared);
+            }
+            Ok(())
+        })?;
+        Ok(width)
+    }
+
     /// The mean of the magnitudes.
     fn mean(&self, checkpoint: &Checkpoint) -> Result<f32> {
         let mut sum = 0.0;
         self.pieces(checkpoint, |first, values| {
-            // Sums of a piece's parts in f32 would lose the last digits of large matrices.
-            let part: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
+            let part = magnitudes(values);
             self.check_finite(checkpoint, first, values, part)?;
             sum += part;
             Ok(())
@@ -141,14 +207,13 @@ impl Matrix {
 
     /// The largest magnitude: the only one, if the matrix is ternary. 1 where all weights are 0.
     fn largest(&self, checkpoint: &Checkpoint) -> Result<f32> {
-        let mut largest = 0.0f32;
+        let mut found = 0.0f32;
         self.pieces(checkpoint, |first, values| {
-            let sum: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
-            self.check_finite(checkpoint, first, values, sum)?;
-            largest = values.iter().fold(largest, |largest, v| largest.max(v.abs()));
+            self.check_finite(checkpoint, first, values, magnitudes(values))?;
+            found = found.max(largest(values));
             Ok(())
         })?;
-        Ok(if largest > 0.0 { largest } else { 1.0 })
+        Ok(if found > 0.0 { found } else { 1.0 })
     }
 
     /// Checks that numbers, whose magnitudes have this sum, are finite.
@@ -182,9 +247,15 @@ impl Matrix {
         let cols = self.shape.cols;
         let [row, col] = [(first + place) / cols, (first + place) % cols];
         let found = format!("{} at [{row}, {col}], beside {scale}", values[place]);
+        let together = match self.form {
+            Form::Blocks { width } => {
+                format!("of one magnitude within a block of {width} columns, and 0")
+            }
+            _ => "of one magnitude, and 0, or of one in each block of --type q2_0 or tq2_0".into(),
+        };
         let expected = format!(
-            "numbers of one magnitude, and 0: the model of {} is not ternary; --ternarise rounds it, \
-             which ruins a model that was not trained for it",
+            "numbers {together}: the model of {} is not ternary; --ternarise rounds it, which ruins a \
+             model that was not trained for it",
             quoted(&checkpoint.path_of(&self.stored).display().to_string())
         );
         Err(checkpoint.error(&self.stored, found, expected))
@@ -200,6 +271,16 @@ impl Matrix {
         let step = self.heads.map_or(1, |heads| heads.dim);
         float_rows(checkpoint, &self.stored, self.shape, step, each)
     }
+}
+
+/// The largest magnitude; 0 of no numbers.
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |largest, v| largest.max(v.abs()))
+}
+
+/// The sum of the magnitudes: in f32 it would lose the last digits of large matrices.
+fn magnitudes(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(v.abs())).sum()
 }
 
 /// Reads the rows of a tensor of floats, `step` or a multiple of it at a time: `each(first row, numbers)`.

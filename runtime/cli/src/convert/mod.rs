@@ -33,8 +33,9 @@ use plan::{Heads, Plan, Planned, Settings, Source, Types};
 
 /// Convert a Hugging Face folder to a GGUF file
 ///
-/// BitNet, Llama and Mistral models whose weights are ternary: packed (U8), masters (BF16) that the model
-/// rounds itself, or plain floats of one magnitude. The tokenizer is checked by 2,000 texts.
+/// BitNet, Llama, Mistral and Qwen models whose weights are ternary: packed (U8), masters (BF16) that the
+/// model rounds itself, or plain floats of one magnitude, or of one in each block of columns. The tokenizer
+/// is checked by 2,000 texts.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The folder: config.json, safetensors files, tokenizer.json or tokenizer.model
@@ -43,11 +44,12 @@ pub struct Args {
     /// Where to write [default: FOLDER/NAME-TYPE.gguf]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Type of the ternary matrices; f16 is for other programs, which quantise it
+    /// Type of the ternary matrices; f16 is for other programs, which quantise it [default: i2_s, or
+    /// q2_0 or tq2_0 where blocks of columns have scales of their own]
     #[arg(long = "type", visible_alias = "outtype",
           value_name = "i2_s|tq2_0|tq1_0|q2_0|tl1|tl2|f16",
-          default_value = "i2_s", value_parser = rows::matrix_type)]
-    ty: TensorType,
+          value_parser = rows::matrix_type)]
+    ty: Option<TensorType>,
     /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = rows::table_type)]
     embd: rows::Table,
@@ -122,7 +124,6 @@ impl Conversion {
         let folder = args.folder.as_path();
         let description = Description::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
-        let output = output(args, &checkpoint)?;
         let settings = Settings {
             types: Types { matrices: args.ty, embedding: args.embd.0, head: args.head.0 },
             multiply: match args.scale {
@@ -134,6 +135,7 @@ impl Conversion {
             ignored: args.ignore.clone(),
         };
         let plan = plan::plan(&checkpoint, &description, &settings)?;
+        let output = output(args, &checkpoint, plan.matrices)?;
         let tokenizer = tokenizer::read(&tokenizer::Settings {
             folder,
             config: &description.file,
@@ -150,7 +152,7 @@ impl Conversion {
         for (key, value) in description.keys(plan.vocab) {
             writer.kv(&key, &value);
         }
-        if let Some(number) = rows::file_type(args.ty) {
+        if let Some(number) = rows::file_type(plan.matrices) {
             writer.kv("general.file_type", &Value::U32(number));
         }
         writer.kv("general.quantization_version", &Value::U32(2));
@@ -319,11 +321,11 @@ fn name_of(folder: &Path) -> String {
 }
 
 /// The path to write to.
-fn output(args: &Args, checkpoint: &Checkpoint) -> Result<PathBuf> {
+fn output(args: &Args, checkpoint: &Checkpoint, matrices: TensorType) -> Result<PathBuf> {
     let output = args.output.clone().unwrap_or_else(|| {
         let name = args.name.clone().unwrap_or_else(|| name_of(&args.folder));
         let name = name.replace(['/', '\\'], "-");
-        args.folder.join(format!("{name}-{}.gguf", args.ty))
+        args.folder.join(format!("{name}-{matrices}.gguf"))
     });
     let own = output.canonicalize().ok();
     let is_own = |path: &Path| own.is_some() && path.canonicalize().ok() == own;

@@ -51,12 +51,17 @@ pub enum Weights {
 
 /// Architectures of Hugging Face, in lower case, and theirs in GGUF. That of BitNet depends on the
 /// activation.
-const KNOWN: [(&str, &Architecture); 3] = [
+const KNOWN: [(&str, &Architecture); 5] = [
     ("bitnetforcausallm", &arch::BITNET_B158),
     ("llamaforcausallm", &arch::LLAMA),
     ("mistralforcausallm", &arch::LLAMA),
+    ("qwen2forcausallm", &arch::QWEN2),
+    ("qwen3forcausallm", &arch::QWEN3),
 ];
-const NAMES: &str = "BitNetForCausalLM, BitnetForCausalLM, LlamaForCausalLM or MistralForCausalLM";
+const NAMES: &str = "BitNetForCausalLM, BitnetForCausalLM, LlamaForCausalLM, MistralForCausalLM, \
+                     Qwen2ForCausalLM or Qwen3ForCausalLM";
+/// Elements of a head of Qwen3 where `config.json` has no `head_dim`, as in transformers.
+const HEAD_OF_QWEN3: usize = 128;
 
 impl Description {
     /// Reads `config.json` of a folder.
@@ -77,6 +82,7 @@ impl Description {
         }
         let head_dim = match file.size("head_dim", Shape::MAX_COLS)? {
             Some(dim) => dim,
+            None if std::ptr::eq(architecture, &arch::QWEN3) => HEAD_OF_QWEN3,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
                 let expected = format!("a multiple of num_attention_heads, {heads}, or head_dim");
@@ -167,6 +173,12 @@ impl Description {
     }
 }
 
+/// True for the architectures of BitNet, whose layers round their weights themselves.
+#[must_use]
+pub fn is_bitnet(architecture: &Architecture) -> bool {
+    [&arch::BITNET_B158, &arch::BITNET].iter().any(|own| std::ptr::eq(*own, architecture))
+}
+
 /// Reads the architecture and its activation.
 fn architecture(file: &Object) -> Result<(&'static Architecture, Activation)> {
     let list = file.require("architectures", file.get("architectures"))?;
@@ -196,9 +208,9 @@ fn default_theta(architecture: &Architecture) -> f64 {
 
 /// Reads the form of the ternary matrices.
 fn weights(file: &Object, architecture: &Architecture) -> Result<Weights> {
-    let is_bitnet = !std::ptr::eq(architecture, &arch::LLAMA);
     let Some(own) = file.object("quantization_config")? else {
-        return Ok(if is_bitnet { Weights::Masters } else { Weights::Floats });
+        let floats = if is_bitnet(architecture) { Weights::Masters } else { Weights::Floats };
+        return Ok(floats);
     };
     match own.text("quant_method")? {
         Some("bitnet") => {}
@@ -279,6 +291,9 @@ fn rope_scaling(own: &Object, config: &Config) -> Result<Scaling> {
                 if let Some(other) = own.number(key)? {
                     return Err(own.error(key, other, "no such key: it is not run here"));
                 }
+            }
+            if own.truth("truncate")? == Some(false) {
+                return Err(own.error("truncate", false, "true: the other is not run here"));
             }
             Ok((keys, None))
         }

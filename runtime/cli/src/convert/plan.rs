@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use bitnet_profiles::Shape;
+use bitnet_profiles::{Role, Shape};
 use bitnet_runtime::arch::{self, TensorNames, layer_tensor};
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::TensorType;
@@ -15,8 +15,8 @@ use super::model::{Description, Weights};
 /// Types that tensors are written in.
 #[derive(Clone, Copy, Debug)]
 pub struct Types {
-    /// Ternary matrices.
-    pub matrices: TensorType,
+    /// Ternary matrices; `None`: one that holds their scales.
+    pub matrices: Option<TensorType>,
     /// The embedding; `None`: as it is.
     pub embedding: Option<TensorType>,
     /// The head; `None`: as it is.
@@ -85,6 +85,8 @@ pub struct Plan {
     pub tensors: Vec<Planned>,
     /// Rows of the embedding.
     pub vocab: usize,
+    /// Type of the ternary matrices.
+    pub matrices: TensorType,
     /// Lines for the user.
     pub notes: Vec<String>,
 }
@@ -103,6 +105,8 @@ pub fn plan(
         checkpoint,
         description,
         settings,
+        matrices: TensorType::I2_S,
+        width: None,
         used: settings.ignored.iter().cloned().collect(),
         tensors: Vec::new(),
         notes: Vec::new(),
@@ -112,18 +116,24 @@ pub fn plan(
         return Err(Error::usage("--ignore", quoted(name), "the name of a tensor of the folder"));
     }
     let vocab = planner.embedding()?;
+    planner.choose_type()?;
     for layer in 0..description.config.layers {
         planner.layer(layer)?;
     }
     planner.rest(vocab)?;
     planner.check_left()?;
-    Ok(Plan { tensors: planner.tensors, vocab, notes: planner.notes })
+    let Planner { tensors, matrices, notes, .. } = planner;
+    Ok(Plan { tensors, vocab, matrices, notes })
 }
 
 struct Planner<'a> {
     checkpoint: &'a Checkpoint,
     description: &'a Description,
     settings: &'a Settings,
+    /// Type of the ternary matrices.
+    matrices: TensorType,
+    /// Columns that share a scale, where weights are floats; `None`: all.
+    width: Option<usize>,
     /// Names of tensors that have a place, or need none.
     used: BTreeSet<String>,
     tensors: Vec<Planned>,
@@ -131,8 +141,11 @@ struct Planner<'a> {
 }
 
 /// Names of a layer's norms here, as fields of [`TensorNames`] have them, and in Hugging Face's folders.
-fn norms(names: &TensorNames) -> [(Option<&'static str>, &'static [&'static str]); 4] {
+fn norms(names: &TensorNames) -> [(Option<&'static str>, &'static [&'static str]); 6] {
+    let [q, k] = names.attn_qk_norms.map_or([None; 2], |names| names.map(Some));
     [
+        (q, &["self_attn.q_norm"]),
+        (k, &["self_attn.k_norm"]),
         (Some(names.attn_norm), &["input_layernorm"]),
         (Some(names.ffn_norm), &["post_attention_layernorm"]),
         (names.attn_sub_norm, &["self_attn.attn_sub_norm", "self_attn.inner_attn_ln"]),
@@ -219,6 +232,35 @@ impl<'a> Planner<'a> {
         Ok(rows)
     }
 
+    /// Chooses the type of the ternary matrices, and the columns that share a scale: those of a block of
+    /// the type that was asked for, else of the first matrix.
+    fn choose_type(&mut self) -> Result<()> {
+        let asked = self.settings.types.matrices;
+        let is_rounded = self.description.weights != Weights::Floats || self.settings.ternarise;
+        self.matrices = asked.unwrap_or(TensorType::I2_S);
+        if is_rounded {
+            return Ok(());
+        }
+        let format = self.matrices.format();
+        if format.has_block_scales() {
+            self.width = format.size.block().map(|(weights, _)| weights as usize);
+        } else if asked.is_none_or(|ty| ty == TensorType::F16) {
+            let (_, theirs) = MATRICES[0];
+            let stored = self.require(&[format!("layers.0.{theirs}.weight")])?.clone();
+            let (_, shape) = self.description.config.matrices(0, Role::Qkv).swap_remove(0);
+            self.check(&stored, &[shape.rows, shape.cols])?;
+            let matrix = Matrix { stored, shape, heads: None, form: Form::Exact };
+            self.width = matrix.block_width(self.checkpoint)?;
+            self.matrices = match (asked, self.width) {
+                (Some(ty), _) => ty,
+                (None, None) => TensorType::I2_S,
+                (None, Some(256..)) => TensorType::TQ2_0,
+                (None, Some(_)) => TensorType::Q2_0,
+            };
+        }
+        Ok(())
+    }
+
     fn layer(&mut self, layer: usize) -> Result<()> {
         let config = &self.description.config;
         let within = |name: &str| format!("layers.{layer}.{name}");
@@ -226,8 +268,12 @@ impl<'a> Planner<'a> {
             let Some(own) = own else { continue };
             let names: Vec<String> =
                 theirs.iter().map(|name| within(&format!("{name}.weight"))).collect();
-            let n = if own == "ffn_sub_norm" { config.ffn } else { config.hidden };
-            let n = if own == "attn_sub_norm" { config.q_dim() } else { n };
+            let n = match own {
+                "ffn_sub_norm" => config.ffn,
+                "attn_sub_norm" => config.q_dim(),
+                "attn_q_norm" | "attn_k_norm" => config.head_dim,
+                _ => config.hidden,
+            };
             let tensor = self.require(&names)?;
             self.check(tensor, &[n])?;
             self.floats(&layer_tensor(layer, own), tensor, Some(TensorType::F32), None)?;
@@ -253,9 +299,8 @@ impl<'a> Planner<'a> {
         let form = self.form(&tensor, theirs, shape)?;
         let dims = vec![shape.cols as u64, shape.rows as u64];
         let matrix = Matrix { stored: tensor, shape, heads, form };
-        let ty = self.settings.types.matrices;
         let source = Source::Ternary(matrix);
-        self.tensors.push(Planned { name: name.into(), dims, ty, source });
+        self.tensors.push(Planned { name: name.into(), dims, ty: self.matrices, source });
         if let Some(bias) = self.find(&[format!("{theirs}.bias")]) {
             self.check(bias, &[shape.rows])?;
             let name = name.replace(".weight", ".bias");
@@ -279,7 +324,11 @@ impl<'a> Planner<'a> {
                 return Err(self.checkpoint.error(tensor, tensor, expected));
             }
             let rounds = self.description.weights == Weights::Masters || self.settings.ternarise;
-            return Ok(if rounds { Form::Masters } else { Form::Exact });
+            return Ok(match self.width {
+                _ if rounds => Form::Masters,
+                Some(width) => Form::Blocks { width },
+                None => Form::Exact,
+            });
         };
         if tensor.dtype != Dtype::U8 {
             let expected = "U8, four codes to a byte, as config.json says";

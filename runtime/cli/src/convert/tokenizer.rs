@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use bitnet_runtime::arch::{self, Architecture};
+use bitnet_runtime::arch::Architecture;
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{Array, StrArray, Value};
 use bitnet_runtime::text::pretokenize::{self, GPT2_PATTERN};
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::json::{self, Object};
+use super::model::is_bitnet;
 use super::sentencepiece;
 
 /// Longest files.
@@ -354,7 +355,7 @@ impl Reader<'_> {
             }
         }
         // bitnet.cpp's files of BitNet models all say so.
-        let is_bitnet = !std::ptr::eq(self.settings.architecture, &arch::LLAMA);
+        let is_bitnet = is_bitnet(self.settings.architecture);
         let said = self.config.truth("add_bos_token")?.or(begins);
         // Where nothing says so the rule of the vocabulary's family counts.
         if let Some(adds) = said.or(is_bitnet.then_some(true)) {

@@ -62,7 +62,7 @@ pub fn load(args: &Args) -> Result<(Session, Loaded)> {
     if let Some(line) = suggested.line() {
         note(format_args!("{line}"));
     }
-    let chat = Chat::new(engine.gguf(), Arc::clone(&tokenizer), &args.template()?);
+    let chat = Chat::new(engine.gguf(), Arc::clone(&tokenizer), &args.template.choice()?);
     // A model that only continues texts serves as well, unless a template was asked for.
     let chat = match chat {
         Ok(chat) => Ok(chat),
@@ -82,7 +82,7 @@ pub fn load(args: &Args) -> Result<(Session, Loaded)> {
         grammars: OnceLock::new(),
         compiling: Arc::new(Semaphore::new(grammar::AT_ONCE)),
         chat,
-        variables: args.variables()?,
+        variables: args.template.variables()?,
         system: args.system()?,
         reasoning,
         tokenizer,

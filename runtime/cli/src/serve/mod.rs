@@ -40,7 +40,6 @@ use std::time::Duration;
 
 use bitnet_runtime::cpu::session::MAX_SEQUENCES;
 use bitnet_runtime::error::{Error, Result};
-use bitnet_runtime::{TemplateChoice, Variables};
 
 use self::app::{App, Settings};
 use self::chat_answer::ReasoningFormat;
@@ -49,7 +48,7 @@ use self::guard::{Guard, Keys};
 use self::listen::{Listener, SocketFile};
 use self::metrics::Metrics;
 use self::queue::Queue;
-use crate::chat::{OnOff, on_off_auto};
+use crate::chat::{CHAT, TemplateArgs};
 use crate::controls::WordArgs;
 use crate::load::{DraftArgs, OpenArgs, SessionArgs};
 use crate::output::note;
@@ -57,7 +56,6 @@ use crate::prompt::{self, EscapeArgs, LastLineEnd};
 use crate::sampling::SamplingArgs;
 
 const NETWORK: &str = "Network";
-const CHAT: &str = "Conversations";
 const LIMITS: &str = "Limits";
 const SLOTS: &str = "Slots and texts";
 
@@ -198,21 +196,8 @@ pub struct Args {
     )]
     drain: u32,
 
-    /// A chat template in place of the file's: a name (bitnet, llama3, chatml, falcon3, falcon_e, gguf) or
-    /// a text of Jinja
-    #[arg(long, value_name = "NAME|JINJA", help_heading = CHAT)]
-    chat_template: Option<String>,
-    /// The same from a file
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with = "chat_template",
-        help_heading = CHAT
-    )]
-    chat_template_file: Option<PathBuf>,
-    /// Variables of the template, as an object of JSON
-    #[arg(long, value_name = "JSON", help_heading = CHAT)]
-    chat_template_kwargs: Option<String>,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// none: reasoning stays in the content; deepseek: it goes to a field of its own [default: deepseek for
     /// templates with a switch for reasoning]
     #[arg(
@@ -222,19 +207,6 @@ pub struct Args {
         help_heading = CHAT
     )]
     reasoning_format: Option<ReasoningChoice>,
-    /// Have the template ask for reasoning before an answer, where it has a switch for it; auto: as the
-    /// template does. Requests may say otherwise
-    #[arg(
-        long,
-        visible_alias = "rea",
-        value_name = "on|off|auto",
-        default_value = "auto",
-        num_args = 0..=1,
-        default_missing_value = "on",
-        value_parser = on_off_auto,
-        help_heading = CHAT
-    )]
-    reasoning: OnOff,
     /// The system prompt of conversations that have none
     #[arg(
         short,
@@ -358,27 +330,6 @@ impl Args {
             return Err(Error::usage("--api-key", "no key", "at least one that is not empty"));
         }
         Ok(keys)
-    }
-
-    /// The chat template that is asked for.
-    fn template(&self) -> Result<TemplateChoice> {
-        match (&self.chat_template_file, &self.chat_template) {
-            (Some(path), _) => {
-                Ok(TemplateChoice::Source(prompt::from_path(path, LastLineEnd::Kept)?))
-            }
-            (None, Some(text)) => TemplateChoice::parse(text),
-            (None, None) => Ok(TemplateChoice::Auto),
-        }
-    }
-
-    /// The variables of the template that are given.
-    fn variables(&self) -> Result<Variables> {
-        let text = self.chat_template_kwargs.as_deref();
-        let mut variables = text.map_or(Ok(Variables::default()), Variables::parse)?;
-        if let Some(on) = self.reasoning.0 {
-            variables.set("enable_thinking", on)?;
-        }
-        Ok(variables)
     }
 
     /// The system prompt of conversations that have none, if one is given.

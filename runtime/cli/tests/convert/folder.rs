@@ -24,6 +24,8 @@ pub enum Form {
     Divide,
     /// Floats of one magnitude, BF16.
     Floats,
+    /// Floats of one magnitude in each block of so many columns, BF16.
+    Blocks(usize),
 }
 
 /// A folder, in memory until it is written.
@@ -81,7 +83,48 @@ pub fn pack(codes: &[u8], Shape { rows, cols }: Shape) -> Vec<u8> {
     packed
 }
 
+/// Sizes of a model.
+#[derive(Clone, Copy)]
+struct Sizes {
+    hidden: usize,
+    ffn: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Sizes {
+    /// Heads of 64 elements, a key head for two: all of them as wide as the model, and of Qwen3 twice as wide.
+    fn wide(architecture: &str, hidden: usize) -> Self {
+        let kv_heads = hidden / if architecture == "Qwen3ForCausalLM" { 64 } else { 128 };
+        Self { hidden, ffn: 2 * hidden, heads: 2 * kv_heads, kv_heads, head_dim: 64 }
+    }
+
+    /// Random matrices of a layer.
+    fn matrices(self) -> Vec<Matrix> {
+        let Self { hidden, ffn, heads, kv_heads, head_dim } = self;
+        let mut random = Random::new(21);
+        let (q, kv) = (heads * head_dim, (kv_heads * head_dim, hidden));
+        let shapes =
+            [(q, hidden), kv, kv, (hidden, q), (ffn, hidden), (ffn, hidden), (hidden, ffn)];
+        let named = NAMES.iter().zip(shapes);
+        named
+            .map(|((_, theirs), (rows, cols))| Matrix {
+                name: format!("model.layers.0.{theirs}"),
+                shape: Shape::new(rows, cols),
+                codes: (0..rows * cols).map(|_| random.below(3) as u8).collect(),
+                scale: 0.125,
+            })
+            .collect()
+    }
+}
+
 impl Matrix {
+    /// True if its name in a layer is this.
+    pub fn is(&self, name: &str) -> bool {
+        self.name.ends_with(name)
+    }
+
     /// The tensors of the matrix in a form.
     pub fn tensors(&self, form: Form) -> Vec<Tensor> {
         let Self { name, shape, codes, scale } = self;
@@ -97,11 +140,26 @@ impl Matrix {
                 vec![packed(), (scale_name, "F32", vec![1], f32_bytes(&[1.0 / *scale]))]
             }
             Form::Floats => {
-                let values: Vec<f32> =
-                    codes.iter().map(|&code| scale * (f32::from(code) - 1.0)).collect();
-                vec![(weight, "BF16", vec![rows, cols], bf16_bytes(&values))]
+                vec![(weight, "BF16", vec![rows, cols], self.floats(&[*scale]))]
+            }
+            Form::Blocks(width) => {
+                vec![(weight, "BF16", vec![rows, cols], self.floats(&self.scales(width)))]
             }
         }
+    }
+
+    /// The weights in BF16, in blocks of so many scales.
+    fn floats(&self, scales: &[f32]) -> Vec<u8> {
+        let width = self.codes.len() / scales.len();
+        let value = |(i, &code): (usize, &u8)| scales[i / width] * (f32::from(code) - 1.0);
+        bf16_bytes(&self.codes.iter().enumerate().map(value).collect::<Vec<f32>>())
+    }
+
+    /// Scales of blocks of so many columns, which BF16 and F16 hold exactly.
+    pub fn scales(&self, width: usize) -> Vec<f32> {
+        let (blocks, in_row) = (self.codes.len() / width, self.shape.cols / width);
+        let factor = |i: usize| [1.0, 0.5, 1.25, 0.75][(i + i / in_row) % 4];
+        (0..blocks).map(|i| self.scale * factor(i)).collect()
     }
 }
 
@@ -195,32 +253,60 @@ impl Folder {
         }
     }
 
-    /// A random model of one layer: 128 wide, two heads of 64 elements with one key head, 300 tokens.
+    /// A random model of one layer: 128 wide, heads of 64 elements, a key head for two, 300 tokens.
     pub fn small(architecture: &str, form: Form) -> Self {
-        const HIDDEN: usize = 128;
-        const FFN: usize = 256;
+        Self::wide(architecture, form, 128)
+    }
+
+    /// The same, so wide.
+    pub fn wide(architecture: &str, form: Form, hidden: usize) -> Self {
+        Self::of(architecture, form, Sizes::wide(architecture, hidden))
+    }
+
+    /// A random model of one layer with the widths of BitNet b1.58 2B-4T, packed.
+    pub fn of_2b4t() -> Self {
+        let sizes = Sizes { hidden: 2560, ffn: 6912, heads: 20, kv_heads: 5, head_dim: 128 };
+        Self::of("BitNetForCausalLM", Form::Multiply, sizes)
+    }
+
+    fn of(architecture: &str, form: Form, sizes: Sizes) -> Self {
         const VOCAB: usize = 300;
+        let Sizes { hidden, ffn, heads, kv_heads, head_dim } = sizes;
         let mut random = Random::new(20);
         let mut numbers = |n: usize, about: f32| -> Vec<f32> {
             let number = |r: u64| about + (r as f32 / 1000.0 - 1.0) * 0.1;
             (0..n).map(|_| number(random.below(2000))).collect()
         };
         let is_bitnet = architecture == "BitNetForCausalLM";
-        let embedding = bf16_bytes(&numbers(VOCAB * HIDDEN, 0.0));
+        let is_qwen3 = architecture == "Qwen3ForCausalLM";
+        let is_tied = is_bitnet || is_qwen3;
+        let embedding = bf16_bytes(&numbers(VOCAB * hidden, 0.0));
         let mut tensors: Vec<Tensor> = vec![
-            ("model.embed_tokens.weight".into(), "BF16", vec![VOCAB, HIDDEN], embedding),
-            ("model.norm.weight".into(), "BF16", vec![HIDDEN], bf16_bytes(&numbers(HIDDEN, 1.0))),
+            ("model.embed_tokens.weight".into(), "BF16", vec![VOCAB, hidden], embedding),
+            ("model.norm.weight".into(), "BF16", vec![hidden], bf16_bytes(&numbers(hidden, 1.0))),
         ];
-        if !is_bitnet {
-            let head = bf16_bytes(&numbers(VOCAB * HIDDEN, 0.0));
-            tensors.push(("lm_head.weight".into(), "BF16", vec![VOCAB, HIDDEN], head));
+        if !is_tied {
+            let head = bf16_bytes(&numbers(VOCAB * hidden, 0.0));
+            tensors.push(("lm_head.weight".into(), "BF16", vec![VOCAB, hidden], head));
         }
         for (own, theirs) in NORMS.into_iter().take(if is_bitnet { 4 } else { 2 }) {
-            let n = if own == "ffn_sub_norm" { FFN } else { HIDDEN };
+            let n = if own == "ffn_sub_norm" { ffn } else { hidden };
             let name = format!("model.layers.0.{theirs}.weight");
             tensors.push((name, "BF16", vec![n], bf16_bytes(&numbers(n, 1.0))));
         }
-        for matrix in Self::small_matrices() {
+        if is_qwen3 {
+            for name in ["q_norm", "k_norm"] {
+                let name = format!("model.layers.0.self_attn.{name}.weight");
+                let norm = bf16_bytes(&numbers(head_dim, 1.0));
+                tensors.push((name, "BF16", vec![head_dim], norm));
+            }
+        }
+        for matrix in sizes.matrices() {
+            if architecture == "Qwen2ForCausalLM" && NAMES[..3].iter().any(|n| matrix.is(n.1)) {
+                let rows = matrix.shape.rows;
+                let name = format!("{}.bias", matrix.name);
+                tensors.push((name, "BF16", vec![rows], bf16_bytes(&numbers(rows, 0.0))));
+            }
             tensors.extend(matrix.tensors(form));
         }
         let mut tokens = vec!["<s>".to_owned(), "</s>".to_owned()];
@@ -233,12 +319,15 @@ impl Folder {
         let mut config = json!({
             "architectures": [architecture],
             "hidden_act": if is_bitnet { "relu2" } else { "silu" },
-            "tie_word_embeddings": is_bitnet, "bos_token_id": 0, "eos_token_id": [1],
-            "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": VOCAB,
+            "tie_word_embeddings": is_tied, "bos_token_id": 0, "eos_token_id": [1],
+            "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": 1,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": VOCAB,
             "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
         });
-        if form != Form::Floats {
+        if is_qwen3 {
+            config["head_dim"] = json!(head_dim);
+        }
+        if matches!(form, Form::Multiply | Form::Divide) {
             let class = if form == Form::Divide { "bitlinear" } else { "autobitlinear" };
             config["quantization_config"] = json!({ "quant_method": "bitnet",
                 "linear_class": class, "quantization_mode": "offline" });
@@ -251,20 +340,15 @@ impl Folder {
         }
     }
 
-    /// The matrices of [`Folder::small`]; scales are exact in BF16, and so are their inverses.
+    /// The matrices of [`Folder::small`], but for Qwen3's; scales are exact in BF16, and so are their
+    /// inverses.
     pub fn small_matrices() -> Vec<Matrix> {
-        let mut random = Random::new(21);
-        let shapes =
-            [(128, 128), (64, 128), (64, 128), (128, 128), (256, 128), (256, 128), (128, 256)];
-        let named = NAMES.iter().zip(shapes);
-        named
-            .map(|((_, theirs), (rows, cols))| Matrix {
-                name: format!("model.layers.0.{theirs}"),
-                shape: Shape::new(rows, cols),
-                codes: (0..rows * cols).map(|_| random.below(3) as u8).collect(),
-                scale: 0.125,
-            })
-            .collect()
+        Self::matrices("BitNetForCausalLM", 128)
+    }
+
+    /// The matrices of [`Folder::wide`].
+    pub fn matrices(architecture: &str, hidden: usize) -> Vec<Matrix> {
+        Sizes::wide(architecture, hidden).matrices()
     }
 
     /// The tensor of that name.

@@ -22,8 +22,8 @@ pub fn add(suite: &mut Suite) {
     suite.add("s20_s21_shards", s20_s21_shards);
     suite.add("s22_python_objects", s22_python_objects);
     suite.add("s23_output_is_an_input", s23_output_is_an_input);
-    suite.add("a_file_cut_anywhere_is_refused", a_file_cut_anywhere_is_refused);
-    suite.add("bytes_changed_anywhere_never_panic", bytes_changed_anywhere_never_panic);
+    suite.add("cv06_a_file_cut_anywhere_is_refused", cv06_a_file_cut_anywhere_is_refused);
+    suite.add("cv06_bytes_changed_anywhere_never_panic", cv06_bytes_changed_anywhere_never_panic);
     #[cfg(target_os = "linux")]
     {
         suite.add("s24_a_full_disk", linux::s24_a_full_disk);
@@ -392,7 +392,7 @@ fn s23_output_is_an_input() {
     assert_eq!(fs::read(&output).unwrap(), b"mine");
 }
 
-fn a_file_cut_anywhere_is_refused() {
+fn cv06_a_file_cut_anywhere_is_refused() {
     let folder = Folder::small("BitNetForCausalLM", Form::Multiply);
     let dir = folder.write();
     let path = dir.path().join("model.safetensors");
@@ -406,7 +406,7 @@ fn a_file_cut_anywhere_is_refused() {
 }
 
 /// Whatever a byte of a header or of a file of JSON is changed to, the program ends with an answer.
-fn bytes_changed_anywhere_never_panic() {
+fn cv06_bytes_changed_anywhere_never_panic() {
     let dir = Folder::small("LlamaForCausalLM", Form::Divide).write();
     let output = dir.path().join("out.gguf");
     let mut random = bitnet_runtime::random::Random::new(22);

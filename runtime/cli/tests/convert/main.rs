@@ -6,19 +6,21 @@ mod hostile;
 mod program;
 mod transformers;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use bitnet_profiles::Shape;
 use bitnet_runtime::file::gguf::{Gguf, TensorType, Value};
-use bitnet_runtime::formats::Codes;
+use bitnet_runtime::formats::{Codes, Scales};
 use bitnet_runtime::text::tokenizer::Tokenizer;
 use bitnet_trials::{Need, Tested, suite};
 use folder::{Folder, Form, bf16_bytes, text};
 use half::bf16;
 use program::{answer, both, demo_model, refusal};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 /// Converts a folder into its own folder and opens what was written.
 fn convert(folder: &Path, more: &[&str]) -> Gguf {
@@ -56,8 +58,8 @@ fn greedy(model: &Path) -> String {
     answer(&["-m", text(model), "-p", "ROMEO:", "-n", "48", "--temp", "0"])
 }
 
-/// CV01: the folder made from the demo model becomes that model again.
-fn a_packed_folder_becomes_the_file_it_is_of() {
+/// The folder made from the demo model becomes that model again.
+fn cv01_a_packed_folder_becomes_the_file_it_is_of() {
     let demo = Gguf::open(demo_model()).unwrap();
     let dir = Folder::demo(&demo, Form::Multiply).write();
     let found = convert(dir.path(), &["--name", "bard-11m"]);
@@ -71,8 +73,8 @@ fn a_packed_folder_becomes_the_file_it_is_of() {
     assert_eq!(greedy(&dir.path().join("out.gguf")), greedy(Path::new(&demo_model())));
 }
 
-/// CV01: both published folders of the demo model.
-fn published_folders_become_the_demo_model() -> Tested {
+/// Both published folders of the demo model.
+fn cv01_published_folders_become_the_demo_model() -> Tested {
     let demo = Gguf::open(demo_model()).unwrap();
     for (name, exact) in [("bard-11m-hf-packed", true), ("bard-11m-hf-bf16", false)] {
         let folder = Need::Models.data(&format!("models/{name}"))?;
@@ -99,8 +101,8 @@ fn published_folders_become_the_demo_model() -> Tested {
     Ok(())
 }
 
-/// CV03, CV07: a model is the same however its scale is meant, and in however many files it is.
-fn forms_and_shards_change_nothing() {
+/// A model is the same however its scale is meant, and in however many files it is.
+fn cv03_cv07_forms_and_shards_change_nothing() {
     let packed = Folder::small("BitNetForCausalLM", Form::Multiply);
     let dir = packed.write();
     let expected = convert(dir.path(), &[]);
@@ -155,8 +157,8 @@ fn masters_are_rounded_by_their_mean() {
     }
 }
 
-/// CV04: rows of q and k stand as llama.cpp's rotary embedding pairs them.
-fn rows_of_llama_are_in_its_order() {
+/// Rows of q and k stand as llama.cpp's rotary embedding pairs them.
+fn cv04_rows_of_llama_are_in_its_order() {
     let mut packed = Folder::small("LlamaForCausalLM", Form::Divide);
     let bias: Vec<f32> = (0..128).map(|i| i as f32 / 64.0).collect();
     let name = "model.layers.0.self_attn.q_proj.bias";
@@ -298,7 +300,7 @@ fn zeros_are_told() {
 }
 
 /// CV05: SentencePiece vocabularies, from either file.
-fn sentencepiece_vocabularies_are_taken() {
+fn cv05_sentencepiece_vocabularies_are_taken() {
     let mut folder = Folder::small("LlamaForCausalLM", Form::Divide);
     let (tokens, kinds, merges) = sentencepiece();
     folder.tokenizer = sentencepiece_json(&tokens, &kinds, &merges);
@@ -377,8 +379,8 @@ fn sentencepiece_model(tokens: &[String], kinds: &[u8], merges: &[(String, Strin
     file
 }
 
-/// CV05: a pre-tokenizer that is not known is refused with what was found, and a wrong name is found out.
-fn pre_tokenizers_are_proved() {
+/// A pre-tokenizer that is not known is refused with what was found, and a wrong name is found out.
+fn cv05_pre_tokenizers_are_proved() {
     let mut folder = Folder::small("BitNetForCausalLM", Form::Multiply);
     let split = |regex: &str| {
         json!({ "type": "Sequence", "pretokenizers": [
@@ -406,22 +408,235 @@ fn pre_tokenizers_are_proved() {
     }
 }
 
+/// The scales of a ternary tensor, and the columns that share one.
+fn block_scales(gguf: &Gguf, name: &str) -> (usize, Vec<f32>) {
+    let tensor = gguf.tensor(name).unwrap();
+    let shape = Shape::new(tensor.rows() as usize, tensor.cols() as usize);
+    let stored = Codes::new(tensor.ty, gguf.tensor_bytes(tensor), shape).unwrap();
+    match stored.scales() {
+        Scales::Blocks { width, values } => (width, values),
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+/// Floats whose blocks of columns have magnitudes of their own become blocks, as wide as they are or
+/// narrower, and those of one magnitude a tensor with one scale.
+fn cv02_blocks_of_columns_keep_their_scales() {
+    let up = |hidden| {
+        let all = Folder::matrices("Qwen3ForCausalLM", hidden);
+        all.into_iter().find(|matrix| matrix.is("mlp.up_proj")).unwrap()
+    };
+    for (hidden, width, more, ty, found_width) in [
+        (128, 64, &[][..], TensorType::Q2_0, 64),
+        (256, 128, &[], TensorType::Q2_0, 64),
+        (512, 256, &[], TensorType::TQ2_0, 256),
+        (512, 256, &["--type", "q2_0"], TensorType::Q2_0, 64),
+        (512, 256, &["--type", "tq1_0"], TensorType::TQ1_0, 256),
+    ] {
+        let dir = Folder::wide("Qwen3ForCausalLM", Form::Blocks(width), hidden).write();
+        let found = convert(dir.path(), more);
+        let matrix = up(hidden);
+        assert_eq!(found.tensor("blk.0.ffn_up.weight").unwrap().ty, ty);
+        let (own, scales) = block_scales(&found, "blk.0.ffn_up.weight");
+        assert_eq!(own, found_width);
+        let expected = matrix.scales(width);
+        assert_eq!(scales.len() * own, matrix.codes.len());
+        let of = |i: usize| expected[i * own / width];
+        assert!(scales.iter().enumerate().all(|(i, &scale)| scale == of(i)), "{hidden}, {width}");
+        let tensor = found.tensor("blk.0.ffn_up.weight").unwrap();
+        let stored = Codes::new(ty, found.tensor_bytes(tensor), matrix.shape).unwrap();
+        let mut row = vec![0; hidden];
+        for (index, expected) in matrix.codes.chunks(hidden).enumerate() {
+            assert_eq!(stored.row(index, &mut row), None);
+            assert!(row == expected, "row {index} of {ty}");
+        }
+    }
+
+    let floats = Folder::small("Qwen3ForCausalLM", Form::Floats).write();
+    let found = convert(floats.path(), &[]);
+    assert_eq!(found.tensor("blk.0.ffn_up.weight").unwrap().ty, TensorType::I2_S);
+    assert_eq!(codes(&found, "blk.0.ffn_up.weight"), (up(128).codes, 0.125));
+
+    // A type that cannot hold them is refused, and so is a block of two magnitudes.
+    let mut folder = Folder::wide("Qwen3ForCausalLM", Form::Blocks(64), 256);
+    let dir = folder.write();
+    for (ty, says) in [("i2_s", "--type q2_0 or tq2_0"), ("tq2_0", "within a block of 256 columns")]
+    {
+        let output = dir.path().join("x.gguf");
+        let error = refusal(&["convert", text(dir.path()), "-o", text(&output), "--type", ty], 3);
+        assert!(error.contains("q_proj") && error.contains(says), "{error}");
+    }
+    folder.tensor("model.layers.0.mlp.down_proj.weight").3[2 * 130..][..2]
+        .copy_from_slice(&bf16::from_f32(0.0703125).to_le_bytes());
+    let dir = folder.write();
+    let error = refusal(&["convert", text(dir.path())], 3);
+    for says in ["down_proj", "0.0703125 at [0, 130]", "block of 64 columns", "--ternarise"] {
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+/// Files of Qwen models say what config.json says.
+fn cv02_qwen_models_are_described() {
+    let dir = Folder::small("Qwen3ForCausalLM", Form::Blocks(64)).write();
+    let found = convert(dir.path(), &[]);
+    assert_eq!(found.require_str("general.architecture").unwrap(), "qwen3");
+    for key in ["attention.key_length", "attention.value_length", "rope.dimension_count"] {
+        assert_eq!(found.require_u32(&format!("qwen3.{key}")).unwrap(), 64, "{key}");
+    }
+    for name in ["attn_q_norm", "attn_k_norm"] {
+        let norm = found.tensor(&format!("blk.0.{name}.weight")).unwrap();
+        assert_eq!((norm.ty, &norm.dims[..]), (TensorType::F32, &[64][..]));
+    }
+    assert!(found.tensor("output.weight").is_none());
+    // A model that says nothing of a token before a text has none.
+    assert!(found.get("tokenizer.ggml.add_bos_token").is_none());
+    let args = ["-p", "the", "-n", "4", "--temp", "0", "--ignore-eos"];
+    let path = dir.path().join("out.gguf");
+    assert!(!answer(&[&["-m", text(&path)], &args[..]].concat()).is_empty());
+
+    let dir = Folder::small("Qwen2ForCausalLM", Form::Divide).write();
+    let found = convert(dir.path(), &[]);
+    assert_eq!(found.require_str("general.architecture").unwrap(), "qwen2");
+    for (name, rows) in [("attn_q", 128), ("attn_k", 64), ("attn_v", 64)] {
+        let bias = found.tensor(&format!("blk.0.{name}.bias")).unwrap();
+        assert_eq!((bias.ty, &bias.dims[..]), (TensorType::F32, &[rows][..]));
+    }
+}
+
+/// Blocks of columns go from type to type as they are, and are refused where they cannot.
+fn cv02_blocks_of_columns_are_quantised() {
+    let dir = Folder::wide("Qwen3ForCausalLM", Form::Blocks(256), 512).write();
+    let first = convert(dir.path(), &[]);
+    let at = |name: &str| dir.path().join(name);
+    let quantise = |from: &str, to: &str, ty: &str| {
+        let (from, to) = (at(from), at(to));
+        answer(&["quantize", text(&from), "-o", text(&to), "--type", ty]);
+        Gguf::open(to).unwrap()
+    };
+    let q2_0 = quantise("out.gguf", "q2_0.gguf", "q2_0");
+    let (width, scales) = block_scales(&q2_0, "blk.0.ffn_up.weight");
+    let (_, expected) = block_scales(&first, "blk.0.ffn_up.weight");
+    assert_eq!(width, 64);
+    assert!(scales.chunks(4).zip(&expected).all(|(four, own)| *four == [*own; 4]));
+    assert_same_tensors(&quantise("q2_0.gguf", "back.gguf", "tq2_0"), &first);
+    let error =
+        refusal(&["quantize", text(&at("q2_0.gguf")), "-o", text(&at("x")), "--type", "i2_s"], 3);
+    assert!(error.contains("scales 0.125 and") && error.contains("one scale for all"), "{error}");
+    let narrow = Folder::wide("Qwen3ForCausalLM", Form::Blocks(64), 256).write();
+    convert(narrow.path(), &[]);
+    let (from, to) = (narrow.path().join("out.gguf"), narrow.path().join("x.gguf"));
+    let error = refusal(&["quantize", text(&from), "-o", text(&to), "--type", "tq2_0"], 3);
+    assert!(error.contains("one scale for each block of 256 columns"), "{error}");
+}
+
+/// gguf-py reads what is written: names, dimensions and types, and, of the types that it knows, weights.
+fn cv08_gguf_py_reads_what_is_written() -> Tested {
+    let python = Need::GgufPy.program("GGUF_PYTHON")?;
+    let demo = Gguf::open(demo_model()).unwrap();
+    let dir = Folder::demo(&demo, Form::Multiply).write();
+    convert(dir.path(), &[]);
+    let wide = Folder::wide("Qwen3ForCausalLM", Form::Blocks(256), 512).write();
+    convert(wide.path(), &[]);
+    let mut files = vec![dir.path().join("out.gguf"), wide.path().join("out.gguf")];
+    for (flag, ty) in [
+        ("--type", "q2_0"),
+        ("--type", "tq1_0"),
+        ("--type", "f16"),
+        ("--embd", "f32"),
+        ("--embd", "f16"),
+        ("--embd", "q8_0"),
+        ("--embd", "q6_k"),
+        ("--embd", "q5_0"),
+        ("--embd", "q4_0"),
+    ] {
+        let to = wide.path().join(format!("{ty}{flag}.gguf"));
+        answer(&["quantize", text(&files[1]), "-o", text(&to), flag, ty]);
+        files.push(to);
+    }
+    let dummy = dir.path().join("dummy.gguf");
+    answer(&[
+        "dummy",
+        "--shape",
+        "125M",
+        "--layers",
+        "1",
+        "--vocab",
+        &demo_model(),
+        "-o",
+        text(&dummy),
+    ]);
+    files.push(dummy);
+
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/convert/gguf_py.py");
+    let output = Command::new(python).arg(script).args(&files).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut compared = BTreeSet::new();
+    for (path, theirs) in files.iter().zip(theirs.as_array().unwrap()) {
+        let own = Gguf::open(path).unwrap();
+        let keys: Vec<&str> = own.metadata().map(|(key, _)| key).collect();
+        assert_eq!(theirs["keys"], json!(keys), "{}", path.display());
+        let tensors = theirs["tensors"].as_array().unwrap();
+        assert_eq!(tensors.len(), own.tensors().len());
+        for (own_tensor, theirs) in own.tensors().iter().zip(tensors) {
+            let format = own_tensor.ty.format();
+            let directory = json!([own_tensor.name, own_tensor.dims, format.id]);
+            assert_eq!(json!(theirs.as_array().unwrap()[..3]), directory, "{}", path.display());
+            let (Some(digest), Some(rows)) = (theirs[3].as_str(), format.rows()) else { continue };
+            let mut values = vec![0.0; own_tensor.elements() as usize];
+            (rows.dequantise)(own.tensor_bytes(own_tensor), &mut values);
+            let bytes: Vec<u8> = values.iter().flat_map(|v| (v + 0.0).to_le_bytes()).collect();
+            let found: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(found, digest, "{} of {}", own_tensor.name, path.display());
+            compared.insert(format.name);
+        }
+    }
+    let expected = ["f16", "f32", "q4_0", "q5_0", "q6_K", "q8_0", "tq2_0"];
+    assert!(expected.iter().all(|name| compared.contains(name)), "{compared:?}");
+    Ok(())
+}
+
+/// bitnet.cpp loads what is written with the widths of BitNet b1.58 2B-4T, and goes on with the same tokens;
+/// the best logits of random weights are near each other, so that they soon go different ways.
+fn cv10_bitnet_cpp_runs_what_is_written() -> Tested {
+    let program = Need::BitnetCpp.program("BITNET_CPP")?;
+    let dir = Folder::of_2b4t().write();
+    convert(dir.path(), &[]);
+    let path = dir.path().join("out.gguf");
+    let args = ["-m", text(&path), "-p", "the inner", "-n", "3", "--temp", "0", "--ignore-eos"];
+    let own = answer(&args);
+    let output = Command::new(program).args(args).args(["-t", "2", "-b", "1"]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let theirs = String::from_utf8_lossy(&output.stdout);
+    assert!(theirs.trim().ends_with(own.trim()), "{theirs:?}, {own:?}");
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let mut suite = suite![
-        a_packed_folder_becomes_the_file_it_is_of,
-        published_folders_become_the_demo_model,
-        forms_and_shards_change_nothing,
+        cv08_gguf_py_reads_what_is_written,
+        cv10_bitnet_cpp_runs_what_is_written,
+        cv02_blocks_of_columns_keep_their_scales,
+        cv02_qwen_models_are_described,
+        cv02_blocks_of_columns_are_quantised,
+        cv01_a_packed_folder_becomes_the_file_it_is_of,
+        cv01_published_folders_become_the_demo_model,
+        cv03_cv07_forms_and_shards_change_nothing,
         masters_are_rounded_by_their_mean,
-        rows_of_llama_are_in_its_order,
+        cv04_rows_of_llama_are_in_its_order,
         what_is_not_ternary_is_refused_unless_asked_for,
         keys_are_those_of_the_config,
         a_dry_run_writes_nothing,
         types_are_those_that_were_asked_for,
         zeros_are_told,
-        sentencepiece_vocabularies_are_taken,
-        pre_tokenizers_are_proved,
+        cv05_sentencepiece_vocabularies_are_taken,
+        cv05_pre_tokenizers_are_proved,
     ];
-    suite.add("transformers", transformers::logits_are_those_of_transformers);
+    suite.add(
+        "cv02_logits_are_those_of_transformers",
+        transformers::cv02_logits_are_those_of_transformers,
+    );
     hostile::add(&mut suite);
     suite.run()
 }

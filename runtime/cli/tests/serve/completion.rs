@@ -408,10 +408,10 @@ fn a_prompt_is_echoed_with_its_probabilities() {
     }
 }
 
-/// EV06: the probabilities that the requests of lm-eval's `local-completions` get, a list of ids each, add up to
+/// The probabilities that the requests of lm-eval's `local-completions` get, a list of ids each, add up to
 /// the perplexity of the same windows.
 #[test]
-fn echoed_probabilities_are_those_of_perplexity() {
+fn ev06_echoed_probabilities_are_those_of_perplexity() {
     const CONTEXT: usize = 64;
     let server = demo();
     let path = package("tests/data/coriolanus.txt");

@@ -12,14 +12,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{Action, Winsize, tcflow, tcsetwinsize};
 
 /// Time after which a program that says nothing new is taken for stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const CTRL_C: &str = "\x03";
 pub const CTRL_D: &str = "\x04";
-const CTRL_S: &str = "\x13";
 
 /// The number of `write` among system calls.
 const WRITE: &str = if cfg!(target_arch = "x86_64") { "1" } else { "64" };
@@ -38,7 +37,17 @@ pub struct Terminal {
 
 impl Terminal {
     /// Starts a program, whose stdin, stdout and stderr are the terminal.
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
+        Self::open(command, false)
+    }
+
+    /// Starts a program whose stdin and stdout are a terminal that takes nothing, so that its first write to stdout
+    /// lasts. (A terminal that is stopped by a key goes on whenever its settings change, as they do at a prompt.)
+    pub fn start_stopped(command: Command) -> Self {
+        Self::open(command, true)
+    }
+
+    fn open(mut command: Command, is_stopped: bool) -> Self {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let screen = openpt(flags).unwrap();
         grantpt(&screen).unwrap();
@@ -50,6 +59,10 @@ impl Terminal {
             open(&*name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let stdio = || Stdio::from(end.try_clone().unwrap());
         command.stdin(stdio()).stdout(stdio()).stderr(stdio()).env("TERM", "xterm");
+        if is_stopped {
+            tcflow(&end, Action::OOff).unwrap();
+            command.stderr(Stdio::null());
+        }
         // SAFETY: between fork and exec only two system calls are made, and nothing is allocated.
         unsafe {
             command.pre_exec(|| {
@@ -68,41 +81,40 @@ impl Terminal {
         self.screen.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Stops what the program writes, as Ctrl+S does, and waits until it cannot go on for that.
-    pub fn hold_output(&mut self) {
-        self.send(CTRL_S);
-        // The main thread sleeps in a write, and has not been awake while that was looked at.
+    /// Waits until the main thread sleeps in a write, and returns the number of times that it has gone to sleep.
+    pub fn wait_for_a_write(&self) -> u64 {
+        let mut slept = 0;
         let call = format!("/proc/{}/syscall", self.child.id());
-        self.wait_until("writes no more", || {
+        self.wait_until("writes nothing", || {
+            // It has not been awake while its call was looked at.
             let before = self.sleep();
             let call = std::fs::read_to_string(&call).unwrap();
-            before.is_some() && call.split(' ').next() == Some(WRITE) && self.sleep() == before
+            slept = before.unwrap_or(0);
+            slept > 0 && call.split(' ').next() == Some(WRITE) && self.sleep() == before
         });
+        slept
     }
 
     /// The number of times that the main thread has gone to sleep, if it sleeps now.
-    fn sleep(&self) -> Option<String> {
+    fn sleep(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let value =
             |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         value("State:").filter(|state| state.starts_with('S'))?;
-        value("voluntary_ctxt_switches:").map(str::to_owned)
+        value("voluntary_ctxt_switches:")?.parse().ok()
     }
 
-    /// Sends the signal of Ctrl+C twice, the second when the first was taken. (The key would let held output go
-    /// on.)
-    pub fn interrupt_twice(&mut self) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::INT).unwrap();
-        let status = format!("/proc/{}/status", self.child.id());
-        self.wait_until("takes no signal", || {
-            let status = std::fs::read_to_string(&status).unwrap();
-            let mut pending = status.lines().filter_map(|line| {
-                line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))
-            });
-            pending.all(|set| set.trim().bytes().all(|digit| digit == b'0'))
-        });
-        kill_process(pid, Signal::INT).unwrap();
+    /// Sends the signal of Ctrl+C to a program whose main thread sleeps in a write. (The key would let stopped output
+    /// go on.)
+    pub fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
+    }
+
+    /// Waits until a program that has slept so often in a write has taken a signal, and sleeps in the write again.
+    /// A signal that is not pending any more may still be before its handler's first instruction, and another one
+    /// would then go to another thread.
+    pub fn wait_until_taken(&self, slept: u64) {
+        self.wait_until("takes no signal", || self.sleep().is_some_and(|now| now > slept));
     }
 
     fn wait_until(&self, failure: &str, mut done: impl FnMut() -> bool) {
