@@ -11,7 +11,8 @@
 //! What a text may be, and what ends it, are options of each sequence ([`SequenceOptions`]): stop strings,
 //! tokens that are never chosen, a JSON schema or a grammar (`Engine::grammars`, with the feature `grammar`).
 //! It can be cancelled ([`GenerateOptions::cancel`]), its log probabilities kept ([`TokenLogprobs`]), and
-//! [`Session::save`] keeps in a file what the model computed of it.
+//! [`Session::save`] keeps in a file what the model computed of it. [`Session::embed`] makes embeddings of
+//! texts in place of continuing them.
 //!
 //! ```
 //! use bitnet_runtime::{Engine, GenerateOptions, Options, Sampling, SequenceOptions};
@@ -83,8 +84,8 @@ pub use crate::{
         sparse::Mode as ActivationSparsity,
     },
     engine::{
-        Engine, GenerateOptions, Generation, NamedProfile, Note, Options, PackedWeights,
-        ProfileChoice, ProfileInUse, ProfileSource, Progress, Start, Suggested, Turns,
+        Embedding, Engine, GenerateOptions, Generation, NamedProfile, Normalisation, Note, Options,
+        PackedWeights, Pooling, ProfileChoice, ProfileInUse, ProfileSource, Progress, Start, Suggested, Turns,
         logprobs::{TokenLogprobs, logprobs},
         sampler::Sampling,
         sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats, Wants},

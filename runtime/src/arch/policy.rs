@@ -97,6 +97,7 @@ static RULES: &[Rule] = &[
             "{arch}.block_count",
             "{arch}.feed_forward_length",
             "{arch}.hidden_activation",
+            "{arch}.pooling_type",
             "{arch}.attention.head_count",
             "{arch}.attention.head_count_kv",
             "{arch}.attention.key_length",
@@ -129,6 +130,7 @@ static RULES: &[Rule] = &[
             "tokenizer.ggml.eom_token_id",
             "tokenizer.ggml.unknown_token_id",
             "tokenizer.ggml.add_bos_token",
+            "tokenizer.ggml.add_eos_token",
             "tokenizer.ggml.add_space_prefix",
             "tokenizer.ggml.fim_pad_token_id",
             "tokenizer.ggml.fim_rep_token_id",
@@ -154,10 +156,9 @@ static RULES: &[Rule] = &[
         ],
     },
     Rule {
-        // Embeddings of texts and their classes.
+        // Classes of texts.
         treatment: Treatment::Description,
         keys: &[
-            "{arch}.pooling_type",
             "{arch}.classifier.output_labels",
             "{arch}.classifier.pooling_type",
         ],
@@ -317,7 +318,6 @@ static RULES: &[Rule] = &[
             "tokenizer.ggml.padding_token_id",
             "tokenizer.ggml.cls_token_id",
             "tokenizer.ggml.mask_token_id",
-            "tokenizer.ggml.add_eos_token",
             "tokenizer.ggml.add_sep_token",
             "tokenizer.ggml.remove_extra_whitespaces",
             "tokenizer.ggml.precompiled_charsmap",

@@ -51,6 +51,8 @@ pub(super) struct Pass<'a> {
     pub(super) at: &'a [At],
     /// Tokens that need logits, in the order of the rows of `logits`.
     pub(super) order: &'a [usize],
+    /// Tokens whose hidden states are needed, in the order of the rows of `hidden`.
+    pub(super) states: &'a [usize],
     /// Number of tokens, the first of `order`, that a scan serves.
     pub(super) scanned: usize,
     /// `Some` if it serves any.
@@ -75,6 +77,8 @@ pub(super) struct Pass<'a> {
     pub(super) gate_up: Rows<'a, f32>,
     /// A row for each token of `order`.
     pub(super) logits: Rows<'a, f32>,
+    /// A row for each token of `states`.
+    pub(super) hidden: Rows<'a, f32>,
     pub(super) scratch: SharedSlice<'a, Scratch>,
 }
 
@@ -158,7 +162,7 @@ impl Place<'_> {
 }
 
 impl Pass<'_> {
-    /// Runs the pass, from the embedding to the logits.
+    /// Runs the pass, from the embedding to the hidden states and the logits.
     pub(super) fn run(&self, pool: &Pool) -> Result<()> {
         let (n, layers) = (self.tokens.len(), self.model.weights().layers.len());
         let layerwise = if self.cancel.is_some() { CANCELLABLE } else { LAYERWISE };
@@ -166,7 +170,7 @@ impl Pass<'_> {
             let all = self.share(|place, scratch| {
                 self.embed(place, &mut scratch.row);
                 (0..layers).for_each(|index| self.layer(place, scratch, index));
-                self.head(place, scratch);
+                self.end(place, scratch);
             });
             return pool.run_spared(Load::Short, n, all);
         }
@@ -177,7 +181,7 @@ impl Pass<'_> {
             let layer = self.share(|place, scratch| self.layer(place, scratch, index));
             pool.run_spared(load, n, layer)?;
         }
-        pool.run(self.share(|place, scratch| self.head(place, scratch)))
+        pool.run(self.share(|place, scratch| self.end(place, scratch)))
     }
 
     /// Returns the part of a run that each worker calls, with its place and its scratch space.
@@ -325,6 +329,35 @@ impl Pass<'_> {
         self.add_residual(place);
     }
 
+    /// What is known after the last layer.
+    fn end(&self, place: Place<'_>, scratch: &mut Scratch) {
+        self.states(place);
+        self.head(place, scratch);
+    }
+
+    /// hidden = norm(x) of the tokens whose states are needed.
+    fn states(&self, place: Place<'_>) {
+        let own = place.own_slots();
+        for (row, &token) in self.states.iter().enumerate() {
+            let slot = if place.n == 1 { own.start } else { token };
+            if !own.contains(&slot) || !place.shows(slot) {
+                continue;
+            }
+            // SAFETY: x: a worker's own slot. hidden: the row belongs to the worker that shows the slot.
+            let (x, out) = unsafe { (self.x.row(slot), self.hidden.row_mut(row)) };
+            self.last_norm(x, out);
+            if !is_finite(out) {
+                self.broken.at_head();
+            }
+        }
+    }
+
+    /// Applies the norm before the head.
+    fn last_norm(&self, x: &[f32], out: &mut [f32]) {
+        let norm = &self.model.weights().output_norm;
+        self.vector().rms_norm(x, norm, self.model.config().eps, out);
+    }
+
     /// logits = head(norm(x)) of the tokens that need them, as many at once as a kernel takes.
     fn head(&self, place: Place<'_>, scratch: &mut Scratch) {
         if self.order.is_empty() {
@@ -347,9 +380,8 @@ impl Pass<'_> {
             for (normed, &token) in normed.chunks_exact_mut(config.hidden).zip(wanting) {
                 // SAFETY: nobody writes x after the residual was added.
                 let x = unsafe { self.x.row(place.all_slots().start + token) };
-                self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
-                let own = place.worker.index == 0;
-                if own && !normed.iter().fold(true, |finite, x| finite & x.is_finite()) {
+                self.last_norm(x, normed);
+                if place.worker.index == 0 && !is_finite(normed) {
                     self.broken.at_head();
                 }
                 if let Some(observer) = self.observer.filter(|_| place.worker.index == 0) {
@@ -566,4 +598,9 @@ impl Pass<'_> {
             }
         }
     }
+}
+
+/// True if all are numbers.
+fn is_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |finite, x| finite & x.is_finite())
 }

@@ -9,6 +9,7 @@ use super::kv_cache::{KvCache, KvType};
 use super::observe::Observer;
 use super::rows::Rows;
 use super::stages::{StageClock, StageTimes};
+use crate::arch::config::Config;
 use crate::cancel::Cancel;
 use crate::cpu::gather::Along;
 use crate::cpu::head::screen::{self, HeadStats, Needs, Scan, Screen};
@@ -55,9 +56,19 @@ pub struct BatchToken<'a> {
     pub sequence: usize,
     /// The token.
     pub id: u32,
-    /// The logits that are needed after it; `None`: none. Tokens of one pass may have different
-    /// needs: one that needs all logits does not prevent scans for the others.
+    /// The logits, or the hidden state, that are needed after it; `None`: neither. Tokens of one pass may
+    /// have different needs: one that needs all logits does not prevent scans for the others.
     pub needs: Option<&'a Needs>,
+}
+
+impl BatchToken<'_> {
+    fn wants_logits(&self) -> bool {
+        self.needs.is_some_and(|needs| *needs != Needs::Hidden)
+    }
+
+    fn wants_hidden(&self) -> bool {
+        self.needs == Some(&Needs::Hidden)
+    }
 }
 
 /// Sequences of tokens that run through a model, usually one: their KV caches and all buffers,
@@ -74,16 +85,36 @@ pub struct Session {
     buffers: Buffers,
     /// Positions of the tokens of a pass.
     at: Vec<At>,
-    /// Row in `Buffers::logits` of each token of the last call that asked for logits.
-    rows: Vec<usize>,
+    /// What each token of the last call has that asked for anything.
+    rows: Vec<Row>,
+    /// Rows of `Buffers::logits` and of `Buffers::hidden` that the last call has filled.
+    filled: Filled,
     /// The tokens of a pass that need logits, in the order of their rows.
     order: Vec<usize>,
+    /// The tokens of a pass whose hidden states are needed, in their order.
+    states: Vec<usize>,
     screen: Option<Screen>,
     head_stats: HeadStats,
     /// Time per stage, if it is measured.
     stages: Option<StageTimes>,
     observer: Option<Arc<dyn Observer>>,
     cancel: Option<Cancel>,
+}
+
+/// The row of a token that asked for something.
+#[derive(Clone, Copy, Debug)]
+enum Row {
+    /// In `Buffers::logits`.
+    Logits(usize),
+    /// In `Buffers::hidden`.
+    Hidden(usize),
+}
+
+/// Numbers of rows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Filled {
+    logits: usize,
+    hidden: usize,
 }
 
 /// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
@@ -113,6 +144,8 @@ struct Buffers {
     gate_up: Vec<f32>,
     /// `[vocab]` for each of the most tokens that have asked for logits at once.
     logits: Vec<f32>,
+    /// `[hidden]` for each of the most tokens that have asked for their state at once.
+    hidden: Vec<f32>,
     /// One per worker.
     scratch: Vec<Scratch>,
 }
@@ -141,6 +174,7 @@ impl Buffers {
             y: zeroed(batch * config.hidden)?,
             gate_up: zeroed(batch * 2 * config.ffn)?,
             logits: zeroed(config.vocab)?,
+            hidden: Vec::new(),
             scratch: (0..threads).map(|_| Scratch::new(model, widest)).collect::<Result<_>>()?,
         })
     }
@@ -185,7 +219,9 @@ impl Session {
             buffers,
             at: Vec::with_capacity(batch),
             rows: Vec::new(),
+            filled: Filled::default(),
             order: Vec::new(),
+            states: Vec::new(),
             head_stats: HeadStats::default(),
             stages: None,
             observer: None,
@@ -430,8 +466,8 @@ impl Session {
     }
 
     /// Appends tokens, each to its sequence, in this order, a batch at a time. [`Session::logits`]
-    /// then returns the logits after those that need any. Logits do not depend on the other
-    /// sequences in the pass.
+    /// then returns the logits after those that need any, and [`Session::hidden`] the hidden states.
+    /// Neither depends on the other sequences in the pass.
     ///
     /// # Errors
     /// As [`Session::prefill`]; also [`Error::Usage`] for a sequence that does not exist.
@@ -444,10 +480,10 @@ impl Session {
         Ok(())
     }
 
-    /// As [`Session::forward`], in bounded memory: `each(row, logits)` gets the logits, `[vocab]`,
-    /// after the `row`-th token that needs any, the same bits as there, as soon as they are known.
-    /// At most 32 MiB of logits, or one row, are in memory at a time, and none is left for
-    /// [`Session::logits`].
+    /// As [`Session::forward`], in bounded memory: `each(row, values)` gets the logits, `[vocab]`, or
+    /// the hidden state, `[hidden]`, after the `row`-th token that needs either, the same bits as there,
+    /// as soon as they are known. At most 32 MiB of logits, or one row, and the states of a batch are in
+    /// memory at a time, and none is left for [`Session::logits`] and [`Session::hidden`].
     ///
     /// # Errors
     /// As [`Session::forward`]; whatever `each` returns, which ends the call: the sequences then hold
@@ -473,7 +509,7 @@ impl Session {
         while !rest.is_empty() {
             let mut wanted = 0;
             let fits = |token: &&BatchToken<'_>| {
-                wanted += usize::from(token.needs.is_some());
+                wanted += usize::from(token.wants_logits());
                 wanted <= most
             };
             let count = rest.iter().take(self.batch).take_while(fits).count();
@@ -481,7 +517,7 @@ impl Session {
             self.start_rows(piece)?;
             self.step(piece)?;
             let done = (0..self.rows.len()).try_for_each(|i| {
-                each(row, self.logits(i))?;
+                each(row, self.values(i))?;
                 row += 1;
                 Ok(())
             });
@@ -513,21 +549,52 @@ impl Session {
         Ok(())
     }
 
-    /// Discards all logits and allocates room for those that the tokens need.
+    /// Discards all logits and states, and allocates room for those that the tokens need.
     fn start_rows(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.rows.clear();
-        let wanted = tokens.iter().filter(|token| token.needs.is_some()).count();
-        let len = wanted * self.model.config().vocab;
-        memory::grow(&mut self.buffers.logits, len, 0.0)
+        self.filled = Filled::default();
+        let logits = tokens.iter().filter(|token| token.wants_logits()).count();
+        let hidden = tokens.iter().filter(|token| token.wants_hidden()).count();
+        let config = self.model.config();
+        memory::grow(&mut self.buffers.logits, logits * config.vocab, 0.0)?;
+        memory::grow(&mut self.buffers.hidden, hidden * config.hidden, 0.0)
     }
 
-    /// Returns the logits, `[vocab]`, after the `row`-th of the tokens that needed any in the last
+    /// Returns the logits, `[vocab]`, after the `row`-th of the tokens that needed anything in the last
     /// call of [`Session::forward`]: at least those that it needed are exact. Empty if there was no
-    /// such token.
+    /// such token, or it needed its hidden state.
     #[must_use]
     pub fn logits(&self, row: usize) -> &[f32] {
-        let vocab = self.model.config().vocab;
-        self.rows.get(row).map_or(&[], |row| &self.buffers.logits[row * vocab..(row + 1) * vocab])
+        match self.rows.get(row) {
+            Some(Row::Logits(_)) => self.values(row),
+            _ => &[],
+        }
+    }
+
+    /// Returns the hidden state after the last norm, `[hidden]`, of the `row`-th of the tokens that needed
+    /// anything in the last call of [`Session::forward`]. Empty if there was no such token, or it needed
+    /// logits.
+    #[must_use]
+    pub fn hidden(&self, row: usize) -> &[f32] {
+        match self.rows.get(row) {
+            Some(Row::Hidden(_)) => self.values(row),
+            _ => &[],
+        }
+    }
+
+    /// What the `row`-th of the tokens has that needed anything.
+    fn values(&self, row: usize) -> &[f32] {
+        let &Config { vocab, hidden, .. } = self.model.config();
+        match self.rows.get(row) {
+            Some(row) => {
+                let (all, row, width) = match *row {
+                    Row::Logits(row) => (&self.buffers.logits, row, vocab),
+                    Row::Hidden(row) => (&self.buffers.hidden, row, hidden),
+                };
+                &all[row * width..(row + 1) * width]
+            }
+            None => &[],
+        }
     }
 
     /// Runs at most a batch of tokens through the model; the rows of their logits are appended to
@@ -539,9 +606,10 @@ impl Session {
             self.at.push(At { sequence, position: *position });
             *position += 1;
         }
-        let first = self.rows.len();
+        let first = self.filled;
         let scanned = self.order_rows(tokens);
-        let logits = first..self.rows.len();
+        let logits = first.logits..self.filled.logits;
+        let hidden = first.hidden..self.filled.hidden;
         let config = self.model.config();
         let scan = match (&mut self.screen, self.model.screened_head()) {
             (Some(screen), Some(head)) if scanned > 0 => {
@@ -556,6 +624,7 @@ impl Session {
             tokens,
             at: &self.at,
             order: &self.order,
+            states: &self.states,
             scanned,
             scan,
             clock: self.stages.map(|_| StageClock::start()),
@@ -578,6 +647,10 @@ impl Session {
             logits: Rows::new(
                 &mut b.logits[logits.start * config.vocab..logits.end * config.vocab],
                 config.vocab,
+            ),
+            hidden: Rows::new(
+                &mut b.hidden[hidden.start * config.hidden..hidden.end * config.hidden],
+                config.hidden,
             ),
             scratch: SharedSlice::new(&mut b.scratch),
         };
@@ -605,9 +678,9 @@ impl Session {
         Ok(())
     }
 
-    /// Assigns a row of logits to each token of a pass that needs any, after the rows that exist:
-    /// first to tokens whose logits a scan finds, then to those for which the full head is read.
-    /// Returns the number of tokens of the first kind.
+    /// Assigns a row to each token of a pass that needs logits or its state, after the rows that exist. Of
+    /// those of logits the first are of tokens whose logits a scan finds, then of those for which the full
+    /// head is read. Returns the number of tokens that a scan serves.
     fn order_rows(&mut self, tokens: &[BatchToken<'_>]) -> usize {
         let vocab = self.model.config().vocab;
         let scannable = |token: &BatchToken<'_>| {
@@ -615,18 +688,30 @@ impl Session {
         };
         let scans = tokens.iter().any(scannable) && self.screen.as_mut().is_some_and(Screen::scans);
         let is_scanned = |token: &BatchToken<'_>| scans && scannable(token);
-        let wanting = || tokens.iter().enumerate().filter(|(_, token)| token.needs.is_some());
+        let wanting = || tokens.iter().enumerate().filter(|(_, token)| token.wants_logits());
         self.order.clear();
         self.order.extend(wanting().filter(|(_, token)| is_scanned(token)).map(|(i, _)| i));
         let scanned = self.order.len();
         self.order.extend(wanting().filter(|(_, token)| !is_scanned(token)).map(|(i, _)| i));
-        let first = self.rows.len();
-        let mut next = [first + scanned, first];
-        self.rows.extend(wanting().map(|(_, token)| {
-            let row = &mut next[usize::from(is_scanned(token))];
-            *row += 1;
-            *row - 1
+        let wanting = tokens.iter().enumerate().filter(|(_, token)| token.wants_hidden());
+        self.states.clear();
+        self.states.extend(wanting.map(|(i, _)| i));
+        let Filled { logits, hidden } = self.filled;
+        let mut next = [logits + scanned, logits, hidden];
+        self.rows.extend(tokens.iter().filter(|token| token.needs.is_some()).map(|token| {
+            let mut take = |kind: usize| {
+                next[kind] += 1;
+                next[kind] - 1
+            };
+            match token.wants_hidden() {
+                true => Row::Hidden(take(2)),
+                false => Row::Logits(take(usize::from(is_scanned(token)))),
+            }
         }));
+        self.filled = Filled {
+            logits: logits + self.order.len(),
+            hidden: hidden + self.states.len(),
+        };
         scanned
     }
 }

@@ -296,7 +296,12 @@ impl Engine {
         }
         let start = Instant::now();
         let head = self.head_options();
-        let model = self.load(&state, true, (None, cancel))?.choose_head(&self.pool, &head)?;
+        let model = self.load(&state, true, (None, cancel))?;
+        let model = match self.options.needs {
+            // Who asks for logits all the same has them out of the file.
+            Needs::Hidden => model,
+            _ => model.choose_head(&self.pool, &head)?,
+        };
         let model = self.loaded(&mut state, model);
         state.mapped = None;
         state.packed = Some(Arc::clone(&model));
@@ -318,7 +323,7 @@ impl Engine {
 
     fn head_options(&self) -> HeadOptions {
         let (mode, count) = match &self.options.needs {
-            Needs::All => (HeadMode::Full, 0),
+            Needs::All | Needs::Hidden => (HeadMode::Full, 0),
             Needs::Best { count, .. } => (self.options.lm_head, *count),
         };
         HeadOptions {

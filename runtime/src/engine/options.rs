@@ -76,7 +76,7 @@ pub struct Options {
     /// Method of finding the best logits where not all are needed.
     pub lm_head: HeadMode,
     /// Logits that most tokens will need, which decides the form of the head in memory; others may
-    /// still be asked for.
+    /// still be asked for. With [`Needs::Hidden`] the head stays in the file.
     pub needs: Needs,
     /// Activation sparsity: skipping, for single tokens, the weights that meet a zero.
     pub sparse: sparse::Mode,
