@@ -77,6 +77,7 @@ pub use crate::text::grammar::{Grammar, Grammars};
 pub use crate::{
     cancel::Cancel,
     cpu::{
+        float::Activations,
         head::{choose::HeadMode, screen::Needs},
         kv_cache::KvType,
         model::Model,
@@ -85,7 +86,8 @@ pub use crate::{
     },
     engine::{
         Embedding, Engine, GenerateOptions, Generation, NamedProfile, Normalisation, Note, Options,
-        PackedWeights, Pooling, ProfileChoice, ProfileInUse, ProfileSource, Progress, Start, Suggested, Turns,
+        PackedWeights, Pooling, ProfileChoice, ProfileInUse, ProfileSource, Progress, Start,
+        Suggested, Turns,
         logprobs::{TokenLogprobs, logprobs},
         sampler::Sampling,
         sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats, Wants},

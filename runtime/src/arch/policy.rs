@@ -158,10 +158,7 @@ static RULES: &[Rule] = &[
     Rule {
         // Classes of texts.
         treatment: Treatment::Description,
-        keys: &[
-            "{arch}.classifier.output_labels",
-            "{arch}.classifier.pooling_type",
-        ],
+        keys: &["{arch}.classifier.output_labels", "{arch}.classifier.pooling_type"],
     },
     Rule {
         // Of experts, which expert_count says are not there.

@@ -25,6 +25,7 @@ use super::stages::{Stage, StageClock};
 use crate::arch::{Activation, RopePairs};
 use crate::cancel::{self, Cancel};
 use crate::cpu::blocks;
+use crate::cpu::float::Activations;
 use crate::cpu::head::screen::Scan;
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
@@ -34,7 +35,7 @@ use crate::cpu::model::Model;
 use crate::cpu::threads::{Load, Pool, SharedSlice, Worker};
 use crate::cpu::weights::{Layer, Projection};
 use crate::error::Result;
-use crate::numerics::Softmax;
+use crate::numerics::{self, Softmax};
 
 /// Tokens from which each layer is a run of the pool of its own: it takes a millisecond or more, and
 /// the next one may take fewer workers.
@@ -66,6 +67,8 @@ pub(super) struct Pass<'a> {
     pub(super) x: Rows<'a, f32>,
     pub(super) input: SharedSlice<'a, i8>,
     pub(super) input_scale: SharedSlice<'a, f32>,
+    /// The input where it is not rounded.
+    pub(super) float_input: SharedSlice<'a, f32>,
     pub(super) cos: Rows<'a, f32>,
     pub(super) sin: Rows<'a, f32>,
     pub(super) workspace: SharedSlice<'a, u8>,
@@ -452,17 +455,28 @@ impl Pass<'_> {
     /// numbers that are not finite, or would not be after the product.
     fn quantise(&self, slot: usize, x: &[f32], target: Target<'_>) {
         let count = target.projection.scales();
+        let row = slot * x.len()..(slot + 1) * x.len();
         // SAFETY: a worker's own slot. Between a change of the row width and the previous product
         // that read `input` there was the barrier after that product.
         let (input, scales) = unsafe {
             (
-                self.input.write(slot * x.len()..(slot + 1) * x.len()),
+                self.input.write(row.clone()),
                 self.input_scale.write(slot * count..(slot + 1) * count),
             )
         };
-        match target.projection.blocks() {
-            None => scales[0] = self.vector().quantise_activations(x, input),
-            Some(job) => {
+        match target.projection {
+            Projection::Float(_) => {
+                // SAFETY: as above.
+                unsafe { self.float_input.write(row) }.copy_from_slice(x);
+                scales[0] = if is_finite(x) { numerics::max_abs(x) } else { f32::NAN };
+            }
+            Projection::Packed(_) | Projection::Mapped(_) => {
+                scales[0] = self.vector().quantise_activations(x, input);
+            }
+            Projection::Blocks(_) if self.model.activations() == Activations::Token => {
+                scales.fill(1.0 / self.vector().quantise_activations(x, input));
+            }
+            Projection::Blocks(job) => {
                 let blocks = x.chunks(job.width()).zip(input.chunks_mut(job.width()));
                 for ((x, input), scale) in blocks.zip(&mut *scales) {
                     *scale = 1.0 / self.vector().quantise_activations(x, input);
@@ -520,6 +534,10 @@ impl Pass<'_> {
                 }
                 Projection::Blocks(job) => {
                     job.multiply(worker, (input, scales), &mut scratch.blocks, &out.data);
+                }
+                Projection::Float(job) => {
+                    let input = self.float_input.read(slots.start * cols..slots.end * cols);
+                    job.multiply(worker, input, &out.data);
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bitnet_profiles::{KernelId, Layout, Role, Shape};
 
+use crate::cpu::float::Activations;
 use crate::cpu::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
 use crate::cpu::memory::Pages;
 use crate::cpu::sparse;
@@ -48,6 +49,8 @@ pub struct LoadOptions<'a> {
     pub packed: Option<&'a PackedFile>,
     /// Activation sparsity: whether one token skips weights that are multiplied by a zero.
     pub sparse: sparse::Mode,
+    /// Rounding of the activations that ternary matrices multiply.
+    pub activations: Activations,
     /// Called after every matrix with the bytes packed so far and the total.
     pub progress: &'a dyn Fn(usize, usize),
     /// Asked after every matrix if packing is to end, with [`Error::Interrupted`](crate::Error::Interrupted).
@@ -67,6 +70,7 @@ impl<'a> LoadOptions<'a> {
             pack: true,
             packed: None,
             sparse: sparse::Mode::Auto,
+            activations: Activations::Auto,
             progress: &|_, _| (),
             cancel: None,
         }
@@ -85,6 +89,7 @@ pub struct Model {
     attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
+    activations: Activations,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -140,16 +145,28 @@ impl Model {
         if options.pack {
             gguf.drop_all();
         }
-        Ok(Self { gguf, config, weights, heads, sketch, attention, vector, rope, warnings })
+        let activations = options.activations;
+        Ok(Self {
+            gguf,
+            config,
+            weights,
+            heads,
+            sketch,
+            attention,
+            vector,
+            rope,
+            activations,
+            warnings,
+        })
     }
 
-    /// The kernels in use, by role.
+    /// The kernels in use, by role: none for a role whose products no kernel makes.
     #[must_use]
     pub fn kernels(&self) -> Vec<RoleKernels> {
         let Some(layer) = self.weights.layers.first() else { return Vec::new() };
         let layers = self.weights.layers.len();
         let role = |role, projection: &Projection| match projection {
-            Projection::Packed(job) => RoleKernels {
+            Projection::Packed(job) => Some(RoleKernels {
                 role,
                 layout: Some(job.decode_kernel().layout()),
                 decode: *job.decode_kernel().id(),
@@ -157,8 +174,8 @@ impl Model {
                 bytes: job.packed_bytes() * layers,
                 sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
                 sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len()) * layers,
-            },
-            Projection::Blocks(job) => RoleKernels {
+            }),
+            Projection::Blocks(job) => Some(RoleKernels {
                 role,
                 layout: None,
                 decode: *job.decode_kernel().id(),
@@ -166,8 +183,8 @@ impl Model {
                 bytes: job.packed_bytes() * layers,
                 sparse: None,
                 sparse_bytes: 0,
-            },
-            Projection::Mapped(job) => RoleKernels {
+            }),
+            Projection::Mapped(job) => Some(RoleKernels {
                 role,
                 layout: None,
                 decode: *job.kernel().id(),
@@ -175,14 +192,15 @@ impl Model {
                 bytes: job.bytes() * layers,
                 sparse: None,
                 sparse_bytes: 0,
-            },
+            }),
+            Projection::Float(_) => None,
         };
-        vec![
+        let all = [
             role(Role::Qkv, &layer.qkv),
             role(Role::AttnOutput, &layer.attn_output),
             role(Role::GateUp, &layer.gate_up),
             role(Role::Down, &layer.down),
-            RoleKernels {
+            Some(RoleKernels {
                 role: Role::Attention,
                 layout: None,
                 decode: *self.attention.id(),
@@ -190,8 +208,8 @@ impl Model {
                 bytes: 0,
                 sparse: None,
                 sparse_bytes: 0,
-            },
-            RoleKernels {
+            }),
+            Some(RoleKernels {
                 role: Role::LmHead,
                 layout: None,
                 decode: *self.head(1).id(),
@@ -199,8 +217,9 @@ impl Model {
                 bytes: self.head_bytes(),
                 sparse: None,
                 sparse_bytes: 0,
-            },
-        ]
+            }),
+        ];
+        all.into_iter().flatten().collect()
     }
 
     /// True if the weights are packed; otherwise they are multiplied as the file holds them.
@@ -274,7 +293,7 @@ impl Model {
                 match projection {
                     Projection::Packed(job) => job.store(&names, &mut builder),
                     Projection::Blocks(job) => job.store(&names, &mut builder),
-                    Projection::Mapped(_) => {}
+                    Projection::Mapped(_) | Projection::Float(_) => {}
                 }
             }
         }
@@ -303,6 +322,10 @@ impl Model {
 
     pub(crate) fn vector(&self) -> &VectorOps {
         &self.vector
+    }
+
+    pub(crate) fn activations(&self) -> Activations {
+        self.activations
     }
 
     pub(crate) fn rope(&self) -> &Rope {

@@ -128,6 +128,8 @@ struct Buffers {
     workspace: Buffer,
     /// Scales of `input`, `[S]`, or of its blocks, `[S][blocks]`, up to the most.
     input_scale: Vec<f32>,
+    /// As `input`, where it is not rounded; else empty.
+    float_input: Vec<f32>,
     /// Rope tables `[S][rope_dim / 2]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -157,6 +159,7 @@ impl Buffers {
         let widest = config.hidden.max(config.ffn).max(config.q_dim());
         let chunks = config.heads * context.div_ceil(CHUNK);
         let projections = || model.weights().layers.iter().flat_map(Layer::projections);
+        let rounds = projections().all(|projection| projection.float().is_none());
         let jobs = projections().filter_map(Projection::packed);
         let scales = projections().map(Projection::scales).max().unwrap_or(1);
         let workspace = jobs.map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
@@ -165,6 +168,7 @@ impl Buffers {
             input: zeroed(slots * widest)?,
             workspace: Buffer::zeroed(workspace)?,
             input_scale: zeroed(slots * scales)?,
+            float_input: zeroed(if rounds { 0 } else { slots * widest })?,
             cos: zeroed(slots * config.rope_dim / 2)?,
             sin: zeroed(slots * config.rope_dim / 2)?,
             qkv: zeroed(batch * (config.q_dim() + 2 * config.kv_dim()))?,
@@ -635,6 +639,7 @@ impl Session {
             x: Rows::new(&mut b.x, config.hidden),
             input: SharedSlice::new(&mut b.input),
             input_scale: SharedSlice::new(&mut b.input_scale),
+            float_input: SharedSlice::new(&mut b.float_input),
             cos: Rows::new(&mut b.cos, config.rope_dim / 2),
             sin: Rows::new(&mut b.sin, config.rope_dim / 2),
             workspace: SharedSlice::new(&mut b.workspace),
@@ -708,10 +713,8 @@ impl Session {
                 false => Row::Logits(take(usize::from(is_scanned(token)))),
             }
         }));
-        self.filled = Filled {
-            logits: logits + self.order.len(),
-            hidden: hidden + self.states.len(),
-        };
+        self.filled =
+            Filled { logits: logits + self.order.len(), hidden: hidden + self.states.len() };
         scanned
     }
 }

@@ -11,6 +11,7 @@ use crate::arch::config::{Config, JobShapes};
 use crate::arch::{Activation, layer_tensor};
 use crate::cancel;
 use crate::cpu::blocks::{BlockJob, BlockMatrix};
+use crate::cpu::float::{Activations, FloatJob, FloatMatrix};
 use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::kernels::{BlockKernel, GatherKernel, Kernel};
 use crate::cpu::mapped::{FileMatrix, MappedJob};
@@ -74,6 +75,8 @@ pub enum Projection {
     Mapped(MappedJob),
     /// Packed in memory, with a scale for each block of columns.
     Blocks(Box<BlockJob>),
+    /// In memory, for activations that are not rounded.
+    Float(FloatJob),
 }
 
 impl Projection {
@@ -82,7 +85,7 @@ impl Projection {
     pub fn packed(&self) -> Option<&Job> {
         match self {
             Self::Packed(job) => Some(job),
-            Self::Mapped(_) | Self::Blocks(_) => None,
+            Self::Mapped(_) | Self::Blocks(_) | Self::Float(_) => None,
         }
     }
 
@@ -90,7 +93,7 @@ impl Projection {
     #[must_use]
     pub fn mapped(&self) -> Option<&MappedJob> {
         match self {
-            Self::Packed(_) | Self::Blocks(_) => None,
+            Self::Packed(_) | Self::Blocks(_) | Self::Float(_) => None,
             Self::Mapped(job) => Some(job),
         }
     }
@@ -99,12 +102,22 @@ impl Projection {
     #[must_use]
     pub fn blocks(&self) -> Option<&BlockJob> {
         match self {
-            Self::Packed(_) | Self::Mapped(_) => None,
+            Self::Packed(_) | Self::Mapped(_) | Self::Float(_) => None,
             Self::Blocks(job) => Some(job),
         }
     }
 
-    /// Scales of a token's activations: one, or one for each block.
+    /// The matrices if activations are not rounded.
+    #[must_use]
+    pub fn float(&self) -> Option<&FloatJob> {
+        match self {
+            Self::Packed(_) | Self::Mapped(_) | Self::Blocks(_) => None,
+            Self::Float(job) => Some(job),
+        }
+    }
+
+    /// Scales of a token's activations: one, or one for each block. Of those that are not rounded it is
+    /// their largest magnitude.
     pub(super) fn scales(&self) -> usize {
         self.blocks().map_or(1, |job| job.cols() / job.width())
     }
@@ -116,6 +129,7 @@ impl Projection {
             Self::Packed(job) => job.cols(),
             Self::Mapped(job) => job.cols(),
             Self::Blocks(job) => job.cols(),
+            Self::Float(job) => job.cols(),
         }
     }
 
@@ -126,6 +140,7 @@ impl Projection {
             Self::Packed(job) => job.largest_scale(),
             Self::Mapped(job) => job.largest_scale(),
             Self::Blocks(job) => return job.stays_below(limit, scales),
+            Self::Float(job) => return job.stays_below(limit, scales[0]),
         };
         // Each rounding is monotonic.
         ((128 * self.cols()) as f32 / scales[0]) * scale < limit
@@ -155,7 +170,8 @@ impl Weights {
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
         tensors::check(gguf, config)?;
-        let packing = options.pack.then(|| Packing::new(gguf, config, options, warnings));
+        let packs = options.pack && options.activations != Activations::F32;
+        let packing = packs.then(|| Packing::new(gguf, config, options, warnings));
         let (packing, tensors) = (packing.transpose()?, Tensors::new(gguf));
         let mut loader = Loader { gguf, options, packing, tensors, warnings };
         let weights = loader.weights(config)?;
@@ -188,7 +204,7 @@ impl<'a> Packing<'a> {
                 let own = config.matrices(layer, job.role);
                 let width = match options.packed {
                     Some(file) => own.iter().find_map(|(name, _)| file.block_width(name)),
-                    None => block_width(gguf, &own, &mut scales)?,
+                    None => block_width(gguf, &own, options.activations, &mut scales)?,
                 };
                 let kernels = width.map(|width| options.selection.blocks(width)).transpose()?;
                 if let Some(layout) =
@@ -306,25 +322,30 @@ fn sparse_kernel(
 }
 
 /// Returns the width of the blocks in which the matrices of a job are multiplied, if they are: where the
-/// scales of one differ, or it has weights of +2. It is the smallest of theirs. Where a matrix has one
-/// scale that is noted in `found`.
+/// scales of one differ, it has weights of +2, or that is asked for. It is the smallest of theirs. Where a
+/// matrix has one scale that is noted in `found`.
 fn block_width(
     gguf: &Gguf,
     matrices: &[(String, Shape)],
+    activations: Activations,
     found: &mut HashMap<String, f32>,
 ) -> Result<Option<usize>> {
-    let (mut narrowest, mut several) = (usize::MAX, false);
+    let (mut narrowest, mut several) = (usize::MAX, activations == Activations::Block);
     for (name, shape) in matrices {
         let (_, codes) = Tensors::new(gguf).ternary(name, *shape)?;
-        // Mostly the first rows show that scales differ, and the file need not be read for it. A scale
-        // that is none is refused where the matrix is packed.
-        let first = codes.first_rows(4).is_none_or(|codes| codes.scales().uniform().is_ok());
-        match first.then(|| codes.scales().uniform()) {
+        // Mostly the first rows show that scales differ, and the file need not be read for it; in floats
+        // they do not show of which units they are. A scale that is none is refused where the matrix is
+        // packed.
+        let first = |rows| codes.first_rows(rows).filter(|_| !codes.is_float());
+        let same = first(4).is_none_or(|codes| codes.scales().uniform().is_ok());
+        let all = same.then(|| codes.scales());
+        match all.as_ref().map(Scales::uniform) {
             Some(Ok(scale)) => drop(found.insert(name.clone(), scale)),
             Some(Err(_)) | None => several = true,
         }
         several |= codes.has_twos();
-        match codes.first_rows(1).map_or_else(|| codes.scales(), |codes| codes.scales()) {
+        let widths = first(1).map(|codes| codes.scales()).or(all);
+        match widths.unwrap_or_else(|| codes.scales()) {
             Scales::Blocks { width, .. } => narrowest = narrowest.min(width),
             // Any will do.
             Scales::Tensor(_) | Scales::Rows(_) => {
@@ -408,6 +429,12 @@ impl<'a> Loader<'a> {
                 embedding.clone()
             }
         };
+        let LoadOptions { pool, pages, .. } = *self.options;
+        let head = match self.options.activations {
+            // Its kernels round no activation either.
+            Activations::F32 => head.to_f32(self.gguf, pool, pages)?,
+            _ => head,
+        };
         let output_norm = self.tensors.vector(names.output_norm, hidden)?;
         let rope_factors = self.tensors.rope_factors(config)?;
         let layers =
@@ -469,9 +496,11 @@ impl<'a> Loader<'a> {
 
     /// Checks that the scales of a tensor are numbers that a scale can be.
     fn sound_scales(&self, name: &str, scales: Scales) -> Result<Scales> {
-        match scales.broken() {
-            None => Ok(scales),
-            Some(scale) => {
+        let floats = |tensor: &&TensorInfo| tensor.ty.format().floats().is_some();
+        match (scales.broken(), self.gguf.tensor(name).filter(floats)) {
+            (None, _) => Ok(scales),
+            (Some(_), Some(tensor)) => Err(tensors::no_ternary(self.gguf, tensor)),
+            (Some(scale), None) => {
                 let expected = "a finite scale above 0; the file is damaged";
                 Err(self.gguf.tensor_error(name, format_args!("scale {scale}"), expected))
             }
@@ -516,6 +545,9 @@ impl<'a> Loader<'a> {
                 };
                 self.packing = Some(packing);
                 projection
+            }
+            None if self.options.activations == Activations::F32 => {
+                self.float_job(&matrices).map(Projection::Float)
             }
             None => self.file_job(&matrices).map(Projection::Mapped),
         }
@@ -586,11 +618,13 @@ impl<'a> Loader<'a> {
     ) -> Result<BlockMatrix> {
         let (tensor, codes) = self.tensors.ternary(name, shape)?;
         let scales = self.sound_scales(name, codes.scales())?;
-        // Those of blocks are f16 in every format.
-        if let Scales::Rows(values) = &scales
-            && let Some(odd) = values.iter().find(|s| f16::from_f32(**s).to_f32() != **s)
+        // Those of blocks are f16 in every format of blocks.
+        let may_be_odd = matches!(scales, Scales::Rows(_)) || codes.is_float();
+        if may_be_odd
+            && scales.of_tensor().is_none()
+            && let Some(odd) = scales.values().iter().find(|s| f16::from_f32(**s).to_f32() != **s)
         {
-            let expected = "row scales that are f16 numbers, where they differ";
+            let expected = "scales of rows or blocks that are f16 numbers, where they differ";
             return Err(self.gguf.tensor_error(name, format_args!("scale {odd}"), expected));
         }
         let factor = self.tensors.factor(name)?.unwrap_or(1.0);
@@ -601,6 +635,22 @@ impl<'a> Loader<'a> {
         (self.options.progress)(room.arena.used(), room.bytes);
         cancel::check(self.options.cancel)?;
         Ok(matrix)
+    }
+
+    /// Reads the matrices for activations that are not rounded.
+    fn float_job(&mut self, matrices: &[(String, Shape)]) -> Result<FloatJob> {
+        let mut parts = Vec::new();
+        for (name, shape) in matrices {
+            let (tensor, codes) = self.tensors.ternary(name, *shape)?;
+            let scales = self.sound_scales(name, codes.scales())?;
+            let factor = self.tensors.factor(name)?.unwrap_or(1.0);
+            let bias = self.tensors.bias(name, shape.rows)?;
+            let part = FloatMatrix::new(codes, scales, factor, bias, self.options.pool)?;
+            parts.push(part.ok_or_else(|| self.bad_code(name))?);
+            self.gguf.drop_pages(tensor, false);
+            cancel::check(self.options.cancel)?;
+        }
+        Ok(FloatJob::new(parts))
     }
 
     /// Checks every code of the matrices, which stay as the file holds them.
