@@ -33,7 +33,7 @@ use crate::cpu::matmul;
 use crate::cpu::memory::{Buffer, zeroed};
 use crate::cpu::model::Model;
 use crate::cpu::threads::{Load, Pool, SharedSlice, Worker};
-use crate::cpu::weights::{Layer, Projection};
+use crate::cpu::weights::{Inputs, Layer, OwnInput, Projection};
 use crate::error::Result;
 use crate::numerics::{self, Softmax};
 
@@ -71,6 +71,9 @@ pub(super) struct Pass<'a> {
     pub(super) float_input: SharedSlice<'a, f32>,
     pub(super) cos: Rows<'a, f32>,
     pub(super) sin: Rows<'a, f32>,
+    /// The same for layers with a window.
+    pub(super) window_cos: Rows<'a, f32>,
+    pub(super) window_sin: Rows<'a, f32>,
     pub(super) workspace: SharedSlice<'a, u8>,
     pub(super) qkv: Rows<'a, f32>,
     pub(super) attention: Rows<'a, f32>,
@@ -78,6 +81,8 @@ pub(super) struct Pass<'a> {
     pub(super) partial_state: SharedSlice<'a, Softmax>,
     pub(super) y: Rows<'a, f32>,
     pub(super) gate_up: Rows<'a, f32>,
+    /// Output of a matrix with an input of its own, `[token][rows]`.
+    pub(super) part: SharedSlice<'a, f32>,
     /// A row for each token of `order`.
     pub(super) logits: Rows<'a, f32>,
     /// A row for each token of `states`.
@@ -233,11 +238,22 @@ impl Pass<'_> {
                 unsafe { (self.x.row_mut(slot), self.cos.row_mut(slot), self.sin.row_mut(slot)) };
             let embedding = &self.model.weights().embedding;
             embedding.dequantise(embedding.row(self.model.gguf(), id, buffer), x);
-            self.model.rope().fill(self.at[token].position, cos, sin);
+            if self.model.config().architecture.scales_embedding {
+                let factor = (x.len() as f32).sqrt();
+                x.iter_mut().for_each(|x| *x *= factor);
+            }
+            let position = self.at[token].position;
+            self.model.rope().fill(position, cos, sin);
+            if let Some(rope) = self.model.window_rope() {
+                // SAFETY: a worker's own slot.
+                let (cos, sin) =
+                    unsafe { (self.window_cos.row_mut(slot), self.window_sin.row_mut(slot)) };
+                rope.fill(position, cos, sin);
+            }
         }
     }
 
-    /// x += attn_output(sub_norm(attention(norm(x))))
+    /// x += post_norm(attn_output(sub_norm(attention(norm(x)))))
     fn attention_block(
         &self,
         place: Place<'_>,
@@ -245,21 +261,21 @@ impl Pass<'_> {
         index: usize,
         layer: &Layer,
     ) {
-        let target = Target { layer: index, stage: finite::Stage::Qkv, projection: &layer.qkv };
-        self.norm_to_input(place, scratch, &layer.attn_norm, target);
-        self.slots_ready(place);
-
-        self.multiply(place, scratch, &layer.qkv, &self.qkv);
-        self.end_phase(place, Stage::Ternary);
+        let stages = (finite::Stage::Qkv, Stage::Ternary);
+        let read = (&layer.attn_norm[..], &layer.qkv);
+        self.project(place, scratch, (index, stages), read, &self.qkv);
 
         self.rotate_and_store(place, scratch, index, layer);
         self.end_phase(place, Stage::Elementwise);
 
         let own = &mut scratch.attention;
+        let is_windowed = self.attention().is_windowed(index);
         // SAFETY: each worker calls it once in this phase, in which the queries and the cache are read
         // only, and what it writes is read after the barrier at its end.
         unsafe {
-            if place.n == 1 {
+            if is_windowed {
+                self.attention().attend_in_window(place.worker, own, index);
+            } else if place.n == 1 {
                 self.attention().attend_one(place.worker, own, index);
             } else {
                 self.attention().attend_many(place.worker, own, index);
@@ -271,26 +287,27 @@ impl Pass<'_> {
         let stage = finite::Stage::AttnOutput;
         let target = Target { layer: index, stage, projection: &layer.attn_output };
         for slot in place.own_slots() {
-            if place.n == 1 {
+            if place.n == 1 && !is_windowed {
                 // SAFETY: the chunks were written before the barrier and are read-only in this phase.
                 unsafe { self.attention().merge_chunks(&mut scratch.raw[..q_dim]) };
             } else {
                 let groups = scratch.raw[..q_dim].chunks_exact_mut(self.attention.width);
                 for (kv_head, group) in groups.enumerate() {
+                    let row = kv_head * place.n + place.token(slot);
                     // SAFETY: written before the barrier, read-only in this phase.
-                    group.copy_from_slice(unsafe { self.attention.row(kv_head * place.n + slot) });
+                    group.copy_from_slice(unsafe { self.attention.row(row) });
                 }
             }
             self.sub_norm_to_input(scratch, slot, layer.attn_sub_norm.as_deref(), target);
         }
         self.slots_ready(place);
 
-        self.multiply(place, scratch, &layer.attn_output, &self.y);
+        self.multiply(place, scratch, &layer.attn_output, &self.y.data);
         self.end_phase(place, Stage::Ternary);
-        self.add_residual(place);
+        self.add_residual(place, scratch, layer.attn_post_norm.as_deref());
     }
 
-    /// x += down(sub_norm(activation(gate(norm(x))) * up(norm(x))))
+    /// x += post_norm(down(sub_norm(activation(gate(norm(x))) * up(norm(x)))))
     fn feed_forward_block(
         &self,
         place: Place<'_>,
@@ -298,13 +315,9 @@ impl Pass<'_> {
         index: usize,
         layer: &Layer,
     ) {
-        let stage = finite::Stage::GateUp;
-        let target = Target { layer: index, stage, projection: &layer.gate_up };
-        self.norm_to_input(place, scratch, &layer.ffn_norm, target);
-        self.slots_ready(place);
-
-        self.multiply(place, scratch, &layer.gate_up, &self.gate_up);
-        self.end_phase(place, Stage::GateUp);
+        let stages = (finite::Stage::GateUp, Stage::GateUp);
+        let read = (&layer.ffn_norm[..], &layer.gate_up);
+        self.project(place, scratch, (index, stages), read, &self.gate_up);
 
         let config = self.model.config();
         let stage = finite::Stage::Down;
@@ -317,6 +330,7 @@ impl Pass<'_> {
             match config.activation {
                 Activation::Relu2 => self.vector().relu2_mul(gate, up, product),
                 Activation::Silu => self.vector().silu_mul(gate, up, product),
+                Activation::Gelu => numerics::gelu_mul(gate, up, product),
             }
             self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), target);
             if let Some(observer) = self.observer.filter(|_| place.shows(slot)) {
@@ -327,9 +341,48 @@ impl Pass<'_> {
         }
         self.slots_ready(place);
 
-        self.multiply(place, scratch, &layer.down, &self.y);
+        self.multiply(place, scratch, &layer.down, &self.y.data);
         self.end_phase(place, Stage::Down);
-        self.add_residual(place);
+        self.add_residual(place, scratch, layer.ffn_post_norm.as_deref());
+    }
+
+    /// out = matrices * norm(x), where each may have a norm of its own behind that.
+    fn project(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        (layer, (stage, clock)): (usize, (finite::Stage, Stage)),
+        (norm, inputs): (&[f32], &Inputs),
+        out: &Rows<'_, f32>,
+    ) {
+        let parts = match inputs {
+            Inputs::Shared(projection) => {
+                let target = Target { layer, stage, projection };
+                self.norm_to_input(place, scratch, (norm, None), target);
+                self.slots_ready(place);
+                self.multiply(place, scratch, projection, &out.data);
+                return self.end_phase(place, clock);
+            }
+            Inputs::Own(parts) => parts,
+        };
+        let mut first = 0;
+        for OwnInput { norm: own, rows, projection } in parts {
+            let target = Target { layer, stage, projection };
+            self.norm_to_input(place, scratch, (norm, Some(own.as_slice())), target);
+            self.slots_ready(place);
+            self.multiply(place, scratch, projection, &self.part);
+            self.end_phase(place, clock);
+            for token in place.worker.share(place.n) {
+                // SAFETY: a token's row belongs to one worker. Products: written before the barrier, read
+                // only until the next one.
+                unsafe {
+                    let product = self.part.read(token * rows..(token + 1) * rows);
+                    out.part_mut(token, first..first + rows).copy_from_slice(product);
+                }
+            }
+            self.end_phase(place, Stage::Elementwise);
+            first += rows;
+        }
     }
 
     /// What is known after the last layer.
@@ -414,12 +467,12 @@ impl Pass<'_> {
         self.lap(place, Stage::Head);
     }
 
-    /// input = quantise(norm(x)) for the worker's slots.
+    /// input = quantise(norm(x)), or quantise(own(norm(x))), for the worker's slots.
     fn norm_to_input(
         &self,
         place: Place<'_>,
         scratch: &mut Scratch,
-        norm: &[f32],
+        (norm, own): (&[f32], Option<&[f32]>),
         target: Target<'_>,
     ) {
         let config = self.model.config();
@@ -427,7 +480,14 @@ impl Pass<'_> {
             let normed = &mut scratch.normed[..config.hidden];
             // SAFETY: a worker's own slot; nobody writes it in this phase.
             self.vector().rms_norm(unsafe { self.x.row(slot) }, norm, config.eps, normed);
-            self.quantise(slot, normed, target);
+            match own {
+                None => self.quantise(slot, normed, target),
+                Some(own) => {
+                    let again = &mut scratch.raw[..config.hidden];
+                    self.vector().rms_norm(normed, own, config.eps, again);
+                    self.quantise(slot, again, target);
+                }
+            }
         }
     }
 
@@ -492,11 +552,20 @@ impl Pass<'_> {
         }
     }
 
-    /// x += y
-    fn add_residual(&self, place: Place<'_>) {
+    /// x += y, or norm(y)
+    fn add_residual(&self, place: Place<'_>, scratch: &mut Scratch, norm: Option<&[f32]>) {
+        let config = self.model.config();
         for slot in place.own_slots() {
             // SAFETY: x: a worker's own slot. y: written before the barrier, read-only now.
-            unsafe { self.vector().add(self.x.row_mut(slot), self.y.row(place.token(slot))) };
+            let (x, y) = unsafe { (self.x.row_mut(slot), self.y.row(place.token(slot))) };
+            match norm {
+                None => self.vector().add(x, y),
+                Some(norm) => {
+                    let normed = &mut scratch.normed[..config.hidden];
+                    self.vector().rms_norm(y, norm, config.eps, normed);
+                    self.vector().add(x, normed);
+                }
+            }
         }
     }
 
@@ -506,7 +575,7 @@ impl Pass<'_> {
         place: Place<'_>,
         scratch: &mut Scratch,
         projection: &Projection,
-        out: &Rows<'_, f32>,
+        out: &SharedSlice<'_, f32>,
     ) {
         let (slots, cols, count) = (place.all_slots(), projection.cols(), projection.scales());
         // SAFETY: written before `slots_ready`, or by this worker; read-only in this phase.
@@ -524,20 +593,20 @@ impl Pass<'_> {
         unsafe {
             match projection {
                 Projection::Packed(job) if place.n == 1 => {
-                    job.decode(worker, input, scales[0], own, &out.data);
+                    job.decode(worker, input, scales[0], own, out);
                 }
                 Projection::Packed(job) => {
-                    job.prefill(worker, (input, scales), &self.workspace, own, &out.data);
+                    job.prefill(worker, (input, scales), &self.workspace, own, out);
                 }
                 Projection::Mapped(job) => {
-                    job.multiply(worker, (input, scales), &mut scratch.mapped, &out.data);
+                    job.multiply(worker, (input, scales), &mut scratch.mapped, out);
                 }
                 Projection::Blocks(job) => {
-                    job.multiply(worker, (input, scales), &mut scratch.blocks, &out.data);
+                    job.multiply(worker, (input, scales), &mut scratch.blocks, out);
                 }
                 Projection::Float(job) => {
                     let input = self.float_input.read(slots.start * cols..slots.end * cols);
-                    job.multiply(worker, input, &out.data);
+                    job.multiply(worker, input, out);
                 }
             }
         }
@@ -573,10 +642,14 @@ impl Pass<'_> {
         let config = self.model.config();
         let width = config.head_dim;
         let most = self.kv[0].largest();
+        let (cos, sin) = match config.mask.window_of(layer) {
+            None => (&self.cos, &self.sin),
+            Some(_) => (&self.window_cos, &self.window_sin),
+        };
         let rotate = |token: usize, head: &mut [f32]| {
             let slot = place.all_slots().start + token;
             // SAFETY: written before `slots_ready`, or by this worker; read-only since.
-            let (cos, sin) = unsafe { (self.cos.row(slot), self.sin.row(slot)) };
+            let (cos, sin) = unsafe { (cos.row(slot), sin.row(slot)) };
             match config.architecture.rope_pairs {
                 RopePairs::RotateHalf => self.vector().rope_neox(head, cos, sin),
                 RopePairs::Interleaved => self.vector().rope_norm(head, cos, sin),
@@ -611,7 +684,7 @@ impl Pass<'_> {
                 if !k.iter().fold(true, |fits, x| fits & (x.abs() <= most)) {
                     self.broken.at(layer, finite::Stage::Keys);
                 }
-                let At { sequence, position } = self.at[token];
+                let At { sequence, position, .. } = self.at[token];
                 self.kv[sequence].store(self.vector(), (layer, head, position), k, v);
             }
         }

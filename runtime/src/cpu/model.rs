@@ -26,6 +26,7 @@ pub use super::session::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use super::stages::{Stage, StageTimes};
 use super::weights::{Projection, Weights};
 use crate::arch::config::Config;
+use crate::arch::rope::RopeScaling;
 use crate::cancel::Cancel;
 
 /// Settings for loading a [`Model`].
@@ -89,6 +90,8 @@ pub struct Model {
     attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
+    /// That of layers with a window.
+    window_rope: Option<Rope>,
     activations: Activations,
     pub(crate) warnings: Vec<String>,
 }
@@ -140,6 +143,10 @@ impl Model {
         let attention = options.selection.attention(&config.attention_shapes())?;
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, &config.rope_scaling, factors);
+        let window_rope =
+            config.mask.window.as_ref().map(|window| {
+                Rope::new(config.rope_dim, window.rope_base, &RopeScaling::NONE, None)
+            });
         let vector = options.selection.vector();
         let sketch = None;
         if options.pack {
@@ -155,6 +162,7 @@ impl Model {
             attention,
             vector,
             rope,
+            window_rope,
             activations,
             warnings,
         })
@@ -165,7 +173,7 @@ impl Model {
     pub fn kernels(&self) -> Vec<RoleKernels> {
         let Some(layer) = self.weights.layers.first() else { return Vec::new() };
         let layers = self.weights.layers.len();
-        let role = |role, projection: &Projection| match projection {
+        let one = |role, projection: &Projection| match projection {
             Projection::Packed(job) => Some(RoleKernels {
                 role,
                 layout: Some(job.decode_kernel().layout()),
@@ -195,12 +203,18 @@ impl Model {
             }),
             Projection::Float(_) => None,
         };
-        let all = [
-            role(Role::Qkv, &layer.qkv),
-            role(Role::AttnOutput, &layer.attn_output),
-            role(Role::GateUp, &layer.gate_up),
-            role(Role::Down, &layer.down),
-            Some(RoleKernels {
+        // All matrices of a role have the same kernels.
+        let roles = layer.roles().into_iter().filter_map(|(role, projections)| {
+            let mut each = projections.into_iter().filter_map(|projection| one(role, projection));
+            let first = each.next()?;
+            Some(each.fold(first, |sum, next| RoleKernels {
+                bytes: sum.bytes + next.bytes,
+                sparse_bytes: sum.sparse_bytes + next.sparse_bytes,
+                ..sum
+            }))
+        });
+        let others = [
+            RoleKernels {
                 role: Role::Attention,
                 layout: None,
                 decode: *self.attention.id(),
@@ -208,8 +222,8 @@ impl Model {
                 bytes: 0,
                 sparse: None,
                 sparse_bytes: 0,
-            }),
-            Some(RoleKernels {
+            },
+            RoleKernels {
                 role: Role::LmHead,
                 layout: None,
                 decode: *self.head(1).id(),
@@ -217,15 +231,15 @@ impl Model {
                 bytes: self.head_bytes(),
                 sparse: None,
                 sparse_bytes: 0,
-            }),
+            },
         ];
-        all.into_iter().flatten().collect()
+        roles.chain(others).collect()
     }
 
     /// True if the weights are packed; otherwise they are multiplied as the file holds them.
     #[must_use]
     pub fn is_packed(&self) -> bool {
-        self.weights.layers.first().is_none_or(|layer| layer.qkv.mapped().is_none())
+        self.weights.layers.first().is_none_or(|layer| layer.attn_output.mapped().is_none())
     }
 
     /// The file: metadata, and the blocks of the embedding and the head.
@@ -286,14 +300,16 @@ impl Model {
     pub fn packed(&self) -> Builder<'_> {
         let mut builder = Builder::default();
         for (layer, weights) in self.weights.layers.iter().enumerate() {
-            let roles = [Role::Qkv, Role::AttnOutput, Role::GateUp, Role::Down];
-            for (role, projection) in roles.into_iter().zip(weights.projections()) {
+            for (role, projections) in weights.roles() {
                 let names = self.config.matrices(layer, role).into_iter().map(|(name, _)| name);
                 let names: Vec<String> = names.collect();
-                match projection {
-                    Projection::Packed(job) => job.store(&names, &mut builder),
-                    Projection::Blocks(job) => job.store(&names, &mut builder),
-                    Projection::Mapped(_) | Projection::Float(_) => {}
+                let each = names.len() / projections.len();
+                for (names, projection) in names.chunks(each).zip(projections) {
+                    match projection {
+                        Projection::Packed(job) => job.store(names, &mut builder),
+                        Projection::Blocks(job) => job.store(names, &mut builder),
+                        Projection::Mapped(_) | Projection::Float(_) => {}
+                    }
                 }
             }
         }
@@ -330,5 +346,9 @@ impl Model {
 
     pub(crate) fn rope(&self) -> &Rope {
         &self.rope
+    }
+
+    pub(crate) fn window_rope(&self) -> Option<&Rope> {
+        self.window_rope.as_ref()
     }
 }

@@ -26,7 +26,8 @@ use crate::numerics::{CHUNK, Softmax};
 pub struct SessionOptions {
     /// Positions of the KV cache; `None`: the model's own, at most 4096.
     pub context: Option<usize>,
-    /// Tokens of a prompt that go through the model together, at least 1.
+    /// Tokens of a prompt that go through the model together, at least 1; of a model whose tokens see all of
+    /// their text not less than the context.
     pub batch: usize,
     /// Elements of the KV cache; `None`: [`KvType::default_for`] the model.
     pub kv_type: Option<KvType>,
@@ -133,6 +134,9 @@ struct Buffers {
     /// Rope tables `[S][rope_dim / 2]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// The same for layers with a window; empty where there are none.
+    window_cos: Vec<f32>,
+    window_sin: Vec<f32>,
     /// Queries, keys and values, `[B][q_dim + 2 kv_dim]`.
     qkv: Vec<f32>,
     /// Attention's output with n > 1, `[kv_heads][n][group * head_dim]`.
@@ -144,6 +148,8 @@ struct Buffers {
     y: Vec<f32>,
     /// Output of gate and up, `[B][2 ffn]`.
     gate_up: Vec<f32>,
+    /// Output of a matrix with an input of its own, `[B][rows]`, rows up to the most.
+    part: Vec<f32>,
     /// `[vocab]` for each of the most tokens that have asked for logits at once.
     logits: Vec<f32>,
     /// `[hidden]` for each of the most tokens that have asked for their state at once.
@@ -158,6 +164,9 @@ impl Buffers {
         let slots = batch.max(threads);
         let widest = config.hidden.max(config.ffn).max(config.q_dim());
         let chunks = config.heads * context.div_ceil(CHUNK);
+        let windowed = if config.mask.window.is_some() { slots } else { 0 };
+        let layers = model.weights().layers.iter();
+        let part = layers.map(|layer| layer.qkv.widest().max(layer.gate_up.widest())).max();
         let projections = || model.weights().layers.iter().flat_map(Layer::projections);
         let rounds = projections().all(|projection| projection.float().is_none());
         let jobs = projections().filter_map(Projection::packed);
@@ -171,12 +180,15 @@ impl Buffers {
             float_input: zeroed(if rounds { 0 } else { slots * widest })?,
             cos: zeroed(slots * config.rope_dim / 2)?,
             sin: zeroed(slots * config.rope_dim / 2)?,
+            window_cos: zeroed(windowed * config.rope_dim / 2)?,
+            window_sin: zeroed(windowed * config.rope_dim / 2)?,
             qkv: zeroed(batch * (config.q_dim() + 2 * config.kv_dim()))?,
             attention: zeroed(batch * config.q_dim())?,
             partial: zeroed(chunks * config.head_dim)?,
             partial_state: filled(chunks, Softmax { max: 0.0, sum: 0.0 })?,
             y: zeroed(batch * config.hidden)?,
             gate_up: zeroed(batch * 2 * config.ffn)?,
+            part: zeroed(batch * part.unwrap_or(0))?,
             logits: zeroed(config.vocab)?,
             hidden: Vec::new(),
             scratch: (0..threads).map(|_| Scratch::new(model, widest)).collect::<Result<_>>()?,
@@ -206,7 +218,9 @@ impl Session {
             let expected = format!("1 to {MAX_SEQUENCES}");
             return Err(Error::usage("sequences", sequences, expected));
         }
-        let batch = options.batch.min(context * sequences);
+        // A text that is seen whole goes through the model at once.
+        let least = if config.mask.causal { 1 } else { context };
+        let batch = options.batch.max(least).min(context * sequences);
         let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
         let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
         let kv = kv.collect::<Result<Vec<KvCache>>>()?;
@@ -478,8 +492,11 @@ impl Session {
     pub fn forward(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.check(tokens)?;
         self.start_rows(tokens)?;
-        for batch in tokens.chunks(self.batch) {
-            self.step(batch)?;
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let (pass, after) = rest.split_at(self.pass_len(rest));
+            self.step(pass)?;
+            rest = after;
         }
         Ok(())
     }
@@ -516,7 +533,11 @@ impl Session {
                 wanted += usize::from(token.wants_logits());
                 wanted <= most
             };
-            let count = rest.iter().take(self.batch).take_while(fits).count();
+            let pass = self.pass_len(rest);
+            let count = match self.model.config().mask.causal {
+                true => rest.iter().take(pass).take_while(fits).count(),
+                false => pass,
+            };
             let (piece, after) = rest.split_at(count);
             self.start_rows(piece)?;
             self.step(piece)?;
@@ -532,6 +553,35 @@ impl Session {
         Ok(())
     }
 
+    /// Returns how many of the first tokens go through the model together: a batch, or whole texts where
+    /// each token sees all of its own.
+    fn pass_len(&self, tokens: &[BatchToken<'_>]) -> usize {
+        let most = self.batch.min(tokens.len());
+        if self.model.config().mask.causal || most == tokens.len() {
+            return most;
+        }
+        let begins = |&at: &usize| tokens[at].sequence != tokens[at - 1].sequence;
+        (1..=most).rev().find(begins).unwrap_or(most)
+    }
+
+    /// Checks that each sequence is given whole, where a token sees all of its text.
+    fn check_whole(&self, tokens: &[BatchToken<'_>]) -> Result<()> {
+        let mut begun = vec![false; self.sequences()];
+        let mut before = None;
+        for token in tokens {
+            if before.replace(token.sequence) == Some(token.sequence) {
+                continue;
+            }
+            if self.positions[token.sequence] > 0 || begun[token.sequence] {
+                let found = format!("more tokens for sequence {}", token.sequence);
+                let expected = "all of a text at once: this model's tokens see those behind them";
+                return Err(Error::usage("prompt", found, expected));
+            }
+            begun[token.sequence] = true;
+        }
+        Ok(())
+    }
+
     /// Checks that the tokens can be appended.
     fn check(&self, tokens: &[BatchToken<'_>]) -> Result<()> {
         let vocab = self.model.config().vocab;
@@ -542,6 +592,9 @@ impl Session {
             return Err(Error::usage("token id", token.id, format!("0 to {}", vocab - 1)));
         }
         tokens.iter().try_for_each(|token| self.check_sequence(token.sequence))?;
+        if !self.model.config().mask.causal {
+            self.check_whole(tokens)?;
+        }
         for (sequence, &position) in self.positions.iter().enumerate() {
             let new = tokens.iter().filter(|token| token.sequence == sequence).count();
             if new > self.context() - position {
@@ -605,10 +658,14 @@ impl Session {
     /// those that exist.
     fn step(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.at.clear();
+        let causal = self.model.config().mask.causal;
         for &BatchToken { sequence, .. } in tokens {
             let position = &mut self.positions[sequence];
-            self.at.push(At { sequence, position: *position });
+            self.at.push(At::causal(sequence, *position));
             *position += 1;
+        }
+        for at in self.at.iter_mut().filter(|_| !causal) {
+            *at = At::amid(at.sequence, at.position, self.positions[at.sequence]);
         }
         let first = self.filled;
         let scanned = self.order_rows(tokens);
@@ -642,6 +699,8 @@ impl Session {
             float_input: SharedSlice::new(&mut b.float_input),
             cos: Rows::new(&mut b.cos, config.rope_dim / 2),
             sin: Rows::new(&mut b.sin, config.rope_dim / 2),
+            window_cos: Rows::new(&mut b.window_cos, config.rope_dim / 2),
+            window_sin: Rows::new(&mut b.window_sin, config.rope_dim / 2),
             workspace: SharedSlice::new(&mut b.workspace),
             qkv: Rows::new(&mut b.qkv, config.q_dim() + 2 * config.kv_dim()),
             attention: Rows::new(&mut b.attention, config.group() * config.head_dim),
@@ -649,6 +708,7 @@ impl Session {
             partial_state: SharedSlice::new(&mut b.partial_state),
             y: Rows::new(&mut b.y, config.hidden),
             gate_up: Rows::new(&mut b.gate_up, 2 * config.ffn),
+            part: SharedSlice::new(&mut b.part),
             logits: Rows::new(
                 &mut b.logits[logits.start * config.vocab..logits.end * config.vocab],
                 config.vocab,

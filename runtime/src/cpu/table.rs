@@ -159,7 +159,7 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::Runtime`](crate::Error::Runtime) when the system refuses the memory or a worker panicked.
-    pub(super) fn to_f32(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
+    pub(super) fn in_f32(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
         let cols = self.tensor.cols() as usize;
         let width = HeadFormat::F32.row_bytes(cols);
         let mut buffer = Buffer::with(self.rows * width, pages)?;

@@ -176,7 +176,7 @@ pub(super) fn beside(weight: &str, what: &str) -> String {
 /// # Errors
 /// [`Error::Model`](crate::Error::Model) naming the tensor, what it is and what it should be.
 pub(super) fn check(gguf: &Gguf, config: &Config) -> Result<()> {
-    let &Config { hidden, ffn, vocab, .. } = config;
+    let &Config { hidden, vocab, .. } = config;
     let names = &config.architecture.tensors;
     let mut tensors = Tensors::new(gguf);
     tensors.table(names.embedding, vocab, hidden)?;
@@ -185,18 +185,8 @@ pub(super) fn check(gguf: &Gguf, config: &Config) -> Result<()> {
     }
     tensors.floats(names.output_norm, hidden)?;
     for layer in 0..config.layers {
-        let norms = [
-            (Some(names.attn_norm), hidden),
-            (names.attn_sub_norm, config.q_dim()),
-            (Some(names.ffn_norm), hidden),
-            (names.ffn_sub_norm, ffn),
-            (names.attn_qk_norms.map(|[q, _]| q), config.head_dim),
-            (names.attn_qk_norms.map(|[_, k]| k), config.head_dim),
-        ];
-        for (name, width) in norms {
-            if let Some(name) = name {
-                tensors.floats(&layer_tensor(layer, name), width)?;
-            }
+        for (name, width) in config.norms() {
+            tensors.floats(&layer_tensor(layer, name), width)?;
         }
     }
     for (name, shape) in config.all_matrices() {

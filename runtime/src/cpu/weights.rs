@@ -2,6 +2,7 @@
 //! hyperparameters require.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bitnet_profiles::{BlockLayout, Layout, Role, Shape};
@@ -49,21 +50,73 @@ pub struct Layer {
     /// `[hidden]`
     pub attn_norm: Vec<f32>,
     /// q, k and v: `[q_dim][hidden]`, `[kv_dim][hidden]`, `[kv_dim][hidden]`
-    pub qkv: Projection,
+    pub qkv: Inputs,
     /// The norms of a query head and of a key head, `[head_dim]`, in the architectures that have them.
     pub qk_norms: Option<[Vec<f32>; 2]>,
     /// `[q_dim]`, in the architectures that have it.
     pub attn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][q_dim]`
     pub attn_output: Projection,
+    /// The norm of the output of that, `[hidden]`, in the architectures that have it.
+    pub attn_post_norm: Option<Vec<f32>>,
     /// `[hidden]`
     pub ffn_norm: Vec<f32>,
     /// gate and up: `[ffn][hidden]`, `[ffn][hidden]`
-    pub gate_up: Projection,
+    pub gate_up: Inputs,
     /// `[ffn]`, in the architectures that have it.
     pub ffn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][ffn]`
     pub down: Projection,
+    /// The norm of the output of that, `[hidden]`, in the architectures that have it.
+    pub ffn_post_norm: Option<Vec<f32>>,
+}
+
+/// The matrices of a role that reads the normed residual stream.
+#[derive(Debug)]
+pub enum Inputs {
+    /// All have that for their input.
+    Shared(Projection),
+    /// Each has a norm of its own behind it.
+    Own(Vec<OwnInput>),
+}
+
+/// A matrix with a norm of its own input.
+#[derive(Debug)]
+pub struct OwnInput {
+    /// The norm, `[hidden]`.
+    pub norm: Vec<f32>,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// The matrix alone.
+    pub projection: Projection,
+}
+
+impl Inputs {
+    /// The matrices, those with one input together.
+    #[must_use]
+    pub fn projections(&self) -> Vec<&Projection> {
+        match self {
+            Self::Shared(projection) => vec![projection],
+            Self::Own(parts) => parts.iter().map(|part| &part.projection).collect(),
+        }
+    }
+
+    /// The matrices if they share their input and are packed.
+    #[must_use]
+    pub fn packed(&self) -> Option<&Job> {
+        match self {
+            Self::Shared(projection) => projection.packed(),
+            Self::Own(_) => None,
+        }
+    }
+
+    /// Rows of the widest matrix that has an input of its own; 0 where all share theirs.
+    pub(super) fn widest(&self) -> usize {
+        match self {
+            Self::Shared(_) => 0,
+            Self::Own(parts) => parts.iter().map(|part| part.rows).max().unwrap_or(0),
+        }
+    }
 }
 
 /// The matrices of a layer that share one input.
@@ -150,8 +203,19 @@ impl Projection {
 impl Layer {
     /// The projections in the order in which they are read.
     #[must_use]
-    pub fn projections(&self) -> [&Projection; 4] {
-        [&self.qkv, &self.attn_output, &self.gate_up, &self.down]
+    pub fn projections(&self) -> Vec<&Projection> {
+        self.roles().into_iter().flat_map(|(_, projections)| projections).collect()
+    }
+
+    /// The projections of each role, in the order in which they are read.
+    #[must_use]
+    pub fn roles(&self) -> [(Role, Vec<&Projection>); 4] {
+        [
+            (Role::Qkv, self.qkv.projections()),
+            (Role::AttnOutput, vec![&self.attn_output]),
+            (Role::GateUp, self.gate_up.projections()),
+            (Role::Down, vec![&self.down]),
+        ]
     }
 }
 
@@ -227,7 +291,9 @@ impl<'a> Packing<'a> {
             let name = config.architecture.name;
             let why = match config.activation {
                 Activation::Relu2 => "the feed-forward matrices have biases".to_owned(),
-                _ => format!("the gate of {name} is no squared ReLU, so it has no zeros"),
+                Activation::Silu | Activation::Gelu => {
+                    format!("the gate of {name} is no squared ReLU, so it has no zeros")
+                }
             };
             let path = gguf.path().display();
             warnings.push(format!("{path}: nothing is skipped: {why}"));
@@ -432,7 +498,7 @@ impl<'a> Loader<'a> {
         let LoadOptions { pool, pages, .. } = *self.options;
         let head = match self.options.activations {
             // Its kernels round no activation either.
-            Activations::F32 => head.to_f32(self.gguf, pool, pages)?,
+            Activations::F32 => head.in_f32(self.gguf, pool, pages)?,
             _ => head,
         };
         let output_norm = self.tensors.vector(names.output_norm, hidden)?;
@@ -451,21 +517,42 @@ impl<'a> Loader<'a> {
             Some([q, k]) => Some([norm(q, config.head_dim)?, norm(k, config.head_dim)?]),
             None => None,
         };
-        let sub_norm = names.attn_sub_norm.map(|name| norm(name, config.q_dim()));
-        let attn_sub_norm = sub_norm.transpose()?;
+        let mut optional = |name: Option<&str>, n| name.map(|name| norm(name, n)).transpose();
+        let [attn_sub_norm, ffn_sub_norm] = config.sub_norms();
+        let attn_sub_norm = optional(attn_sub_norm, config.q_dim())?;
+        let attn_post_norm = optional(names.attn_post_norm, hidden)?;
+        let ffn_sub_norm = optional(ffn_sub_norm, ffn)?;
+        let ffn_post_norm = optional(names.ffn_post_norm, hidden)?;
         let ffn_norm = norm(names.ffn_norm, hidden)?;
-        let ffn_sub_norm = names.ffn_sub_norm.map(|name| norm(name, ffn)).transpose()?;
         Ok(Layer {
             attn_norm,
-            qkv: self.job(config, layer, Role::Qkv)?,
+            qkv: self.inputs(config, layer, Role::Qkv)?,
             qk_norms,
             attn_sub_norm,
-            attn_output: self.job(config, layer, Role::AttnOutput)?,
+            attn_output: self.job(config, layer, Role::AttnOutput, 0..1)?,
+            attn_post_norm,
             ffn_norm,
-            gate_up: self.job(config, layer, Role::GateUp)?,
+            gate_up: self.inputs(config, layer, Role::GateUp)?,
             ffn_sub_norm,
-            down: self.job(config, layer, Role::Down)?,
+            down: self.job(config, layer, Role::Down, 0..1)?,
+            ffn_post_norm,
         })
+    }
+
+    /// Loads the matrices of a role that reads the normed residual stream, and the norms of their own.
+    fn inputs(&mut self, config: &Config, layer: usize, role: Role) -> Result<Inputs> {
+        let matrices = config.matrices(layer, role);
+        let Some(norms) = config.norms_of_inputs(role) else {
+            return self.job(config, layer, role, 0..matrices.len()).map(Inputs::Shared);
+        };
+        let own = norms.iter().zip(matrices).enumerate().map(|(i, (name, (_, shape)))| {
+            Ok(OwnInput {
+                norm: self.tensors.vector(&layer_tensor(layer, name), config.hidden)?,
+                rows: shape.rows,
+                projection: self.job(config, layer, role, i..i + 1)?,
+            })
+        });
+        own.collect::<Result<_>>().map(Inputs::Own)
     }
 
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
@@ -527,29 +614,35 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Loads the matrices of a layer's job: packed for the kernels of its role, or as the file
-    /// holds them.
-    fn job(&mut self, config: &Config, layer: usize, role: Role) -> Result<Projection> {
+    /// Loads matrices of a layer's role: packed for the kernels of that role, or as the file holds them.
+    fn job(
+        &mut self,
+        config: &Config,
+        layer: usize,
+        role: Role,
+        which: Range<usize>,
+    ) -> Result<Projection> {
         let matrices = config.matrices(layer, role);
+        let matrices = &matrices[which];
         match self.packing.take() {
             Some(mut packing) => {
                 let job = packing.jobs.iter().find(|job| job.role == role).cloned();
                 let mut job = job.expect("Config::jobs lists the role");
                 let projection = match job.blocks.swap_remove(layer) {
                     Some(kernels) => self
-                        .block_job(&mut packing, kernels, &matrices)
+                        .block_job(&mut packing, kernels, matrices)
                         .map(|job| Projection::Blocks(Box::new(job))),
                     None => self
-                        .packed_job(&mut packing, job, &matrices)
+                        .packed_job(&mut packing, job, matrices)
                         .map(|job| Projection::Packed(Box::new(job))),
                 };
                 self.packing = Some(packing);
                 projection
             }
             None if self.options.activations == Activations::F32 => {
-                self.float_job(&matrices).map(Projection::Float)
+                self.float_job(matrices).map(Projection::Float)
             }
-            None => self.file_job(&matrices).map(Projection::Mapped),
+            None => self.file_job(matrices).map(Projection::Mapped),
         }
     }
 

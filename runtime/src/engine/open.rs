@@ -319,6 +319,7 @@ impl Engine {
         let model = match self.options.needs {
             // Who asks for logits all the same has them out of the file.
             Needs::Hidden => model,
+            _ if !self.config.mask.causal => model,
             _ => model.choose_head(&self.pool, &head)?,
         };
         let model = self.loaded(&mut state, model);
@@ -401,12 +402,26 @@ impl Engine {
         self.start(self.model()?, options)
     }
 
+    /// Checks that the model writes texts: one whose tokens see those behind them gives embeddings alone.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) naming the key that says so.
+    pub fn check_writes(&self) -> Result<()> {
+        if self.config.mask.causal {
+            return Ok(());
+        }
+        let key = format!("{}.attention.causal", self.config.architecture.name);
+        let expected = "true, to write texts; this model gives embeddings alone";
+        Err(self.gguf.key_error(&key, false, expected))
+    }
+
     /// Starts a session for a prompt of so many tokens: a short one on the weights in the file, if
     /// these are not packed yet. [`Engine::step`] then packs them once that pays.
     ///
     /// # Errors
-    /// As [`Engine::session`].
+    /// As [`Engine::session`]; those of [`Engine::check_writes`].
     pub fn session_for(&self, prompt: usize, options: SessionOptions) -> Result<Session> {
+        self.check_writes()?;
         let waits = self.is_packed_for(prompt);
         if !waits {
             let session = self.start(self.mapped()?, options)?;

@@ -114,6 +114,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let engine = Engine::open(&path, options)?;
     load::explain_bus_errors(&engine, leave);
     load::tell(&engine);
+    engine.check_writes()?;
     let vocab = engine.config().vocab;
     let (ids, windows) = match &base {
         Some(base) => {

@@ -125,11 +125,13 @@ impl Embedder {
     pub fn pass(&mut self, session: &mut Session, budget: usize) -> Result<Passed> {
         let mut passed = Passed::default();
         let mut tokens: Vec<BatchToken<'_>> = Vec::new();
+        let whole = !session.model().config().mask.causal;
         for (text, slot) in self.jobs.iter_mut().flat_map(Active::running) {
-            if tokens.len() >= budget {
+            let room = budget.saturating_sub(tokens.len());
+            if room == 0 || whole && !tokens.is_empty() && text.left() > room {
                 break;
             }
-            tokens.extend(text.tokens(slot, budget - tokens.len()));
+            tokens.extend(text.tokens(slot, if whole { usize::MAX } else { room }));
             passed.texts += 1;
         }
         if tokens.is_empty() {

@@ -98,7 +98,10 @@ pub fn load(args: &Args) -> Result<(Session, Loaded)> {
         predict: usize::try_from(args.predict).ok(),
         pooling: args.embedding.pooling(&engine)?,
         normalisation: args.embedding.embd_normalize,
-        no_texts: args.embeddings.then_some("the server was started with --embeddings"),
+        no_texts: match engine.config().mask.causal {
+            true => args.embeddings.then_some("the server was started with --embeddings"),
+            false => Some("the model's tokens see those behind them"),
+        },
         model: model_info(args, &path, &engine),
     };
     Ok((session, loaded))
