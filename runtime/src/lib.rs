@@ -11,7 +11,8 @@
 //! What a text may be, and what ends it, are options of each sequence ([`SequenceOptions`]): stop strings,
 //! tokens that are never chosen, a JSON schema or a grammar (`Engine::grammars`, with the feature `grammar`).
 //! It can be cancelled ([`GenerateOptions::cancel`]), its log probabilities kept ([`TokenLogprobs`]), and
-//! [`Session::save`] keeps in a file what the model computed of it.
+//! [`Session::save`] keeps in a file what the model computed of it. [`Session::embed`] makes embeddings of
+//! texts in place of continuing them.
 //!
 //! ```
 //! use bitnet_runtime::{Engine, GenerateOptions, Options, Sampling, SequenceOptions};
@@ -33,8 +34,8 @@
 //! | | |
 //! |---|---|
 //! | files | GGUF |
-//! | architectures | `bitnet-b1.58`, `bitnet-25`, `bitnet`, `llama`, `qwen3`, `qwen2` |
-//! | ternary weights | I2_S, TL1, TL2, TQ1_0, TQ2_0, Q2_0, PQ2_0, PTQ1_0, IQ1_BN, IQ2_BN, IQ2_BN_R4 |
+//! | architectures | `bitnet-b1.58`, `bitnet-25`, `bitnet`, `llama`, `qwen3`, `qwen2`, `gemma3`, `gemma-embedding` |
+//! | ternary weights | I2_S, TL1, TL2, TQ1_0, TQ2_0, Q2_0, PQ2_0, PTQ1_0, IQ1_BN, IQ2_BN, IQ2_BN_R4; F32, F16, BF16 of one magnitude |
 //! | embedding and head | F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K, Q4_K, Q5_K, Q6_K, I2_S, TQ2_0, TQ1_0, Q2_0, PQ2_0, PTQ1_0 |
 //! | KV cache | f16, f32, q8_0 |
 //! | sampling | biases; repeat, presence and frequency penalties; top-k, top-p, min-p, temperature |
@@ -76,6 +77,7 @@ pub use crate::text::grammar::{Grammar, Grammars};
 pub use crate::{
     cancel::Cancel,
     cpu::{
+        float::Activations,
         head::{choose::HeadMode, screen::Needs},
         kv_cache::KvType,
         model::Model,
@@ -83,8 +85,9 @@ pub use crate::{
         sparse::Mode as ActivationSparsity,
     },
     engine::{
-        Engine, GenerateOptions, Generation, NamedProfile, Note, Options, PackedWeights,
-        ProfileChoice, ProfileInUse, ProfileSource, Progress, Start, Suggested, Turns,
+        Embedding, Engine, GenerateOptions, Generation, NamedProfile, Normalisation, Note, Options,
+        PackedWeights, Pooling, ProfileChoice, ProfileInUse, ProfileSource, Progress, Start,
+        Suggested, Turns,
         logprobs::{TokenLogprobs, logprobs},
         sampler::Sampling,
         sequence::{FinishReason, Sequence, SequenceOptions, SequenceStats, Wants},

@@ -221,6 +221,25 @@ pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+/// GELU by its approximation with tanh, `x * (1 + tanh(z)) / 2` where
+/// `z = sqrt(2 / pi) * (x + 0.044715 x^3)`, written without one: `x / (1 + exp(-2 z))`.
+#[inline]
+#[must_use]
+pub fn gelu(x: f32) -> f32 {
+    /// 2 sqrt(2 / pi).
+    const TWICE: f32 = 1.595_769;
+    let z = TWICE * (0.044_715 * (x * x)).mul_add(x, x);
+    x / (1.0 + exp(-z))
+}
+
+/// Gated GELU: `out[i] = gelu(gate[i]) * up[i]`.
+pub fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == out.len());
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gelu(gate) * up;
+    }
+}
+
 /// Gated squared ReLU: `g = max(0, gate[i])`, `out[i] = (g * g) * up[i]`; a NaN gate gives NaN.
 pub fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(gate.len() == up.len() && gate.len() == out.len());
@@ -788,6 +807,24 @@ mod tests {
         }
         attention_finish(state.unwrap(), &mut out);
         out
+    }
+
+    #[test]
+    fn gelu_is_near_f64() {
+        let exact = |x: f64| {
+            let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + z.tanh())
+        };
+        for i in -4000..4000 {
+            let x = i as f32 / 400.0;
+            let (found, exact) = (f64::from(gelu(x)), exact(x.into()));
+            assert!((found - exact).abs() <= 3e-6 * exact.abs().max(1e-3), "{x}: {found}, {exact}");
+        }
+        assert_eq!((gelu(0.0), gelu(1e30), gelu(-1e30)), (0.0, 1e30, 0.0));
+        assert!(gelu(f32::NAN).is_nan());
+        let mut out = [0.0; 2];
+        gelu_mul(&[1.0, -2.0], &[3.0, 0.5], &mut out);
+        assert_eq!(out, [gelu(1.0) * 3.0, gelu(-2.0) * 0.5]);
     }
 
     #[test]

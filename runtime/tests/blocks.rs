@@ -4,14 +4,15 @@ mod editor;
 
 use std::sync::Arc;
 
-use bitnet_profiles::Isa;
-use bitnet_runtime::Error;
+use bitnet_profiles::{Isa, Shape};
 use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::memory::Pages;
 use bitnet_runtime::cpu::model::{KvType, LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::file::gguf::{TensorType, Value};
 use bitnet_runtime::file::packed::PackedFile;
+use bitnet_runtime::formats::{Codes, Scales};
+use bitnet_runtime::{Activations, Error};
 use editor::{Parts, Tensor, f32s};
 use half::f16;
 
@@ -256,9 +257,18 @@ impl Net {
 }
 
 fn load(parts: &Parts, isa: Option<Isa>) -> bitnet_runtime::Result<Model> {
+    load_rounding(parts, isa, Activations::Auto)
+}
+
+fn load_rounding(
+    parts: &Parts,
+    isa: Option<Isa>,
+    activations: Activations,
+) -> bitnet_runtime::Result<Model> {
     let pool = Pool::new(2).unwrap();
     let selection = Selection::new(isa, None, None).unwrap();
-    Model::from_gguf(parts.gguf(), &LoadOptions::new(&pool, &selection))
+    let options = LoadOptions { activations, ..LoadOptions::new(&pool, &selection) };
+    Model::from_gguf(parts.gguf(), &options)
 }
 
 fn session(model: Model, threads: usize, batch: usize) -> Session {
@@ -276,6 +286,20 @@ fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|logit| logit.to_bits()).collect()
 }
 
+/// Returns how far logits are from those of exact arithmetic, as a share of their size.
+fn off(model: Model, net: &Net) -> f64 {
+    let mut session = session(model, 2, 1);
+    let (mut off, mut size) = (0.0, 0.0);
+    for (&id, expected) in text().iter().zip(net.logits(&text())) {
+        let logits = session.decode(id).unwrap();
+        for (&found, expected) in logits.iter().zip(expected) {
+            off += (f64::from(found) - expected).powi(2);
+            size += expected.powi(2);
+        }
+    }
+    (off / size).sqrt()
+}
+
 /// Activations of 8 bits move logits by a few percent of what logits are: each product is off by about
 /// 1/254/sqrt(3) of its size for every activation that is as large as the largest of its block, and some
 /// ten such products follow each other. A wrong operation moves them by more than half.
@@ -284,19 +308,136 @@ fn logits_are_near_those_of_exact_arithmetic() {
     for ty in TYPES {
         for tables in [Tables::Floats, Tables::Tied, Tables::Head] {
             let (parts, net) = random_model(ty, tables, 3);
-            let mut session = session(load(&parts, None).unwrap(), 2, 1);
-            let (mut off, mut size) = (0.0, 0.0);
-            for (&id, expected) in text().iter().zip(net.logits(&text())) {
-                let logits = session.decode(id).unwrap();
-                for (&found, expected) in logits.iter().zip(expected) {
-                    off += (f64::from(found) - expected).powi(2);
-                    size += expected.powi(2);
-                }
-            }
-            let off = (off / size).sqrt();
+            let off = off(load(&parts, None).unwrap(), &net);
             eprintln!("{} {tables:?} {off}", ty.0);
             assert!(off < 0.03, "{}, {tables:?}: {off} of their size", ty.0);
         }
+    }
+}
+
+/// Where activations are not rounded, what is left is the rounding of f32 in norms, attention and sums:
+/// 2^-24 of a number at a time.
+#[test]
+fn logits_are_those_of_exact_arithmetic_where_activations_are_not_rounded() {
+    for ty in TYPES {
+        for tables in [Tables::Floats, Tables::Tied, Tables::Head] {
+            let (parts, net) = random_model(ty, tables, 3);
+            let load = || load_rounding(&parts, None, Activations::F32).unwrap();
+            let off = off(load(), &net);
+            assert!(off < 1e-5, "{}, {tables:?}: {off} of their size", ty.0);
+            let expected = bits(session(load(), 1, 1).prefill(&text()).unwrap());
+            for (threads, batch) in [(3, 1), (2, 4), (3, 21)] {
+                let found = bits(session(load(), threads, batch).prefill(&text()).unwrap());
+                assert_eq!(found, expected, "{}: {threads}, {batch}", ty.0);
+            }
+        }
+    }
+}
+
+/// One scale for all activations of a token is coarser than one for each block.
+#[test]
+fn activations_of_a_token_may_share_a_scale() {
+    for ty in TYPES {
+        let (parts, net) = random_model(ty, Tables::Floats, 3);
+        let of = |activations| off(load_rounding(&parts, None, activations).unwrap(), &net);
+        let [token, block] = [Activations::Token, Activations::Block].map(of);
+        assert!(block < token && token < 0.06, "{}: {block}, {token}", ty.0);
+        assert_eq!(of(Activations::Auto), block);
+    }
+}
+
+/// A tensor with one scale has blocks of activations, too, if that is asked for.
+#[test]
+fn activations_have_blocks_where_weights_have_none() {
+    let (mut parts, _) = random_model(&TYPES[5], Tables::Floats, 3);
+    for tensor in parts.tensors.iter_mut().filter(|tensor| tensor.ty == TensorType::TQ2_0) {
+        for block in tensor.data.chunks_exact_mut(66) {
+            block[64..].copy_from_slice(&f16::from_f32(1.0 / 16.0).to_le_bytes());
+        }
+    }
+    let model = |activations| load_rounding(&parts, None, activations).unwrap();
+    let is_block = |model: &Model| {
+        let layers = model.weights().layers.iter();
+        layers.flat_map(|layer| layer.projections()).all(|p| p.blocks().is_some())
+    };
+    assert!(!is_block(&model(Activations::Auto)));
+    assert!(is_block(&model(Activations::Block)));
+    let logits = |activations| session(model(activations), 2, 4).prefill(&text()).unwrap().to_vec();
+    let exact = logits(Activations::F32);
+    let off = |logits: Vec<f32>| {
+        let pairs = || logits.iter().zip(&exact);
+        let off: f64 = pairs().map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        (off / pairs().map(|(_, b)| f64::from(*b).powi(2)).sum::<f64>()).sqrt()
+    };
+    let (token, block) = (off(logits(Activations::Token)), off(logits(Activations::Block)));
+    assert!(block < token && token < 0.06, "{block}, {token}");
+    assert_eq!(bits(&logits(Activations::Token)), bits(&logits(Activations::Auto)));
+}
+
+/// Weights that are ternary are so as floats, too, with the same scales.
+#[test]
+fn ternary_weights_may_be_stored_as_floats() {
+    let in_floats = |parts: &Parts, ty: TensorType| {
+        let mut parts = parts.clone();
+        for tensor in parts.tensors.iter_mut().filter(|tensor| tensor.ty.is_ternary()) {
+            let shape = Shape::new(tensor.dims[1] as usize, tensor.dims[0] as usize);
+            let codes = Codes::new(tensor.ty, &tensor.data, shape).unwrap();
+            let scales = codes.scales();
+            let mut data = Vec::new();
+            let mut row = vec![0; shape.cols];
+            for number in 0..shape.rows {
+                codes.row(number, &mut row);
+                let of = |col: usize| match &scales {
+                    Scales::Blocks { width, values } => {
+                        values[number * (shape.cols / width) + col / width]
+                    }
+                    other => other.of_tensor().unwrap(),
+                };
+                let row =
+                    row.iter().enumerate().map(|(col, &code)| of(col) * (f32::from(code) - 1.0));
+                let row: Vec<f32> = row.collect();
+                (ty.format().rows().unwrap().quantise)(&row, &mut data);
+            }
+            (tensor.ty, tensor.data) = (ty, data);
+        }
+        parts
+    };
+    let logits =
+        |parts: &Parts| bits(session(load(parts, None).unwrap(), 2, 8).prefill(&text()).unwrap());
+    for ty in TYPES {
+        let (parts, _) = random_model(ty, Tables::Floats, 9);
+        if ty.0 == TensorType::PQ2_0 {
+            // +2 is another magnitude.
+            let message = refusal(&in_floats(&parts, TensorType::F16));
+            assert!(
+                message.contains("blk.0.attn_q.weight") && message.contains("f16"),
+                "{message}"
+            );
+            continue;
+        }
+        let expected = logits(&parts);
+        for float in [TensorType::F16, TensorType::F32] {
+            assert_eq!(logits(&in_floats(&parts, float)), expected, "{} as {float}", ty.0);
+        }
+    }
+    // One scale for the tensor.
+    let parts = editor::sound("llama");
+    let ids = [1, 5, 2, 7, 0, 3];
+    let logits =
+        |parts: &Parts| bits(session(load(parts, None).unwrap(), 2, 8).prefill(&ids).unwrap());
+    for float in [TensorType::F16, TensorType::BF16, TensorType::F32] {
+        let mut floats = in_floats(&parts, float);
+        assert_eq!(logits(&floats), logits(&parts), "{float}");
+        // A number that is none of the three.
+        let tensor = floats.tensor("blk.1.ffn_down.weight");
+        let row = tensor.data.len() / tensor.dims[1] as usize;
+        let mut odd = Vec::new();
+        (float.format().rows().unwrap().quantise)(&[0.25; 64], &mut odd);
+        odd[..row / 2].copy_from_slice(&tensor.data[..row / 2]);
+        tensor.data[..row].copy_from_slice(&odd);
+        let message = refusal(&floats);
+        let name = float.name();
+        assert!(message.contains("blk.1.ffn_down.weight") && message.contains(name), "{message}");
     }
 }
 

@@ -171,7 +171,8 @@ fn w3_q_bias() {
     };
     let sparse = |model: &Model| {
         let layer = &model.weights().layers[0];
-        [&layer.gate_up, &layer.down].map(|job| job.packed().unwrap().sparse().is_some())
+        let jobs = [layer.gate_up.packed(), layer.down.packed()];
+        jobs.map(|job| job.unwrap().sparse().is_some())
     };
     let model = forced(&parts);
     assert_eq!(sparse(&model), [true, true]);

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 
 use crate::flags::{self, Program};
 use crate::{
-    bench, chat, compare, completions, convert, doctor, dummy, energy, inspect, pack, perplexity,
-    quantize, run, serve, tokenize,
+    bench, chat, compare, completions, convert, doctor, dummy, embed, energy, inspect, pack,
+    perplexity, quantize, run, serve, tokenize,
 };
 
 /// Run ternary language models on the CPU
@@ -46,6 +46,7 @@ enum Command {
     Convert(convert::Args),
     Quantize(quantize::Args),
     Perplexity(Box<perplexity::Args>),
+    Embed(Box<embed::Args>),
     Energy(energy::Args),
     Doctor(doctor::Args),
     Inspect(inspect::Args),
@@ -76,6 +77,7 @@ impl Arguments {
             Command::Convert(args) => convert::run(args)?,
             Command::Quantize(args) => quantize::run(args)?,
             Command::Perplexity(args) => return perplexity::run(args),
+            Command::Embed(args) => return embed::run(args),
             Command::Energy(args) => return energy::run(args),
             Command::Doctor(args) => return doctor::run(args),
             Command::Inspect(args) => inspect::run(args)?,

@@ -11,6 +11,7 @@ mod controls;
 pub mod convert;
 pub mod doctor;
 pub mod dummy;
+pub mod embed;
 pub mod energy;
 pub mod flags;
 pub mod inspect;

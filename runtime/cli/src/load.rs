@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::{Format, Isa, Pinning};
+use bitnet_runtime::Activations;
 use bitnet_runtime::cpu::kernels::Selection;
 use bitnet_runtime::cpu::model::{HeadMode, KvType, SessionOptions};
 use bitnet_runtime::cpu::sparse;
@@ -347,6 +348,28 @@ impl KernelArgs {
     }
 }
 
+/// The flag that says how activations are rounded.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct ActivationArgs {
+    /// Round the activations that ternary matrices multiply to int8 for each token or for each block of
+    /// columns, or not at all, which is slow and for tests; auto: for each block where the scales of the
+    /// weights differ, else for each token. Changes numbers
+    #[arg(
+        long,
+        value_name = "auto|token|block|f32",
+        default_value = "auto",
+        value_parser = activations,
+        help_heading = PERFORMANCE
+    )]
+    pub activations: Activations,
+}
+
+/// A rounding of activations, for clap.
+fn activations(text: &str) -> std::result::Result<Activations, String> {
+    let found = Activations::ALL.into_iter().find(|activations| activations.name() == text);
+    found.ok_or_else(|| "it is none of auto, token, block, f32".to_owned())
+}
+
 /// Advice on the file of a model while it is used.
 pub const LEAVE: &str = "leave it as it is while it is used, or give --no-mmap";
 
@@ -372,6 +395,8 @@ pub struct OpenArgs {
     placement: PlacementArgs,
     #[command(flatten)]
     packed: PackedArgs,
+    #[command(flatten)]
+    activations: ActivationArgs,
     /// Map the file, which is so anyway
     #[arg(long, overrides_with = "no_mmap", help_heading = PERFORMANCE)]
     mmap: bool,
@@ -395,6 +420,7 @@ impl OpenArgs {
             fixed_threads: self.fixed_threads,
             mmap: !self.no_mmap,
             packed: self.packed.option(),
+            activations: self.activations.activations,
             ..options
         };
         Ok((path, options))

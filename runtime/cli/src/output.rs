@@ -31,8 +31,10 @@ pub fn end(message: &clap::Error) -> ! {
 }
 
 /// The flags for parameters of the library that an error may name.
-const FLAGS: [(&str, &str); 19] = [
+const FLAGS: [(&str, &str); 21] = [
     ("isa", "--isa"),
+    ("activations", "--activations"),
+    ("pooling", "--pooling"),
     ("temperature", "--temp"),
     ("top_p", "--top-p"),
     ("min_p", "--min-p"),

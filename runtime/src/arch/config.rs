@@ -3,6 +3,7 @@
 use bitnet_profiles::{Role, Shape, shapes_hash};
 use serde::{Deserialize, Serialize};
 
+use super::mask::Mask;
 use super::rope::{self, RopeScaling};
 use super::{Activation, Architecture, layer_tensor, policy};
 use crate::error::{Result, quoted};
@@ -34,6 +35,10 @@ pub struct Config {
     pub rope_base: f32,
     /// Scaling of positions.
     pub rope_scaling: RopeScaling,
+    /// Positions that a token attends to.
+    pub mask: Mask,
+    /// True if each matrix has a norm of its own input.
+    pub norms_in: bool,
     /// Epsilon of every RMS norm.
     pub eps: f32,
     /// Positions the model was made for.
@@ -132,6 +137,21 @@ impl Config {
         let rope_base = rope::base(gguf, architecture.name, layers)?;
         let rope_scaling = RopeScaling::from_gguf(gguf, architecture.name, context)?;
 
+        let mask = Mask::from_gguf(gguf, architecture, layers)?;
+        let of_window = [
+            ("attention.key_length_swa", head_dim),
+            ("attention.value_length_swa", head_dim),
+            ("rope.dimension_count_swa", rope_dim),
+        ];
+        for (name, own) in of_window.into_iter().filter(|_| mask.window.is_some()) {
+            if let Some(length) = optional(name, MAX_WIDTH)?
+                && length != own
+            {
+                let expected = format!("{own}, as in layers without a window");
+                return Err(gguf.key_error(&key(name), length, expected));
+            }
+        }
+
         let eps_name = "attention.layer_norm_rms_epsilon";
         let eps_key = key(eps_name);
         let eps = gguf.require(&eps_key, float(eps_name)?)?;
@@ -151,6 +171,11 @@ impl Config {
             rope_dim,
             rope_base,
             rope_scaling,
+            mask,
+            norms_in: architecture
+                .tensors
+                .norms_in
+                .is_some_and(|norms| gguf.tensor(&layer_tensor(0, norms.qkv[0])).is_some()),
             eps,
             context,
             vocab: vocabulary(gguf, architecture)?,
@@ -201,6 +226,51 @@ impl Config {
         let names = self.architecture.matrices(role).iter();
         let parts = names.zip(jobs.flat_map(|job| job.parts));
         parts.map(|(name, shape)| (layer_tensor(layer, name), shape)).collect()
+    }
+
+    /// Returns the names of the norms of the input of each matrix of a role that has several, behind the
+    /// norm of all of them; `None`: they have none of their own.
+    #[must_use]
+    pub fn norms_of_inputs(&self, role: Role) -> Option<&'static [&'static str]> {
+        let norms = self.architecture.tensors.norms_in.as_ref().filter(|_| self.norms_in)?;
+        match role {
+            Role::Qkv => Some(&norms.qkv),
+            Role::GateUp => Some(&norms.gate_up),
+            _ => None,
+        }
+    }
+
+    /// Returns the names of the norms before `attn_output`, `[q_dim]`, and before `down`, `[ffn]`, where
+    /// there are any.
+    #[must_use]
+    pub fn sub_norms(&self) -> [Option<&'static str>; 2] {
+        let names = &self.architecture.tensors;
+        match names.norms_in.filter(|_| self.norms_in) {
+            Some(norms) => [Some(norms.attn_output), Some(norms.down)],
+            None => [names.attn_sub_norm, names.ffn_sub_norm],
+        }
+    }
+
+    /// Returns the names of the norms of a layer, with their widths.
+    #[must_use]
+    pub fn norms(&self) -> Vec<(&'static str, usize)> {
+        let names = &self.architecture.tensors;
+        let [attn_sub_norm, ffn_sub_norm] = self.sub_norms();
+        let [q, k] = names.attn_qk_norms.map_or([None; 2], |norms| norms.map(Some));
+        let fixed = [
+            (Some(names.attn_norm), self.hidden),
+            (attn_sub_norm, self.q_dim()),
+            (names.attn_post_norm, self.hidden),
+            (Some(names.ffn_norm), self.hidden),
+            (ffn_sub_norm, self.ffn),
+            (names.ffn_post_norm, self.hidden),
+            (q, self.head_dim),
+            (k, self.head_dim),
+        ];
+        let fixed = fixed.into_iter().filter_map(|(name, width)| Some((name?, width)));
+        let roles = [Role::Qkv, Role::GateUp].into_iter();
+        let own = roles.filter_map(|role| self.norms_of_inputs(role)).flatten();
+        fixed.chain(own.map(|&name| (name, self.hidden))).collect()
     }
 
     /// The ternary matrices of all layers.
@@ -259,7 +329,8 @@ fn activation(gguf: &Gguf, architecture: &Architecture) -> Result<Activation> {
         None => Ok(architecture.activation),
         Some("relu2" | "relu_squared" | "squared_relu" | "relu_sqr") => Ok(Activation::Relu2),
         Some("silu" | "swish" | "swiglu") => Ok(Activation::Silu),
-        Some(other) => Err(gguf.key_error(&key, quoted(other), "relu2 or silu")),
+        Some("gelu_pytorch_tanh" | "gelu_tanh") => Ok(Activation::Gelu),
+        Some(other) => Err(gguf.key_error(&key, quoted(other), "relu2, silu or gelu_pytorch_tanh")),
     }
 }
 
@@ -345,6 +416,8 @@ mod tests {
             rope_dim: 128,
             rope_base: 500_000.0,
             rope_scaling: RopeScaling::NONE,
+            mask: Mask::CAUSAL,
+            norms_in: false,
             eps: 1e-5,
             context: 4096,
             vocab: 128_256,

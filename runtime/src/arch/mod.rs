@@ -2,13 +2,16 @@
 //!
 //! A transformer layer is the same in all of them: attention with grouped key-value heads, then a
 //! gated feed-forward part, ternary matrices throughout, an RMS norm before either. An
-//! [`Architecture`] holds the differences; [`config`] and [`rope`] read the sizes of a model from its file.
+//! [`Architecture`] holds the differences; [`config`], [`mask`] and [`rope`] read the sizes of a model from
+//! its file.
 
 pub mod config;
+pub mod mask;
 pub mod policy;
 pub mod rope;
 
 use bitnet_profiles::Role;
+use mask::Windows;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Properties of an architecture.
@@ -20,6 +23,10 @@ pub struct Architecture {
     pub rope_pairs: RopePairs,
     /// The non-linearity of the feed-forward part, where a file does not say another.
     pub activation: Activation,
+    /// True if embeddings are multiplied by the square root of their width.
+    pub scales_embedding: bool,
+    /// Its windows of attention, which a file gives a size; `None`: it has none.
+    pub windows: Option<Windows>,
     /// Names of its tensors.
     pub tensors: TensorNames,
 }
@@ -40,6 +47,8 @@ pub enum Activation {
     Relu2,
     /// silu(gate) * up
     Silu,
+    /// gelu(gate) * up, GELU by its approximation with tanh
+    Gelu,
 }
 
 /// The names of tensors, those of a layer without `blk.N.` and `.weight`: see [`layer_tensor`].
@@ -65,6 +74,8 @@ pub struct TensorNames {
     pub attn_sub_norm: Option<&'static str>,
     /// `[hidden][q_dim]`
     pub attn_output: [&'static str; 1],
+    /// The norm of attention's output before it is added, `[hidden]`; `None`: there is none.
+    pub attn_post_norm: Option<&'static str>,
     /// The norm before the feed-forward part, `[hidden]`.
     pub ffn_norm: &'static str,
     /// gate and up: `[ffn][hidden]`, `[ffn][hidden]`.
@@ -73,7 +84,32 @@ pub struct TensorNames {
     pub ffn_sub_norm: Option<&'static str>,
     /// `[hidden][ffn]`
     pub down: [&'static str; 1],
+    /// The norm of the feed-forward part's output before it is added, `[hidden]`; `None`: there is none.
+    pub ffn_post_norm: Option<&'static str>,
+    /// Norms of the input of each matrix, all of which a file has, or none; `None`: there are none.
+    pub norms_in: Option<NormsIn>,
 }
+
+/// The names of the norms of each matrix's own input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormsIn {
+    /// Of q, k and v, behind that of all of them, `[hidden]`.
+    pub qkv: [&'static str; 3],
+    /// Of `attn_output`, `[q_dim]`.
+    pub attn_output: &'static str,
+    /// Of gate and up, behind that of both, `[hidden]`.
+    pub gate_up: [&'static str; 2],
+    /// Of `down`, `[ffn]`.
+    pub down: &'static str,
+}
+
+/// BitNet's embedding models.
+const NORMS_IN: NormsIn = NormsIn {
+    qkv: ["attn_q_norm_in", "attn_k_norm_in", "attn_v_norm_in"],
+    attn_output: "attn_output_norm_in",
+    gate_up: ["ffn_gate_norm_in", "ffn_up_norm_in"],
+    down: "ffn_down_norm_in",
+};
 
 /// llama.cpp's names, with sub-norms and without factors of rotary frequencies.
 const NAMES: TensorNames = TensorNames {
@@ -86,10 +122,13 @@ const NAMES: TensorNames = TensorNames {
     attn_qk_norms: None,
     attn_sub_norm: Some("attn_sub_norm"),
     attn_output: ["attn_output"],
+    attn_post_norm: None,
     ffn_norm: "ffn_norm",
     gate_up: ["ffn_gate", "ffn_up"],
     ffn_sub_norm: Some("ffn_sub_norm"),
     down: ["ffn_down"],
+    ffn_post_norm: None,
+    norms_in: None,
 };
 
 /// Name of the embedding in files of any architecture.
@@ -102,6 +141,8 @@ pub static BITNET_B158: Architecture = Architecture {
     name: "bitnet-b1.58",
     rope_pairs: RopePairs::RotateHalf,
     activation: Activation::Relu2,
+    scales_embedding: false,
+    windows: None,
     tensors: NAMES,
 };
 
@@ -110,6 +151,8 @@ pub static BITNET_25: Architecture = Architecture {
     name: "bitnet-25",
     rope_pairs: RopePairs::RotateHalf,
     activation: Activation::Relu2,
+    scales_embedding: false,
+    windows: None,
     tensors: NAMES,
 };
 
@@ -118,18 +161,29 @@ pub static BITNET: Architecture = Architecture {
     name: "bitnet",
     rope_pairs: RopePairs::RotateHalf,
     activation: Activation::Silu,
+    scales_embedding: false,
+    windows: None,
     tensors: NAMES,
 };
 
 /// Names without sub-norms.
 const PLAIN: TensorNames = TensorNames { attn_sub_norm: None, ffn_sub_norm: None, ..NAMES };
 
-/// Ternary Bonsai: head norms, and no bias.
+/// Names with norms of q and k.
+const HEAD_NORMS: TensorNames = TensorNames {
+    attn_qk_norms: Some(["attn_q_norm", "attn_k_norm"]),
+    norms_in: Some(NORMS_IN),
+    ..PLAIN
+};
+
+/// Ternary Bonsai, and the larger of BitNet's embedding models: head norms, and no bias.
 pub static QWEN3: Architecture = Architecture {
     name: "qwen3",
     rope_pairs: RopePairs::RotateHalf,
     activation: Activation::Silu,
-    tensors: TensorNames { attn_qk_norms: Some(["attn_q_norm", "attn_k_norm"]), ..PLAIN },
+    scales_embedding: false,
+    windows: None,
+    tensors: HEAD_NORMS,
 };
 
 /// Qwen2 and 2.5, whose q, k and v have biases.
@@ -137,6 +191,8 @@ pub static QWEN2: Architecture = Architecture {
     name: "qwen2",
     rope_pairs: RopePairs::RotateHalf,
     activation: Activation::Silu,
+    scales_embedding: false,
+    windows: None,
     tensors: PLAIN,
 };
 
@@ -145,12 +201,41 @@ pub static LLAMA: Architecture = Architecture {
     name: "llama",
     rope_pairs: RopePairs::Interleaved,
     activation: Activation::Silu,
+    scales_embedding: false,
+    windows: None,
     tensors: TensorNames { rope_factors: Some("rope_freqs.weight"), ..PLAIN },
 };
 
+/// Names with norms of the outputs of both parts of a layer.
+const POST_NORMS: TensorNames = TensorNames {
+    attn_post_norm: Some("post_attention_norm"),
+    ffn_post_norm: Some("post_ffw_norm"),
+    ..HEAD_NORMS
+};
+
+/// Gemma 3, and the smaller of BitNet's embedding models.
+pub static GEMMA3: Architecture = Architecture {
+    name: "gemma3",
+    rope_pairs: RopePairs::RotateHalf,
+    activation: Activation::Gelu,
+    scales_embedding: true,
+    windows: Some(Windows::Behind),
+    tensors: POST_NORMS,
+};
+
+/// EmbeddingGemma: a Gemma 3 whose tokens see all of their text.
+pub static GEMMA_EMBEDDING: Architecture = Architecture {
+    name: "gemma-embedding",
+    rope_pairs: RopePairs::RotateHalf,
+    activation: Activation::Gelu,
+    scales_embedding: true,
+    windows: Some(Windows::Around),
+    tensors: POST_NORMS,
+};
+
 /// All architectures that this runtime runs.
-pub static ARCHITECTURES: [&Architecture; 6] =
-    [&BITNET_B158, &BITNET_25, &BITNET, &LLAMA, &QWEN3, &QWEN2];
+pub static ARCHITECTURES: [&Architecture; 8] =
+    [&BITNET_B158, &BITNET_25, &BITNET, &LLAMA, &QWEN3, &QWEN2, &GEMMA3, &GEMMA_EMBEDDING];
 
 /// Returns the full name of a tensor of a layer.
 #[must_use]
@@ -214,7 +299,10 @@ mod tests {
             assert_eq!(json, format!("{:?}", architecture.name));
             assert_eq!(serde_json::from_str::<&Architecture>(&json).unwrap(), architecture);
         }
-        assert_eq!(Architecture::names(), "bitnet-b1.58, bitnet-25, bitnet, llama, qwen3, qwen2");
+        assert_eq!(
+            Architecture::names(),
+            "bitnet-b1.58, bitnet-25, bitnet, llama, qwen3, qwen2, gemma3, gemma-embedding"
+        );
         let error = serde_json::from_str::<&Architecture>("\"gptj\"").unwrap_err();
         assert!(error.to_string().contains("bitnet-25"), "{error}");
     }

@@ -39,12 +39,12 @@ const FACTOR: Treatment = Treatment::Neutral(Neutral {
     values: "1, or 0 for none",
     holds: |v, _| all(v, |x| x == 1.0 || x == 0.0),
 });
-const TRUE: Treatment =
-    Treatment::Neutral(Neutral { values: "true", holds: |v, _| v.as_bool() == Some(true) });
-/// Positions that a token sees.
+/// Positions that a token sees; read for architectures that have windows.
 const WINDOW: Treatment = Treatment::Neutral(Neutral {
-    values: "0, or no less than the context length: a window is not offered",
-    holds: |v, config| all(v, |x| x == 0.0 || x >= config.context as f64),
+    values: "0, or no less than the context length: this architecture has no window here",
+    holds: |v, config| {
+        config.architecture.windows.is_some() || all(v, |x| x == 0.0 || x >= config.context as f64)
+    },
 });
 /// The factor of scores.
 const SCALE: Treatment = Treatment::Neutral(Neutral {
@@ -97,11 +97,18 @@ static RULES: &[Rule] = &[
             "{arch}.block_count",
             "{arch}.feed_forward_length",
             "{arch}.hidden_activation",
+            "{arch}.pooling_type",
             "{arch}.attention.head_count",
             "{arch}.attention.head_count_kv",
             "{arch}.attention.key_length",
             "{arch}.attention.value_length",
             "{arch}.attention.layer_norm_rms_epsilon",
+            "{arch}.attention.causal",
+            "{arch}.attention.sliding_window_pattern",
+            "{arch}.attention.key_length_swa",
+            "{arch}.attention.value_length_swa",
+            "{arch}.rope.freq_base_swa",
+            "{arch}.rope.dimension_count_swa",
             "{arch}.rope.dimension_count",
             "{arch}.rope.freq_base",
             "{arch}.rope.scale_linear",
@@ -129,6 +136,7 @@ static RULES: &[Rule] = &[
             "tokenizer.ggml.eom_token_id",
             "tokenizer.ggml.unknown_token_id",
             "tokenizer.ggml.add_bos_token",
+            "tokenizer.ggml.add_eos_token",
             "tokenizer.ggml.add_space_prefix",
             "tokenizer.ggml.fim_pad_token_id",
             "tokenizer.ggml.fim_rep_token_id",
@@ -154,13 +162,9 @@ static RULES: &[Rule] = &[
         ],
     },
     Rule {
-        // Embeddings of texts and their classes.
+        // Classes of texts.
         treatment: Treatment::Description,
-        keys: &[
-            "{arch}.pooling_type",
-            "{arch}.classifier.output_labels",
-            "{arch}.classifier.pooling_type",
-        ],
+        keys: &["{arch}.classifier.output_labels", "{arch}.classifier.pooling_type"],
     },
     Rule {
         // Of experts, which expert_count says are not there.
@@ -184,22 +188,10 @@ static RULES: &[Rule] = &[
         ],
     },
     Rule {
-        // Of a window, which sliding_window says is not there.
-        treatment: Treatment::Description,
-        keys: &[
-            "{arch}.attention.sliding_window_pattern",
-            "{arch}.attention.key_length_swa",
-            "{arch}.attention.value_length_swa",
-            "{arch}.rope.dimension_count_swa",
-            "{arch}.rope.freq_base_swa",
-        ],
-    },
-    Rule {
         // That there was training after a scaling of positions.
         treatment: Treatment::Description,
         keys: &["{arch}.rope.scaling.finetuned"],
     },
-    Rule { treatment: TRUE, keys: &["{arch}.attention.causal"] },
     Rule { treatment: WINDOW, keys: &["{arch}.attention.sliding_window"] },
     Rule { treatment: SCALE, keys: &["{arch}.attention.scale"] },
     Rule { treatment: HIDDEN, keys: &["{arch}.embedding_length_out"] },
@@ -317,7 +309,6 @@ static RULES: &[Rule] = &[
             "tokenizer.ggml.padding_token_id",
             "tokenizer.ggml.cls_token_id",
             "tokenizer.ggml.mask_token_id",
-            "tokenizer.ggml.add_eos_token",
             "tokenizer.ggml.add_sep_token",
             "tokenizer.ggml.remove_extra_whitespaces",
             "tokenizer.ggml.precompiled_charsmap",

@@ -10,7 +10,7 @@ use crate::cpu::kernels::{AttentionKernel, VectorOps};
 use crate::cpu::memory::{Buffer, filled};
 use crate::cpu::threads::{SharedSlice, Worker};
 use crate::error::Result;
-use crate::numerics::{CHUNK, Softmax};
+use crate::numerics::{self, CHUNK, Softmax};
 
 /// Tokens of a prompt that attend together, at most.
 const TILE_TOKENS: usize = 16;
@@ -20,12 +20,24 @@ const TILE_TOKENS: usize = 16;
 pub(crate) struct At {
     pub sequence: usize,
     pub position: usize,
+    /// Positions that the token sees where there is no window, from the first on, its own included.
+    seen: usize,
 }
 
 impl At {
+    /// A token that sees all before it.
+    pub(crate) fn causal(sequence: usize, position: usize) -> Self {
+        Self { sequence, position, seen: position + 1 }
+    }
+
+    /// A token that sees all of a text of `len` tokens.
+    pub(crate) fn amid(sequence: usize, position: usize, len: usize) -> Self {
+        Self { sequence, position, seen: len }
+    }
+
     /// Number of positions that the token attends to, its own included.
     fn seen(self) -> usize {
-        self.position + 1
+        self.seen
     }
 
     /// True if `next` is the next token of the same sequence.
@@ -58,12 +70,38 @@ pub(crate) struct Scratch {
     kernel: Buffer,
     /// Softmax of the rows of a tile, `[TILE_TOKENS][group]`.
     states: Vec<Softmax>,
+    window: WindowScratch,
+}
+
+/// Scratch space for attention in windows; empty for models without.
+#[derive(Debug, Default)]
+struct WindowScratch {
+    /// Keys and values of a chunk, `[CHUNK][head_dim]`, and their scales, `[CHUNK]`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    key_scales: Vec<f32>,
+    value_scales: Vec<f32>,
+    scores: Vec<f32>,
+    /// Output of a head, `[head_dim]`.
+    part: Vec<f32>,
 }
 
 impl Scratch {
     pub(crate) fn new(kernel: &AttentionKernel, config: &Config) -> Result<Self> {
         let states = filled(TILE_TOKENS * config.group(), Softmax { max: 0.0, sum: 0.0 })?;
-        Ok(Self { kernel: Buffer::zeroed(kernel.scratch_bytes(config.head_dim))?, states })
+        let window = match config.mask.window {
+            None => WindowScratch::default(),
+            Some(_) => WindowScratch {
+                keys: filled(CHUNK * config.head_dim, 0.0)?,
+                values: filled(CHUNK * config.head_dim, 0.0)?,
+                key_scales: filled(CHUNK, 0.0)?,
+                value_scales: filled(CHUNK, 0.0)?,
+                scores: filled(CHUNK, 0.0)?,
+                part: filled(config.head_dim, 0.0)?,
+            },
+        };
+        let kernel = Buffer::zeroed(kernel.scratch_bytes(config.head_dim))?;
+        Ok(Self { kernel, states, window })
     }
 }
 
@@ -219,6 +257,69 @@ impl Attention<'_> {
                 for (state, out) in states.iter().zip(out.chunks_exact_mut(config.head_dim)) {
                     self.ops.attention_finish(*state, out);
                 }
+            }
+        }
+    }
+
+    /// True if a window hides positions from any token of the pass in this layer.
+    pub(crate) fn is_windowed(&self, layer: usize) -> bool {
+        let mask = &self.config.mask;
+        let hides = |at: &At| mask.seen(layer, at.position, at.seen).len() < at.seen;
+        mask.window_of(layer).is_some() && self.at.iter().any(hides)
+    }
+
+    /// Computes attention where a window hides positions, for one token or many: in scalar code, by the same
+    /// definition as kernels, but in chunks that begin where the window does. A unit of work is one KV head
+    /// of one token. A barrier must follow before `out` is read.
+    ///
+    /// # Safety
+    /// As [`Attention::attend_many`].
+    pub(crate) unsafe fn attend_in_window(
+        &self,
+        worker: &Worker<'_>,
+        scratch: &mut Scratch,
+        layer: usize,
+    ) {
+        let config = self.config;
+        let (n, group, width) = (self.at.len(), config.group(), config.head_dim);
+        let scale = 1.0 / (width as f32).sqrt();
+        let WindowScratch { keys, values, key_scales, value_scales, scores, part } =
+            &mut scratch.window;
+        for unit in worker.share(n * config.kv_heads) {
+            let (token, kv_head) = (unit / config.kv_heads, unit % config.kv_heads);
+            let at = self.at[token];
+            let seen = config.mask.seen(layer, at.position, at.seen);
+            let states = &mut scratch.states[..group];
+            // SAFETY: each unit belongs to one worker, and nothing else accesses it, as the caller promises.
+            let out = unsafe { self.out.row_mut(kv_head * n + token) };
+            for first in seen.clone().step_by(CHUNK) {
+                let positions = first..(first + CHUNK).min(seen.end);
+                let count = positions.len();
+                let (keys, values) = (&mut keys[..count * width], &mut values[..count * width]);
+                let places = keys.chunks_exact_mut(width).zip(values.chunks_exact_mut(width));
+                for (i, (position, (key, value))) in positions.zip(places).enumerate() {
+                    let (chunk, place) = (position / CHUNK, position % CHUNK);
+                    // SAFETY: nothing writes the cache in this phase, as the caller promises.
+                    let chunk =
+                        unsafe { self.kv[at.sequence].chunk((layer, kv_head), chunk, place + 1) };
+                    (key_scales[i], value_scales[i]) = chunk.read(place, key, value);
+                }
+                let (k, v) = ((&*keys, &key_scales[..count]), (&*values, &value_scales[..count]));
+                let heads = out.chunks_exact_mut(width).zip(&mut *states).enumerate();
+                for (head, (out, state)) in heads {
+                    let own = (kv_head * group + head) * width;
+                    // SAFETY: nothing writes the queries in this phase, as the caller promises.
+                    let query = unsafe { self.queries.part(token, own..own + width) };
+                    if first == seen.start {
+                        *state = numerics::attention_chunk(query, k, v, scale, scores, out);
+                    } else {
+                        let next = numerics::attention_chunk(query, k, v, scale, scores, part);
+                        numerics::attention_merge(state, out, next, part);
+                    }
+                }
+            }
+            for (out, state) in out.chunks_exact_mut(width).zip(&*states) {
+                numerics::attention_finish(*state, out);
             }
         }
     }

@@ -25,6 +25,7 @@ use super::stages::{Stage, StageClock};
 use crate::arch::{Activation, RopePairs};
 use crate::cancel::{self, Cancel};
 use crate::cpu::blocks;
+use crate::cpu::float::Activations;
 use crate::cpu::head::screen::Scan;
 use crate::cpu::kernels::VectorOps;
 use crate::cpu::mapped;
@@ -32,9 +33,9 @@ use crate::cpu::matmul;
 use crate::cpu::memory::{Buffer, zeroed};
 use crate::cpu::model::Model;
 use crate::cpu::threads::{Load, Pool, SharedSlice, Worker};
-use crate::cpu::weights::{Layer, Projection};
+use crate::cpu::weights::{Inputs, Layer, OwnInput, Projection};
 use crate::error::Result;
-use crate::numerics::Softmax;
+use crate::numerics::{self, Softmax};
 
 /// Tokens from which each layer is a run of the pool of its own: it takes a millisecond or more, and
 /// the next one may take fewer workers.
@@ -51,6 +52,8 @@ pub(super) struct Pass<'a> {
     pub(super) at: &'a [At],
     /// Tokens that need logits, in the order of the rows of `logits`.
     pub(super) order: &'a [usize],
+    /// Tokens whose hidden states are needed, in the order of the rows of `hidden`.
+    pub(super) states: &'a [usize],
     /// Number of tokens, the first of `order`, that a scan serves.
     pub(super) scanned: usize,
     /// `Some` if it serves any.
@@ -64,8 +67,13 @@ pub(super) struct Pass<'a> {
     pub(super) x: Rows<'a, f32>,
     pub(super) input: SharedSlice<'a, i8>,
     pub(super) input_scale: SharedSlice<'a, f32>,
+    /// The input where it is not rounded.
+    pub(super) float_input: SharedSlice<'a, f32>,
     pub(super) cos: Rows<'a, f32>,
     pub(super) sin: Rows<'a, f32>,
+    /// The same for layers with a window.
+    pub(super) window_cos: Rows<'a, f32>,
+    pub(super) window_sin: Rows<'a, f32>,
     pub(super) workspace: SharedSlice<'a, u8>,
     pub(super) qkv: Rows<'a, f32>,
     pub(super) attention: Rows<'a, f32>,
@@ -73,8 +81,12 @@ pub(super) struct Pass<'a> {
     pub(super) partial_state: SharedSlice<'a, Softmax>,
     pub(super) y: Rows<'a, f32>,
     pub(super) gate_up: Rows<'a, f32>,
+    /// Output of a matrix with an input of its own, `[token][rows]`.
+    pub(super) part: SharedSlice<'a, f32>,
     /// A row for each token of `order`.
     pub(super) logits: Rows<'a, f32>,
+    /// A row for each token of `states`.
+    pub(super) hidden: Rows<'a, f32>,
     pub(super) scratch: SharedSlice<'a, Scratch>,
 }
 
@@ -158,7 +170,7 @@ impl Place<'_> {
 }
 
 impl Pass<'_> {
-    /// Runs the pass, from the embedding to the logits.
+    /// Runs the pass, from the embedding to the hidden states and the logits.
     pub(super) fn run(&self, pool: &Pool) -> Result<()> {
         let (n, layers) = (self.tokens.len(), self.model.weights().layers.len());
         let layerwise = if self.cancel.is_some() { CANCELLABLE } else { LAYERWISE };
@@ -166,7 +178,7 @@ impl Pass<'_> {
             let all = self.share(|place, scratch| {
                 self.embed(place, &mut scratch.row);
                 (0..layers).for_each(|index| self.layer(place, scratch, index));
-                self.head(place, scratch);
+                self.end(place, scratch);
             });
             return pool.run_spared(Load::Short, n, all);
         }
@@ -177,7 +189,7 @@ impl Pass<'_> {
             let layer = self.share(|place, scratch| self.layer(place, scratch, index));
             pool.run_spared(load, n, layer)?;
         }
-        pool.run(self.share(|place, scratch| self.head(place, scratch)))
+        pool.run(self.share(|place, scratch| self.end(place, scratch)))
     }
 
     /// Returns the part of a run that each worker calls, with its place and its scratch space.
@@ -226,11 +238,22 @@ impl Pass<'_> {
                 unsafe { (self.x.row_mut(slot), self.cos.row_mut(slot), self.sin.row_mut(slot)) };
             let embedding = &self.model.weights().embedding;
             embedding.dequantise(embedding.row(self.model.gguf(), id, buffer), x);
-            self.model.rope().fill(self.at[token].position, cos, sin);
+            if self.model.config().architecture.scales_embedding {
+                let factor = (x.len() as f32).sqrt();
+                x.iter_mut().for_each(|x| *x *= factor);
+            }
+            let position = self.at[token].position;
+            self.model.rope().fill(position, cos, sin);
+            if let Some(rope) = self.model.window_rope() {
+                // SAFETY: a worker's own slot.
+                let (cos, sin) =
+                    unsafe { (self.window_cos.row_mut(slot), self.window_sin.row_mut(slot)) };
+                rope.fill(position, cos, sin);
+            }
         }
     }
 
-    /// x += attn_output(sub_norm(attention(norm(x))))
+    /// x += post_norm(attn_output(sub_norm(attention(norm(x)))))
     fn attention_block(
         &self,
         place: Place<'_>,
@@ -238,21 +261,21 @@ impl Pass<'_> {
         index: usize,
         layer: &Layer,
     ) {
-        let target = Target { layer: index, stage: finite::Stage::Qkv, projection: &layer.qkv };
-        self.norm_to_input(place, scratch, &layer.attn_norm, target);
-        self.slots_ready(place);
-
-        self.multiply(place, scratch, &layer.qkv, &self.qkv);
-        self.end_phase(place, Stage::Ternary);
+        let stages = (finite::Stage::Qkv, Stage::Ternary);
+        let read = (&layer.attn_norm[..], &layer.qkv);
+        self.project(place, scratch, (index, stages), read, &self.qkv);
 
         self.rotate_and_store(place, scratch, index, layer);
         self.end_phase(place, Stage::Elementwise);
 
         let own = &mut scratch.attention;
+        let is_windowed = self.attention().is_windowed(index);
         // SAFETY: each worker calls it once in this phase, in which the queries and the cache are read
         // only, and what it writes is read after the barrier at its end.
         unsafe {
-            if place.n == 1 {
+            if is_windowed {
+                self.attention().attend_in_window(place.worker, own, index);
+            } else if place.n == 1 {
                 self.attention().attend_one(place.worker, own, index);
             } else {
                 self.attention().attend_many(place.worker, own, index);
@@ -264,26 +287,27 @@ impl Pass<'_> {
         let stage = finite::Stage::AttnOutput;
         let target = Target { layer: index, stage, projection: &layer.attn_output };
         for slot in place.own_slots() {
-            if place.n == 1 {
+            if place.n == 1 && !is_windowed {
                 // SAFETY: the chunks were written before the barrier and are read-only in this phase.
                 unsafe { self.attention().merge_chunks(&mut scratch.raw[..q_dim]) };
             } else {
                 let groups = scratch.raw[..q_dim].chunks_exact_mut(self.attention.width);
                 for (kv_head, group) in groups.enumerate() {
+                    let row = kv_head * place.n + place.token(slot);
                     // SAFETY: written before the barrier, read-only in this phase.
-                    group.copy_from_slice(unsafe { self.attention.row(kv_head * place.n + slot) });
+                    group.copy_from_slice(unsafe { self.attention.row(row) });
                 }
             }
             self.sub_norm_to_input(scratch, slot, layer.attn_sub_norm.as_deref(), target);
         }
         self.slots_ready(place);
 
-        self.multiply(place, scratch, &layer.attn_output, &self.y);
+        self.multiply(place, scratch, &layer.attn_output, &self.y.data);
         self.end_phase(place, Stage::Ternary);
-        self.add_residual(place);
+        self.add_residual(place, scratch, layer.attn_post_norm.as_deref());
     }
 
-    /// x += down(sub_norm(activation(gate(norm(x))) * up(norm(x))))
+    /// x += post_norm(down(sub_norm(activation(gate(norm(x))) * up(norm(x)))))
     fn feed_forward_block(
         &self,
         place: Place<'_>,
@@ -291,13 +315,9 @@ impl Pass<'_> {
         index: usize,
         layer: &Layer,
     ) {
-        let stage = finite::Stage::GateUp;
-        let target = Target { layer: index, stage, projection: &layer.gate_up };
-        self.norm_to_input(place, scratch, &layer.ffn_norm, target);
-        self.slots_ready(place);
-
-        self.multiply(place, scratch, &layer.gate_up, &self.gate_up);
-        self.end_phase(place, Stage::GateUp);
+        let stages = (finite::Stage::GateUp, Stage::GateUp);
+        let read = (&layer.ffn_norm[..], &layer.gate_up);
+        self.project(place, scratch, (index, stages), read, &self.gate_up);
 
         let config = self.model.config();
         let stage = finite::Stage::Down;
@@ -310,6 +330,7 @@ impl Pass<'_> {
             match config.activation {
                 Activation::Relu2 => self.vector().relu2_mul(gate, up, product),
                 Activation::Silu => self.vector().silu_mul(gate, up, product),
+                Activation::Gelu => numerics::gelu_mul(gate, up, product),
             }
             self.sub_norm_to_input(scratch, slot, layer.ffn_sub_norm.as_deref(), target);
             if let Some(observer) = self.observer.filter(|_| place.shows(slot)) {
@@ -320,9 +341,77 @@ impl Pass<'_> {
         }
         self.slots_ready(place);
 
-        self.multiply(place, scratch, &layer.down, &self.y);
+        self.multiply(place, scratch, &layer.down, &self.y.data);
         self.end_phase(place, Stage::Down);
-        self.add_residual(place);
+        self.add_residual(place, scratch, layer.ffn_post_norm.as_deref());
+    }
+
+    /// out = matrices * norm(x), where each may have a norm of its own behind that.
+    fn project(
+        &self,
+        place: Place<'_>,
+        scratch: &mut Scratch,
+        (layer, (stage, clock)): (usize, (finite::Stage, Stage)),
+        (norm, inputs): (&[f32], &Inputs),
+        out: &Rows<'_, f32>,
+    ) {
+        let parts = match inputs {
+            Inputs::Shared(projection) => {
+                let target = Target { layer, stage, projection };
+                self.norm_to_input(place, scratch, (norm, None), target);
+                self.slots_ready(place);
+                self.multiply(place, scratch, projection, &out.data);
+                return self.end_phase(place, clock);
+            }
+            Inputs::Own(parts) => parts,
+        };
+        let mut first = 0;
+        for OwnInput { norm: own, rows, projection } in parts {
+            let target = Target { layer, stage, projection };
+            self.norm_to_input(place, scratch, (norm, Some(own.as_slice())), target);
+            self.slots_ready(place);
+            self.multiply(place, scratch, projection, &self.part);
+            self.end_phase(place, clock);
+            for token in place.worker.share(place.n) {
+                // SAFETY: a token's row belongs to one worker. Products: written before the barrier, read
+                // only until the next one.
+                unsafe {
+                    let product = self.part.read(token * rows..(token + 1) * rows);
+                    out.part_mut(token, first..first + rows).copy_from_slice(product);
+                }
+            }
+            self.end_phase(place, Stage::Elementwise);
+            first += rows;
+        }
+    }
+
+    /// What is known after the last layer.
+    fn end(&self, place: Place<'_>, scratch: &mut Scratch) {
+        self.states(place);
+        self.head(place, scratch);
+    }
+
+    /// hidden = norm(x) of the tokens whose states are needed.
+    fn states(&self, place: Place<'_>) {
+        let own = place.own_slots();
+        for (row, &token) in self.states.iter().enumerate() {
+            let slot = if place.n == 1 { own.start } else { token };
+            if !own.contains(&slot) || !place.shows(slot) {
+                continue;
+            }
+            // SAFETY: x: a worker's own slot. hidden: the row belongs to the worker that shows the slot.
+            let (x, out) = unsafe { (self.x.row(slot), self.hidden.row_mut(row)) };
+            self.last_norm(x, out);
+            if !is_finite(out) {
+                self.broken.at_head();
+            }
+        }
+    }
+
+    /// Applies the norm before the head.
+    fn last_norm(&self, x: &[f32], out: &mut [f32]) {
+        let norm = &self.model.weights().output_norm;
+        self.vector().rms_norm(x, norm, self.model.config().eps, out);
     }
 
     /// logits = head(norm(x)) of the tokens that need them, as many at once as a kernel takes.
@@ -347,9 +436,8 @@ impl Pass<'_> {
             for (normed, &token) in normed.chunks_exact_mut(config.hidden).zip(wanting) {
                 // SAFETY: nobody writes x after the residual was added.
                 let x = unsafe { self.x.row(place.all_slots().start + token) };
-                self.vector().rms_norm(x, &weights.output_norm, config.eps, normed);
-                let own = place.worker.index == 0;
-                if own && !normed.iter().fold(true, |finite, x| finite & x.is_finite()) {
+                self.last_norm(x, normed);
+                if place.worker.index == 0 && !is_finite(normed) {
                     self.broken.at_head();
                 }
                 if let Some(observer) = self.observer.filter(|_| place.worker.index == 0) {
@@ -379,12 +467,12 @@ impl Pass<'_> {
         self.lap(place, Stage::Head);
     }
 
-    /// input = quantise(norm(x)) for the worker's slots.
+    /// input = quantise(norm(x)), or quantise(own(norm(x))), for the worker's slots.
     fn norm_to_input(
         &self,
         place: Place<'_>,
         scratch: &mut Scratch,
-        norm: &[f32],
+        (norm, own): (&[f32], Option<&[f32]>),
         target: Target<'_>,
     ) {
         let config = self.model.config();
@@ -392,7 +480,14 @@ impl Pass<'_> {
             let normed = &mut scratch.normed[..config.hidden];
             // SAFETY: a worker's own slot; nobody writes it in this phase.
             self.vector().rms_norm(unsafe { self.x.row(slot) }, norm, config.eps, normed);
-            self.quantise(slot, normed, target);
+            match own {
+                None => self.quantise(slot, normed, target),
+                Some(own) => {
+                    let again = &mut scratch.raw[..config.hidden];
+                    self.vector().rms_norm(normed, own, config.eps, again);
+                    self.quantise(slot, again, target);
+                }
+            }
         }
     }
 
@@ -420,17 +515,28 @@ impl Pass<'_> {
     /// numbers that are not finite, or would not be after the product.
     fn quantise(&self, slot: usize, x: &[f32], target: Target<'_>) {
         let count = target.projection.scales();
+        let row = slot * x.len()..(slot + 1) * x.len();
         // SAFETY: a worker's own slot. Between a change of the row width and the previous product
         // that read `input` there was the barrier after that product.
         let (input, scales) = unsafe {
             (
-                self.input.write(slot * x.len()..(slot + 1) * x.len()),
+                self.input.write(row.clone()),
                 self.input_scale.write(slot * count..(slot + 1) * count),
             )
         };
-        match target.projection.blocks() {
-            None => scales[0] = self.vector().quantise_activations(x, input),
-            Some(job) => {
+        match target.projection {
+            Projection::Float(_) => {
+                // SAFETY: as above.
+                unsafe { self.float_input.write(row) }.copy_from_slice(x);
+                scales[0] = if is_finite(x) { numerics::max_abs(x) } else { f32::NAN };
+            }
+            Projection::Packed(_) | Projection::Mapped(_) => {
+                scales[0] = self.vector().quantise_activations(x, input);
+            }
+            Projection::Blocks(_) if self.model.activations() == Activations::Token => {
+                scales.fill(1.0 / self.vector().quantise_activations(x, input));
+            }
+            Projection::Blocks(job) => {
                 let blocks = x.chunks(job.width()).zip(input.chunks_mut(job.width()));
                 for ((x, input), scale) in blocks.zip(&mut *scales) {
                     *scale = 1.0 / self.vector().quantise_activations(x, input);
@@ -446,11 +552,20 @@ impl Pass<'_> {
         }
     }
 
-    /// x += y
-    fn add_residual(&self, place: Place<'_>) {
+    /// x += y, or norm(y)
+    fn add_residual(&self, place: Place<'_>, scratch: &mut Scratch, norm: Option<&[f32]>) {
+        let config = self.model.config();
         for slot in place.own_slots() {
             // SAFETY: x: a worker's own slot. y: written before the barrier, read-only now.
-            unsafe { self.vector().add(self.x.row_mut(slot), self.y.row(place.token(slot))) };
+            let (x, y) = unsafe { (self.x.row_mut(slot), self.y.row(place.token(slot))) };
+            match norm {
+                None => self.vector().add(x, y),
+                Some(norm) => {
+                    let normed = &mut scratch.normed[..config.hidden];
+                    self.vector().rms_norm(y, norm, config.eps, normed);
+                    self.vector().add(x, normed);
+                }
+            }
         }
     }
 
@@ -460,7 +575,7 @@ impl Pass<'_> {
         place: Place<'_>,
         scratch: &mut Scratch,
         projection: &Projection,
-        out: &Rows<'_, f32>,
+        out: &SharedSlice<'_, f32>,
     ) {
         let (slots, cols, count) = (place.all_slots(), projection.cols(), projection.scales());
         // SAFETY: written before `slots_ready`, or by this worker; read-only in this phase.
@@ -478,16 +593,20 @@ impl Pass<'_> {
         unsafe {
             match projection {
                 Projection::Packed(job) if place.n == 1 => {
-                    job.decode(worker, input, scales[0], own, &out.data);
+                    job.decode(worker, input, scales[0], own, out);
                 }
                 Projection::Packed(job) => {
-                    job.prefill(worker, (input, scales), &self.workspace, own, &out.data);
+                    job.prefill(worker, (input, scales), &self.workspace, own, out);
                 }
                 Projection::Mapped(job) => {
-                    job.multiply(worker, (input, scales), &mut scratch.mapped, &out.data);
+                    job.multiply(worker, (input, scales), &mut scratch.mapped, out);
                 }
                 Projection::Blocks(job) => {
-                    job.multiply(worker, (input, scales), &mut scratch.blocks, &out.data);
+                    job.multiply(worker, (input, scales), &mut scratch.blocks, out);
+                }
+                Projection::Float(job) => {
+                    let input = self.float_input.read(slots.start * cols..slots.end * cols);
+                    job.multiply(worker, input, out);
                 }
             }
         }
@@ -523,10 +642,14 @@ impl Pass<'_> {
         let config = self.model.config();
         let width = config.head_dim;
         let most = self.kv[0].largest();
+        let (cos, sin) = match config.mask.window_of(layer) {
+            None => (&self.cos, &self.sin),
+            Some(_) => (&self.window_cos, &self.window_sin),
+        };
         let rotate = |token: usize, head: &mut [f32]| {
             let slot = place.all_slots().start + token;
             // SAFETY: written before `slots_ready`, or by this worker; read-only since.
-            let (cos, sin) = unsafe { (self.cos.row(slot), self.sin.row(slot)) };
+            let (cos, sin) = unsafe { (cos.row(slot), sin.row(slot)) };
             match config.architecture.rope_pairs {
                 RopePairs::RotateHalf => self.vector().rope_neox(head, cos, sin),
                 RopePairs::Interleaved => self.vector().rope_norm(head, cos, sin),
@@ -561,9 +684,14 @@ impl Pass<'_> {
                 if !k.iter().fold(true, |fits, x| fits & (x.abs() <= most)) {
                     self.broken.at(layer, finite::Stage::Keys);
                 }
-                let At { sequence, position } = self.at[token];
+                let At { sequence, position, .. } = self.at[token];
                 self.kv[sequence].store(self.vector(), (layer, head, position), k, v);
             }
         }
     }
+}
+
+/// True if all are numbers.
+fn is_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |finite, x| finite & x.is_finite())
 }

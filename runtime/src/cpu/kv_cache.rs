@@ -474,6 +474,8 @@ mod tests {
             rope_dim: 4,
             rope_base: 1e4,
             rope_scaling: crate::arch::rope::RopeScaling::NONE,
+            mask: crate::arch::mask::Mask::CAUSAL,
+            norms_in: false,
             eps: 1e-5,
             context: 16,
             vocab: 8,

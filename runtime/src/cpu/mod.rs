@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub mod blocks;
 mod control_group;
 mod finite;
+pub mod float;
 mod forward;
 pub mod gather;
 pub mod head;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bitnet_profiles::{KernelId, Layout, Role, Shape};
 
+use crate::cpu::float::Activations;
 use crate::cpu::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
 use crate::cpu::memory::Pages;
 use crate::cpu::sparse;
@@ -25,6 +26,7 @@ pub use super::session::{BatchToken, MAX_SEQUENCES, Session, SessionOptions};
 pub use super::stages::{Stage, StageTimes};
 use super::weights::{Projection, Weights};
 use crate::arch::config::Config;
+use crate::arch::rope::RopeScaling;
 use crate::cancel::Cancel;
 
 /// Settings for loading a [`Model`].
@@ -48,6 +50,8 @@ pub struct LoadOptions<'a> {
     pub packed: Option<&'a PackedFile>,
     /// Activation sparsity: whether one token skips weights that are multiplied by a zero.
     pub sparse: sparse::Mode,
+    /// Rounding of the activations that ternary matrices multiply.
+    pub activations: Activations,
     /// Called after every matrix with the bytes packed so far and the total.
     pub progress: &'a dyn Fn(usize, usize),
     /// Asked after every matrix if packing is to end, with [`Error::Interrupted`](crate::Error::Interrupted).
@@ -67,6 +71,7 @@ impl<'a> LoadOptions<'a> {
             pack: true,
             packed: None,
             sparse: sparse::Mode::Auto,
+            activations: Activations::Auto,
             progress: &|_, _| (),
             cancel: None,
         }
@@ -85,6 +90,9 @@ pub struct Model {
     attention: AttentionKernel,
     vector: VectorOps,
     rope: Rope,
+    /// That of layers with a window.
+    window_rope: Option<Rope>,
+    activations: Activations,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -135,21 +143,38 @@ impl Model {
         let attention = options.selection.attention(&config.attention_shapes())?;
         let factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.rope_dim, config.rope_base, &config.rope_scaling, factors);
+        let window_rope =
+            config.mask.window.as_ref().map(|window| {
+                Rope::new(config.rope_dim, window.rope_base, &RopeScaling::NONE, None)
+            });
         let vector = options.selection.vector();
         let sketch = None;
         if options.pack {
             gguf.drop_all();
         }
-        Ok(Self { gguf, config, weights, heads, sketch, attention, vector, rope, warnings })
+        let activations = options.activations;
+        Ok(Self {
+            gguf,
+            config,
+            weights,
+            heads,
+            sketch,
+            attention,
+            vector,
+            rope,
+            window_rope,
+            activations,
+            warnings,
+        })
     }
 
-    /// The kernels in use, by role.
+    /// The kernels in use, by role: none for a role whose products no kernel makes.
     #[must_use]
     pub fn kernels(&self) -> Vec<RoleKernels> {
         let Some(layer) = self.weights.layers.first() else { return Vec::new() };
         let layers = self.weights.layers.len();
-        let role = |role, projection: &Projection| match projection {
-            Projection::Packed(job) => RoleKernels {
+        let one = |role, projection: &Projection| match projection {
+            Projection::Packed(job) => Some(RoleKernels {
                 role,
                 layout: Some(job.decode_kernel().layout()),
                 decode: *job.decode_kernel().id(),
@@ -157,8 +182,8 @@ impl Model {
                 bytes: job.packed_bytes() * layers,
                 sparse: job.sparse().map(|sparse| *sparse.kernel().id()),
                 sparse_bytes: job.sparse().map_or(0, |sparse| sparse.lines().data().len()) * layers,
-            },
-            Projection::Blocks(job) => RoleKernels {
+            }),
+            Projection::Blocks(job) => Some(RoleKernels {
                 role,
                 layout: None,
                 decode: *job.decode_kernel().id(),
@@ -166,8 +191,8 @@ impl Model {
                 bytes: job.packed_bytes() * layers,
                 sparse: None,
                 sparse_bytes: 0,
-            },
-            Projection::Mapped(job) => RoleKernels {
+            }),
+            Projection::Mapped(job) => Some(RoleKernels {
                 role,
                 layout: None,
                 decode: *job.kernel().id(),
@@ -175,13 +200,20 @@ impl Model {
                 bytes: job.bytes() * layers,
                 sparse: None,
                 sparse_bytes: 0,
-            },
+            }),
+            Projection::Float(_) => None,
         };
-        vec![
-            role(Role::Qkv, &layer.qkv),
-            role(Role::AttnOutput, &layer.attn_output),
-            role(Role::GateUp, &layer.gate_up),
-            role(Role::Down, &layer.down),
+        // All matrices of a role have the same kernels.
+        let roles = layer.roles().into_iter().filter_map(|(role, projections)| {
+            let mut each = projections.into_iter().filter_map(|projection| one(role, projection));
+            let first = each.next()?;
+            Some(each.fold(first, |sum, next| RoleKernels {
+                bytes: sum.bytes + next.bytes,
+                sparse_bytes: sum.sparse_bytes + next.sparse_bytes,
+                ..sum
+            }))
+        });
+        let others = [
             RoleKernels {
                 role: Role::Attention,
                 layout: None,
@@ -200,13 +232,14 @@ impl Model {
                 sparse: None,
                 sparse_bytes: 0,
             },
-        ]
+        ];
+        roles.chain(others).collect()
     }
 
     /// True if the weights are packed; otherwise they are multiplied as the file holds them.
     #[must_use]
     pub fn is_packed(&self) -> bool {
-        self.weights.layers.first().is_none_or(|layer| layer.qkv.mapped().is_none())
+        self.weights.layers.first().is_none_or(|layer| layer.attn_output.mapped().is_none())
     }
 
     /// The file: metadata, and the blocks of the embedding and the head.
@@ -267,14 +300,16 @@ impl Model {
     pub fn packed(&self) -> Builder<'_> {
         let mut builder = Builder::default();
         for (layer, weights) in self.weights.layers.iter().enumerate() {
-            let roles = [Role::Qkv, Role::AttnOutput, Role::GateUp, Role::Down];
-            for (role, projection) in roles.into_iter().zip(weights.projections()) {
+            for (role, projections) in weights.roles() {
                 let names = self.config.matrices(layer, role).into_iter().map(|(name, _)| name);
                 let names: Vec<String> = names.collect();
-                match projection {
-                    Projection::Packed(job) => job.store(&names, &mut builder),
-                    Projection::Blocks(job) => job.store(&names, &mut builder),
-                    Projection::Mapped(_) => {}
+                let each = names.len() / projections.len();
+                for (names, projection) in names.chunks(each).zip(projections) {
+                    match projection {
+                        Projection::Packed(job) => job.store(names, &mut builder),
+                        Projection::Blocks(job) => job.store(names, &mut builder),
+                        Projection::Mapped(_) | Projection::Float(_) => {}
+                    }
                 }
             }
         }
@@ -305,7 +340,15 @@ impl Model {
         &self.vector
     }
 
+    pub(crate) fn activations(&self) -> Activations {
+        self.activations
+    }
+
     pub(crate) fn rope(&self) -> &Rope {
         &self.rope
+    }
+
+    pub(crate) fn window_rope(&self) -> Option<&Rope> {
+        self.window_rope.as_ref()
     }
 }

@@ -9,6 +9,7 @@ use super::kv_cache::{KvCache, KvType};
 use super::observe::Observer;
 use super::rows::Rows;
 use super::stages::{StageClock, StageTimes};
+use crate::arch::config::Config;
 use crate::cancel::Cancel;
 use crate::cpu::gather::Along;
 use crate::cpu::head::screen::{self, HeadStats, Needs, Scan, Screen};
@@ -25,7 +26,8 @@ use crate::numerics::{CHUNK, Softmax};
 pub struct SessionOptions {
     /// Positions of the KV cache; `None`: the model's own, at most 4096.
     pub context: Option<usize>,
-    /// Tokens of a prompt that go through the model together, at least 1.
+    /// Tokens of a prompt that go through the model together, at least 1; of a model whose tokens see all of
+    /// their text not less than the context.
     pub batch: usize,
     /// Elements of the KV cache; `None`: [`KvType::default_for`] the model.
     pub kv_type: Option<KvType>,
@@ -55,9 +57,19 @@ pub struct BatchToken<'a> {
     pub sequence: usize,
     /// The token.
     pub id: u32,
-    /// The logits that are needed after it; `None`: none. Tokens of one pass may have different
-    /// needs: one that needs all logits does not prevent scans for the others.
+    /// The logits, or the hidden state, that are needed after it; `None`: neither. Tokens of one pass may
+    /// have different needs: one that needs all logits does not prevent scans for the others.
     pub needs: Option<&'a Needs>,
+}
+
+impl BatchToken<'_> {
+    fn wants_logits(&self) -> bool {
+        self.needs.is_some_and(|needs| *needs != Needs::Hidden)
+    }
+
+    fn wants_hidden(&self) -> bool {
+        self.needs == Some(&Needs::Hidden)
+    }
 }
 
 /// Sequences of tokens that run through a model, usually one: their KV caches and all buffers,
@@ -74,16 +86,36 @@ pub struct Session {
     buffers: Buffers,
     /// Positions of the tokens of a pass.
     at: Vec<At>,
-    /// Row in `Buffers::logits` of each token of the last call that asked for logits.
-    rows: Vec<usize>,
+    /// What each token of the last call has that asked for anything.
+    rows: Vec<Row>,
+    /// Rows of `Buffers::logits` and of `Buffers::hidden` that the last call has filled.
+    filled: Filled,
     /// The tokens of a pass that need logits, in the order of their rows.
     order: Vec<usize>,
+    /// The tokens of a pass whose hidden states are needed, in their order.
+    states: Vec<usize>,
     screen: Option<Screen>,
     head_stats: HeadStats,
     /// Time per stage, if it is measured.
     stages: Option<StageTimes>,
     observer: Option<Arc<dyn Observer>>,
     cancel: Option<Cancel>,
+}
+
+/// The row of a token that asked for something.
+#[derive(Clone, Copy, Debug)]
+enum Row {
+    /// In `Buffers::logits`.
+    Logits(usize),
+    /// In `Buffers::hidden`.
+    Hidden(usize),
+}
+
+/// Numbers of rows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Filled {
+    logits: usize,
+    hidden: usize,
 }
 
 /// B: batch; S: slots, max(B, workers); the other names are those of the configuration.
@@ -97,9 +129,14 @@ struct Buffers {
     workspace: Buffer,
     /// Scales of `input`, `[S]`, or of its blocks, `[S][blocks]`, up to the most.
     input_scale: Vec<f32>,
+    /// As `input`, where it is not rounded; else empty.
+    float_input: Vec<f32>,
     /// Rope tables `[S][rope_dim / 2]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// The same for layers with a window; empty where there are none.
+    window_cos: Vec<f32>,
+    window_sin: Vec<f32>,
     /// Queries, keys and values, `[B][q_dim + 2 kv_dim]`.
     qkv: Vec<f32>,
     /// Attention's output with n > 1, `[kv_heads][n][group * head_dim]`.
@@ -111,8 +148,12 @@ struct Buffers {
     y: Vec<f32>,
     /// Output of gate and up, `[B][2 ffn]`.
     gate_up: Vec<f32>,
+    /// Output of a matrix with an input of its own, `[B][rows]`, rows up to the most.
+    part: Vec<f32>,
     /// `[vocab]` for each of the most tokens that have asked for logits at once.
     logits: Vec<f32>,
+    /// `[hidden]` for each of the most tokens that have asked for their state at once.
+    hidden: Vec<f32>,
     /// One per worker.
     scratch: Vec<Scratch>,
 }
@@ -123,7 +164,11 @@ impl Buffers {
         let slots = batch.max(threads);
         let widest = config.hidden.max(config.ffn).max(config.q_dim());
         let chunks = config.heads * context.div_ceil(CHUNK);
+        let windowed = if config.mask.window.is_some() { slots } else { 0 };
+        let layers = model.weights().layers.iter();
+        let part = layers.map(|layer| layer.qkv.widest().max(layer.gate_up.widest())).max();
         let projections = || model.weights().layers.iter().flat_map(Layer::projections);
+        let rounds = projections().all(|projection| projection.float().is_none());
         let jobs = projections().filter_map(Projection::packed);
         let scales = projections().map(Projection::scales).max().unwrap_or(1);
         let workspace = jobs.map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
@@ -132,15 +177,20 @@ impl Buffers {
             input: zeroed(slots * widest)?,
             workspace: Buffer::zeroed(workspace)?,
             input_scale: zeroed(slots * scales)?,
+            float_input: zeroed(if rounds { 0 } else { slots * widest })?,
             cos: zeroed(slots * config.rope_dim / 2)?,
             sin: zeroed(slots * config.rope_dim / 2)?,
+            window_cos: zeroed(windowed * config.rope_dim / 2)?,
+            window_sin: zeroed(windowed * config.rope_dim / 2)?,
             qkv: zeroed(batch * (config.q_dim() + 2 * config.kv_dim()))?,
             attention: zeroed(batch * config.q_dim())?,
             partial: zeroed(chunks * config.head_dim)?,
             partial_state: filled(chunks, Softmax { max: 0.0, sum: 0.0 })?,
             y: zeroed(batch * config.hidden)?,
             gate_up: zeroed(batch * 2 * config.ffn)?,
+            part: zeroed(batch * part.unwrap_or(0))?,
             logits: zeroed(config.vocab)?,
+            hidden: Vec::new(),
             scratch: (0..threads).map(|_| Scratch::new(model, widest)).collect::<Result<_>>()?,
         })
     }
@@ -168,7 +218,9 @@ impl Session {
             let expected = format!("1 to {MAX_SEQUENCES}");
             return Err(Error::usage("sequences", sequences, expected));
         }
-        let batch = options.batch.min(context * sequences);
+        // A text that is seen whole goes through the model at once.
+        let least = if config.mask.causal { 1 } else { context };
+        let batch = options.batch.max(least).min(context * sequences);
         let kv_type = options.kv_type.unwrap_or_else(|| KvType::default_for(config));
         let kv = (0..sequences).map(|_| KvCache::new(config, context, kv_type));
         let kv = kv.collect::<Result<Vec<KvCache>>>()?;
@@ -185,7 +237,9 @@ impl Session {
             buffers,
             at: Vec::with_capacity(batch),
             rows: Vec::new(),
+            filled: Filled::default(),
             order: Vec::new(),
+            states: Vec::new(),
             head_stats: HeadStats::default(),
             stages: None,
             observer: None,
@@ -430,24 +484,27 @@ impl Session {
     }
 
     /// Appends tokens, each to its sequence, in this order, a batch at a time. [`Session::logits`]
-    /// then returns the logits after those that need any. Logits do not depend on the other
-    /// sequences in the pass.
+    /// then returns the logits after those that need any, and [`Session::hidden`] the hidden states.
+    /// Neither depends on the other sequences in the pass.
     ///
     /// # Errors
     /// As [`Session::prefill`]; also [`Error::Usage`] for a sequence that does not exist.
     pub fn forward(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.check(tokens)?;
         self.start_rows(tokens)?;
-        for batch in tokens.chunks(self.batch) {
-            self.step(batch)?;
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let (pass, after) = rest.split_at(self.pass_len(rest));
+            self.step(pass)?;
+            rest = after;
         }
         Ok(())
     }
 
-    /// As [`Session::forward`], in bounded memory: `each(row, logits)` gets the logits, `[vocab]`,
-    /// after the `row`-th token that needs any, the same bits as there, as soon as they are known.
-    /// At most 32 MiB of logits, or one row, are in memory at a time, and none is left for
-    /// [`Session::logits`].
+    /// As [`Session::forward`], in bounded memory: `each(row, values)` gets the logits, `[vocab]`, or
+    /// the hidden state, `[hidden]`, after the `row`-th token that needs either, the same bits as there,
+    /// as soon as they are known. At most 32 MiB of logits, or one row, and the states of a batch are in
+    /// memory at a time, and none is left for [`Session::logits`] and [`Session::hidden`].
     ///
     /// # Errors
     /// As [`Session::forward`]; whatever `each` returns, which ends the call: the sequences then hold
@@ -473,21 +530,54 @@ impl Session {
         while !rest.is_empty() {
             let mut wanted = 0;
             let fits = |token: &&BatchToken<'_>| {
-                wanted += usize::from(token.needs.is_some());
+                wanted += usize::from(token.wants_logits());
                 wanted <= most
             };
-            let count = rest.iter().take(self.batch).take_while(fits).count();
+            let pass = self.pass_len(rest);
+            let count = match self.model.config().mask.causal {
+                true => rest.iter().take(pass).take_while(fits).count(),
+                false => pass,
+            };
             let (piece, after) = rest.split_at(count);
             self.start_rows(piece)?;
             self.step(piece)?;
             let done = (0..self.rows.len()).try_for_each(|i| {
-                each(row, self.logits(i))?;
+                each(row, self.values(i))?;
                 row += 1;
                 Ok(())
             });
             self.rows.clear();
             done?;
             rest = after;
+        }
+        Ok(())
+    }
+
+    /// Returns how many of the first tokens go through the model together: a batch, or whole texts where
+    /// each token sees all of its own.
+    fn pass_len(&self, tokens: &[BatchToken<'_>]) -> usize {
+        let most = self.batch.min(tokens.len());
+        if self.model.config().mask.causal || most == tokens.len() {
+            return most;
+        }
+        let begins = |&at: &usize| tokens[at].sequence != tokens[at - 1].sequence;
+        (1..=most).rev().find(begins).unwrap_or(most)
+    }
+
+    /// Checks that each sequence is given whole, where a token sees all of its text.
+    fn check_whole(&self, tokens: &[BatchToken<'_>]) -> Result<()> {
+        let mut begun = vec![false; self.sequences()];
+        let mut before = None;
+        for token in tokens {
+            if before.replace(token.sequence) == Some(token.sequence) {
+                continue;
+            }
+            if self.positions[token.sequence] > 0 || begun[token.sequence] {
+                let found = format!("more tokens for sequence {}", token.sequence);
+                let expected = "all of a text at once: this model's tokens see those behind them";
+                return Err(Error::usage("prompt", found, expected));
+            }
+            begun[token.sequence] = true;
         }
         Ok(())
     }
@@ -502,6 +592,9 @@ impl Session {
             return Err(Error::usage("token id", token.id, format!("0 to {}", vocab - 1)));
         }
         tokens.iter().try_for_each(|token| self.check_sequence(token.sequence))?;
+        if !self.model.config().mask.causal {
+            self.check_whole(tokens)?;
+        }
         for (sequence, &position) in self.positions.iter().enumerate() {
             let new = tokens.iter().filter(|token| token.sequence == sequence).count();
             if new > self.context() - position {
@@ -513,35 +606,71 @@ impl Session {
         Ok(())
     }
 
-    /// Discards all logits and allocates room for those that the tokens need.
+    /// Discards all logits and states, and allocates room for those that the tokens need.
     fn start_rows(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.rows.clear();
-        let wanted = tokens.iter().filter(|token| token.needs.is_some()).count();
-        let len = wanted * self.model.config().vocab;
-        memory::grow(&mut self.buffers.logits, len, 0.0)
+        self.filled = Filled::default();
+        let logits = tokens.iter().filter(|token| token.wants_logits()).count();
+        let hidden = tokens.iter().filter(|token| token.wants_hidden()).count();
+        let config = self.model.config();
+        memory::grow(&mut self.buffers.logits, logits * config.vocab, 0.0)?;
+        memory::grow(&mut self.buffers.hidden, hidden * config.hidden, 0.0)
     }
 
-    /// Returns the logits, `[vocab]`, after the `row`-th of the tokens that needed any in the last
+    /// Returns the logits, `[vocab]`, after the `row`-th of the tokens that needed anything in the last
     /// call of [`Session::forward`]: at least those that it needed are exact. Empty if there was no
-    /// such token.
+    /// such token, or it needed its hidden state.
     #[must_use]
     pub fn logits(&self, row: usize) -> &[f32] {
-        let vocab = self.model.config().vocab;
-        self.rows.get(row).map_or(&[], |row| &self.buffers.logits[row * vocab..(row + 1) * vocab])
+        match self.rows.get(row) {
+            Some(Row::Logits(_)) => self.values(row),
+            _ => &[],
+        }
+    }
+
+    /// Returns the hidden state after the last norm, `[hidden]`, of the `row`-th of the tokens that needed
+    /// anything in the last call of [`Session::forward`]. Empty if there was no such token, or it needed
+    /// logits.
+    #[must_use]
+    pub fn hidden(&self, row: usize) -> &[f32] {
+        match self.rows.get(row) {
+            Some(Row::Hidden(_)) => self.values(row),
+            _ => &[],
+        }
+    }
+
+    /// What the `row`-th of the tokens has that needed anything.
+    fn values(&self, row: usize) -> &[f32] {
+        let &Config { vocab, hidden, .. } = self.model.config();
+        match self.rows.get(row) {
+            Some(row) => {
+                let (all, row, width) = match *row {
+                    Row::Logits(row) => (&self.buffers.logits, row, vocab),
+                    Row::Hidden(row) => (&self.buffers.hidden, row, hidden),
+                };
+                &all[row * width..(row + 1) * width]
+            }
+            None => &[],
+        }
     }
 
     /// Runs at most a batch of tokens through the model; the rows of their logits are appended to
     /// those that exist.
     fn step(&mut self, tokens: &[BatchToken<'_>]) -> Result<()> {
         self.at.clear();
+        let causal = self.model.config().mask.causal;
         for &BatchToken { sequence, .. } in tokens {
             let position = &mut self.positions[sequence];
-            self.at.push(At { sequence, position: *position });
+            self.at.push(At::causal(sequence, *position));
             *position += 1;
         }
-        let first = self.rows.len();
+        for at in self.at.iter_mut().filter(|_| !causal) {
+            *at = At::amid(at.sequence, at.position, self.positions[at.sequence]);
+        }
+        let first = self.filled;
         let scanned = self.order_rows(tokens);
-        let logits = first..self.rows.len();
+        let logits = first.logits..self.filled.logits;
+        let hidden = first.hidden..self.filled.hidden;
         let config = self.model.config();
         let scan = match (&mut self.screen, self.model.screened_head()) {
             (Some(screen), Some(head)) if scanned > 0 => {
@@ -556,6 +685,7 @@ impl Session {
             tokens,
             at: &self.at,
             order: &self.order,
+            states: &self.states,
             scanned,
             scan,
             clock: self.stages.map(|_| StageClock::start()),
@@ -566,8 +696,11 @@ impl Session {
             x: Rows::new(&mut b.x, config.hidden),
             input: SharedSlice::new(&mut b.input),
             input_scale: SharedSlice::new(&mut b.input_scale),
+            float_input: SharedSlice::new(&mut b.float_input),
             cos: Rows::new(&mut b.cos, config.rope_dim / 2),
             sin: Rows::new(&mut b.sin, config.rope_dim / 2),
+            window_cos: Rows::new(&mut b.window_cos, config.rope_dim / 2),
+            window_sin: Rows::new(&mut b.window_sin, config.rope_dim / 2),
             workspace: SharedSlice::new(&mut b.workspace),
             qkv: Rows::new(&mut b.qkv, config.q_dim() + 2 * config.kv_dim()),
             attention: Rows::new(&mut b.attention, config.group() * config.head_dim),
@@ -575,9 +708,14 @@ impl Session {
             partial_state: SharedSlice::new(&mut b.partial_state),
             y: Rows::new(&mut b.y, config.hidden),
             gate_up: Rows::new(&mut b.gate_up, 2 * config.ffn),
+            part: SharedSlice::new(&mut b.part),
             logits: Rows::new(
                 &mut b.logits[logits.start * config.vocab..logits.end * config.vocab],
                 config.vocab,
+            ),
+            hidden: Rows::new(
+                &mut b.hidden[hidden.start * config.hidden..hidden.end * config.hidden],
+                config.hidden,
             ),
             scratch: SharedSlice::new(&mut b.scratch),
         };
@@ -605,9 +743,9 @@ impl Session {
         Ok(())
     }
 
-    /// Assigns a row of logits to each token of a pass that needs any, after the rows that exist:
-    /// first to tokens whose logits a scan finds, then to those for which the full head is read.
-    /// Returns the number of tokens of the first kind.
+    /// Assigns a row to each token of a pass that needs logits or its state, after the rows that exist. Of
+    /// those of logits the first are of tokens whose logits a scan finds, then of those for which the full
+    /// head is read. Returns the number of tokens that a scan serves.
     fn order_rows(&mut self, tokens: &[BatchToken<'_>]) -> usize {
         let vocab = self.model.config().vocab;
         let scannable = |token: &BatchToken<'_>| {
@@ -615,18 +753,28 @@ impl Session {
         };
         let scans = tokens.iter().any(scannable) && self.screen.as_mut().is_some_and(Screen::scans);
         let is_scanned = |token: &BatchToken<'_>| scans && scannable(token);
-        let wanting = || tokens.iter().enumerate().filter(|(_, token)| token.needs.is_some());
+        let wanting = || tokens.iter().enumerate().filter(|(_, token)| token.wants_logits());
         self.order.clear();
         self.order.extend(wanting().filter(|(_, token)| is_scanned(token)).map(|(i, _)| i));
         let scanned = self.order.len();
         self.order.extend(wanting().filter(|(_, token)| !is_scanned(token)).map(|(i, _)| i));
-        let first = self.rows.len();
-        let mut next = [first + scanned, first];
-        self.rows.extend(wanting().map(|(_, token)| {
-            let row = &mut next[usize::from(is_scanned(token))];
-            *row += 1;
-            *row - 1
+        let wanting = tokens.iter().enumerate().filter(|(_, token)| token.wants_hidden());
+        self.states.clear();
+        self.states.extend(wanting.map(|(i, _)| i));
+        let Filled { logits, hidden } = self.filled;
+        let mut next = [logits + scanned, logits, hidden];
+        self.rows.extend(tokens.iter().filter(|token| token.needs.is_some()).map(|token| {
+            let mut take = |kind: usize| {
+                next[kind] += 1;
+                next[kind] - 1
+            };
+            match token.wants_hidden() {
+                true => Row::Hidden(take(2)),
+                false => Row::Logits(take(usize::from(is_scanned(token)))),
+            }
         }));
+        self.filled =
+            Filled { logits: logits + self.order.len(), hidden: hidden + self.states.len() };
         scanned
     }
 }

@@ -155,6 +155,32 @@ impl Table {
         Ok(Self { memory: Some(buffer.into()), ..self })
     }
 
+    /// Copies the table as rows of F32, whose kernels round no activation.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`](crate::Error::Runtime) when the system refuses the memory or a worker panicked.
+    pub(super) fn in_f32(self, gguf: &Gguf, pool: &Pool, pages: Pages) -> Result<Self> {
+        let cols = self.tensor.cols() as usize;
+        let width = HeadFormat::F32.row_bytes(cols);
+        let mut buffer = Buffer::with(self.rows * width, pages)?;
+        let out = SharedSlice::new(&mut buffer);
+        pool.run(|worker| {
+            let mut row = vec![0.0; cols];
+            for number in worker.share(self.rows) {
+                self.read_row(gguf, number, &mut row);
+                // SAFETY: shares are disjoint.
+                let out = unsafe { out.write(number * width..(number + 1) * width) };
+                out.as_chunks_mut()
+                    .0
+                    .iter_mut()
+                    .zip(&row)
+                    .for_each(|(out, x)| *out = x.to_le_bytes());
+            }
+        })?;
+        let memory = Some(buffer.into());
+        Ok(Self { format: HeadFormat::F32, scale: 1.0, memory, ..self })
+    }
+
     /// Bytes of the rows.
     #[must_use]
     pub fn bytes(&self) -> usize {

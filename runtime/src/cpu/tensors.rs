@@ -8,7 +8,7 @@ use bitnet_profiles::{HeadFormat, Shape};
 
 use crate::arch::config::Config;
 use crate::arch::{layer_tensor, policy};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::file::gguf::{Gguf, TensorInfo};
 use crate::formats::{Codes, Format, Rows};
 
@@ -140,22 +140,27 @@ impl<'a> Tensors<'a> {
         Err(self.gguf.tensor_error(name, found, expected))
     }
 
-    /// Returns a ternary matrix and its codes.
+    /// Returns a ternary matrix and its codes, which may be stored as floats: those of other floats have a
+    /// scale that is NaN.
     pub(super) fn ternary(
         &mut self,
         name: &str,
         shape: Shape,
     ) -> Result<(&'a TensorInfo, Codes<'a>)> {
         let tensor = self.find(name, &[shape.cols, shape.rows])?;
-        match Codes::of(self.gguf, tensor, shape)? {
-            Some(codes) => Ok((tensor, codes)),
-            None => {
-                let known = Format::names(|format| format.ternary().is_some());
-                let expected = format!("ternary weights as {known}; convert the model to I2_S");
-                Err(self.gguf.tensor_error(name, tensor.ty, expected))
-            }
-        }
+        let codes = Codes::of_matrix(self.gguf, tensor, shape)?;
+        codes.map(|codes| (tensor, codes)).ok_or_else(|| no_ternary(self.gguf, tensor))
     }
+}
+
+/// Makes the error of a matrix that is not ternary.
+pub(super) fn no_ternary(gguf: &Gguf, tensor: &TensorInfo) -> Error {
+    let known = Format::names(|format| format.ternary().is_some());
+    let expected = format!(
+        "ternary weights as {known}, or as floats of one magnitude in a tensor, a row or a block; convert \
+         the model to I2_S"
+    );
+    gguf.tensor_error(&tensor.name, tensor.ty, expected)
 }
 
 /// Returns the name of the vector that belongs to a matrix: `blk.0.attn_q.bias` for the `bias` of
@@ -171,7 +176,7 @@ pub(super) fn beside(weight: &str, what: &str) -> String {
 /// # Errors
 /// [`Error::Model`](crate::Error::Model) naming the tensor, what it is and what it should be.
 pub(super) fn check(gguf: &Gguf, config: &Config) -> Result<()> {
-    let &Config { hidden, ffn, vocab, .. } = config;
+    let &Config { hidden, vocab, .. } = config;
     let names = &config.architecture.tensors;
     let mut tensors = Tensors::new(gguf);
     tensors.table(names.embedding, vocab, hidden)?;
@@ -180,18 +185,8 @@ pub(super) fn check(gguf: &Gguf, config: &Config) -> Result<()> {
     }
     tensors.floats(names.output_norm, hidden)?;
     for layer in 0..config.layers {
-        let norms = [
-            (Some(names.attn_norm), hidden),
-            (names.attn_sub_norm, config.q_dim()),
-            (Some(names.ffn_norm), hidden),
-            (names.ffn_sub_norm, ffn),
-            (names.attn_qk_norms.map(|[q, _]| q), config.head_dim),
-            (names.attn_qk_norms.map(|[_, k]| k), config.head_dim),
-        ];
-        for (name, width) in norms {
-            if let Some(name) = name {
-                tensors.floats(&layer_tensor(layer, name), width)?;
-            }
+        for (name, width) in config.norms() {
+            tensors.floats(&layer_tensor(layer, name), width)?;
         }
     }
     for (name, shape) in config.all_matrices() {

@@ -2,6 +2,7 @@
 //! hyperparameters require.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bitnet_profiles::{BlockLayout, Layout, Role, Shape};
@@ -11,6 +12,7 @@ use crate::arch::config::{Config, JobShapes};
 use crate::arch::{Activation, layer_tensor};
 use crate::cancel;
 use crate::cpu::blocks::{BlockJob, BlockMatrix};
+use crate::cpu::float::{Activations, FloatJob, FloatMatrix};
 use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::kernels::{BlockKernel, GatherKernel, Kernel};
 use crate::cpu::mapped::{FileMatrix, MappedJob};
@@ -48,21 +50,73 @@ pub struct Layer {
     /// `[hidden]`
     pub attn_norm: Vec<f32>,
     /// q, k and v: `[q_dim][hidden]`, `[kv_dim][hidden]`, `[kv_dim][hidden]`
-    pub qkv: Projection,
+    pub qkv: Inputs,
     /// The norms of a query head and of a key head, `[head_dim]`, in the architectures that have them.
     pub qk_norms: Option<[Vec<f32>; 2]>,
     /// `[q_dim]`, in the architectures that have it.
     pub attn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][q_dim]`
     pub attn_output: Projection,
+    /// The norm of the output of that, `[hidden]`, in the architectures that have it.
+    pub attn_post_norm: Option<Vec<f32>>,
     /// `[hidden]`
     pub ffn_norm: Vec<f32>,
     /// gate and up: `[ffn][hidden]`, `[ffn][hidden]`
-    pub gate_up: Projection,
+    pub gate_up: Inputs,
     /// `[ffn]`, in the architectures that have it.
     pub ffn_sub_norm: Option<Vec<f32>>,
     /// `[hidden][ffn]`
     pub down: Projection,
+    /// The norm of the output of that, `[hidden]`, in the architectures that have it.
+    pub ffn_post_norm: Option<Vec<f32>>,
+}
+
+/// The matrices of a role that reads the normed residual stream.
+#[derive(Debug)]
+pub enum Inputs {
+    /// All have that for their input.
+    Shared(Projection),
+    /// Each has a norm of its own behind it.
+    Own(Vec<OwnInput>),
+}
+
+/// A matrix with a norm of its own input.
+#[derive(Debug)]
+pub struct OwnInput {
+    /// The norm, `[hidden]`.
+    pub norm: Vec<f32>,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// The matrix alone.
+    pub projection: Projection,
+}
+
+impl Inputs {
+    /// The matrices, those with one input together.
+    #[must_use]
+    pub fn projections(&self) -> Vec<&Projection> {
+        match self {
+            Self::Shared(projection) => vec![projection],
+            Self::Own(parts) => parts.iter().map(|part| &part.projection).collect(),
+        }
+    }
+
+    /// The matrices if they share their input and are packed.
+    #[must_use]
+    pub fn packed(&self) -> Option<&Job> {
+        match self {
+            Self::Shared(projection) => projection.packed(),
+            Self::Own(_) => None,
+        }
+    }
+
+    /// Rows of the widest matrix that has an input of its own; 0 where all share theirs.
+    pub(super) fn widest(&self) -> usize {
+        match self {
+            Self::Shared(_) => 0,
+            Self::Own(parts) => parts.iter().map(|part| part.rows).max().unwrap_or(0),
+        }
+    }
 }
 
 /// The matrices of a layer that share one input.
@@ -74,6 +128,8 @@ pub enum Projection {
     Mapped(MappedJob),
     /// Packed in memory, with a scale for each block of columns.
     Blocks(Box<BlockJob>),
+    /// In memory, for activations that are not rounded.
+    Float(FloatJob),
 }
 
 impl Projection {
@@ -82,7 +138,7 @@ impl Projection {
     pub fn packed(&self) -> Option<&Job> {
         match self {
             Self::Packed(job) => Some(job),
-            Self::Mapped(_) | Self::Blocks(_) => None,
+            Self::Mapped(_) | Self::Blocks(_) | Self::Float(_) => None,
         }
     }
 
@@ -90,7 +146,7 @@ impl Projection {
     #[must_use]
     pub fn mapped(&self) -> Option<&MappedJob> {
         match self {
-            Self::Packed(_) | Self::Blocks(_) => None,
+            Self::Packed(_) | Self::Blocks(_) | Self::Float(_) => None,
             Self::Mapped(job) => Some(job),
         }
     }
@@ -99,12 +155,22 @@ impl Projection {
     #[must_use]
     pub fn blocks(&self) -> Option<&BlockJob> {
         match self {
-            Self::Packed(_) | Self::Mapped(_) => None,
+            Self::Packed(_) | Self::Mapped(_) | Self::Float(_) => None,
             Self::Blocks(job) => Some(job),
         }
     }
 
-    /// Scales of a token's activations: one, or one for each block.
+    /// The matrices if activations are not rounded.
+    #[must_use]
+    pub fn float(&self) -> Option<&FloatJob> {
+        match self {
+            Self::Packed(_) | Self::Mapped(_) | Self::Blocks(_) => None,
+            Self::Float(job) => Some(job),
+        }
+    }
+
+    /// Scales of a token's activations: one, or one for each block. Of those that are not rounded it is
+    /// their largest magnitude.
     pub(super) fn scales(&self) -> usize {
         self.blocks().map_or(1, |job| job.cols() / job.width())
     }
@@ -116,6 +182,7 @@ impl Projection {
             Self::Packed(job) => job.cols(),
             Self::Mapped(job) => job.cols(),
             Self::Blocks(job) => job.cols(),
+            Self::Float(job) => job.cols(),
         }
     }
 
@@ -126,6 +193,7 @@ impl Projection {
             Self::Packed(job) => job.largest_scale(),
             Self::Mapped(job) => job.largest_scale(),
             Self::Blocks(job) => return job.stays_below(limit, scales),
+            Self::Float(job) => return job.stays_below(limit, scales[0]),
         };
         // Each rounding is monotonic.
         ((128 * self.cols()) as f32 / scales[0]) * scale < limit
@@ -135,8 +203,19 @@ impl Projection {
 impl Layer {
     /// The projections in the order in which they are read.
     #[must_use]
-    pub fn projections(&self) -> [&Projection; 4] {
-        [&self.qkv, &self.attn_output, &self.gate_up, &self.down]
+    pub fn projections(&self) -> Vec<&Projection> {
+        self.roles().into_iter().flat_map(|(_, projections)| projections).collect()
+    }
+
+    /// The projections of each role, in the order in which they are read.
+    #[must_use]
+    pub fn roles(&self) -> [(Role, Vec<&Projection>); 4] {
+        [
+            (Role::Qkv, self.qkv.projections()),
+            (Role::AttnOutput, vec![&self.attn_output]),
+            (Role::GateUp, self.gate_up.projections()),
+            (Role::Down, vec![&self.down]),
+        ]
     }
 }
 
@@ -155,7 +234,8 @@ impl Weights {
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
         tensors::check(gguf, config)?;
-        let packing = options.pack.then(|| Packing::new(gguf, config, options, warnings));
+        let packs = options.pack && options.activations != Activations::F32;
+        let packing = packs.then(|| Packing::new(gguf, config, options, warnings));
         let (packing, tensors) = (packing.transpose()?, Tensors::new(gguf));
         let mut loader = Loader { gguf, options, packing, tensors, warnings };
         let weights = loader.weights(config)?;
@@ -188,7 +268,7 @@ impl<'a> Packing<'a> {
                 let own = config.matrices(layer, job.role);
                 let width = match options.packed {
                     Some(file) => own.iter().find_map(|(name, _)| file.block_width(name)),
-                    None => block_width(gguf, &own, &mut scales)?,
+                    None => block_width(gguf, &own, options.activations, &mut scales)?,
                 };
                 let kernels = width.map(|width| options.selection.blocks(width)).transpose()?;
                 if let Some(layout) =
@@ -211,7 +291,9 @@ impl<'a> Packing<'a> {
             let name = config.architecture.name;
             let why = match config.activation {
                 Activation::Relu2 => "the feed-forward matrices have biases".to_owned(),
-                _ => format!("the gate of {name} is no squared ReLU, so it has no zeros"),
+                Activation::Silu | Activation::Gelu => {
+                    format!("the gate of {name} is no squared ReLU, so it has no zeros")
+                }
             };
             let path = gguf.path().display();
             warnings.push(format!("{path}: nothing is skipped: {why}"));
@@ -306,25 +388,30 @@ fn sparse_kernel(
 }
 
 /// Returns the width of the blocks in which the matrices of a job are multiplied, if they are: where the
-/// scales of one differ, or it has weights of +2. It is the smallest of theirs. Where a matrix has one
-/// scale that is noted in `found`.
+/// scales of one differ, it has weights of +2, or that is asked for. It is the smallest of theirs. Where a
+/// matrix has one scale that is noted in `found`.
 fn block_width(
     gguf: &Gguf,
     matrices: &[(String, Shape)],
+    activations: Activations,
     found: &mut HashMap<String, f32>,
 ) -> Result<Option<usize>> {
-    let (mut narrowest, mut several) = (usize::MAX, false);
+    let (mut narrowest, mut several) = (usize::MAX, activations == Activations::Block);
     for (name, shape) in matrices {
         let (_, codes) = Tensors::new(gguf).ternary(name, *shape)?;
-        // Mostly the first rows show that scales differ, and the file need not be read for it. A scale
-        // that is none is refused where the matrix is packed.
-        let first = codes.first_rows(4).is_none_or(|codes| codes.scales().uniform().is_ok());
-        match first.then(|| codes.scales().uniform()) {
+        // Mostly the first rows show that scales differ, and the file need not be read for it; in floats
+        // they do not show of which units they are. A scale that is none is refused where the matrix is
+        // packed.
+        let first = |rows| codes.first_rows(rows).filter(|_| !codes.is_float());
+        let same = first(4).is_none_or(|codes| codes.scales().uniform().is_ok());
+        let all = same.then(|| codes.scales());
+        match all.as_ref().map(Scales::uniform) {
             Some(Ok(scale)) => drop(found.insert(name.clone(), scale)),
             Some(Err(_)) | None => several = true,
         }
         several |= codes.has_twos();
-        match codes.first_rows(1).map_or_else(|| codes.scales(), |codes| codes.scales()) {
+        let widths = first(1).map(|codes| codes.scales()).or(all);
+        match widths.unwrap_or_else(|| codes.scales()) {
             Scales::Blocks { width, .. } => narrowest = narrowest.min(width),
             // Any will do.
             Scales::Tensor(_) | Scales::Rows(_) => {
@@ -408,6 +495,12 @@ impl<'a> Loader<'a> {
                 embedding.clone()
             }
         };
+        let LoadOptions { pool, pages, .. } = *self.options;
+        let head = match self.options.activations {
+            // Its kernels round no activation either.
+            Activations::F32 => head.in_f32(self.gguf, pool, pages)?,
+            _ => head,
+        };
         let output_norm = self.tensors.vector(names.output_norm, hidden)?;
         let rope_factors = self.tensors.rope_factors(config)?;
         let layers =
@@ -424,21 +517,42 @@ impl<'a> Loader<'a> {
             Some([q, k]) => Some([norm(q, config.head_dim)?, norm(k, config.head_dim)?]),
             None => None,
         };
-        let sub_norm = names.attn_sub_norm.map(|name| norm(name, config.q_dim()));
-        let attn_sub_norm = sub_norm.transpose()?;
+        let mut optional = |name: Option<&str>, n| name.map(|name| norm(name, n)).transpose();
+        let [attn_sub_norm, ffn_sub_norm] = config.sub_norms();
+        let attn_sub_norm = optional(attn_sub_norm, config.q_dim())?;
+        let attn_post_norm = optional(names.attn_post_norm, hidden)?;
+        let ffn_sub_norm = optional(ffn_sub_norm, ffn)?;
+        let ffn_post_norm = optional(names.ffn_post_norm, hidden)?;
         let ffn_norm = norm(names.ffn_norm, hidden)?;
-        let ffn_sub_norm = names.ffn_sub_norm.map(|name| norm(name, ffn)).transpose()?;
         Ok(Layer {
             attn_norm,
-            qkv: self.job(config, layer, Role::Qkv)?,
+            qkv: self.inputs(config, layer, Role::Qkv)?,
             qk_norms,
             attn_sub_norm,
-            attn_output: self.job(config, layer, Role::AttnOutput)?,
+            attn_output: self.job(config, layer, Role::AttnOutput, 0..1)?,
+            attn_post_norm,
             ffn_norm,
-            gate_up: self.job(config, layer, Role::GateUp)?,
+            gate_up: self.inputs(config, layer, Role::GateUp)?,
             ffn_sub_norm,
-            down: self.job(config, layer, Role::Down)?,
+            down: self.job(config, layer, Role::Down, 0..1)?,
+            ffn_post_norm,
         })
+    }
+
+    /// Loads the matrices of a role that reads the normed residual stream, and the norms of their own.
+    fn inputs(&mut self, config: &Config, layer: usize, role: Role) -> Result<Inputs> {
+        let matrices = config.matrices(layer, role);
+        let Some(norms) = config.norms_of_inputs(role) else {
+            return self.job(config, layer, role, 0..matrices.len()).map(Inputs::Shared);
+        };
+        let own = norms.iter().zip(matrices).enumerate().map(|(i, (name, (_, shape)))| {
+            Ok(OwnInput {
+                norm: self.tensors.vector(&layer_tensor(layer, name), config.hidden)?,
+                rows: shape.rows,
+                projection: self.job(config, layer, role, i..i + 1)?,
+            })
+        });
+        own.collect::<Result<_>>().map(Inputs::Own)
     }
 
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Table> {
@@ -469,9 +583,11 @@ impl<'a> Loader<'a> {
 
     /// Checks that the scales of a tensor are numbers that a scale can be.
     fn sound_scales(&self, name: &str, scales: Scales) -> Result<Scales> {
-        match scales.broken() {
-            None => Ok(scales),
-            Some(scale) => {
+        let floats = |tensor: &&TensorInfo| tensor.ty.format().floats().is_some();
+        match (scales.broken(), self.gguf.tensor(name).filter(floats)) {
+            (None, _) => Ok(scales),
+            (Some(_), Some(tensor)) => Err(tensors::no_ternary(self.gguf, tensor)),
+            (Some(scale), None) => {
                 let expected = "a finite scale above 0; the file is damaged";
                 Err(self.gguf.tensor_error(name, format_args!("scale {scale}"), expected))
             }
@@ -498,26 +614,35 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Loads the matrices of a layer's job: packed for the kernels of its role, or as the file
-    /// holds them.
-    fn job(&mut self, config: &Config, layer: usize, role: Role) -> Result<Projection> {
+    /// Loads matrices of a layer's role: packed for the kernels of that role, or as the file holds them.
+    fn job(
+        &mut self,
+        config: &Config,
+        layer: usize,
+        role: Role,
+        which: Range<usize>,
+    ) -> Result<Projection> {
         let matrices = config.matrices(layer, role);
+        let matrices = &matrices[which];
         match self.packing.take() {
             Some(mut packing) => {
                 let job = packing.jobs.iter().find(|job| job.role == role).cloned();
                 let mut job = job.expect("Config::jobs lists the role");
                 let projection = match job.blocks.swap_remove(layer) {
                     Some(kernels) => self
-                        .block_job(&mut packing, kernels, &matrices)
+                        .block_job(&mut packing, kernels, matrices)
                         .map(|job| Projection::Blocks(Box::new(job))),
                     None => self
-                        .packed_job(&mut packing, job, &matrices)
+                        .packed_job(&mut packing, job, matrices)
                         .map(|job| Projection::Packed(Box::new(job))),
                 };
                 self.packing = Some(packing);
                 projection
             }
-            None => self.file_job(&matrices).map(Projection::Mapped),
+            None if self.options.activations == Activations::F32 => {
+                self.float_job(matrices).map(Projection::Float)
+            }
+            None => self.file_job(matrices).map(Projection::Mapped),
         }
     }
 
@@ -586,11 +711,13 @@ impl<'a> Loader<'a> {
     ) -> Result<BlockMatrix> {
         let (tensor, codes) = self.tensors.ternary(name, shape)?;
         let scales = self.sound_scales(name, codes.scales())?;
-        // Those of blocks are f16 in every format.
-        if let Scales::Rows(values) = &scales
-            && let Some(odd) = values.iter().find(|s| f16::from_f32(**s).to_f32() != **s)
+        // Those of blocks are f16 in every format of blocks.
+        let may_be_odd = matches!(scales, Scales::Rows(_)) || codes.is_float();
+        if may_be_odd
+            && scales.of_tensor().is_none()
+            && let Some(odd) = scales.values().iter().find(|s| f16::from_f32(**s).to_f32() != **s)
         {
-            let expected = "row scales that are f16 numbers, where they differ";
+            let expected = "scales of rows or blocks that are f16 numbers, where they differ";
             return Err(self.gguf.tensor_error(name, format_args!("scale {odd}"), expected));
         }
         let factor = self.tensors.factor(name)?.unwrap_or(1.0);
@@ -601,6 +728,22 @@ impl<'a> Loader<'a> {
         (self.options.progress)(room.arena.used(), room.bytes);
         cancel::check(self.options.cancel)?;
         Ok(matrix)
+    }
+
+    /// Reads the matrices for activations that are not rounded.
+    fn float_job(&mut self, matrices: &[(String, Shape)]) -> Result<FloatJob> {
+        let mut parts = Vec::new();
+        for (name, shape) in matrices {
+            let (tensor, codes) = self.tensors.ternary(name, *shape)?;
+            let scales = self.sound_scales(name, codes.scales())?;
+            let factor = self.tensors.factor(name)?.unwrap_or(1.0);
+            let bias = self.tensors.bias(name, shape.rows)?;
+            let part = FloatMatrix::new(codes, scales, factor, bias, self.options.pool)?;
+            parts.push(part.ok_or_else(|| self.bad_code(name))?);
+            self.gguf.drop_pages(tensor, false);
+            cancel::check(self.options.cancel)?;
+        }
+        Ok(FloatJob::new(parts))
     }
 
     /// Checks every code of the matrices, which stay as the file holds them.

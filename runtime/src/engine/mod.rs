@@ -1,5 +1,6 @@
 //! Generation: from a model's file to a text.
 
+pub mod embedding;
 mod fit;
 mod generate;
 pub mod logprobs;
@@ -16,6 +17,7 @@ mod trust;
 mod turns;
 
 pub use crate::note::Note;
+pub use embedding::{Embedding, Normalisation, Pooling};
 pub use fit::{AbsentKernel, FINGERPRINT, ProfileFit};
 pub use generate::{GenerateOptions, Generation};
 pub use open::{Engine, Placement};

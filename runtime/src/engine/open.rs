@@ -14,6 +14,7 @@ use super::sequence::Sequence;
 use crate::arch::config::Config;
 use crate::arch::policy;
 use crate::cancel::Cancel;
+use crate::cpu::float::Activations;
 use crate::cpu::head::choose::{HeadMode, HeadOptions};
 use crate::cpu::head::screen::Needs;
 use crate::cpu::host::Host;
@@ -142,6 +143,13 @@ impl Engine {
         let spare = !options.fixed_threads;
         let pool = Arc::new(Pool::with(PoolOptions { threads, pinning, spare })?);
         notes.push(Note::info(format!("profile: {} ({})", profile.name, profile.reason)));
+        if options.activations != Activations::Auto {
+            let name = options.activations.name();
+            notes.push(Note::info(format!(
+                "note: activations are rounded otherwise ({name}), which changes numbers, and so may \
+                 change the text"
+            )));
+        }
         let selection = Selection::new(options.isa, options.format, profile.profile.clone())?;
         let engine = Self {
             gguf: Arc::new(gguf),
@@ -176,7 +184,7 @@ impl Engine {
     /// Takes the weights out of a file where they were packed before, if there is one that fits; notes
     /// why one does not.
     fn take_packed(&self) -> Result<()> {
-        if !self.gguf.is_mapped() || self.options.mlock {
+        if !self.gguf.is_mapped() || self.options.mlock || !self.packs_as_ever() {
             return Ok(());
         }
         let pages = self.placement.pages;
@@ -211,6 +219,11 @@ impl Engine {
         Ok(())
     }
 
+    /// True if weights are packed as they are without [`Options::activations`].
+    fn packs_as_ever(&self) -> bool {
+        matches!(self.options.activations, Activations::Auto | Activations::Token)
+    }
+
     /// Makes the model of packed weights in a file, which must have been packed from this model.
     fn packed_model(&self, state: &mut State, file: &PackedFile) -> Result<Model> {
         let path = file.path().display();
@@ -239,8 +252,13 @@ impl Engine {
     /// `path`. Returns its path and length. The engine must not have taken them out of a file itself.
     ///
     /// # Errors
-    /// Those of [`Engine::model`]; [`Error::Io`] when the file cannot be written.
+    /// Those of [`Engine::model`]; [`Error::Io`] when the file cannot be written, [`Error::Usage`] where
+    /// [`Options::activations`] has them packed in another way.
     pub fn keep_packed(&self, path: Option<&Path>) -> Result<(PathBuf, u64)> {
+        if !self.packs_as_ever() {
+            let found = self.options.activations.name();
+            return Err(Error::usage("activations", found, "auto, where weights are to be kept"));
+        }
         let model = self.model()?;
         let own = self.gguf.path();
         let own = own.canonicalize().map_err(|error| Error::io(own, "open", error))?;
@@ -268,6 +286,7 @@ impl Engine {
         let matrices = self.config.all_matrices();
         let bytes = matrices.filter_map(|(name, _)| Some(self.gguf.tensor(&name)?.bytes)).sum();
         self.options.start == Start::Auto
+            && self.packs_as_ever()
             && self.options.format.is_none()
             && mapped::serves(&self.gguf, &self.config)
             && MAPPED_BYTES.contains(&bytes)
@@ -296,7 +315,13 @@ impl Engine {
         }
         let start = Instant::now();
         let head = self.head_options();
-        let model = self.load(&state, true, (None, cancel))?.choose_head(&self.pool, &head)?;
+        let model = self.load(&state, true, (None, cancel))?;
+        let model = match self.options.needs {
+            // Who asks for logits all the same has them out of the file.
+            Needs::Hidden => model,
+            _ if !self.config.mask.causal => model,
+            _ => model.choose_head(&self.pool, &head)?,
+        };
         let model = self.loaded(&mut state, model);
         state.mapped = None;
         state.packed = Some(Arc::clone(&model));
@@ -318,7 +343,7 @@ impl Engine {
 
     fn head_options(&self) -> HeadOptions {
         let (mode, count) = match &self.options.needs {
-            Needs::All => (HeadMode::Full, 0),
+            Needs::All | Needs::Hidden => (HeadMode::Full, 0),
             Needs::Best { count, .. } => (self.options.lm_head, *count),
         };
         HeadOptions {
@@ -352,6 +377,7 @@ impl Engine {
                 pack,
                 packed,
                 sparse: self.options.sparse,
+                activations: self.options.activations,
                 progress,
                 cancel,
             },
@@ -376,12 +402,26 @@ impl Engine {
         self.start(self.model()?, options)
     }
 
+    /// Checks that the model writes texts: one whose tokens see those behind them gives embeddings alone.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) naming the key that says so.
+    pub fn check_writes(&self) -> Result<()> {
+        if self.config.mask.causal {
+            return Ok(());
+        }
+        let key = format!("{}.attention.causal", self.config.architecture.name);
+        let expected = "true, to write texts; this model gives embeddings alone";
+        Err(self.gguf.key_error(&key, false, expected))
+    }
+
     /// Starts a session for a prompt of so many tokens: a short one on the weights in the file, if
     /// these are not packed yet. [`Engine::step`] then packs them once that pays.
     ///
     /// # Errors
-    /// As [`Engine::session`].
+    /// As [`Engine::session`]; those of [`Engine::check_writes`].
     pub fn session_for(&self, prompt: usize, options: SessionOptions) -> Result<Session> {
+        self.check_writes()?;
         let waits = self.is_packed_for(prompt);
         if !waits {
             let session = self.start(self.mapped()?, options)?;

@@ -7,6 +7,7 @@ use bitnet_profiles::{Format, Isa, Pinning};
 
 use super::profile::NamedProfile;
 use crate::cancel::Cancel;
+use crate::cpu::float::Activations;
 use crate::cpu::head::choose::HeadMode;
 use crate::cpu::head::screen::Needs;
 use crate::cpu::sparse;
@@ -58,8 +59,8 @@ pub enum PackedWeights {
 pub type Progress = Arc<dyn Fn(usize, usize) + Send + Sync>;
 
 /// Options for opening an engine. The default is what `bitnet-run` does without flags. But for
-/// [`Options::overrides`] and [`Options::pre`], which change what the file says, no option changes a
-/// number that the model computes.
+/// [`Options::overrides`] and [`Options::pre`], which change what the file says, and
+/// [`Options::activations`], no option changes a number that the model computes.
 #[derive(Clone)]
 pub struct Options {
     /// Metadata values in place of the file's.
@@ -76,10 +77,13 @@ pub struct Options {
     /// Method of finding the best logits where not all are needed.
     pub lm_head: HeadMode,
     /// Logits that most tokens will need, which decides the form of the head in memory; others may
-    /// still be asked for.
+    /// still be asked for. With [`Needs::Hidden`] the head stays in the file.
     pub needs: Needs,
     /// Activation sparsity: skipping, for single tokens, the weights that meet a zero.
     pub sparse: sparse::Mode,
+    /// Rounding of the activations that ternary matrices multiply, which changes numbers unless it is
+    /// [`Activations::Auto`].
+    pub activations: Activations,
     /// Worker threads; `None`: the profile's number, else one for each physical core.
     pub threads: Option<usize>,
     /// Keeps all worker threads at work; otherwise passes through the model take fewer while other
@@ -121,6 +125,7 @@ impl Default for Options {
                 ids: Vec::new(),
             },
             sparse: sparse::Mode::Auto,
+            activations: Activations::Auto,
             threads: None,
             fixed_threads: false,
             pinning: None,

@@ -319,6 +319,33 @@ impl<'a> Codes<'a> {
         Ok(Some(Self { bytes: gguf.tensor_bytes(tensor), shape, format, ternary, tiles }))
     }
 
+    /// As [`Codes::of`], and views a tensor of floats, too, whose weights may be ternary all the same: where
+    /// they are not its scale is NaN.
+    ///
+    /// # Errors
+    /// As [`Codes::of`].
+    pub(crate) fn of_matrix(
+        gguf: &'a Gguf,
+        tensor: &TensorInfo,
+        shape: Shape,
+    ) -> Result<Option<Self>> {
+        match Self::of_floats(tensor.ty, gguf.tensor_bytes(tensor), shape) {
+            None => Self::of(gguf, tensor, shape),
+            floats => Ok(floats),
+        }
+    }
+
+    /// Views floats as a ternary matrix; `None` for another type.
+    fn of_floats(ty: TensorType, bytes: &'a [u8], shape: Shape) -> Option<Self> {
+        let ternary = float::codes(ty)?;
+        Some(Self { bytes, shape, format: ty.format(), ternary, tiles: None })
+    }
+
+    /// True if the weights are stored as floats.
+    pub(crate) fn is_float(&self) -> bool {
+        self.format.floats().is_some()
+    }
+
     /// Views `bytes` as a matrix of `shape` in I2_S; the scale may be left out: see
     /// [`i2_s::encode`].
     #[must_use]

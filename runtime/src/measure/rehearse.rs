@@ -271,7 +271,7 @@ impl AttentionLayers {
         let partial = Rows::new(&mut self.partial, config.head_dim);
         let partial_state = SharedSlice::new(&mut self.partial_state);
         let positions = self.depth..self.depth + tokens.clamp(1, self.tokens);
-        let at: Vec<At> = positions.map(|position| At { sequence: 0, position }).collect();
+        let at: Vec<At> = positions.map(|position| At::causal(0, position)).collect();
         let attention = Attention {
             kernel,
             ops: &self.ops,
@@ -504,6 +504,8 @@ mod tests {
             rope_dim: 32,
             rope_base: 10_000.0,
             rope_scaling: crate::arch::rope::RopeScaling::NONE,
+            mask: crate::arch::mask::Mask::CAUSAL,
+            norms_in: false,
             eps: 1e-5,
             context: 1024,
             vocab: 10,

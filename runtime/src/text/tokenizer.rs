@@ -60,6 +60,7 @@ pub struct Tokenizer {
     /// Sorted.
     end_ids: Vec<u32>,
     add_bos: bool,
+    add_eos: bool,
     notes: Vec<Note>,
 }
 
@@ -137,6 +138,7 @@ impl Tokenizer {
             (Scheme::SentencePiece { space_prefix: prefix.unwrap_or(true), pieces }, true)
         };
         let add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(default_bos);
+        let add_eos = gguf.get_bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
 
         let specials = find_specials(gguf, &tokens, &kinds, byte_level)?;
         Ok(Tokenizer {
@@ -149,6 +151,7 @@ impl Tokenizer {
             eos,
             end_ids,
             add_bos,
+            add_eos,
             notes,
         })
     }
@@ -231,6 +234,24 @@ impl Tokenizer {
         if ids.is_empty() {
             let expected = "a text: this model has no token that begins one";
             return Err(Error::usage("prompt", "no text", expected));
+        }
+        Ok(ids)
+    }
+
+    /// The tokens of a whole text, of which an embedding is made: as [`Tokenizer::prompt`], with the token
+    /// that ends a text behind them where the vocabulary asks for it (`tokenizer.ggml.add_eos_token`) and
+    /// the text does not spell it.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`]; [`Error::Usage`] for no text where no token begins or ends one.
+    pub fn whole(&self, text: &str) -> Result<Vec<u32>> {
+        let Some(end) = self.eos().filter(|_| self.add_eos) else { return self.prompt(text) };
+        let mut ids = self.encode(text, false, true)?;
+        if let Some(bos) = self.bos().filter(|bos| self.add_bos() && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        if ids.last() != Some(&end) {
+            ids.push(end);
         }
         Ok(ids)
     }

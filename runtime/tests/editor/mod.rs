@@ -89,8 +89,14 @@ pub fn layers(architecture: &str, count: u32) -> Parts {
         ]);
         let names = &Architecture::find(architecture).unwrap().tensors;
         let [q_norm, k_norm] = names.attn_qk_norms.map_or([None; 2], |norms| norms.map(Some));
-        let norms =
-            [(names.attn_sub_norm, HIDDEN), (names.ffn_sub_norm, FFN), (q_norm, 16), (k_norm, 16)];
+        let norms = [
+            (names.attn_sub_norm, HIDDEN),
+            (names.ffn_sub_norm, FFN),
+            (q_norm, 16),
+            (k_norm, 16),
+            (names.attn_post_norm, HIDDEN),
+            (names.ffn_post_norm, HIDDEN),
+        ];
         for (part, n) in norms {
             parts.tensors.extend(part.map(|part| vector(name(part), n)));
         }

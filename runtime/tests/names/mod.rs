@@ -9,8 +9,11 @@ pub const READ: &str = "
     general.sampling.xtc_threshold general.sampling.temp general.sampling.penalty_last_n
     general.sampling.penalty_repeat general.sampling.mirostat general.sampling.mirostat_tau
     general.sampling.mirostat_eta %s.vocab_size %s.context_length %s.embedding_length %s.block_count
-    %s.feed_forward_length %s.hidden_activation %s.attention.head_count %s.attention.head_count_kv
+    %s.feed_forward_length %s.hidden_activation %s.pooling_type %s.attention.head_count
+    %s.attention.head_count_kv
     %s.attention.key_length %s.attention.value_length %s.attention.layer_norm_rms_epsilon
+    %s.attention.causal %s.attention.sliding_window_pattern %s.attention.key_length_swa
+    %s.attention.value_length_swa %s.rope.dimension_count_swa %s.rope.freq_base_swa
     %s.rope.dimension_count %s.rope.freq_base %s.rope.scale_linear %s.rope.scaling.type
     %s.rope.scaling.factor %s.rope.scaling.attn_factor %s.rope.scaling.original_context_length
     %s.rope.scaling.yarn_log_multiplier %s.rope.scaling.yarn_ext_factor
@@ -19,7 +22,7 @@ pub const READ: &str = "
     tokenizer.ggml.tokens tokenizer.ggml.token_type tokenizer.ggml.scores tokenizer.ggml.merges
     tokenizer.ggml.bos_token_id tokenizer.ggml.eos_token_id tokenizer.ggml.eot_token_id
     tokenizer.ggml.eom_token_id tokenizer.ggml.unknown_token_id tokenizer.ggml.add_bos_token
-    tokenizer.ggml.add_space_prefix tokenizer.ggml.fim_pad_token_id tokenizer.ggml.fim_rep_token_id
+    tokenizer.ggml.add_eos_token tokenizer.ggml.add_space_prefix tokenizer.ggml.fim_pad_token_id tokenizer.ggml.fim_rep_token_id
     tokenizer.ggml.fim_sep_token_id
 ";
 
@@ -31,14 +34,12 @@ pub const DESCRIPTIONS: &str = "
     %s.expert_chunk_feed_forward_length %s.tensor_data_layout %s.expert_used_count
     %s.expert_group_count %s.expert_group_used_count %s.expert_weights_scale %s.expert_weights_norm
     %s.expert_latent_length %s.expert_gating_func %s.expert_group_scale %s.experts_per_group
-    %s.moe_every_n_layers %s.moe_latent_size %s.pooling_type %s.router_logit_softcapping
+    %s.moe_every_n_layers %s.moe_latent_size %s.router_logit_softcapping
     %s.interleave_moe_layer_step %s.attention.layer_norm_epsilon %s.attention.group_norm_epsilon
-    %s.attention.group_norm_groups %s.attention.sliding_window_pattern %s.attention.key_length_swa
-    %s.attention.value_length_swa %s.rope.dimension_count_swa %s.rope.freq_base_swa
-    %s.rope.scaling.finetuned %s.classifier.output_labels %s.classifier.pooling_type
+    %s.attention.group_norm_groups %s.rope.scaling.finetuned %s.classifier.output_labels %s.classifier.pooling_type
     tokenizer.ggml.token_type_count tokenizer.ggml.seperator_token_id
     tokenizer.ggml.padding_token_id tokenizer.ggml.cls_token_id tokenizer.ggml.mask_token_id
-    tokenizer.ggml.add_eos_token tokenizer.ggml.add_sep_token
+    tokenizer.ggml.add_sep_token
     tokenizer.ggml.remove_extra_whitespaces tokenizer.ggml.precompiled_charsmap
     tokenizer.huggingface.json tokenizer.rwkv.world tokenizer.chat_template
     tokenizer.ggml.normalizer.lowercase tokenizer.ggml.normalizer.strip_accents
@@ -60,7 +61,7 @@ pub const REFUSED: &str = "
     %s.adapters.token_ids_substitute %s.adapters.lora_rank %s.adapters.router_gain
     %s.token_shift_count %s.full_attention_interval %s.num_loops %s.skip_loop_final_norm
     %s.hrm.layers_per_stack %s.hrm.h_cycles %s.hrm.l_cycles %s.hrm.prefix_lm
-    %s.attention.max_alibi_bias %s.attention.clamp_kqv %s.attention.causal %s.attention.q_lora_rank
+    %s.attention.max_alibi_bias %s.attention.clamp_kqv %s.attention.q_lora_rank
     %s.attention.kv_lora_rank %s.attention.decay_lora_rank %s.attention.iclr_lora_rank
     %s.attention.value_residual_mix_lora_rank %s.attention.gate_lora_rank
     %s.attention.relative_buckets_count %s.attention.sliding_window %s.attention.rope_pattern

@@ -2,6 +2,7 @@
 
 use bitnet_runtime::arch::Activation;
 use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::arch::mask::{Mask, Window};
 use bitnet_runtime::arch::policy::{Treatment, treatment};
 use bitnet_runtime::engine::{Engine, Options};
 
@@ -99,8 +100,6 @@ fn w3_neutral_values_are_exactly_these() {
         ("attention.sliding_window", Value::U32(0), true),
         ("attention.sliding_window", Value::Array(Array::U32(vec![0, 64])), true),
         ("attention.sliding_window", Value::Array(Array::U32(vec![64, 63])), false),
-        ("attention.causal", Value::Bool(true), true),
-        ("attention.causal", Value::Bool(false), false),
         // Heads of 16.
         ("attention.scale", Value::F32(0.25), true),
         ("attention.scale", Value::F32(0.0), true),
@@ -126,6 +125,59 @@ fn w3_neutral_values_are_exactly_these() {
     for key in ["prism.hadamard.block_size", "general.tensor_extra.name"] {
         refusal(with_key("llama", key, Value::U32(0)).config(), &[key]);
     }
+}
+
+/// What a token sees is read, and in architectures that have windows the size of these.
+#[test]
+fn w3_masks_are_read() {
+    let mask = |architecture: &str, keys: &[(&str, Value)]| {
+        let parts = changed(architecture, |parts| {
+            for (name, value) in keys {
+                parts.set(&format!("{architecture}.{name}"), value.clone());
+            }
+        });
+        parts.config().map(|config| config.mask)
+    };
+    assert_eq!(mask("gemma3", &[]).unwrap(), Mask::CAUSAL);
+    let own = mask("gemma-embedding", &[]).unwrap();
+    assert_eq!(own, Mask { causal: false, window: None });
+    assert_eq!(mask("llama", &[("attention.causal", Value::Bool(false))]).unwrap(), own);
+
+    let size = |n| ("attention.sliding_window", Value::U32(n));
+    let window = |architecture: &str, keys: &[(&str, Value)]| {
+        mask(architecture, keys).unwrap().window.unwrap()
+    };
+    // The own position is one of nine; half of ten are on either side.
+    let behind = window("gemma3", &[size(9)]);
+    assert_eq!(behind, Window { reach: 8, layers: vec![true; 2], rope_base: 1e4 });
+    assert_eq!(window("gemma-embedding", &[size(10)]), Window { reach: 5, ..behind });
+    assert_eq!(mask("gemma3", &[size(0)]).unwrap(), Mask::CAUSAL);
+    let pattern = |value: Value| ("attention.sliding_window_pattern", value);
+    let patterns = [
+        (Value::U32(0), [true, true]),
+        (Value::U32(1), [false, false]),
+        (Value::U32(2), [true, false]),
+        (Value::Array(Array::Bool(vec![false, true])), [false, true]),
+    ];
+    for (value, layers) in patterns {
+        assert_eq!(window("gemma3", &[size(9), pattern(value)]).layers, layers);
+    }
+    let base = |base| ("rope.freq_base_swa", Value::F32(base));
+    assert_eq!(window("gemma3", &[size(9), base(5e5)]).rope_base, 5e5);
+    let refused: [(&str, Value, &str); 7] = [
+        ("attention.causal", Value::Bool(false), "sliding_window"),
+        ("attention.sliding_window_pattern", Value::Array(Array::Bool(vec![true; 3])), "2 layers"),
+        ("attention.sliding_window_pattern", Value::F32(0.5), "truth values"),
+        ("rope.freq_base_swa", Value::F32(f32::NAN), "1 to 1e12"),
+        ("attention.key_length_swa", Value::U32(32), "16"),
+        ("attention.value_length_swa", Value::U32(8), "16"),
+        ("rope.dimension_count_swa", Value::U32(8), "16"),
+    ];
+    for (name, value, expected) in refused {
+        refusal(mask("gemma3", &[size(9), (name, value)]), &[name, expected]);
+    }
+    let same = [("attention.key_length_swa", Value::U32(16)), size(9)];
+    assert!(mask("gemma3", &same).unwrap().window.is_some());
 }
 
 #[test]

@@ -70,8 +70,8 @@ fn of_type(ty: &str, value: &toml::Value) -> Value {
     }
 }
 
-/// Appends the data of a tensor: ones for a norm, codes for a ternary matrix, small numbers else, and
-/// zeros in formats that are not read, or that no architecture with such files is run in.
+/// Appends the data of a tensor: ones for a norm, codes for a ternary matrix, or the weights of one that is
+/// stored as floats, small numbers else, and zeros in formats that are not read, or that no architecture with such files is run in.
 fn fill(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
     let bytes = tensor.bytes as usize;
     match &tensor.ty.format().reader {
@@ -82,8 +82,13 @@ fn fill(tensor: &TensorInfo, scales: u64, rng: &mut Rng, out: &mut Vec<u8>) {
         Reader::Codes(_) | Reader::Both(..) => ternary(tensor, scales, rng, out),
         Reader::Rows(rows) => {
             let mut row = vec![1.0; tensor.cols() as usize];
-            for _ in 0..tensor.rows() {
-                if tensor.dims.len() > 1 {
+            let is_matrix = tensor.name.starts_with("blk.");
+            for number in 0..tensor.rows() {
+                if tensor.dims.len() > 1 && is_matrix {
+                    let part = (number * scales / tensor.rows()) as i32;
+                    let scale = SCALE / 2f32.powi(part);
+                    row.fill_with(|| scale * ((rng.next_u64() >> 40) as f32 % 3.0 - 1.0));
+                } else if tensor.dims.len() > 1 {
                     row.fill_with(|| (rng.next_u64() >> 40) as f32 / (1u64 << 24) as f32 - 0.5);
                 }
                 (rows.quantise)(&row, out);

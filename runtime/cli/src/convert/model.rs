@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bitnet_profiles::Shape;
 use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::arch::mask::Mask;
 use bitnet_runtime::arch::rope::RopeScaling;
 use bitnet_runtime::arch::{self, Activation, Architecture};
 use bitnet_runtime::error::{Result, quoted};
@@ -119,6 +120,8 @@ impl Description {
             rope_dim: head_dim,
             rope_base: theta as f32,
             rope_scaling: RopeScaling::NONE,
+            mask: Mask::CAUSAL,
+            norms_in: false,
             eps,
             context: required("max_position_embeddings", MAX_CONTEXT)?,
             vocab: required("vocab_size", Shape::MAX_ROWS)?,
@@ -165,6 +168,7 @@ impl Description {
             let name = match c.activation {
                 Activation::Relu2 => "relu2",
                 Activation::Silu => "silu",
+                Activation::Gelu => "gelu_pytorch_tanh",
             };
             keys.push((key("hidden_activation"), Value::Str(name.into())));
         }

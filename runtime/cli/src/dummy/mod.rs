@@ -16,6 +16,7 @@ use half::f16;
 
 use bitnet_profiles::{Shape, destination};
 use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::arch::mask::Mask;
 use bitnet_runtime::arch::rope::RopeScaling;
 use bitnet_runtime::arch::{self, Architecture, EMBEDDING, HEAD, TensorNames, layer_tensor};
 use bitnet_runtime::engine::sampler::Rng;
@@ -139,6 +140,8 @@ impl DummyShape {
             rope_dim: self.head_dim() as usize,
             rope_base: self.rope_base,
             rope_scaling: RopeScaling::NONE,
+            mask: Mask::CAUSAL,
+            norms_in: false,
             eps: EPS,
             context: CONTEXT as usize,
             vocab: self.vocab,

@@ -22,7 +22,7 @@ use bitnet_runtime::{BatchToken, MAX_SEQUENCES, Needs, Session};
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
-use crate::load::{self, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
+use crate::load::{self, ActivationArgs, KernelArgs, PERFORMANCE, PlacementArgs, SessionArgs};
 use crate::output::{answer, note};
 use crate::prompt::{LastLineEnd, from_path};
 use base::{BaseFile, Writer};
@@ -72,6 +72,8 @@ pub struct Args {
     kernels: KernelArgs,
     #[command(flatten)]
     placement: PlacementArgs,
+    #[command(flatten)]
+    activations: ActivationArgs,
     /// Read the file into memory instead of mapping it
     #[arg(long, help_heading = PERFORMANCE)]
     no_mmap: bool,
@@ -95,6 +97,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         fixed_threads: args.fixed_threads,
         needs: Needs::All,
         start: Start::Packed,
+        activations: args.activations.activations,
         progress: Some(load::progress(std::sync::Arc::default())),
         cancel: Some(interrupt.cancel()),
         ..options
@@ -111,6 +114,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let engine = Engine::open(&path, options)?;
     load::explain_bus_errors(&engine, leave);
     load::tell(&engine);
+    engine.check_writes()?;
     let vocab = engine.config().vocab;
     let (ids, windows) = match &base {
         Some(base) => {

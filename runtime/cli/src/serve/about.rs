@@ -44,10 +44,11 @@ pub async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>> {
         "n_params": model.parameters,
         "size": model.bytes,
     });
-    let capabilities = match (&loaded.chat, loaded.tools) {
-        (Err(_), _) => json!(["completion"]),
-        (Ok(_), None) => json!(["completion", "chat"]),
-        (Ok(_), Some(_)) => json!(["completion", "chat", "tools"]),
+    let capabilities = match (loaded.no_texts, &loaded.chat, loaded.tools) {
+        (Some(_), ..) => json!(["embedding"]),
+        (None, Err(_), _) => json!(["completion", "embedding"]),
+        (None, Ok(_), None) => json!(["completion", "chat", "embedding"]),
+        (None, Ok(_), Some(_)) => json!(["completion", "chat", "tools", "embedding"]),
     };
     Ok(Json(json!({
         "object": "list",

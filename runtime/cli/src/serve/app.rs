@@ -12,14 +12,14 @@ use axum::extract::Request as HttpRequest;
 use axum::http::StatusCode;
 use bitnet_runtime::engine::sampler::Sampling;
 use bitnet_runtime::text::tokenizer::Tokenizer;
-use bitnet_runtime::{Chat, Grammars, Variables};
+use bitnet_runtime::{Chat, Embedding, Grammars, Normalisation, Pooling, Variables};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::chat_answer::ReasoningFormat;
 use super::error::{ApiError, Kind, Result};
 use super::guard::Guard;
-use super::job::{CacheAction, Command, EVENTS, Event, Job};
+use super::job::{CacheAction, Command, EVENTS, EmbeddingJob, Embeddings, Event, Job};
 use super::metrics::Metrics;
 use super::queue::Queue;
 use super::request::Request;
@@ -67,6 +67,12 @@ pub struct Loaded {
     pub seed: Option<u64>,
     /// Most tokens of a text, whatever a request asks for.
     pub predict: Option<usize>,
+    /// What of the states of a text's tokens is its embedding.
+    pub pooling: Pooling,
+    /// Normalisation of embeddings where a request says nothing.
+    pub normalisation: Normalisation,
+    /// Reason for which no texts are written, but embeddings made alone.
+    pub no_texts: Option<&'static str>,
     pub model: ModelInfo,
     /// The chat template, or the reason why there is none.
     pub chat: std::result::Result<Chat, String>,
@@ -204,6 +210,21 @@ impl App {
         self.loaded_model()
     }
 
+    /// The model, to write texts.
+    ///
+    /// # Errors
+    /// As [`App::loaded`]; 501 where none are written.
+    pub fn writer(&self) -> Result<&Loaded> {
+        let loaded = self.loaded()?;
+        match loaded.no_texts {
+            None => Ok(loaded),
+            Some(why) => {
+                let message = format!("texts are not offered: {why}; ask for embeddings");
+                Err(ApiError::new(Kind::NotSupported, message))
+            }
+        }
+    }
+
     /// The model, for what was begun while it was served.
     ///
     /// # Errors
@@ -307,6 +328,23 @@ impl App {
             Text { index, prompt, events }
         });
         Ok(texts.collect())
+    }
+
+    /// Has the engine thread make the embeddings of some texts.
+    ///
+    /// # Errors
+    /// 503 where there is no room, and when the thread has ended; 500 when the model fails.
+    pub async fn embed(
+        &self,
+        texts: Vec<Embedding>,
+        normalisation: Normalisation,
+    ) -> Result<Embeddings> {
+        // One place for the request: its texts take slots as these become free.
+        self.queue.enter(1)?;
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let received = Instant::now();
+        let job = |reply| EmbeddingJob { id, texts, normalisation, reply, received };
+        self.ask(|reply| Command::Embed(Box::new(job(reply)))).await?
     }
 
     /// Has the engine thread do something with the cache of a slot, and returns how many tokens that was

@@ -33,7 +33,7 @@ pub async fn completions(
     Extension(account): Extension<Arc<Account>>,
     request: HttpRequest,
 ) -> Result<Response> {
-    app.loaded()?;
+    app.writer()?;
     let body = app.body(request).await?;
     let (answers, texts) = {
         let app = Arc::clone(&app);

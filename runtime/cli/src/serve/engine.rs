@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use bitnet_runtime::cpu::head::screen::Needs;
 use bitnet_runtime::cpu::session::{BatchToken, Session};
+use bitnet_runtime::engine::Embedding;
 use bitnet_runtime::engine::logprobs::logprobs;
 use bitnet_runtime::engine::sequence::FinishReason;
 use bitnet_runtime::error::{Error, Result};
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::embedder::{Embedder, Ended};
 use super::error::{ApiError, Kind};
 use super::job::{
     CacheAction, CacheReply, Command, Ending, Event, Job, Piece, Progress, Returned, SlotState,
@@ -125,6 +127,9 @@ pub struct Serving {
     /// The oldest first.
     active: Vec<Active>,
     waiting: VecDeque<Job>,
+    embedder: Embedder,
+    /// True if requests for embeddings, which wait beside texts, get the next free slot.
+    embeds_next: bool,
     /// Slots whose content is on its way to or from a file.
     away: usize,
     commands: Receiver<Command>,
@@ -155,6 +160,8 @@ impl Serving {
             session,
             active: Vec::new(),
             waiting: VecDeque::new(),
+            embedder: Embedder::default(),
+            embeds_next: false,
             away: 0,
             commands,
             queue,
@@ -176,7 +183,7 @@ impl Serving {
                 return Ok(());
             }
             self.sweep(Instant::now());
-            self.admit();
+            self.admit_all();
             if let Some(end) = self.drain {
                 let is_over = Instant::now() >= end;
                 if is_over {
@@ -185,14 +192,12 @@ impl Serving {
                         "the server has ended before the text has",
                     ));
                 }
-                if self.active.is_empty() && (self.away == 0 || is_over) {
+                let is_done = self.active.is_empty() && self.embedder.is_empty();
+                if is_done && (self.away == 0 || is_over) {
                     return Ok(());
                 }
             }
-            if !self.active.iter().any(Active::has_room) {
-                continue;
-            }
-            let pass = panic::catch_unwind(AssertUnwindSafe(|| self.pass()));
+            let pass = panic::catch_unwind(AssertUnwindSafe(|| self.passes()));
             let pass = pass.unwrap_or_else(|cause| Err(Error::Runtime(panicked(&*cause))));
             if let Err(error) = pass {
                 self.recover(error)?;
@@ -203,12 +208,13 @@ impl Serving {
     /// Takes the orders that wait; where there is nothing else to do, waits for one. Returns false
     /// when none can come any more.
     fn take_commands(&mut self) -> bool {
-        if self.active.is_empty() && self.waiting.is_empty() && self.drain.is_none() {
+        let is_idle = self.active.is_empty() && self.waiting.is_empty() && self.embedder.is_empty();
+        if is_idle && self.drain.is_none() {
             match self.commands.recv() {
                 Ok(command) => self.obey(command),
                 Err(_) => return false,
             }
-        } else if !self.active.iter().any(Active::has_room) {
+        } else if !self.active.iter().any(Active::has_room) && !self.embedder.runs() {
             match self.commands.recv_timeout(LOOK) {
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -231,6 +237,13 @@ impl Serving {
                 self.waiting.push_back(*job);
                 self.tell_numbers();
             }
+            Command::Embed(job) => {
+                self.embedder.push(*job);
+                if self.drain.is_some() {
+                    self.refuse_embeddings();
+                }
+                self.tell_numbers();
+            }
             // Who asked may have gone.
             Command::Slots(reply) => drop(reply.send(self.states())),
             Command::Cache { slot, action, back, reply } => self.cache(slot, action, back, reply),
@@ -240,6 +253,7 @@ impl Serving {
                 for job in std::mem::take(&mut self.waiting) {
                     self.refuse(job);
                 }
+                self.refuse_embeddings();
                 self.tell_numbers();
             }
         }
@@ -247,12 +261,39 @@ impl Serving {
 
     fn refuse(&self, job: Job) {
         self.queue.leave(None);
-        let error = ApiError::busy("the server is about to end", 1);
-        drop(job.events.try_send(Event::Failed(error)));
+        drop(job.events.try_send(Event::Failed(about_to_end())));
     }
 
-    /// Ends texts that nobody reads any more, or that have had their time.
+    fn refuse_embeddings(&mut self) {
+        let ended = self.embedder.refuse_waiting(&about_to_end());
+        self.end_embeddings(ended);
+    }
+
+    /// Empties and frees slots of texts of which embeddings were made.
+    fn free_embedded(&mut self, slots: Vec<usize>) {
+        for slot in slots {
+            self.session.truncate_of(slot, 0);
+            self.slots.free(slot);
+        }
+    }
+
+    /// Gives back the places of requests for embeddings that have ended.
+    fn end_embeddings(&mut self, ended: Vec<Ended>) {
+        for Ended { slots, begun } in ended {
+            self.free_embedded(slots);
+            self.queue.leave(begun.map(|begun| begun.elapsed()));
+        }
+        self.tell_numbers();
+    }
+
+    /// Ends texts that nobody reads any more, or that have had their time, and requests for embeddings that
+    /// nobody waits for.
     fn sweep(&mut self, now: Instant) {
+        let unread = self.embedder.sweep();
+        if !unread.is_empty() {
+            unread.iter().for_each(|_| self.metrics.cancelled());
+            self.end_embeddings(unread);
+        }
         let (queue, waiting) = (&self.queue, self.waiting.len());
         self.waiting.retain(|job| {
             let is_wanted = !job.events.is_closed();
@@ -288,6 +329,41 @@ impl Serving {
                 continue;
             }
             number += 1;
+        }
+    }
+
+    /// Gives slots to texts and to requests for embeddings that wait; the next free one to either in turn.
+    fn admit_all(&mut self) {
+        if self.embeds_next {
+            self.admit_embeddings(1);
+        }
+        self.admit();
+        self.admit_embeddings(usize::MAX);
+        self.embeds_next = !self.embeds_next;
+    }
+
+    /// Gives slots to up to `most` texts of which embeddings are to be made.
+    fn admit_embeddings(&mut self, most: usize) {
+        let Self { embedder, slots, session, last_jobs, metrics, .. } = self;
+        let (running, now) = (embedder.in_slots(), Instant::now());
+        embedder.admit(most, |job, is_first| {
+            let slot = slots.choose(&[], None, false)?.slot;
+            slots.occupy(slot);
+            session.truncate_of(slot, 0);
+            if let Some(slot) = slots.get_mut(slot) {
+                slot.tokens.clear();
+            }
+            if let Some(last) = last_jobs.get_mut(slot) {
+                *last = i64::try_from(job.id).unwrap_or(i64::MAX);
+            }
+            if is_first {
+                let tokens = job.texts.iter().map(Embedding::len).sum();
+                metrics.begun(now - job.received, tokens, 0);
+            }
+            Some(slot)
+        });
+        if embedder.in_slots() > running {
+            self.tell_numbers();
         }
     }
 
@@ -357,6 +433,31 @@ impl Serving {
         }
         self.active.push(active);
         self.tell_numbers();
+    }
+
+    /// Makes a pass for texts that are written and one for embeddings, where there are any.
+    fn passes(&mut self) -> Result<()> {
+        if self.active.iter().any(Active::has_room) {
+            self.pass()?;
+        }
+        if self.embedder.runs() {
+            self.embed()?;
+        }
+        Ok(())
+    }
+
+    /// Takes texts of which embeddings are to be made through the model, as many tokens as of prompts beside
+    /// texts that are written.
+    fn embed(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let budget = self.pace.budget(self.active.len(), self.session.batch());
+        let passed = self.embedder.pass(&mut self.session, budget)?;
+        let took = start.elapsed();
+        self.pace.learn(0, passed.tokens, budget, took);
+        self.metrics.passed(passed.texts, passed.tokens, 0, took);
+        self.free_embedded(passed.slots);
+        self.end_embeddings(passed.ended);
+        Ok(())
     }
 
     /// Takes the next tokens of all texts whose readers have room through the model.
@@ -507,7 +608,9 @@ impl Serving {
 
     /// Notes how many texts there are, and the memory of their caches.
     fn tell_numbers(&self) {
-        self.metrics.now(self.active.len(), self.waiting.len(), self.session.kv_bytes());
+        let processing = self.active.len() + self.embedder.in_slots();
+        let waiting = self.waiting.len() + self.embedder.waiting();
+        self.metrics.now(processing, waiting, self.session.kv_bytes());
     }
 
     fn empty(&mut self, slot: usize) {
@@ -617,8 +720,10 @@ impl Serving {
         self.slots.iter().enumerate().map(state).collect()
     }
 
-    /// Fails all texts that are being written, and empties all slots.
+    /// Fails all texts that are being written and all embeddings, and empties all slots.
     fn fail_all(&mut self, error: &ApiError) {
+        let ended = self.embedder.fail(error);
+        self.end_embeddings(ended);
         while !self.active.is_empty() {
             let active = self.remove(0);
             drop(active.job.events.try_send(Event::Failed(error.clone())));
@@ -640,6 +745,10 @@ impl Serving {
         self.failures.push(now);
         if self.failures.len() > FAILURES { Err(error) } else { Ok(()) }
     }
+}
+
+fn about_to_end() -> ApiError {
+    ApiError::busy("the server is about to end", 1)
 }
 
 /// The error for a file that a client has named, without the folder, which is the server's.

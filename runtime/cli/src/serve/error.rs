@@ -122,6 +122,15 @@ impl ApiError {
         Self { sizes: Some((prompt, context)), ..Self::new(Kind::TooLong, message) }
     }
 
+    /// Makes the error of a text in a field, of so many tokens, that does not fit into a context.
+    pub fn too_large(name: &str, tokens: usize, context: usize) -> Self {
+        let message = format!(
+            "{name}: {tokens} tokens, expected at most {context}: the text is too large to process in a \
+             slot; shorten it, or start the server with a larger -c"
+        );
+        Self { sizes: Some((tokens, context)), ..Self::new(Kind::TooLong, message) }
+    }
+
     /// Makes an error of a server that is busy, with the seconds after which to try again.
     pub fn busy(message: impl Into<String>, retry_after: u64) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(Kind::Unavailable, message) }

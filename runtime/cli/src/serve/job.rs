@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bitnet_runtime::cpu::model::Detached;
 use bitnet_runtime::engine::logprobs::TokenLogprobs;
 use bitnet_runtime::engine::sequence::{FinishReason, Sequence};
+use bitnet_runtime::engine::{Embedding, Normalisation};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -40,6 +41,24 @@ pub struct Job {
     pub drafts: bool,
     /// Receiver's other end.
     pub events: mpsc::Sender<Event>,
+    /// Time at which the request was complete.
+    pub received: Instant,
+}
+
+/// The embeddings of each text of a request.
+pub type Embeddings = Vec<Vec<Vec<f32>>>;
+
+/// Texts of which embeddings are to be made. Dropping the receiver of the answer cancels it.
+#[derive(Debug)]
+pub struct EmbeddingJob {
+    /// Number, unique in a run of the server.
+    pub id: u64,
+    /// The texts, at their beginning.
+    pub texts: Vec<Embedding>,
+    /// Normalisation of their embeddings.
+    pub normalisation: Normalisation,
+    /// Receiver's other end.
+    pub reply: oneshot::Sender<Result<Embeddings, ApiError>>,
     /// Time at which the request was complete.
     pub received: Instant,
 }
@@ -179,6 +198,8 @@ pub struct Returned {
 pub enum Command {
     /// Write a text.
     Submit(Box<Job>),
+    /// Make embeddings.
+    Embed(Box<EmbeddingJob>),
     /// Tell the state of all slots.
     Slots(oneshot::Sender<Vec<SlotState>>),
     /// Do something with the cache of a free slot, and tell how many tokens that is about.

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use bitnet_runtime::Chat;
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::cpu::kv_cache::{KvCache, KvType};
 use bitnet_runtime::cpu::memory;
@@ -14,6 +13,7 @@ use bitnet_runtime::engine::{Engine, Options, Start, Suggested};
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::gguf::{Gguf, TensorInfo};
 use bitnet_runtime::numerics::CHUNK;
+use bitnet_runtime::{Chat, Needs};
 use tokio::sync::Semaphore;
 
 use super::Args;
@@ -39,7 +39,10 @@ pub fn load(args: &Args) -> Result<(Session, Loaded)> {
     let gguf = options.file(&path)?;
     let suggested = args.sampling.unsaid(Suggested::from_gguf(&gguf)?);
     let sampling = args.words.sampling(args.sampling.over(&suggested));
-    let needs = Sampler::new(sampling.clone())?.needs(&[]);
+    let needs = match args.embeddings {
+        true => Needs::Hidden,
+        false => Sampler::new(sampling.clone())?.needs(&[]),
+    };
     let progress = Some(open::progress(Arc::default()));
     let options = Options { needs, start: Start::Packed, progress, ..options };
     let engine = Engine::from_gguf(gguf, options)?;
@@ -93,6 +96,12 @@ pub fn load(args: &Args) -> Result<(Session, Loaded)> {
         draft: args.draft.most(),
         seed: args.sampling.given_seed(),
         predict: usize::try_from(args.predict).ok(),
+        pooling: args.embedding.pooling(&engine)?,
+        normalisation: args.embedding.embd_normalize,
+        no_texts: match engine.config().mask.causal {
+            true => args.embeddings.then_some("the server was started with --embeddings"),
+            false => Some("the model's tokens see those behind them"),
+        },
         model: model_info(args, &path, &engine),
     };
     Ok((session, loaded))

@@ -10,6 +10,8 @@ mod app;
 mod chat;
 mod chat_answer;
 mod completions;
+mod embedder;
+mod embeddings;
 mod engine;
 mod error;
 mod fields;
@@ -50,6 +52,7 @@ use self::metrics::Metrics;
 use self::queue::Queue;
 use crate::chat::{CHAT, TemplateArgs};
 use crate::controls::WordArgs;
+use crate::embed::EmbeddingArgs;
 use crate::load::{DraftArgs, OpenArgs, SessionArgs};
 use crate::output::note;
 use crate::prompt::{self, EscapeArgs, LastLineEnd};
@@ -58,6 +61,7 @@ use crate::sampling::SamplingArgs;
 const NETWORK: &str = "Network";
 const LIMITS: &str = "Limits";
 const SLOTS: &str = "Slots and texts";
+const EMBEDDINGS: &str = "Embeddings";
 
 /// Slots where none are asked for.
 const DEFAULT_SLOTS: usize = 4;
@@ -228,6 +232,12 @@ pub struct Args {
         help_heading = CHAT
     )]
     system_prompt_file: Option<PathBuf>,
+
+    /// Make embeddings alone, and write no texts, without which embeddings are made as well
+    #[arg(long, visible_alias = "embedding", help_heading = EMBEDDINGS)]
+    embeddings: bool,
+    #[command(flatten, next_help_heading = EMBEDDINGS)]
+    embedding: EmbeddingArgs,
 
     #[command(flatten)]
     sampling: SamplingArgs,

@@ -41,7 +41,7 @@ pub async fn completion(
     Extension(account): Extension<Arc<Account>>,
     request: HttpRequest,
 ) -> Result<Response> {
-    app.loaded()?;
+    app.writer()?;
     let body = app.body(request).await?;
     let (native, texts) = {
         let app = Arc::clone(&app);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bitnet_runtime::Grammar;
 use bitnet_runtime::engine::sampler::Sampling;
 use bitnet_runtime::engine::sequence::{Sequence, SequenceOptions};
+use bitnet_runtime::error::Error;
 use bitnet_runtime::text::tokenizer::Tokenizer;
 use serde_json::Value;
 
@@ -277,29 +278,44 @@ fn random_seed() -> u64 {
     super::app::random() & u64::from(u32::MAX)
 }
 
-/// Reads the field `prompt`: a text, tokens, a mixture, or a list of these; a text may be the
-/// `prompt_string` of an object, as llama.cpp has it.
+/// Reads the field `prompt`: see [`texts`].
+///
+/// # Errors
+/// As [`texts`].
+pub fn prompts(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
+    texts("prompt", value, tokenizer, Tokenizer::prompt)
+}
+
+/// The function that makes the tokens of a whole text.
+pub type Tokenize = fn(&Tokenizer, &str) -> bitnet_runtime::Result<Vec<u32>>;
+
+/// Reads a field of texts: a text, tokens, a mixture, or a list of these; a text may be the
+/// `prompt_string` of an object, as llama.cpp has it. `tokenize` makes the tokens of a text, or of one that
+/// a mixture begins with.
 ///
 /// # Errors
 /// 400 for anything else, a token that does not exist, or no token at all.
-pub fn prompts(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
+pub fn texts(
+    name: &str,
+    value: &Value,
+    tokenizer: &Tokenizer,
+    tokenize: Tokenize,
+) -> Result<Vec<Vec<u32>>> {
     let expected = "a text, token ids, a list of both, or a list of these";
+    let text = |value| text(name, value, tokenizer, tokenize);
     match value {
-        Value::String(_) | Value::Object(_) => Ok(vec![prompt(value, tokenizer)?]),
-        Value::Array(items) if items.iter().any(Value::is_number) => {
-            Ok(vec![prompt(value, tokenizer)?])
-        }
-        Value::Array(items) if !items.is_empty() => {
-            items.iter().map(|item| prompt(item, tokenizer)).collect()
-        }
-        _ => Err(ApiError::field("prompt", value, expected)),
+        Value::String(_) | Value::Object(_) => Ok(vec![text(value)?]),
+        Value::Array(items) if items.iter().any(Value::is_number) => Ok(vec![text(value)?]),
+        Value::Array(items) if !items.is_empty() => items.iter().map(text).collect(),
+        _ => Err(ApiError::field(name, value, expected)),
     }
 }
 
-/// One prompt: a text, or a list of texts and tokens.
-fn prompt(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+/// One text, or a list of texts and tokens.
+fn text(name: &str, value: &Value, tokenizer: &Tokenizer, tokenize: Tokenize) -> Result<Vec<u32>> {
+    let tokens = |text: &str| tokenize(tokenizer, text).map_err(|error| of_field(name, error));
     let items = match value {
-        Value::String(text) => return Ok(tokenizer.prompt(text)?),
+        Value::String(text) => return tokens(text),
         Value::Object(object) => {
             let fields = Fields(object);
             if let Some(media) = fields.get("multimodal_data") {
@@ -307,23 +323,30 @@ fn prompt(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
                 return Err(ApiError::field("multimodal_data", media, expected));
             }
             let text = fields.string("prompt_string")?;
-            let text = text.ok_or_else(|| {
-                ApiError::field("prompt", value, "an object with a prompt_string")
-            })?;
-            return Ok(tokenizer.prompt(text)?);
+            let text =
+                text.ok_or_else(|| ApiError::field(name, value, "an object with a prompt_string"))?;
+            return tokens(text);
         }
         Value::Array(items) if !items.is_empty() => items,
-        _ => return Err(ApiError::field("prompt", value, "a text, or a list with token ids")),
+        _ => return Err(ApiError::field(name, value, "a text, or a list with token ids")),
     };
     let mut ids = Vec::new();
     for (number, item) in items.iter().enumerate() {
         match item {
-            Value::String(text) if number == 0 => ids.extend(tokenizer.prompt(text)?),
+            Value::String(text) if number == 0 => ids.extend(tokens(text)?),
             Value::String(text) => ids.extend(tokenizer.encode(text, false, true)?),
             _ => ids.push(token(item, tokenizer)?),
         }
     }
     Ok(ids)
+}
+
+/// An error of the library about a text, as one about the field that it stands in.
+fn of_field(name: &str, error: Error) -> ApiError {
+    match error {
+        Error::Usage { found, expected, .. } => ApiError::text_field(name, &found, &expected),
+        other => other.into(),
+    }
 }
 
 /// A token of the vocabulary.

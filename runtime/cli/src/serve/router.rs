@@ -19,18 +19,15 @@ use serde_json::json;
 use super::app::App;
 use super::error::{ApiError, Kind, Result};
 use super::guard::Passed;
-use super::{about, chat, completions, native, page, tokens};
+use super::{about, chat, completions, embeddings, native, page, tokens};
 use crate::output::note;
 
 /// Paths of llama.cpp's server that are not served, each with what to do instead.
-const NOT_OFFERED: [(&str, &str); 11] = [
+const NOT_OFFERED: [(&str, &str); 8] = [
     ("/infill", "there is no model for filling in: POST /completion continues a text"),
     ("/rerank", "there are no reranking models here"),
     ("/v1/rerank", "there are no reranking models here"),
     ("/reranking", "there are no reranking models here"),
-    ("/v1/embeddings", "the model that runs writes texts, it gives no embeddings"),
-    ("/embedding", "the model that runs writes texts, it gives no embeddings"),
-    ("/embeddings", "the model that runs writes texts, it gives no embeddings"),
     ("/v1/responses", "use POST /v1/chat/completions, or a proxy that translates"),
     ("/v1/messages", "use POST /v1/chat/completions, or a proxy that translates"),
     ("/lora-adapters", "adapters are not offered"),
@@ -41,7 +38,7 @@ const NOT_OFFERED: [(&str, &str); 11] = [
 type Route = (&'static str, fn() -> MethodRouter<Arc<App>>);
 
 /// The paths that are served.
-const ROUTES: [Route; 20] = [
+const ROUTES: [Route; 23] = [
     ("/", || get(page::page)),
     ("/health", || get(about::health)),
     ("/v1/health", || get(about::health)),
@@ -62,6 +59,9 @@ const ROUTES: [Route; 20] = [
     ("/chat/completions/input_tokens", || post(chat::input_tokens)),
     ("/v1/chat/completions/input_tokens", || post(chat::input_tokens)),
     ("/v1/completions", || post(completions::completions)),
+    ("/embedding", || post(embeddings::native)),
+    ("/embeddings", || post(embeddings::native)),
+    ("/v1/embeddings", || post(embeddings::openai)),
 ];
 
 /// Makes the router.

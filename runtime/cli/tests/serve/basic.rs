@@ -49,7 +49,7 @@ fn errors_have_one_form() {
     server.get("/nothing").refusal(404);
     server.get("/completion").refusal(405);
     server.request("DELETE", "/health", &[], b"").refusal(405);
-    for path in ["/infill", "/rerank", "/v1/embeddings", "/v1/responses", "/lora-adapters"] {
+    for path in ["/infill", "/rerank", "/v1/responses", "/lora-adapters"] {
         let message = server.refused(path, &json!({}), 501);
         assert!(message.contains(path), "{message}");
     }

@@ -11,5 +11,6 @@ mod basic;
 mod chain;
 mod chat;
 mod completion;
+mod embeddings;
 mod form;
 mod hostile;

@@ -22,12 +22,12 @@ use crate::cpu::threads::{SharedSlice, Worker};
 use crate::error::Result;
 use crate::file::gguf::Gguf;
 
-/// The logits that a caller of [`Session`](crate::Session) needs.
+/// What a caller of [`Session`](crate::Session) needs to know after a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// All of them.
+    /// All logits.
     All,
-    /// Exactly the `count` largest, all that equal the smallest of these, and those of `ids`. Any
+    /// Exactly the `count` largest logits, all that equal the smallest of these, and those of `ids`. Any
     /// other may be minus infinity instead.
     Best {
         /// Number of largest logits, at least 1.
@@ -36,10 +36,13 @@ pub enum Needs {
         /// duplicates are allowed.
         ids: Vec<u32>,
     },
+    /// No logits, but the hidden state after the last norm, which the head would read, `[hidden]`:
+    /// [`Session::hidden`](crate::Session::hidden). The head is not read.
+    Hidden,
 }
 
 impl Needs {
-    /// All of them.
+    /// All logits.
     pub const ALL: &'static Self = &Self::All;
     /// The largest logit.
     pub const GREEDY: &'static Self = &Self::Best { count: 1, ids: Vec::new() };
@@ -54,7 +57,7 @@ pub(crate) fn most(rows: usize) -> usize {
 /// True if a scan of a head of so many rows can find the logits that are needed.
 pub(crate) fn scannable(needs: &Needs, rows: usize) -> bool {
     match needs {
-        Needs::All => false,
+        Needs::All | Needs::Hidden => false,
         Needs::Best { count, ids } => *count <= most(rows) && ids.len() <= most(rows),
     }
 }

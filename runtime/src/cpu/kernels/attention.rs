@@ -68,6 +68,43 @@ pub enum KvChunk<'a> {
     },
 }
 
+impl KvChunk<'_> {
+    /// Reads the elements of the key and the value at a position of the chunk, `[head_dim]` each, and returns
+    /// their scales, which are 1 for floats.
+    pub(crate) fn read(&self, position: usize, key: &mut [f32], value: &mut [f32]) -> (f32, f32) {
+        match *self {
+            Self::F16 { keys, values } => {
+                read((keys, values), position, (key, value), f16::to_f32);
+                (1.0, 1.0)
+            }
+            Self::F32 { keys, values } => {
+                read((keys, values), position, (key, value), |x| x);
+                (1.0, 1.0)
+            }
+            Self::Q8 { keys, key_scales, values, value_scales } => {
+                read((keys, values), position, (key, value), f32::from);
+                (key_scales[position], value_scales[position])
+            }
+        }
+    }
+}
+
+/// Reads a key, whose elements lie in its block as [`key_slots`] says, and a value.
+fn read<T: Copy>(
+    (keys, values): (&[T], &[T]),
+    position: usize,
+    (key, value): (&mut [f32], &mut [f32]),
+    to_f32: impl Fn(T) -> f32,
+) {
+    let (width, row) = (key.len(), row_elements(key.len()));
+    let block = &keys[position / KEY_BLOCK * KEY_BLOCK * row..];
+    for (key, slot) in key.iter_mut().zip(key_slots(width)) {
+        *key = to_f32(block[slot + position % KEY_BLOCK]);
+    }
+    let values = &values[position * row..][..width];
+    value.iter_mut().zip(values).for_each(|(value, &x)| *value = to_f32(x));
+}
+
 /// The query heads of some tokens that attend to the same chunk.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInput<'a> {

@@ -38,7 +38,7 @@ pub const FLAGS: &[Flag] = &[
         BENCH,
         &["-embd", "--embeddings"],
         ZERO_ONE,
-        ("embeddings are not computed here", "leave it out"),
+        ("the time of embeddings is not measured here", "leave it out"),
     )
     .unless(&["0"]),
 ];

@@ -241,6 +241,7 @@ pub const OWN: &[Flag] = &[
     own(ALL, &["--format"], Value::One("FORMAT")),
     own(ALL, &["--isa"], Value::One("ISA")),
     own(ALL, &["--lm-head"], Value::One("auto|exact|full")),
+    own(RUNS, &["--activations"], Value::One("auto|token|block|f32")),
     own(ALL, &["--sparse"], Value::One("auto|on|off")),
     own(ALL, &["--huge-pages"], ZERO_ONE),
 ];

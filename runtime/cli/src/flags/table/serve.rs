@@ -11,7 +11,6 @@ const NOTES: &str = "notes are few and go to stderr";
 const PAGE: &str = "the page has its own settings";
 const TLS: (&str, &str) = ("connections are not encrypted here", "put a proxy in front");
 const MODELS: (&str, &str) = ("one model is served", "start a server for each");
-const EMBEDDINGS: (&str, &str) = ("models here write texts", "leave it out");
 const TOOLS: (&str, &str) = ("tools are the client's", "leave it out");
 
 pub const FLAGS: &[Flag] = &[
@@ -32,6 +31,9 @@ pub const FLAGS: &[Flag] = &[
     done(SERVE, &["-sysf", "--system-prompt-file"], FILE),
     done(SERVE, &["-rea", "--reasoning"], Value::OnOff),
     done(SERVE, &["--reasoning-format"], Value::One("none|deepseek|auto")),
+    done(SERVE, &["--embedding", "--embeddings"], SWITCH),
+    done(SERVE, &["--pooling"], Value::One("none|mean|cls|last")),
+    done(SERVE, &["--embd-normalize"], N),
     own(SERVE, &["--allow-host"], LIST),
     own(SERVE, &["--queue"], N),
     own(SERVE, &["--max-body"], N),
@@ -124,9 +126,12 @@ pub const FLAGS: &[Flag] = &[
         TOOLS,
     ),
     refused(SERVE, &["-ag", "--agent", "--ui-mcp-proxy", "--webui-mcp-proxy"], SWITCH, TOOLS),
-    refused(SERVE, &["--embedding", "--embeddings", "--rerank", "--reranking"], SWITCH, EMBEDDINGS),
-    refused(SERVE, &["--pooling"], TEXT, EMBEDDINGS),
-    refused(SERVE, &["--embd-normalize"], N, EMBEDDINGS),
+    refused(
+        SERVE,
+        &["--rerank", "--reranking"],
+        SWITCH,
+        ("there are no reranking models here", "leave it out"),
+    ),
     // Flags of `run` that are none here.
     ignored(SERVE, &["-cnv", "--conversation", "-st", "--single-turn"], SWITCH, TERMINAL),
     ignored(SERVE, &["-mli", "--multiline-input"], SWITCH, TERMINAL),

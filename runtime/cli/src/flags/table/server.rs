@@ -4,6 +4,8 @@ use super::*;
 
 const SERVER: (&str, &str) =
     ("one text is written, there is no server", "leave it out, or give it to bitnet-run serve");
+const EMBEDDINGS: (&str, &str) =
+    ("a text is written, not embedded", "use bitnet-run embed, or bitnet-run serve");
 
 pub const FLAGS: &[Flag] = &[
     refused(RUN, &["--host"], Value::One("HOST"), SERVER),
@@ -36,7 +38,6 @@ pub const FLAGS: &[Flag] = &[
             "--media-path",
             "--models-dir",
             "--models-preset",
-            "--pooling",
         ],
         TEXT,
         SERVER,
@@ -54,11 +55,13 @@ pub const FLAGS: &[Flag] = &[
             "-sps",
             "--slot-prompt-similarity",
             "--sleep-idle-seconds",
-            "--embd-normalize",
         ],
         N,
         SERVER,
     ),
+    refused(RUN, &["--embedding", "--embeddings"], SWITCH, EMBEDDINGS),
+    refused(RUN, &["--pooling"], TEXT, EMBEDDINGS),
+    refused(RUN, &["--embd-normalize"], N, EMBEDDINGS),
     refused(
         RUN,
         &[
@@ -77,8 +80,6 @@ pub const FLAGS: &[Flag] = &[
             "--agent",
             "-no-ag",
             "--no-agent",
-            "--embedding",
-            "--embeddings",
             "--rerank",
             "--reranking",
             "--cache-prompt",
