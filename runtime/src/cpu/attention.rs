@@ -82,8 +82,6 @@ struct WindowScratch {
     key_scales: Vec<f32>,
     value_scales: Vec<f32>,
     scores: Vec<f32>,
-    /// Output of a head, `[head_dim]`.
-    part: Vec<f32>,
 }
 
 impl Scratch {
@@ -97,7 +95,6 @@ impl Scratch {
                 key_scales: filled(CHUNK, 0.0)?,
                 value_scales: filled(CHUNK, 0.0)?,
                 scores: filled(CHUNK, 0.0)?,
-                part: filled(config.head_dim, 0.0)?,
             },
         };
         let kernel = Buffer::zeroed(kernel.scratch_bytes(config.head_dim))?;
@@ -268,9 +265,10 @@ impl Attention<'_> {
         mask.window_of(layer).is_some() && self.at.iter().any(hides)
     }
 
-    /// Computes attention where a window hides positions, for one token or many: in scalar code, by the same
-    /// definition as kernels, but in chunks that begin where the window does. A unit of work is one KV head
-    /// of one token. A barrier must follow before `out` is read.
+    /// Computes attention where a window hides positions, for one token or many. A unit of work is one KV
+    /// head of one token. Of the chunk in which a window begins what it shows is computed in scalar code,
+    /// by the same definition as the kernel's, which takes the chunks behind it. A barrier must follow
+    /// before `out` is read.
     ///
     /// # Safety
     /// As [`Attention::attend_many`].
@@ -281,46 +279,68 @@ impl Attention<'_> {
         layer: usize,
     ) {
         let config = self.config;
-        let (n, group, width) = (self.at.len(), config.group(), config.head_dim);
-        let scale = 1.0 / (width as f32).sqrt();
-        let WindowScratch { keys, values, key_scales, value_scales, scores, part } =
-            &mut scratch.window;
+        let (n, group) = (self.at.len(), config.group());
         for unit in worker.share(n * config.kv_heads) {
             let (token, kv_head) = (unit / config.kv_heads, unit % config.kv_heads);
             let at = self.at[token];
             let seen = config.mask.seen(layer, at.position, at.seen);
+            let (head, heads) = ((layer, kv_head), kv_head * group..(kv_head + 1) * group);
             let states = &mut scratch.states[..group];
             // SAFETY: each unit belongs to one worker, and nothing else accesses it, as the caller promises.
             let out = unsafe { self.out.row_mut(kv_head * n + token) };
-            for first in seen.clone().step_by(CHUNK) {
-                let positions = first..(first + CHUNK).min(seen.end);
-                let count = positions.len();
-                let (keys, values) = (&mut keys[..count * width], &mut values[..count * width]);
-                let places = keys.chunks_exact_mut(width).zip(values.chunks_exact_mut(width));
-                for (i, (position, (key, value))) in positions.zip(places).enumerate() {
-                    let (chunk, place) = (position / CHUNK, position % CHUNK);
-                    // SAFETY: nothing writes the cache in this phase, as the caller promises.
-                    let chunk =
-                        unsafe { self.kv[at.sequence].chunk((layer, kv_head), chunk, place + 1) };
-                    (key_scales[i], value_scales[i]) = chunk.read(place, key, value);
-                }
-                let (k, v) = ((&*keys, &key_scales[..count]), (&*values, &value_scales[..count]));
-                let heads = out.chunks_exact_mut(width).zip(&mut *states).enumerate();
-                for (head, (out, state)) in heads {
-                    let own = (kv_head * group + head) * width;
-                    // SAFETY: nothing writes the queries in this phase, as the caller promises.
-                    let query = unsafe { self.queries.part(token, own..own + width) };
-                    if first == seen.start {
-                        *state = numerics::attention_chunk(query, k, v, scale, scores, out);
+            let first = seen.start / CHUNK;
+            for chunk in first..seen.end.div_ceil(CHUNK) {
+                let shown = seen.start.max(chunk * CHUNK)..seen.end.min((chunk + 1) * CHUNK);
+                // SAFETY: nothing writes queries and cache in this phase, as the caller promises.
+                unsafe {
+                    if shown.start > chunk * CHUNK {
+                        let window = &mut scratch.window;
+                        self.attend_to_rest(token, head, shown, (states, out), window);
                     } else {
-                        let next = numerics::attention_chunk(query, k, v, scale, scores, part);
-                        numerics::attention_merge(state, out, next, part);
+                        let (queries, counts) = ((token..token + 1, heads.clone()), &[shown.len()]);
+                        let input = self.attention_input(head, queries, chunk, counts);
+                        let merges = chunk > first;
+                        self.kernel.run(&input, merges, states, out, &mut scratch.kernel);
                     }
                 }
             }
-            for (out, state) in out.chunks_exact_mut(width).zip(&*states) {
-                numerics::attention_finish(*state, out);
+            for (out, state) in out.chunks_exact_mut(config.head_dim).zip(states) {
+                self.ops.attention_finish(*state, out);
             }
+        }
+    }
+
+    /// Computes attention of one token's query heads that share `kv_head` to the positions `shown`, within
+    /// a chunk: `states` is `[group]`, `out` `[group][head_dim]`.
+    ///
+    /// # Safety
+    /// As [`Attention::attention_input`].
+    unsafe fn attend_to_rest(
+        &self,
+        token: usize,
+        (layer, kv_head): (usize, usize),
+        shown: Range<usize>,
+        (states, out): (&mut [Softmax], &mut [f32]),
+        scratch: &mut WindowScratch,
+    ) {
+        let (width, count) = (self.config.head_dim, shown.len());
+        let WindowScratch { keys, values, key_scales, value_scales, scores } = scratch;
+        let (keys, values) = (&mut keys[..count * width], &mut values[..count * width]);
+        let cache = &self.kv[self.at[token].sequence];
+        let within = shown.start % CHUNK..shown.start % CHUNK + count;
+        // SAFETY: nothing writes the cache, as the caller promises.
+        let chunk = unsafe { cache.chunk((layer, kv_head), shown.start / CHUNK, within.end) };
+        let places = keys.chunks_exact_mut(width).zip(values.chunks_exact_mut(width));
+        for (i, (position, (key, value))) in within.zip(places).enumerate() {
+            (key_scales[i], value_scales[i]) = chunk.read(position, key, value);
+        }
+        let (k, v) = ((&*keys, &key_scales[..count]), (&*values, &value_scales[..count]));
+        let scale = 1.0 / (width as f32).sqrt();
+        for (head, (out, state)) in out.chunks_exact_mut(width).zip(states).enumerate() {
+            let own = (kv_head * self.config.group() + head) * width;
+            // SAFETY: nothing writes the queries, as the caller promises.
+            let query = unsafe { self.queries.part(token, own..own + width) };
+            *state = numerics::attention_chunk(query, k, v, scale, scores, out);
         }
     }
 

@@ -143,8 +143,8 @@ impl Kind {
         parts
     }
 
-    /// The states of each text by each of [`POOLINGS`].
-    fn states(&self, setup: Setup) -> Vec<Vec<Vec<f32>>> {
+    /// The states of each text by each pooling.
+    fn states(&self, setup: Setup, poolings: &[Pooling]) -> Vec<Vec<Vec<f32>>> {
         let pool = Arc::new(Pool::new(setup.threads).unwrap());
         let selection = Selection::new(setup.isa, None, None).unwrap();
         let options =
@@ -158,7 +158,7 @@ impl Kind {
         };
         let mut session = Session::new(model, pool, options).unwrap();
         let mut states = vec![Vec::new(); texts().len()];
-        for pooling in POOLINGS {
+        for &pooling in poolings {
             let each = &mut |text: usize, embedding: Embedding| {
                 states[text].extend(embedding.finish(Normalisation::None));
                 Ok(())
@@ -215,8 +215,8 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// Where activations are not rounded states differ by the order of f32 sums; int8 activations move each
-/// product by about a hundredth of its size, and embeddings, in these models of random weights, by as much.
+/// Where activations are not rounded states differ by the order of f32 sums. What int8 activations lose is
+/// up to 4e-4 of the cosine, of single tokens in a model without norms behind its matrices.
 #[test]
 fn states_are_those_of_transformers() {
     if std::env::var_os("BLESS").is_some_and(|value| value == "1") {
@@ -228,8 +228,8 @@ fn states_are_those_of_transformers() {
         let expected: Vec<Vec<Vec<f32>>> =
             serde_json::from_value(expected["states"][kind.name].clone()).unwrap();
         assert_eq!(expected.len(), texts().len());
-        let exact = kind.states(Setup { activations: Activations::F32, ..SETUP });
-        let rounded = kind.states(SETUP);
+        let exact = kind.states(Setup { activations: Activations::F32, ..SETUP }, &POOLINGS);
+        let rounded = kind.states(SETUP, &POOLINGS);
         let all = expected.iter().zip(&exact).zip(&rounded).zip(texts());
         for (((expected, exact), rounded), text) in all {
             for (i, pooling) in POOLINGS.into_iter().enumerate() {
@@ -241,7 +241,7 @@ fn states_are_those_of_transformers() {
                 assert!(near > 0.999_999, "{what}: {near}");
                 let near = cosine(&rounded[i], &expected[i]);
                 eprintln!("{what}: 1 - {:.2e}", 1.0 - near);
-                assert!(near > 0.99, "{what}: {near} with int8");
+                assert!(near > 0.999, "{what}: {near} with int8");
             }
         }
     }
@@ -253,14 +253,15 @@ fn states_are_the_same_whatever_computes_them() {
         states.into_iter().flatten().flatten().map(f32::to_bits).collect()
     };
     for kind in &KINDS {
-        let expected = bits(kind.states(SETUP));
+        let mean = &[Pooling::Mean];
+        let expected = bits(kind.states(SETUP, mean));
         for setup in [
             Setup { isa: Some(Isa::Scalar), threads: 1, ..SETUP },
             Setup { batch: 1, ..SETUP },
             Setup { batch: 7, threads: 3, ..SETUP },
             Setup { batch: 4096, ..SETUP },
         ] {
-            assert!(bits(kind.states(setup)) == expected, "{}: {setup:?}", kind.name);
+            assert!(bits(kind.states(setup, mean)) == expected, "{}: {setup:?}", kind.name);
         }
     }
 }
