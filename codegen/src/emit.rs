@@ -102,7 +102,8 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
         VOCABULARIES.iter().filter(|s| used.contains(s.name)).copied().collect();
     let mut out = header("templates/src");
     out.push_str(NO_STD);
-    let Entries { ternary, heads, attention, lines, .. } = modules(&mut out, ids, &vocabularies)?;
+    let Entries { ternary, blocks, heads, attention, lines, .. } =
+        modules(&mut out, ids, &vocabularies)?;
     let floats =
         ids.iter().filter(|id| matches!(id.op, Op::Head(_) | Op::Sketch(_) | Op::Attention));
     let tiers: BTreeSet<Isa> = floats.map(|id| id.isa.float_tier()).collect();
@@ -111,10 +112,11 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
     }
     let [header, symbol] = [abi::HEADER_SYMBOL, abi::TABLES_SYMBOL].map(|s| format_ident!("{s}"));
     let fingerprint = Literal::byte_string(fingerprint().as_bytes());
-    let tables = [&ternary, &heads, &attention, &lines];
-    let [ternary_len, heads_len, attention_len, gather_len] = tables.map(Vec::len);
+    let tables = [&ternary, &blocks, &heads, &attention, &lines];
+    let [ternary_len, blocks_len, heads_len, attention_len, gather_len] = tables.map(Vec::len);
     out.push_str(&unparse(quote! {
         static TERNARY: [abi::TernaryEntry; #ternary_len] = [#(#ternary),*];
+        static BLOCKS: [abi::BlockEntry; #blocks_len] = [#(#blocks),*];
         static HEADS: [abi::HeadEntry; #heads_len] = [#(#heads),*];
         static ATTENTION: [abi::AttentionEntry; #attention_len] = [#(#attention),*];
         static LINES: [abi::GatherEntry; #gather_len] = [#(#lines),*];
@@ -127,6 +129,8 @@ pub fn emit_cdylib(ids: &[KernelId]) -> Result<String, Error> {
         pub static #symbol: abi::Tables = abi::Tables {
             ternary: TERNARY.as_ptr(),
             ternary_len: TERNARY.len(),
+            blocks: BLOCKS.as_ptr(),
+            blocks_len: BLOCKS.len(),
             heads: HEADS.as_ptr(),
             heads_len: HEADS.len(),
             attention: ATTENTION.as_ptr(),
@@ -318,6 +322,7 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
         Op::Blocks(layout) => {
             constants.push(constant("TILE", layout.tile_rows(), usize::MAX));
             constants.push(constant("WIDTH", layout.width(), usize::MAX));
+            constants.push(constant("AT_ONCE", id.at_once(), usize::MAX));
         }
         // In the order of declaration, as the templates document it.
         Op::Head(HeadFormat::I2S) => {}

@@ -49,6 +49,7 @@ const RARE_HEADS: &[Op] = &[
     Head(HeadFormat::Q4K),
     Head(HeadFormat::Q5K),
     Head(HeadFormat::Tq2_0),
+    Head(HeadFormat::T2),
 ];
 const TERNARY_HEADS: &[Op] = &[Head(HeadFormat::I2S)];
 /// Matrices with block scales, in tiles of 16 and of 32 rows.
@@ -153,13 +154,13 @@ const GRID: &[Row] = &[
     Row { ops: TERNARY_HEADS,      isas: &[Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, Neon, NeonDot], rows: &[4], cols: &[0],  tokens: &[1],               unroll: &[1],        prefetch: &[0] },
     Row { ops: TERNARY_HEADS,      isas: &[AvxVnni, Avx512Vnni],              rows: &[4],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[8192] },
     Row { ops: TERNARY_HEADS,      isas: &[Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, Neon, NeonDot], rows: &[1], cols: &[0],  tokens: &[4],               unroll: &[1],        prefetch: &[0] },
-    // The first of a tier and a number of tokens is the default.
-    Row { ops: BLOCKS_T16,         isas: &[Scalar],                           rows: &[16],       cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
-    Row { ops: BLOCKS_T16,         isas: &[Avx2, AvxVnni],                    rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[4096] },
-    Row { ops: BLOCKS_T16,         isas: &[Avx2, AvxVnni],                    rows: &[16],       cols: &[0],                   tokens: &[2, 4],            unroll: &[1],        prefetch: &[0] },
-    Row { ops: BLOCKS_T32,         isas: &[Avx512, Avx512Vnni],               rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[4096] },
-    Row { ops: BLOCKS_T32,         isas: &[Avx512, Avx512Vnni],               rows: &[32],       cols: &[0],                   tokens: &[2, 4, 8],         unroll: &[1],        prefetch: &[0] },
-    Row { ops: BLOCKS_T16,         isas: &[Neon, NeonDot],                    rows: &[16],       cols: &[0],                   tokens: &[1, 2, 4],         unroll: &[1],        prefetch: &[0] },
+    // Of the kernels for a few tokens the first of a tier and a number of tokens serves.
+    Row { ops: BLOCKS_T16,         isas: &[Scalar],                           rows: &[16],       cols: &[0],                   tokens: &[1, 4, 8],         unroll: &[1],        prefetch: &[0] },
+    Row { ops: BLOCKS_T16,         isas: &[Avx2, AvxVnni],                    rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[4096, 0, 8192] },
+    Row { ops: BLOCKS_T16,         isas: &[Avx2, AvxVnni],                    rows: &[16],       cols: &[0],                   tokens: &[2, 4, 16, 20, 24, 32], unroll: &[1],   prefetch: &[0] },
+    Row { ops: BLOCKS_T32,         isas: &[Avx512, Avx512Vnni],               rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[4096, 0, 8192] },
+    Row { ops: BLOCKS_T32,         isas: &[Avx512, Avx512Vnni],               rows: &[32],       cols: &[0],                   tokens: &[2, 4, 8, 16, 24, 32], unroll: &[1],    prefetch: &[0] },
+    Row { ops: BLOCKS_T16,         isas: &[Neon, NeonDot],                    rows: &[16],       cols: &[0],                   tokens: &[1, 2, 4, 16],     unroll: &[1],        prefetch: &[0] },
     // For 8 tokens a load of activations serves one product, and loads are what takes time. Tiles of 32 rows, where it
     // would serve two, took 0.97 to 1.16 times as long from the cache: their sums do not stay in registers.
     Row { ops: SKETCHES,             isas: &[Scalar, Neon, NeonDot],            rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[0] },
@@ -229,6 +230,8 @@ const WIDER: &[Row] = &[
     Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[512, 1024, 12288, 16384, 32768] },
     Row { ops: BLOCK_HEADS,        isas: &[Avx2, Avx512],                     rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 8192, 16384] },
     Row { ops: BLOCK_HEADS,        isas: &[AvxVnni, Avx512Vnni],              rows: &[1],        cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[512, 3072, 6144, 12288, 16384, 32768] },
+    Row { ops: BLOCKS_T16,         isas: &[Avx2, AvxVnni],                    rows: &[16],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 16384] },
+    Row { ops: BLOCKS_T32,         isas: &[Avx512, Avx512Vnni],               rows: &[32],       cols: &[0],                   tokens: &[1],               unroll: &[1],        prefetch: &[1024, 2048, 16384] },
 ];
 
 /// Every kernel of the space for an ISA, in the order of the tables: those that any build holds,
@@ -253,9 +256,8 @@ pub fn candidates(isa: Isa, shape: Option<Shape>) -> Vec<KernelId> {
             })
         });
         for tile in tiles {
-            // Scans of sketch and matrices with block scales are not tuned: no kernel of theirs is made for
-            // a model's columns.
-            let tuned = |op: &&Op| shape.is_none() || !matches!(op, Sketch(_) | Blocks(_));
+            // Scans of sketch are not tuned: no kernel of theirs is made for a model's columns.
+            let tuned = |op: &&Op| shape.is_none() || !matches!(op, Sketch(_));
             for &op in row.ops.iter().filter(tuned) {
                 ids.extend(KernelSpec { op, isa, shape, tile }.validate().ok());
             }

@@ -1,9 +1,7 @@
 //! Seeds that mutants are made from: small files and messages, each accepted as it is.
 
 use bitnet_profiles::registry::Shipped;
-use bitnet_profiles::{
-    Format, HeadFormat, Isa, KernelId, Layout, Pinning, Profile, Role, Run, Shape,
-};
+use bitnet_profiles::{Format, HeadFormat, Isa, KernelId, Pinning, Profile, Role, Run, Shape};
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::file::gguf::{Array, Gguf, StrArray, TensorType, Value};
 use bitnet_runtime::text::tokenizer::byte_alphabet;
@@ -205,8 +203,9 @@ pub fn tasks() -> Vec<Vec<u8>> {
     let prefill = id("i2_s_t16__scalar__any__r16_c0_n4_u1_p0");
     let head = id("head_f16__scalar__any__r1_c0_n1_u1_p0");
     let (wide, narrow) = (Shape::new(64, 32), Shape::new(32, 64));
-    let job = |role, parts: &[Shape], layout: Option<Layout>, kernels: [Vec<KernelId>; 2]| {
+    let job = |role, parts: &[Shape], kernels: [Vec<KernelId>; 2]| {
         let [decode, prefill] = kernels;
+        let layout = decode[0].op.packing();
         JobTask {
             default_decode: decode[0],
             default_prefill: prefill.first().copied(),
@@ -237,8 +236,8 @@ pub fn tasks() -> Vec<Vec<u8>> {
     };
     let measure = MeasureTask {
         jobs: vec![
-            job(Role::GateUp, &[wide; 2], Some(Layout::I2sT16), [vec![decode], vec![prefill]]),
-            job(Role::LmHead, &[Shape::new(8, 32)], None, [vec![head], Vec::new()]),
+            job(Role::GateUp, &[wide; 2], [vec![decode], vec![prefill]]),
+            job(Role::LmHead, &[Shape::new(8, 32)], [vec![head], Vec::new()]),
         ],
         config: Config::from_gguf(&demo()).expect("the demo model is sound"),
         head: HeadFormat::F16,

@@ -245,6 +245,70 @@ impl BlockLayout {
     }
 }
 
+/// Packing of the matrices of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Packing {
+    /// One scale for each matrix.
+    Ternary(Layout),
+    /// A scale for each block of columns.
+    Blocks(BlockLayout),
+}
+
+impl Packing {
+    /// The name of the layout.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ternary(layout) => layout.name(),
+            Self::Blocks(layout) => layout.name(),
+        }
+    }
+
+    /// Bytes of a whole matrix.
+    pub const fn matrix_bytes(self, shape: crate::Shape) -> usize {
+        match self {
+            Self::Ternary(layout) => layout.matrix_bytes(shape),
+            Self::Blocks(layout) => layout.matrix_bytes(shape),
+        }
+    }
+
+    /// True if kernels multiply codes with activations, rather than look their products up.
+    pub const fn multiplies(self) -> bool {
+        match self {
+            Self::Ternary(layout) => layout.format().multiplies(),
+            Self::Blocks(_) => true,
+        }
+    }
+}
+
+impl std::fmt::Display for Packing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Packing {
+    type Err = crate::UnknownName;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        if let Ok(layout) = s.parse() {
+            return Ok(Self::Blocks(layout));
+        }
+        s.parse().map(Self::Ternary)
+    }
+}
+
+impl serde::Serialize for Packing {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.name())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Packing {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<str>::deserialize(d)?;
+        name.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// Storage type of the rows of the embedding and the lm_head: the file's own blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HeadFormat {
@@ -274,6 +338,10 @@ pub enum HeadFormat {
     Q5K,
     /// 256 weights: 2-bit codes of ternary weights, f16 scale.
     Tq2_0,
+    /// 128 weights: f16 scales of the first 64 and of the others, then 32 bytes of 2-bit codes 0 to 3 for -1
+    /// to +2, where byte `m` holds weight `m + 32 l` in bits `2l + 1 : 2l`. No file has it: ternary blocks
+    /// in another order are brought into it.
+    T2,
     /// 128 weights: 2-bit codes of ternary weights; one f32 scale for the tensor.
     I2S,
 }
@@ -292,6 +360,7 @@ named!(HeadFormat, "head format", {
     Q4K => "q4_k",
     Q5K => "q5_k",
     Tq2_0 => "tq2_0",
+    T2 => "t2",
     I2S => "i2_s",
 });
 
@@ -301,7 +370,7 @@ impl HeadFormat {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
-            Self::I2S => 128,
+            Self::T2 | Self::I2S => 128,
             Self::Q6K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Tq2_0 => 256,
         }
     }
@@ -321,6 +390,7 @@ impl HeadFormat {
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Tq2_0 => 66,
+            Self::T2 => 36,
             Self::I2S => 32,
         }
     }

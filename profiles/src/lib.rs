@@ -62,7 +62,7 @@ mod shape;
 mod spec;
 mod tile;
 
-pub use format::{BlockLayout, Format, GatherLayout, HeadFormat, Layout, SketchFormat};
+pub use format::{BlockLayout, Format, GatherLayout, HeadFormat, Layout, Packing, SketchFormat};
 pub use hash::stable_hash;
 pub use isa::Isa;
 pub use printable::printable;

@@ -3,7 +3,8 @@ use std::ops::Deref;
 use std::str::FromStr;
 
 use crate::{
-    BlockLayout, Format, GatherLayout, HeadFormat, Isa, Layout, Shape, SketchFormat, TileConfig,
+    BlockLayout, Format, GatherLayout, HeadFormat, Isa, Layout, Packing, Shape, SketchFormat,
+    TileConfig,
 };
 
 /// Operation of a kernel, and the packing that it reads.
@@ -25,6 +26,18 @@ pub enum Op {
     /// Listed columns of a ternary matrix, each times its int8 activation, added up: the exact
     /// int32 dot products where all other activations are zero.
     Columns(GatherLayout),
+}
+
+impl Op {
+    /// The packing of the matrices that a kernel multiplies whole; none of a head, attention or listed
+    /// lines.
+    pub const fn packing(self) -> Option<Packing> {
+        match self {
+            Self::Ternary(layout) => Some(Packing::Ternary(layout)),
+            Self::Blocks(layout) => Some(Packing::Blocks(layout)),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Op {
@@ -185,15 +198,34 @@ impl KernelSpec {
         check.that(shape.is_none_or(|shape| shape.cols.is_multiple_of(layout.width())), || {
             format!("columns of the matrix must be a multiple of {}, a block", layout.width())
         })?;
-        // The integers of 16 rows at a time; a vector of codes, the activations, a mask, both scales.
-        let each = if tile.tokens == 1 && isa.dots_are_wide() { 4 } else { tile.tokens };
-        let sums = 16 / isa.lanes() * each * isa.sum_registers();
-        check.that(isa == Isa::Scalar || sums + 4 <= isa.registers(), || {
+        let each = if tile.tokens == 1 && isa.dots_are_wide() { 4 } else { 1 };
+        let sums = tile.rows / isa.lanes() * each * isa.sum_registers();
+        // Codes, activations and a product.
+        let others = tile.rows / isa.lanes() + 2;
+        check.that(isa == Isa::Scalar || sums + others <= isa.registers(), || {
             format!(
-                "{sums} vectors of sums leave fewer than 4 of the {} registers",
+                "{sums} vectors of sums leave fewer than {others} of the {} registers",
                 isa.registers()
             )
         })
+    }
+
+    /// Activation rows that a kernel multiplies at once: those of its group, but with block scales the most
+    /// that divide these and whose sums have registers. Then it unpacks codes first, for several passes.
+    pub fn at_once(&self) -> usize {
+        let Self { op, isa, tile, .. } = *self;
+        if !matches!(op, Op::Blocks(_)) {
+            return tile.tokens;
+        }
+        let most = match isa {
+            Isa::Scalar => 4,
+            _ => {
+                let vectors = tile.rows / isa.lanes();
+                let free = isa.registers().saturating_sub(vectors + 2);
+                free / (vectors * isa.sum_registers()).max(1)
+            }
+        };
+        (1..=most).rev().find(|rows| tile.tokens.is_multiple_of(*rows)).unwrap_or(1)
     }
 
     /// Kernels that are given a list of lines.

@@ -33,7 +33,8 @@ fn main() {
 fn few(all: &[KernelId]) -> Vec<KernelId> {
     let mut named = BTreeSet::new();
     for shipped in Shipped::all() {
-        named.extend(shipped.kernels.iter().flat_map(|pair| [pair.decode, pair.prefill]));
+        let pairs = shipped.kernels.iter().chain(&shipped.blocks);
+        named.extend(pairs.flat_map(|pair| [pair.decode, pair.prefill]));
         named.extend(&shipped.heads);
         for choice in &shipped.profile().ops {
             let picks = [Some(&choice.decode), choice.prefill.as_ref()];
@@ -44,7 +45,10 @@ fn few(all: &[KernelId]) -> Vec<KernelId> {
     // Tilings of a kind differ in constants.
     let kind = |id: &KernelId| {
         let here = id.isa.is_supported();
-        (id.isa, here.then(|| (id.op, Phase::of(&id.tile), id.expands())))
+        (
+            id.isa,
+            here.then(|| (id.op, Phase::of(&id.tile), id.expands(), id.at_once() < id.tile.tokens)),
+        )
     };
     let mut kept: BTreeSet<KernelId> =
         all.iter().filter(|id| id.isa.is_supported() && named.contains(id)).copied().collect();

@@ -322,11 +322,11 @@ fn a_scale_that_is_no_number_shows_in_its_row_alone() {
     }
 }
 
-/// No format is left out.
+/// No format is left out but the floats, and the one that no file has.
 fn every_block_format_is_tested() {
     let formats = FORMATS.iter().filter_map(Format::rows).map(|rows| rows.head);
     let blocks = formats.filter(|head| head.block_weights() > 1).count();
-    assert_eq!((blocks, HeadFormat::ALL.len()), (ROUNDED.len(), ROUNDED.len() + 3));
+    assert_eq!((blocks, HeadFormat::ALL.len()), (ROUNDED.len(), ROUNDED.len() + 4));
 }
 
 fn main() -> ExitCode {

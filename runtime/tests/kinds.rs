@@ -220,7 +220,7 @@ fn biases_are_added_to_the_products_of_the_reference() {
             let mut out = vec![f32::NAN; tokens * job.rows()];
             let jobs = std::slice::from_ref(&job);
             if tokens == 1 {
-                rehearse::decode(&pool, jobs, (&q, s[0]), &[], Rounds::ONE, &mut out).unwrap();
+                rehearse::decode(&pool, jobs, (&q, &s), &[], Rounds::ONE, &mut out).unwrap();
             } else {
                 let bytes = job.workspace_bytes(tokens, pool.threads());
                 let mut space = Buffer::zeroed(bytes).unwrap();
@@ -247,7 +247,7 @@ fn biases_are_added_to_the_products_of_the_reference() {
         job.set_kernels(*decode, *prefill).unwrap();
         let mut out = vec![f32::NAN; job.rows()];
         let (jobs, q) = (std::slice::from_ref(&job), [0; COLS]);
-        rehearse::decode(&pool, jobs, (&q, 1.0), &[], Rounds::ONE, &mut out).unwrap();
+        rehearse::decode(&pool, jobs, (&q, &[1.0]), &[], Rounds::ONE, &mut out).unwrap();
         assert_eq!((out[0], out[1], out[96]), (1.0, 1f32.cos(), 0.0));
         assert!(job.with_biases(vec![None, None, Some(vec![0.0; 39])]).is_err());
     }

@@ -4,7 +4,7 @@
 
 /// Version of the types in this file. It changes with any of them; with the whole text of this file
 /// it is part of the generator's fingerprint.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// The symbol of a library's [`Header`], the first one that is looked at.
 pub const HEADER_SYMBOL: &str = "BITNET_KERNELS_HEADER";
@@ -29,6 +29,10 @@ pub struct Tables {
     pub ternary: *const TernaryEntry,
     /// Their number.
     pub ternary_len: usize,
+    /// Kernels for matrices with block scales.
+    pub blocks: *const BlockEntry,
+    /// Their number.
+    pub blocks_len: usize,
     /// Head kernels.
     pub heads: *const HeadEntry,
     /// Their number.
@@ -192,6 +196,9 @@ pub struct BlockCall {
     pub out: *mut f32,
     /// Columns of the matrix, K: whole blocks.
     pub cols: usize,
+    /// Activation rows to be multiplied: 1 to the kernel's number of them. Outputs of more may be written,
+    /// up to that number.
+    pub tokens: usize,
     /// Tiles.
     pub steps: usize,
     /// Elements between the outputs of one activation row and the next.

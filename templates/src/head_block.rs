@@ -26,7 +26,7 @@ use crate::isa::scalar as isa;
 use crate::vector::quantise_blocks;
 
 /// Storage of the weights, in the order of `HeadFormat`: 3 Q8_0, 4 Q6_K, 5 Q4_0, 6 Q4_1, 7 Q5_0,
-/// 8 Q5_1, 9 Q3_K, 10 Q4_K, 11 Q5_K, 12 TQ2_0.
+/// 8 Q5_1, 9 Q3_K, 10 Q4_K, 11 Q5_K, 12 TQ2_0, 13 T2.
 const FORMAT: usize = 4;
 /// Columns of the matrix; 0: taken from the call.
 const COLS: usize = 0;
@@ -46,7 +46,11 @@ const GROUP: usize = 4 * VECTOR;
 /// Groups that fill the lanes.
 const GROUPS: usize = LANES * QUANT / GROUP;
 /// Weights and bytes of one block of the file.
-const FILE_BLOCK: usize = if matches!(FORMAT, 4 | 9..=12) { 256 } else { 32 };
+const FILE_BLOCK: usize = match FORMAT {
+    4 | 9..=12 => 256,
+    13 => 128,
+    _ => 32,
+};
 const FILE_BYTES: usize = match FORMAT {
     3 => 34,
     4 => 210,
@@ -57,7 +61,8 @@ const FILE_BYTES: usize = match FORMAT {
     9 => 110,
     10 => 144,
     11 => 176,
-    _ => 66,
+    12 => 66,
+    _ => 36,
 };
 /// Byte of a block at which its f16 scale stands.
 const SCALE: usize = match FORMAT {
@@ -77,6 +82,7 @@ const CODES: usize = match FORMAT {
     9 => 32,
     10 => 16,
     11 => 48,
+    13 => 4,
     _ => 0,
 };
 /// Number that was added to make codes unsigned; 0: they are signed, or counted from a minimum.
@@ -85,7 +91,7 @@ const OFFSET: i32 = match FORMAT {
     5 => 8,
     7 => 16,
     9 => 4,
-    12 => 1,
+    12 | 13 => 1,
     _ => 0,
 };
 /// True if every 16 weights have a scale of their own, an integer.
@@ -437,8 +443,14 @@ unsafe fn weight_minima(weights: *const u8) -> isa::F32 {
 unsafe fn of_blocks(weights: *const u8, at: usize) -> isa::F32 {
     let mut bits = [0u16; LANES];
     for block in 0..LANES {
+        let at = if FORMAT == 13 {
+            // Two blocks share a scale, of which a file block has two.
+            block / 4 * FILE_BYTES + block % 4 / 2 * 2
+        } else {
+            block * FILE_BYTES + at
+        };
         // SAFETY: the caller's promise.
-        bits[block] = unsafe { half(weights.add(block * FILE_BYTES + at)) };
+        bits[block] = unsafe { half(weights.add(at)) };
     }
     // SAFETY: the array holds 16.
     unsafe { isa::f32_load_f16(bits.as_ptr()) }
@@ -544,7 +556,8 @@ unsafe fn block_sub_scales(block: *const u8) -> [u32; 4] {
 unsafe fn block_scale(block: *const u8, at: usize) -> (f32, f32) {
     // SAFETY: the caller's promise.
     unsafe {
-        let scale = isa::f16_to_f32(half(block.add(SCALE)));
+        let own = if FORMAT == 13 { at / 64 * 2 } else { SCALE };
+        let scale = isa::f16_to_f32(half(block.add(own)));
         if !MINIMA {
             return (scale, 0.0);
         }

@@ -45,7 +45,7 @@ fn profiles() -> Vec<Profile> {
                 role: roles[number % roles.len()],
                 parts: vec![Shape::new(640 << (number / roles.len()), 2560)],
                 count: 30,
-                layout: Some(layout),
+                layout: op.packing(),
                 decode: pick(find(op, isa, Phase::Decode)?),
                 prefill: Some(pick(find(op, isa, Phase::Prefill)?)),
                 sparse: None,

@@ -202,7 +202,7 @@ fn decode(job: &Job, threads: usize, q: &[i8], s: f32) -> Vec<f32> {
     let pool = Pool::new(threads).unwrap();
     let mut out = vec![f32::NAN; job.rows()];
     let jobs = std::slice::from_ref(job);
-    rehearse::decode(&pool, jobs, (q, s), &[], Rounds::ONE, &mut out).unwrap();
+    rehearse::decode(&pool, jobs, (q, &[s]), &[], Rounds::ONE, &mut out).unwrap();
     out
 }
 

@@ -4,7 +4,7 @@ use bitnet_profiles::{Isa, KernelId};
 use bitnet_runtime::Error;
 
 use crate::measure::{Excluded, JobMeasurements, Limits, Measurements, SparseUnit, Unit};
-use crate::plan::{JobTask, layout_of};
+use crate::plan::JobTask;
 use crate::protocol::{Event, MeasureTask};
 use crate::{ModelInfo, Result};
 
@@ -44,7 +44,7 @@ impl Findings {
     /// Returns the bytes of weights that a token reads with the defaults.
     pub(crate) fn model_bytes(&self, model: &ModelInfo) -> u64 {
         let ternary = |job: &JobTask| {
-            layout_of(&job.default_decode).map_or(0, |layout| {
+            job.default_decode.op.packing().map_or(0, |layout| {
                 let bytes: usize = job.plan.parts.iter().map(|&p| layout.matrix_bytes(p)).sum();
                 bytes as u64 * u64::from(job.plan.count)
             })

@@ -139,9 +139,8 @@ fn kernels_made_on_the_host_are_timed() -> Tested {
     let cache = Cache::of_user(|name| (name == "XDG_CACHE_HOME").then(|| home.clone().into()));
     let cache = cache.unwrap();
     let mut profile = made_here();
-    let Op::Ternary(layout) = made.op else { panic!("{made}") };
     let choice = &mut profile.ops[0];
-    choice.layout = Some(layout);
+    choice.layout = made.op.packing();
     choice.decode = Pick { kernel: made, timed: None, built_in: built_in(true) };
     choice.prefill = Some(Pick::untimed(built_in(false)));
     profile.tool.library_sha256 = Some(cache.store(&library).unwrap());
@@ -222,7 +221,7 @@ fn what_does_not_fit_is_refused() {
     let kernels = registry::generic(None, isa);
     let mut foreign = profile.clone();
     let choice = &mut foreign.ops[0];
-    choice.layout = Some(kernels.layout());
+    choice.layout = kernels.decode.op.packing();
     choice.decode = Pick::untimed(kernels.decode);
     choice.prefill = Some(Pick::untimed(kernels.prefill));
     let foreign = place.write("foreign.toml", &foreign);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use crate::{Format, Isa, KernelId, Layout, Op, Shape};
+use crate::{Format, Isa, KernelId, Op, Packing, Shape};
 
 /// A job of the forward pass that one kernel choice serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -216,7 +216,7 @@ pub struct Choice {
     pub count: u32,
     /// The packing, for ternary roles.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub layout: Option<Layout>,
+    pub layout: Option<Packing>,
     /// The kernel for one token.
     pub decode: Pick,
     /// The kernel for many tokens; absent for the head and attention.
@@ -236,7 +236,7 @@ struct ReadChoice {
     role: Role,
     parts: Vec<Shape>,
     count: u32,
-    layout: Option<Layout>,
+    layout: Option<Packing>,
     /// `dense`, or what the sparse kernel's name says.
     #[serde(default, rename = "mode")]
     _mode: IgnoredAny,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Format, Layout};
+use crate::{Format, Layout, Packing};
 
 fn pick(kernel: &str, built_in: &str) -> Pick {
     let timed = Timed {
@@ -33,7 +33,7 @@ fn profile() -> Profile {
         role: Role::GateUp,
         parts: vec![Shape::new(6912, 2560); 2],
         count: 30,
-        layout: Some(Layout::I2sT16),
+        layout: Some(Packing::Ternary(Layout::I2sT16)),
         decode,
         prefill: Some(prefill),
         sparse: Some(Sparse {

@@ -100,7 +100,7 @@ impl Choice {
             {
                 let fits = match (self.role, id.op) {
                     (Role::LmHead, Op::Head(_)) | (Role::Attention, Op::Attention) => true,
-                    (_, Op::Ternary(_)) => ternary,
+                    (_, Op::Ternary(_) | Op::Blocks(_)) => ternary,
                     _ => false,
                 };
                 if !fits {
@@ -109,7 +109,7 @@ impl Choice {
                 }
             }
             for id in [pick.kernel, pick.built_in] {
-                if let (Op::Ternary(layout), Some(own)) = (id.op, self.layout)
+                if let (Some(layout), Some(own)) = (id.op.packing(), self.layout)
                     && layout != own
                 {
                     let problem = format!("{id} reads {layout}, but the layout is {own}");

@@ -8,7 +8,7 @@ mod shipped;
 
 use serde::Deserialize;
 
-use crate::{Choice, Format, HeadFormat, Isa, KernelId, Layout, Op, Role, Shape, Sparse};
+use crate::{Choice, Format, HeadFormat, Isa, KernelId, Layout, Op, Packing, Role, Shape, Sparse};
 
 pub use shipped::{Cpus, Published, Shipped, published};
 
@@ -23,11 +23,19 @@ pub struct Generic {
 }
 
 impl Generic {
-    /// The packing that both kernels read.
+    /// The packing that both kernels of a pair for matrices with one scale read.
     pub fn layout(&self) -> Layout {
         match self.decode.op {
             Op::Ternary(layout) => layout,
-            op => unreachable!("the shipped defaults are ternary kernels, not {op}"),
+            op => unreachable!("the pairs of `kernels` are ternary, not {op}"),
+        }
+    }
+
+    /// Columns of a block, of a pair for matrices with block scales.
+    fn block_width(&self) -> Option<usize> {
+        match self.decode.op {
+            Op::Blocks(layout) => Some(layout.width()),
+            _ => None,
         }
     }
 
@@ -74,7 +82,10 @@ impl Defaults {
         let prefill = choice.prefill.as_ref().unwrap_or(&choice.decode);
         let allowed =
             [&choice.decode, prefill].iter().all(|pick| pick.kernel.isa.is_within(ceiling));
-        let asked_for = |layout: Layout| format.is_none_or(|format| layout.format() == format);
+        let asked_for = |packing: Packing| match packing {
+            Packing::Ternary(layout) => format.is_none_or(|format| layout.format() == format),
+            Packing::Blocks(_) => true,
+        };
         (allowed && choice.layout.is_none_or(asked_for)).then_some(choice)
     }
 
@@ -119,6 +130,17 @@ impl Defaults {
             .rev()
             .max_by_key(|(_, g)| g.isa())
             .expect("the generic profile has every format on the scalar ISA")
+    }
+
+    /// The pair for matrices with a scale for each block of so many columns, on the best ISA up to
+    /// `ceiling`.
+    pub fn blocks(&self, width: usize, ceiling: Isa) -> Option<Generic> {
+        let all = self.chain().flat_map(|shipped| &shipped.blocks).copied();
+        let allowed: Vec<Generic> = all
+            .filter(|pair| pair.isa().is_within(ceiling) && pair.block_width() == Some(width))
+            .collect();
+        // Of equal ISA the first.
+        allowed.into_iter().rev().max_by_key(Generic::isa)
     }
 
     /// The kernel for a head of that format and shape up to `ceiling`, if one was found to be better
@@ -174,7 +196,7 @@ mod tests {
     #[test]
     fn every_format_and_isa_has_a_default() {
         for shipped in Shipped::all() {
-            for g in &shipped.kernels {
+            for g in shipped.kernels.iter().chain(&shipped.blocks) {
                 assert_eq!(g.decode.op, g.prefill.op, "{}", g.decode);
                 assert!(
                     [g.decode, g.prefill].iter().all(|id| g.isa().includes(id.isa)),
@@ -191,6 +213,11 @@ mod tests {
             for &format in Format::ALL {
                 let g = generic(Some(format), isa);
                 assert!(g.isa().is_within(isa) && g.layout().format() == format);
+            }
+            for width in [64, 128, 256] {
+                let pair = Defaults::of("", 0, 0, isa).blocks(width, isa).unwrap();
+                assert!(pair.isa().is_within(isa) && pair.block_width() == Some(width));
+                assert_eq!(pair.isa() == Isa::Scalar, isa == Isa::Scalar, "{isa}");
             }
         }
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::Generic;
 use crate::{
-    Choice, Effort, Host, Isa, KernelId, Model, Objective, Op, Pick, Pinning, Profile, Provenance,
+    Choice, Effort, Host, Isa, KernelId, Model, Objective, Pick, Pinning, Profile, Provenance,
     Role, Run, Shape, Tool, shapes_hash,
 };
 
@@ -36,6 +36,9 @@ pub struct Shipped {
     /// The pairs for what it has no choice for, at most one for each format and ISA. The first is of
     /// `isa`.
     pub kernels: Vec<Generic>,
+    /// The pairs for matrices with block scales, at most one for each width and ISA.
+    #[serde(default)]
+    pub blocks: Vec<Generic>,
     /// Kernels for heads, at most one for each format and ISA; where one is missing, the plainest of
     /// the best ISA serves.
     #[serde(default)]
@@ -232,10 +235,7 @@ impl Shipped {
             }
         };
         let [decode, prefill] = kernels.map(Pick::untimed);
-        let layout = match decode.kernel.op {
-            Op::Ternary(layout) => Some(layout),
-            _ => None,
-        };
+        let layout = decode.kernel.op.packing();
         let prefill = layout.is_some().then_some(prefill);
         Choice { role, parts, count, layout, decode, prefill, sparse: None }
     }

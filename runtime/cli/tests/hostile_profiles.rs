@@ -179,7 +179,7 @@ fn what_is_wrong_is_refused_by_name_and_set_aside_otherwise() {
     let generic = lacking.expect("no CPU runs the tiers of two architectures");
     let mut lacking = good.clone();
     for op in &mut lacking.ops {
-        op.layout = Some(generic.layout());
+        op.layout = generic.decode.op.packing();
         (op.decode.kernel, op.decode.built_in) = (generic.decode, generic.decode);
         let prefill = op.prefill.as_mut().unwrap();
         (prefill.kernel, prefill.built_in) = (generic.prefill, generic.prefill);

@@ -21,11 +21,12 @@ use crate::file::packed::{Builder, Form};
 use crate::formats::{Codes, Scales, ZERO};
 use crate::{Error, Result};
 
-/// Tokens whose activations are prepared together: they stay in the L2 cache.
-const TOKENS: usize = 64;
-/// Rows that are multiplied with all of these tokens before the next ones: their weights stay in the
-/// cache meanwhile. A multiple of every layout's tile.
+/// Rows that are multiplied with all tokens before the next ones: their weights stay in the cache
+/// meanwhile. A multiple of every layout's tile.
 const ROWS: usize = 128;
+
+/// Smallest number of pieces of the rows for each worker, for several tokens.
+const EQUAL_PIECES: usize = 8;
 
 /// A ternary matrix in the tiles of a [`BlockLayout`].
 #[derive(Debug)]
@@ -95,7 +96,7 @@ impl BlockMatrix {
         scales: &Scales,
         factor: f32,
         layout: BlockLayout,
-        mut buffer: Buffer,
+        buffer: Buffer,
         pool: &Pool,
     ) -> Result<std::result::Result<Self, BadCode>> {
         let (shape, width) = (file.shape(), layout.width());
@@ -111,36 +112,54 @@ impl BlockMatrix {
             )));
         }
         let blocks = BlockScales { scales, width, cols: shape.cols };
-        let (rows, tile_bytes) = (layout.tile_rows(), layout.tile_bytes(shape.cols));
-        let tiles = buffer.len() / tile_bytes;
         let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
-        let out = SharedSlice::new(&mut buffer);
-        pool.run(|worker| {
-            let mut codes = vec![ZERO; shape.cols];
-            for tile in worker.share(tiles) {
-                // SAFETY: workers own disjoint ranges of tiles.
-                let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
-                for row in 0..rows {
-                    let number = tile * rows + row;
-                    if number < shape.rows {
-                        let seen = file.read(number, 0, &mut codes);
-                        bad.fetch_or(seen.bad, Ordering::Relaxed);
-                        weights.fetch_or(seen.weights, Ordering::Relaxed);
-                    } else {
-                        codes.fill(ZERO);
-                    }
-                    let scale = |block| {
-                        if number < shape.rows { blocks.get(number, block) } else { f16::ZERO }
-                    };
-                    pack_row(layout, row, &codes, scale, out);
-                }
-            }
-        })?;
+        let codes = |row: usize, codes: &mut [u8]| {
+            let seen = file.read(row, 0, codes);
+            bad.fetch_or(seen.bad, Ordering::Relaxed);
+            weights.fetch_or(seen.weights, Ordering::Relaxed);
+        };
+        let scale = |row: usize, block: usize| blocks.get(row, block);
+        let buffer = pack_tiles((layout, shape), (codes, scale), buffer, pool)?;
         if bad.into_inner() && !file.has_twos() {
             return Ok(Err(BadCode));
         }
         let factor = scales.of_tensor().unwrap_or(1.0) * factor;
         Self::new(layout, shape, factor, !weights.into_inner(), buffer).map(Ok)
+    }
+
+    /// Packs codes, `[rows][cols]`, whose blocks have the scales `[rows][cols / width]`, into `buffer`. Every
+    /// worker packs the tiles it owns.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when sizes do not fit or a worker panicked.
+    pub(crate) fn pack_codes(
+        (codes, scales): (&[u8], &[f16]),
+        (layout, shape): (BlockLayout, Shape),
+        buffer: Buffer,
+        pool: &Pool,
+    ) -> Result<Self> {
+        let blocks = shape.cols / layout.width();
+        if codes.len() != shape.weights() || scales.len() != shape.rows * blocks {
+            let found = (codes.len(), scales.len());
+            return Err(Error::Runtime(format!(
+                "{found:?} codes and scales are no matrix {shape}"
+            )));
+        }
+        let row_codes = |row: usize, out: &mut [u8]| {
+            out.copy_from_slice(&codes[row * shape.cols..(row + 1) * shape.cols]);
+        };
+        let scale = |row: usize, block: usize| scales[row * blocks + block];
+        let data = pack_tiles((layout, shape), (row_codes, scale), buffer, pool)?;
+        Self::new(layout, shape, 1.0, codes.iter().all(|code| *code == ZERO), data)
+    }
+
+    /// Copies the matrix into `buffer`.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when `buffer` is not as long as [`BlockMatrix::data`] or a worker panicked.
+    pub fn copy(&self, mut buffer: Buffer, pool: &Pool) -> Result<Self> {
+        pool.copy(&self.data, &mut buffer)?;
+        Self::new(self.layout, self.shape, self.factor, self.zero, buffer)
     }
 
     /// Layout of the tiles.
@@ -178,6 +197,40 @@ impl BlockMatrix {
     }
 }
 
+/// Packs a matrix into `buffer`: `codes(row, out)` gives the codes of a row, and `scale(row, block)` the scale
+/// of one of its blocks. Every worker packs the tiles it owns.
+///
+/// # Errors
+/// [`Error::Runtime`] when a worker panicked.
+fn pack_tiles(
+    (layout, shape): (BlockLayout, Shape),
+    (codes, scale): (impl Fn(usize, &mut [u8]) + Sync, impl Fn(usize, usize) -> f16 + Sync),
+    mut buffer: Buffer,
+    pool: &Pool,
+) -> Result<Buffer> {
+    let (rows, tile_bytes) = (layout.tile_rows(), layout.tile_bytes(shape.cols));
+    let tiles = buffer.len() / tile_bytes;
+    let out = SharedSlice::new(&mut buffer);
+    pool.run(|worker| {
+        let mut row_codes = vec![ZERO; shape.cols];
+        for tile in worker.share(tiles) {
+            // SAFETY: workers own disjoint ranges of tiles.
+            let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
+            for row in 0..rows {
+                let number = tile * rows + row;
+                if number < shape.rows {
+                    codes(number, &mut row_codes);
+                    pack_row(layout, row, &row_codes, |block| scale(number, block), out);
+                } else {
+                    row_codes.fill(ZERO);
+                    pack_row(layout, row, &row_codes, |_| f16::ZERO, out);
+                }
+            }
+        }
+    })?;
+    Ok(buffer)
+}
+
 /// Writes one row of a tile: its codes and the scale of each block.
 fn pack_row(
     layout: BlockLayout,
@@ -208,8 +261,10 @@ pub struct BlockJob {
     parts: Vec<BlockMatrix>,
     /// Vectors added to the products of each part, `[rows]`.
     biases: Vec<Option<Vec<f32>>>,
-    /// By the number of tokens that they take, one token first.
-    kernels: Vec<BlockKernel>,
+    decode: BlockKernel,
+    prefill: BlockKernel,
+    /// For a few tokens, by the number that they take.
+    few: Vec<BlockKernel>,
     ops: VectorOps,
     cols: usize,
     rows: usize,
@@ -219,8 +274,8 @@ pub struct BlockJob {
 /// Scratch space of one worker.
 #[derive(Debug)]
 pub struct Scratch {
-    /// Prepared groups.
-    groups: Buffer,
+    /// A prepared group.
+    group: Buffer,
     products: Vec<f32>,
 }
 
@@ -230,52 +285,75 @@ impl Scratch {
     /// # Errors
     /// [`Error::Runtime`] when the system refuses the memory.
     pub fn new<'a>(jobs: impl IntoIterator<Item = &'a BlockJob>) -> Result<Self> {
-        let (mut groups, mut products) = (0, 0);
+        let (mut group, mut products) = (0, 0);
         for job in jobs {
             let rows = job.parts.iter().map(|part| part.shape.rows).max().unwrap_or(0);
             products = products.max(rows.next_multiple_of(job.tile_rows()));
-            for kernel in &job.kernels {
-                let most = TOKENS.div_ceil(kernel.tokens()) * kernel.group_bytes(job.cols);
-                groups = groups.max(most);
+            for kernel in [&job.decode, &job.prefill].into_iter().chain(&job.few) {
+                group = group.max(kernel.group_bytes(job.cols));
                 products = products.max(kernel.tokens() * ROWS);
             }
         }
-        Ok(Self { groups: Buffer::zeroed(groups)?, products: filled(products, 0.0)? })
+        Ok(Self { group: Buffer::zeroed(group)?, products: filled(products, 0.0)? })
     }
 }
 
 impl BlockJob {
-    /// Joins `parts`, which have the same columns and the layout that all kernels read; `kernels` by the
-    /// number of tokens that they take, one first.
+    /// Joins `parts`, which have the same columns and the layout that both kernels read.
     ///
     /// # Errors
     /// [`Error::Runtime`] when they do not fit together.
     pub fn new(
         parts: Vec<BlockMatrix>,
         biases: Vec<Option<Vec<f32>>>,
-        kernels: Vec<BlockKernel>,
+        decode: BlockKernel,
+        prefill: BlockKernel,
+    ) -> Result<Self> {
+        let largest_scale = parts.iter().map(BlockMatrix::largest_scale).fold(0.0, f32::max);
+        Self::join((parts, largest_scale), biases, decode, prefill)
+    }
+
+    /// [`BlockJob::new`] of parts whose largest scale is known.
+    fn join(
+        (parts, largest_scale): (Vec<BlockMatrix>, f32),
+        biases: Vec<Option<Vec<f32>>>,
+        decode: BlockKernel,
+        prefill: BlockKernel,
     ) -> Result<Self> {
         let cols = parts.first().map_or(0, |part| part.shape.cols);
-        let layout = kernels.first().map(BlockKernel::layout);
-        let sound = |part: &BlockMatrix| part.shape.cols == cols && Some(part.layout) == layout;
+        let layout = decode.layout();
+        let sound = |part: &BlockMatrix| part.shape.cols == cols && part.layout == layout;
         let biased = |(part, bias): (&BlockMatrix, &Option<Vec<f32>>)| {
             bias.as_ref().is_none_or(|bias| bias.len() == part.shape.rows)
         };
-        let one = kernels.first().is_some_and(|kernel| kernel.tokens() == 1);
         let fits = cols > 0
-            && one
+            && decode.tokens() == 1
+            && prefill.layout() == layout
             && parts.iter().all(sound)
-            && kernels.iter().all(|kernel| Some(kernel.layout()) == layout)
             && parts.len() == biases.len()
             && parts.iter().zip(&biases).all(biased);
         if !fits {
             let shapes: Vec<Shape> = parts.iter().map(|part| part.shape).collect();
-            return Err(Error::Runtime(format!("matrices {shapes:?} are no job of {kernels:?}")));
+            return Err(Error::Runtime(format!(
+                "matrices {shapes:?} cannot be one job of {} and {}",
+                decode.id(),
+                prefill.id()
+            )));
         }
         let rows = parts.iter().map(|part| part.shape.rows).sum();
-        let ops = VectorOps::best(kernels[0].id().isa);
-        let largest_scale = parts.iter().map(BlockMatrix::largest_scale).fold(0.0, f32::max);
-        Ok(Self { parts, biases, kernels, ops, cols, rows, largest_scale })
+        let ops = VectorOps::best(decode.id().isa.max(prefill.id().isa));
+        let few = BlockKernel::few(&prefill);
+        Ok(Self { parts, biases, decode, prefill, few, ops, cols, rows, largest_scale })
+    }
+
+    /// Replaces the kernels that multiply the matrices.
+    ///
+    /// # Errors
+    /// As [`BlockJob::new`]; the job then holds no matrices.
+    pub fn set_kernels(&mut self, decode: BlockKernel, prefill: BlockKernel) -> Result<()> {
+        let (parts, biases) = (std::mem::take(&mut self.parts), std::mem::take(&mut self.biases));
+        *self = Self::join((parts, self.largest_scale), biases, decode, prefill)?;
+        Ok(())
     }
 
     /// The matrices.
@@ -285,12 +363,12 @@ impl BlockJob {
 
     /// The kernel for one token.
     pub fn decode_kernel(&self) -> &BlockKernel {
-        &self.kernels[0]
+        &self.decode
     }
 
     /// The kernel for many tokens.
     pub fn prefill_kernel(&self) -> &BlockKernel {
-        self.kernels.last().unwrap_or(&self.kernels[0])
+        &self.prefill
     }
 
     /// Adds the matrices, of tensors with these names, to a file of packed weights.
@@ -306,9 +384,14 @@ impl BlockJob {
         self.cols
     }
 
+    /// Outputs of all matrices, one after the other.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Columns of a block.
     pub fn width(&self) -> usize {
-        self.kernels[0].layout().width()
+        self.decode.layout().width()
     }
 
     /// Bytes of packed weights.
@@ -325,84 +408,111 @@ impl BlockJob {
     }
 
     fn tile_rows(&self) -> usize {
-        self.kernels[0].layout().tile_rows()
+        self.decode.layout().tile_rows()
     }
 
-    /// Returns the kernel for a group of up to so many tokens: the smallest that takes them, or the largest.
+    /// Returns the kernel for so many tokens.
     fn kernel_for(&self, tokens: usize) -> &BlockKernel {
-        let fits = self.kernels.iter().find(|kernel| kernel.tokens() >= tokens);
-        fits.unwrap_or_else(|| self.prefill_kernel())
+        let few = || self.few.iter().find(|kernel| kernel.tokens() >= tokens);
+        if tokens == 1 { &self.decode } else { few().unwrap_or(&self.prefill) }
     }
 
-    /// Multiplies any number of tokens: `q` is `[tokens][cols]`, with a scale for each block of each
-    /// token, `[tokens][cols / width]`, and token `t` has the output `out[t * rows .. (t + 1) * rows]`.
-    /// Every worker writes some of the rows; a barrier must follow before `out` is read.
+    /// Multiplies one token: `q` is `[cols]`, with a scale for each block, and `out` is `[rows]`. Every
+    /// worker prepares the activations for itself and writes the rows that it claims; a barrier must
+    /// follow before `out` is read.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all with
     /// the same job, `q`, `scales` and `out`. In that phase nothing else claims work, and nothing else reads
     /// or writes the elements of `out`.
-    pub(crate) unsafe fn multiply(
+    pub(crate) unsafe fn decode(
         &self,
         worker: &Worker<'_>,
         (q, scales): (&[i8], &[f32]),
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
-        let tokens = q.len() / self.cols;
-        if tokens == 1 {
-            self.prepare((q, scales), &mut scratch.groups);
-            let all = self.tiles();
-            while let Some(tiles) = claim(worker, all) {
-                // SAFETY: a tile is claimed once in a phase.
-                unsafe { self.multiply_tiles(tiles, (0, 1), scratch, out) };
-            }
-            return;
-        }
-        let blocks = self.cols / self.width();
-        let share = worker.share(self.tiles());
-        let most = ROWS / self.tile_rows();
-        for first in (0..tokens).step_by(TOKENS) {
-            let count = TOKENS.min(tokens - first);
-            let q = &q[first * self.cols..(first + count) * self.cols];
-            let scales = &scales[first * blocks..(first + count) * blocks];
-            self.prepare((q, scales), &mut scratch.groups);
-            for start in share.clone().step_by(most) {
-                let tiles = start..(start + most).min(share.end);
-                // SAFETY: shares are disjoint.
-                unsafe { self.multiply_tiles(tiles, (first, count), scratch, out) };
-            }
+        let kernel = &self.decode;
+        let group = &mut scratch.group[..kernel.group_bytes(self.cols)];
+        kernel.prepare(q, scales, self.cols, group);
+        let all = self.tiles();
+        while let Some(tiles) = claim(worker, all) {
+            // SAFETY: a tile is claimed once in a phase.
+            unsafe { self.multiply_tiles(tiles, (group, 1), &mut scratch.products, out) };
         }
     }
 
-    /// Prepares tokens, group by group.
-    fn prepare(&self, (q, scales): (&[i8], &[f32]), groups: &mut Buffer) {
-        let largest = self.kernel_for(q.len() / self.cols).tokens();
-        let blocks = self.cols / self.width();
-        let mut at = 0;
-        let rows = q.chunks(largest * self.cols).zip(scales.chunks(largest * blocks));
-        for (q, scales) in rows {
-            let kernel = self.kernel_for(q.len() / self.cols);
-            let bytes = kernel.group_bytes(self.cols);
-            kernel.prepare(q, scales, self.cols, &mut groups[at..at + bytes]);
-            at += bytes;
-        }
-    }
-
-    /// Multiplies some tiles, numbered over all parts, with `count` prepared tokens, of which `first` is the
-    /// number of the first.
+    /// Multiplies several tokens: `q` is `[tokens][cols]`, with a scale for each block of each token,
+    /// `[tokens][cols / width]`, and token `t` has the output `out[t * rows .. (t + 1) * rows]`; a barrier
+    /// must follow before `out` is read. `workspace` is at least [`BlockJob::workspace_bytes`] long and
+    /// begins aligned to [`crate::cpu::memory::ALIGN`]. If all tokens are one group, each worker prepares
+    /// it for itself, which is cheaper than a barrier; otherwise the call contains one.
     ///
     /// # Safety
-    /// Until the call returns nothing else reads or writes the elements of `out` that the rows of these tiles
-    /// have for these tokens.
-    unsafe fn multiply_tiles(
+    /// All workers of one run call it, each with the same job, `q`, `scales`, `workspace` and `out`, and the
+    /// same number of barriers behind it. From the barrier before the call to the one after it nothing else
+    /// claims work ([`Worker::claim`]), and nothing else reads or writes `workspace` or the elements of
+    /// `out`.
+    pub(crate) unsafe fn prefill(
         &self,
-        tiles: Range<usize>,
-        (first, count): (usize, usize),
+        worker: &Worker<'_>,
+        (q, scales): (&[i8], &[f32]),
+        workspace: &SharedSlice<'_, u8>,
         scratch: &mut Scratch,
         out: &SharedSlice<'_, f32>,
     ) {
-        let (height, largest) = (self.tile_rows(), self.kernel_for(count).tokens());
+        let (tokens, blocks) = (q.len() / self.cols, self.cols / self.width());
+        let kernel = self.kernel_for(tokens);
+        let bytes = kernel.group_bytes(self.cols);
+        let groups = if tokens <= kernel.tokens() {
+            let group = &mut scratch.group[..bytes];
+            kernel.prepare(q, scales, self.cols, group);
+            group
+        } else {
+            let most = kernel.tokens();
+            let count = tokens.div_ceil(most);
+            for index in worker.share(count) {
+                let tokens = index * most..((index + 1) * most).min(tokens);
+                let q = &q[tokens.start * self.cols..tokens.end * self.cols];
+                let scales = &scales[tokens.start * blocks..tokens.end * blocks];
+                // SAFETY: shares of groups are disjoint, and nothing else accesses them, as the caller
+                // promises.
+                let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
+                kernel.prepare(q, scales, self.cols, group);
+            }
+            worker.barrier();
+            // SAFETY: written before the barrier, and from then on nothing is.
+            unsafe { workspace.read(0..count * bytes) }
+        };
+        let all = self.tiles();
+        let most = (ROWS / self.tile_rows()).min(all / (EQUAL_PIECES * worker.threads)).max(1);
+        while let Some(claimed) = worker.claim(all.div_ceil(most)) {
+            let tiles = claimed * most..((claimed + 1) * most).min(all);
+            // SAFETY: a piece is claimed once in a phase.
+            unsafe { self.multiply_tiles(tiles, (groups, tokens), &mut scratch.products, out) };
+        }
+    }
+
+    /// Returns the bytes of workspace for products of up to so many tokens.
+    pub fn workspace_bytes(&self, tokens: usize) -> usize {
+        let kernel = &self.prefill;
+        tokens.div_ceil(kernel.tokens()) * kernel.group_bytes(self.cols)
+    }
+
+    /// Multiplies some tiles, numbered over all parts, with prepared groups of so many tokens in all.
+    ///
+    /// # Safety
+    /// Until the call returns nothing else reads or writes the elements of `out` that the rows of these tiles
+    /// have.
+    unsafe fn multiply_tiles(
+        &self,
+        tiles: Range<usize>,
+        (groups, tokens): (&[u8], usize),
+        products: &mut [f32],
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let (height, kernel) = (self.tile_rows(), self.kernel_for(tokens));
+        let groups = groups.chunks_exact(kernel.group_bytes(self.cols));
         let (mut before, mut offset) = (0, 0);
         for (part, bias) in self.parts.iter().zip(&self.biases) {
             let end = before + part.shape.rows.div_ceil(height);
@@ -410,16 +520,13 @@ impl BlockJob {
                 tiles.start.clamp(before, end) - before..tiles.end.clamp(before, end) - before;
             let rows = own.start * height..(own.end * height).min(part.shape.rows);
             let stride = own.len() * height;
-            let mut at = 0;
-            for start in (0..count).step_by(largest).filter(|_| !own.is_empty()) {
-                let tokens = largest.min(count - start);
-                let kernel = self.kernel_for(tokens);
-                let group = &scratch.groups[at..at + kernel.group_bytes(self.cols)];
-                at += group.len();
-                let products = &mut scratch.products[..kernel.tokens() * stride];
-                kernel.run(part, own.clone(), group, products, stride);
-                for (token, products) in products.chunks_exact(stride).take(tokens).enumerate() {
-                    let place = (first + start + token) * self.rows + offset;
+            let starts = (0..tokens).step_by(kernel.tokens());
+            for (start, group) in starts.zip(groups.clone()).filter(|_| !own.is_empty()) {
+                let count = kernel.tokens().min(tokens - start);
+                let products = &mut products[..kernel.tokens() * stride];
+                kernel.run(part, own.clone(), (group, count), products, stride);
+                for (token, products) in products.chunks_exact(stride).take(count).enumerate() {
+                    let place = (start + token) * self.rows + offset;
                     // SAFETY: as the caller promises.
                     let out = unsafe { out.write(place + rows.start..place + rows.end) };
                     out.copy_from_slice(&products[..rows.len()]);

@@ -601,8 +601,12 @@ impl Pass<'_> {
                 Projection::Mapped(job) => {
                     job.multiply(worker, (input, scales), &mut scratch.mapped, out);
                 }
+                Projection::Blocks(job) if place.n == 1 => {
+                    job.decode(worker, (input, scales), &mut scratch.blocks, out);
+                }
                 Projection::Blocks(job) => {
-                    job.multiply(worker, (input, scales), &mut scratch.blocks, out);
+                    let (workspace, own) = (&self.workspace, &mut scratch.blocks);
+                    job.prefill(worker, (input, scales), workspace, own, out);
                 }
                 Projection::Float(job) => {
                     let input = self.float_input.read(slots.start * cols..slots.end * cols);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bitnet_profiles::{KernelId, Layout, Role, Shape};
+use bitnet_profiles::{KernelId, Packing, Role, Shape};
 
 use crate::cpu::float::Activations;
 use crate::cpu::kernels::{AttentionKernel, HeadKernel, Selection, VectorOps};
@@ -102,7 +102,7 @@ pub struct RoleKernels {
     /// The role.
     pub role: Role,
     /// The packing, for ternary roles that are packed.
-    pub layout: Option<Layout>,
+    pub layout: Option<Packing>,
     /// For one token.
     pub decode: KernelId,
     /// For many tokens, if that is another kernel.
@@ -176,7 +176,7 @@ impl Model {
         let one = |role, projection: &Projection| match projection {
             Projection::Packed(job) => Some(RoleKernels {
                 role,
-                layout: Some(job.decode_kernel().layout()),
+                layout: Some(Packing::Ternary(job.decode_kernel().layout())),
                 decode: *job.decode_kernel().id(),
                 prefill: Some(*job.prefill_kernel().id()),
                 bytes: job.packed_bytes() * layers,
@@ -185,7 +185,7 @@ impl Model {
             }),
             Projection::Blocks(job) => Some(RoleKernels {
                 role,
-                layout: None,
+                layout: Some(Packing::Blocks(job.decode_kernel().layout())),
                 decode: *job.decode_kernel().id(),
                 prefill: Some(*job.prefill_kernel().id()),
                 bytes: job.packed_bytes() * layers,

@@ -113,28 +113,13 @@ impl PackedMatrix {
         Self::new(layout, shape, scales, zero, buffer).map(Ok)
     }
 
-    /// Copies the matrix into `buffer`. Every worker copies the tiles it owns.
+    /// Copies the matrix into `buffer`.
     ///
     /// # Errors
     /// [`Error::Runtime`] when `buffer` is not as long as [`PackedMatrix::data`] or a worker
     /// panicked.
     pub fn copy(&self, mut buffer: Buffer, pool: &Pool) -> Result<Self> {
-        if buffer.len() != self.data.len() {
-            return Err(Error::Runtime(format!(
-                "cannot copy a matrix of {} bytes into {}",
-                self.data.len(),
-                buffer.len()
-            )));
-        }
-        let tile_bytes = self.layout.tile_bytes(self.shape.cols);
-        let tiles = self.data.len() / tile_bytes;
-        let out = SharedSlice::new(&mut buffer);
-        pool.run(|worker| {
-            let share = worker.share(tiles);
-            let bytes = share.start * tile_bytes..share.end * tile_bytes;
-            // SAFETY: workers own disjoint ranges of tiles.
-            unsafe { out.write(bytes.clone()) }.copy_from_slice(&self.data[bytes]);
-        })?;
+        pool.copy(&self.data, &mut buffer)?;
         Self::new(self.layout, self.shape, self.scales.clone(), self.zero, buffer)
     }
 

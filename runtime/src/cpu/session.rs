@@ -169,13 +169,12 @@ impl Buffers {
         let part = layers.map(|layer| layer.qkv.widest().max(layer.gate_up.widest())).max();
         let projections = || model.weights().layers.iter().flat_map(Layer::projections);
         let rounds = projections().all(|projection| projection.float().is_none());
-        let jobs = projections().filter_map(Projection::packed);
         let scales = projections().map(Projection::scales).max().unwrap_or(1);
-        let workspace = jobs.map(|job| job.workspace_bytes(batch, threads)).max().unwrap_or(0);
+        let workspace = projections().map(|job| job.workspace_bytes(batch, threads)).max();
         Ok(Self {
             x: zeroed(slots * config.hidden)?,
             input: zeroed(slots * widest)?,
-            workspace: Buffer::zeroed(workspace)?,
+            workspace: Buffer::zeroed(workspace.unwrap_or(0))?,
             input_scale: zeroed(slots * scales)?,
             float_input: zeroed(if rounds { 0 } else { slots * widest })?,
             cos: zeroed(slots * config.rope_dim / 2)?,

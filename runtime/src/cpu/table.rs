@@ -9,7 +9,7 @@ use crate::cpu::threads::{Pool, SharedSlice};
 use crate::error::Result;
 use crate::file::gguf::{Gguf, TensorInfo};
 use crate::file::packed::{Builder, Form, PackedFile};
-use crate::formats::{self, Codes, q4_0};
+use crate::formats::{self, Codes, q4_0, t2};
 
 /// An embedding or a head: a matrix in the blocks of the file.
 #[derive(Clone, Debug)]
@@ -52,19 +52,20 @@ impl Table {
         (gguf, Self::new(tensor, format, scale, rows))
     }
 
-    /// Makes the table of a tensor of blocks of ternary codes, which kernels read in Q4_0, with the same
-    /// weights: each worker makes the rows that it will read.
+    /// Makes the table of a tensor of blocks of ternary codes, which kernels read in `format`
+    /// ([`Format::table`](formats::Format::table)), with the same weights: each worker makes the rows that it
+    /// will read.
     ///
     /// # Errors
     /// [`Error::Runtime`](crate::Error::Runtime) when the system refuses the memory or a worker panicked.
     pub(super) fn of_codes(
         tensor: TensorInfo,
         codes: Codes<'_>,
+        format: HeadFormat,
         gguf: &Gguf,
-        pool: &Pool,
-        pages: Pages,
+        (pool, pages): (&Pool, Pages),
     ) -> Result<Self> {
-        let (format, shape) = (HeadFormat::Q4_0, codes.shape());
+        let shape = codes.shape();
         let width = format.row_bytes(shape.cols);
         let mut buffer = Buffer::with(shape.rows * width, pages)?;
         let out = SharedSlice::new(&mut buffer);
@@ -74,9 +75,13 @@ impl Table {
                 codes.read(number, 0, &mut row);
                 bytes.clear();
                 let scales = codes.scales_of_row(number);
-                let block = shape.cols / scales.len();
-                for (codes, scale) in row.chunks_exact(block).zip(scales) {
-                    q4_0::of_codes(codes, scale, &mut bytes);
+                if format == HeadFormat::T2 {
+                    t2::of_codes(&row, &scales, &mut bytes);
+                } else {
+                    let block = shape.cols / scales.len();
+                    for (codes, scale) in row.chunks_exact(block).zip(scales) {
+                        q4_0::of_codes(codes, scale, &mut bytes);
+                    }
                 }
                 // SAFETY: shares are disjoint.
                 unsafe { out.write(number * width..(number + 1) * width) }.copy_from_slice(&bytes);

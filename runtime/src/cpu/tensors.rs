@@ -124,8 +124,8 @@ impl<'a> Tensors<'a> {
         cols: usize,
     ) -> Result<(&'a TensorInfo, HeadFormat)> {
         let tensor = self.find(name, &[cols, rows])?;
-        let Some(head) = tensor.ty.format().table() else {
-            let known = Format::names(|format| format.table().is_some());
+        let Some(head) = tensor.ty.format().table(cols) else {
+            let known = Format::names(|format| format.table(0).is_some());
             let expected = format!("{known}; quantise the embedding to one of them");
             return Err(self.gguf.tensor_error(name, tensor.ty, expected));
         };

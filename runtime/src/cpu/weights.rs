@@ -2,10 +2,11 @@
 //! hyperparameters require.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_profiles::{BlockLayout, Layout, Role, Shape};
+use bitnet_profiles::{BlockLayout, Layout, Packing as Tiles, Role, Shape};
 use half::f16;
 
 use crate::arch::config::{Config, JobShapes};
@@ -175,6 +176,15 @@ impl Projection {
         self.blocks().map_or(1, |job| job.cols() / job.width())
     }
 
+    /// Bytes of workspace for products of up to so many tokens, by at most so many threads.
+    pub(super) fn workspace_bytes(&self, tokens: usize, threads: usize) -> usize {
+        match self {
+            Self::Packed(job) => job.workspace_bytes(tokens, threads),
+            Self::Mapped(_) | Self::Float(_) => 0,
+            Self::Blocks(job) => job.workspace_bytes(tokens),
+        }
+    }
+
     /// Inputs, K.
     #[must_use]
     pub fn cols(&self) -> usize {
@@ -259,33 +269,32 @@ impl<'a> Packing<'a> {
         let (mut jobs, mut scales) = (Vec::new(), HashMap::new());
         let (mut bytes, mut lines_bytes, mut matrices) = (0, 0, 0);
         for job in config.jobs() {
-            let (decode, prefill) = options.selection.ternary(job.role, &job.parts)?;
-            let part_bytes = |&part: &Shape| decode.layout().matrix_bytes(part);
-            let job_bytes = job.parts.iter().map(part_bytes).sum::<usize>();
             let sparse = sparse_kernel(gguf, config, options, &job);
-            let mut blocks = Vec::new();
+            // By the width of blocks, if matrices have scales of their own for them.
+            let mut chosen: HashMap<Option<usize>, Kernels> = HashMap::new();
+            let mut kernels = Vec::new();
             for layer in 0..config.layers {
                 let own = config.matrices(layer, job.role);
                 let width = match options.packed {
                     Some(file) => own.iter().find_map(|(name, _)| file.block_width(name)),
                     None => block_width(gguf, &own, options.activations, &mut scales)?,
                 };
-                let kernels = width.map(|width| options.selection.blocks(width)).transpose()?;
-                if let Some(layout) =
-                    kernels.as_ref().and_then(|k| k.first()).map(BlockKernel::layout)
+                let own = match chosen.entry(width) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(new) => *new.insert(Kernels::choose(options, &job, width)?),
+                };
+                let packing = own.packing();
+                bytes += job.parts.iter().map(|&part| packing.matrix_bytes(part)).sum::<usize>();
+                if let (Tiles::Ternary(_), Some((kernel, _))) = (packing, &sparse)
+                    && let Some(&part) = job.parts.last()
                 {
-                    bytes += job.parts.iter().map(|&part| layout.matrix_bytes(part)).sum::<usize>();
-                } else {
-                    bytes += job_bytes;
-                    if let (Some((kernel, _)), Some(&part)) = (&sparse, job.parts.last()) {
-                        lines_bytes += kernel.along().matrix_bytes(kernel.layout(), part);
-                        matrices += 1;
-                    }
+                    lines_bytes += kernel.along().matrix_bytes(kernel.layout(), part);
+                    matrices += 1;
                 }
                 matrices += job.parts.len();
-                blocks.push(kernels);
+                kernels.push(own);
             }
-            jobs.push(PlannedJob { role: job.role, decode, prefill, sparse, blocks });
+            jobs.push(PlannedJob { role: job.role, kernels, sparse });
         }
         if options.sparse == sparse::Mode::On && jobs.iter().all(|job| job.sparse.is_none()) {
             let name = config.architecture.name;
@@ -387,6 +396,16 @@ fn sparse_kernel(
     }
 }
 
+/// Returns the width of the blocks in which the matrices of the first layer that `role` multiplies with one
+/// input are multiplied, if they have more than one scale each.
+///
+/// # Errors
+/// [`Error::Model`] when a matrix is missing, has another shape than the hyperparameters ask for or is not
+/// ternary.
+pub fn block_width_of(gguf: &Gguf, config: &Config, role: Role) -> Result<Option<usize>> {
+    block_width(gguf, &config.matrices(0, role), Activations::Auto, &mut HashMap::new())
+}
+
 /// Returns the width of the blocks in which the matrices of a job are multiplied, if they are: where the
 /// scales of one differ, it has weights of +2, or that is asked for. It is the smallest of theirs. Where a
 /// matrix has one scale that is noted in `found`.
@@ -428,13 +447,44 @@ fn block_width(
 #[derive(Clone)]
 struct PlannedJob {
     role: Role,
-    /// Kernels for one token and for many.
-    decode: Kernel,
-    prefill: Kernel,
-    /// Kernel for one token with activation sparsity, and the density up to which it is used.
+    /// For each layer the kernels for its matrices.
+    kernels: Vec<Kernels>,
+    /// Kernel for one token with activation sparsity, and the density up to which it is used, where matrices
+    /// have one scale.
     sparse: Option<(GatherKernel, f64)>,
-    /// For each layer the kernels for its matrices where they have block scales.
-    blocks: Vec<Option<Vec<BlockKernel>>>,
+}
+
+/// Kernels for one token and for many.
+#[derive(Clone, Copy)]
+enum Kernels {
+    /// Of matrices with one scale.
+    Ternary(Kernel, Kernel),
+    /// Of matrices with block scales.
+    Blocks(BlockKernel, BlockKernel),
+}
+
+impl Kernels {
+    /// Chooses those for matrices of a job with one scale, or with one for each block of `width` columns.
+    fn choose(options: &LoadOptions<'_>, job: &JobShapes, width: Option<usize>) -> Result<Self> {
+        Ok(match width {
+            None => {
+                let (decode, prefill) = options.selection.ternary(job.role, &job.parts)?;
+                Self::Ternary(decode, prefill)
+            }
+            Some(width) => {
+                let (decode, prefill) = options.selection.blocks(job.role, &job.parts, width)?;
+                Self::Blocks(decode, prefill)
+            }
+        })
+    }
+
+    /// The packing that both read.
+    fn packing(&self) -> Tiles {
+        match self {
+            Self::Ternary(decode, _) => Tiles::Ternary(decode.layout()),
+            Self::Blocks(decode, _) => Tiles::Blocks(decode.layout()),
+        }
+    }
 }
 
 /// The plan for packed weights, and their place.
@@ -563,7 +613,7 @@ impl<'a> Loader<'a> {
         }
         let (_, codes) = self.tensors.ternary(name, Shape::new(rows, cols))?;
         let LoadOptions { pool, pages, .. } = *self.options;
-        Table::of_codes(tensor.clone(), codes, self.gguf, pool, pages)
+        Table::of_codes(tensor.clone(), codes, format, self.gguf, (pool, pages))
     }
 
     /// Checks the scales and the codes of a tensor of a ternary type, and returns the scales; a tensor of
@@ -627,13 +677,13 @@ impl<'a> Loader<'a> {
         match self.packing.take() {
             Some(mut packing) => {
                 let job = packing.jobs.iter().find(|job| job.role == role).cloned();
-                let mut job = job.expect("Config::jobs lists the role");
-                let projection = match job.blocks.swap_remove(layer) {
-                    Some(kernels) => self
-                        .block_job(&mut packing, kernels, matrices)
+                let job = job.expect("Config::jobs lists the role");
+                let projection = match job.kernels[layer] {
+                    Kernels::Blocks(decode, prefill) => self
+                        .block_job(&mut packing, (decode, prefill), matrices)
                         .map(|job| Projection::Blocks(Box::new(job))),
-                    None => self
-                        .packed_job(&mut packing, job, matrices)
+                    Kernels::Ternary(decode, prefill) => self
+                        .packed_job(&mut packing, (decode, prefill), job.sparse, matrices)
                         .map(|job| Projection::Packed(Box::new(job))),
                 };
                 self.packing = Some(packing);
@@ -649,10 +699,10 @@ impl<'a> Loader<'a> {
     fn packed_job(
         &mut self,
         packing: &mut Packing<'_>,
-        job: PlannedJob,
+        (decode, prefill): (Kernel, Kernel),
+        sparse: Option<(GatherKernel, f64)>,
         matrices: &[(String, Shape)],
     ) -> Result<Job> {
-        let PlannedJob { decode, prefill, sparse, .. } = job;
         let (mut parts, mut biases, mut lines) = (Vec::new(), Vec::new(), None);
         for (i, (name, shape)) in matrices.iter().enumerate() {
             let last = i + 1 == matrices.len();
@@ -679,11 +729,10 @@ impl<'a> Loader<'a> {
     fn block_job(
         &mut self,
         packing: &mut Packing<'_>,
-        kernels: Vec<BlockKernel>,
+        (decode, prefill): (BlockKernel, BlockKernel),
         matrices: &[(String, Shape)],
     ) -> Result<BlockJob> {
-        let layout = kernels.first().map(BlockKernel::layout);
-        let layout = layout.ok_or_else(|| Error::Runtime("no kernel for block scales".into()))?;
+        let layout = decode.layout();
         let (mut parts, mut biases) = (Vec::new(), Vec::new());
         for (name, shape) in matrices {
             let part = match &mut packing.place {
@@ -698,7 +747,7 @@ impl<'a> Loader<'a> {
             parts.push(part);
             biases.push(self.tensors.bias(name, shape.rows)?);
         }
-        BlockJob::new(parts, biases, kernels)
+        BlockJob::new(parts, biases, decode, prefill)
     }
 
     /// Packs a matrix with block scales.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitnet_profiles::{KernelId, Op, Role};
+use bitnet_profiles::{KernelId, Role};
 use serde::Serialize;
 
 use crate::cpu::head::screen::HeadStats;
@@ -44,12 +44,11 @@ impl KernelReport {
     pub fn of(model: &Model) -> Self {
         let head = model.weights().head.tensor().ty.name();
         let roles = model.kernels().into_iter().map(|kernels| {
-            let layout = match (kernels.layout, kernels.role, kernels.decode.op) {
-                (Some(layout), ..) => layout.name(),
-                (None, Role::LmHead, _) => head,
-                (None, Role::Attention, _) => "kv_cache",
-                (None, _, Op::Blocks(layout)) => layout.name(),
-                (None, ..) => "file",
+            let layout = match (kernels.layout, kernels.role) {
+                (Some(layout), _) => layout.name(),
+                (None, Role::LmHead) => head,
+                (None, Role::Attention) => "kv_cache",
+                (None, _) => "file",
             };
             let report = RoleReport {
                 layout: layout.to_owned(),
@@ -67,8 +66,7 @@ impl KernelReport {
     /// Bytes of weights packed in memory; the head is read in the file's own blocks.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
-        let packed =
-            |report: &&RoleReport| matches!(report.decode.op, Op::Ternary(_) | Op::Blocks(_));
+        let packed = |report: &&RoleReport| report.decode.op.packing().is_some();
         let bytes = |report: &RoleReport| report.packed_bytes + report.sparse_bytes;
         self.0.values().filter(packed).map(bytes).sum()
     }

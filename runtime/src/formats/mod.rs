@@ -25,6 +25,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod scales;
+pub(crate) mod t2;
 mod tiles;
 mod tl1;
 mod tl2;
@@ -230,12 +231,15 @@ impl Format {
         self.ternary().is_some_and(blocks) && self.size.tail_bytes() == 0
     }
 
-    /// Returns the format that an embedding or a head in this one has for kernels: its own, or
-    /// [`HeadFormat::Q4_0`] for blocks of ternary codes with an f16 scale each, which that holds exactly.
+    /// Returns the format that an embedding or a head in this one, of so many columns, has for kernels: its
+    /// own, or for blocks of ternary codes with an f16 scale each [`HeadFormat::T2`], or where its blocks do
+    /// not fit [`HeadFormat::Q4_0`], both of which hold them exactly.
     #[must_use]
-    pub fn table(&self) -> Option<HeadFormat> {
+    pub fn table(&self, cols: usize) -> Option<HeadFormat> {
         let own = self.rows().map(|rows| rows.head);
-        own.or_else(|| self.has_block_scales().then_some(HeadFormat::Q4_0))
+        let fits = cols.is_multiple_of(HeadFormat::T2.block_weights());
+        let of_codes = if fits { HeadFormat::T2 } else { HeadFormat::Q4_0 };
+        own.or_else(|| self.has_block_scales().then_some(of_codes))
     }
 
     /// Returns the reader of plain floats, if the format is one of them: `f32`, `f16` and `bf16`, in
@@ -289,7 +293,11 @@ pub(crate) fn of_head(head: HeadFormat) -> &'static Format {
 
 /// Returns the reader of a head format's rows.
 pub(crate) fn head_rows(head: HeadFormat) -> &'static Rows {
-    of_head(head).rows().expect("`of_head` gives formats of rows")
+    static T2: Rows = t2::ROWS;
+    match head {
+        HeadFormat::T2 => &T2,
+        head => of_head(head).rows().expect("`of_head` gives formats of rows"),
+    }
 }
 
 impl<'a> Codes<'a> {
@@ -496,13 +504,15 @@ mod tests {
 
     #[test]
     fn heads_are_the_rows_that_their_kernels_read() {
-        for &head in HeadFormat::ALL {
+        // No file has T2.
+        for &head in HeadFormat::ALL.iter().filter(|head| **head != HeadFormat::T2) {
             let format = of_head(head);
             assert_eq!(format.rows().map(|rows| rows.head), Some(head));
             let (weights, bytes) = (head.block_weights() as u64, head.block_bytes() as u64);
             assert_eq!(format.size.block(), Some((weights, bytes)), "{}", format.name);
         }
-        assert_eq!(FORMATS.iter().filter(|f| f.rows().is_some()).count(), HeadFormat::ALL.len());
+        let all = FORMATS.iter().filter(|f| f.rows().is_some()).count();
+        assert_eq!(all, HeadFormat::ALL.len() - 1);
     }
 
     /// Values that are quantised and read again are near, and a logit is near the product of the

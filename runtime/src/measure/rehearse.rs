@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use crate::arch::config::Config;
 use crate::cpu::attention::{self, At, Attention};
+use crate::cpu::blocks::{self, BlockJob};
 use crate::cpu::kernels::{AttentionKernel, HeadKernel, VectorOps};
 use crate::cpu::kv_cache::{KvCache, KvType};
-use crate::cpu::matmul::{Job, Scratch};
+use crate::cpu::matmul::{self, Job};
 use crate::cpu::memory::Buffer;
 use crate::cpu::rows::Rows;
 use crate::cpu::threads::{Pool, SharedSlice, Worker};
@@ -54,23 +55,95 @@ pub struct Elapsed {
     pub delay: Duration,
 }
 
-/// Multiplies one token, `q` of `[cols]` with scale `s`, with one of `jobs` in each round, into the first
+/// Jobs of one kind.
+#[derive(Debug, Clone, Copy)]
+pub enum Jobs<'a> {
+    /// Of matrices with one scale; activations have one scale a token.
+    Ternary(&'a [Job]),
+    /// Of matrices with block scales; activations have one for each block of a token.
+    Blocks(&'a [BlockJob]),
+}
+
+impl<'a> From<&'a [Job]> for Jobs<'a> {
+    fn from(jobs: &'a [Job]) -> Self {
+        Self::Ternary(jobs)
+    }
+}
+
+impl<'a> From<&'a [BlockJob]> for Jobs<'a> {
+    fn from(jobs: &'a [BlockJob]) -> Self {
+        Self::Blocks(jobs)
+    }
+}
+
+/// Size of a job.
+struct Size {
+    rows: usize,
+    cols: usize,
+    /// Scales of a token's activations.
+    scales: usize,
+    /// Bytes of workspace.
+    workspace: usize,
+}
+
+/// Scratch space of a worker for jobs of either kind.
+struct Scratch {
+    ternary: matmul::Scratch,
+    blocks: blocks::Scratch,
+}
+
+impl Jobs<'_> {
+    /// Returns the sizes of the jobs, for so many tokens and threads.
+    fn sizes(self, tokens: usize, threads: usize) -> Vec<Size> {
+        let ternary = |job: &Job| Size {
+            rows: job.rows(),
+            cols: job.cols(),
+            scales: 1,
+            workspace: if tokens > 1 { job.workspace_bytes(tokens, threads) } else { 0 },
+        };
+        let blocks = |job: &BlockJob| Size {
+            rows: job.rows(),
+            cols: job.cols(),
+            scales: job.cols() / job.width(),
+            workspace: if tokens > 1 { job.workspace_bytes(tokens) } else { 0 },
+        };
+        match self {
+            Self::Ternary(jobs) => jobs.iter().map(ternary).collect(),
+            Self::Blocks(jobs) => jobs.iter().map(blocks).collect(),
+        }
+    }
+
+    fn scratch(self) -> Result<Scratch> {
+        let (ternary, blocks) = match self {
+            Self::Ternary(jobs) => (jobs, &[][..]),
+            Self::Blocks(jobs) => (&[][..], jobs),
+        };
+        Ok(Scratch {
+            ternary: matmul::Scratch::new(ternary)?,
+            blocks: blocks::Scratch::new(blocks)?,
+        })
+    }
+}
+
+/// Multiplies one token, `q` of `[cols]` with its scales, with one of `jobs` in each round, into the first
 /// elements of `out`. Where `flush` is not empty the first round reads it instead, so that caches hold
 /// nothing else.
 ///
 /// # Errors
-/// [`Error::Runtime`] when there is no job, one has other columns than `q` or more rows than `out`, the
-/// system refuses memory, or a worker panicked.
-pub fn decode(
+/// [`Error::Runtime`] when there is no job, one has other columns than `q` or other scales, or more rows than
+/// `out`, the system refuses memory, or a worker panicked.
+pub fn decode<'a>(
     pool: &Pool,
-    jobs: &[Job],
-    (q, s): (&[i8], f32),
+    jobs: impl Into<Jobs<'a>>,
+    (q, scales): (&[i8], &[f32]),
     flush: &[u8],
     rounds: Rounds,
     out: &mut [f32],
 ) -> Result<Elapsed> {
-    check(jobs, (q.len(), 1), out.len())?;
-    let scratch = for_each_worker(pool, || Scratch::new(jobs))?;
+    let jobs = jobs.into();
+    let sizes = jobs.sizes(1, pool.threads());
+    check(&sizes, (q.len(), scales.len()), 1, out.len())?;
+    let scratch = for_each_worker(pool, || jobs.scratch())?;
     let out = SharedSlice::new(out);
     rehearse(pool, &scratch, rounds, |worker, scratch, i| {
         if i == 0 && !flush.is_empty() {
@@ -79,52 +152,81 @@ pub fn decode(
             std::hint::black_box(sum);
             return;
         }
-        let job = &jobs[(rounds.first + i) % jobs.len()];
+        let job = (rounds.first + i) % sizes.len();
         // SAFETY: every worker calls it with the same values, once in a round, and `rehearse` puts a
         // barrier after each; nothing else of a round claims work or reaches `out`, which is borrowed
         // exclusively.
-        unsafe { job.decode(worker, q, s, scratch, &out) };
+        unsafe {
+            match jobs {
+                Jobs::Ternary(jobs) => {
+                    jobs[job].decode(worker, q, scales[0], &mut scratch.ternary, &out);
+                }
+                Jobs::Blocks(jobs) => {
+                    jobs[job].decode(worker, (q, scales), &mut scratch.blocks, &out);
+                }
+            }
+        }
     })
 }
 
-/// Multiplies `scales.len()` tokens, `q` of `[tokens][cols]`, with one of `jobs` in each round, into the first
-/// elements of `out`, `[tokens][rows]`. `workspace` is at least [`Job::workspace_bytes`] long.
+/// Multiplies some tokens, `q` of `[tokens][cols]` with the scales of each, with one of `jobs` in each round,
+/// into the first elements of `out`, `[tokens][rows]`. `workspace` is at least as long as
+/// [`Job::workspace_bytes`] or [`BlockJob::workspace_bytes`] asks.
 ///
 /// # Errors
 /// As [`decode`], and when there is no token or too little workspace.
-pub fn prefill(
+pub fn prefill<'a>(
     pool: &Pool,
-    jobs: &[Job],
+    jobs: impl Into<Jobs<'a>>,
     (q, scales): (&[i8], &[f32]),
     workspace: &mut Buffer,
     rounds: Rounds,
     out: &mut [f32],
 ) -> Result<Elapsed> {
-    let tokens = scales.len();
-    check(jobs, (q.len(), tokens), out.len())?;
-    let needed = jobs.iter().map(|job| job.workspace_bytes(tokens, pool.threads())).max();
+    let jobs = jobs.into();
+    let each = jobs.sizes(1, pool.threads()).first().map_or(1, |size| size.scales);
+    let tokens = scales.len() / each;
+    let sizes = jobs.sizes(tokens, pool.threads());
+    check(&sizes, (q.len(), scales.len()), tokens, out.len())?;
+    let needed = sizes.iter().map(|size| size.workspace).max();
     if let Some(needed) = needed.filter(|&needed| workspace.len() < needed) {
         return Err(Error::Runtime(format!(
             "a workspace of {} bytes for {tokens} tokens, which take {needed}",
             workspace.len()
         )));
     }
-    let scratch = for_each_worker(pool, || Scratch::new(jobs))?;
+    let scratch = for_each_worker(pool, || jobs.scratch())?;
     let (workspace, out) = (SharedSlice::new(workspace), SharedSlice::new(out));
     rehearse(pool, &scratch, rounds, |worker, scratch, i| {
-        let job = &jobs[(rounds.first + i) % jobs.len()];
+        let (job, input) = ((rounds.first + i) % sizes.len(), (q, scales));
         // SAFETY: every worker calls it with the same values, once in a round, and `rehearse` puts a
         // barrier after each; nothing else of a round claims work or reaches `workspace` and `out`, which
         // are borrowed exclusively.
-        unsafe { job.prefill(worker, (q, scales), &workspace, scratch, &out) };
+        unsafe {
+            match jobs {
+                Jobs::Ternary(jobs) => {
+                    jobs[job].prefill(worker, input, &workspace, &mut scratch.ternary, &out);
+                }
+                Jobs::Blocks(jobs) => {
+                    jobs[job].prefill(worker, input, &workspace, &mut scratch.blocks, &out);
+                }
+            }
+        }
     })
 }
 
-/// Checks that the jobs can multiply so many activations, of so many tokens, into so many outputs.
-fn check(jobs: &[Job], (activations, tokens): (usize, usize), outputs: usize) -> Result<()> {
-    let fits = |job: &Job| {
-        tokens.checked_mul(job.cols()) == Some(activations)
-            && tokens.checked_mul(job.rows()).is_some_and(|needed| needed <= outputs)
+/// Checks that jobs of these sizes can multiply so many activations with so many scales, of so many tokens,
+/// into so many outputs.
+fn check(
+    jobs: &[Size],
+    (activations, scales): (usize, usize),
+    tokens: usize,
+    outputs: usize,
+) -> Result<()> {
+    let fits = |job: &Size| {
+        tokens.checked_mul(job.cols) == Some(activations)
+            && tokens.checked_mul(job.scales) == Some(scales)
+            && tokens.checked_mul(job.rows).is_some_and(|needed| needed <= outputs)
     };
     if jobs.is_empty() || tokens == 0 {
         return Err(Error::Runtime(format!("{} jobs and {tokens} tokens: none", jobs.len())));
@@ -132,10 +234,9 @@ fn check(jobs: &[Job], (activations, tokens): (usize, usize), outputs: usize) ->
     match jobs.iter().find(|job| !fits(job)) {
         None => Ok(()),
         Some(job) => Err(Error::Runtime(format!(
-            "a job of {} rows and {} columns cannot multiply {activations} activations of {tokens} \
-             tokens into {outputs} outputs",
-            job.rows(),
-            job.cols()
+            "a job of {} rows and {} columns with {} scales a token cannot multiply {activations} \
+             activations with {scales} scales, of {tokens} tokens, into {outputs} outputs",
+            job.rows, job.cols, job.scales
         ))),
     }
 }
@@ -414,13 +515,14 @@ mod tests {
                     let pool = Pool::new(threads).unwrap();
                     let mut out = vec![f32::NAN; tokens * rows];
                     if tokens == 1 {
-                        decode(&pool, &jobs, (&q, 1.0), &[1; 999], rounds, &mut out).unwrap();
+                        let input = (&q[..], &[1.0][..]);
+                        decode(&pool, &jobs[..], input, &[1; 999], rounds, &mut out).unwrap();
                     } else {
                         let bytes = jobs[0].workspace_bytes(tokens, threads);
                         let mut workspace = Buffer::zeroed(bytes).unwrap();
                         let scales = vec![1.0; tokens];
                         let input = (&q[..], &scales[..]);
-                        prefill(&pool, &jobs, input, &mut workspace, rounds, &mut out).unwrap();
+                        prefill(&pool, &jobs[..], input, &mut workspace, rounds, &mut out).unwrap();
                     }
                     let same = out.iter().zip(&wanted).all(|(&y, &dot)| y == dot as f32);
                     assert!(same, "{}, {rows} {tokens}, {threads} threads", kernel.id());
@@ -439,7 +541,7 @@ mod tests {
         let one = Rounds::ONE;
         let mut small = Buffer::zeroed(1).unwrap();
         let many = |q: &[i8], workspace: &mut Buffer, out: &mut [f32]| {
-            prefill(&pool, &jobs, (q, &scales), workspace, one, out)
+            prefill(&pool, &jobs[..], (q, &scales), workspace, one, out)
         };
         let needed = jobs[0].workspace_bytes(2, 2);
         let mut enough = Buffer::zeroed(needed).unwrap();
@@ -447,9 +549,11 @@ mod tests {
         assert!(many(&q, &mut small, &mut out).is_err() == (needed > 1));
         assert!(many(&q[1..], &mut enough, &mut out).is_err());
         assert!(many(&q, &mut enough, &mut out[1..]).is_err());
-        assert!(prefill(&pool, &jobs, (&[], &[]), &mut enough, one, &mut out).is_err());
-        assert!(decode(&pool, &[], (&q[..COLS], 1.0), &[], one, &mut out).is_err());
-        assert!(decode(&pool, &jobs, (&q[1..COLS], 1.0), &[], one, &mut out).is_err());
+        assert!(prefill(&pool, &jobs[..], (&[], &[]), &mut enough, one, &mut out).is_err());
+        let none: &[Job] = &[];
+        assert!(decode(&pool, none, (&q[..COLS], &[1.0]), &[], one, &mut out).is_err());
+        assert!(decode(&pool, &jobs[..], (&q[1..COLS], &[1.0]), &[], one, &mut out).is_err());
+        assert!(decode(&pool, &jobs[..], (&q[..COLS], &[1.0; 2]), &[], one, &mut out).is_err());
         let head = HeadKernel::default(HeadFormat::F32, Isa::best()).unwrap();
         let heads = [Buffer::zeroed(10 * 4 * 64).unwrap()];
         let mut give = |x: &[f32], tokens: usize, rows: usize| {

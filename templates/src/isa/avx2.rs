@@ -653,6 +653,25 @@ pub fn acc_start(_start: I32) -> Acc {
     acc_zero()
 }
 
+/// The number from which [`acc_splat`] makes sums that begin with the sum of `halves`: the first of the
+/// first two columns of every 4, the other of the others. Here each of the two sums of a row begins with
+/// its own, modulo 2^16.
+#[inline]
+pub fn acc_word(halves: [i32; 2]) -> i32 {
+    (halves[0] & 0xffff) | halves[1] << 16
+}
+
+/// Sums that begin with what [`acc_word`] made.
+///
+/// # Safety
+/// `start` is readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub unsafe fn acc_splat(start: *const i32) -> Acc {
+    // SAFETY: the caller's promise.
+    _mm256_set1_epi32(unsafe { start.read() })
+}
+
 /// Adds, in every 16-bit lane, the 2 products of unsigned codes and signed activations. With
 /// codes up to 2, 64 calls fit.
 #[inline]

@@ -17,6 +17,23 @@ pub fn acc_start(start: I32) -> Acc {
     start
 }
 
+/// The number from which [`acc_splat`] makes sums that begin with the sum of `halves`.
+#[inline]
+pub fn acc_word(halves: [i32; 2]) -> i32 {
+    halves[0] + halves[1]
+}
+
+/// Sums that begin with what [`acc_word`] made.
+///
+/// # Safety
+/// `start` is readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub unsafe fn acc_splat(start: *const i32) -> Acc {
+    // SAFETY: the caller's promise.
+    i32_splat(unsafe { start.read() })
+}
+
 /// Adds, in every lane, the 4 products of unsigned codes and signed activations.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -2,7 +2,7 @@
 //! once. Functions are safe where the CPU has the features; only loads and stores are unsafe.
 //!
 //! Bytes: `Bytes`, `load`, `broadcast4`. Two-bit codes: `codes`, `codes_in_place`. Byte dot
-//! products: `Acc`, `acc_zero`, `acc_start`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits
+//! products: `Acc`, `acc_zero`, `acc_start`, `acc_word`, `acc_splat`, `dot`, `widen`, and `WIDE`, whether `dot` sums 32 bits
 //! wide; `in_turn` keeps the compiler from working ahead. Where bytes are looked up in 64: `Tables`,
 //! `spread`, `spread_unmasked`. Where matrices of bytes are multiplied: `interleave`, `dot_2x2`,
 //! `i32_pairs`. Where lines are listed: `list_positive`, `list_nonzero`; where they are multiplied,

@@ -623,6 +623,25 @@ pub fn acc_start(_start: I32) -> Acc {
     acc_zero()
 }
 
+/// The number from which [`acc_splat`] makes sums that begin with the sum of `halves`: two of the four
+/// sums of a row begin with one of them each, modulo 2^16.
+#[inline]
+pub fn acc_word(halves: [i32; 2]) -> i32 {
+    (halves[0] & 0xffff) | halves[1] << 16
+}
+
+/// Sums that begin with what [`acc_word`] made.
+///
+/// # Safety
+/// `start` is readable.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn acc_splat(start: *const i32) -> Acc {
+    // SAFETY: the caller's promise.
+    let start = unsafe { start.read() };
+    [vreinterpretq_s16_u64(vdupq_n_u64(u64::from(start.cast_unsigned()))); 2]
+}
+
 /// Adds, in every 16-bit lane, the product of a code, at most 127, and a signed activation. With
 /// codes up to 2, 127 calls fit.
 #[inline]

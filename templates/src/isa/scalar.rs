@@ -566,6 +566,22 @@ pub fn acc_start(start: I32) -> Acc {
     start
 }
 
+/// The number from which [`acc_splat`] makes sums that begin with the sum of `halves`.
+#[inline]
+pub fn acc_word(halves: [i32; 2]) -> i32 {
+    halves[0] + halves[1]
+}
+
+/// Sums that begin with what [`acc_word`] made.
+///
+/// # Safety
+/// `start` is readable.
+#[inline]
+pub unsafe fn acc_splat(start: *const i32) -> Acc {
+    // SAFETY: the caller's promise.
+    i32_splat(unsafe { start.read() })
+}
+
 /// Adds, in every lane, the 4 products of unsigned codes and signed activations.
 #[inline]
 pub fn dot(acc: Acc, codes: Bytes, activations: Bytes) -> Acc {

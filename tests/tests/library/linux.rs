@@ -63,6 +63,7 @@ fn a_library_computes_what_is_built_in() -> Tested {
     let sha256 = cache.store(library()).unwrap();
     let loaded = Library::load(&cache.open(&sha256).unwrap(), Isa::best()).unwrap();
     let mut found: Vec<KernelId> = loaded.ternary().iter().map(|k| *k.id()).collect();
+    found.extend(loaded.blocks().iter().map(|k| *k.id()));
     found.extend(loaded.heads().iter().map(|k| *k.id()));
     found.extend(loaded.attention().iter().map(|k| *k.id()));
     found.extend(loaded.lines().iter().map(|k| *k.id()));
@@ -78,6 +79,9 @@ fn a_library_computes_what_is_built_in() -> Tested {
         let kernels: Vec<Kernel> =
             loaded.ternary().iter().filter(|k| k.layout() == layout).copied().collect();
         assert_eq!(oracle.check(layout, &kernels, &pool, &mut |_| ()).unwrap(), []);
+    }
+    for kernel in loaded.blocks() {
+        assert_eq!(verify::blocks(kernel, COLS).unwrap(), None);
     }
     for kernel in loaded.heads() {
         assert_eq!(verify::head(kernel, COLS).unwrap(), None);

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bitnet_codegen::{Phase, candidates, grid};
-use bitnet_kernels::{ATTENTION, HEADS, LINES, SKETCHES, TERNARY, abi};
+use bitnet_kernels::{ATTENTION, BLOCKS, HEADS, LINES, SKETCHES, TERNARY, abi};
 use bitnet_profiles::{
     Format, GatherLayout, HeadFormat, Isa, KernelId, KernelSpec, Layout, Op, Shape, SketchFormat,
 };
@@ -50,20 +50,22 @@ struct Kernel {
     run: u64,
 }
 
-/// The kernels of four tables.
+/// The kernels of five tables.
 fn listed(
     ternary: &[abi::TernaryEntry],
+    blocks: &[abi::BlockEntry],
     heads: &[abi::HeadEntry],
     attention: &[abi::AttentionEntry],
     lines: &[abi::GatherEntry],
 ) -> Vec<Kernel> {
     let ternary = ternary.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
+    let blocks = blocks.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
     let heads = heads.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
     let attention = attention.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
     let lines = lines.iter().map(|entry| (&entry.id, entry.run as *const () as u64));
     let kernel =
         |(id, run): (&abi::Id, u64)| Kernel { id: id.text().unwrap().parse().unwrap(), run };
-    ternary.chain(heads).chain(attention).chain(lines).map(kernel).collect()
+    ternary.chain(blocks).chain(heads).chain(attention).chain(lines).map(kernel).collect()
 }
 
 /// The built-in kernels.
@@ -72,7 +74,7 @@ fn kernels() -> Vec<Kernel> {
         id: entry.id.text().unwrap().parse().unwrap(),
         run: entry.run as *const () as u64,
     });
-    listed(TERNARY, HEADS, ATTENTION, LINES).into_iter().chain(sketch).collect()
+    listed(TERNARY, BLOCKS, HEADS, ATTENTION, LINES).into_iter().chain(sketch).collect()
 }
 
 /// Matrices of 2B-4T, and a head of attention: as many columns as a model has, so that loops stay
@@ -116,6 +118,7 @@ static MADE: LazyLock<Result<Vec<Kernel>, String>> = LazyLock::new(|| {
         let tables = &**tables;
         Ok(listed(
             std::slice::from_raw_parts(tables.ternary, tables.ternary_len),
+            std::slice::from_raw_parts(tables.blocks, tables.blocks_len),
             std::slice::from_raw_parts(tables.heads, tables.heads_len),
             std::slice::from_raw_parts(tables.attention, tables.attention_len),
             std::slice::from_raw_parts(tables.lines, tables.gather_len),
@@ -130,6 +133,10 @@ fn made() -> Tested<&'static [Kernel]> {
 
 fn i2_s(id: &KernelId) -> bool {
     matches!(id.op, Op::Ternary(layout) if layout.format() == Format::I2S)
+}
+
+fn blocks(id: &KernelId) -> bool {
+    matches!(id.op, Op::Blocks(_))
 }
 
 fn t5(id: &KernelId) -> bool {
@@ -160,6 +167,11 @@ fn coded_head(id: &KernelId) -> bool {
     matches!(id.op, Op::Head(HeadFormat::Q6K | HeadFormat::Q4_0))
 }
 
+/// Blocks whose scales are gathered one by one.
+fn small_head(id: &KernelId) -> bool {
+    matches!(id.op, Op::Head(HeadFormat::Q4_0 | HeadFormat::T2))
+}
+
 fn nibble_head(id: &KernelId) -> bool {
     matches!(id.op, Op::Head(HeadFormat::Q4_1 | HeadFormat::Q4K))
 }
@@ -169,7 +181,7 @@ fn fifth_bit_head(id: &KernelId) -> bool {
 }
 
 fn rare_head(id: &KernelId) -> bool {
-    let others = matches!(id.op, Op::Head(HeadFormat::Q3K | HeadFormat::Tq2_0));
+    let others = matches!(id.op, Op::Head(HeadFormat::Q3K | HeadFormat::Tq2_0 | HeadFormat::T2));
     others || nibble_head(id) || fifth_bit_head(id)
 }
 
@@ -207,6 +219,16 @@ const FAMILIES: &[Family] = &[
     // The broadcast is a load of its own: only EVEX has it as an operand.
     Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 1.25, load: [1.0, 1.0] },
     Family { serves: i2_s, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: None, each: 1.0, unpack: 2.0, load: [1.0, 1.0] },
+    // Block scales: as I2_S. Of one token, and of 64 columns, the hot loop is that of the blocks, with what becomes
+    // of a block's sums.
+    Family { serves: blocks, isas: &[Isa::Avx2], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 8, also: Some(Mnemonic::Vcvtdq2ps), each: 2.75, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: blocks, isas: &[Isa::Avx2], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 8, also: Some(Mnemonic::Vcvtdq2ps), each: 2.25, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: blocks, isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 16, also: Some(Mnemonic::Vcvtdq2ps), each: 2.75, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: blocks, isas: &[Isa::Avx512], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 16, also: Some(Mnemonic::Vcvtdq2ps), each: 2.25, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: blocks, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: Some(Mnemonic::Vcvtdq2ps), each: 2.25, unpack: 1.25, load: [1.0, 1.0] },
+    Family { serves: blocks, isas: &[Isa::AvxVnni], phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 8, also: Some(Mnemonic::Vcvtdq2ps), each: 1.5, unpack: 2.0, load: [1.0, 1.0] },
+    Family { serves: blocks, isas: VNNI, phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vcvtdq2ps), each: 2.25, unpack: 1.25, load: [0.0, 1.0] },
+    Family { serves: blocks, isas: VNNI, phases: &[Phase::Prefill], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vcvtdq2ps), each: 1.5, unpack: 2.0, load: [0.0, 1.0] },
     // For 5 products a load, a comparison, three lookups, 5 ands, and an instruction to find the unit that
     // is looked up ahead; prefill has a subtraction for the comparison, an xor and 4 shifts more.
     Family { serves: t5, isas: &[Isa::Avx512Vbmi], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 16, also: Some(Mnemonic::Vpermb), each: 1.0, unpack: 2.2, load: [0.0, 1.0] },
@@ -241,10 +263,10 @@ const FAMILIES: &[Family] = &[
     Family { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: |id| id.op == Op::Head(HeadFormat::Q6K), isas: &[Isa::Avx512Vnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 13.0, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx2], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 12.75, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
-    Family { serves: |id| id.op == Op::Head(HeadFormat::Q4_0), isas: &[Isa::Avx512Vnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: small_head, isas: &[Isa::Avx2], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 13.5, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: small_head, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 12.75, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: small_head, isas: &[Isa::Avx512], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
+    Family { serves: small_head, isas: &[Isa::Avx512Vnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 512), products: 64, rows: 1, also: None, each: 14.0, unpack: 0.0, load: [0.0, 0.0] },
     // Nibbles with minima, fifth bits, third bits with sub-scales, ternary codes: measured too.
     Family { serves: nibble_head, isas: &[Isa::Avx2], phases: &[Phase::Decode], work: (&[Mnemonic::Vpmaddubsw], 256), products: 32, rows: 1, also: None, each: 14.25, unpack: 0.0, load: [0.0, 0.0] },
     Family { serves: nibble_head, isas: &[Isa::AvxVnni], phases: &[Phase::Decode], work: (&[Mnemonic::Vpdpbusd], 256), products: 32, rows: 1, also: None, each: 13.25, unpack: 0.0, load: [0.0, 0.0] },
@@ -309,6 +331,11 @@ const CROWDED: &[Crowded] = &[
     // Eight sums, packed and unpacked codes two each, a mask, a product, activations; and where it
     // prefetches, an address.
     Crowded { serves: i2_s, isa: Isa::Avx2,   rows: 16, tokens: 4, stack: 2,  more: 1 },
+    // Sums, codes packed and unpacked, a mask, a product, activations.
+    Crowded { serves: blocks, isa: Isa::Avx2, rows: 16, tokens: 4, stack: 8,  more: 0 },
+    // Four sums for each vector and row, and what is to become of them.
+    Crowded { serves: blocks, isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 8, more: 0 },
+    Crowded { serves: blocks, isa: Isa::AvxVnni, rows: 16, tokens: 2, stack: 4, more: 0 },
     // Tables and indices take four registers, signs two a tile, sums two a tile and activation row.
     Crowded { serves: tl1,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 4,  more: 4 },
     Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 2,  more: 0 },
@@ -590,7 +617,9 @@ fn allowed(id: &KernelId) -> Vec<usize> {
         Op::Head(_) => [512, 256, 128].map(|cols| cols * id.tile.tokens).to_vec(),
         // Where registers are few, sums of one vector of rows after the other, and of half a block.
         Op::Sketch(_) => [32, 16, 8].map(|cols| all_rows * cols).to_vec(),
-        Op::Blocks(_) => panic!("{id}: they are not listed"),
+        // A unit; of codes that were unpacked before, 4 columns.
+        Op::Blocks(_) if id.at_once() < id.tile.tokens => vec![4 * id.tile.rows * id.at_once()],
+        Op::Blocks(_) => vec![16 * all_rows],
         Op::Attention => panic!("{id}: see `attention_holds_its_sums_in_registers`"),
         Op::Rows(_) | Op::Columns(_) => panic!("{id}: see `lists_of_lines_are_walked_at_once`"),
     }
@@ -649,6 +678,9 @@ fn check(kernel: &Kernel) -> Result<f64, String> {
     let per_1000 = |instructions: f64| instructions * 1000.0 / products as f64;
     let spills = hot.iter().filter(|i| on_stack(i)).count();
     let (stack, more) = crowded(&id);
+    // Codes that were unpacked before are read from there.
+    let unpacked = if id.at_once() < id.tile.tokens { lookups / id.at_once() } else { 0 };
+    let stack = stack.max(unpacked);
     if spills > stack {
         return Err(format!("{spills} accesses to the stack in the hot loop, not {stack}"));
     }
@@ -662,7 +694,7 @@ fn check(kernel: &Kernel) -> Result<f64, String> {
     }
     let bound = lookups as f64
         * (family.each
-            + family.unpack / id.tile.tokens as f64
+            + family.unpack / id.at_once() as f64
             + family.load[usize::from(vectors > 1)] / vectors as f64)
         + (CONTROL + more + prefetches) as f64;
     if hot.len() as f64 > bound {

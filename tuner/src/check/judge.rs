@@ -5,7 +5,6 @@ use bitnet_profiles::{KernelId, Objective, Pick, Profile, Role, Shape};
 
 use super::verdict::{PhaseCheck, Ratio, Rival, RivalKind, RoleCheck, Skipped, SparseCheck};
 use crate::measure::{Excluded, JobMeasurements, Measurements, Timing, phase_name, weights};
-use crate::plan::layout_of;
 
 /// Kernels that serve a choice of the profile on this host.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +44,7 @@ pub(super) fn judge(
             role: serving.role,
             parts: serving.parts.clone(),
             count: choice.count,
-            layout: layout_of(&serving.decode),
+            layout: serving.decode.op.packing(),
             phases: phases.collect(),
             together: role.together(),
             sparse: role.sparse(),
@@ -80,8 +79,8 @@ impl<'a> Judge<'a> {
 
     /// True if a rival can only be chosen for both phases together.
     fn is_joint(&self, kind: RivalKind) -> bool {
-        let default = self.job.map(|job| layout_of(&job.default_decode));
-        let elsewhere = default.is_some_and(|layout| layout != layout_of(&self.serving.decode));
+        let default = self.job.map(|job| job.default_decode.op.packing());
+        let elsewhere = default.is_some_and(|layout| layout != self.serving.decode.op.packing());
         self.serving.role == Role::Attention || (kind == RivalKind::Default && elsewhere)
     }
 
@@ -281,7 +280,7 @@ mod tests {
                 role: self.role,
                 parts: parts.clone(),
                 count: 6,
-                layout: layout_of(&self.decode.kernel),
+                layout: self.decode.kernel.op.packing(),
                 decode: self.decode.clone(),
                 prefill: self.prefill.clone(),
                 sparse: self.sparse.as_ref().map(|(pick, _)| pick.clone()),
@@ -301,7 +300,7 @@ mod tests {
                 default_prefill_us: 400.0,
                 tokens: 32,
                 layouts: vec![LayoutMeasurements {
-                    layout: layout_of(&self.decode.kernel),
+                    layout: self.decode.kernel.op.packing(),
                     bytes: 1000,
                     limit_gb_per_s: 40.0,
                     decode,

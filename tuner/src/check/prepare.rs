@@ -7,7 +7,7 @@ use bitnet_runtime::cpu::kernels::cache::Cache;
 
 use super::judge::{Serving, pick};
 use crate::plan::defaults::serving;
-use crate::plan::{JobPlan, JobTask, LayoutPlan, layout_of, plan, sparse};
+use crate::plan::{JobPlan, JobTask, LayoutPlan, plan, sparse};
 use crate::protocol::{LibraryFile, SparseJob};
 use crate::timing::present::Present;
 use crate::{ModelInfo, Result};
@@ -59,13 +59,13 @@ pub(super) fn prepare(profile: &Profile, model: &ModelInfo) -> Result<Prepared> 
         let of = |kernel: Option<KernelId>, rival: Option<KernelId>| -> Vec<KernelId> {
             kernel.into_iter().chain(rival.filter(|_| kernel.is_some())).collect()
         };
-        let layout = layout_of(&serving.decode);
+        let layout = serving.decode.op.packing();
         plan.layouts = vec![LayoutPlan {
             layout,
             decode: of(Some(serving.decode), decode),
             prefill: of(serving.prefill, prefill),
         }];
-        let default_layout = layout_of(&default_decode);
+        let default_layout = default_decode.op.packing();
         let default = LayoutPlan {
             layout: default_layout,
             decode: vec![default_decode],
@@ -118,7 +118,7 @@ fn competes(id: &KernelId, serving: &Serving, phase: Phase) -> bool {
         Phase::Decode => Some(serving.decode),
         Phase::Prefill => serving.prefill,
     };
-    let ternary = layout_of(id).is_some();
+    let ternary = id.op.packing().is_some();
     kernel.is_some_and(|kernel| kernel != *id && kernel.op == id.op)
         && (!ternary || Phase::of(&id.tile) == phase)
         && id.shape.is_none_or(|own| serving.parts.iter().all(|part| part.cols == own.cols))

@@ -1,6 +1,6 @@
 //! Outcome of a check.
 
-use bitnet_profiles::{KernelId, Layout, Role, Shape, Sparse};
+use bitnet_profiles::{KernelId, Packing, Role, Shape, Sparse};
 use serde::Serialize;
 
 use crate::choose::SIMPLICITY;
@@ -37,7 +37,7 @@ pub struct RoleCheck {
     /// Runs per token.
     pub count: u32,
     /// The packing, for ternary roles.
-    pub layout: Option<Layout>,
+    pub layout: Option<Packing>,
     /// Decode and, where it has one, prefill.
     pub phases: Vec<PhaseCheck>,
     /// Comparisons of both phases together, weighed by the profile's objective, with rivals that

@@ -7,7 +7,6 @@ use super::choice::{ChosenKernel, JobChoice};
 use super::gather::choose_gather;
 use super::settle::{Rated, WORTHWHILE, settle, simplicity, worthwhile};
 use crate::measure::{JobMeasurements, LayoutMeasurements, Measurements, Timing, weights};
-use crate::plan::layout_of;
 
 /// Chooses for every job that has a layout left. The same measurements give the same choices.
 pub fn choose(measurements: &Measurements, objective: Objective) -> Vec<JobChoice<'_>> {
@@ -90,7 +89,7 @@ fn choose_job(job: &JobMeasurements, objective: Objective, cold: bool) -> Option
             item: JobChoice { job, layout, decode, prefill, gather: None },
             cost,
             half_width,
-            is_default: layout.layout == layout_of(&job.default_decode),
+            is_default: layout.layout == job.default_decode.op.packing(),
             worthwhile: WORTHWHILE,
         })
     };

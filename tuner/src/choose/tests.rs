@@ -1,7 +1,7 @@
 //! Choices from made-up measurements.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Layout, Objective, Op, Pinning, Role, Run, Shape};
+use bitnet_profiles::{Layout, Objective, Op, Packing, Pinning, Role, Run, Shape};
 
 use super::gather::choose_gather;
 use super::settle::{WORTHWHILE, luck};
@@ -38,7 +38,7 @@ const P_T32: &str = "i2_s_t32__avx512vnni__any__r32_c0_n8_u1_p0";
 /// One job of one matrix: the default takes 100 us for a token, and 400 us for 32.
 fn measurements(layouts: Vec<(Layout, Vec<Timing>, Vec<Timing>)>) -> Measurements {
     let layout = |(layout, decode, prefill)| LayoutMeasurements {
-        layout: Some(layout),
+        layout: Some(Packing::Ternary(layout)),
         bytes: 2_000_000,
         limit_gb_per_s: 40.0,
         decode,
@@ -162,16 +162,16 @@ fn a_layout_is_chosen_with_both_its_kernels() {
         (Layout::I2sT32, vec![timing(D_T32, 1.1, 0.01)], vec![timing(P_T32, 0.67, 0.01)]),
     ]);
     let layout = |objective| choose(&measurements, objective)[0].layout.layout.unwrap();
-    assert_eq!(layout(Objective::Decode), Layout::I2sT16);
-    assert_eq!(layout(Objective::Prefill), Layout::I2sT32);
+    assert_eq!(layout(Objective::Decode), Packing::Ternary(Layout::I2sT16));
+    assert_eq!(layout(Objective::Prefill), Packing::Ternary(Layout::I2sT32));
     // A token costs 100 and 110, four prompt tokens 50 and 33.5.
-    assert_eq!(layout(Objective::Balanced), Layout::I2sT32);
+    assert_eq!(layout(Objective::Balanced), Packing::Ternary(Layout::I2sT32));
     // Both kernels of a choice read its layout.
     for objective in Objective::ALL {
         let choice = choose(&measurements, *objective)[0];
-        let op = Op::Ternary(choice.layout.layout.unwrap());
-        let prefill = choice.prefill.unwrap();
-        assert_eq!((choice.decode.timing.kernel.op, prefill.timing.kernel.op), (op, op));
+        let layout = choice.layout.layout;
+        let ops = [choice.decode, choice.prefill.unwrap()].map(|chosen| chosen.timing.kernel.op);
+        assert_eq!(ops.map(Op::packing), [layout; 2]);
     }
 }
 
@@ -183,7 +183,7 @@ fn tied_layouts_keep_the_default() {
     ]);
     for &objective in Objective::ALL {
         let choice = choose(&measurements, objective)[0];
-        assert_eq!(choice.layout.layout, Some(Layout::I2sT16));
+        assert_eq!(choice.layout.layout, Some(Packing::Ternary(Layout::I2sT16)));
     }
 }
 

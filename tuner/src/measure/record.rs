@@ -1,7 +1,7 @@
 //! Measurements of a model's jobs.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Layout, Objective, Role, Shape};
+use bitnet_profiles::{KernelId, Objective, Packing, Role, Shape};
 use serde::{Deserialize, Serialize};
 
 /// Everything that [`mod@crate::choose`] needs, so that a choice can be repeated from a record.
@@ -128,7 +128,7 @@ impl JobMeasurements {
 pub struct LayoutMeasurements {
     /// The packing; none for the head and attention.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub layout: Option<Layout>,
+    pub layout: Option<Packing>,
     /// Bytes that this layout reads per token, padding included.
     pub bytes: u64,
     /// Read bandwidth of memory or the cache that holds the model, in 10^9 bytes per second, probed

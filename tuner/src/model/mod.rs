@@ -4,8 +4,9 @@ pub(crate) mod demo;
 
 use std::path::{Path, PathBuf};
 
-use bitnet_profiles::{HeadFormat, Shape};
+use bitnet_profiles::{HeadFormat, Role, Shape};
 use bitnet_runtime::arch::config::{Config, JobShapes};
+use bitnet_runtime::cpu::weights::block_width_of;
 use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::Gguf;
 use bitnet_runtime::formats::{Format, TensorType};
@@ -23,6 +24,8 @@ pub struct ModelInfo {
     pub config: Config,
     /// Its ternary jobs.
     pub jobs: Vec<JobShapes>,
+    /// Of each the columns of a block, where matrices have a scale for each.
+    pub widths: Vec<Option<usize>>,
     /// Hash of the shapes, by which profiles know the jobs.
     pub shapes: String,
     /// Storage format of the head's rows.
@@ -32,7 +35,8 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// Reads the header; no tensor page is touched.
+    /// Reads the header, and of the first layer's matrices in blocks as many scales as it takes to see
+    /// that they differ.
     ///
     /// # Errors
     /// [`bitnet_runtime::Error::Model`] where the hyperparameters are wrong, or a matrix is
@@ -43,12 +47,14 @@ impl ModelInfo {
         for (name, shape) in config.all_matrices() {
             check(gguf, &name, shape)?;
         }
+        let width = |job: &JobShapes| block_width_of(gguf, &config, job.role);
+        let widths = jobs.iter().map(width).collect::<bitnet_runtime::Result<_>>()?;
         let names = &config.architecture.tensors;
         let name = if gguf.tensor(names.head).is_some() { names.head } else { names.embedding };
         let ty = gguf.tensor(name).map(|tensor| tensor.ty);
-        let Some(rows) = ty.and_then(|ty| ty.format().rows()) else {
+        let Some(head) = ty.and_then(|ty| ty.format().table(config.hidden)) else {
             let found = ty.map_or("no such tensor".into(), |ty: TensorType| ty.to_string());
-            let expected = Format::names(|format| format.rows().is_some());
+            let expected = Format::names(|format| format.table(0).is_some());
             return Err(gguf.tensor_error(name, found, expected).into());
         };
         // A profile refuses names that are long or hold control characters.
@@ -60,8 +66,9 @@ impl ModelInfo {
             architecture: config.architecture.name,
             shapes: config.shapes_hash(),
             jobs,
+            widths,
             config,
-            head: rows.head,
+            head,
             path: absolute(gguf),
         })
     }
@@ -72,6 +79,12 @@ impl ModelInfo {
     /// As [`ModelInfo::from_gguf`], and those of opening the file.
     pub fn open(path: &Path) -> Result<Self> {
         Self::from_gguf(&open(path)?)
+    }
+
+    /// Returns the columns of a block of a role's matrices, where they have a scale for each.
+    pub fn width(&self, role: Role) -> Option<usize> {
+        let jobs = self.jobs.iter().zip(&self.widths);
+        jobs.filter(|(job, _)| job.role == role).find_map(|(_, width)| *width)
     }
 
     /// Returns rows and columns of the head.

@@ -27,8 +27,13 @@ pub(crate) fn serving(
             (id, Some(id))
         }
         role => {
-            let (decode, prefill) = selection.ternary(role, parts)?;
-            (*decode.id(), Some(*prefill.id()))
+            if let Some(width) = model.width(role) {
+                let (decode, prefill) = selection.blocks(role, parts, width)?;
+                (*decode.id(), Some(*prefill.id()))
+            } else {
+                let (decode, prefill) = selection.ternary(role, parts)?;
+                (*decode.id(), Some(*prefill.id()))
+            }
         }
     })
 }

@@ -8,7 +8,7 @@ pub(crate) mod placement;
 pub(crate) mod sparse;
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Effort, Isa, KernelId, Layout, Op, Role, Shape};
+use bitnet_profiles::{BlockLayout, Effort, Isa, KernelId, Layout, Op, Packing, Role, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelInfo;
@@ -32,7 +32,7 @@ pub struct JobPlan {
 #[serde(deny_unknown_fields)]
 pub struct LayoutPlan {
     /// The packing; none for the head and attention.
-    pub layout: Option<Layout>,
+    pub layout: Option<Packing>,
     /// Decode kernels.
     pub decode: Vec<KernelId>,
     /// Prefill kernels: none for the head, which only the last token needs; for attention those for
@@ -78,14 +78,6 @@ impl JobTask {
     }
 }
 
-/// Returns the layout that a ternary kernel reads; none for other kernels.
-pub(crate) fn layout_of(kernel: &KernelId) -> Option<Layout> {
-    match kernel.op {
-        Op::Ternary(layout) => Some(layout),
-        _ => None,
-    }
-}
-
 /// Groups the `kernels` that are worth timing on a CPU with `ceiling` as its best tier.
 ///
 /// `Effort::Patient` takes all that the CPU can run. Otherwise an operation is tried with the
@@ -97,15 +89,15 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
     let rank = |id: &KernelId| {
         // Lookups multiply nothing.
         let multiplies = match id.op {
-            Op::Ternary(layout) => layout.format().multiplies(),
-            Op::Head(_) | Op::Sketch(_) | Op::Blocks(_) => true,
-            Op::Attention | Op::Rows(_) | Op::Columns(_) => false,
+            Op::Head(_) | Op::Sketch(_) => true,
+            op => op.packing().is_some_and(Packing::multiplies),
         };
         (id.isa != Isa::Scalar, id.isa.lanes(), multiplies && id.isa.dots_are_wide())
     };
     // Layouts of one format compete, and so do the tiles of everything else.
     let same = |a: Op, b: Op| match (a, b) {
         (Op::Ternary(a), Op::Ternary(b)) => a.format() == b.format(),
+        (Op::Blocks(a), Op::Blocks(b)) => a.width() == b.width(),
         (a, b) => a == b,
     };
     let worth = |id: &KernelId| {
@@ -118,12 +110,19 @@ pub fn plan(model: &ModelInfo, kernels: &[KernelId], ceiling: Isa, effort: Effor
         let all = runnable.iter().filter(|id| id.op == op && fits(id) && serves(id));
         all.filter(|id| worth(id)).copied().collect()
     };
-    let ternary = model.jobs.iter().map(|job| {
+    let ternary = model.jobs.iter().zip(&model.widths).map(|(job, width)| {
         let cols = job.parts.first().map_or(0, |part| part.cols);
-        let layouts = Layout::ALL.iter().map(|&layout| LayoutPlan {
-            layout: Some(layout),
-            decode: of(Op::Ternary(layout), cols, Some(Phase::Decode)),
-            prefill: of(Op::Ternary(layout), cols, Some(Phase::Prefill)),
+        let ops: Vec<Op> = match *width {
+            None => Layout::ALL.iter().copied().map(Op::Ternary).collect(),
+            Some(width) => {
+                let own = BlockLayout::ALL.iter().filter(|layout| layout.width() == width);
+                own.copied().map(Op::Blocks).collect()
+            }
+        };
+        let layouts = ops.into_iter().map(|op| LayoutPlan {
+            layout: op.packing(),
+            decode: of(op, cols, Some(Phase::Decode)),
+            prefill: of(op, cols, Some(Phase::Prefill)),
         });
         JobPlan {
             role: job.role,
@@ -189,7 +188,7 @@ mod tests {
                     let Some(packing) = layout.layout else { continue };
                     for phase in [Phase::Decode, Phase::Prefill] {
                         for id in layout.kernels(phase) {
-                            assert_eq!(id.op, Op::Ternary(packing));
+                            assert_eq!(id.op.packing(), Some(packing));
                             assert_eq!(Phase::of(&id.tile), phase);
                         }
                     }

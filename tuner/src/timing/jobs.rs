@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{KernelId, Layout, Role};
+use bitnet_profiles::{KernelId, Packing, Role};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::memory::{self, Pages};
 use bitnet_runtime::cpu::threads::Pool;
@@ -21,7 +21,7 @@ use super::verify::{allowed, verify};
 use super::workload::{AttentionWorkload, HeadWorkload, Rotation, TernaryWorkload, Workload};
 use crate::measure::lengths::PREFILL_TOKENS;
 use crate::measure::{Timing, Unit, UnitKey, phase_name};
-use crate::plan::{JobTask, layout_of};
+use crate::plan::JobTask;
 use crate::protocol::{Event, MeasureTask, Reporter};
 use crate::{Result, stats};
 
@@ -45,7 +45,8 @@ pub(crate) const UNKNOWN: f64 = 200.0;
 fn least_memory(jobs: &[JobTask]) -> u64 {
     let bytes = |job: &JobTask| {
         let layouts = job.plan.layouts.iter().filter_map(|layout| layout.layout);
-        let of = |layout: Layout| job.plan.parts.iter().map(move |&p| layout.matrix_bytes(p)).sum();
+        let of =
+            |layout: Packing| job.plan.parts.iter().map(move |&p| layout.matrix_bytes(p)).sum();
         4 * layouts.map(of).max().unwrap_or(0_usize) as u64
     };
     jobs.iter().map(bytes).max().unwrap_or(0)
@@ -200,7 +201,7 @@ impl<'a> Timer<'a> {
         if open.iter().flatten().all(Option::is_none) || repeat > 0 && self.is_late() {
             return Ok(());
         }
-        let default_layout = layout_of(&job.default_decode);
+        let default_layout = job.default_decode.op.packing();
         let baselines = [
             Some(self.present.find(&job.default_decode)?),
             job.default_prefill.as_ref().map(|id| self.present.find(id)).transpose()?,
@@ -280,7 +281,7 @@ impl<'a> Timer<'a> {
     fn workload(
         &self,
         job: &JobTask,
-        layout: Option<Layout>,
+        layout: Option<Packing>,
         tokens: usize,
     ) -> Result<Box<dyn Workload>> {
         let (pool, parts, rotation) = (self.pool, &job.plan.parts, self.rotation);

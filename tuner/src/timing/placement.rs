@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Op, Run};
+use bitnet_profiles::Run;
 use bitnet_runtime::cpu::memory::Pages;
 use bitnet_runtime::cpu::threads::{Pool, PoolOptions};
 
@@ -45,11 +45,11 @@ pub(crate) fn measure(
     for huge in [true, false] {
         if task.placements.iter().any(|run| run.huge_pages == huge) {
             let pages = if huge { Pages::Huge } else { Pages::Small };
-            let workload = |job: &ChosenJob| match job.decode.op {
-                Op::Ternary(layout) => {
-                    TernaryWorkload::new(&pool, &job.parts, layout, (rotation, pages), TOKENS)
+            let workload = |job: &ChosenJob| match job.decode.op.packing() {
+                Some(packing) => {
+                    TernaryWorkload::new(&pool, &job.parts, packing, (rotation, pages), TOKENS)
                 }
-                _ => Err(bitnet_runtime::Error::Runtime(format!(
+                None => Err(bitnet_runtime::Error::Runtime(format!(
                     "{} is no ternary kernel",
                     job.decode
                 ))

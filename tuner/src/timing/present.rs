@@ -2,7 +2,9 @@
 
 use bitnet_profiles::{KernelId, Op};
 use bitnet_runtime::Error;
-use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel, Library};
+use bitnet_runtime::cpu::kernels::{
+    self, AttentionKernel, BlockKernel, HeadKernel, Kernel, Library,
+};
 
 use crate::Result;
 
@@ -10,6 +12,7 @@ use crate::Result;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Candidate {
     Ternary(Kernel),
+    Blocks(BlockKernel),
     Head(HeadKernel),
     Attention(AttentionKernel),
 }
@@ -18,6 +21,7 @@ impl Candidate {
     pub(crate) fn id(&self) -> &KernelId {
         match self {
             Self::Ternary(kernel) => kernel.id(),
+            Self::Blocks(kernel) => kernel.id(),
             Self::Head(kernel) => kernel.id(),
             Self::Attention(kernel) => kernel.id(),
         }
@@ -40,8 +44,12 @@ impl Present {
                 let made = || made?.heads().iter().find(|kernel| kernel.id() == id).copied();
                 HeadKernel::find(id).or_else(made).map(Candidate::Head)
             }
+            Op::Blocks(_) => {
+                let made = || made?.find_blocks(id);
+                BlockKernel::find(id).or_else(made).map(Candidate::Blocks)
+            }
             // They are no candidates.
-            Op::Sketch(_) | Op::Blocks(_) => None,
+            Op::Sketch(_) => None,
             Op::Attention => {
                 let made = || made?.attention().iter().find(|kernel| kernel.id() == id).copied();
                 AttentionKernel::find(id).or_else(made).map(Candidate::Attention)

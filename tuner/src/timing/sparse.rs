@@ -276,8 +276,8 @@ impl SparseWorkload {
             false => (2, count.min(self.jobs.len() - 1)),
         };
         let rounds = Rounds { first: self.next, untimed, timed };
-        let (input, out) = ((&self.quantised[density][..], 1.0), &mut self.out);
-        let elapsed = rehearse::decode(pool, &self.jobs, input, &self.flush, rounds, out)?;
+        let (input, out) = ((&self.quantised[density][..], &[1.0][..]), &mut self.out);
+        let elapsed = rehearse::decode(pool, &self.jobs[..], input, &self.flush, rounds, out)?;
         self.next = rounds.next(self.jobs.len());
         Ok((timed, elapsed))
     }

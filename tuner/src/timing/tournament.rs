@@ -444,7 +444,7 @@ mod tests {
     fn chosen(times: &[f64], noise: f64, seed: u64) -> Option<usize> {
         use crate::choose::choose;
         use crate::measure::{JobMeasurements, LayoutMeasurements, Limits, Measurements, Timing};
-        use bitnet_profiles::{KernelId, Layout, Objective, Role, Shape};
+        use bitnet_profiles::{KernelId, Layout, Objective, Packing, Role, Shape};
         let mut random = Random::new(seed);
         let mut log = Vec::new();
         let weather = |_| {
@@ -489,7 +489,7 @@ mod tests {
                 default_prefill_us: 0.0,
                 tokens: 1,
                 layouts: vec![LayoutMeasurements {
-                    layout: Some(Layout::I2sT16),
+                    layout: Some(Packing::Ternary(Layout::I2sT16)),
                     bytes: 1,
                     limit_gb_per_s: 1.0,
                     decode,

@@ -1,6 +1,6 @@
 //! Verification of candidates against the oracle.
 
-use bitnet_profiles::{KernelId, Layout, Role};
+use bitnet_profiles::{KernelId, Packing, Role};
 use bitnet_runtime::cpu::kernels::verify::{self, Oracle, Wrong};
 use bitnet_runtime::cpu::threads::Pool;
 
@@ -27,7 +27,7 @@ pub(super) fn verify(
     reporter: &mut Reporter,
 ) -> Result<()> {
     // By columns and layout: jobs with the same columns have the same candidates.
-    let mut checked: Vec<(usize, Option<Layout>, Role)> = Vec::new();
+    let mut checked: Vec<(usize, Option<Packing>, Role)> = Vec::new();
     for JobTask { plan, .. } in &task.jobs {
         let cols = plan.parts.first().map_or(1, |part| part.cols);
         let mut oracle = None;
@@ -45,6 +45,10 @@ pub(super) fn verify(
             for id in layout.all().filter(|id| excluded.iter().all(|e| e.kernel != **id)) {
                 match present.find(id)? {
                     Candidate::Ternary(kernel) => ternary.push(kernel),
+                    Candidate::Blocks(kernel) => {
+                        reporter.begin(id, allowed(task))?;
+                        wrong.extend(verify::blocks(&kernel, cols)?);
+                    }
                     Candidate::Head(kernel) => {
                         reporter.begin(id, allowed(task))?;
                         wrong.extend(verify::head(&kernel, cols)?);
@@ -55,7 +59,7 @@ pub(super) fn verify(
                     }
                 }
             }
-            if let Some(packing) = layout.layout {
+            if let Some(Packing::Ternary(packing)) = layout.layout {
                 let oracle = oracle.get_or_insert_with(|| Oracle::new(cols, tokens));
                 // Verification goes on where the status file cannot be written.
                 let begin = &mut |id: &KernelId| drop(reporter.begin(id, allowed(task)));

@@ -11,10 +11,11 @@
 use std::time::Instant;
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{HeadFormat, Isa, Layout, Shape};
+use bitnet_profiles::{BlockLayout, HeadFormat, Isa, KernelId, Layout, Packing, Shape};
 use bitnet_runtime::Error;
 use bitnet_runtime::arch::config::Config;
-use bitnet_runtime::cpu::kernels::{self, Kernel, VectorOps};
+use bitnet_runtime::cpu::blocks::{BlockJob, BlockMatrix};
+use bitnet_runtime::cpu::kernels::{self, BlockKernel, Kernel, VectorOps};
 use bitnet_runtime::cpu::matmul::Job;
 use bitnet_runtime::cpu::memory::{Arena, Buffer, Pages};
 use bitnet_runtime::cpu::model::KvType;
@@ -95,9 +96,82 @@ fn wrong_kind(kernel: &Candidate) -> crate::Error {
     Error::Runtime(format!("{} does not serve this role", kernel.id())).into()
 }
 
+/// Copies of a ternary job.
+enum Jobs {
+    Ternary(Vec<Job>),
+    Blocks(Vec<BlockJob>),
+}
+
+impl Jobs {
+    fn count(&self) -> usize {
+        match self {
+            Self::Ternary(jobs) => jobs.len(),
+            Self::Blocks(jobs) => jobs.len(),
+        }
+    }
+
+    /// Returns rows, columns, and scales of a token's activations.
+    fn sizes(&self) -> (usize, usize, usize) {
+        match self {
+            Self::Ternary(jobs) => (jobs[0].rows(), jobs[0].cols(), 1),
+            Self::Blocks(jobs) => {
+                let job = &jobs[0];
+                (job.rows(), job.cols(), job.cols() / job.width())
+            }
+        }
+    }
+
+    fn packed_bytes(&self) -> usize {
+        match self {
+            Self::Ternary(jobs) => jobs[0].packed_bytes(),
+            Self::Blocks(jobs) => jobs[0].packed_bytes(),
+        }
+    }
+
+    fn workspace_bytes(&self, tokens: usize, threads: usize) -> usize {
+        match self {
+            Self::Ternary(jobs) => jobs[0].workspace_bytes(tokens, threads),
+            Self::Blocks(jobs) => jobs[0].workspace_bytes(tokens),
+        }
+    }
+
+    /// Has `kernel` serve a phase.
+    fn set_kernel(&mut self, kernel: &Candidate, phase: Phase) -> Result<()> {
+        match (self, kernel) {
+            (Self::Ternary(jobs), &Candidate::Ternary(kernel)) => {
+                for job in jobs {
+                    let (decode, prefill) = match phase {
+                        Phase::Decode => (kernel, *job.prefill_kernel()),
+                        Phase::Prefill => (*job.decode_kernel(), kernel),
+                    };
+                    job.set_kernels(decode, prefill)?;
+                }
+            }
+            (Self::Blocks(jobs), &Candidate::Blocks(kernel)) => {
+                for job in jobs {
+                    let (decode, prefill) = match phase {
+                        Phase::Decode => (kernel, *job.prefill_kernel()),
+                        Phase::Prefill => (*job.decode_kernel(), kernel),
+                    };
+                    job.set_kernels(decode, prefill)?;
+                }
+            }
+            _ => return Err(wrong_kind(kernel)),
+        }
+        Ok(())
+    }
+
+    fn as_rehearsed(&self) -> rehearse::Jobs<'_> {
+        match self {
+            Self::Ternary(jobs) => rehearse::Jobs::from(&jobs[..]),
+            Self::Blocks(jobs) => rehearse::Jobs::from(&jobs[..]),
+        }
+    }
+}
+
 /// Jobs of a ternary role in one layout.
 pub(crate) struct TernaryWorkload {
-    jobs: Vec<Job>,
+    jobs: Jobs,
     /// Next job in turn.
     next: usize,
     warm: bool,
@@ -113,41 +187,48 @@ impl TernaryWorkload {
     pub(crate) fn new(
         pool: &Pool,
         parts: &[Shape],
-        layout: Layout,
+        packing: Packing,
         (rotation, pages): (Rotation, Pages),
         tokens: usize,
     ) -> Result<Self> {
-        let any = |phase: Phase| {
-            let fits = |k: &&Kernel| k.layout() == layout && Phase::of(&k.id().tile) == phase;
-            kernels::builtin().iter().find(fits).copied().ok_or_else(|| {
-                Error::Runtime(format!("no kernel that this CPU can run reads {layout}"))
-            })
-        };
-        let (decode, prefill) = (any(Phase::Decode)?, any(Phase::Prefill)?);
-        let bytes = parts.iter().map(|&part| layout.matrix_bytes(part)).sum();
+        let bytes = parts.iter().map(|&part| packing.matrix_bytes(part)).sum();
         let count = rotation.copies(bytes).max(2);
         // As the model's are: matrices of less than a large page get none by themselves, and
         // layouts were up to 1.5 times as slow as others by where their pages happened to be.
         let mut arena = Arena::with(bytes * count, parts.len() * count, pages)?;
-        let mut first: Vec<PackedMatrix> = Vec::new();
-        for &shape in parts {
-            let buffer = take(&mut arena, layout.matrix_bytes(shape))?;
-            let packed = match first.iter().find(|part| part.shape() == shape) {
-                Some(part) => part.copy(buffer, pool)?,
-                None => pack_random(shape, layout, buffer, pool)?,
-            };
-            first.push(packed);
-        }
-        let first = Job::new(first, decode, prefill)?;
-        let (cols, rows) = (first.cols(), first.rows());
-        let mut jobs = vec![first];
-        while jobs.len() < count {
-            let copy = |part: &PackedMatrix| -> Result<PackedMatrix> {
-                Ok(part.copy(take(&mut arena, part.data().len())?, pool)?)
-            };
-            let parts = jobs[0].parts().iter().map(copy).collect::<Result<_>>()?;
-            jobs.push(Job::new(parts, decode, prefill)?);
-        }
+        let jobs = match packing {
+            Packing::Ternary(layout) => {
+                let ids = kernels::builtin().iter().filter(|kernel| kernel.layout() == layout);
+                let (decode, prefill) = any_pair(ids, Kernel::id, packing)?;
+                let all =
+                    copies::<PackedMatrix>((parts, count), |shape, first: &[PackedMatrix]| {
+                        let buffer = take(&mut arena, layout.matrix_bytes(shape))?;
+                        match first.iter().find(|part| part.shape() == shape) {
+                            Some(part) => Ok(part.copy(buffer, pool)?),
+                            None => pack_random(shape, layout, buffer, pool),
+                        }
+                    })?;
+                let job = |parts| Job::new(parts, *decode, *prefill);
+                let jobs = all.into_iter().map(job).collect::<bitnet_runtime::Result<_>>()?;
+                Jobs::Ternary(jobs)
+            }
+            Packing::Blocks(layout) => {
+                let all: Vec<BlockKernel> =
+                    BlockKernel::builtin().filter(|kernel| kernel.layout() == layout).collect();
+                let (decode, prefill) = any_pair(all.iter(), BlockKernel::id, packing)?;
+                let all = copies::<BlockMatrix>((parts, count), |shape, _: &[BlockMatrix]| {
+                    let buffer = take(&mut arena, layout.matrix_bytes(shape))?;
+                    fill_blocks(shape, layout, buffer, pool)
+                })?;
+                let job = |parts: Vec<BlockMatrix>| {
+                    let biases = vec![None; parts.len()];
+                    BlockJob::new(parts, biases, *decode, *prefill)
+                };
+                let jobs = all.into_iter().map(job).collect::<bitnet_runtime::Result<_>>()?;
+                Jobs::Blocks(jobs)
+            }
+        };
+        let (rows, cols, scales) = jobs.sizes();
         let mut random = Random::new(cols as u64);
         Ok(Self {
             jobs,
@@ -155,7 +236,7 @@ impl TernaryWorkload {
             warm: rotation.warm,
             tokens,
             quantised: (0..tokens * cols).map(|_| random.below(255) as u8 as i8).collect(),
-            scales: vec![1.0; tokens],
+            scales: vec![1.0; tokens * scales],
             workspace: Buffer::zeroed(0)?,
             out: vec![0.0; tokens * rows],
         })
@@ -164,11 +245,11 @@ impl TernaryWorkload {
 
 impl Workload for TernaryWorkload {
     fn set_tokens(&mut self, tokens: usize) {
-        self.tokens = tokens.min(self.scales.len());
+        self.tokens = tokens.min(self.scales.len() / self.jobs.sizes().2);
     }
 
     fn bytes(&self) -> u64 {
-        self.jobs[0].packed_bytes() as u64
+        self.jobs.packed_bytes() as u64
     }
 
     fn sample(
@@ -179,35 +260,67 @@ impl Workload for TernaryWorkload {
         count: usize,
     ) -> Result<Sample> {
         let begin = Instant::now();
-        let &Candidate::Ternary(kernel) = kernel else { return Err(wrong_kind(kernel)) };
-        for job in &mut self.jobs {
-            let (decode, prefill) = match phase {
-                Phase::Decode => (kernel, *job.prefill_kernel()),
-                Phase::Prefill => (*job.decode_kernel(), kernel),
-            };
-            job.set_kernels(decode, prefill)?;
-        }
+        self.jobs.set_kernel(kernel, phase)?;
+        let (_, cols, each) = self.jobs.sizes();
         let tokens = if phase == Phase::Decode { 1 } else { self.tokens };
-        let workspace_bytes = self.jobs[0].workspace_bytes(tokens, pool.threads());
+        let workspace_bytes = self.jobs.workspace_bytes(tokens, pool.threads());
         if phase == Phase::Prefill && self.workspace.len() < workspace_bytes {
             self.workspace = Buffer::zeroed(workspace_bytes)?;
         }
-        let quantised = &self.quantised[..tokens * self.jobs[0].cols()];
-        let scales = &self.scales[..tokens];
-        let untimed = if self.warm { self.jobs.len() } else { 1 };
+        let input = (&self.quantised[..tokens * cols], &self.scales[..tokens * each]);
+        let untimed = if self.warm { self.jobs.count() } else { 1 };
         let rounds = Rounds { first: self.next, untimed, timed: count };
-        let (jobs, out) = (&self.jobs, &mut self.out);
+        let (jobs, out) = (self.jobs.as_rehearsed(), &mut self.out);
         // They take new scratch for every sample: where its pages lie is then noise and no bias.
         let elapsed = match phase {
-            Phase::Decode => rehearse::decode(pool, jobs, (quantised, 1.0), &[], rounds, out)?,
+            Phase::Decode => rehearse::decode(pool, jobs, input, &[], rounds, out)?,
             Phase::Prefill => {
-                let input = (quantised, scales);
                 rehearse::prefill(pool, jobs, input, &mut self.workspace, rounds, out)?
             }
         };
-        self.next = rounds.next(self.jobs.len());
+        self.next = rounds.next(self.jobs.count());
         Ok(sample_of(begin, count, elapsed))
     }
+}
+
+/// Returns a kernel for one token and one for many, of those that read a packing.
+fn any_pair<'k, K>(
+    kernels: impl Iterator<Item = &'k K> + Clone,
+    id: fn(&K) -> &KernelId,
+    packing: Packing,
+) -> Result<(&'k K, &'k K)> {
+    let any = |phase: Phase| kernels.clone().find(|kernel| Phase::of(&id(kernel).tile) == phase);
+    let pair = any(Phase::Decode).zip(any(Phase::Prefill));
+    let missing = || Error::Runtime(format!("no kernel that this CPU can run reads {packing}"));
+    Ok(pair.ok_or_else(missing)?)
+}
+
+/// Makes the matrices of `count` copies of a job: `make(shape, those before)` makes one.
+fn copies<M>(
+    (parts, count): (&[Shape], usize),
+    mut make: impl FnMut(Shape, &[M]) -> Result<M>,
+) -> Result<Vec<Vec<M>>> {
+    let mut all: Vec<Vec<M>> = Vec::new();
+    for _ in 0..count {
+        let mut job: Vec<M> = Vec::new();
+        for &shape in parts {
+            let made = make(shape, all.first().map_or(&job[..], |first| &first[..]))?;
+            job.push(made);
+        }
+        all.push(job);
+    }
+    Ok(all)
+}
+
+/// Makes a matrix with block scales: any codes are weights, and every scale is a small number.
+fn fill_blocks(
+    shape: Shape,
+    layout: BlockLayout,
+    mut buffer: Buffer,
+    pool: &Pool,
+) -> Result<BlockMatrix> {
+    pool.fill(&mut buffer, 0x3c)?;
+    Ok(BlockMatrix::new(layout, shape, 1.0, false, buffer)?)
 }
 
 /// The head: logits of one token.
@@ -350,11 +463,22 @@ mod tests {
 
     use super::*;
 
-    /// Layouts that kernels of this CPU read in both phases: only such are candidates.
-    fn layouts() -> BTreeSet<Layout> {
+    /// Kernels that can be timed on ternary jobs.
+    fn candidates() -> Vec<Candidate> {
+        let ternary = kernels::builtin().iter().copied().map(Candidate::Ternary);
+        ternary.chain(BlockKernel::builtin().map(Candidate::Blocks)).collect()
+    }
+
+    fn packing(kernel: &Candidate) -> Packing {
+        kernel.id().op.packing().unwrap()
+    }
+
+    /// Packings that kernels of this CPU read in both phases: only such are candidates.
+    fn packings() -> BTreeSet<Packing> {
         let of = |phase: Phase| {
-            let own = |kernel: &&Kernel| Phase::of(&kernel.id().tile) == phase;
-            kernels::builtin().iter().filter(own).map(Kernel::layout).collect::<BTreeSet<_>>()
+            let all = candidates().into_iter();
+            let own = all.filter(|kernel| Phase::of(&kernel.id().tile) == phase);
+            own.map(|kernel| packing(&kernel)).collect::<BTreeSet<_>>()
         };
         of(Phase::Decode).intersection(&of(Phase::Prefill)).copied().collect()
     }
@@ -363,7 +487,7 @@ mod tests {
     fn copies_rotate_and_every_kernel_can_be_timed() {
         let pool = Pool::new(2).unwrap();
         let parts = [Shape::new(96, 256), Shape::new(96, 256), Shape::new(33, 256)];
-        for layout in layouts() {
+        for layout in packings() {
             let new = |bytes, warm| {
                 TernaryWorkload::new(
                     &pool,
@@ -375,24 +499,19 @@ mod tests {
                 .unwrap()
             };
             let mut cold = new(1, false);
-            assert_eq!(cold.jobs.len(), 2);
-            let bytes = cold.jobs[0].packed_bytes() as u64;
-            assert_eq!(new(10 * bytes, false).jobs.len(), 10);
+            assert_eq!(cold.jobs.count(), 2);
+            let bytes = cold.jobs.packed_bytes() as u64;
+            assert_eq!(new(10 * bytes, false).jobs.count(), 10);
             let mut warm = new(3 * bytes - 1, true);
-            assert_eq!(warm.jobs.len(), 3);
-            for kernel in kernels::builtin().iter().filter(|k| k.layout() == layout) {
+            assert_eq!(warm.jobs.count(), 3);
+            for kernel in candidates().into_iter().filter(|kernel| packing(kernel) == layout) {
                 for (workload, count) in [(&mut cold, 2), (&mut warm, 4)] {
                     let (next, untimed) = (workload.next, if workload.warm { 3 } else { 1 });
                     let sample = workload
-                        .sample(
-                            &pool,
-                            &Candidate::Ternary(*kernel),
-                            Phase::of(&kernel.id().tile),
-                            count,
-                        )
+                        .sample(&pool, &kernel, Phase::of(&kernel.id().tile), count)
                         .unwrap();
                     assert!(sample.us > 0.0 && sample.cost * 1e6 >= sample.us);
-                    assert_eq!(workload.next, (next + untimed + count) % workload.jobs.len());
+                    assert_eq!(workload.next, (next + untimed + count) % workload.jobs.count());
                 }
             }
         }
@@ -402,23 +521,18 @@ mod tests {
     #[test]
     fn samples_multiply() {
         let pool = Pool::new(2).unwrap();
-        let parts = [Shape::new(128, 128)];
-        let layouts = layouts();
-        for kernel in kernels::builtin().iter().filter(|k| layouts.contains(&k.layout())) {
+        let parts = [Shape::new(128, 256)];
+        let packings = packings();
+        for kernel in candidates().into_iter().filter(|k| packings.contains(&packing(k))) {
             let rotation = Rotation { bytes: 1, warm: true };
+            let pages = (rotation, Pages::Small);
             let mut workload =
-                TernaryWorkload::new(&pool, &parts, kernel.layout(), (rotation, Pages::Small), 3)
-                    .unwrap();
+                TernaryWorkload::new(&pool, &parts, packing(&kernel), pages, 3).unwrap();
             workload.out.fill(f32::NAN);
-            workload
-                .sample(&pool, &Candidate::Ternary(*kernel), Phase::of(&kernel.id().tile), 1)
-                .unwrap();
-            let tokens = if kernel.tokens() == 1 { 1 } else { 3 };
-            assert!(
-                workload.out[..tokens * 128].iter().all(|y| y.fract() == 0.0),
-                "{}",
-                kernel.id()
-            );
+            workload.sample(&pool, &kernel, Phase::of(&kernel.id().tile), 1).unwrap();
+            let tokens = if kernel.id().tile.tokens == 1 { 1 } else { 3 };
+            let out = &workload.out[..tokens * 128];
+            assert!(out.iter().all(|y| y.is_finite()), "{}", kernel.id());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A profile without timing anything.
 
-use bitnet_profiles::{Choice, Op, Pick, Profile};
+use bitnet_profiles::{Choice, Pick, Profile};
 use bitnet_runtime::cpu::host::Host;
 use bitnet_runtime::cpu::kernels;
 
@@ -20,10 +20,7 @@ pub fn estimate(model: &ModelInfo, options: &Options) -> Result<Profile> {
     let untuned = untuned(options.ceiling)?;
     let choice = |JobPlan { role, parts, count, .. }: JobPlan| -> Result<Choice> {
         let (decode, prefill) = serving(&untuned, model, (role, &parts))?;
-        let layout = match decode.op {
-            Op::Ternary(layout) => Some(layout),
-            _ => None,
-        };
+        let layout = decode.op.packing();
         let prefill = prefill.filter(|_| layout.is_some()).map(Pick::untimed);
         let sparse = kernels::shipped().lines(role, &parts, None, options.ceiling).cloned();
         let decode = Pick::untimed(decode);

@@ -1,10 +1,10 @@
 //! Jobs of a run: candidates, defaults and their order.
 
 use bitnet_codegen::Phase;
-use bitnet_profiles::{Effort, Isa, KernelId, Op, TileConfig, stable_hash};
+use bitnet_profiles::{Effort, Isa, KernelId, Packing, TileConfig, stable_hash};
 use bitnet_runtime::Error;
 use bitnet_runtime::cpu::host::Host;
-use bitnet_runtime::cpu::kernels::{self, AttentionKernel, HeadKernel, Kernel};
+use bitnet_runtime::cpu::kernels::{self, AttentionKernel, BlockKernel, HeadKernel, Kernel};
 
 use super::outcome::Options;
 use crate::Result;
@@ -23,6 +23,7 @@ pub(super) fn jobs(
 ) -> Result<Vec<JobTask>> {
     let untuned = untuned(options.ceiling)?;
     let present: Vec<KernelId> = (kernels::builtin().iter().map(Kernel::id).copied())
+        .chain(BlockKernel::builtin().map(|kernel| *kernel.id()))
         .chain(HeadKernel::builtin().map(|kernel| *kernel.id()))
         .chain(AttentionKernel::builtin().map(|kernel| *kernel.id()))
         .chain(made.iter().copied())
@@ -44,12 +45,9 @@ pub(super) fn jobs(
 /// have vector kernels that multiply: these won wherever both were measured. The default's layout
 /// stays.
 fn drop_lookups(task: &mut JobTask) {
-    let default = match task.default_decode.op {
-        Op::Ternary(layout) => Some(layout),
-        _ => None,
-    };
+    let default = task.default_decode.op.packing();
     let promises = |layout: &LayoutPlan| {
-        layout.layout.is_none_or(|layout| layout.format().multiplies())
+        layout.layout.is_none_or(Packing::multiplies)
             && layout.all().any(|id| id.isa != Isa::Scalar)
     };
     let layouts = &mut task.plan.layouts;
@@ -137,9 +135,10 @@ mod tests {
             (&[vector, lookup, t5], lookup, &[Layout::I2sT16, Layout::Tl1T32]),
             (&[plain, lookup, t5], plain, &[Layout::I2sT16, Layout::Tl1T32, Layout::T5T32]),
         ] {
-            let layout = |id: &KernelId| {
-                let Op::Ternary(layout) = id.op else { panic!("{id}") };
-                LayoutPlan { layout: Some(layout), decode: vec![*id], prefill: vec![*id] }
+            let layout = |id: &KernelId| LayoutPlan {
+                layout: id.op.packing(),
+                decode: vec![*id],
+                prefill: vec![*id],
             };
             let layouts = candidates.iter().map(layout).collect();
             let mut task = JobTask {
@@ -148,7 +147,8 @@ mod tests {
                 default_prefill: None,
             };
             drop_lookups(&mut task);
-            let found: Vec<Layout> = task.plan.layouts.iter().filter_map(|l| l.layout).collect();
+            let found: Vec<Packing> = task.plan.layouts.iter().filter_map(|l| l.layout).collect();
+            let left: Vec<Packing> = left.iter().copied().map(Packing::Ternary).collect();
             assert_eq!(found, left, "{default}");
         }
     }

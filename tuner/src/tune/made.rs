@@ -101,7 +101,7 @@ pub(super) fn made_for(model: &ModelInfo, ceiling: Isa) -> Vec<KernelId> {
         ids.extend(all.filter(|id| wanted(id.op)));
     };
     for shape in shapes {
-        add(shape, &|op| matches!(op, Op::Ternary(_)));
+        add(shape, &|op| op.packing().is_some());
     }
     add(model.head_shape(), &|op| op == Op::Head(model.head));
     let plan = plan(model, &ids, ceiling, Effort::Measure);

@@ -82,14 +82,13 @@ impl Tuned {
                 let decode = candidate(job.parts[0], |id| {
                     matches!(id.op, Op::Ternary(_)) && id.tile.tokens == 1
                 });
-                let Op::Ternary(layout) = decode.op else { unreachable!() };
                 let prefill = candidate(job.parts[0], |id| {
                     id.op == decode.op && id.isa == decode.isa && id.tile.tokens > 1
                 });
                 Choice {
                     role: job.role,
                     count: job.count,
-                    layout: Some(layout),
+                    layout: decode.op.packing(),
                     decode: pick(decode),
                     prefill: Some(pick(prefill)),
                     sparse: None,

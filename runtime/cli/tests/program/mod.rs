@@ -127,7 +127,7 @@ pub fn profile(path: Option<PathBuf>) -> Profile {
                 role: job.role,
                 parts: job.parts,
                 count: job.count,
-                layout: Some(generic.layout()),
+                layout: generic.decode.op.packing(),
                 decode: pick(generic.decode),
                 prefill: Some(pick(generic.prefill)),
                 sparse: None,

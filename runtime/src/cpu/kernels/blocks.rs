@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bitnet_profiles::{BlockLayout, Isa, KernelId, Op, Shape};
+use bitnet_profiles::{BlockLayout, KernelId, Op, Shape};
 
 use super::reaches;
 use crate::cpu::blocks::BlockMatrix;
@@ -25,7 +25,7 @@ impl std::fmt::Debug for BlockKernel {
 
 impl BlockKernel {
     /// Wraps a table entry, unless the CPU lacks the ISA or the entry is no such kernel.
-    fn new(entry: &'static abi::BlockEntry) -> Option<Self> {
+    pub(super) fn new(entry: &'static abi::BlockEntry) -> Option<Self> {
         let id: KernelId = entry.id.text()?.parse().ok()?;
         match id.op {
             Op::Blocks(layout) if id.isa.is_supported() => Some(Self { id, layout, entry }),
@@ -38,22 +38,24 @@ impl BlockKernel {
         builtin::BLOCKS.iter().filter_map(Self::new)
     }
 
-    /// Returns the kernels of the best ISA up to `ceiling` for blocks of so many columns, by the number of
-    /// tokens that they take, one token first. All read the same layout.
-    pub fn defaults(width: usize, ceiling: Isa) -> Vec<Self> {
-        let fits = |kernel: &Self| kernel.layout.width() == width && kernel.id.isa <= ceiling;
-        let of_one = Self::builtin().filter(|kernel| fits(kernel) && kernel.tokens() == 1);
-        // Of equals the first in the table is the default.
-        let best = of_one.reduce(|a, b| if b.id.isa > a.id.isa { b } else { a });
-        let Some(best) = best else { return Vec::new() };
-        let own = |kernel: &Self| {
-            kernel.layout == best.layout && kernel.id.isa == best.id.isa && kernel.tokens() > 1
+    /// Returns the built-in kernel of that name, if there is one and this CPU can run it.
+    pub fn find(id: &KernelId) -> Option<Self> {
+        Self::builtin().find(|kernel| kernel.id() == id)
+    }
+
+    /// Returns the built-in kernels for a few tokens, by their number: those of the ISA and the packing of
+    /// `prefill` that take fewer tokens, and all at once.
+    pub fn few(prefill: &Self) -> Vec<Self> {
+        let fits = |kernel: &Self| {
+            kernel.layout == prefill.layout
+                && kernel.id.isa == prefill.id.isa
+                && (2..prefill.tokens()).contains(&kernel.tokens())
+                && kernel.id.at_once() == kernel.tokens()
         };
-        let mut kernels = vec![best];
-        kernels.extend(Self::builtin().filter(own));
-        kernels.sort_by_key(Self::tokens);
-        kernels.dedup_by_key(|kernel| kernel.tokens());
-        kernels
+        let mut few: Vec<Self> = Self::builtin().filter(fits).collect();
+        few.sort_by_key(Self::tokens);
+        few.dedup_by_key(|kernel| kernel.tokens());
+        few
     }
 
     /// The kernel's id.
@@ -108,9 +110,10 @@ impl BlockKernel {
         unsafe { (self.entry.prepare)(&prepare) }
     }
 
-    /// Multiplies tiles `tiles` of `matrix` with a prepared group: row `r` counted from the first tile and
-    /// activation row `t` go to `out[t * out_stride + r]`. Rows beyond the matrix and activation rows
-    /// beyond the group's are written too, with values of no meaning.
+    /// Multiplies tiles `tiles` of `matrix` with the first `tokens` activation rows of a prepared group:
+    /// row `r` counted from the first tile and activation row `t` go to `out[t * out_stride + r]`. Rows
+    /// beyond the matrix are written too, and some activation rows beyond `tokens`, with values of no
+    /// meaning.
     ///
     /// # Panics
     /// When the matrix is packed for another kernel, or a size does not fit.
@@ -118,7 +121,7 @@ impl BlockKernel {
         &self,
         matrix: &BlockMatrix,
         tiles: Range<usize>,
-        group: &[u8],
+        (group, tokens): (&[u8], usize),
         out: &mut [f32],
         out_stride: usize,
     ) {
@@ -127,6 +130,7 @@ impl BlockKernel {
         assert!(self.id.shape.is_none_or(|own| own.cols == cols), "{}: {cols} columns", self.id);
         let height = self.layout.tile_rows();
         assert!(tiles.start <= tiles.end && tiles.end <= rows.div_ceil(height));
+        assert!((1..=self.tokens()).contains(&tokens));
         assert_eq!(group.len(), self.group_bytes(cols));
         assert_eq!(group.as_ptr() as usize % ALIGN, 0);
         let written = tiles.len() * height;
@@ -138,6 +142,7 @@ impl BlockKernel {
             activations: group.as_ptr(),
             out: out.as_mut_ptr(),
             cols,
+            tokens,
             steps: tiles.len(),
             out_stride,
         };

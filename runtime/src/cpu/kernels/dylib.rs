@@ -13,7 +13,7 @@ use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 
 use super::cache::Checked;
 use super::library::{Library, Unusable};
-use super::{AttentionKernel, GatherKernel, HeadKernel, Kernel};
+use super::{AttentionKernel, BlockKernel, GatherKernel, HeadKernel, Kernel};
 use bitnet_kernels::{self as builtin, abi};
 
 /// Most entries of a table.
@@ -49,16 +49,17 @@ impl Library {
         // are those of `abi`. The address is aligned.
         let tables = unsafe { tables.read() };
         // SAFETY: as above; the tables are constants, and the library is never unloaded.
-        let (ternary, heads, attention, lines) = unsafe {
+        let (ternary, blocks, heads, attention, lines) = unsafe {
             (
                 table(tables.ternary, tables.ternary_len),
+                table(tables.blocks, tables.blocks_len),
                 table(tables.heads, tables.heads_len),
                 table(tables.attention, tables.attention_len),
                 table(tables.lines, tables.gather_len),
             )
         };
-        let (Some(ternary), Some(heads), Some(attention), Some(lines)) =
-            (ternary, heads, attention, lines)
+        let (Some(ternary), Some(blocks), Some(heads), Some(attention), Some(lines)) =
+            (ternary, blocks, heads, attention, lines)
         else {
             return Err(problem("its tables of kernels have no valid address or size".into()));
         };
@@ -71,17 +72,23 @@ impl Library {
             Ok(())
         };
         let ids = ternary.iter().map(|e| &e.id).chain(heads.iter().map(|e| &e.id));
-        let ids = ids.chain(attention.iter().map(|e| &e.id));
+        let ids = ids.chain(blocks.iter().map(|e| &e.id)).chain(attention.iter().map(|e| &e.id));
         ids.chain(lines.iter().map(|e| &e.id)).try_for_each(usable)?;
         let found = Self {
             ternary: ternary.iter().filter_map(Kernel::new).collect(),
+            blocks: blocks.iter().filter_map(BlockKernel::new).collect(),
             heads: heads.iter().filter_map(HeadKernel::new).collect(),
             attention: attention.iter().filter_map(AttentionKernel::new).collect(),
             lines: lines.iter().filter_map(GatherKernel::new).collect(),
         };
-        let all =
-            [found.ternary.len(), found.heads.len(), found.attention.len(), found.lines.len()];
-        if all != [ternary.len(), heads.len(), attention.len(), lines.len()] {
+        let all = [
+            (found.ternary.len(), ternary.len()),
+            (found.blocks.len(), blocks.len()),
+            (found.heads.len(), heads.len()),
+            (found.attention.len(), attention.len()),
+            (found.lines.len(), lines.len()),
+        ];
+        if all.iter().any(|(found, listed)| found != listed) {
             return Err(problem("a kernel stands in the table of another op".into()));
         }
         Ok(found)

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use bitnet_profiles::{Isa, KernelId};
 
 use super::verify::{self, Oracle, Wrong};
-use super::{AttentionKernel, GatherKernel, HeadKernel, Kernel};
+use super::{AttentionKernel, BlockKernel, GatherKernel, HeadKernel, Kernel};
 use crate::cpu::threads::Pool;
 
 /// The kernels of a library that this process has loaded and never unloads.
 #[derive(Clone, Debug)]
 pub struct Library {
     pub(super) ternary: Vec<Kernel>,
+    pub(super) blocks: Vec<BlockKernel>,
     pub(super) heads: Vec<HeadKernel>,
     pub(super) attention: Vec<AttentionKernel>,
     pub(super) lines: Vec<GatherKernel>,
@@ -22,6 +23,11 @@ impl Library {
     /// The ternary kernels, in the order in which they were asked for.
     pub fn ternary(&self) -> &[Kernel] {
         &self.ternary
+    }
+
+    /// The kernels for matrices with block scales.
+    pub fn blocks(&self) -> &[BlockKernel] {
+        &self.blocks
     }
 
     /// The head kernels.
@@ -42,6 +48,11 @@ impl Library {
     /// Returns the ternary kernel of that name.
     pub fn find(&self, id: &KernelId) -> Option<Kernel> {
         self.ternary.iter().find(|kernel| kernel.id() == id).copied()
+    }
+
+    /// Returns the kernel for matrices with block scales of that name.
+    pub fn find_blocks(&self, id: &KernelId) -> Option<BlockKernel> {
+        self.blocks.iter().find(|kernel| kernel.id() == id).copied()
     }
 
     /// Returns the head kernel of that name.
@@ -76,6 +87,9 @@ impl Library {
             for kernel in ternary {
                 wrong.extend(oracle.check(kernel.layout(), &[kernel], &pool, &mut |_| ())?);
             }
+        }
+        for kernel in ids.iter().filter_map(|id| self.find_blocks(id)) {
+            wrong.extend(verify::blocks(&kernel, cols)?);
         }
         for kernel in ids.iter().filter_map(|id| self.find_head(id)) {
             wrong.extend(verify::head(&kernel, cols)?);

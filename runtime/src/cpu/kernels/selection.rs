@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::OnceLock;
 
 use bitnet_profiles::{
-    Choice, Format, HeadFormat, Isa, KernelId, Op, Pick, Profile, Role, Shape, registry,
+    Choice, Format, HeadFormat, Isa, KernelId, Op, Packing, Pick, Profile, Role, Shape, registry,
 };
 
 use super::{
@@ -137,19 +137,12 @@ impl Selection {
     /// # Errors
     /// [`Error::Runtime`] when this program lacks even the default, which a test rules out.
     pub fn ternary(&self, role: Role, parts: &[Shape]) -> Result<(Kernel, Kernel)> {
-        if let Some(choice) = self.choice(role, parts)
-            && let Some(prefill) = &choice.prefill
-            && let Some(part) = parts.first()
-        {
-            self.verify(choice, part.cols);
-            let built_in = |id: &KernelId| find(id).copied();
-            let kernels = self
-                .present(role, ids(&choice.decode), built_in, Library::find)
-                .zip(self.present(role, ids(prefill), built_in, Library::find))
-                .filter(|(decode, prefill)| decode.layout() == prefill.layout());
-            if let Some(pair) = kernels {
-                return Ok(pair);
-            }
+        let serves = |packing| matches!(packing, Packing::Ternary(_));
+        let built_in = |id: &KernelId| find(id).copied();
+        let own =
+            self.pair(role, parts, ("matrices with one scale", serves), (built_in, Library::find));
+        if let Some(pair) = own {
+            return Ok(pair);
         }
         let default = shipped().pair(role, parts, self.format, self.ceiling);
         let get = |id: &KernelId| {
@@ -160,18 +153,51 @@ impl Selection {
         Ok((get(&default.decode)?, get(&default.prefill)?))
     }
 
-    /// Returns the kernels for matrices with a scale for each block of so many columns, by the number of
-    /// tokens that they take, one first.
+    /// Returns the kernels for decode and for prefill of a ternary role whose matrices have a scale for each
+    /// block of so many columns.
     ///
     /// # Errors
     /// [`Error::Runtime`] when there are none for such blocks.
-    pub fn blocks(&self, width: usize) -> Result<Vec<BlockKernel>> {
-        let kernels = BlockKernel::defaults(width, self.ceiling);
-        if kernels.is_empty() {
-            let message = format!("no kernel for blocks of {width} weights with a scale each");
-            return Err(Error::Runtime(message));
+    pub fn blocks(
+        &self,
+        role: Role,
+        parts: &[Shape],
+        width: usize,
+    ) -> Result<(BlockKernel, BlockKernel)> {
+        let what = format!("blocks of {width} weights with a scale each");
+        let serves = |packing| matches!(packing, Packing::Blocks(own) if own.width() == width);
+        let find = (BlockKernel::find, Library::find_blocks);
+        if let Some(pair) = self.pair(role, parts, (&what, serves), find) {
+            return Ok(pair);
         }
-        Ok(kernels)
+        let default = shipped().blocks(width, self.ceiling);
+        let pair = default
+            .and_then(|pair| BlockKernel::find(&pair.decode).zip(BlockKernel::find(&pair.prefill)));
+        pair.ok_or_else(|| Error::Runtime(format!("no kernel for {what}")))
+    }
+
+    /// Returns the kernels of the profile for a ternary role: built in, or of its library. `serves` says of
+    /// a packing whether the role's matrices, `what`, can have it; kernels for others are noted.
+    fn pair<K>(
+        &self,
+        role: Role,
+        parts: &[Shape],
+        (what, serves): (&str, impl Fn(Packing) -> bool),
+        (built_in, made): (
+            impl Fn(&KernelId) -> Option<K>,
+            impl Fn(&Library, &KernelId) -> Option<K>,
+        ),
+    ) -> Option<(K, K)> {
+        let choice = self.choice(role, parts)?;
+        let (prefill, part) = choice.prefill.as_ref().zip(parts.first())?;
+        if !choice.layout.is_some_and(serves) {
+            let kernel = choice.decode.kernel;
+            self.note(format!("{role}: {kernel} is not for {what}, using the default"));
+            return None;
+        }
+        self.verify(choice, part.cols);
+        let decode = self.present(role, ids(&choice.decode), &built_in, &made);
+        decode.zip(self.present(role, ids(prefill), &built_in, &made))
     }
 
     /// Returns the profile's choice for a role and these shapes. A missing one is noted, where a

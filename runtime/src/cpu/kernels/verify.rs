@@ -8,7 +8,8 @@ use half::f16;
 use super::attention::{
     AttentionInput, AttentionKernel, KEY_BLOCK, KvChunk, key_slots, row_elements,
 };
-use super::{GatherKernel, HeadKernel, Kernel, Operand, SketchInput, SketchKernel};
+use super::{BlockKernel, GatherKernel, HeadKernel, Kernel, Operand, SketchInput, SketchKernel};
+use crate::cpu::blocks::BlockMatrix;
 use crate::cpu::gather::{Along, GatherMatrix};
 use crate::cpu::memory::Buffer;
 use crate::cpu::packing::PackedMatrix;
@@ -147,6 +148,119 @@ impl Oracle {
                         got[row],
                         expected[row]
                     )));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Checks a kernel for matrices with block scales on rows of `cols` weights, and returns the first error,
+/// if any.
+///
+/// # Errors
+/// [`Error::Runtime`] when the system refuses the memory or a worker panics.
+///
+/// # Panics
+/// When `cols` is not whole blocks of the kernel's layout, or the kernel is made for other columns.
+pub fn blocks(kernel: &BlockKernel, cols: usize) -> Result<Option<Wrong>> {
+    let width = kernel.layout().width();
+    let pool = Pool::new(1)?;
+    for &(name, pattern) in PATTERNS.iter().chain(WITH_TWOS) {
+        // Less than a tile, and a few and a part of one.
+        for rows in [1, 3 * kernel.layout().tile_rows() + 1] {
+            // One more than a group, so that the last group is short.
+            for tokens in [1, kernel.tokens() + 1] {
+                let case = BlockCase::new(Shape::new(rows, cols), width, tokens, pattern);
+                if let Some(found) = case.difference(kernel, &pool)? {
+                    let found = format!("{}, {name}, {found}", case.shape);
+                    return Ok(Some(Wrong { kernel: *kernel.id(), found }));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Patterns of matrices that hold weights of +2.
+const WITH_TWOS: &[(&str, Pattern)] = &[
+    ("random with +2", |random, _| (random.below(4) as u8, random.below(256) as u8 as i8)),
+    ("all +2 times 127", |_, _| (3, 127)),
+    ("all +2 times -128", |_, _| (3, -128)),
+];
+
+/// Codes and activations with scales of their blocks.
+struct BlockCase {
+    shape: Shape,
+    width: usize,
+    codes: Vec<u8>,
+    /// `[rows][cols / width]`
+    scales: Vec<f16>,
+    quantised: Vec<i8>,
+    /// `[tokens][cols / width]`
+    factors: Vec<f32>,
+}
+
+impl BlockCase {
+    fn new(shape: Shape, width: usize, tokens: usize, pattern: Pattern) -> Self {
+        let mut random = Random::new((shape.weights() + tokens) as u64);
+        let blocks = shape.cols / width;
+        let codes = (0..shape.weights()).map(|i| pattern(&mut random, i % shape.cols).0).collect();
+        let quantised =
+            (0..tokens * shape.cols).map(|i| pattern(&mut random, i % shape.cols).1).collect();
+        // 1/64 to 1, of all magnitudes between.
+        let scale = |_| f16::from_f32(2f32.powf(-(random.below(600) as f32) / 100.0));
+        let scales = (0..shape.rows * blocks).map(scale).collect();
+        let factor = |_| (1 + random.below(1000)) as f32 / 127_000.0;
+        let factors = (0..tokens * blocks).map(factor).collect();
+        Self { shape, width, codes, scales, quantised, factors }
+    }
+
+    /// Multiplies group by group, the tiles in two parts, and describes the first difference.
+    fn difference(&self, kernel: &BlockKernel, pool: &Pool) -> Result<Option<String>> {
+        let Shape { rows, cols } = self.shape;
+        let (layout, blocks) = (kernel.layout(), cols / self.width);
+        let buffer = Buffer::zeroed(layout.matrix_bytes(self.shape))?;
+        let matrix = BlockMatrix::pack_codes(
+            (&self.codes, &self.scales),
+            (layout, self.shape),
+            buffer,
+            pool,
+        )?;
+        let tiles = rows.div_ceil(layout.tile_rows());
+        let stride = tiles * layout.tile_rows();
+        let mut group = Buffer::zeroed(kernel.group_bytes(cols))?;
+        let mut out = vec![f32::NAN; kernel.tokens() * stride];
+        let groups = self.quantised.chunks(kernel.tokens() * cols);
+        let factors = self.factors.chunks(kernel.tokens() * blocks);
+        for (index, (quantised, factors)) in groups.zip(factors).enumerate() {
+            // What was there before does not matter.
+            group.fill(0xa5);
+            kernel.prepare(quantised, factors, cols, &mut group);
+            let tokens = quantised.len() / cols;
+            for part in [0..tiles / 2, tiles / 2..tiles] {
+                let at = part.start * layout.tile_rows();
+                kernel.run(&matrix, part, (&group, tokens), &mut out[at..], stride);
+            }
+            for token in 0..tokens {
+                let activations = (
+                    &quantised[token * cols..(token + 1) * cols],
+                    &factors[token * blocks..(token + 1) * blocks],
+                );
+                for row in 0..rows {
+                    let scales: Vec<f32> = self.scales[row * blocks..(row + 1) * blocks]
+                        .iter()
+                        .map(|s| s.to_f32())
+                        .collect();
+                    let weights = (&self.codes[row * cols..(row + 1) * cols], &scales[..]);
+                    let expected = numerics::dot_scaled_blocks(activations, weights);
+                    let got = out[token * stride + row];
+                    if got.to_bits() != expected.to_bits() {
+                        let token = index * kernel.tokens() + token;
+                        return Ok(Some(format!(
+                            "token {token}, row {row}: {got} instead of {expected}"
+                        )));
+                    }
                 }
             }
         }
@@ -383,6 +497,11 @@ pub(crate) fn head_row(format: HeadFormat, cols: usize, random: &mut Random) -> 
             HeadFormat::Q8_0 | HeadFormat::Q4_0 | HeadFormat::Q5_0 => {
                 row.extend(half(random));
                 bytes(format.block_bytes() - 2, &mut row, random);
+            }
+            HeadFormat::T2 => {
+                row.extend(half(random));
+                row.extend(half(random));
+                bytes(format.block_bytes() - 4, &mut row, random);
             }
             HeadFormat::Q4_1 | HeadFormat::Q5_1 | HeadFormat::Q4K | HeadFormat::Q5K => {
                 row.extend(half(random));

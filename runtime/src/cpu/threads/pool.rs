@@ -404,6 +404,23 @@ impl Pool {
             unsafe { shared.write(worker.share(len)) }.fill(value);
         })
     }
+
+    /// Copies `data` into `out`, every worker its share.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when they are not of the same length, or a worker panicked.
+    pub fn copy(&self, data: &[u8], out: &mut [u8]) -> Result<()> {
+        if data.len() != out.len() {
+            let (from, to) = (data.len(), out.len());
+            return Err(Error::Runtime(format!("cannot copy {from} bytes into {to}")));
+        }
+        let shared = SharedSlice::new(out);
+        self.run(|worker| {
+            let share = worker.share(data.len());
+            // SAFETY: shares are disjoint.
+            unsafe { shared.write(share.clone()) }.copy_from_slice(&data[share]);
+        })
+    }
 }
 
 impl Drop for Pool {

@@ -91,7 +91,8 @@ pub fn cases(rows: usize) -> Vec<Case> {
             cases.push(Case { name, gguf, table, cols, inputs: inputs(cols, random) });
         }
     }
-    let blocks = |format: &&HeadFormat| format.block_weights() > 1;
+    // No file has T2.
+    let blocks = |format: &&HeadFormat| format.block_weights() > 1 && **format != HeadFormat::T2;
     for &format in HeadFormat::ALL.iter().filter(blocks) {
         let cols = format.block_weights().max(64) * 2;
         let bytes: Vec<u8> = (0..rows).flat_map(|_| head_row(format, cols, random)).collect();
