@@ -4,8 +4,9 @@ mod editor;
 
 use std::sync::Arc;
 
-use bitnet_profiles::{Isa, Shape};
-use bitnet_runtime::cpu::kernels::Selection;
+use bitnet_profiles::registry::Shipped;
+use bitnet_profiles::{Choice, Isa, Pick, Role, Shape};
+use bitnet_runtime::cpu::kernels::{BlockKernel, Selection};
 use bitnet_runtime::cpu::memory::Pages;
 use bitnet_runtime::cpu::model::{KvType, LoadOptions, Model, Session, SessionOptions};
 use bitnet_runtime::cpu::threads::Pool;
@@ -541,4 +542,38 @@ fn what_is_not_there_is_said() {
     parts.set("general.architecture", Value::Str("qwen35".into()));
     let message = refusal(&parts);
     assert!(message.contains("qwen35") && message.contains("delta-net"), "{message}");
+}
+
+/// The user's profile names the kernels, for blocks as wide as they read; for others the default serves.
+#[test]
+fn a_profile_chooses_the_kernels() {
+    let parts = [Shape::new(96, 256)];
+    let plain = |one: bool| {
+        let fits = |kernel: &BlockKernel| {
+            kernel.id().isa == Isa::Scalar
+                && kernel.layout().width() == 64
+                && (kernel.tokens() == 1) == one
+        };
+        *BlockKernel::builtin().find(fits).unwrap().id()
+    };
+    let [decode, prefill] = [true, false].map(plain);
+    let mut profile = Shipped::all().last().unwrap().profile().clone();
+    profile.ops = vec![Choice {
+        role: Role::Down,
+        parts: parts.to_vec(),
+        count: 1,
+        layout: decode.op.packing(),
+        decode: Pick::untimed(decode),
+        prefill: Some(Pick::untimed(prefill)),
+        sparse: None,
+    }];
+    profile.validate().unwrap();
+    let selection = Selection::new(None, None, Some(profile)).unwrap();
+    let (one, many) = selection.blocks(Role::Down, &parts, 64).unwrap();
+    assert_eq!((*one.id(), *many.id()), (decode, prefill));
+    assert_eq!(selection.take_notes(), [""; 0]);
+    let (one, many) = selection.blocks(Role::Down, &parts, 128).unwrap();
+    assert_eq!((one.layout().width(), many.layout().width()), (128, 128));
+    let notes = selection.take_notes();
+    assert!(notes.len() == 1 && notes[0].contains("blocks of 128 weights"), "{notes:?}");
 }
