@@ -384,9 +384,9 @@ const BAD: &[(&str, Change, &[&str])] = &[
         |p| {
             let t = p.tensor("blk.0.attn_k.weight");
             t.ty = TensorType::F32;
-            t.data = vec![0; 4 * 512];
+            t.data = (0..512u16).flat_map(|i| f32::from(i).to_le_bytes()).collect();
         },
-        &["blk.0.attn_k.weight", "f32", "i2_s"],
+        &["blk.0.attn_k.weight", "f32", "i2_s", "one magnitude"],
     ),
     (
         "embedding type",

@@ -121,7 +121,7 @@ fn w3_what_is_not_computed_is_refused() {
     };
     let message = refusal(&greedy(&window(512), &[]), 3);
     assert!(message.contains(&format!("key {key}: found u32 512")), "{message}");
-    assert!(message.contains("a window is not offered"), "{message}");
+    assert!(message.contains("this architecture has no window here"), "{message}");
     assert_eq!(answer(&greedy(&window(1024), &[])), answer(&greedy(&demo_model(), &[])));
 
     // Nothing adds a bias to a norm.

@@ -262,7 +262,7 @@ fn w2_the_activation_of_the_file_is_honoured() {
     let squared = logits(sound("bitnet-b1.58").load().unwrap());
     assert_eq!(logits(said("relu2").load().unwrap()), squared);
     assert_ne!(squared, plain);
-    refusal(said("gelu").config(), &[key, "'gelu'", "relu2 or silu"]);
+    refusal(said("gelu").config(), &[key, "'gelu'", "relu2, silu or gelu_pytorch_tanh"]);
 }
 
 /// R6: one value said layer by layer is that value; two are none.
