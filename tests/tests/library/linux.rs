@@ -440,8 +440,8 @@ fn a_file_swapped_after_the_check_changes_nothing() -> Tested {
     let checked = stored.cache.open(&stored.sha256).unwrap();
     fs::write(stored.path(), &few).unwrap();
     let of = |library: &Library| {
-        let others = library.attention().len() + library.lines().len();
-        library.ternary().len() + library.heads().len() + others
+        let others = library.heads().len() + library.attention().len() + library.lines().len();
+        library.ternary().len() + library.blocks().len() + others
     };
     let loaded = Library::load(&checked, Isa::best()).unwrap();
     assert_eq!(of(&loaded), ids().len());
