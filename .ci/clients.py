@@ -114,7 +114,7 @@ def with_openai(url):
     assert error.param == "temperature" and error.type == "invalid_request_error", error.body
     is_refused(openai.BadRequestError, 400, lambda: chat.create(**wish, stream=True, top_logprobs=9))
     embed = lambda: client.embeddings.create(model="bard", input="x")
-    is_refused(openai.InternalServerError, 501, embed)
+    is_refused(openai.BadRequestError, 400, embed)
     other = openai.OpenAI(base_url=url + "/none", api_key="key", max_retries=0)
     is_refused(openai.NotFoundError, 404, lambda: other.models.list())
 
@@ -125,6 +125,21 @@ def with_a_key(url):
     is_refused(openai.AuthenticationError, 401, lambda: wrong.completions.create(**text))
     right = openai.OpenAI(base_url=url + "/v1", api_key="right", max_retries=0)
     assert right.completions.create(**text).choices
+
+
+def with_embeddings(url):
+    """The library asks for base64, and unpacks it."""
+    client = openai.OpenAI(base_url=url + "/v1", api_key="key", max_retries=0)
+    texts = ["To be, or not to be", "ROMEO:"]
+    embed = lambda **wish: client.embeddings.create(model="bard", **wish)
+    both = embed(input=texts)
+    assert [row.index for row in both.data] == [0, 1] and both.usage.prompt_tokens > 2, both.usage
+    for text, row in zip(texts, both.data):
+        length = sum(x * x for x in row.embedding) ** 0.5
+        assert abs(length - 1) < 1e-5, length
+        plain = embed(input=text, encoding_format="float").data[0].embedding
+        assert row.embedding == plain, text
+    assert both.data[0].embedding != both.data[1].embedding
 
 
 QUESTIONS = [
@@ -204,6 +219,9 @@ def main():
         print(f"openai {openai.__version__}: passed")
         with_lm_eval(url)
         print("lm-eval: passed")
+    with served.server(*flags, "--pooling", "mean") as url:
+        with_embeddings(url)
+        print("openai's embeddings: passed")
     with served.server(*flags, "--api-key", "right") as url:
         with_a_key(url)
         print("openai with a key: passed")

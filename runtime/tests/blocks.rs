@@ -13,8 +13,9 @@ use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::file::gguf::{TensorType, Value};
 use bitnet_runtime::file::packed::PackedFile;
 use bitnet_runtime::formats::{Codes, Scales};
+use bitnet_runtime::random::Random;
 use bitnet_runtime::{Activations, Error};
-use editor::{Parts, Tensor, f32s};
+use editor::{Parts, Sizes, Tensor, f32s};
 use half::f16;
 
 const HIDDEN: usize = 256;
@@ -38,21 +39,9 @@ const TYPES: &[(TensorType, usize, bool)] = &[
     (TensorType::TQ2_0, 256, false),
 ];
 
-/// Numbers of -1 to 1 (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
+/// A number of -1 to 1.
+fn unit(random: &mut Random) -> f32 {
+    random.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0
 }
 
 /// A matrix by its weights, `[rows][cols]`.
@@ -96,41 +85,37 @@ fn random_model(
     tables: Tables,
     seed: u64,
 ) -> (Parts, Net) {
-    let random = &mut Random(seed);
-    let key = |name: &str| format!("qwen3.{name}");
-    let number = |name: &str, n: usize| (key(name), Value::U32(n as u32));
-    let mut parts = Parts {
-        kv: vec![
-            ("general.architecture".into(), Value::Str("qwen3".into())),
-            number("block_count", LAYERS),
-            number("context_length", 64),
-            number("embedding_length", HIDDEN),
-            number("feed_forward_length", FFN),
-            number("attention.head_count", HEADS),
-            number("attention.head_count_kv", KV_HEADS),
-            number("attention.key_length", HEAD),
-            number("attention.value_length", HEAD),
-            (key("attention.layer_norm_rms_epsilon"), Value::F32(EPS as f32)),
-            (key("rope.freq_base"), Value::F32(ROPE_BASE as f32)),
-        ],
-        tensors: Vec::new(),
+    let random = &mut Random::new(seed);
+    let sizes = Sizes {
+        layers: LAYERS,
+        context: 64,
+        hidden: HIDDEN,
+        ffn: FFN,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head: HEAD,
+        eps: EPS as f32,
+        rope_base: ROPE_BASE as f32,
     };
+    let mut parts = Parts::with_sizes("qwen3", &sizes);
     let vector = |parts: &mut Parts, name: String, n: usize, random: &mut Random| {
-        let values: Vec<f32> = (0..n).map(|_| 1.0 + 0.25 * random.unit()).collect();
+        let values: Vec<f32> = (0..n).map(|_| 1.0 + 0.25 * unit(random)).collect();
         parts.add(&name, values.clone());
         values
     };
     let matrix =
         |parts: &mut Parts, name: String, rows: usize, cols: usize, random: &mut Random| {
             let (mut data, mut weights) = (Vec::new(), Vec::new());
-            let codes_to = if ty == TensorType::PQ2_0 { 4 } else { 3 };
+            // Code 3 is +2. The mean is 0: else logits would be one direction, whatever the text.
+            let of_two: &[u8] = &[0, 0, 0, 0, 1, 2, 2, 3];
+            let codes_of = if ty == TensorType::PQ2_0 { of_two } else { &[0, 1, 2] };
             let encode = ty.format().ternary().unwrap().encode().unwrap();
             for _ in 0..rows * cols / block {
                 // One in eight has no weights.
-                let factor =
-                    if random.next().is_multiple_of(8) { 0.0 } else { 1.0 + 0.5 * random.unit() };
+                let factor = if random.below(8) == 0 { 0.0 } else { 1.0 + 0.5 * unit(random) };
                 let scale = f16::from_f32(factor / (cols as f32).sqrt());
-                let codes: Vec<u8> = (0..block).map(|_| (random.next() % codes_to) as u8).collect();
+                let mut code = || codes_of[random.below(codes_of.len() as u64) as usize];
+                let codes: Vec<u8> = (0..block).map(|_| code()).collect();
                 let start = data.len();
                 encode(&codes, 1.0, &mut data);
                 let at = if in_front { start } else { data.len() - 2 };
@@ -142,7 +127,7 @@ fn random_model(
             weights
         };
     // A file without a head has the embedding for one; where it has one that is ternary.
-    let embedding: Vec<f32> = (0..VOCAB * HIDDEN).map(|_| random.unit()).collect();
+    let embedding: Vec<f32> = (0..VOCAB * HIDDEN).map(|_| unit(random)).collect();
     parts.tensors.push(Tensor {
         name: "token_embd.weight".into(),
         dims: vec![HIDDEN as u64, VOCAB as u64],
@@ -350,10 +335,10 @@ fn activations_of_a_token_may_share_a_scale() {
 /// A tensor with one scale has blocks of activations, too, if that is asked for.
 #[test]
 fn activations_have_blocks_where_weights_have_none() {
-    let (mut parts, _) = random_model(&TYPES[5], Tables::Floats, 3);
-    for tensor in parts.tensors.iter_mut().filter(|tensor| tensor.ty == TensorType::TQ2_0) {
-        for block in tensor.data.chunks_exact_mut(66) {
-            block[64..].copy_from_slice(&f16::from_f32(1.0 / 16.0).to_le_bytes());
+    let (mut parts, _) = random_model(&TYPES[0], Tables::Floats, 3);
+    for tensor in parts.tensors.iter_mut().filter(|tensor| tensor.ty == TYPES[0].0) {
+        for block in tensor.data.chunks_exact_mut(18) {
+            block[..2].copy_from_slice(&f16::from_f32(1.0 / 16.0).to_le_bytes());
         }
     }
     let model = |activations| load_rounding(&parts, None, activations).unwrap();

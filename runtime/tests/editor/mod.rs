@@ -31,6 +31,20 @@ pub fn f32s(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
     values.into_iter().flat_map(f32::to_le_bytes).collect()
 }
 
+/// Sizes of a model.
+pub struct Sizes {
+    pub layers: usize,
+    pub context: usize,
+    pub hidden: usize,
+    pub ffn: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head: usize,
+    pub eps: f32,
+    pub rope_base: f32,
+}
+
 /// Two layers, two heads of 16 over one KV head.
 pub fn sound(architecture: &str) -> Parts {
     layers(architecture, 2)
@@ -105,6 +119,26 @@ pub fn layers(architecture: &str, count: u32) -> Parts {
 }
 
 impl Parts {
+    /// A model of these sizes, without a tensor.
+    pub fn with_sizes(architecture: &str, sizes: &Sizes) -> Self {
+        let key = |name: &str| format!("{architecture}.{name}");
+        let number = |name: &str, n: usize| (key(name), Value::U32(n as u32));
+        let kv = vec![
+            ("general.architecture".into(), Value::Str(architecture.into())),
+            number("block_count", sizes.layers),
+            number("context_length", sizes.context),
+            number("embedding_length", sizes.hidden),
+            number("feed_forward_length", sizes.ffn),
+            number("attention.head_count", sizes.heads),
+            number("attention.head_count_kv", sizes.kv_heads),
+            number("attention.key_length", sizes.head),
+            number("attention.value_length", sizes.head),
+            (key("attention.layer_norm_rms_epsilon"), Value::F32(sizes.eps)),
+            (key("rope.freq_base"), Value::F32(sizes.rope_base)),
+        ];
+        Self { kv, tensors: Vec::new() }
+    }
+
     pub fn of(gguf: &Gguf) -> Self {
         let tensor = |t: &TensorInfo| Tensor {
             name: t.name.clone(),

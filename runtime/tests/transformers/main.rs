@@ -19,7 +19,7 @@ use bitnet_runtime::engine::Embedding;
 use bitnet_runtime::file::gguf::{TensorType, Value};
 use bitnet_runtime::random::Random;
 use bitnet_runtime::{Activations, KvType, Model, Normalisation, Pooling, Session, SessionOptions};
-use editor::{Parts, Tensor, f32s};
+use editor::{Parts, Sizes, Tensor, f32s};
 
 const HIDDEN: usize = 64;
 const FFN: usize = 128;
@@ -72,23 +72,18 @@ impl Kind {
         let random = &mut Random::new(31);
         let mut unit = move || random.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0;
         let key = |name: &str| format!("{}.{name}", self.architecture);
-        let number = |name: &str, n: usize| (key(name), Value::U32(n as u32));
-        let mut parts = Parts {
-            kv: vec![
-                ("general.architecture".into(), Value::Str(self.architecture.into())),
-                number("block_count", self.layers),
-                number("context_length", 1024),
-                number("embedding_length", HIDDEN),
-                number("feed_forward_length", FFN),
-                number("attention.head_count", HEADS),
-                number("attention.head_count_kv", KV_HEADS),
-                number("attention.key_length", HEAD),
-                number("attention.value_length", HEAD),
-                (key("attention.layer_norm_rms_epsilon"), Value::F32(1e-6)),
-                (key("rope.freq_base"), Value::F32(1e6)),
-            ],
-            tensors: Vec::new(),
+        let sizes = Sizes {
+            layers: self.layers,
+            context: 1024,
+            hidden: HIDDEN,
+            ffn: FFN,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head: HEAD,
+            eps: 1e-6,
+            rope_base: 1e6,
         };
+        let mut parts = Parts::with_sizes(self.architecture, &sizes);
         if let Some(window) = self.window {
             parts.kv.push((key("attention.sliding_window"), Value::U32(window)));
         }

@@ -20,7 +20,7 @@ const FIRST_GUESS: f64 = 128.0;
 /// Weight of what was learnt before against a new measurement.
 const MEMORY: f64 = 0.5;
 
-/// The speed of prompts, as it was measured lately.
+/// The speed of passes that prompts are part of, as it was measured lately.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// Tokens per second.
@@ -129,6 +129,12 @@ mod tests {
         // A short prompt, alone, is no measure of speed.
         pace.learn(0, 5, 200, Duration::from_millis(50));
         assert!((195..=205).contains(&pace.budget(0, 512)));
+        // Rows of texts are tokens like those of prompts: of 40 tokens in 0.1 s, 8 of texts, 40 go beside.
+        let mut beside = Pace::default();
+        for _ in 0..20 {
+            beside.learn(8, 32, 32, Duration::from_millis(100));
+        }
+        assert!((39..=41).contains(&beside.budget(8, 512)));
         // A busy neighbour is: within a few passes these are shorter.
         for _ in 0..6 {
             let budget = pace.budget(0, 512);
