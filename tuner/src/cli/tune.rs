@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
         ..args.common.options(ceiling, args.effort, budget)?
     };
     if args.effort == Effort::Estimate {
-        return estimate(args, &model, &options);
+        return estimate(args, path, &model, &options);
     }
     let mut tuned = {
         let bar = Bar::new();
@@ -108,11 +108,11 @@ pub fn run(args: &Args) -> Result<()> {
     tuned.profile.save(&args.output)?;
     tuned.finish();
     note(format_args!("wrote {}", args.output.display()));
-    answer(|out| writeln!(out, "{tuned}{}", next(&args.output)))
+    answer(|out| writeln!(out, "{tuned}{}", next(path, &args.output)))
 }
 
 /// Writes a profile of what ships for this CPU.
-fn estimate(args: &Args, model: &ModelInfo, options: &Options) -> Result<()> {
+fn estimate(args: &Args, path: &Path, model: &ModelInfo, options: &Options) -> Result<()> {
     for (flag, file) in [("--record", &args.record), ("--report", &args.report)] {
         if file.is_some() {
             let expected = "--effort measure or patient: an estimate measures nothing";
@@ -146,13 +146,20 @@ fn estimate(args: &Args, model: &ModelInfo, options: &Options) -> Result<()> {
             }
         }
         writeln!(out, "\nnothing was timed: this is the shipped profile {name}{origin}")?;
-        writeln!(out, "{}", next(&args.output))
+        writeln!(out, "{}", next(path, &args.output))
     })
 }
 
-/// The line that says what to run now, so that it can be copied.
-fn next(output: &Path) -> String {
-    let file = output.display().to_string();
-    let quotes = if file.contains(|c: char| c.is_whitespace()) { "\"" } else { "" };
-    format!("next       bitnet-run --profile {quotes}{file}{quotes} -p \"...\"")
+/// The lines that say what to run now, so that they can be copied.
+fn next(model: &Path, output: &Path) -> String {
+    let quoted = |path: &Path| {
+        let file = path.display().to_string();
+        let quotes = if file.contains(|c: char| c.is_whitespace()) { "\"" } else { "" };
+        format!("{quotes}{file}{quotes}")
+    };
+    let (model, profile) = (quoted(model), quoted(output));
+    format!(
+        "next       bitnet-run --profile {profile} -p \"...\"\n\
+         or first   bitnet-run pack --profile {profile} -m {model}   (keeps the packed weights: later runs begin with them)"
+    )
 }
