@@ -26,9 +26,11 @@ const GAIN: f64 = 0.97;
 /// doubles each time that the trial loses, to at most this many.
 const RETRY_TRIALS: u32 = 30;
 const RETRY_TRIALS_MOST: u32 = 256;
-/// The same for the way back after fewer workers won although none had been queued, the first time: they
-/// may have won by chance, where a hypervisor takes CPUs away for a moment.
+/// The same for the way back after fewer workers won, the first time: they may have won by chance, where
+/// a hypervisor takes CPUs away for a moment, so it is soon, but not before [`BACK_LEAST`].
 const BACK_TRIALS: u32 = 4;
+/// Shortest time for which fewer workers that won are kept, unless [`RETRY_TRIALS`] lengths are shorter.
+const BACK_LEAST: Duration = Duration::from_millis(100);
 /// Longest time until then, unless [`RETRY_TRIALS`] lengths are longer.
 const RETRY_MOST: Duration = Duration::from_secs(5);
 /// Runs of other sizes after which a trial is given up.
@@ -81,17 +83,6 @@ struct Trial {
     tokens: usize,
     /// Runs of other sizes so far.
     strays: u32,
-    /// True if workers were queued for a CPU, so that fewer do not win by chance.
-    queued: bool,
-}
-
-/// Reason for a try with fewer workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Crowd {
-    /// Workers were queued for a CPU.
-    Queued,
-    /// Workers slept long, again and again, and none was queued.
-    Asleep,
 }
 
 /// Time at which a direction is tried again.
@@ -179,7 +170,11 @@ impl Governor {
             *retry = Retry { at: self.clock, trials: RETRY_TRIALS };
             let back = &mut self.retry[1 - direction];
             *back = match direction {
-                FEWER if !trial.queued => Retry { at: at(BACK_TRIALS), trials: 2 * BACK_TRIALS },
+                FEWER => {
+                    let least = BACK_LEAST.div_duration_f64(window.time).ceil() as u32;
+                    let trials = least.clamp(BACK_TRIALS, RETRY_TRIALS);
+                    Retry { at: at(trials), trials: 2 * trials }
+                }
                 _ => Retry { at: at(RETRY_TRIALS), ..*back },
             };
         } else {
@@ -201,32 +196,34 @@ impl Governor {
         if is_first || window.pace() < self.fastest.pace() {
             self.fastest = window;
         }
-        let (active, crowd) = if suspect && self.active > 1 && may(self.retry[FEWER]) {
-            let Some(crowd) = self.crowd(queued) else { return };
-            (self.active - 1, Some(crowd))
+        let active = if suspect && self.active > 1 && may(self.retry[FEWER]) {
+            if !self.crowded(queued) {
+                return;
+            }
+            self.active - 1
         } else if self.active < self.threads && may(self.retry[MORE]) {
-            (self.active + 1, None)
+            self.active + 1
         } else {
             return;
         };
         // One window may have been slow by chance: fewer workers have to be faster than all of them.
         let pace = if active < self.active { self.fastest.pace() } else { window.pace() };
         let (before, tokens) = (self.active, window.tokens);
-        let queued = crowd == Some(Crowd::Queued);
-        self.trial = Some(Trial { before, pace, tokens, strays: 0, queued });
+        self.trial = Some(Trial { before, pace, tokens, strays: 0 });
         self.active = active;
     }
 
-    /// The reason for fewer workers, if there is one since the last reading of the time queued.
-    fn crowd(&mut self, queued: &mut dyn FnMut() -> Option<Duration>) -> Option<Crowd> {
+    /// True if workers were queued for a CPU since the last reading, or waited long for many windows.
+    fn crowded(&mut self, queued: &mut dyn FnMut() -> Option<Duration>) -> bool {
         let before = self.queued;
         self.queued = queued().map(|total| (total, self.clock));
-        if let (Some((before, then)), Some((total, now))) = (before, self.queued)
-            && total.saturating_sub(before) > (now - then).mul_f64(QUEUED)
-        {
-            return Some(Crowd::Queued);
-        }
-        self.suspects.is_multiple_of(PATIENCE).then_some(Crowd::Asleep)
+        let long = match (before, self.queued) {
+            (Some((before, then)), Some((total, now))) => {
+                total.saturating_sub(before) > (now - then).mul_f64(QUEUED)
+            }
+            _ => false,
+        };
+        long || self.suspects.is_multiple_of(PATIENCE)
     }
 }
 
