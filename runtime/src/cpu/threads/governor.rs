@@ -111,9 +111,13 @@ impl Governor {
         }
     }
 
-    /// The number of workers for the next run.
-    pub(super) fn active(&self) -> usize {
-        self.active
+    /// The number of workers for the next run, which is one of `tokens` tokens. A trial is no matter of runs
+    /// of other sizes.
+    pub(super) fn active(&self, tokens: usize) -> usize {
+        match self.trial {
+            Some(trial) if trial.tokens != tokens => trial.before,
+            _ => self.active,
+        }
     }
 
     /// Takes note of a run of `tokens` tokens that took `time`, in which workers slept at barriers
@@ -142,6 +146,10 @@ impl Governor {
             return;
         }
         if self.window.tokens != tokens {
+            // Sizes that change again and again give nothing to judge; then more workers are the better guess.
+            if self.active < self.threads && self.clock >= self.retry[MORE].at {
+                self.active += 1;
+            }
             self.window = Window { tokens, ..Window::default() };
         }
         self.window.runs += 1;
@@ -264,7 +272,7 @@ mod tests {
         fn run(&mut self, governor: &mut Governor, time: Duration) -> [f64; 5] {
             let mut spent = [Duration::ZERO; 5];
             while spent.iter().sum::<Duration>() < time {
-                let workers = governor.active;
+                let workers = governor.active(1);
                 let one = MICROSECOND * (self.pace)(workers);
                 spent[workers] += one;
                 self.total += one.mul_f64((self.queued)(workers));
@@ -354,7 +362,7 @@ mod tests {
         let mut governor = Governor::new(2);
         let (mut random, mut spent) = (1u32, [0; 3]);
         for _ in 0..5_000 {
-            let workers = governor.active();
+            let workers = governor.active(1);
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let stall = if random >> 16 < 20_000 { 25 } else { 0 };
             let (run, asleep) =
@@ -375,10 +383,28 @@ mod tests {
         }
         assert_eq!(governor.active, 3);
         for _ in 0..STRAYS {
+            assert_eq!(governor.active(512), 4);
             governor.ran(512, 9000 * MICROSECOND, Duration::ZERO, &mut || None);
-            assert_eq!(governor.active, 3);
+            assert_eq!(governor.active(1), 3);
         }
         governor.ran(512, 9000 * MICROSECOND, Duration::ZERO, &mut || None);
         assert!(governor.active == 4 && governor.trial.is_none());
+    }
+
+    /// Passes of a server have another size each time.
+    #[test]
+    fn sizes_that_change_do_not_keep_workers_away() {
+        let (mut governor, mut crowded) = (Governor::new(4), Machine::CROWDED);
+        crowded.run(&mut governor, Duration::from_millis(50));
+        assert_eq!(governor.active(1), 3);
+        let mut fewer = Duration::ZERO;
+        for run in 0..100 {
+            let (tokens, time) = (10 + run % 2, 200_000 * MICROSECOND);
+            if governor.active(tokens) < 4 {
+                fewer += time;
+            }
+            governor.ran(tokens, time, Duration::ZERO, &mut || None);
+        }
+        assert!(fewer <= Duration::from_millis(400), "{fewer:?}");
     }
 }

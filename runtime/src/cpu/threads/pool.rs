@@ -302,7 +302,7 @@ impl Pool {
             return self.run_in_turn(f);
         }
         let governor = &mut turn[load as usize];
-        let active = governor.active();
+        let active = governor.active(tokens);
         self.regroup(active);
         let asleep = || Duration::from_nanos(self.shared.asleep.load(Ordering::Relaxed));
         let (start, before) = (Instant::now(), asleep());
