@@ -202,8 +202,10 @@ impl Attention<'_> {
         }
     }
 
-    /// Computes attention for many tokens (prefill). A unit of work is one KV head and one tile of
-    /// tokens, over all chunks. A barrier must follow before `out` is read.
+    /// Computes attention for many tokens (prefill), or where a window hides positions. A unit of work is one
+    /// KV head and one tile of tokens, over all chunks. Of the chunk in which a window begins what it shows is
+    /// computed in scalar code, by the same definition as the kernel's, which takes the chunks behind it. A
+    /// barrier must follow before `out` is read.
     ///
     /// # Safety
     /// Workers of one run call it, each at most once in a phase (the stretch between two barriers), all
@@ -217,11 +219,15 @@ impl Attention<'_> {
     ) {
         let config = self.config;
         let (n, group) = (self.at.len(), config.group());
+        let seen = |at: &At| config.mask.seen(layer, at.position, at.seen);
         // Tokens of a tile reuse the keys and values in cache, but there must be enough tiles for
-        // all workers.
-        let most = (n * config.kv_heads / (4 * worker.threads)).clamp(1, TILE_TOKENS);
+        // all workers, and a window begins elsewhere for each token.
+        let most = match self.is_windowed(layer) {
+            true => 1,
+            false => (n * config.kv_heads / (4 * worker.threads)).clamp(1, TILE_TOKENS),
+        };
         let work = |tokens: &Range<usize>| -> usize {
-            self.at[tokens.clone()].iter().map(|at| at.seen()).sum()
+            self.at[tokens.clone()].iter().map(|at| seen(at).len()).sum()
         };
         let mut share = Share::new(worker, config.kv_heads * work(&(0..n)));
         for kv_head in 0..config.kv_heads {
@@ -237,19 +243,30 @@ impl Attention<'_> {
                 // caller promises.
                 let out = unsafe { self.out.rows_mut(rows) };
                 let states = &mut scratch.states[..tokens.len() * group];
-                let heads = kv_head * group..(kv_head + 1) * group;
+                let (head, heads) = ((layer, kv_head), kv_head * group..(kv_head + 1) * group);
                 // The last token of a tile sees most.
-                for chunk in 0..self.at[tokens.end - 1].seen().div_ceil(CHUNK) {
+                let Range { start, end } = seen(&self.at[tokens.end - 1]);
+                for chunk in start / CHUNK..end.div_ceil(CHUNK) {
+                    let begin = chunk * CHUNK;
+                    if start > begin {
+                        let shown = start..end.min(begin + CHUNK);
+                        let window = &mut scratch.window;
+                        // SAFETY: nothing writes queries and cache in this phase, as the caller promises.
+                        unsafe {
+                            self.attend_to_rest(tokens.start, head, shown, (states, out), window)
+                        };
+                        continue;
+                    }
                     let mut counts = [0; TILE_TOKENS];
                     for (count, at) in counts.iter_mut().zip(&self.at[tokens.clone()]) {
-                        *count = at.seen().saturating_sub(chunk * CHUNK).min(CHUNK);
+                        *count = seen(at).end.saturating_sub(begin).min(CHUNK);
                     }
                     let counts = &counts[..tokens.len()];
                     let queries = (tokens.clone(), heads.clone());
-                    let head = (layer, kv_head);
-                    // SAFETY: nothing writes them in this phase, as the caller promises.
+                    // SAFETY: as above.
                     let input = unsafe { self.attention_input(head, queries, chunk, counts) };
-                    self.kernel.run(&input, chunk > 0, states, out, &mut scratch.kernel);
+                    let merges = begin > start;
+                    self.kernel.run(&input, merges, states, out, &mut scratch.kernel);
                 }
                 for (state, out) in states.iter().zip(out.chunks_exact_mut(config.head_dim)) {
                     self.ops.attention_finish(*state, out);
@@ -263,51 +280,6 @@ impl Attention<'_> {
         let mask = &self.config.mask;
         let hides = |at: &At| mask.seen(layer, at.position, at.seen).len() < at.seen;
         mask.window_of(layer).is_some() && self.at.iter().any(hides)
-    }
-
-    /// Computes attention where a window hides positions, for one token or many. A unit of work is one KV
-    /// head of one token. Of the chunk in which a window begins what it shows is computed in scalar code,
-    /// by the same definition as the kernel's, which takes the chunks behind it. A barrier must follow
-    /// before `out` is read.
-    ///
-    /// # Safety
-    /// As [`Attention::attend_many`].
-    pub(crate) unsafe fn attend_in_window(
-        &self,
-        worker: &Worker<'_>,
-        scratch: &mut Scratch,
-        layer: usize,
-    ) {
-        let config = self.config;
-        let (n, group) = (self.at.len(), config.group());
-        for unit in worker.share(n * config.kv_heads) {
-            let (token, kv_head) = (unit / config.kv_heads, unit % config.kv_heads);
-            let at = self.at[token];
-            let seen = config.mask.seen(layer, at.position, at.seen);
-            let (head, heads) = ((layer, kv_head), kv_head * group..(kv_head + 1) * group);
-            let states = &mut scratch.states[..group];
-            // SAFETY: each unit belongs to one worker, and nothing else accesses it, as the caller promises.
-            let out = unsafe { self.out.row_mut(kv_head * n + token) };
-            let first = seen.start / CHUNK;
-            for chunk in first..seen.end.div_ceil(CHUNK) {
-                let shown = seen.start.max(chunk * CHUNK)..seen.end.min((chunk + 1) * CHUNK);
-                // SAFETY: nothing writes queries and cache in this phase, as the caller promises.
-                unsafe {
-                    if shown.start > chunk * CHUNK {
-                        let window = &mut scratch.window;
-                        self.attend_to_rest(token, head, shown, (states, out), window);
-                    } else {
-                        let (queries, counts) = ((token..token + 1, heads.clone()), &[shown.len()]);
-                        let input = self.attention_input(head, queries, chunk, counts);
-                        let merges = chunk > first;
-                        self.kernel.run(&input, merges, states, out, &mut scratch.kernel);
-                    }
-                }
-            }
-            for (out, state) in out.chunks_exact_mut(config.head_dim).zip(states) {
-                self.ops.attention_finish(*state, out);
-            }
-        }
     }
 
     /// Computes attention of one token's query heads that share `kv_head` to the positions `shown`, within

@@ -273,9 +273,7 @@ impl Pass<'_> {
         // SAFETY: each worker calls it once in this phase, in which the queries and the cache are read
         // only, and what it writes is read after the barrier at its end.
         unsafe {
-            if is_windowed {
-                self.attention().attend_in_window(place.worker, own, index);
-            } else if place.n == 1 {
+            if place.n == 1 && !is_windowed {
                 self.attention().attend_one(place.worker, own, index);
             } else {
                 self.attention().attend_many(place.worker, own, index);

@@ -407,14 +407,15 @@ pub fn block_width_of(gguf: &Gguf, config: &Config, role: Role) -> Result<Option
 }
 
 /// Returns the width of the blocks in which the matrices of a job are multiplied, if they are: where the
-/// scales of one differ, it has weights of +2, or that is asked for. It is the smallest of theirs. Where a
-/// matrix has one scale that is noted in `found`.
+/// scales of one differ, it has weights of +2, or that is asked for. It is the smallest of theirs. Scales
+/// that were all read for it, which takes a pass over the tensor, are left in `found`.
 fn block_width(
     gguf: &Gguf,
     matrices: &[(String, Shape)],
     activations: Activations,
-    found: &mut HashMap<String, f32>,
+    found: &mut HashMap<String, Scales>,
 ) -> Result<Option<usize>> {
+    let mut read = Vec::new();
     let (mut narrowest, mut several) = (usize::MAX, activations == Activations::Block);
     for (name, shape) in matrices {
         let (_, codes) = Tensors::new(gguf).ternary(name, *shape)?;
@@ -424,22 +425,26 @@ fn block_width(
         let first = |rows| codes.first_rows(rows).filter(|_| !codes.is_float());
         let same = first(4).is_none_or(|codes| codes.scales().uniform().is_ok());
         let all = same.then(|| codes.scales());
-        match all.as_ref().map(Scales::uniform) {
-            Some(Ok(scale)) => drop(found.insert(name.clone(), scale)),
-            Some(Err(_)) | None => several = true,
-        }
-        several |= codes.has_twos();
-        let widths = first(1).map(|codes| codes.scales()).or(all);
-        match widths.unwrap_or_else(|| codes.scales()) {
-            Scales::Blocks { width, .. } => narrowest = narrowest.min(width),
+        let one = all.as_ref().and_then(|all| all.uniform().ok());
+        several |= one.is_none() || codes.has_twos();
+        let widths = first(1).map(|codes| codes.scales());
+        match widths.as_ref().or(all.as_ref()).expect("without first rows all are read") {
+            Scales::Blocks { width, .. } => narrowest = narrowest.min(*width),
             // Any will do.
             Scales::Tensor(_) | Scales::Rows(_) => {
                 let fits = [256, 128, 64].into_iter().find(|w| shape.cols.is_multiple_of(*w));
-                let Some(width) = fits.filter(|_| several) else { continue };
-                narrowest = narrowest.min(width);
+                if let Some(width) = fits.filter(|_| several) {
+                    narrowest = narrowest.min(width);
+                }
             }
         }
+        read.extend(all.map(|all| (name.clone(), all, one)));
     }
+    // Of matrices that are multiplied as a whole the one scale is all that is asked for.
+    found.extend(read.into_iter().map(|(name, all, one)| {
+        let one = one.filter(|_| !several).map(Scales::Tensor);
+        (name, one.unwrap_or(all))
+    }));
     Ok(several.then_some(narrowest).filter(|width| *width != usize::MAX))
 }
 
@@ -491,8 +496,8 @@ impl Kernels {
 struct Packing<'a> {
     /// The jobs of a layer.
     jobs: Vec<PlannedJob>,
-    /// The scales of matrices that were found to have but one.
-    scales: HashMap<String, f32>,
+    /// The scales of matrices that were read for the plan.
+    scales: HashMap<String, Scales>,
     place: Place<'a>,
 }
 
@@ -707,7 +712,7 @@ impl<'a> Loader<'a> {
         for (i, (name, shape)) in matrices.iter().enumerate() {
             let last = i + 1 == matrices.len();
             let sparse = sparse.as_ref().filter(|_| last).map(|(kernel, _)| kernel);
-            let matrix = (name.as_str(), *shape, packing.scales.get(name).copied());
+            let matrix = (name.as_str(), *shape, packing.scales.remove(name));
             let (part, by_line) = match &mut packing.place {
                 Place::Memory(room) => self.pack(room, matrix, decode.layout(), sparse)?,
                 Place::File(file) => self.packed(file, name, *shape, decode.layout(), sparse)?,
@@ -736,7 +741,10 @@ impl<'a> Loader<'a> {
         let (mut parts, mut biases) = (Vec::new(), Vec::new());
         for (name, shape) in matrices {
             let part = match &mut packing.place {
-                Place::Memory(room) => self.pack_blocks(room, name, *shape, layout)?,
+                Place::Memory(room) => {
+                    let matrix = (name.as_str(), *shape, packing.scales.remove(name));
+                    self.pack_blocks(room, matrix, layout)?
+                }
                 Place::File(file) => {
                     let section = file.section(name, Form::BlockTiles(layout), *shape)?;
                     let (factor, bytes) = (file.scale(section)?, file.bytes(section)?);
@@ -750,16 +758,15 @@ impl<'a> Loader<'a> {
         BlockJob::new(parts, biases, decode, prefill)
     }
 
-    /// Packs a matrix with block scales.
+    /// Packs a matrix with block scales, which may be known.
     fn pack_blocks(
         &mut self,
         room: &mut Room,
-        name: &str,
-        shape: Shape,
+        (name, shape, scales): (&str, Shape, Option<Scales>),
         layout: BlockLayout,
     ) -> Result<BlockMatrix> {
         let (tensor, codes) = self.tensors.ternary(name, shape)?;
-        let scales = self.sound_scales(name, codes.scales())?;
+        let scales = self.sound_scales(name, scales.unwrap_or_else(|| codes.scales()))?;
         // Those of blocks are f16 in every format of blocks.
         let may_be_odd = matches!(scales, Scales::Rows(_)) || codes.is_float();
         if may_be_odd
@@ -821,17 +828,16 @@ impl<'a> Loader<'a> {
         MappedJob::new(parts, kernel)
     }
 
-    /// Returns a ternary tensor, its codes, and the scale of its integer products, which may be known.
+    /// Returns a ternary tensor, its codes, and the scale of its integer products; its scales may be known.
     fn ternary(
         &mut self,
         name: &str,
         shape: Shape,
-        known: Option<f32>,
+        known: Option<Scales>,
     ) -> Result<(&'a TensorInfo, Codes<'a>, f32)> {
         let gguf = self.gguf;
         let (tensor, codes) = self.tensors.ternary(name, shape)?;
-        let scales = known.map_or_else(|| codes.scales(), Scales::Tensor);
-        let scales = self.sound_scales(name, scales)?;
+        let scales = self.sound_scales(name, known.unwrap_or_else(|| codes.scales()))?;
         let unit = scales.unit();
         let mut scale = scales.uniform().map_err(|[first, other]| {
             gguf.tensor_error(
@@ -866,15 +872,15 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Packs a matrix, whose scale may be known, and its lines if there is a sparse kernel.
+    /// Packs a matrix, whose scales may be known, and its lines if there is a sparse kernel.
     fn pack(
         &mut self,
         room: &mut Room,
-        (name, shape, scale): (&str, Shape, Option<f32>),
+        (name, shape, scales): (&str, Shape, Option<Scales>),
         layout: Layout,
         sparse: Option<&GatherKernel>,
     ) -> Result<(PackedMatrix, Option<GatherMatrix>)> {
-        let (tensor, codes, scale) = self.ternary(name, shape, scale)?;
+        let (tensor, codes, scale) = self.ternary(name, shape, scales)?;
         let buffer = room.take(name, layout.matrix_bytes(shape))?;
         let pool = self.options.pool;
         let packed = PackedMatrix::pack(codes, scale, layout, buffer, pool)?;
