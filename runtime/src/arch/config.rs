@@ -202,6 +202,12 @@ impl Config {
         self.kv_heads * self.head_dim
     }
 
+    /// Number of weights in the matrices of a layer.
+    #[must_use]
+    pub fn layer_weights(&self) -> usize {
+        self.hidden * (2 * self.q_dim() + 2 * self.kv_dim() + 3 * self.ffn)
+    }
+
     /// The ternary jobs of the forward pass, in its order.
     #[must_use]
     pub fn jobs(&self) -> Vec<JobShapes> {

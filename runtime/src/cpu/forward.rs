@@ -43,6 +43,10 @@ const LAYERWISE: usize = 128;
 /// The same where a pass may be cancelled, which is between layers: fewer tokens take no longer than some
 /// hundred milliseconds.
 const CANCELLABLE: usize = 32;
+/// Multiply-adds of a layer from which it is a run of its own too, if there are several tokens: eight of
+/// a model with two billion weights. A try with fewer workers then costs a layer or two, not a pass that
+/// takes twice as long as the others.
+const LAYER_WORK: usize = 1 << 29;
 
 /// State that the workers share in one run. Shapes are those of `Buffers` in the session.
 pub(super) struct Pass<'a> {
@@ -169,21 +173,30 @@ impl Place<'_> {
     }
 }
 
+/// The load that a layer of so many weights is as a run of the pool of its own, in a pass of `n` tokens;
+/// `None` if all layers are one run.
+fn load_of_layers(n: usize, weights: usize, is_cancellable: bool) -> Option<Load> {
+    if n >= LAYERWISE || (n > 1 && n.saturating_mul(weights) >= LAYER_WORK) {
+        Some(Load::Long)
+    } else {
+        (is_cancellable && n >= CANCELLABLE).then_some(Load::Short)
+    }
+}
+
 impl Pass<'_> {
     /// Runs the pass, from the embedding to the hidden states and the logits.
     pub(super) fn run(&self, pool: &Pool) -> Result<()> {
         let (n, layers) = (self.tokens.len(), self.model.weights().layers.len());
-        let layerwise = if self.cancel.is_some() { CANCELLABLE } else { LAYERWISE };
-        if n < layerwise {
+        let weights = self.model.config().layer_weights();
+        let Some(load) = load_of_layers(n, weights, self.cancel.is_some()) else {
             let all = self.share(|place, scratch| {
                 self.embed(place, &mut scratch.row);
                 (0..layers).for_each(|index| self.layer(place, scratch, index));
                 self.end(place, scratch);
             });
             return pool.run_spared(Load::Short, n, all);
-        }
+        };
         pool.run(self.share(|place, scratch| self.embed(place, &mut scratch.row)))?;
-        let load = if n < LAYERWISE { Load::Short } else { Load::Long };
         for index in 0..layers {
             cancel::check(self.cancel)?;
             let layer = self.share(|place, scratch| self.layer(place, scratch, index));
@@ -696,4 +709,29 @@ impl Pass<'_> {
 /// True if all are numbers.
 fn is_finite(values: &[f32]) -> bool {
     values.iter().fold(true, |finite, x| finite & x.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_passes_are_run_layer_by_layer() {
+        // Weights of a layer with 11 million, 2 billion and 100 billion in the model.
+        let (small, large, huge) = (1_200_000, 69_500_000, 1_200_000_000);
+        let cases = [
+            (1, huge, true, None),
+            (2, large, false, None),
+            (14, small, false, None),
+            (14, large, false, Some(Load::Long)),
+            (31, small, true, None),
+            (32, small, true, Some(Load::Short)),
+            (127, small, false, None),
+            (128, small, false, Some(Load::Long)),
+        ];
+        for (n, weights, is_cancellable, expected) in cases {
+            let found = load_of_layers(n, weights, is_cancellable);
+            assert_eq!(found, expected, "{n} tokens, {weights} weights, {is_cancellable}");
+        }
+    }
 }

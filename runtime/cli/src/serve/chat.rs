@@ -88,7 +88,7 @@ async fn of_conversation(
         let loaded = app.loaded()?;
         let object = object(&body.bytes)?;
         let fields = Fields(&object);
-        let conversation = conversation(fields, &Tools::read(fields)?, loaded)?;
+        let conversation = conversation(fields, &Tools::read(fields, loaded.tools)?, loaded)?;
         answer(chat(loaded)?, &conversation)
     });
     answer.await.map(JsonAnswer)
@@ -104,16 +104,11 @@ fn read(app: &App, body: &[u8]) -> Result<Answers> {
     let object = object(body)?;
     let fields = Fields(&object);
     let chat = chat(loaded)?;
-    let tools = Tools::read(fields)?;
+    let tools = Tools::read(fields, loaded.tools)?;
     let conversation = conversation(fields, &tools, loaded)?;
     let rendered = chat.render(&conversation)?;
     let mut request = Request::new(fields, vec![chat.ids(&conversation)?], loaded)?;
-    let family = match tools.callable.is_empty() {
-        true => None,
-        false => Some(loaded.tools.ok_or_else(|| {
-            ApiError::invalid("tools: this model's template has no tools").of("tools")
-        })?),
-    };
+    let family = loaded.tools.filter(|_| !tools.callable.is_empty());
     if let Some(family) = family.filter(|_| tools.is_forced) {
         if request.grammar.is_some() {
             let expected = "auto or none beside a response_format or grammar";

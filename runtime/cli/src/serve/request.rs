@@ -290,8 +290,8 @@ pub fn prompts(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
 pub type Tokenize = fn(&Tokenizer, &str) -> bitnet_runtime::Result<Vec<u32>>;
 
 /// Reads a field of texts: a text, tokens, a mixture, or a list of these; a text may be the
-/// `prompt_string` of an object, as llama.cpp has it. `tokenize` makes the tokens of a text, or of one that
-/// a mixture begins with.
+/// `prompt_string` of an object, or its `content` in parts, as llama.cpp has it. `tokenize` makes the
+/// tokens of a text, or of one that a mixture begins with.
 ///
 /// # Errors
 /// 400 for anything else, a token that does not exist, or no token at all.
@@ -322,10 +322,12 @@ fn text(name: &str, value: &Value, tokenizer: &Tokenizer, tokenize: Tokenize) ->
                 let expected = "nothing: pictures and sound are not offered";
                 return Err(ApiError::field("multimodal_data", media, expected));
             }
-            let text = fields.string("prompt_string")?;
-            let text =
-                text.ok_or_else(|| ApiError::field(name, value, "an object with a prompt_string"))?;
-            return tokens(text);
+            let text = match fields.get("content") {
+                Some(Value::Array(parts)) => parts.iter().map(text_of_part).collect(),
+                _ => fields.string("prompt_string")?.map(str::to_owned),
+            };
+            let expected = "an object with a prompt_string, or a content of texts";
+            return tokens(&text.ok_or_else(|| ApiError::field(name, value, expected))?);
         }
         Value::Array(items) if !items.is_empty() => items,
         _ => return Err(ApiError::field(name, value, "a text, or a list with token ids")),
@@ -339,6 +341,11 @@ fn text(name: &str, value: &Value, tokenizer: &Tokenizer, tokenize: Tokenize) ->
         }
     }
     Ok(ids)
+}
+
+/// The text of a part of a content; `None` for a picture and the like.
+fn text_of_part(part: &Value) -> Option<&str> {
+    part["text"].as_str().filter(|_| part["type"] == "text")
 }
 
 /// An error of the library about a text, as one about the field that it stands in.

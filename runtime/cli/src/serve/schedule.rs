@@ -2,8 +2,10 @@
 //!
 //! Every text that is being written has a row in each pass. Beside these, prompts get as many tokens
 //! as the model takes in a set time, so that a long prompt holds nobody up: the gap between two
-//! tokens of a text is a pass without prompts and that time. The prompt that is nearest to its end
-//! gets most of it, so that a short question does not wait for a long text, and each gets some.
+//! tokens of a text is a pass without prompts and that time. Where that is few tokens, which cost
+//! little less than some more, it is some more, if the pass is still a short one. The prompt that is
+//! nearest to its end gets most of it, so that a short question does not wait for a long text, and
+//! each gets some.
 
 use std::time::Duration;
 
@@ -11,8 +13,12 @@ use std::time::Duration;
 const BESIDE_TEXTS: f64 = 0.1;
 /// The same in a pass of prompts alone. A request can be cancelled between two passes.
 const ALONE: f64 = 0.5;
-/// Tokens of prompts in a pass, at least, unless a batch is smaller.
+/// Tokens of prompts in a pass, at least, unless a batch is smaller or the pass would take longer than
+/// [`LONGEST`] beside texts.
 const FEWEST: usize = 12;
+/// Time of a pass with [`FEWEST`] tokens of prompts beside texts, at most, in seconds: the deeper a
+/// prompt is, the longer its tokens take.
+const LONGEST: f64 = 0.2;
 /// Share of a pass's prompts that is for all but the one nearest to its end: one part in so many.
 const OTHERS: usize = 8;
 /// The first guess of the speed at which prompts go through the model, in tokens per second.
@@ -37,10 +43,14 @@ impl Pace {
     /// Returns the number of tokens of prompts for a pass of at most `batch` tokens, beside so many
     /// `rows` of texts.
     pub fn budget(&self, rows: usize, batch: usize) -> usize {
-        let time = if rows > 0 { BESIDE_TEXTS } else { ALONE };
-        let most = batch.saturating_sub(rows).max(1);
         // A float that is too large for an integer becomes the largest one.
-        ((self.rate * time) as usize).clamp(FEWEST.min(most), most)
+        let within = |time: f64| (self.rate * time) as usize;
+        let (time, fewest) = match rows {
+            0 => (ALONE, FEWEST),
+            _ => (BESIDE_TEXTS, within(LONGEST).saturating_sub(rows).clamp(1, FEWEST)),
+        };
+        let most = batch.saturating_sub(rows).max(1);
+        within(time).clamp(fewest.min(most), most)
     }
 
     /// Learns from a pass in which `rows` of texts and `tokens` of prompts, out of a `budget`, took so
@@ -142,5 +152,27 @@ mod tests {
         }
         assert!(pace.budget(0, 512) < 60);
         assert_eq!(pace.budget(1, 512), FEWEST);
+    }
+
+    #[test]
+    fn few_tokens_are_fewer_where_a_pass_would_be_long() {
+        // A pass takes 30 ms, and each of its tokens so many; of these, `rows` are of texts.
+        let settled = |each_ms: f64, rows: usize| {
+            let mut pace = Pace::default();
+            let pass = |tokens: usize| (30.0 + each_ms * (rows + tokens) as f64) / 1e3;
+            for _ in 0..40 {
+                let budget = pace.budget(rows, 512);
+                pace.learn(rows, budget, budget, Duration::from_secs_f64(pass(budget)));
+            }
+            let budget = pace.budget(rows, 512);
+            (budget, pass(budget))
+        };
+        // At the beginning of a long prompt, and deep in it, where a token takes twice as long.
+        let (shallow, deep) = (settled(12.0, 2), settled(24.0, 2));
+        assert_eq!(shallow.0, FEWEST);
+        assert!(deep.0 < FEWEST && deep.1 < LONGEST + 0.03, "{deep:?}");
+        assert!(deep.0 > 1 && deep.1 > LONGEST - 0.03, "{deep:?}");
+        // Texts alone may take so long: a prompt beside them still goes on.
+        assert_eq!(settled(200.0, 2).0, 1);
     }
 }

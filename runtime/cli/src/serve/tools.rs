@@ -109,11 +109,24 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Reads the fields `tools`, `tool_choice` and `parallel_tool_calls`.
+    /// Reads the fields `tools`, `tool_choice` and `parallel_tool_calls`, for a template of a family. Without
+    /// one no call can be told, and the model does not hear of tools: clients offer some to every model.
     ///
     /// # Errors
-    /// 400 for what is malformed.
-    pub fn read(fields: Fields<'_>) -> Result<Self> {
+    /// 400 for what is malformed, and for a call that must be where none can.
+    pub fn read(fields: Fields<'_>, family: Option<Family>) -> Result<Self> {
+        let tools = Self::asked_for(fields)?;
+        match family {
+            Some(_) => Ok(tools),
+            None if tools.is_forced => {
+                let expected = "auto or none: this model's template has no tools";
+                Err(ApiError::text_field("tool_choice", "a call", expected))
+            }
+            None => Ok(Self::default()),
+        }
+    }
+
+    fn asked_for(fields: Fields<'_>) -> Result<Self> {
         let choice = fields.get("tool_choice");
         let Some(value) = fields.get("tools") else {
             return match choice.and_then(Value::as_str) {

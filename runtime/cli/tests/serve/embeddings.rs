@@ -40,7 +40,10 @@ fn openai_s_form_has_the_numbers_of_the_command() {
     // Ids are as they are; one text, or one list of ids, stands for itself.
     let answer = server.ok("/v1/embeddings", &json!({"input": ids}));
     assert_eq!(rows(&answer), expected);
-    for input in [json!(TEXTS[0]), ids[0].clone()] {
+    let (begin, end) = TEXTS[0].split_at(6);
+    let parts = json!([{"type": "text", "text": begin}, {"type": "text", "text": end}]);
+    let objects = [json!({"prompt_string": TEXTS[0]}), json!({"content": parts})];
+    for input in [json!(TEXTS[0]), ids[0].clone()].into_iter().chain(objects) {
         assert_eq!(rows(&server.ok("/v1/embeddings", &json!({"input": input}))), expected[..1]);
     }
     // Numbers as bytes.
@@ -131,6 +134,12 @@ fn what_is_no_text_is_refused() {
     assert!(refused(json!({})).starts_with("input: nothing, expected"));
     for input in [json!([]), json!(7), json!([[]]), json!([1.5]), json!([-1]), json!([70_000])] {
         refused(json!({"input": input}));
+    }
+    for content in
+        [json!("x"), json!([{"type": "text"}]), json!([{"type": "image_url", "text": "x"}])]
+    {
+        let message = refused(json!({"input": {"content": content}}));
+        assert!(message.contains("a content of texts"), "{message}");
     }
     let message = refused(json!({"input": vec!["x"; 2049]}));
     assert!(message.contains("2049 texts, expected at most 2048"), "{message}");

@@ -215,6 +215,19 @@ fn malformed_tools_are_refused() {
     ] {
         refused(&server, extra);
     }
-    let message = refused(&talking("chatml"), json!({"tools": tools()}));
-    assert!(message.contains("template has no tools"), "{message}");
+}
+
+#[test]
+fn tools_are_offered_in_vain_to_a_template_without_them() {
+    let server = talking("chatml");
+    let alone = chat(&server, json!({}));
+    for choice in [json!("auto"), json!("none"), Value::Null] {
+        let beside = chat(&server, json!({"tools": tools(), "tool_choice": choice}));
+        assert_eq!(beside["message"], alone["message"]);
+    }
+    let named = json!({"type": "function", "function": {"name": "look"}});
+    for choice in [json!("required"), named] {
+        let message = refused(&server, json!({"tools": tools(), "tool_choice": choice}));
+        assert!(message.contains("template has no tools"), "{message}");
+    }
 }
