@@ -11,11 +11,14 @@ use bitnet_runtime::formats::{Codes as Stored, Scales, TILES_KEY, describe_tiles
 
 use crate::load::OverrideArgs;
 use crate::output::{byte_bar, human, note};
+use crate::pieces;
 use crate::rows::{self, Table};
 use crate::ternary::{self, Codes};
 
 /// Bytes that are read at a time, about.
 const PIECE: usize = 8 << 20;
+/// Bytes of floats that a thread makes blocks of at a time, about.
+const ROWS: usize = 1 << 20;
 /// Says which type most of a file has.
 const FILE_TYPE: &str = "general.file_type";
 
@@ -31,7 +34,8 @@ pub struct Args {
     /// Where to write [default: MODEL with the new types in its name]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0
+    /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0; tq2_0 or q2_0 for one that
+    /// is ternary
     #[arg(long, alias = "token-embedding-type", value_name = "TYPE", default_value = "keep",
           value_parser = rows::table_type)]
     embd: Table,
@@ -84,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
             let (tensor, ty) = tensors[index];
             if tensor.ty == ty {
                 copy(&gguf, tensor, out)
-            } else if tensor.ty.format().ternary().is_some() && !is_table(tensor) {
+            } else if is_recoded(tensor, ty) {
                 recode(&gguf, tensor, info, out)
             } else {
                 requantise(&gguf, tensor, info, out)
@@ -106,6 +110,14 @@ pub fn run(args: &Args) -> Result<()> {
 /// True for an embedding or a head.
 fn is_table(tensor: &TensorInfo) -> bool {
     tensor.name == EMBEDDING || tensor.name == HEAD
+}
+
+/// True if a tensor's codes are written in another type, rather than its weights as floats.
+fn is_recoded(tensor: &TensorInfo, ty: TensorType) -> bool {
+    let (format, other) = (tensor.ty.format(), ty.format());
+    let holds_scales = other.has_block_scales() || ty == TensorType::F16;
+    let as_rows = is_table(tensor) && (format.rows().is_some() || !holds_scales);
+    format.ternary().is_some() && (!as_rows || other.has_block_scales())
 }
 
 /// The flag that says what type a tensor gets.
@@ -146,10 +158,8 @@ impl Args {
 
     /// Checks that a tensor can be written in a type.
     fn check(&self, gguf: &Gguf, tensor: &TensorInfo, ty: TensorType) -> Result<()> {
-        let format = tensor.ty.format();
-        let read =
-            if is_table(tensor) { format.rows().is_some() } else { format.ternary().is_some() };
-        if read || tensor.ty == ty {
+        let as_rows = is_table(tensor) && tensor.ty.format().rows().is_some();
+        if as_rows || is_recoded(tensor, ty) || tensor.ty == ty {
             return Ok(());
         }
         let name = &tensor.name;
@@ -235,8 +245,20 @@ fn recode(
     let (mut read, row_bytes) = (0, (tensor.bytes as usize / rows).max(1));
     for index in 0..rows {
         if let Some(col) = stored.row(index, &mut row) {
-            let found = format!("code 3 at [{index}, {col}]");
-            return Err(gguf.tensor_error(name, found, "codes 0 to 2; the file is damaged"));
+            return Err(if stored.has_twos() {
+                let found = format!("code 3, a weight of +2, at [{index}, {col}] in {}", tensor.ty);
+                let expected = format!(
+                    "codes 0 to 2, weights of -1, 0 and +1, which alone {} holds; leave {} out, and it \
+                     stays {}",
+                    info.ty,
+                    flag_of(name),
+                    tensor.ty
+                );
+                gguf.tensor_error(name, found, expected)
+            } else {
+                let found = format!("code 3 at [{index}, {col}]");
+                gguf.tensor_error(name, found, "codes 0 to 2; the file is damaged")
+            });
         }
         if let Some(codes) = &mut one {
             codes.push(&row, out)?;
@@ -247,7 +269,7 @@ fn recode(
                 let unit = || format!("one scale for each block of {width} columns");
                 own.push(scale.map_err(|found| wrong(found, &unit()))?);
             }
-            ternary::write_blocks(info, &row, &own, out)?;
+            out.write(&ternary::blocks(info, &row, &own)?)?;
         }
         let done = index * row_bytes;
         if done - read >= PIECE {
@@ -286,26 +308,29 @@ fn requantise(
     let shape = Shape::new(rows, cols);
     let factor = Stored::new(tensor.ty, bytes, shape).and_then(|own| own.scales().of_tensor());
     let width = format.head.row_bytes(cols);
-    let most = (PIECE / (4 * cols)).max(1);
-    let mut values = Vec::new();
-    for first in (0..rows).step_by(most) {
+    let most = (ROWS / (4 * cols)).max(1);
+    let make = |values: &mut Vec<f32>, piece: usize| {
+        let first = piece * most;
         let count = most.min(rows - first);
         let part = first * width..(first + count) * width;
         values.resize(count * cols, 0.0);
-        (format.dequantise)(&bytes[part.clone()], &mut values);
+        (format.dequantise)(&bytes[part.clone()], values);
         if let Some(factor) = factor {
             values.iter_mut().for_each(|v| *v *= factor);
         }
-        rows::write(info, &values, out).map_err(|refused| match refused {
-            rows::Refused::Sink(error) => error,
+        let encoded = rows::encode(info, values).map_err(|refused| match refused {
+            rows::Refused::Other(error) => error,
             rows::Refused::Value(place) => {
                 let [row, col] = [first + place / cols, place % cols];
                 let found = format!("{} at [{row}, {col}]", values[place]);
-                let expected = format!("numbers that {} can hold", info.ty);
-                gguf.tensor_error(&tensor.name, found, expected)
+                gguf.tensor_error(&tensor.name, found, rows::allowed(info.ty))
             }
         })?;
+        Ok((encoded, part))
+    };
+    pieces::in_order(rows.div_ceil(most), make, |(encoded, part)| {
+        out.write(&encoded)?;
         gguf.drop_part(tensor, part, false);
-    }
-    Ok(())
+        Ok(())
+    })
 }
