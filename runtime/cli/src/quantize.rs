@@ -31,7 +31,8 @@ pub struct Args {
     /// Where to write [default: MODEL with the new types in its name]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0
+    /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0; tq2_0 or q2_0 for one that
+    /// is ternary
     #[arg(long, alias = "token-embedding-type", value_name = "TYPE", default_value = "keep",
           value_parser = rows::table_type)]
     embd: Table,
@@ -84,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
             let (tensor, ty) = tensors[index];
             if tensor.ty == ty {
                 copy(&gguf, tensor, out)
-            } else if tensor.ty.format().ternary().is_some() && !is_table(tensor) {
+            } else if is_recoded(tensor, ty) {
                 recode(&gguf, tensor, info, out)
             } else {
                 requantise(&gguf, tensor, info, out)
@@ -106,6 +107,14 @@ pub fn run(args: &Args) -> Result<()> {
 /// True for an embedding or a head.
 fn is_table(tensor: &TensorInfo) -> bool {
     tensor.name == EMBEDDING || tensor.name == HEAD
+}
+
+/// True if a tensor's codes are written in another type, rather than its weights as floats.
+fn is_recoded(tensor: &TensorInfo, ty: TensorType) -> bool {
+    let (format, other) = (tensor.ty.format(), ty.format());
+    let holds_scales = other.has_block_scales() || ty == TensorType::F16;
+    let as_rows = is_table(tensor) && (format.rows().is_some() || !holds_scales);
+    format.ternary().is_some() && (!as_rows || other.has_block_scales())
 }
 
 /// The flag that says what type a tensor gets.
@@ -146,10 +155,8 @@ impl Args {
 
     /// Checks that a tensor can be written in a type.
     fn check(&self, gguf: &Gguf, tensor: &TensorInfo, ty: TensorType) -> Result<()> {
-        let format = tensor.ty.format();
-        let read =
-            if is_table(tensor) { format.rows().is_some() } else { format.ternary().is_some() };
-        if read || tensor.ty == ty {
+        let as_rows = is_table(tensor) && tensor.ty.format().rows().is_some();
+        if as_rows || is_recoded(tensor, ty) || tensor.ty == ty {
             return Ok(());
         }
         let name = &tensor.name;
@@ -235,8 +242,20 @@ fn recode(
     let (mut read, row_bytes) = (0, (tensor.bytes as usize / rows).max(1));
     for index in 0..rows {
         if let Some(col) = stored.row(index, &mut row) {
-            let found = format!("code 3 at [{index}, {col}]");
-            return Err(gguf.tensor_error(name, found, "codes 0 to 2; the file is damaged"));
+            return Err(if stored.has_twos() {
+                let found = format!("code 3, a weight of +2, at [{index}, {col}] in {}", tensor.ty);
+                let expected = format!(
+                    "codes 0 to 2, weights of -1, 0 and +1, which alone {} holds; leave {} out, and it \
+                     stays {}",
+                    info.ty,
+                    flag_of(name),
+                    tensor.ty
+                );
+                gguf.tensor_error(name, found, expected)
+            } else {
+                let found = format!("code 3 at [{index}, {col}]");
+                gguf.tensor_error(name, found, "codes 0 to 2; the file is damaged")
+            });
         }
         if let Some(codes) = &mut one {
             codes.push(&row, out)?;
@@ -301,8 +320,7 @@ fn requantise(
             rows::Refused::Value(place) => {
                 let [row, col] = [first + place / cols, place % cols];
                 let found = format!("{} at [{row}, {col}]", values[place]);
-                let expected = format!("numbers that {} can hold", info.ty);
-                gguf.tensor_error(&tensor.name, found, expected)
+                gguf.tensor_error(&tensor.name, found, rows::allowed(info.ty))
             }
         })?;
         gguf.drop_part(tensor, part, false);

@@ -6,10 +6,12 @@ use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{TensorInfo, TensorSink};
 use bitnet_runtime::formats::TensorType;
 
+use half::f16;
+
 use crate::ternary;
 
-/// Types of embeddings and heads that are written.
-const TABLES: [TensorType; 7] = [
+/// Types of embeddings and heads that are written; the last two only where their weights are ternary.
+const TABLES: [TensorType; 9] = [
     TensorType::F32,
     TensorType::F16,
     TensorType::BF16,
@@ -17,6 +19,8 @@ const TABLES: [TensorType; 7] = [
     TensorType::Q6_K,
     TensorType::Q5_0,
     TensorType::Q4_0,
+    TensorType::TQ2_0,
+    TensorType::Q2_0,
 ];
 
 /// Values that are worth a thread.
@@ -77,11 +81,31 @@ pub fn file_type(ty: TensorType) -> Option<u32> {
     }
 }
 
-/// Writes whole rows in the type of a tensor.
+/// Says which numbers rows of a type hold, for messages.
+#[must_use]
+pub fn allowed(ty: TensorType) -> String {
+    match width(ty) {
+        Some(width) => format!(
+            "numbers of one magnitude within a block of {width} columns, and 0, as {ty} rounds none here; \
+             another type, such as f16, holds others"
+        ),
+        None => format!("finite numbers, for f16 up to {}", f16::MAX),
+    }
+}
+
+/// The columns that share a scale in rows of a ternary type; `None` for types of floats and integers.
+fn width(ty: TensorType) -> Option<usize> {
+    let format = ty.format();
+    let block = format.size.block().filter(|_| format.has_block_scales());
+    block.map(|(weights, _)| weights as usize)
+}
+
+/// Writes whole rows in the type of a tensor. Those of a ternary type are not rounded.
 ///
 /// # Errors
-/// [`Refused::Value`] for a number that is not finite, or becomes so in f16; [`Refused::Sink`] when
-/// writing fails, or the type is not one of rows.
+/// [`Refused::Value`] for a number that is not finite, or becomes so in f16, or is neither 0 nor of the
+/// largest magnitude of its block in a ternary type; [`Refused::Sink`] when writing fails, or the type is
+/// not one of rows.
 pub fn write(
     info: &TensorInfo,
     values: &[f32],
@@ -92,6 +116,9 @@ pub fn write(
     let most = if info.ty == TensorType::F16 { TOO_LARGE } else { f32::INFINITY };
     if let Some(place) = values.iter().position(|v| v.is_nan() || v.abs() >= most) {
         return Err(Refused::Value(place));
+    }
+    if let Some(width) = width(info.ty) {
+        return write_ternary(info, width, values, out);
     }
     let Some(rows) = info.ty.format().rows() else {
         let expected = "a type of rows of floats";
@@ -116,4 +143,19 @@ pub fn write(
     let panicked = |_| Error::Runtime("a thread that quantised rows panicked".into());
     let parts = parts.map_err(panicked).map_err(Refused::Sink)?;
     parts.iter().try_for_each(|bytes| out.write(bytes)).map_err(Refused::Sink)
+}
+
+/// Writes whole rows whose blocks of so many columns are ternary.
+fn write_ternary(
+    info: &TensorInfo,
+    width: usize,
+    values: &[f32],
+    out: &mut TensorSink<'_>,
+) -> std::result::Result<(), Refused> {
+    let (mut codes, mut scales) = (Vec::new(), Vec::new());
+    for (block, start) in values.chunks(width).zip((0..).step_by(width)) {
+        let scale = ternary::codes_of(block, &mut codes);
+        scales.push(scale.map_err(|place| Refused::Value(start + place))?);
+    }
+    ternary::write_blocks(info, &codes, &scales, out).map_err(Refused::Sink)
 }

@@ -144,6 +144,19 @@ pub fn write_blocks(
     out.write(&bytes)
 }
 
+/// Appends the codes of finite weights that are 0 or of one magnitude, and returns it; 0 where all are.
+///
+/// # Errors
+/// The place of the first weight that is neither 0 nor of the largest magnitude.
+pub fn codes_of(weights: &[f32], codes: &mut Vec<u8>) -> std::result::Result<f32, usize> {
+    let scale = weights.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+    if let Some(place) = weights.iter().position(|&v| v != 0.0 && v.abs() != scale) {
+        return Err(place);
+    }
+    codes.extend(weights.iter().map(|&v| 1 + u8::from(v > 0.0) - u8::from(v < 0.0)));
+    Ok(scale)
+}
+
 /// Checks that an f16 holds a scale.
 fn check_f16(info: &TensorInfo, scale: f32) -> Result<()> {
     let kept = f16::from_f32(scale).to_f32();

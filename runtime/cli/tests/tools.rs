@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use bitnet_profiles::Shape;
 use bitnet_runtime::file::gguf::{Gguf, TensorType};
-use bitnet_runtime::formats::{Codes, FORMATS, TILES_KEY};
+use bitnet_runtime::formats::{Codes, TILES_KEY};
 use bitnet_runtime::text::tokenizer::Tokenizer;
 use bitnet_runtime::{Engine, Needs, Options, SessionOptions};
 use half::f16;
@@ -189,9 +189,9 @@ fn r7_dummies_of_every_embedding_write() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     let (path, demo) = (path.to_str().unwrap(), demo_model());
-    for format in FORMATS {
-        let Some(rows) = format.rows() else { continue };
-        let name = rows.head.name();
+    for format in bitnet_cli::dummy::tables() {
+        let rows = format.rows();
+        let name = rows.map_or(format.name, |rows| rows.head.name());
         // 768 columns, three blocks of 256.
         let shape = ["dummy", "--shape", "125M", "--layers", "1", "--vocab", &demo, "--force"];
         answer(&[&shape[..], &["--embd", name, "-o", path]].concat());
@@ -199,10 +199,24 @@ fn r7_dummies_of_every_embedding_write() {
         let tensor = gguf.tensor("token_embd.weight").unwrap();
         assert_eq!(tensor.ty, format.ty);
         let mut values = vec![f32::NAN; 768];
-        let width = rows.head.row_bytes(768);
-        (rows.dequantise)(&gguf.tensor_bytes(tensor)[7 * width..][..width], &mut values);
-        let square: f32 = values.iter().map(|v| v * v).sum();
-        assert!(values.iter().all(|v| v.is_finite()) && square > 0.0, "{name}");
+        let bytes = gguf.tensor_bytes(tensor);
+        if let Some(rows) = rows {
+            let width = rows.head.row_bytes(768);
+            (rows.dequantise)(&bytes[7 * width..][..width], &mut values);
+        } else {
+            let shape = Shape::new(tensor.rows() as usize, 768);
+            let stored = Codes::new(tensor.ty, bytes, shape).unwrap();
+            let mut codes = vec![0; 768];
+            assert_eq!(stored.row(7, &mut codes), None);
+            for (col, (value, code)) in values.iter_mut().zip(codes).enumerate() {
+                let scale = stored.scales().of_columns(768, 7, col..col + 1).unwrap();
+                *value = scale * (f32::from(code) - 1.0);
+            }
+        }
+        let deviation = (values.iter().map(|v| v * v).sum::<f32>() / 768.0).sqrt();
+        // Rows of I2_S do not know their scale.
+        let most = if format.ty == TensorType::I2_S { 1.0 } else { 0.03 };
+        assert!((0.01..most).contains(&deviation), "{name}: {deviation}");
         let written = |more: &[&str]| {
             let text = ["-m", path, "-p", "ROMEO:", "-n", "4", "--temp", "0", "--ignore-eos"];
             answer(&[&text[..], more].concat())
@@ -216,6 +230,32 @@ fn r7_dummies_of_every_embedding_write() {
             words.next().filter(|name| *name == "token_embd.weight").and_then(|_| words.next())
         });
         assert_eq!(of_embedding, Some(format.name));
+    }
+}
+
+/// A model with windows and norms behind both parts of a layer, one with norms of inputs, and one whose tied
+/// head is ternary run as they are written.
+#[test]
+fn dummies_of_other_architectures_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let (path, demo) = (path.to_str().unwrap(), demo_model());
+    for (shape, embedding, keys) in [
+        ("gemma3-270m", "f16", &[("gemma3.attention.sliding_window", 512)][..]),
+        ("embedding-270m", "f16", &[("gemma3.pooling_type", 3)]),
+        ("embedding-0.6b", "q2_0", &[("qwen3.pooling_type", 3)]),
+        ("bonsai-1.7b", "q2_0", &[]),
+    ] {
+        let args = ["dummy", "--shape", shape, "--layers", "2", "--vocab", &demo, "--force"];
+        answer(&[&args[..], &["--embd", embedding, "-o", path]].concat());
+        let gguf = Gguf::open(path).unwrap();
+        for (key, value) in keys {
+            assert_eq!(gguf.require_u32(key).unwrap(), *value, "{key}");
+        }
+        let has_norms = gguf.tensor("blk.1.ffn_down_norm_in.weight").is_some();
+        assert_eq!(has_norms, shape.starts_with("embedding"), "{shape}");
+        let text = ["-m", path, "-p", "ROMEO:", "-n", "4", "--temp", "0", "--ignore-eos"];
+        assert!(!answer(&text).is_empty(), "{shape}");
     }
 }
 
@@ -299,6 +339,11 @@ fn mistakes_are_told_in_one_line() {
             &["dummy", "--shape", "3b", "--embd", "q6_k", "-o", &new],
             2,
             &["--embd", "q6_K", "3b", "multiple of 256", "3200"],
+        ),
+        (
+            &["dummy", "--shape", "2b4t", "--sparsity", "trained", "--embd", "q2_0", "-o", &new],
+            2,
+            &["--embd", "q2_0 with --sparsity trained"],
         ),
         (
             &["dummy", "--shape", "1B", "--sparsity", "trained", "-o", &new],

@@ -438,7 +438,8 @@ impl<'a> Codes<'a> {
     }
 
     /// True if code 3 is a weight, +2 times the scale.
-    pub(crate) fn has_twos(&self) -> bool {
+    #[must_use]
+    pub fn has_twos(&self) -> bool {
         self.ternary.twos
     }
 

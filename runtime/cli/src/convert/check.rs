@@ -109,7 +109,10 @@ impl<'a> Texts<'a> {
     fn new(own: &'a Tokenizer, original: &tokenizers::Tokenizer) -> Self {
         let mut added: Vec<String> = original
             .get_added_tokens_decoder()
-            .into_values()
+            .into_iter()
+            // Those without an embedding are left out.
+            .filter(|(id, _)| (*id as usize) < own.vocab_size())
+            .map(|(_, token)| token)
             // Those that take white space beside them are few, and such texts rare.
             .filter(|token| !token.lstrip && !token.rstrip && !token.single_word)
             .map(|token| token.content)

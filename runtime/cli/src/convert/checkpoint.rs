@@ -10,7 +10,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::formats::TensorType;
@@ -94,7 +94,7 @@ impl Checkpoint {
             names.sort_unstable();
             names.dedup();
             for name in names {
-                if !is_file_name(name) {
+                if !json::is_file_name(name) {
                     let found = quoted(name);
                     let expected = "the name of a file in the same folder";
                     return Err(Error::model(&index, "weight_map", found, expected));
@@ -199,13 +199,6 @@ impl Checkpoint {
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
-}
-
-/// True for one component of a path that leads nowhere else.
-fn is_file_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let alone = matches!(components.next(), Some(Component::Normal(own)) if own == name);
-    alone && components.next().is_none() && !name.contains(['/', '\\'])
 }
 
 /// The error of a folder without safetensors files.

@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use bitnet_runtime::error::{Error, Result, quoted};
 use serde::de::DeserializeOwned;
@@ -52,6 +52,14 @@ pub fn read<T: DeserializeOwned>(path: &Path, most: u64) -> Result<T> {
 pub fn parse<T: DeserializeOwned>(path: &Path, contents: &[u8]) -> Result<T> {
     serde_json::from_slice(contents)
         .map_err(|e| Error::model(path, "JSON", e, "what Hugging Face writes there"))
+}
+
+/// True for one component of a path that leads nowhere else.
+#[must_use]
+pub fn is_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let alone = matches!(components.next(), Some(Component::Normal(own)) if own == name);
+    alone && components.next().is_none() && !name.contains(['/', '\\'])
 }
 
 /// An object of a file of JSON, whose values are asked for by their keys.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bitnet_profiles::Shape;
-use bitnet_runtime::error::{Result, quoted};
+use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{TensorInfo, TensorSink, TensorType};
 
 use super::checkpoint::{Checkpoint, Stored};
@@ -112,8 +112,10 @@ impl Matrix {
         let mut found = false;
         let mut piece = Vec::new();
         self.pieces(checkpoint, |first, values| {
-            if self.form == Form::Exact {
-                self.check_exact(checkpoint, first * cols, values, scale)?;
+            if self.form == Form::Exact
+                && let Some(place) = values.iter().position(|&v| v != 0.0 && v.abs() != scale)
+            {
+                return Err(self.not_exact(checkpoint, first * cols, (values, place), scale));
             }
             let rounded = |&v: &f32| (v * inverse).round_ties_even().clamp(-1.0, 1.0);
             piece.clear();
@@ -152,10 +154,10 @@ impl Matrix {
                 let source = self.heads.map_or(row, |heads| heads.source(row)) * cols;
                 for start in (source..source + cols).step_by(width) {
                     let block = &values[start..start + width];
-                    let scale = largest(block);
-                    self.check_exact(checkpoint, first * cols + start, block, scale)?;
-                    let code = |&v: &f32| 1 + u8::from(v > 0.0) - u8::from(v < 0.0);
-                    codes.extend(block.iter().map(code));
+                    let scale = ternary::codes_of(block, &mut codes).map_err(|place| {
+                        let start = first * cols + start;
+                        self.not_exact(checkpoint, start, (block, place), largest(block))
+                    })?;
                     scales.push(scale);
                 }
             }
@@ -234,16 +236,15 @@ impl Matrix {
         Err(checkpoint.error(&self.stored, found, "finite numbers; the file is damaged"))
     }
 
-    /// Checks that numbers are `-scale`, 0 or `scale`; `first` is the place of the first of them.
-    fn check_exact(
+    /// Makes the error about the number at `place` of some that are to be `-scale`, 0 or `scale`; `first` is
+    /// the place of the first of them.
+    fn not_exact(
         &self,
         checkpoint: &Checkpoint,
         first: usize,
-        values: &[f32],
+        (values, place): (&[f32], usize),
         scale: f32,
-    ) -> Result<()> {
-        let other = values.iter().position(|&v| v != 0.0 && v.abs() != scale);
-        let Some(place) = other else { return Ok(()) };
+    ) -> Error {
         let cols = self.shape.cols;
         let [row, col] = [(first + place) / cols, (first + place) % cols];
         let found = format!("{} at [{row}, {col}], beside {scale}", values[place]);
@@ -258,7 +259,7 @@ impl Matrix {
              model that was not trained for it",
             quoted(&checkpoint.path_of(&self.stored).display().to_string())
         );
-        Err(checkpoint.error(&self.stored, found, expected))
+        checkpoint.error(&self.stored, found, expected)
     }
 
     /// Reads all rows in order, some at a time, whole heads where rows have another order: `each(first

@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod checkpoint;
+pub mod embedding;
 pub mod json;
 pub mod matrix;
 pub mod model;
@@ -17,25 +18,23 @@ pub mod tokenizer;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::output::{answer, byte_bar, human, note};
+use crate::rows;
 use bitnet_profiles::Shape;
 use bitnet_profiles::destination;
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{Gguf, GgufWriter, TensorInfo, TensorSink, TensorType, Value};
 use bitnet_runtime::formats::describe_tiles;
-use half::f16;
-
-use crate::output::{answer, byte_bar, human, note};
-use crate::rows;
-use checkpoint::{Checkpoint, Stored};
+use checkpoint::Checkpoint;
 use model::Description;
-use plan::{Heads, Plan, Planned, Settings, Source, Types};
+use plan::{Floats, Plan, Planned, Settings, Source, Types};
 
 /// Convert a Hugging Face folder to a GGUF file
 ///
-/// BitNet, Llama, Mistral and Qwen models whose weights are ternary: packed (U8), masters (BF16) that the
-/// model rounds itself, or plain floats of one magnitude, or of one in each block of columns. The tokenizer
-/// is checked by 2,000 texts.
+/// BitNet, Llama, Mistral, Qwen and Gemma 3 models whose weights are ternary: packed (U8), masters (BF16)
+/// that the model rounds itself, or plain floats of one magnitude, or of one in each block of columns. The
+/// tokenizer is checked by 2,000 texts.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The folder: config.json, safetensors files, tokenizer.json or tokenizer.model
@@ -50,7 +49,8 @@ pub struct Args {
           value_name = "i2_s|tq2_0|tq1_0|q2_0|tl1|tl2|f16",
           value_parser = rows::matrix_type)]
     ty: Option<TensorType>,
-    /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0
+    /// Type of the embedding: keep, or f32, f16, bf16, q8_0, q6_k, q5_0, q4_0; tq2_0 or q2_0 for one that
+    /// is ternary
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = rows::table_type)]
     embd: rows::Table,
     /// Type of the head, where it is not the embedding
@@ -134,16 +134,23 @@ impl Conversion {
             ternarise: args.ternarise,
             ignored: args.ignore.clone(),
         };
-        let plan = plan::plan(&checkpoint, &description, &settings)?;
+        let mut plan = plan::plan(&checkpoint, &description, &settings)?;
         let output = output(args, &checkpoint, plan.matrices)?;
         let tokenizer = tokenizer::read(&tokenizer::Settings {
             folder,
             config: &description.file,
             architecture: description.config.architecture,
+            embeds: description.embedding.is_some(),
             vocab: plan.vocab,
             pre: args.pre.as_deref(),
             template: args.chat_template.as_deref(),
         })?;
+        if description.embedding.is_some_and(|own| own.assumed) {
+            plan.notes.push(
+                "no modules.json says how states become an embedding: their mean is taken".into(),
+            );
+        }
+        plan.notes.extend(tokenizer.notes);
         let mut writer = GgufWriter::new();
         let name = args.name.clone().unwrap_or_else(|| name_of(folder));
         let architecture = description.config.architecture.name.into();
@@ -192,7 +199,7 @@ impl Conversion {
     fn list(&self, out: &mut dyn Write) -> io::Result<()> {
         for (planned, info) in self.plan.tensors.iter().zip(self.writer.tensors()) {
             let from = match &planned.source {
-                Source::Floats(stored, _) => format!("{} {stored}", stored.name),
+                Source::Floats(Floats { stored, .. }) => format!("{} {stored}", stored.name),
                 Source::Ternary(matrix) => format!("{} {}", matrix.stored.name, matrix.stored),
                 Source::Values(_) => "config.json".into(),
             };
@@ -273,15 +280,14 @@ impl Conversion {
                 let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                 out.write(&bytes).map(|()| true)
             }
-            Source::Floats(stored, heads) => self.floats(stored, *heads, info, out).map(|()| true),
+            Source::Floats(floats) => self.floats(floats, info, out).map(|()| true),
         }
     }
 
     /// Writes floats in the type of a tensor.
     fn floats(
         &self,
-        stored: &Stored,
-        heads: Option<Heads>,
+        Floats { stored, heads, added }: &Floats,
         info: &TensorInfo,
         out: &mut TensorSink<'_>,
     ) -> Result<()> {
@@ -290,24 +296,22 @@ impl Conversion {
             Some(heads) => (Shape::new(info.cols() as usize, 1), heads.dim),
             None => (Shape::new(info.rows() as usize, info.cols() as usize), 1),
         };
-        let mut ordered = Vec::new();
+        let mut changed = Vec::new();
         matrix::float_rows(&self.checkpoint, stored, shape, step, |first, values| {
-            let values = match heads {
-                None => values,
-                Some(heads) => {
-                    ordered.clear();
-                    ordered.extend((0..values.len()).map(|i| values[heads.source(i)]));
-                    &ordered
-                }
+            let source = |i| heads.map_or(i, |heads| heads.source(i));
+            let values = if heads.is_some() || *added != 0.0 {
+                changed.clear();
+                changed.extend((0..values.len()).map(|i| values[source(i)] + added));
+                &changed
+            } else {
+                values
             };
             rows::write(info, values, out).map_err(|place| match place {
                 rows::Refused::Sink(error) => error,
                 rows::Refused::Value(place) => {
                     let cols = shape.cols;
                     let found = format!("{} at {}", values[place], first * cols + place);
-                    let largest = f16::MAX;
-                    let expected = format!("finite numbers, for {} up to {largest}", info.ty);
-                    self.checkpoint.error(stored, found, expected)
+                    self.checkpoint.error(stored, found, rows::allowed(info.ty))
                 }
             })
         })

@@ -10,8 +10,10 @@ use bitnet_runtime::arch::mask::Mask;
 use bitnet_runtime::arch::rope::RopeScaling;
 use bitnet_runtime::arch::{self, Activation, Architecture};
 use bitnet_runtime::error::{Result, quoted};
-use bitnet_runtime::file::gguf::Value;
+use bitnet_runtime::file::gguf::{Array, Value};
+use serde_json::Value as Json;
 
+use super::embedding::{self, Embedding};
 use super::json::Object;
 
 /// Longest `config.json`.
@@ -20,17 +22,20 @@ const MAX_CONFIG: u64 = 1 << 20;
 const MAX_LAYERS: usize = 1024;
 const MAX_CONTEXT: usize = 1 << 20;
 
-/// A model as its `config.json` describes it.
+/// A model as its `config.json` describes it, and as files beside it say how it embeds texts.
 #[derive(Debug)]
 pub struct Description {
-    /// Hyperparameters. The vocabulary is what the file says; the embedding's rows count.
+    /// Hyperparameters but for those of `more`, which have no effect on shapes. The vocabulary is what the
+    /// file says; the embedding's rows count.
     pub config: Config,
     /// The form of the ternary matrices.
     pub weights: Weights,
     /// True if the embedding is the head, too; `None`: the file does not say.
     pub tied: Option<bool>,
-    /// Keys on rotary scaling.
-    pub rope: Vec<(String, Value)>,
+    /// Use as an embedding model, if it is one.
+    pub embedding: Option<Embedding>,
+    /// Keys on scaled positions, windows and pooling, without the architecture's name.
+    more: Vec<(String, Value)>,
     /// Divisors of the rotary frequencies, `[rope_dim / 2]`.
     pub rope_factors: Option<Vec<f32>>,
     /// The file itself, for ids of tokens.
@@ -51,18 +56,24 @@ pub enum Weights {
 }
 
 /// Architectures of Hugging Face, in lower case, and theirs in GGUF. That of BitNet depends on the
-/// activation.
-const KNOWN: [(&str, &Architecture); 5] = [
+/// activation, that of Gemma 3 on the mask. Those whose names end in `model` have no head.
+const KNOWN: [(&str, &Architecture); 8] = [
     ("bitnetforcausallm", &arch::BITNET_B158),
     ("llamaforcausallm", &arch::LLAMA),
     ("mistralforcausallm", &arch::LLAMA),
     ("qwen2forcausallm", &arch::QWEN2),
     ("qwen3forcausallm", &arch::QWEN3),
+    ("qwen3model", &arch::QWEN3),
+    ("gemma3forcausallm", &arch::GEMMA3),
+    ("gemma3textmodel", &arch::GEMMA3),
 ];
 const NAMES: &str = "BitNetForCausalLM, BitnetForCausalLM, LlamaForCausalLM, MistralForCausalLM, \
-                     Qwen2ForCausalLM or Qwen3ForCausalLM";
-/// Elements of a head of Qwen3 where `config.json` has no `head_dim`, as in transformers.
+                     Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3Model, Gemma3ForCausalLM or Gemma3TextModel";
+/// Elements of a head where `config.json` has no `head_dim`, as in transformers.
 const HEAD_OF_QWEN3: usize = 128;
+const HEAD_OF_GEMMA: usize = 256;
+/// Of so many layers of Gemma 3 the last has no window, where `config.json` does not say which have none.
+const PATTERN_OF_GEMMA: usize = 6;
 
 impl Description {
     /// Reads `config.json` of a folder.
@@ -72,11 +83,17 @@ impl Description {
     /// [`Error::Model`](bitnet_runtime::Error::Model) for what is missing, out of range, or not run here.
     pub fn read(folder: &Path) -> Result<Self> {
         let file = Object::read(&folder.join("config.json"), MAX_CONFIG)?;
-        let (architecture, activation) = architecture(&file)?;
+        let Class { architecture, activation, has_head } = class(&file)?;
+        let gemma = is_gemma(architecture);
         let required = |key: &str, most: usize| file.require(key, file.size(key, most)?);
         let hidden = required("hidden_size", Shape::MAX_COLS)?;
         let heads = required("num_attention_heads", Shape::MAX_COLS)?;
-        let kv_heads = file.size("num_key_value_heads", Shape::MAX_COLS)?.unwrap_or(heads);
+        let kv_heads = file.size("num_key_value_heads", Shape::MAX_COLS)?;
+        let kv_heads = match kv_heads {
+            // That of transformers is no other number of the file.
+            None if gemma => file.require("num_key_value_heads", kv_heads)?,
+            own => own.unwrap_or(heads),
+        };
         if !heads.is_multiple_of(kv_heads) {
             let expected = format!("a divisor of num_attention_heads, {heads}");
             return Err(file.error("num_key_value_heads", kv_heads, expected));
@@ -84,6 +101,7 @@ impl Description {
         let head_dim = match file.size("head_dim", Shape::MAX_COLS)? {
             Some(dim) => dim,
             None if std::ptr::eq(architecture, &arch::QWEN3) => HEAD_OF_QWEN3,
+            None if gemma => HEAD_OF_GEMMA,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
                 let expected = format!("a multiple of num_attention_heads, {heads}, or head_dim");
@@ -101,13 +119,13 @@ impl Description {
         if !(eps > 0.0 && eps <= 1.0) {
             return Err(file.error("rms_norm_eps", eps, "more than 0, at most 1"));
         }
-        let scaling = scaling(&file)?;
+        let scaling = scaling(&file, gemma)?;
         let theta = scaling.as_ref().map_or(Ok(None), |own| own.number("rope_theta"))?;
         let theta = theta.or(file.number("rope_theta")?).unwrap_or(default_theta(architecture));
         if !(1.0..=1e12).contains(&theta) {
             return Err(file.error("rope_theta", theta, "1 to 1e12"));
         }
-        check_window(&file)?;
+        check_scores(&file, architecture, head_dim)?;
         let config = Config {
             architecture,
             activation,
@@ -126,15 +144,24 @@ impl Description {
             context: required("max_position_embeddings", MAX_CONTEXT)?,
             vocab: required("vocab_size", Shape::MAX_ROWS)?,
         };
-        let (rope, rope_factors) = match scaling {
+        let (mut more, rope_factors) = match scaling {
             None => (Vec::new(), None),
             Some(own) => rope_scaling(&own, &config)?,
         };
+        if gemma {
+            more.extend(windows(&file, config.layers)?);
+        } else {
+            check_window(&file)?;
+        }
+        let embedding = embedding::read(folder, has_head)?;
+        let pooling = embedding.map(|own| Value::U32(own.pooling as u32));
+        more.extend(pooling.map(|number| ("pooling_type".to_owned(), number)));
         Ok(Self {
             weights: weights(&file, architecture)?,
             tied: file.truth("tie_word_embeddings")?,
+            embedding,
             config,
-            rope,
+            more,
             rope_factors,
             file,
         })
@@ -172,7 +199,7 @@ impl Description {
             };
             keys.push((key("hidden_activation"), Value::Str(name.into())));
         }
-        keys.extend(self.rope.iter().map(|(name, value)| (key(name), value.clone())));
+        keys.extend(self.more.iter().map(|(name, value)| (key(name), value.clone())));
         keys
     }
 }
@@ -183,31 +210,63 @@ pub fn is_bitnet(architecture: &Architecture) -> bool {
     [&arch::BITNET_B158, &arch::BITNET].iter().any(|own| std::ptr::eq(*own, architecture))
 }
 
-/// Reads the architecture and its activation.
-fn architecture(file: &Object) -> Result<(&'static Architecture, Activation)> {
+/// True for the architectures of Gemma, whose norms multiply by 1 + w.
+#[must_use]
+pub fn is_gemma(architecture: &Architecture) -> bool {
+    [&arch::GEMMA3, &arch::GEMMA_EMBEDDING].iter().any(|own| std::ptr::eq(*own, architecture))
+}
+
+/// A class of transformers.
+struct Class {
+    architecture: &'static Architecture,
+    activation: Activation,
+    has_head: bool,
+}
+
+/// Reads the class of a model.
+fn class(file: &Object) -> Result<Class> {
     let list = file.require("architectures", file.get("architectures"))?;
     let name = list.get(0).and_then(|name| name.as_str()).unwrap_or_default();
     let lower = name.to_ascii_lowercase();
     let known = KNOWN.iter().find(|(known, _)| *known == lower);
-    let (_, architecture) =
-        known.ok_or_else(|| file.error("architectures", quoted(name), NAMES))?;
-    let act = file.text("hidden_act")?;
-    let activation = match act {
+    let (_, mut architecture) = *known.ok_or_else(|| {
+        if lower == "gemma3forconditionalgeneration" {
+            let expected = "Gemma3ForCausalLM: a model that sees pictures is not run here, but its \
+                            language model, saved alone, is";
+            return file.error("architectures", quoted(name), expected);
+        }
+        file.error("architectures", quoted(name), NAMES)
+    })?;
+    let gemma = is_gemma(architecture);
+    let key = if gemma { "hidden_activation" } else { "hidden_act" };
+    let activation = match file.text(key)? {
         Some("relu2") => Activation::Relu2,
         Some("silu" | "swish") => Activation::Silu,
+        Some("gelu_pytorch_tanh") => Activation::Gelu,
         None => architecture.activation,
-        Some(other) => return Err(file.error("hidden_act", quoted(other), "relu2 or silu")),
+        Some(other) => {
+            return Err(file.error(key, quoted(other), "relu2, silu or gelu_pytorch_tanh"));
+        }
     };
-    if std::ptr::eq(*architecture, &arch::BITNET_B158) && activation == Activation::Silu {
-        return Ok((&arch::BITNET, activation));
+    if std::ptr::eq(architecture, &arch::BITNET_B158) && activation == Activation::Silu {
+        architecture = &arch::BITNET;
     }
-    Ok((architecture, activation))
+    if gemma && file.truth("use_bidirectional_attention")? == Some(true) {
+        architecture = &arch::GEMMA_EMBEDDING;
+    }
+    Ok(Class { architecture, activation, has_head: !lower.ends_with("model") })
 }
 
 /// The base of the rotary positions where a configuration has none: that of transformers' class for
-/// microsoft/bitnet-b1.58-2B-4T, and of all others.
+/// microsoft/bitnet-b1.58-2B-4T, for Gemma 3, and of all others.
 fn default_theta(architecture: &Architecture) -> f64 {
-    if std::ptr::eq(architecture, &arch::BITNET_B158) { 500_000.0 } else { 10_000.0 }
+    if std::ptr::eq(architecture, &arch::BITNET_B158) {
+        500_000.0
+    } else if is_gemma(architecture) {
+        1_000_000.0
+    } else {
+        10_000.0
+    }
 }
 
 /// Reads the form of the ternary matrices.
@@ -255,12 +314,97 @@ fn check_window(file: &Object) -> Result<()> {
     }
 }
 
-/// The object that describes rotary scaling, by its older or its newer name.
-fn scaling(file: &Object) -> Result<Option<Object>> {
-    Ok(match file.object("rope_parameters")? {
+/// Checks that scores of attention and logits are not bent, and divided by what heads of so many elements
+/// have.
+fn check_scores(file: &Object, architecture: &Architecture, head_dim: usize) -> Result<()> {
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if let Some(cap) = file.get(key) {
+            let expected = "null: caps of scores and of logits are not run here";
+            return Err(file.error(key, cap, expected));
+        }
+    }
+    let key = "query_pre_attn_scalar";
+    match file.number(key)?.or(is_gemma(architecture).then_some(HEAD_OF_GEMMA as f64)) {
+        Some(other) if other != head_dim as f64 => {
+            let expected = format!("head_dim, {head_dim}: another scale of scores is not run here");
+            Err(file.error(key, other, expected))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The object that describes rotary scaling, by its older or its newer name; of Gemma 3 that of layers
+/// without a window.
+fn scaling(file: &Object, gemma: bool) -> Result<Option<Object>> {
+    let own = match file.object("rope_parameters")? {
         Some(own) => Some(own),
         None => file.object("rope_scaling")?,
-    })
+    };
+    match own {
+        Some(own) if gemma => Ok(Some(own.object("full_attention")?.unwrap_or(own))),
+        own => Ok(own),
+    }
+}
+
+/// Reads the windows of Gemma 3's layers as keys: none where no layer has one.
+fn windows(file: &Object, layers: usize) -> Result<Vec<(String, Value)>> {
+    let windowed = windowed_layers(file, layers)?;
+    if !windowed.contains(&true) {
+        return Ok(Vec::new());
+    }
+    let size = file.require("sliding_window", file.size("sliding_window", MAX_CONTEXT)?)?;
+    let mut keys = vec![("attention.sliding_window".to_owned(), Value::U32(size as u32))];
+    let fits =
+        |&period: &usize| (0..layers).all(|layer| windowed[layer] == ((layer + 1) % period > 0));
+    let pattern = match [PATTERN_OF_GEMMA].into_iter().chain(2..=layers + 1).find(fits) {
+        // What files without the key mean.
+        Some(PATTERN_OF_GEMMA) => None,
+        Some(period) => Some(Value::U32(period as u32)),
+        None => Some(Value::Array(Array::Bool(windowed))),
+    };
+    keys.extend(pattern.map(|own| ("attention.sliding_window_pattern".to_owned(), own)));
+    let local = match file.object("rope_parameters")? {
+        Some(own) => own.object("sliding_attention")?,
+        None => None,
+    };
+    let mut base = file.number("rope_local_base_freq")?;
+    if let Some(local) = local {
+        match local.text("rope_type")? {
+            None | Some("default") => {}
+            Some(other) => {
+                let expected = "default: positions of layers with a window are not scaled here";
+                return Err(local.error("rope_type", quoted(other), expected));
+            }
+        }
+        base = local.number("rope_theta")?.or(base);
+    }
+    let base = Value::F32(base.unwrap_or(10_000.0) as f32);
+    keys.push(("rope.freq_base_swa".to_owned(), base));
+    Ok(keys)
+}
+
+/// Reads the layers of Gemma 3 that have a window.
+fn windowed_layers(file: &Object, layers: usize) -> Result<Vec<bool>> {
+    if let Some(types) = file.get("layer_types") {
+        let windowed = |own: &Json| match own.as_str()? {
+            "sliding_attention" => Some(true),
+            "full_attention" => Some(false),
+            _ => None,
+        };
+        let each: Option<Vec<bool>> =
+            types.as_array().into_iter().flatten().map(windowed).collect();
+        return each.filter(|each| each.len() == layers).ok_or_else(|| {
+            let expected =
+                format!("sliding_attention or full_attention for each of {layers} layers");
+            file.error("layer_types", quoted(&types.to_string()), expected)
+        });
+    }
+    let period = match file.size("sliding_window_pattern", MAX_LAYERS)? {
+        Some(period) => Some(period),
+        None => file.size("_sliding_window_pattern", MAX_LAYERS)?,
+    };
+    let period = period.unwrap_or(PATTERN_OF_GEMMA);
+    Ok((0..layers).map(|layer| (layer + 1) % period > 0).collect())
 }
 
 /// Keys, without the architecture's name, and divisors of frequencies.

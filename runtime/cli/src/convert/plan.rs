@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 
 use bitnet_profiles::{Role, Shape};
-use bitnet_runtime::arch::{self, TensorNames, layer_tensor};
+use bitnet_runtime::arch::config::Config;
+use bitnet_runtime::arch::{self, layer_tensor};
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::TensorType;
 use safetensors::Dtype;
 
 use super::checkpoint::{Checkpoint, Stored};
 use super::matrix::{Form, Matrix};
-use super::model::{Description, Weights};
+use super::model::{Description, Weights, is_gemma};
 
 /// Types that tensors are written in.
 #[derive(Clone, Copy, Debug)]
@@ -52,13 +53,23 @@ pub struct Planned {
 /// Origin of a tensor's elements.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// Floats of a tensor, converted to the type; with the rows of each head in another order where
-    /// rotary pairs are.
-    Floats(Stored, Option<Heads>),
+    /// Floats of a tensor, converted to the type.
+    Floats(Floats),
     /// A ternary matrix.
     Ternary(Matrix),
     /// Numbers.
     Values(Vec<f32>),
+}
+
+/// Floats of a tensor.
+#[derive(Clone, Debug)]
+pub struct Floats {
+    /// The tensor.
+    pub stored: Stored,
+    /// Another order of the rows of each head.
+    pub heads: Option<Heads>,
+    /// The number that is added to each.
+    pub added: f32,
 }
 
 /// Order of the rows of a matrix whose outputs are rotated: Hugging Face pairs element `i` of a head with
@@ -101,9 +112,20 @@ pub fn plan(
     description: &Description,
     settings: &Settings,
 ) -> Result<Plan> {
+    // Only the tensors say whether each matrix has a norm of its own input, which it then rounds for.
+    let mut config = description.config.clone();
+    let own = [format!("layers.0.{}{OWN_NORM}", MATRICES[0].1)];
+    config.norms_in = config.architecture.tensors.norms_in.is_some()
+        && spelt(&own).any(|name| checkpoint.find(&name).is_some());
+    let weights = match description.weights {
+        Weights::Floats if config.norms_in => Weights::Masters,
+        own => own,
+    };
     let mut planner = Planner {
         checkpoint,
         description,
+        config,
+        weights,
         settings,
         matrices: TensorType::I2_S,
         width: None,
@@ -129,6 +151,10 @@ pub fn plan(
 struct Planner<'a> {
     checkpoint: &'a Checkpoint,
     description: &'a Description,
+    /// The hyperparameters.
+    config: Config,
+    /// The form of the ternary matrices.
+    weights: Weights,
     settings: &'a Settings,
     /// Type of the ternary matrices.
     matrices: TensorType,
@@ -140,17 +166,62 @@ struct Planner<'a> {
     notes: Vec<String>,
 }
 
-/// Names of a layer's norms here, as fields of [`TensorNames`] have them, and in Hugging Face's folders.
-fn norms(names: &TensorNames) -> [(Option<&'static str>, &'static [&'static str]); 6] {
+/// A norm of a layer.
+struct Norm {
+    /// Its name here.
+    own: &'static str,
+    /// Its names in Hugging Face's folders.
+    theirs: Vec<String>,
+    /// Its width.
+    width: usize,
+    /// True for a norm of its matrix's input.
+    of_input: bool,
+}
+
+/// The norms of a layer.
+fn norms(config: &Config) -> Vec<Norm> {
+    let names = &config.architecture.tensors;
     let [q, k] = names.attn_qk_norms.map_or([None; 2], |names| names.map(Some));
-    [
+    // Where a norm follows attention, that of the same name elsewhere has another.
+    let before_ffn = match names.attn_post_norm {
+        Some(_) => "pre_feedforward_layernorm",
+        None => "post_attention_layernorm",
+    };
+    let fixed: [(Option<&str>, &[&str]); 8] = [
         (q, &["self_attn.q_norm"]),
         (k, &["self_attn.k_norm"]),
         (Some(names.attn_norm), &["input_layernorm"]),
-        (Some(names.ffn_norm), &["post_attention_layernorm"]),
+        (names.attn_post_norm, &["post_attention_layernorm"]),
+        (Some(names.ffn_norm), &[before_ffn]),
+        (names.ffn_post_norm, &["post_feedforward_layernorm"]),
         (names.attn_sub_norm, &["self_attn.attn_sub_norm", "self_attn.inner_attn_ln"]),
         (names.ffn_sub_norm, &["mlp.ffn_sub_norm", "mlp.ffn_layernorm"]),
-    ]
+    ];
+    let place = |own: &str| fixed.iter().position(|(name, _)| *name == Some(own));
+    let mut all = config.norms();
+    all.sort_by_key(|(own, _)| place(own).unwrap_or(fixed.len()));
+    all.into_iter()
+        .map(|(own, width)| {
+            let theirs = match place(own) {
+                Some(place) => fixed[place].1.iter().map(|name| format!("{name}.weight")).collect(),
+                None => {
+                    let matrix = MATRICES
+                        .iter()
+                        .find(|(name, _)| own.strip_suffix("_norm_in") == Some(name));
+                    matrix.map(|(_, theirs)| format!("{theirs}{OWN_NORM}")).into_iter().collect()
+                }
+            };
+            Norm { own, theirs, width, of_input: place(own).is_none() }
+        })
+        .collect()
+}
+
+/// End of the name of the norm of a matrix's own input in Hugging Face's folders.
+const OWN_NORM: &str = ".norm.weight";
+
+/// Names with `model.` in front and without.
+fn spelt(names: &[String]) -> impl Iterator<Item = String> {
+    names.iter().flat_map(|name| [format!("model.{name}"), name.clone()])
 }
 
 /// Names of a layer's matrices here and there.
@@ -167,9 +238,8 @@ const MATRICES: [(&str, &str); 7] = [
 impl<'a> Planner<'a> {
     /// Finds a tensor by one of its names, with or without `model.` in front.
     fn find(&mut self, names: &[String]) -> Option<&'a Stored> {
-        let spelt = names.iter().flat_map(|name| [format!("model.{name}"), name.clone()]);
         let checkpoint = self.checkpoint;
-        let found = spelt.filter_map(|name| checkpoint.find(&name)).next();
+        let found = spelt(names).find_map(|name| checkpoint.find(&name));
         self.used.extend(found.map(|tensor| tensor.name.clone()));
         found
     }
@@ -195,26 +265,36 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds a tensor of floats.
-    fn floats(
-        &mut self,
-        name: &str,
-        tensor: &Stored,
-        ty: Option<TensorType>,
-        heads: Option<Heads>,
-    ) -> Result<()> {
+    fn floats(&mut self, name: &str, ty: Option<TensorType>, floats: Floats) -> Result<()> {
+        let tensor = &floats.stored;
         let own = tensor.floats().ok_or_else(|| {
             self.checkpoint.error(tensor, format_args!("{:?}", tensor.dtype), "BF16, F16 or F32")
         })?;
         let dims = tensor.shape.iter().rev().copied().collect();
-        let source = Source::Floats(tensor.clone(), heads);
+        let source = Source::Floats(floats);
         self.tensors.push(Planned { name: name.into(), dims, ty: ty.unwrap_or(own), source });
         Ok(())
+    }
+
+    /// Adds an embedding or a head.
+    fn table(&mut self, name: &str, tensor: &Stored, ty: Option<TensorType>) -> Result<()> {
+        self.floats(name, ty, Floats { stored: tensor.clone(), heads: None, added: 0.0 })
+    }
+
+    /// Adds a norm of so many columns, whose weights Gemma's count from 1 but for those of inputs of
+    /// matrices.
+    fn norm(&mut self, name: &str, tensor: &Stored, width: usize, of_input: bool) -> Result<()> {
+        self.check(tensor, &[width])?;
+        let gemma = is_gemma(self.config.architecture) && !of_input;
+        let added = if gemma { 1.0 } else { 0.0 };
+        let floats = Floats { stored: tensor.clone(), heads: None, added };
+        self.floats(name, Some(TensorType::F32), floats)
     }
 
     /// Adds the embedding, and returns its rows.
     fn embedding(&mut self) -> Result<usize> {
         let tensor = self.require(&["embed_tokens.weight".into()])?;
-        let config = &self.description.config;
+        let config = &self.config;
         let rows = tensor.shape.first().copied().unwrap_or(0) as usize;
         self.check(tensor, &[rows, config.hidden])?;
         if rows == 0 || rows > Shape::MAX_ROWS {
@@ -228,7 +308,7 @@ impl<'a> Planner<'a> {
             ));
         }
         let name = config.architecture.tensors.embedding;
-        self.floats(name, tensor, self.settings.types.embedding, None)?;
+        self.table(name, tensor, self.settings.types.embedding)?;
         Ok(rows)
     }
 
@@ -236,7 +316,7 @@ impl<'a> Planner<'a> {
     /// the type that was asked for, else of the first matrix.
     fn choose_type(&mut self) -> Result<()> {
         let asked = self.settings.types.matrices;
-        let is_rounded = self.description.weights != Weights::Floats || self.settings.ternarise;
+        let is_rounded = self.weights != Weights::Floats || self.settings.ternarise;
         self.matrices = asked.unwrap_or(TensorType::I2_S);
         if is_rounded {
             return Ok(());
@@ -247,7 +327,7 @@ impl<'a> Planner<'a> {
         } else if asked.is_none_or(|ty| ty == TensorType::F16) {
             let (_, theirs) = MATRICES[0];
             let stored = self.require(&[format!("layers.0.{theirs}.weight")])?.clone();
-            let (_, shape) = self.description.config.matrices(0, Role::Qkv).swap_remove(0);
+            let (_, shape) = self.config.matrices(0, Role::Qkv).swap_remove(0);
             self.check(&stored, &[shape.rows, shape.cols])?;
             let matrix = Matrix { stored, shape, heads: None, form: Form::Exact };
             self.width = matrix.block_width(self.checkpoint)?;
@@ -262,22 +342,13 @@ impl<'a> Planner<'a> {
     }
 
     fn layer(&mut self, layer: usize) -> Result<()> {
-        let config = &self.description.config;
         let within = |name: &str| format!("layers.{layer}.{name}");
-        for (own, theirs) in norms(&config.architecture.tensors) {
-            let Some(own) = own else { continue };
-            let names: Vec<String> =
-                theirs.iter().map(|name| within(&format!("{name}.weight"))).collect();
-            let n = match own {
-                "ffn_sub_norm" => config.ffn,
-                "attn_sub_norm" => config.q_dim(),
-                "attn_q_norm" | "attn_k_norm" => config.head_dim,
-                _ => config.hidden,
-            };
+        for Norm { own, theirs, width, of_input } in norms(&self.config) {
+            let names: Vec<String> = theirs.iter().map(|name| within(name)).collect();
             let tensor = self.require(&names)?;
-            self.check(tensor, &[n])?;
-            self.floats(&layer_tensor(layer, own), tensor, Some(TensorType::F32), None)?;
+            self.norm(&layer_tensor(layer, own), tensor, width, of_input)?;
         }
+        let config = &self.config;
         let shapes: Vec<(String, Shape)> =
             config.jobs().iter().flat_map(|job| config.matrices(layer, job.role)).collect();
         for ((name, shape), (own, theirs)) in shapes.iter().zip(MATRICES) {
@@ -291,7 +362,7 @@ impl<'a> Planner<'a> {
 
     /// Adds a ternary matrix and its bias.
     fn matrix(&mut self, name: &str, shape: Shape, own: &str, theirs: &str) -> Result<()> {
-        let config = &self.description.config;
+        let config = &self.config;
         let rotated = matches!(own, "attn_q" | "attn_k");
         let permuted = rotated && std::ptr::eq(config.architecture, &arch::LLAMA);
         let heads = permuted.then_some(Heads { dim: config.head_dim });
@@ -304,14 +375,15 @@ impl<'a> Planner<'a> {
         if let Some(bias) = self.find(&[format!("{theirs}.bias")]) {
             self.check(bias, &[shape.rows])?;
             let name = name.replace(".weight", ".bias");
-            self.floats(&name, bias, Some(TensorType::F32), heads)?;
+            let floats = Floats { stored: bias.clone(), heads, added: 0.0 };
+            self.floats(&name, Some(TensorType::F32), floats)?;
         }
         Ok(())
     }
 
     /// Says how the weights of a matrix are to be read.
     fn form(&mut self, tensor: &Stored, theirs: &str, shape: Shape) -> Result<Form> {
-        let packed = match self.description.weights {
+        let packed = match self.weights {
             Weights::PackedMultiply => Some(self.settings.multiply.unwrap_or(true)),
             Weights::PackedDivide => Some(self.settings.multiply.unwrap_or(false)),
             Weights::Masters | Weights::Floats => None,
@@ -323,7 +395,7 @@ impl<'a> Planner<'a> {
                     "BF16, F16 or F32, as config.json says of weights that are not packed";
                 return Err(self.checkpoint.error(tensor, tensor, expected));
             }
-            let rounds = self.description.weights == Weights::Masters || self.settings.ternarise;
+            let rounds = self.weights == Weights::Masters || self.settings.ternarise;
             return Ok(match self.width {
                 _ if rounds => Form::Masters,
                 Some(width) => Form::Blocks { width },
@@ -370,7 +442,7 @@ impl<'a> Planner<'a> {
 
     /// Adds what stands behind all layers: factors of frequencies, the last norm, the head.
     fn rest(&mut self, vocab: usize) -> Result<()> {
-        let Description { config, tied, rope_factors, .. } = self.description;
+        let Description { config, tied, embedding, rope_factors, .. } = self.description;
         let names = &config.architecture.tensors;
         if let (Some(name), Some(values)) = (names.rope_factors, rope_factors) {
             self.tensors.push(Planned {
@@ -381,11 +453,10 @@ impl<'a> Planner<'a> {
             });
         }
         let norm = self.require(&["norm.weight".into()])?;
-        self.check(norm, &[config.hidden])?;
-        self.floats(names.output_norm, norm, Some(TensorType::F32), None)?;
+        self.norm(names.output_norm, norm, config.hidden, false)?;
         self.find(&["rotary_emb.inv_freq".into()]);
         let Some(head) = self.find(&["lm_head.weight".into()]) else {
-            if *tied == Some(false) {
+            if *tied == Some(false) && !embedding.is_some_and(|own| own.alone) {
                 let found = "false, and there is no tensor 'lm_head.weight'";
                 let file = &self.description.file;
                 return Err(file.error("tie_word_embeddings", found, "true, or that tensor"));
@@ -407,7 +478,7 @@ impl<'a> Planner<'a> {
             self.notes.push("lm_head.weight is the embedding, and left out".into());
             return Ok(());
         }
-        self.floats(names.head, head, self.settings.types.head, None)
+        self.table(names.head, head, self.settings.types.head)
     }
 
     /// True if a tensor holds the bytes of the embedding.
@@ -437,7 +508,7 @@ impl<'a> Planner<'a> {
         match self.checkpoint.tensors().find(|tensor| !self.used.contains(&tensor.name)) {
             None => Ok(()),
             Some(left) => {
-                let name = self.description.config.architecture.name;
+                let name = self.config.architecture.name;
                 let expected = format!(
                     "no such tensor: {name} has no place for it here; --ignore NAME leaves it out"
                 );

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use bitnet_runtime::arch::Architecture;
+use bitnet_runtime::arch::{self, Architecture};
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{Array, StrArray, Value};
 use bitnet_runtime::text::pretokenize::{self, GPT2_PATTERN};
@@ -28,6 +28,8 @@ const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 /// The score of a piece that joining does not give, as converters of llama.cpp write it.
 const NEVER: f32 = -1000.0;
+/// The token behind a text that a Qwen model embeds.
+const END_OF_QWEN: &str = "<|endoftext|>";
 /// Tokens that end a turn where the text's end is another.
 const ENDS_OF_TURN: [&str; 3] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>"];
 
@@ -40,6 +42,8 @@ pub struct Settings<'a> {
     pub config: &'a Object,
     /// The architecture of the model.
     pub architecture: &'static Architecture,
+    /// True for a model that gives embeddings.
+    pub embeds: bool,
     /// Rows of the embedding: as many tokens are written.
     pub vocab: usize,
     /// Name of the pre-tokenizer, whatever `tokenizer.json` says.
@@ -57,6 +61,8 @@ pub struct Metadata {
     pub json: Option<(PathBuf, Vec<u8>)>,
     /// One line that says what it is.
     pub summary: String,
+    /// Lines for the user.
+    pub notes: Vec<String>,
 }
 
 /// `tokenizer.json`, as far as it matters here.
@@ -150,7 +156,8 @@ pub fn read(settings: &Settings<'_>) -> Result<Metadata> {
     let config = Object::read_optional(&settings.folder.join("tokenizer_config.json"), MAX_CONFIG)?;
     let path = settings.folder.join("tokenizer.json");
     let model = settings.folder.join("tokenizer.model");
-    let mut reader = Reader { settings, config, tokens: Tokens::default(), keys: Vec::new() };
+    let mut reader =
+        Reader { settings, config, tokens: Tokens::default(), keys: Vec::new(), notes: Vec::new() };
     reader.tokens.slots.resize(settings.vocab, None);
     if path.exists() {
         let contents = json::bytes(&path, MAX_TOKENIZER)?;
@@ -162,12 +169,14 @@ pub fn read(settings: &Settings<'_>) -> Result<Metadata> {
         let file: File = json::parse(&path, &contents)?;
         let vocabulary = model.exists().then(|| sentencepiece::read(&model)).transpose()?;
         let summary = reader.take_json(&path, &file, vocabulary)?;
-        return Ok(Metadata { keys: reader.keys, json: Some((path, contents)), summary });
+        let Reader { keys, notes, .. } = reader;
+        return Ok(Metadata { keys, json: Some((path, contents)), summary, notes });
     }
     if model.exists() {
         let vocabulary = sentencepiece::read(&model)?;
         let summary = reader.take_pieces(&model, &vocabulary)?;
-        return Ok(Metadata { keys: reader.keys, json: None, summary });
+        let Reader { keys, notes, .. } = reader;
+        return Ok(Metadata { keys, json: None, summary, notes });
     }
     let expected = "tokenizer.json or tokenizer.model";
     Err(Error::model(settings.folder, "tokenizer", "none", expected))
@@ -179,6 +188,7 @@ struct Reader<'a> {
     config: Object,
     tokens: Tokens,
     keys: Vec<(String, Value)>,
+    notes: Vec<String>,
 }
 
 impl Reader<'_> {
@@ -206,7 +216,11 @@ impl Reader<'_> {
             let expected = format!("ids below the embedding's rows, {}", self.settings.vocab);
             Error::model(path, "vocabulary", what, expected)
         };
-        for (text, &id) in &file.model.vocab {
+        let rows = self.settings.vocab;
+        // Models of pictures and of texts share tokens that the latter have no embedding of.
+        let beyond =
+            |id: u32| id as usize >= rows && file.added_tokens.iter().any(|own| own.id == id);
+        for (text, &id) in file.model.vocab.iter().filter(|(_, id)| !beyond(**id)) {
             let kind = match text {
                 _ if Some(text) == file.model.unk_token.as_ref() => UNKNOWN,
                 _ if !byte_level && is_byte(text) => BYTE,
@@ -216,6 +230,13 @@ impl Reader<'_> {
             self.tokens.put(id, text, kind, score.unwrap_or(NEVER)).map_err(too_many)?;
         }
         for Added { id, content, special } in &file.added_tokens {
+            if beyond(*id) {
+                let content = quoted(content);
+                self.notes.push(format!(
+                    "token {content}, id {id}, is left out: the embedding has {rows} rows"
+                ));
+                continue;
+            }
             let kind = match special {
                 _ if !byte_level && Some(content) == file.model.unk_token.as_ref() => UNKNOWN,
                 true => CONTROL,
@@ -226,6 +247,8 @@ impl Reader<'_> {
         let bos = self.named_id("bos")?;
         let begins = begins_with(file.post_processor.as_ref());
         let begins = begins.map(|text| bos.is_some() && self.tokens.id_of(&text) == bos);
+        let ends = ends_with(file.post_processor.as_ref());
+        let ends = ends.and_then(|text| self.tokens.id_of(&text));
         let summary = if byte_level {
             let pre = self.pre(path, file)?;
             self.key("model", Value::Str("gpt2".into()));
@@ -246,7 +269,7 @@ impl Reader<'_> {
             self.key("add_space_prefix", Value::Bool(prefix));
             "SentencePiece BPE".into()
         };
-        self.special(bos, begins)?;
+        self.special(bos, begins, ends)?;
         Ok(summary)
     }
 
@@ -284,7 +307,7 @@ impl Reader<'_> {
         self.vocabulary(true);
         self.key("add_space_prefix", Value::Bool(vocabulary.space_prefix));
         let bos = self.named_id("bos")?;
-        self.special(bos, None)?;
+        self.special(bos, None, None)?;
         Ok("SentencePiece BPE".into())
     }
 
@@ -334,10 +357,18 @@ impl Reader<'_> {
         })
     }
 
-    /// Adds special tokens, whether a text begins with one, and the chat template. `begins` is what the
-    /// post-processor says of the former.
-    fn special(&mut self, bos: Option<u32>, begins: Option<bool>) -> Result<()> {
-        let eos = self.named_id("eos")?;
+    /// Adds special tokens, whether a text begins or ends with one, and the chat template. `begins` is what
+    /// the post-processor says of the former, `end` the token that it puts behind a text.
+    fn special(&mut self, bos: Option<u32>, begins: Option<bool>, end: Option<u32>) -> Result<()> {
+        // Only a text that is embedded has its end behind it: one that goes on has none.
+        let end = match end.filter(|_| self.settings.embeds) {
+            // BitNet's embedding model of 0.6B, whose converter knows the token.
+            None if self.settings.embeds && self.settings.architecture.name == arch::QWEN3.name => {
+                self.tokens.id_of(END_OF_QWEN)
+            }
+            end => end,
+        };
+        let eos = end.map_or_else(|| self.named_id("eos"), |id| Ok(Some(id)))?;
         let ends = ENDS_OF_TURN.iter().filter_map(|text| self.tokens.id_of(text));
         let eot = ends.filter(|id| Some(*id) != eos).min_by_key(|id| {
             ENDS_OF_TURN.iter().position(|text| self.tokens.id_of(text) == Some(*id))
@@ -360,6 +391,10 @@ impl Reader<'_> {
         // Where nothing says so the rule of the vocabulary's family counts.
         if let Some(adds) = said.or(is_bitnet.then_some(true)) {
             self.key("add_bos_token", Value::Bool(adds && bos.is_some()));
+        }
+        if self.settings.embeds {
+            let adds = self.config.truth("add_eos_token")?.unwrap_or(false);
+            self.key("add_eos_token", Value::Bool(end.is_some() || adds && eos.is_some()));
         }
         self.template()
     }
@@ -496,6 +531,17 @@ fn begins_with(post: Option<&Json>) -> Option<String> {
     let first = post.get("single").and_then(Json::as_array)?.first()?;
     let special = first.get("SpecialToken").and_then(|own| own.get("id"));
     Some(special.and_then(Json::as_str).unwrap_or_default().to_owned())
+}
+
+/// The text of the special token that a post-processor puts behind a text, if it does.
+fn ends_with(post: Option<&Json>) -> Option<String> {
+    let post = post?;
+    if let Some(parts) = post.get("processors").and_then(Json::as_array) {
+        return parts.iter().find_map(|part| ends_with(Some(part)));
+    }
+    let last = post.get("single").and_then(Json::as_array)?.last()?;
+    let special = last.get("SpecialToken").and_then(|own| own.get("id"));
+    special.and_then(Json::as_str).map(str::to_owned)
 }
 
 /// The scores of pieces: those of `tokenizer.model`, else falling with the place of the merge that gives

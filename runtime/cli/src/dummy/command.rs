@@ -9,7 +9,7 @@ use crate::dummy::{self, DummyConfig, DummyShape, DummySparsity, SHAPES};
 use crate::output::{byte_bar, human, note};
 use crate::{rows, ternary};
 use bitnet_runtime::file::bus_error;
-use bitnet_runtime::formats::{FORMATS, TensorType};
+use bitnet_runtime::formats::TensorType;
 use bitnet_runtime::{Engine, Error, Needs, Options, ProfileChoice, Result, SessionOptions, Start};
 
 /// Tokens that a model as sparse as a trained one is measured with.
@@ -18,7 +18,8 @@ const MEASURED_TOKENS: usize = 64;
 /// Write a random ternary model of a published shape
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// 125M, 1B, 2b4t, 3b, large, llama8b, falcon3-1b, -3b, -7b or -10b, bonsai-1.7b, -4b or -8b, 100B
+    /// 125M, 1B, 2b4t, 3b, large, llama8b, falcon3-1b, -3b, -7b or -10b, bonsai-1.7b, -4b or -8b, gemma3-270m
+    /// or -1b, embedding-270m or -0.6b, 100B
     #[arg(long, value_name = "SHAPE")]
     shape: String,
     /// How embedding and head are stored
@@ -57,9 +58,10 @@ enum Kind {
     Trained,
 }
 
-/// Returns a parser of the types that embeddings come in, by the names that kernels have for them.
+/// Returns a parser of the types that embeddings come in, by the names that kernels have for them, if they do.
 fn embedding_type() -> impl TypedValueParser<Value = TensorType> {
-    let types = || FORMATS.iter().filter_map(|f| Some((f.rows()?.head.name(), f.ty)));
+    let types =
+        || dummy::tables().map(|f| (f.rows().map_or(f.name, |rows| rows.head.name()), f.ty));
     PossibleValuesParser::new(types().map(|(name, _)| name))
         .map(move |given| types().find(|(name, _)| *name == given).map(|(_, ty)| ty))
         .map(|ty| ty.expect("the parser before gives names of this list"))

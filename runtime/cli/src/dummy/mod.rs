@@ -18,17 +18,17 @@ use bitnet_profiles::{Shape, destination};
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::arch::mask::Mask;
 use bitnet_runtime::arch::rope::RopeScaling;
-use bitnet_runtime::arch::{self, Architecture, EMBEDDING, HEAD, TensorNames, layer_tensor};
+use bitnet_runtime::arch::{self, Architecture, EMBEDDING, HEAD, layer_tensor};
 use bitnet_runtime::engine::sampler::Rng;
 use bitnet_runtime::error::{Error, Result};
 use bitnet_runtime::file::bus_error;
 use bitnet_runtime::file::gguf::{
     Array, Gguf, GgufWriter, StrArray, TensorInfo, TensorSink, TensorType, Value,
 };
-use bitnet_runtime::formats::{Codes as Stored, Ternary, describe_tiles};
+use bitnet_runtime::formats::{Codes as Stored, FORMATS, Format, Ternary, describe_tiles};
 
 use crate::rows;
-use crate::ternary::Codes;
+use crate::ternary::{self, Codes};
 use trained::{Part, Trained};
 
 /// A published shape.
@@ -58,6 +58,10 @@ pub struct DummyShape {
     pub vocab: usize,
     /// True if blocks of the matrices have scales of their own, in types that hold them.
     pub block_scales: bool,
+    /// Positions that a token sees in layers that have a window; none: no layer has one.
+    pub window: Option<u32>,
+    /// True if each matrix has a norm of its own input, as in BitNet's embedding models.
+    pub norms_in: bool,
 }
 
 const fn shape(
@@ -82,6 +86,8 @@ const fn shape(
         tied,
         vocab,
         block_scales: false,
+        window: None,
+        norms_in: false,
     }
 }
 
@@ -91,12 +97,24 @@ const fn bonsai(name: &'static str, sizes: (u64, u64, u32), heads: u32, tied: bo
     DummyShape { head_dim: Some(128), block_scales: true, ..shape }
 }
 
+/// A shape of Gemma 3, with a key head for four.
+const fn gemma(name: &'static str, sizes: (u64, u64, u32)) -> DummyShape {
+    let shape = shape((name, &arch::GEMMA3), sizes, (4, 1), 1e6, true, 262_144);
+    DummyShape { head_dim: Some(256), window: Some(512), ..shape }
+}
+
+/// One of BitNet's embedding models.
+const fn embedding(shape: DummyShape) -> DummyShape {
+    DummyShape { norms_in: true, window: None, block_scales: false, ..shape }
+}
+
 /// The rope base of all Falcon3 models.
 const FALCON3_BASE: f32 = 1_000_042.0;
 
 /// All shapes. 2b4t is microsoft/BitNet-b1.58-2B-4T, 3b and large are 1bitLLM's, llama8b is
-/// Llama3-8B-1.58, falcon3-* are tiiuae's Falcon3 in 1.58 bits, bonsai-* are Ternary Bonsai; 125M, 1B and
-/// 100B are shapes of bitnet.cpp's own dummy models.
+/// Llama3-8B-1.58, falcon3-* are tiiuae's Falcon3 in 1.58 bits, bonsai-* are Ternary Bonsai, gemma3-* are
+/// Google's models of that size, embedding-* are BitNet's; 125M, 1B and 100B are shapes of bitnet.cpp's own
+/// dummy models.
 pub const SHAPES: &[DummyShape] = &[
     shape(("125M", &arch::BITNET), (768, 3072, 11), (12, 12), 1e4, true, 32_002),
     shape(("1B", &arch::BITNET), (2048, 3584, 24), (32, 32), 1e4, true, 32_002),
@@ -111,6 +129,10 @@ pub const SHAPES: &[DummyShape] = &[
     bonsai("bonsai-1.7b", (2048, 6144, 28), 16, true),
     bonsai("bonsai-4b", (2560, 9728, 36), 32, true),
     bonsai("bonsai-8b", (4096, 12_288, 36), 32, false),
+    gemma("gemma3-270m", (640, 2048, 18)),
+    gemma("gemma3-1b", (1152, 6912, 26)),
+    embedding(gemma("embedding-270m", (640, 2048, 18))),
+    embedding(bonsai("embedding-0.6b", (1024, 3072, 28), 16, true)),
     shape(("100B", &arch::BITNET), (8192, 45_568, 72), (64, 64), 1e4, true, 32_002),
 ];
 
@@ -125,7 +147,7 @@ impl DummyShape {
         self.head_dim.unwrap_or(self.hidden / u64::from(self.heads))
     }
 
-    /// The hyperparameters of such a model.
+    /// The hyperparameters of such a model, but for its windows.
     #[must_use]
     pub fn config(&self) -> Config {
         Config {
@@ -141,7 +163,7 @@ impl DummyShape {
             rope_base: self.rope_base,
             rope_scaling: RopeScaling::NONE,
             mask: Mask::CAUSAL,
-            norms_in: false,
+            norms_in: self.norms_in,
             eps: EPS,
             context: CONTEXT as usize,
             vocab: self.vocab,
@@ -154,7 +176,7 @@ impl DummyShape {
 pub struct DummyConfig {
     /// The model's shape; `layers` may be changed.
     pub shape: DummyShape,
-    /// Type of embedding and head: any that has rows.
+    /// Type of embedding and head: one of [`tables`].
     pub embedding: TensorType,
     /// Type of the ternary matrices: any that codes are written in.
     pub matrices: TensorType,
@@ -180,8 +202,18 @@ pub enum DummySparsity {
 
 const CONTEXT: u32 = 4096;
 const EPS: f32 = 1e-5;
+/// Deviation of the numbers of the embedding.
+const DEVIATION: f64 = 0.02;
 /// Bytes made at a time: a multiple of no block size, so blocks are counted, not bytes.
 const CHUNK: usize = 1 << 20;
+
+/// Types that embedding and head are written in: those of rows, and of ternary blocks.
+pub fn tables() -> impl Iterator<Item = &'static Format> {
+    FORMATS.iter().filter(|format| {
+        let blocks = format.has_block_scales() && ternary::is_written(format);
+        format.rows().is_some() || blocks
+    })
+}
 
 /// Writes the model to `path` by way of a temporary file beside it; `progress` is told the bytes
 /// written and the bytes in all.
@@ -197,6 +229,14 @@ pub fn write(config: &DummyConfig, path: &Path, progress: &mut dyn FnMut(u64, u6
     }
     let trained = match config.sparsity {
         DummySparsity::Random => None,
+        DummySparsity::Trained if config.embedding.format().rows().is_none() => {
+            let found = format!("{} with --sparsity trained", config.embedding);
+            return Err(Error::usage(
+                "--embd",
+                found,
+                "a type that floats are rounded to, such as f16",
+            ));
+        }
         DummySparsity::Trained => Some(Trained::new(&config.shape, config.seed)?),
     };
     let header = plan(config)?;
@@ -245,6 +285,13 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
     for (key, value) in kv.iter().chain(&file_type).chain(&vocabulary.kv) {
         w.kv(key, value);
     }
+    if let Some(window) = s.window {
+        w.kv(&key("attention.sliding_window"), &Value::U32(window));
+    }
+    if s.norms_in {
+        // The state of the last token is the embedding.
+        w.kv(&key("pooling_type"), &Value::U32(3));
+    }
     if let Some(head_dim) = s.head_dim {
         for length in ["attention.key_length", "attention.value_length"] {
             w.kv(&key(length), &Value::U32(head_dim as u32));
@@ -262,20 +309,16 @@ fn plan(config: &DummyConfig) -> Result<GgufWriter> {
     let shape = config.shape.config();
     add(names.embedding, &[s.hidden, tokens], config.embedding)?;
     for layer in 0..shape.layers {
-        let TensorNames { attn_norm, ffn_norm, attn_sub_norm, ffn_sub_norm, .. } = *names;
-        let [q_norm, k_norm] = names.attn_qk_norms.map_or([None; 2], |names| names.map(Some));
-        let norms = [
-            (Some(attn_norm), s.hidden),
-            (Some(ffn_norm), s.hidden),
-            (attn_sub_norm, s.hidden),
-            (ffn_sub_norm, s.ffn),
-            (q_norm, s.head_dim()),
-            (k_norm, s.head_dim()),
-        ];
-        for (name, n) in norms {
-            if let Some(name) = name {
-                add(&layer_tensor(layer, name), &[n], TensorType::F32)?;
-            }
+        // In an order that keeps the seeds of tensors.
+        let [attn_norm, ffn_norm] = [names.attn_norm, names.ffn_norm];
+        let mut norms = shape.norms();
+        norms.sort_by_key(|(name, _)| match *name {
+            name if name == attn_norm => 0,
+            name if name == ffn_norm => 1,
+            _ => 2,
+        });
+        for (name, width) in norms {
+            add(&layer_tensor(layer, name), &[width as u64], TensorType::F32)?;
         }
         for (name, matrix) in shape.jobs().iter().flat_map(|job| shape.matrices(layer, job.role)) {
             add(&name, &[matrix.cols as u64, matrix.rows as u64], config.matrices)?;
@@ -462,7 +505,7 @@ impl Noise {
         let ternary = std::array::from_fn(|i| {
             (digit(i, 27) << 6) | (digit(i, 9) << 4) | (digit(i, 3) << 2) | digit(i, 1)
         });
-        let normal = normals().map(|x| f16::from_f64(0.02 * x).to_le_bytes()).collect();
+        let normal = normals().map(|x| f16::from_f64(DEVIATION * x).to_le_bytes()).collect();
         Noise { ternary, normal }
     }
 
@@ -511,7 +554,7 @@ impl Noise {
             }
             TensorType::Q8_0 => {
                 // Uniform codes have a deviation of 73.6.
-                let scale = f16::from_f64(0.02 / 73.6).to_le_bytes();
+                let scale = f16::from_f64(DEVIATION / 73.6).to_le_bytes();
                 for _ in 0..n {
                     out.extend(scale);
                     for _ in 0..4 {
@@ -543,8 +586,11 @@ impl Noise {
                     out.extend(scale);
                 }
             }
-            // A matrix whose blocks have scales of their own.
-            ty if is_matrix(tensor) => {
+            // Ternary blocks with scales of their own: of a matrix, or of a table that is not rounded.
+            ty if is_matrix(tensor) || ty.format().rows().is_none() => {
+                let deviation =
+                    if is_matrix(tensor) { None } else { Some(DEVIATION as f32 * 1.5f32.sqrt()) };
+                let about = deviation.unwrap_or_else(|| ternary_scale(tensor.cols()));
                 let encode = ty.format().ternary().and_then(Ternary::encode);
                 let encode = encode.expect("others are made in I2_S");
                 let mut codes = vec![0; Self::block(ty).0 as usize];
@@ -554,7 +600,7 @@ impl Noise {
                         *four = [0, 2, 4, 6].map(|bits| byte >> bits & 3);
                     }
                     let factor = 0.75 + (rng.next_u64() >> 40) as f32 / (1 << 25) as f32;
-                    encode(&codes, factor * ternary_scale(tensor.cols()), out);
+                    encode(&codes, factor * about, out);
                 }
             }
             // A norm.
@@ -586,7 +632,7 @@ mod tests {
     fn shapes_have_the_size_their_name_says() {
         let billions = [
             0.104, 0.931, 2.084, 3.22, 0.68, 6.98, 1.133, 2.422, 6.65, 9.5, 1.409, 3.633, 6.946,
-            100.0,
+            0.1003, 0.698, 0.1003, 0.4404, 100.0,
         ];
         assert_eq!(billions.len(), SHAPES.len());
         for (shape, expected) in SHAPES.iter().zip(billions) {

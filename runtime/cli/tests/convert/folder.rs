@@ -34,6 +34,8 @@ pub struct Folder {
     pub config: Map<String, Value>,
     pub tokenizer: Value,
     pub tokenizer_config: Value,
+    /// Mode of the pooling, where files of sentence-transformers say one.
+    pub pooling: Option<&'static str>,
     pub tensors: Vec<Tensor>,
 }
 
@@ -55,6 +57,8 @@ const NAMES: [(&str, &str); 7] = [
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
 ];
+/// Layers of Gemma 3's models, of which the second and the fourth see all.
+const LAYERS_OF_GEMMA: usize = 5;
 const NORMS: [(&str, &str); 4] = [
     ("attn_norm", "input_layernorm"),
     ("ffn_norm", "post_attention_layernorm"),
@@ -94,29 +98,39 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// Heads of 64 elements, a key head for two: all of them as wide as the model, and of Qwen3 twice as wide.
+    /// Heads of 64 elements, a key head for two: all of them as wide as the model, and where heads have norms
+    /// twice as wide.
     fn wide(architecture: &str, hidden: usize) -> Self {
-        let kv_heads = hidden / if architecture == "Qwen3ForCausalLM" { 64 } else { 128 };
+        let kv_heads = hidden / if has_head_norms(architecture) { 64 } else { 128 };
         Self { hidden, ffn: 2 * hidden, heads: 2 * kv_heads, kv_heads, head_dim: 64 }
     }
 
     /// Random matrices of a layer.
-    fn matrices(self) -> Vec<Matrix> {
+    fn matrices(self, layer: usize) -> Vec<Matrix> {
         let Self { hidden, ffn, heads, kv_heads, head_dim } = self;
-        let mut random = Random::new(21);
+        let mut random = Random::new(21 + 100 * layer as u64);
         let (q, kv) = (heads * head_dim, (kv_heads * head_dim, hidden));
         let shapes =
             [(q, hidden), kv, kv, (hidden, q), (ffn, hidden), (ffn, hidden), (hidden, ffn)];
         let named = NAMES.iter().zip(shapes);
         named
             .map(|((_, theirs), (rows, cols))| Matrix {
-                name: format!("model.layers.0.{theirs}"),
+                name: format!("model.layers.{layer}.{theirs}"),
                 shape: Shape::new(rows, cols),
                 codes: (0..rows * cols).map(|_| random.below(3) as u8).collect(),
                 scale: 0.125,
             })
             .collect()
     }
+}
+
+/// True if each head has a norm.
+fn has_head_norms(architecture: &str) -> bool {
+    architecture.starts_with("Qwen3") || is_gemma(architecture)
+}
+
+fn is_gemma(architecture: &str) -> bool {
+    architecture.starts_with("Gemma3")
 }
 
 impl Matrix {
@@ -249,11 +263,12 @@ impl Folder {
             tokenizer,
             tokenizer_config: json!({ "bos_token": "<|begin_of_text|>",
                                       "eos_token": { "content": "<|end_of_text|>" } }),
+            pooling: None,
             tensors,
         }
     }
 
-    /// A random model of one layer: 128 wide, heads of 64 elements, a key head for two, 300 tokens.
+    /// A random model of one layer, of Gemma 3 more: 128 wide, heads of 64 elements, a key head for two, 300 tokens.
     pub fn small(architecture: &str, form: Form) -> Self {
         Self::wide(architecture, form, 128)
     }
@@ -278,36 +293,54 @@ impl Folder {
             (0..n).map(|_| number(random.below(2000))).collect()
         };
         let is_bitnet = architecture == "BitNetForCausalLM";
-        let is_qwen3 = architecture == "Qwen3ForCausalLM";
-        let is_tied = is_bitnet || is_qwen3;
+        let gemma = is_gemma(architecture);
+        let is_tied = is_bitnet || has_head_norms(architecture);
+        // Gemma's own norms count from 1.
+        let about = if gemma { 0.0 } else { 1.0 };
         let embedding = bf16_bytes(&numbers(VOCAB * hidden, 0.0));
         let mut tensors: Vec<Tensor> = vec![
             ("model.embed_tokens.weight".into(), "BF16", vec![VOCAB, hidden], embedding),
-            ("model.norm.weight".into(), "BF16", vec![hidden], bf16_bytes(&numbers(hidden, 1.0))),
+            ("model.norm.weight".into(), "BF16", vec![hidden], bf16_bytes(&numbers(hidden, about))),
         ];
         if !is_tied {
             let head = bf16_bytes(&numbers(VOCAB * hidden, 0.0));
             tensors.push(("lm_head.weight".into(), "BF16", vec![VOCAB, hidden], head));
         }
-        for (own, theirs) in NORMS.into_iter().take(if is_bitnet { 4 } else { 2 }) {
-            let n = if own == "ffn_sub_norm" { ffn } else { hidden };
-            let name = format!("model.layers.0.{theirs}.weight");
-            tensors.push((name, "BF16", vec![n], bf16_bytes(&numbers(n, 1.0))));
-        }
-        if is_qwen3 {
-            for name in ["q_norm", "k_norm"] {
-                let name = format!("model.layers.0.self_attn.{name}.weight");
-                let norm = bf16_bytes(&numbers(head_dim, 1.0));
-                tensors.push((name, "BF16", vec![head_dim], norm));
+        let layers = if gemma { LAYERS_OF_GEMMA } else { 1 };
+        for layer in 0..layers {
+            let mut norms: Vec<(&str, usize)> = NORMS[..if is_bitnet { 4 } else { 2 }]
+                .iter()
+                .map(|norm| (norm.1, hidden))
+                .collect();
+            norms
+                .iter_mut()
+                .filter(|norm| norm.0 == "mlp.ffn_sub_norm")
+                .for_each(|norm| norm.1 = ffn);
+            if gemma {
+                norms.push(("pre_feedforward_layernorm", hidden));
+                norms.push(("post_feedforward_layernorm", hidden));
+            }
+            if has_head_norms(architecture) {
+                norms.extend(["self_attn.q_norm", "self_attn.k_norm"].map(|name| (name, head_dim)));
+            }
+            for (name, n) in norms {
+                let name = format!("model.layers.{layer}.{name}.weight");
+                tensors.push((name, "BF16", vec![n], bf16_bytes(&numbers(n, about))));
+            }
+            for matrix in sizes.matrices(layer) {
+                if architecture == "Qwen2ForCausalLM" && NAMES[..3].iter().any(|n| matrix.is(n.1)) {
+                    let rows = matrix.shape.rows;
+                    let name = format!("{}.bias", matrix.name);
+                    tensors.push((name, "BF16", vec![rows], bf16_bytes(&numbers(rows, 0.0))));
+                }
+                tensors.extend(matrix.tensors(form));
             }
         }
-        for matrix in sizes.matrices() {
-            if architecture == "Qwen2ForCausalLM" && NAMES[..3].iter().any(|n| matrix.is(n.1)) {
-                let rows = matrix.shape.rows;
-                let name = format!("{}.bias", matrix.name);
-                tensors.push((name, "BF16", vec![rows], bf16_bytes(&numbers(rows, 0.0))));
+        if architecture.ends_with("Model") {
+            // A model without a head is what others have in front of one.
+            for (name, ..) in &mut tensors {
+                *name = name.replace("model.", "");
             }
-            tensors.extend(matrix.tensors(form));
         }
         let mut tokens = vec!["<s>".to_owned(), "</s>".to_owned()];
         tokens.extend(bitnet_runtime::text::tokenizer::byte_alphabet().map(String::from));
@@ -320,12 +353,22 @@ impl Folder {
             "architectures": [architecture],
             "hidden_act": if is_bitnet { "relu2" } else { "silu" },
             "tie_word_embeddings": is_tied, "bos_token_id": 0, "eos_token_id": [1],
-            "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": 1,
+            "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": VOCAB,
             "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
         });
-        if is_qwen3 {
+        if has_head_norms(architecture) {
             config["head_dim"] = json!(head_dim);
+        }
+        if gemma {
+            let own = json!({
+                "hidden_act": null, "hidden_activation": "gelu_pytorch_tanh",
+                "query_pre_attn_scalar": head_dim, "sliding_window": 48, "sliding_window_pattern": 2,
+                "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": null,
+                "attn_logit_softcapping": null, "final_logit_softcapping": null,
+                "model_type": "gemma3_text",
+            });
+            config.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
         }
         if matches!(form, Form::Multiply | Form::Divide) {
             let class = if form == Form::Divide { "bitlinear" } else { "autobitlinear" };
@@ -336,8 +379,29 @@ impl Folder {
             config: config.as_object().unwrap().clone(),
             tokenizer: byte_level(&tokens, &kinds, &merges),
             tokenizer_config: json!({ "bos_token": "<s>", "eos_token": "</s>" }),
+            pooling: None,
             tensors,
         }
+    }
+
+    /// Makes it one of BitNet's embedding models, whose matrices are masters with a norm of their input each,
+    /// and whose text's last token is its embedding.
+    pub fn into_bitnet_embedding(mut self) -> Self {
+        let mut random = Random::new(24);
+        let mut numbers = |n: usize, from: f32, to: f32| -> Vec<f32> {
+            (0..n).map(|_| from + (to - from) * random.below(2001) as f32 / 2000.0).collect()
+        };
+        let mut norms: Vec<Tensor> = Vec::new();
+        for (name, dtype, shape, data) in &mut self.tensors {
+            let Some(matrix) = name.strip_suffix("_proj.weight") else { continue };
+            assert_eq!(*dtype, "BF16");
+            *data = bf16_bytes(&numbers(shape[0] * shape[1], -0.2, 0.2));
+            let norm = bf16_bytes(&numbers(shape[1], 0.75, 1.25));
+            norms.push((format!("{matrix}_proj.norm.weight"), "BF16", vec![shape[1]], norm));
+        }
+        self.tensors.extend(norms);
+        self.pooling = Some("pooling_mode_lasttoken");
+        self
     }
 
     /// The matrices of [`Folder::small`], but for Qwen3's; scales are exact in BF16, and so are their
@@ -348,7 +412,7 @@ impl Folder {
 
     /// The matrices of [`Folder::wide`].
     pub fn matrices(architecture: &str, hidden: usize) -> Vec<Matrix> {
-        Sizes::wide(architecture, hidden).matrices()
+        Sizes::wide(architecture, hidden).matrices(0)
     }
 
     /// The tensor of that name.
@@ -401,6 +465,20 @@ impl Folder {
         fs::write(at("config.json"), Value::Object(self.config.clone()).to_string()).unwrap();
         fs::write(at("tokenizer.json"), self.tokenizer.to_string()).unwrap();
         fs::write(at("tokenizer_config.json"), self.tokenizer_config.to_string()).unwrap();
+        if let Some(mode) = self.pooling {
+            let module = |path: &str, name: &str| {
+                let kind = format!("sentence_transformers.models.{name}");
+                json!({ "idx": 0, "name": "0", "path": path, "type": kind })
+            };
+            let modules = json!([
+                module("", "Transformer"),
+                module("1_Pooling", "Pooling"),
+                module("2_Normalize", "Normalize")
+            ]);
+            fs::write(at("modules.json"), modules.to_string()).unwrap();
+            fs::create_dir(at("1_Pooling")).unwrap();
+            fs::write(at("1_Pooling/config.json"), json!({ mode: true }).to_string()).unwrap();
+        }
         dir
     }
 }

@@ -379,6 +379,36 @@ fn sentencepiece_model(tokens: &[String], kinds: &[u8], merges: &[(String, Strin
     file
 }
 
+/// Tokens of pictures, which a model of texts has no embedding of, are left out, and told.
+fn cv05_tokens_without_an_embedding_are_left_out() {
+    let mut folder = Folder::small("Gemma3ForCausalLM", Form::Floats);
+    let (mut tokens, mut kinds, merges) = sentencepiece();
+    // Its id is the first behind those of the model.
+    tokens.extend((tokens.len()..300).map(|id| format!("<unused{id}>")));
+    kinds.resize(tokens.len(), 1);
+    folder.tokenizer = sentencepiece_json(&tokens, &kinds, &merges);
+    // As Gemma's: no space in front of a text.
+    folder.tokenizer["normalizer"] =
+        json!({ "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" });
+    folder.tokenizer["pre_tokenizer"] = json!({ "type": "Split", "pattern": { "String": " " },
+        "behavior": "MergedWithPrevious", "invert": false });
+    let added = folder.tokenizer["added_tokens"].as_array_mut().unwrap();
+    let mut picture = added[0].clone();
+    picture["id"] = json!(300);
+    picture["content"] = json!("<image_soft_token>");
+    added.push(picture);
+    folder.tokenizer_config =
+        json!({ "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true });
+    let dir = folder.write();
+    let output = dir.path().join("m.gguf");
+    let (_, told) = both(&["convert", text(dir.path()), "-o", text(&output)]);
+    assert!(told.contains("'<image_soft_token>', id 300") && told.contains("300 rows"), "{told}");
+    let found = Gguf::open(&output).unwrap();
+    assert_eq!(found.get("tokenizer.ggml.add_space_prefix"), Some(&Value::Bool(false)));
+    let tokens = found.get_strings("tokenizer.ggml.tokens").unwrap().unwrap();
+    assert_eq!((tokens.len(), tokens.get(299)), (300, Some("<unused299>")));
+}
+
 /// A pre-tokenizer that is not known is refused with what was found, and a wrong name is found out.
 fn cv05_pre_tokenizers_are_proved() {
     let mut folder = Folder::small("BitNetForCausalLM", Form::Multiply);
@@ -503,6 +533,221 @@ fn cv02_qwen_models_are_described() {
     }
 }
 
+/// Files of Gemma 3 say what config.json says, and their norms count from 0.
+fn cv02_gemma_models_are_described() {
+    let mut folder = Folder::small("Gemma3ForCausalLM", Form::Floats);
+    let dir = folder.write();
+    let found = convert(dir.path(), &[]);
+    assert_eq!(found.require_str("general.architecture").unwrap(), "gemma3");
+    for (key, value) in [
+        ("attention.sliding_window", Value::U32(48)),
+        ("attention.sliding_window_pattern", Value::U32(2)),
+        ("attention.key_length", Value::U32(64)),
+        ("rope.freq_base", Value::F32(1e6)),
+        ("rope.freq_base_swa", Value::F32(1e4)),
+    ] {
+        assert_eq!(found.get(&format!("gemma3.{key}")), Some(&value), "{key}");
+    }
+    for (own, theirs) in [
+        ("blk.3.attn_norm", "model.layers.3.input_layernorm"),
+        ("blk.3.post_attention_norm", "model.layers.3.post_attention_layernorm"),
+        ("blk.3.ffn_norm", "model.layers.3.pre_feedforward_layernorm"),
+        ("blk.3.post_ffw_norm", "model.layers.3.post_feedforward_layernorm"),
+        ("blk.3.attn_q_norm", "model.layers.3.self_attn.q_norm"),
+        ("blk.3.attn_k_norm", "model.layers.3.self_attn.k_norm"),
+        ("output_norm", "model.norm"),
+    ] {
+        let theirs = &folder.tensor(&format!("{theirs}.weight")).3;
+        let theirs =
+            theirs.as_chunks().0.iter().map(|&two| 1.0 + bf16::from_le_bytes(two).to_f32());
+        let own = found.tensor_bytes(found.tensor(&format!("{own}.weight")).unwrap());
+        let own = own.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four));
+        assert!(own.eq(theirs));
+    }
+    assert!(found.tensor("output.weight").is_none());
+    let args = ["-p", "the", "-n", "4", "--temp", "0", "--ignore-eos"];
+    let path = dir.path().join("out.gguf");
+    assert!(!answer(&[&["-m", text(&path)], &args[..]].concat()).is_empty());
+
+    // Every sixth layer sees all where nothing says so, which files do not say, either.
+    folder.config.remove("sliding_window_pattern");
+    let dir = folder.write();
+    let found = convert(dir.path(), &[]);
+    assert!(found.get("gemma3.attention.sliding_window").is_some());
+    assert!(found.get("gemma3.attention.sliding_window_pattern").is_none());
+    folder.config.insert("layer_types".into(), json!(vec!["full_attention"; 5]));
+    let dir = folder.write();
+    let found = convert(dir.path(), &[]);
+    assert!(found.get("gemma3.attention.sliding_window").is_none());
+}
+
+/// What a Gemma 3 says that is not run here is refused by name.
+fn cv02_gemma_models_that_are_not_run_are_refused() {
+    let pairs: [(&str, serde_json::Value, &[&str]); 9] = [
+        ("final_logit_softcapping", json!(30.0), &["final_logit_softcapping", "30.0", "caps"]),
+        ("attn_logit_softcapping", json!(50.0), &["attn_logit_softcapping", "50.0", "caps"]),
+        ("query_pre_attn_scalar", json!(168), &["query_pre_attn_scalar", "168", "head_dim, 64"]),
+        ("hidden_activation", json!("gelu"), &["hidden_activation", "'gelu'"]),
+        ("layer_types", json!(["chunked_attention"]), &["layer_types", "chunked_attention", "5"]),
+        ("sliding_window", json!(null), &["sliding_window", "no such key"]),
+        ("num_key_value_heads", json!(null), &["num_key_value_heads", "no such key"]),
+        (
+            "rope_parameters",
+            json!({ "sliding_attention": { "rope_type": "linear", "factor": 8.0 } }),
+            &["rope_parameters.sliding_attention.rope_type", "'linear'"],
+        ),
+        (
+            "architectures",
+            json!(["Gemma3ForConditionalGeneration"]),
+            &["'Gemma3ForConditionalGeneration'", "pictures", "Gemma3ForCausalLM"],
+        ),
+    ];
+    for (key, value, says) in pairs {
+        let mut folder = Folder::small("Gemma3ForCausalLM", Form::Floats);
+        folder.config.insert(key.into(), value);
+        let dir = folder.write();
+        let error = refusal(&["convert", text(dir.path())], 3);
+        assert!(says.iter().all(|part| error.contains(part)), "{error}");
+    }
+}
+
+/// Embedding models say how their states are pooled, and end their texts as tokenizer.json does.
+fn cv02_embedding_models_are_described() {
+    let mut folder = Folder::small("Qwen3Model", Form::Floats).into_bitnet_embedding();
+    let special = |id: &str| json!({ "SpecialToken": { "id": id, "type_id": 0 } });
+    let sequence = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    folder.tokenizer["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": [sequence, special("<s>")], "pair": [],
+        "special_tokens": { "<s>": { "id": "<s>", "ids": [0], "tokens": ["<s>"] } },
+    });
+    let dir = folder.write();
+    let found = convert(dir.path(), &[]);
+    assert_eq!(found.require_u32("qwen3.pooling_type").unwrap(), 3);
+    assert_eq!(found.require_u32("tokenizer.ggml.eos_token_id").unwrap(), 0);
+    assert_eq!(found.get("tokenizer.ggml.add_eos_token"), Some(&Value::Bool(true)));
+    let norm = found.tensor("blk.0.ffn_down_norm_in.weight").unwrap();
+    assert_eq!((norm.ty, &norm.dims[..]), (TensorType::F32, &[256][..]));
+    assert_eq!(found.tensor("blk.0.attn_q.weight").unwrap().ty, TensorType::I2_S);
+    let path = dir.path().join("out.gguf");
+    assert!(!answer(&["embed", "-m", text(&path), "-p", "the inner"]).is_empty());
+
+    // Gemma's norms of inputs do not count from 1.
+    let mut gemma = Folder::small("Gemma3TextModel", Form::Floats).into_bitnet_embedding();
+    gemma.config.insert("use_bidirectional_attention".into(), json!(true));
+    gemma.pooling = None;
+    let dir = gemma.write();
+    let (_, told) = both(&["convert", text(dir.path()), "-o", text(&dir.path().join("out.gguf"))]);
+    assert!(told.contains("modules.json") && told.contains("mean"), "{told}");
+    let found = Gguf::open(dir.path().join("out.gguf")).unwrap();
+    assert_eq!(found.require_str("general.architecture").unwrap(), "gemma-embedding");
+    assert_eq!(found.require_u32("gemma-embedding.pooling_type").unwrap(), 1);
+    let theirs = &gemma.tensor("layers.0.mlp.up_proj.norm.weight").3;
+    let theirs = theirs.as_chunks().0.iter().map(|&two| bf16::from_le_bytes(two).to_f32());
+    let own = found.tensor_bytes(found.tensor("blk.0.ffn_up_norm_in.weight").unwrap());
+    let own = own.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four));
+    assert!(own.eq(theirs));
+
+    let modules = |dir: &Path, kind: &str| {
+        let kind = format!("sentence_transformers.models.{kind}");
+        let all = json!([{ "path": "1_Pooling", "type": kind }]);
+        fs::write(dir.join("modules.json"), all.to_string()).unwrap();
+    };
+    let dir = folder.write();
+    modules(dir.path(), "Dense");
+    let error = refusal(&["convert", text(dir.path())], 3);
+    assert!(error.contains("modules.json") && error.contains("models.Dense"), "{error}");
+    modules(dir.path(), "Pooling");
+    for (mode, says) in [
+        (json!({ "pooling_mode_max_tokens": true }), "pooling_mode_max_tokens"),
+        (json!({ "pooling_mode_cls_token": true, "pooling_mode_lasttoken": true }), "of 2 modes"),
+        (json!({ "pooling_mode": "weightedmean" }), "'weightedmean'"),
+        (json!({}), "pooling_mode: found none"),
+    ] {
+        fs::write(dir.path().join("1_Pooling/config.json"), mode.to_string()).unwrap();
+        let error = refusal(&["convert", text(dir.path())], 3);
+        assert!(error.contains("1_Pooling") && error.contains(says), "{error}");
+    }
+}
+
+/// An embedding and a head that are ternary stay so in types of blocks, exactly, and others are refused.
+fn tables_that_are_ternary_stay_so() {
+    let mut folder = Folder::wide("Qwen3ForCausalLM", Form::Blocks(64), 256);
+    let scales = [0.125, 0.25, 0.0625, 0.1875];
+    let weight =
+        |i: usize| scales[i / 64 % 4] * ((i * i / 7 + i / 256) % 3) as f32 - scales[i / 64 % 4];
+    let values: Vec<f32> = (0..300 * 256).map(weight).collect();
+    folder.tensor("model.embed_tokens.weight").3 = bf16_bytes(&values);
+    let dir = folder.write();
+    let exact = |gguf: &Gguf| {
+        let tensor = gguf.tensor("token_embd.weight").unwrap();
+        let shape = Shape::new(300, 256);
+        let stored = Codes::of(gguf, tensor, shape).unwrap().unwrap();
+        let (scales, mut codes) = (stored.scales(), vec![9; 256]);
+        for row in 0..300 {
+            assert_eq!(stored.row(row, &mut codes), None);
+            for (col, &code) in codes.iter().enumerate() {
+                let scale = scales.of_columns(256, row, col..col + 1).unwrap();
+                assert_eq!(scale * (f32::from(code) - 1.0), values[row * 256 + col]);
+            }
+        }
+        tensor.ty
+    };
+    let found = convert(dir.path(), &["--embd", "q2_0"]);
+    assert_eq!(exact(&found), TensorType::Q2_0);
+    let path = dir.path().join("out.gguf");
+    let args = ["-p", "the", "-n", "4", "--temp", "0", "--ignore-eos"];
+    let written = answer(&[&["-m", text(&path)], &args[..]].concat());
+    assert!(!written.is_empty());
+    // The same from floats, there and back.
+    let [floats, again] = ["floats.gguf", "again.gguf"].map(|name| dir.path().join(name));
+    answer(&["quantize", text(&path), "-o", text(&floats), "--embd", "f16"]);
+    answer(&["quantize", text(&floats), "-o", text(&again), "--embd", "q2_0"]);
+    assert_same_tensors(&Gguf::open(&again).unwrap(), &found);
+
+    // Blocks of 256 columns have four magnitudes, and masters have many.
+    let refused = |args: &[&str], says: &[&str]| {
+        let output = dir.path().join("x.gguf");
+        let error = refusal(&[args, &["-o", text(&output)]].concat(), 3);
+        assert!(says.iter().all(|part| error.contains(part)), "{error}");
+    };
+    let says = ["embed_tokens", "block of 256 columns", "f16"];
+    refused(&["convert", text(dir.path()), "--embd", "tq2_0"], &says);
+    let says = ["token_embd.weight", "block of 256 columns", "f16"];
+    refused(&["quantize", text(&floats), "--embd", "tq2_0"], &says);
+    let says = ["token_embd.weight", "q2_0", "q8_0"];
+    refused(&["quantize", text(&path), "--embd", "q8_0"], &says);
+    // A scale for each 64 columns is what those of 256 are where all four are one.
+    let values: Vec<f32> = (0..300 * 256).map(|i| 0.125 * (i % 3) as f32 - 0.125).collect();
+    folder.tensor("model.embed_tokens.weight").3 = bf16_bytes(&values);
+    let dir = folder.write();
+    let found = convert(dir.path(), &["--embd", "TQ2_0"]);
+    assert_eq!(found.tensor("token_embd.weight").unwrap().ty, TensorType::TQ2_0);
+    let [wide, narrow, again] =
+        ["out.gguf", "narrow.gguf", "again.gguf"].map(|n| dir.path().join(n));
+    answer(&["quantize", text(&wide), "-o", text(&narrow), "--embd", "q2_0"]);
+    answer(&["quantize", text(&narrow), "-o", text(&again), "--embd", "tq2_0"]);
+    assert_same_tensors(&Gguf::open(&again).unwrap(), &found);
+}
+
+/// A weight of +2, which PQ2_0 alone holds, is named, and what keeps it.
+fn a_weight_of_two_is_named_where_a_type_does_not_hold_it() {
+    let dir = Folder::wide("Qwen3ForCausalLM", Form::Blocks(128), 256).write();
+    let ternary = convert(dir.path(), &["--type", "pq2_0"]);
+    let [path, out] = ["two.gguf", "out.gguf"].map(|name| dir.path().join(name));
+    let mut bytes = fs::read(dir.path().join("out.gguf")).unwrap();
+    let tensor = ternary.tensor("blk.0.attn_k.weight").unwrap();
+    let start =
+        bytes.len() - ternary.tensors().last().map_or(0, |last| last.offset + last.bytes) as usize;
+    // Weight 5 of row 3: two blocks of 34 bytes to a row, a byte of codes behind those of the scale.
+    bytes[start + tensor.offset as usize + 3 * 68 + 2 + 1] |= 3 << 2;
+    fs::write(&path, bytes).unwrap();
+    let error =
+        refusal(&["quantize", text(&path), "-o", text(&out), "--type", "q2_0", "--force"], 3);
+    for says in ["blk.0.attn_k.weight", "code 3, a weight of +2, at [3, 5]", "q2_0", "--type"] {
+        assert!(error.contains(says), "{error}");
+    }
+}
+
 /// Blocks of columns go from type to type as they are, and are refused where they cannot.
 fn cv02_blocks_of_columns_are_quantised() {
     let dir = Folder::wide("Qwen3ForCausalLM", Form::Blocks(256), 512).write();
@@ -619,6 +864,11 @@ fn main() -> ExitCode {
         cv10_bitnet_cpp_runs_what_is_written,
         cv02_blocks_of_columns_keep_their_scales,
         cv02_qwen_models_are_described,
+        cv02_gemma_models_are_described,
+        cv02_gemma_models_that_are_not_run_are_refused,
+        cv02_embedding_models_are_described,
+        tables_that_are_ternary_stay_so,
+        a_weight_of_two_is_named_where_a_type_does_not_hold_it,
         cv02_blocks_of_columns_are_quantised,
         cv01_a_packed_folder_becomes_the_file_it_is_of,
         cv01_published_folders_become_the_demo_model,
@@ -631,6 +881,7 @@ fn main() -> ExitCode {
         types_are_those_that_were_asked_for,
         zeros_are_told,
         cv05_sentencepiece_vocabularies_are_taken,
+        cv05_tokens_without_an_embedding_are_left_out,
         cv05_pre_tokenizers_are_proved,
     ];
     suite.add(
