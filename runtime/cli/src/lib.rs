@@ -20,6 +20,7 @@ mod load;
 pub mod output;
 pub mod pack;
 pub mod perplexity;
+mod pieces;
 mod prompt;
 pub mod quantize;
 mod rows;

@@ -11,11 +11,14 @@ use bitnet_runtime::formats::{Codes as Stored, Scales, TILES_KEY, describe_tiles
 
 use crate::load::OverrideArgs;
 use crate::output::{byte_bar, human, note};
+use crate::pieces;
 use crate::rows::{self, Table};
 use crate::ternary::{self, Codes};
 
 /// Bytes that are read at a time, about.
 const PIECE: usize = 8 << 20;
+/// Bytes of floats that a thread makes blocks of at a time, about.
+const ROWS: usize = 1 << 20;
 /// Says which type most of a file has.
 const FILE_TYPE: &str = "general.file_type";
 
@@ -266,7 +269,7 @@ fn recode(
                 let unit = || format!("one scale for each block of {width} columns");
                 own.push(scale.map_err(|found| wrong(found, &unit()))?);
             }
-            ternary::write_blocks(info, &row, &own, out)?;
+            out.write(&ternary::blocks(info, &row, &own)?)?;
         }
         let done = index * row_bytes;
         if done - read >= PIECE {
@@ -305,25 +308,29 @@ fn requantise(
     let shape = Shape::new(rows, cols);
     let factor = Stored::new(tensor.ty, bytes, shape).and_then(|own| own.scales().of_tensor());
     let width = format.head.row_bytes(cols);
-    let most = (PIECE / (4 * cols)).max(1);
-    let mut values = Vec::new();
-    for first in (0..rows).step_by(most) {
+    let most = (ROWS / (4 * cols)).max(1);
+    let make = |values: &mut Vec<f32>, piece: usize| {
+        let first = piece * most;
         let count = most.min(rows - first);
         let part = first * width..(first + count) * width;
         values.resize(count * cols, 0.0);
-        (format.dequantise)(&bytes[part.clone()], &mut values);
+        (format.dequantise)(&bytes[part.clone()], values);
         if let Some(factor) = factor {
             values.iter_mut().for_each(|v| *v *= factor);
         }
-        rows::write(info, &values, out).map_err(|refused| match refused {
-            rows::Refused::Sink(error) => error,
+        let encoded = rows::encode(info, values).map_err(|refused| match refused {
+            rows::Refused::Other(error) => error,
             rows::Refused::Value(place) => {
                 let [row, col] = [first + place / cols, place % cols];
                 let found = format!("{} at [{row}, {col}]", values[place]);
                 gguf.tensor_error(&tensor.name, found, rows::allowed(info.ty))
             }
         })?;
+        Ok((encoded, part))
+    };
+    pieces::in_order(rows.div_ceil(most), make, |(encoded, part)| {
+        out.write(&encoded)?;
         gguf.drop_part(tensor, part, false);
-    }
-    Ok(())
+        Ok(())
+    })
 }

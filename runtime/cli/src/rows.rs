@@ -1,9 +1,7 @@
-//! Rows of floats on their way into the tensor of a file, and the names of the types that they may have.
-
-use std::thread;
+//! Rows of floats in the type of a tensor, and the names of the types that they may have.
 
 use bitnet_runtime::error::{Error, Result, quoted};
-use bitnet_runtime::file::gguf::{TensorInfo, TensorSink};
+use bitnet_runtime::file::gguf::TensorInfo;
 use bitnet_runtime::formats::TensorType;
 
 use half::f16;
@@ -23,9 +21,6 @@ const TABLES: [TensorType; 9] = [
     TensorType::Q2_0,
 ];
 
-/// Values that are worth a thread.
-const SHARE: usize = 1 << 16;
-
 /// The type of an embedding or a head; `None`: that which it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Table(pub Option<TensorType>);
@@ -35,8 +30,8 @@ pub struct Table(pub Option<TensorType>);
 pub enum Refused {
     /// The place of a value that the type cannot hold.
     Value(usize),
-    /// Writing failed.
-    Sink(Error),
+    /// Another reason.
+    Other(Error),
 }
 
 /// Reads the name of a type of embeddings or heads, for clap, in any case.
@@ -100,62 +95,45 @@ fn width(ty: TensorType) -> Option<usize> {
     block.map(|(weights, _)| weights as usize)
 }
 
-/// Writes whole rows in the type of a tensor. Those of a ternary type are not rounded.
+/// Encodes whole rows in the type of a tensor. Those of a ternary type are not rounded.
 ///
 /// # Errors
 /// [`Refused::Value`] for a number that is not finite, or becomes so in f16, or is neither 0 nor of the
-/// largest magnitude of its block in a ternary type; [`Refused::Sink`] when writing fails, or the type is
-/// not one of rows.
-pub fn write(
-    info: &TensorInfo,
-    values: &[f32],
-    out: &mut TensorSink<'_>,
-) -> std::result::Result<(), Refused> {
+/// largest magnitude of its block in a ternary type; [`Refused::Other`] for a scale that an f16 cannot
+/// hold, and a type that is not one of rows.
+pub fn encode(info: &TensorInfo, values: &[f32]) -> std::result::Result<Vec<u8>, Refused> {
     // Where half of the step between the two largest numbers of f16 is added, rounding gives infinity.
     const TOO_LARGE: f32 = 65_520.0;
     let most = if info.ty == TensorType::F16 { TOO_LARGE } else { f32::INFINITY };
-    if let Some(place) = values.iter().position(|v| v.is_nan() || v.abs() >= most) {
+    let fits = |v: &f32| v.abs() < most;
+    // All of them at first, without a branch for each.
+    if !values.iter().fold(true, |all, v| all & fits(v))
+        && let Some(place) = values.iter().position(|v| !fits(v))
+    {
         return Err(Refused::Value(place));
     }
     if let Some(width) = width(info.ty) {
-        return write_ternary(info, width, values, out);
+        return encode_ternary(info, width, values);
     }
     let Some(rows) = info.ty.format().rows() else {
         let expected = "a type of rows of floats";
-        return Err(Refused::Sink(Error::usage("type", info.ty, expected)));
+        return Err(Refused::Other(Error::usage("type", info.ty, expected)));
     };
-    let cols = info.cols() as usize;
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let most =
-        values.len().div_ceil(threads).next_multiple_of(cols).max(SHARE.next_multiple_of(cols));
-    // Each thread takes some rows.
-    let parts: thread::Result<Vec<Vec<u8>>> = thread::scope(|scope| {
-        let part = |values| {
-            move || {
-                let mut bytes = Vec::new();
-                (rows.quantise)(values, &mut bytes);
-                bytes
-            }
-        };
-        let started: Vec<_> = values.chunks(most).map(|values| scope.spawn(part(values))).collect();
-        started.into_iter().map(|thread| thread.join()).collect()
-    });
-    let panicked = |_| Error::Runtime("a thread that quantised rows panicked".into());
-    let parts = parts.map_err(panicked).map_err(Refused::Sink)?;
-    parts.iter().try_for_each(|bytes| out.write(bytes)).map_err(Refused::Sink)
+    let mut bytes = Vec::new();
+    (rows.quantise)(values, &mut bytes);
+    Ok(bytes)
 }
 
-/// Writes whole rows whose blocks of so many columns are ternary.
-fn write_ternary(
+/// Encodes whole rows whose blocks of so many columns are ternary.
+fn encode_ternary(
     info: &TensorInfo,
     width: usize,
     values: &[f32],
-    out: &mut TensorSink<'_>,
-) -> std::result::Result<(), Refused> {
+) -> std::result::Result<Vec<u8>, Refused> {
     let (mut codes, mut scales) = (Vec::new(), Vec::new());
     for (block, start) in values.chunks(width).zip((0..).step_by(width)) {
         let scale = ternary::codes_of(block, &mut codes);
         scales.push(scale.map_err(|place| Refused::Value(start + place))?);
     }
-    ternary::write_blocks(info, &codes, &scales, out).map_err(Refused::Sink)
+    ternary::blocks(info, &codes, &scales).map_err(Refused::Other)
 }

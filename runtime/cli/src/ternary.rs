@@ -8,8 +8,10 @@ use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{TensorInfo, TensorSink};
 use bitnet_runtime::formats::{Form, Format, TensorType, Tiled, Tiles, preset_of};
 
-/// Codes that are gathered before they are written, at least: whole blocks of every format.
-const GATHERED: usize = 1 << 18;
+/// Codes that are gathered before they are written, at least.
+const GATHERED: usize = 1 << 16;
+/// Codes that are whole blocks of every format.
+const BLOCKS: usize = 256;
 /// The most that a scale may change by, relative to it: what rounding to f16 does to a normal number.
 const MOST_CHANGE: f32 = 1.0 / 2048.0;
 
@@ -71,10 +73,17 @@ impl Codes {
     /// # Errors
     /// Those of [`TensorSink::write`].
     pub fn push(&mut self, codes: &[u8], out: &mut TensorSink<'_>) -> Result<()> {
-        self.codes.extend(codes);
+        let alone = self.codes.is_empty() && self.tiles.is_none() && codes.len() >= GATHERED;
+        let whole = if alone { codes.len() / BLOCKS * BLOCKS } else { 0 };
+        let (now, later) = codes.split_at(whole);
+        self.write(now, out)?;
+        self.codes.extend(later);
         if self.codes.len() >= self.unit {
-            let whole = self.codes.len() / self.unit * self.unit;
-            self.write(whole, out)?;
+            let mut gathered = std::mem::take(&mut self.codes);
+            let whole = gathered.len() / self.unit * self.unit;
+            self.write(&gathered[..whole], out)?;
+            gathered.drain(..whole);
+            self.codes = gathered;
         }
         Ok(())
     }
@@ -84,7 +93,8 @@ impl Codes {
     /// # Errors
     /// Those of [`TensorSink::write`], which counts the bytes.
     pub fn finish(mut self, out: &mut TensorSink<'_>) -> Result<()> {
-        self.write(self.codes.len(), out)?;
+        let gathered = std::mem::take(&mut self.codes);
+        self.write(&gathered, out)?;
         let tail = self.ty.format().size.tail_bytes();
         if let Some(own) = self.tiles.filter(|own| own.left == 0) {
             own.behind.iter().try_for_each(|behind| out.write(behind))?;
@@ -98,38 +108,30 @@ impl Codes {
         out.write(&bytes)
     }
 
-    /// Writes the first `count` codes.
-    fn write(&mut self, count: usize, out: &mut TensorSink<'_>) -> Result<()> {
+    /// Writes whole blocks, or whole rows of tiles.
+    fn write(&mut self, codes: &[u8], out: &mut TensorSink<'_>) -> Result<()> {
         self.bytes.clear();
-        let codes = &self.codes[..count];
         match (form(self.ty), &mut self.tiles) {
             (Some(Form::Blocks { encode, .. }), _) => encode(codes, self.scale, &mut self.bytes),
             (Some(Form::Tiles(_)), Some(own)) => {
-                own.left -= count;
-                let shape = Shape::new(count / own.cols, own.cols);
+                own.left -= codes.len();
+                let shape = Shape::new(codes.len() / own.cols, own.cols);
                 let [first, behind @ ..] = own.tiled.encode(codes, shape, own.tiles);
                 self.bytes = first;
                 own.behind.iter_mut().zip(behind).for_each(|(all, part)| all.extend(part));
             }
             _ => floats(codes, self.scale, &mut self.bytes),
         }
-        self.codes.drain(..count);
         out.write(&self.bytes)
     }
 }
 
-/// Writes codes in whole blocks, each with a scale of its own, `[blocks]`, in the type of a tensor: one of
+/// Encodes codes in whole blocks, each with a scale of its own, `[blocks]`, in the type of a tensor: one of
 /// blocks as wide or narrower, or f16.
 ///
 /// # Errors
-/// [`Error::Runtime`] for a scale that an f16 cannot hold; [`Error::Usage`] for another type; those of
-/// [`TensorSink::write`].
-pub fn write_blocks(
-    info: &TensorInfo,
-    codes: &[u8],
-    scales: &[f32],
-    out: &mut TensorSink<'_>,
-) -> Result<()> {
+/// [`Error::Runtime`] for a scale that an f16 cannot hold; [`Error::Usage`] for another type.
+pub fn blocks(info: &TensorInfo, codes: &[u8], scales: &[f32]) -> Result<Vec<u8>> {
     let ty = info.ty;
     let encode = match form(ty) {
         Some(Form::Blocks { encode, .. }) if ty.format().has_block_scales() => *encode,
@@ -141,7 +143,7 @@ pub fn write_blocks(
         check_f16(info, scale)?;
         encode(codes, scale, &mut bytes);
     }
-    out.write(&bytes)
+    Ok(bytes)
 }
 
 /// Appends the codes of finite weights that are 0 or of one magnitude, and returns it; 0 where all are.
@@ -149,12 +151,31 @@ pub fn write_blocks(
 /// # Errors
 /// The place of the first weight that is neither 0 nor of the largest magnitude.
 pub fn codes_of(weights: &[f32], codes: &mut Vec<u8>) -> std::result::Result<f32, usize> {
-    let scale = weights.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
-    if let Some(place) = weights.iter().position(|&v| v != 0.0 && v.abs() != scale) {
+    let scale = largest(weights);
+    if let Some(place) = other(weights, scale) {
         return Err(place);
     }
     codes.extend(weights.iter().map(|&v| 1 + u8::from(v > 0.0) - u8::from(v < 0.0)));
     Ok(scale)
+}
+
+/// The largest magnitude; 0 of no numbers, and NaN where one is.
+#[must_use]
+pub fn largest(values: &[f32]) -> f32 {
+    // Bits of magnitudes are in their order; compilers do not reorder maxima of floats.
+    let bits = values.iter().fold(0, |largest, v| largest.max((v.to_bits() << 1) >> 1));
+    f32::from_bits(bits)
+}
+
+/// The place of the first number that is neither 0 nor of this magnitude.
+#[must_use]
+pub fn other(values: &[f32], magnitude: f32) -> Option<usize> {
+    let is = |v: f32| (v == 0.0) | (v.abs() == magnitude);
+    // All of them at first, without a branch for each.
+    if values.iter().fold(true, |all, &v| all & is(v)) {
+        return None;
+    }
+    values.iter().position(|&v| !is(v))
 }
 
 /// Checks that an f16 holds a scale.

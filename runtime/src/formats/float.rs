@@ -20,7 +20,7 @@ pub const F32: Format = Format {
             assert_eq!(row.len(), 4 * x.len());
             dot_with(x, |i| f32_at(row, i))
         },
-        quantise: |values, out| out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        quantise: |values, out| append(out, values.iter().map(|v| v.to_le_bytes())),
         minima: None,
     }),
 };
@@ -60,7 +60,7 @@ pub const BF16: Format = Format {
             dot_with(x, |i| bf16_at(row, i))
         },
         quantise: |values, out| {
-            out.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
+            append(out, values.iter().map(|&v| bf16::from_f32(v).to_le_bytes()));
         },
         minima: None,
     }),
@@ -203,8 +203,19 @@ fn quantise_f16(values: &[f32], out: &mut Vec<u8>) {
     for values in values.chunks(halves.len()) {
         let halves = &mut halves[..values.len()];
         halves.convert_from_f32_slice(values);
-        out.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
+        append(out, halves.iter().map(|half| half.to_le_bytes()));
     }
+}
+
+/// Appends numbers of so many bytes.
+fn append<const BYTES: usize>(
+    out: &mut Vec<u8>,
+    numbers: impl ExactSizeIterator<Item = [u8; BYTES]>,
+) {
+    let start = out.len();
+    out.resize(start + BYTES * numbers.len(), 0);
+    let places = out[start..].as_chunks_mut::<BYTES>().0;
+    places.iter_mut().zip(numbers).for_each(|(place, number)| *place = number);
 }
 
 #[cfg(test)]

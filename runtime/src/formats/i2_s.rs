@@ -32,7 +32,7 @@ pub const FORMAT: Format = Format {
             read,
             form: Form::Blocks {
                 seen: LookAt(Seen::among),
-                encode: |codes, _, out| out.extend(encode(codes)),
+                encode: |codes, _, out| append(codes, out),
             },
             twos: false,
         },
@@ -98,12 +98,17 @@ fn quantise(values: &[f32], out: &mut Vec<u8>) {
 /// the rest of its 32 bytes is left for the caller to append.
 #[must_use]
 pub fn encode(codes: &[u8]) -> Vec<u8> {
-    let block = |block: &[u8]| -> [u8; BLOCK_BYTES] {
-        std::array::from_fn(|i| {
+    let mut bytes = Vec::with_capacity(codes.len() / 4);
+    append(codes, &mut bytes);
+    bytes
+}
+
+fn append(codes: &[u8], out: &mut Vec<u8>) {
+    for block in codes.as_chunks::<BLOCK>().0 {
+        out.extend_from_slice(&std::array::from_fn::<u8, BLOCK_BYTES, _>(|i| {
             (0..4).fold(0, |byte, quarter| byte << 2 | block[quarter * BLOCK_BYTES + i])
-        })
-    };
-    codes.chunks_exact(BLOCK).flat_map(block).collect()
+        }));
+    }
 }
 
 #[cfg(test)]

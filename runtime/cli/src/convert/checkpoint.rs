@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::formats::TensorType;
@@ -33,7 +34,8 @@ const PICKLES: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 /// The tensors of all files of a folder.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<(PathBuf, File)>,
+    /// Each with its place, which one reader at a time moves.
+    files: Vec<(PathBuf, Mutex<File>)>,
     tensors: BTreeMap<String, Stored>,
 }
 
@@ -142,7 +144,8 @@ impl Checkpoint {
         let end = (tensor.place.start + part.end).min(tensor.place.end);
         // A piece is far smaller than memory: callers ask for some rows.
         buffer.resize(end.saturating_sub(start) as usize, 0);
-        let mut file = file;
+        // A reader that panicked leaves a place, which is set anew.
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(start))
             .and_then(|_| file.read_exact(buffer))
             .map_err(|e| Error::io(path, "read", e))
@@ -171,7 +174,7 @@ impl Checkpoint {
                 return Err(Error::model(path, item, found, "each name once in all files"));
             }
         }
-        self.files.push((path.to_path_buf(), file));
+        self.files.push((path.to_path_buf(), Mutex::new(file)));
         Ok(())
     }
 

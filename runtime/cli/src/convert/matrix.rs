@@ -1,17 +1,16 @@
 //! Ternary matrices of a Hugging Face folder, read as codes, some rows at a time.
 
-use std::ops::Range;
-
 use bitnet_profiles::Shape;
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{TensorInfo, TensorSink, TensorType};
 
 use super::checkpoint::{Checkpoint, Stored};
 use super::plan::Heads;
-use crate::ternary::{self, Codes};
+use crate::pieces;
+use crate::ternary::{self, Codes, largest};
 
-/// Weights that are read at a time, about.
-const PIECE: usize = 2 << 20;
+/// Weights that a thread reads at a time, about: as floats they fit into a cache.
+const PIECE: usize = 1 << 18;
 /// Least mean magnitude that weights are divided by, as in training.
 const LEAST_MEAN: f32 = 1e-5;
 
@@ -76,20 +75,28 @@ impl Matrix {
         let mut bytes = Vec::new();
         // A quarter of a byte for each weight: rows of the output lie far from each other.
         checkpoint.read(&self.stored, 0..self.stored.bytes(), &mut bytes)?;
-        if let Some(place) = bytes.iter().position(|byte| byte & (byte >> 1) & 0x55 != 0) {
-            let field = (bytes[place] & (bytes[place] >> 1) & 0x55).trailing_zeros() as usize / 2;
+        let threes = |byte: u8| byte & (byte >> 1) & 0x55;
+        // All of them at first, without a branch for each.
+        if bytes.iter().fold(0, |all, &byte| all | threes(byte)) != 0
+            && let Some(place) = bytes.iter().position(|&byte| threes(byte) != 0)
+        {
+            let field = threes(bytes[place]).trailing_zeros() as usize / 2;
             let row = place / cols + field * (rows / 4);
             let found = format!("code 3 at [{row}, {}]", place % cols);
             return Err(checkpoint.error(&self.stored, found, "codes 0 to 2; the file is damaged"));
         }
-        let mut row = vec![0; cols];
-        for index in 0..rows {
-            let source = self.heads.map_or(index, |heads| heads.source(index));
-            let (field, packed) = (source / (rows / 4), source % (rows / 4));
-            let packed = &bytes[packed * cols..(packed + 1) * cols];
-            row.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (2 * field) & 3);
-            codes.push(&row, out)?;
-        }
+        let count = (PIECE / cols).max(1);
+        let make = |_: &mut (), piece: usize| {
+            let mut unpacked = Vec::with_capacity(count * cols);
+            for index in piece * count..((piece + 1) * count).min(rows) {
+                let source = self.heads.map_or(index, |heads| heads.source(index));
+                let (field, packed) = (source / (rows / 4), source % (rows / 4));
+                let packed = &bytes[packed * cols..(packed + 1) * cols];
+                unpacked.extend(packed.iter().map(|byte| byte >> (2 * field) & 3));
+            }
+            Ok(unpacked)
+        };
+        pieces::in_order(rows.div_ceil(count), make, |piece| codes.push(&piece, out))?;
         codes.finish(out)?;
         Ok(bytes.iter().any(|&byte| byte != 0x55))
     }
@@ -109,26 +116,27 @@ impl Matrix {
         // In f32, as the layer itself has it.
         let kept = if self.form == Form::Exact { scale } else { 1.0 / inverse };
         let mut codes = Codes::new(info, kept)?;
-        let mut found = false;
-        let mut piece = Vec::new();
-        self.pieces(checkpoint, |first, values| {
+        let make = |first: usize, values: &[f32]| {
             if self.form == Form::Exact
-                && let Some(place) = values.iter().position(|&v| v != 0.0 && v.abs() != scale)
+                && let Some(place) = ternary::other(values, scale)
             {
                 return Err(self.not_exact(checkpoint, first * cols, (values, place), scale));
             }
-            let rounded = |&v: &f32| (v * inverse).round_ties_even().clamp(-1.0, 1.0);
-            piece.clear();
-            piece.extend(values.iter().map(|v| (rounded(v) + 1.0) as u8));
-            found |= piece.iter().any(|&code| code != 1);
-            match self.heads {
-                None => codes.push(&piece, out),
-                Some(heads) => (0..values.len() / cols).try_for_each(|row| {
+            // Rounded to the nearest of -1, 0 and 1, halves to 0.
+            let code = |&v: &f32| 1 + u8::from(v * inverse > 0.5) - u8::from(v * inverse < -0.5);
+            Ok(match self.heads {
+                None => values.iter().map(code).collect::<Vec<u8>>(),
+                Some(heads) => {
                     // Pieces hold whole heads.
-                    let source = heads.source(row);
-                    codes.push(&piece[source * cols..(source + 1) * cols], out)
-                }),
-            }
+                    let sources = (0..values.len() / cols).map(|row| heads.source(row) * cols);
+                    sources.flat_map(|at| values[at..at + cols].iter().map(code)).collect()
+                }
+            })
+        };
+        let mut found = false;
+        self.pieces(checkpoint, make, |piece| {
+            found |= piece.iter().any(|&code| code != 1);
+            codes.push(&piece, out)
         })?;
         codes.finish(out)?;
         Ok(found)
@@ -143,12 +151,9 @@ impl Matrix {
         out: &mut TensorSink<'_>,
     ) -> Result<bool> {
         let cols = self.shape.cols;
-        let mut found = false;
-        let (mut codes, mut scales) = (Vec::new(), Vec::new());
-        self.pieces(checkpoint, |first, values| {
+        let make = |first: usize, values: &[f32]| {
             self.check_finite(checkpoint, first, values, magnitudes(values))?;
-            codes.clear();
-            scales.clear();
+            let (mut codes, mut scales) = (Vec::with_capacity(values.len()), Vec::new());
             for row in 0..values.len() / cols {
                 // Pieces hold whole heads.
                 let source = self.heads.map_or(row, |heads| heads.source(row)) * cols;
@@ -161,8 +166,13 @@ impl Matrix {
                     scales.push(scale);
                 }
             }
-            found |= scales.iter().any(|&scale| scale > 0.0);
-            ternary::write_blocks(info, &codes, &scales, out)
+            let found = scales.iter().any(|&scale| scale > 0.0);
+            Ok((ternary::blocks(info, &codes, &scales)?, found))
+        };
+        let mut found = false;
+        self.pieces(checkpoint, make, |(bytes, own)| {
+            found |= own;
+            out.write(&bytes)
         })?;
         Ok(found)
     }
@@ -178,18 +188,15 @@ impl Matrix {
         let cols = self.shape.cols;
         let rows = self.shape.rows.min((PIECE / cols).max(1));
         let shape = Shape::new(rows, cols);
+        let find = |_: usize, values: &[f32]| {
+            let is_one = |block: &[f32]| ternary::other(block, largest(block)).is_none();
+            let shared =
+                |width: &usize| cols.is_multiple_of(*width) && values.chunks(*width).all(is_one);
+            Ok(if is_one(values) { None } else { WIDTHS.into_iter().find(shared) })
+        };
         let mut width = None;
-        float_rows(checkpoint, &self.stored, shape, rows, |_, values| {
-            let is_one = |block: &[f32]| {
-                let scale = largest(block);
-                block.iter().all(|&v| v == 0.0 || v.abs() == scale)
-            };
-            if !is_one(values) {
-                let shared = |width: &usize| {
-                    cols.is_multiple_of(*width) && values.chunks(*width).all(is_one)
-                };
-                width = WIDTHS.into_iter().find(shared);
-            }
+        float_rows(checkpoint, &self.stored, (shape, rows), find, |found| {
+            width = found;
             Ok(())
         })?;
         Ok(width)
@@ -197,10 +204,12 @@ impl Matrix {
 
     /// The mean of the magnitudes.
     fn mean(&self, checkpoint: &Checkpoint) -> Result<f32> {
-        let mut sum = 0.0;
-        self.pieces(checkpoint, |first, values| {
+        let make = |first: usize, values: &[f32]| {
             let part = magnitudes(values);
-            self.check_finite(checkpoint, first, values, part)?;
+            self.check_finite(checkpoint, first, values, part).map(|()| part)
+        };
+        let mut sum = 0.0;
+        self.pieces(checkpoint, make, |part| {
             sum += part;
             Ok(())
         })?;
@@ -209,10 +218,13 @@ impl Matrix {
 
     /// The largest magnitude: the only one, if the matrix is ternary. 1 where all weights are 0.
     fn largest(&self, checkpoint: &Checkpoint) -> Result<f32> {
+        let make = |first: usize, values: &[f32]| {
+            let checked = self.check_finite(checkpoint, first, values, magnitudes(values));
+            checked.map(|()| largest(values))
+        };
         let mut found = 0.0f32;
-        self.pieces(checkpoint, |first, values| {
-            self.check_finite(checkpoint, first, values, magnitudes(values))?;
-            found = found.max(largest(values));
+        self.pieces(checkpoint, make, |part| {
+            found = found.max(part);
             Ok(())
         })?;
         Ok(if found > 0.0 { found } else { 1.0 })
@@ -262,38 +274,40 @@ impl Matrix {
         checkpoint.error(&self.stored, found, expected)
     }
 
-    /// Reads all rows in order, some at a time, whole heads where rows have another order: `each(first
-    /// row, numbers)`.
-    fn pieces(
+    /// Reads all rows as [`float_rows`] does, whole heads at a time where rows have another order.
+    fn pieces<T: Send>(
         &self,
         checkpoint: &Checkpoint,
-        each: impl FnMut(usize, &[f32]) -> Result<()>,
+        make: impl Fn(usize, &[f32]) -> Result<T> + Sync,
+        take: impl FnMut(T) -> Result<()>,
     ) -> Result<()> {
         let step = self.heads.map_or(1, |heads| heads.dim);
-        float_rows(checkpoint, &self.stored, self.shape, step, each)
+        float_rows(checkpoint, &self.stored, (self.shape, step), make, take)
     }
 }
 
-/// The largest magnitude; 0 of no numbers.
-fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |largest, v| largest.max(v.abs()))
-}
-
-/// The sum of the magnitudes: in f32 it would lose the last digits of large matrices.
+/// The sum of the magnitudes: in f32 it would lose the last digits of large matrices. One sum alone would
+/// wait for each addition.
 fn magnitudes(values: &[f32]) -> f64 {
-    values.iter().map(|v| f64::from(v.abs())).sum()
+    let mut sums = [0.0; 16];
+    let (chunks, rest) = values.as_chunks();
+    for chunk in chunks.iter().map(|chunk: &[f32; 16]| chunk.as_slice()).chain([rest]) {
+        sums.iter_mut().zip(chunk).for_each(|(sum, v)| *sum += f64::from(v.abs()));
+    }
+    sums.iter().sum()
 }
 
-/// Reads the rows of a tensor of floats, `step` or a multiple of it at a time: `each(first row, numbers)`.
+/// Reads the rows of a tensor of floats on several threads, `step` or a multiple of it at a time, and gives
+/// what `make(first row, numbers)` makes of them to `take` in order.
 ///
 /// # Errors
-/// Those of reading it, and of `each`.
-pub fn float_rows(
+/// Those of reading it, and of `make` and `take`.
+pub fn float_rows<T: Send>(
     checkpoint: &Checkpoint,
     stored: &Stored,
-    Shape { rows, cols }: Shape,
-    step: usize,
-    mut each: impl FnMut(usize, &[f32]) -> Result<()>,
+    (Shape { rows, cols }, step): (Shape, usize),
+    make: impl Fn(usize, &[f32]) -> Result<T> + Sync,
+    take: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
     let ty = stored.floats().and_then(|ty| Some((ty.format().rows()?, ty)));
     let Some((format, ty)) = ty else {
@@ -301,16 +315,13 @@ pub fn float_rows(
     };
     let width = if ty == TensorType::F32 { 4 } else { 2 } * cols;
     let count = (PIECE / (cols * step)).max(1) * step;
-    let (mut bytes, mut values) = (Vec::new(), Vec::new());
-    let mut first = 0;
-    while first < rows {
-        let piece: Range<usize> = first..(first + count).min(rows);
+    let read = |(bytes, values): &mut (Vec<u8>, Vec<f32>), piece: usize| {
+        let piece = piece * count..((piece + 1) * count).min(rows);
         let place = (piece.start * width) as u64..(piece.end * width) as u64;
-        checkpoint.read(stored, place, &mut bytes)?;
+        checkpoint.read(stored, place, bytes)?;
         values.resize(piece.len() * cols, 0.0);
-        (format.dequantise)(&bytes, &mut values);
-        each(first, &values)?;
-        first = piece.end;
-    }
-    Ok(())
+        (format.dequantise)(bytes, values);
+        make(piece.start, values)
+    };
+    pieces::in_order(rows.div_ceil(count), read, take)
 }

@@ -3,7 +3,7 @@
 //! `config.json` gives the hyperparameters and the form of the weights ([`model`]), the safetensors files
 //! the tensors ([`checkpoint`]), [`plan`] says what becomes of each, and `tokenizer.json` becomes metadata
 //! ([`tokenizer`]), which 2,000 texts are encoded with ([`check`]) before anything is written. Tensors are
-//! read and written some rows at a time.
+//! read and written some rows at a time, which several threads convert.
 
 pub mod check;
 pub mod checkpoint;
@@ -296,25 +296,25 @@ impl Conversion {
             Some(heads) => (Shape::new(info.cols() as usize, 1), heads.dim),
             None => (Shape::new(info.rows() as usize, info.cols() as usize), 1),
         };
-        let mut changed = Vec::new();
-        matrix::float_rows(&self.checkpoint, stored, shape, step, |first, values| {
+        let make = |first: usize, values: &[f32]| {
             let source = |i| heads.map_or(i, |heads| heads.source(i));
+            let changed: Vec<f32>;
             let values = if heads.is_some() || *added != 0.0 {
-                changed.clear();
-                changed.extend((0..values.len()).map(|i| values[source(i)] + added));
+                changed = (0..values.len()).map(|i| values[source(i)] + added).collect();
                 &changed
             } else {
                 values
             };
-            rows::write(info, values, out).map_err(|place| match place {
-                rows::Refused::Sink(error) => error,
+            rows::encode(info, values).map_err(|place| match place {
+                rows::Refused::Other(error) => error,
                 rows::Refused::Value(place) => {
                     let cols = shape.cols;
                     let found = format!("{} at {}", values[place], first * cols + place);
                     self.checkpoint.error(stored, found, rows::allowed(info.ty))
                 }
             })
-        })
+        };
+        matrix::float_rows(&self.checkpoint, stored, (shape, step), make, |bytes| out.write(&bytes))
     }
 }
 
