@@ -196,7 +196,7 @@ fn changes() -> Vec<Case<fn(&mut Folder)>> {
         (
             "s17_activation",
             |f| f.config["hidden_act"] = json!("gelu"),
-            vec!["'gelu'", "relu2 or silu"],
+            vec!["'gelu'", "relu2, silu or gelu_pytorch_tanh"],
         ),
         (
             "s17_method",
