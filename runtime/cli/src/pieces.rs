@@ -88,7 +88,7 @@ mod tests {
             1000,
             |_: &mut (), index| Ok(index),
             |index| {
-                if index == 3 { failed(index) } else { Ok(()) }
+                if index == 3 { failed(index).map(drop) } else { Ok(()) }
             },
         );
         assert_eq!(error.unwrap_err().to_string(), "3");
