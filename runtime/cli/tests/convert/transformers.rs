@@ -165,7 +165,7 @@ pub fn cv02_logits_are_those_of_transformers() {
                         found = embedding.finish(Normalisation::None).swap_remove(0);
                         Ok(())
                     };
-                    session.embed(&[ids.clone()], pooling, each).unwrap();
+                    session.embed(std::slice::from_ref(ids), pooling, each).unwrap();
                     found
                 }
             };
