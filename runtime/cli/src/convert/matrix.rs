@@ -50,8 +50,8 @@ impl Matrix {
     /// Writes the codes as a tensor of a file, and returns true if one of the weights is not 0.
     ///
     /// # Errors
-    /// [`Error::Io`](bitnet_runtime::Error::Io) when reading or writing fails,
-    /// [`Error::Model`](bitnet_runtime::Error::Model) for weights that are not ternary, with their place.
+    /// [`Error::Io`] when reading or writing fails,
+    /// [`Error::Model`] for weights that are not ternary, with their place.
     pub fn write(
         &self,
         checkpoint: &Checkpoint,
