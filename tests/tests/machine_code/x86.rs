@@ -335,7 +335,7 @@ const CROWDED: &[Crowded] = &[
     Crowded { serves: blocks, isa: Isa::Avx2, rows: 16, tokens: 4, stack: 8,  more: 0 },
     // Four sums for each vector and row, and what is to become of them.
     Crowded { serves: blocks, isa: Isa::AvxVnni, rows: 16, tokens: 1, stack: 8, more: 0 },
-    Crowded { serves: blocks, isa: Isa::AvxVnni, rows: 16, tokens: 2, stack: 4, more: 0 },
+    Crowded { serves: blocks, isa: Isa::AvxVnni, rows: 16, tokens: 2, stack: 6, more: 0 },
     // Tables and indices take four registers, signs two a tile, sums two a tile and activation row.
     Crowded { serves: tl1,  isa: Isa::Avx2,   rows: 64, tokens: 2, stack: 4,  more: 4 },
     Crowded { serves: tl2,  isa: Isa::Avx2,   rows: 32, tokens: 2, stack: 2,  more: 0 },
