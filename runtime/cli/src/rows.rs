@@ -105,11 +105,7 @@ pub fn encode(info: &TensorInfo, values: &[f32]) -> std::result::Result<Vec<u8>,
     // Where half of the step between the two largest numbers of f16 is added, rounding gives infinity.
     const TOO_LARGE: f32 = 65_520.0;
     let most = if info.ty == TensorType::F16 { TOO_LARGE } else { f32::INFINITY };
-    let fits = |v: &f32| v.abs() < most;
-    // All of them at first, without a branch for each.
-    if !values.iter().fold(true, |all, v| all & fits(v))
-        && let Some(place) = values.iter().position(|v| !fits(v))
-    {
+    if let Some(place) = ternary::misfit(values, |v| v.abs() < most) {
         return Err(Refused::Value(place));
     }
     if let Some(width) = width(info.ty) {

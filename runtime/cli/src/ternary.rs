@@ -170,12 +170,16 @@ pub fn largest(values: &[f32]) -> f32 {
 /// The place of the first number that is neither 0 nor of this magnitude.
 #[must_use]
 pub fn other(values: &[f32], magnitude: f32) -> Option<usize> {
-    let is = |v: f32| (v == 0.0) | (v.abs() == magnitude);
+    misfit(values, |&v| (v == 0.0) | (v.abs() == magnitude))
+}
+
+/// The place of the first value that does not fit.
+pub fn misfit<T>(values: &[T], fits: impl Fn(&T) -> bool) -> Option<usize> {
     // All of them at first, without a branch for each.
-    if values.iter().fold(true, |all, &v| all & is(v)) {
+    if values.iter().fold(true, |all, v| all & fits(v)) {
         return None;
     }
-    values.iter().position(|&v| !is(v))
+    values.iter().position(|v| !fits(v))
 }
 
 /// Checks that an f16 holds a scale.

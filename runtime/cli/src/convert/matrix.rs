@@ -76,10 +76,7 @@ impl Matrix {
         // A quarter of a byte for each weight: rows of the output lie far from each other.
         checkpoint.read(&self.stored, 0..self.stored.bytes(), &mut bytes)?;
         let threes = |byte: u8| byte & (byte >> 1) & 0x55;
-        // All of them at first, without a branch for each.
-        if bytes.iter().fold(0, |all, &byte| all | threes(byte)) != 0
-            && let Some(place) = bytes.iter().position(|&byte| threes(byte) != 0)
-        {
+        if let Some(place) = ternary::misfit(&bytes, |&byte| threes(byte) == 0) {
             let field = threes(bytes[place]).trailing_zeros() as usize / 2;
             let row = place / cols + field * (rows / 4);
             let found = format!("code 3 at [{row}, {}]", place % cols);

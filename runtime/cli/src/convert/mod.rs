@@ -18,14 +18,15 @@ pub mod tokenizer;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::output::{answer, byte_bar, human, note};
-use crate::rows;
 use bitnet_profiles::Shape;
 use bitnet_profiles::destination;
 use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::error::{Error, Result, quoted};
 use bitnet_runtime::file::gguf::{Gguf, GgufWriter, TensorInfo, TensorSink, TensorType, Value};
 use bitnet_runtime::formats::describe_tiles;
+
+use crate::output::{answer, byte_bar, human, note};
+use crate::rows;
 use checkpoint::Checkpoint;
 use model::Description;
 use plan::{Floats, Plan, Planned, Settings, Source, Types};

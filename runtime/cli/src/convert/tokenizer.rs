@@ -524,24 +524,25 @@ fn has_space_prefix(file: &File) -> bool {
 /// The text of the special token that a post-processor puts before a text: "" for another beginning;
 /// `None` where it says nothing.
 fn begins_with(post: Option<&Json>) -> Option<String> {
-    let post = post?;
-    if let Some(parts) = post.get("processors").and_then(Json::as_array) {
-        return parts.iter().find_map(|part| begins_with(Some(part)));
-    }
-    let first = post.get("single").and_then(Json::as_array)?.first()?;
-    let special = first.get("SpecialToken").and_then(|own| own.get("id"));
-    Some(special.and_then(Json::as_str).unwrap_or_default().to_owned())
+    in_template(post?, |parts| Some(special(parts.first()?).unwrap_or_default()))
 }
 
 /// The text of the special token that a post-processor puts behind a text, if it does.
 fn ends_with(post: Option<&Json>) -> Option<String> {
-    let post = post?;
+    in_template(post?, |parts| special(parts.last()?))
+}
+
+/// The first thing that is found in the template for one text of a post-processor, or of one within it.
+fn in_template<T>(post: &Json, find: fn(&[Json]) -> Option<T>) -> Option<T> {
     if let Some(parts) = post.get("processors").and_then(Json::as_array) {
-        return parts.iter().find_map(|part| ends_with(Some(part)));
+        return parts.iter().find_map(|part| in_template(part, find));
     }
-    let last = post.get("single").and_then(Json::as_array)?.last()?;
-    let special = last.get("SpecialToken").and_then(|own| own.get("id"));
-    special.and_then(Json::as_str).map(str::to_owned)
+    find(post.get("single").and_then(Json::as_array)?)
+}
+
+/// The text of a part of a template that is a special token.
+fn special(part: &Json) -> Option<String> {
+    part.get("SpecialToken")?.get("id")?.as_str().map(str::to_owned)
 }
 
 /// The scores of pieces: those of `tokenizer.model`, else falling with the place of the merge that gives
