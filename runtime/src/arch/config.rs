@@ -181,6 +181,19 @@ impl Config {
             vocab: vocabulary(gguf, architecture)?,
         };
         policy::check_keys(gguf, &config)?;
+        // llama.cpp knows Gemma 3 27B by its number of layers, and scales its scores as the model was
+        // trained (query_pre_attn_scalar); files do not say so.
+        let trained = hidden / heads;
+        if architecture.name == "gemma3" && layers == 62 && head_dim != trained {
+            return Err(gguf.key_error(
+                &key("block_count"),
+                layers,
+                format_args!(
+                    "another number: this is Gemma 3 27B, whose scores are scaled by 1 / sqrt({trained}), \
+                     not by that of attention.key_length, {head_dim}, which is what is implemented"
+                ),
+            ));
+        }
         Ok(config)
     }
 

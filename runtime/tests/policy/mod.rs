@@ -180,6 +180,24 @@ fn w3_masks_are_read() {
     assert!(mask("gemma3", &same).unwrap().window.is_some());
 }
 
+/// Gemma 3 27B is known by its number of layers alone, and scales its scores as no key says.
+#[test]
+fn w3_gemma_27b_is_refused() {
+    let gemma = |layers: u32, length: u32| {
+        let parts = changed("gemma3", |parts| {
+            parts.set("gemma3.block_count", Value::U32(layers));
+            parts.set("gemma3.attention.key_length", Value::U32(length));
+            parts.set("gemma3.attention.value_length", Value::U32(length));
+            parts.set("gemma3.rope.dimension_count", Value::U32(8));
+        });
+        parts.config().map(|config| config.head_dim)
+    };
+    // A head of the fixture has 16 elements, the share of the embedding.
+    refusal(gemma(62, 8), &["gemma3.block_count", "62", "sqrt(16)"]);
+    assert_eq!(gemma(62, 16).unwrap(), 16);
+    assert_eq!(gemma(61, 8).unwrap(), 8);
+}
+
 #[test]
 fn w3_unknown_keys_are_named_in_one_line() {
     let parts = changed("bitnet", |parts| {

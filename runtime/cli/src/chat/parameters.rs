@@ -41,7 +41,8 @@ impl Parameters {
         let whole = || value.parse::<i64>().map_err(|_| not_a(name, value, "a whole number"));
         let sampling = &mut new.sampling;
         match name {
-            "seed" => sampling.seed = whole()? as u64,
+            // -1 and its like are the seeds of the same bits, as the flag has them.
+            "seed" => sampling.seed = value.parse().or_else(|_| whole().map(|n| n as u64))?,
             "num_predict" => new.tokens = usize::try_from(whole()?).ok(),
             "top_k" => sampling.top_k = usize::try_from(whole()?).unwrap_or(0),
             "top_p" => sampling.top_p = number()?,
@@ -158,6 +159,11 @@ mod tests {
         assert_eq!(copied, changed);
         assert_eq!((&copied.stop, copied.tokens), (&vec!["END".to_owned()], Some(20)));
         assert_eq!(first.with(&copied.to_saved()).unwrap(), copied);
+        for (given, kept) in [("-1", u64::MAX), ("18446744073709551599", u64::MAX - 16)] {
+            changed.set("seed", given).unwrap();
+            assert_eq!(changed.sampling.seed, kept);
+            assert_eq!(first.with(&changed.to_saved()).unwrap(), changed);
+        }
         let unknown = [("mirostat".to_owned(), 1.into())].into_iter().collect();
         assert!(first.with(&unknown).is_err());
         for (name, value, words) in [
