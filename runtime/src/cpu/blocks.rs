@@ -15,7 +15,7 @@ use half::f16;
 use crate::cpu::kernels::{BlockKernel, VectorOps};
 use crate::cpu::matmul::claim;
 use crate::cpu::memory::{Buffer, Bytes, filled};
-use crate::cpu::packing::BadCode;
+use crate::cpu::packing::{BadCode, pack_unit};
 use crate::cpu::threads::{Pool, SharedSlice, Worker};
 use crate::file::packed::{Builder, Form};
 use crate::formats::{Codes, Scales, ZERO};
@@ -242,13 +242,9 @@ fn pack_row(
     let (width, unit_bytes) = (layout.width(), 4 * layout.tile_rows());
     let blocks = tile.chunks_exact_mut(layout.block_bytes()).zip(codes.chunks_exact(width));
     for (number, (block, codes)) in blocks.enumerate() {
-        for (unit, codes) in codes.chunks_exact(16).enumerate() {
-            // Field f of the row's 4 bytes: columns 4f .. 4f + 4, one in each byte.
-            let packed =
-                codes.as_chunks().0.iter().enumerate().fold(0, |packed, (field, quad)| {
-                    packed | u32::from_le_bytes(*quad) << (2 * field)
-                });
-            block[unit * unit_bytes + 4 * row..][..4].copy_from_slice(&packed.to_le_bytes());
+        for (unit, codes) in codes.as_chunks().0.iter().enumerate() {
+            block[unit * unit_bytes + 4 * row..][..4]
+                .copy_from_slice(&pack_unit(codes).to_le_bytes());
         }
         let at = layout.codes_bytes() + 2 * row;
         block[at..at + 2].copy_from_slice(&scale(number).to_le_bytes());

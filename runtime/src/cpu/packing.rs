@@ -80,29 +80,28 @@ impl PackedMatrix {
         let stride = shape.cols.next_multiple_of(layout.unit_cols());
         let (bad, weights) = (AtomicBool::new(false), AtomicBool::new(false));
         let out = SharedSlice::new(&mut buffer);
+        let pack = match layout {
+            Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => pack_i2_s,
+            Layout::Tl1T32 => pack_tl1,
+            Layout::Tl2T32 => pack_tl2,
+            Layout::Tl2W32 => pack_tl2_words,
+            Layout::T5T32 => pack_t5,
+        };
         pool.run(|worker| {
-            let mut codes = vec![ZERO; rows * stride];
+            let mut codes = vec![ZERO; stride];
             for tile in worker.share(tiles) {
-                for (i, row) in codes.chunks_exact_mut(stride).enumerate() {
-                    let number = tile * rows + i;
+                // SAFETY: workers own disjoint ranges of tiles.
+                let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
+                for row in 0..rows {
+                    let number = tile * rows + row;
                     if number < shape.rows {
-                        let seen = file.read(number, 0, &mut row[..shape.cols]);
+                        let seen = file.read(number, 0, &mut codes[..shape.cols]);
                         bad.fetch_or(seen.bad, Ordering::Relaxed);
                         weights.fetch_or(seen.weights, Ordering::Relaxed);
                     } else {
-                        row.fill(ZERO);
+                        codes.fill(ZERO);
                     }
-                }
-                // SAFETY: workers own disjoint ranges of tiles.
-                let out = unsafe { out.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
-                match layout {
-                    Layout::I2sT16 | Layout::I2sT32 | Layout::I2sT64 => {
-                        pack_i2_s(&codes, stride, out);
-                    }
-                    Layout::Tl1T32 => pack_tl1(&codes, stride, out),
-                    Layout::Tl2T32 => pack_tl2(&codes, stride, out),
-                    Layout::Tl2W32 => pack_tl2_words(&codes, stride, out),
-                    Layout::T5T32 => pack_t5(&codes, stride, out),
+                    pack(&codes, (row, rows), out);
                 }
             }
         })?;
@@ -178,29 +177,28 @@ pub(crate) fn look_at(codes: Codes<'_>, pool: &Pool) -> Result<Seen> {
     Ok(Seen { bad: bad.into_inner(), weights: weights.into_inner() })
 }
 
-/// Packs one tile of rows of `stride` codes as [`Layout::I2sT16`] and its kin.
-fn pack_i2_s(codes: &[u8], stride: usize, out: &mut [u8]) {
-    let rows = codes.len() / stride;
-    for (row, codes) in codes.chunks_exact(stride).enumerate() {
-        for (unit, codes) in codes.chunks_exact(16).enumerate() {
-            // Field f of the row's 4 bytes: columns 4f .. 4f + 4, one in each byte.
-            let packed = codes.chunks_exact(4).enumerate().fold(0, |packed, (field, quad)| {
-                packed | u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]) << (2 * field)
-            });
-            out[(unit * rows + row) * 4..][..4].copy_from_slice(&packed.to_le_bytes());
-        }
+/// Packs 16 codes into 4 bytes: field f, in bits 2f and 2f + 1, holds columns 4f .. 4f + 4, one in each
+/// byte.
+pub(super) fn pack_unit(codes: &[u8; 16]) -> u32 {
+    // Eight columns at once: fields 0 and 1 are the halves of one word, 2 and 3 those of the other.
+    let word = |i: usize| u64::from_le_bytes(codes.as_chunks().0[i]);
+    let fields = word(0) | word(1) << 4;
+    fields as u32 | ((fields >> 32) as u32) << 2
+}
+
+/// Packs one of the `rows` rows of a tile, whose codes are whole units, as [`Layout::I2sT16`] and its kin.
+fn pack_i2_s(codes: &[u8], (row, rows): (usize, usize), out: &mut [u8]) {
+    for (codes, out) in codes.as_chunks().0.iter().zip(out.chunks_exact_mut(4 * rows)) {
+        out[4 * row..][..4].copy_from_slice(&pack_unit(codes).to_le_bytes());
     }
 }
 
-/// Packs one tile of rows of `stride` codes as [`Layout::Tl1T32`].
-fn pack_tl1(codes: &[u8], stride: usize, out: &mut [u8]) {
-    let rows = codes.len() / stride;
+/// As [`pack_i2_s`], for [`Layout::Tl1T32`].
+fn pack_tl1(codes: &[u8], (row, rows): (usize, usize), out: &mut [u8]) {
     // Codes are weights plus one, so this is `3a + b + 4` of the weights.
     let index = |pair: &[u8]| 3 * pair[0] + pair[1];
-    for (row, codes) in codes.chunks_exact(stride).enumerate() {
-        for (unit, codes) in codes.chunks_exact(4).enumerate() {
-            out[unit * rows + row] = index(&codes[..2]) | index(&codes[2..]) << 4;
-        }
+    for (codes, out) in codes.chunks_exact(4).zip(out.chunks_exact_mut(rows)) {
+        out[row] = index(&codes[..2]) | index(&codes[2..]) << 4;
     }
 }
 
@@ -211,63 +209,51 @@ fn triple(codes: &[u8]) -> (u8, bool) {
     (value.abs_diff(13), value < 13)
 }
 
-/// Packs one tile of rows of `stride` codes as [`Layout::Tl2T32`].
-fn pack_tl2(codes: &[u8], stride: usize, out: &mut [u8]) {
-    let rows = codes.len() / stride;
-    let unit_bytes = 5 * rows;
-    for (row, codes) in codes.chunks_exact(stride).enumerate() {
-        for (codes, out) in codes.chunks_exact(24).zip(out.chunks_exact_mut(unit_bytes)) {
-            let mut signs = 0;
-            for (group, codes) in codes.chunks_exact(6).enumerate() {
-                let (low, high) = (triple(&codes[..3]), triple(&codes[3..]));
-                out[group * rows + row] = low.0 | high.0 << 4;
-                signs |= (u8::from(low.1) | u8::from(high.1) << 1) << (2 * group);
-            }
-            out[4 * rows + row] = signs;
+/// As [`pack_i2_s`], for [`Layout::Tl2T32`].
+fn pack_tl2(codes: &[u8], (row, rows): (usize, usize), out: &mut [u8]) {
+    for (codes, out) in codes.chunks_exact(24).zip(out.chunks_exact_mut(5 * rows)) {
+        let mut signs = 0;
+        for (group, codes) in codes.chunks_exact(6).enumerate() {
+            let (low, high) = (triple(&codes[..3]), triple(&codes[3..]));
+            out[group * rows + row] = low.0 | high.0 << 4;
+            signs |= (u8::from(low.1) | u8::from(high.1) << 1) << (2 * group);
         }
+        out[4 * rows + row] = signs;
     }
 }
 
-/// Packs one tile of rows of `stride` codes as [`Layout::Tl2W32`].
-fn pack_tl2_words(codes: &[u8], stride: usize, out: &mut [u8]) {
-    let rows = codes.len() / stride;
-    let unit_bytes = 5 * rows * 2;
+/// As [`pack_i2_s`], for [`Layout::Tl2W32`].
+fn pack_tl2_words(codes: &[u8], (row, rows): (usize, usize), out: &mut [u8]) {
     let field = |codes: &[u8]| {
         let (magnitude, negative) = triple(codes);
         u16::from(magnitude) | u16::from(negative) << 4
     };
-    for (row, codes) in codes.chunks_exact(stride).enumerate() {
-        for (codes, out) in codes.chunks_exact(48).zip(out.chunks_exact_mut(unit_bytes)) {
-            let (words, last) = codes.split_at(45);
-            let last = field(last);
-            for (group, codes) in words.chunks_exact(9).enumerate() {
-                let word = field(&codes[..3])
-                    | field(&codes[3..6]) << 5
-                    | field(&codes[6..]) << 10
-                    | (last >> (4 - group)) << 15;
-                out[(group * rows + row) * 2..][..2].copy_from_slice(&word.to_le_bytes());
-            }
+    for (codes, out) in codes.chunks_exact(48).zip(out.chunks_exact_mut(5 * rows * 2)) {
+        let (words, last) = codes.split_at(45);
+        let last = field(last);
+        for (group, codes) in words.chunks_exact(9).enumerate() {
+            let word = field(&codes[..3])
+                | field(&codes[3..6]) << 5
+                | field(&codes[6..]) << 10
+                | (last >> (4 - group)) << 15;
+            out[(group * rows + row) * 2..][..2].copy_from_slice(&word.to_le_bytes());
         }
     }
 }
 
-/// Packs one tile of rows of `stride` codes as [`Layout::T5T32`].
-fn pack_t5(codes: &[u8], stride: usize, out: &mut [u8]) {
+/// As [`pack_i2_s`], for [`Layout::T5T32`].
+fn pack_t5(codes: &[u8], (row, rows): (usize, usize), out: &mut [u8]) {
     const HIGH: u32 = 0x8080_8080;
-    let rows = codes.len() / stride;
-    for (row, codes) in codes.chunks_exact(stride).enumerate() {
-        for (unit, codes) in codes.as_chunks::<20>().0.iter().enumerate() {
-            // Four bytes at once: no sum overflows its byte, since a number is at most 80.
-            let (fields, _) = codes.as_chunks::<4>();
-            let field = |i: usize| u32::from_le_bytes(fields[i]);
-            let number = field(0) + 3 * field(1) + 9 * field(2) + 27 * field(3);
-            let last = field(4);
-            // All ones in the bytes whose number is 64 or more.
-            let large = ((number + (HIGH >> 1)) & HIGH) >> 7;
-            let large = (large << 8).wrapping_sub(large);
-            let packed = number + ((64 * last) & !large) + ((HIGH + 17 * last) & large);
-            let at = (unit * rows + row) * 4;
-            out[at..at + 4].copy_from_slice(&packed.to_le_bytes());
-        }
+    for (codes, out) in codes.as_chunks::<20>().0.iter().zip(out.chunks_exact_mut(4 * rows)) {
+        // Four bytes at once: no sum overflows its byte, since a number is at most 80.
+        let (fields, _) = codes.as_chunks::<4>();
+        let field = |i: usize| u32::from_le_bytes(fields[i]);
+        let number = field(0) + 3 * field(1) + 9 * field(2) + 27 * field(3);
+        let last = field(4);
+        // All ones in the bytes whose number is 64 or more.
+        let large = ((number + (HIGH >> 1)) & HIGH) >> 7;
+        let large = (large << 8).wrapping_sub(large);
+        let packed = number + ((64 * last) & !large) + ((HIGH + 17 * last) & large);
+        out[4 * row..][..4].copy_from_slice(&packed.to_le_bytes());
     }
 }
