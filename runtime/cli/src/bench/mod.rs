@@ -40,8 +40,6 @@ const PROBE_BYTES: usize = 1 << 30;
 const LEAST_PROBE_BYTES: usize = 1 << 28;
 /// Weights of which a cache may keep so many that a probe between repetitions would make them slower.
 const CACHED_BYTES: usize = 64 << 20;
-/// Passes of the probe of multiply-adds, of which the best counts.
-const PROBE_ROUNDS: usize = 5;
 
 /// Time prompts and generations as llama-bench does
 ///
@@ -278,9 +276,9 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Times the test beside the limit that bounds it. What memory gives changes within seconds, so it is
-    /// probed around every repetition, but of models that caches may keep once before. `None` when the
-    /// program was interrupted.
+    /// Times the test beside the limit that bounds it. What memory and the clock give changes within
+    /// seconds, so it is probed around every repetition, but for reads of models that caches may keep once
+    /// before. `None` when the program was interrupted.
     fn row(&mut self, test: Test) -> Result<Option<Row>> {
         let interrupt = self.interrupt;
         if interrupt.is_requested() {
@@ -289,23 +287,21 @@ impl Bench<'_> {
         let pool = Arc::clone(self.session.pool());
         let decodes = test.n_prompt == 0;
         let stream = if decodes { self.stream() } else { None };
-        let multiply = match test {
-            Test { n_gen: 0, .. } => {
-                probe::multiply_add_rate(&pool, self.engine.ceiling(), PROBE_ROUNDS)?
-            }
-            _ => None,
-        };
+        let reads = test.n_gen == 0;
         let test_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let repetitions = self.args.repetitions as usize;
         let mut limits = Vec::with_capacity(repetitions + 1);
+        let ceiling = self.engine.ceiling();
         let mut probe = || -> Result<()> {
-            if let Some(stream) = &stream {
-                limits.push(stream.read_bandwidth(&pool, 1)?);
+            match &stream {
+                Some(stream) => limits.push(stream.read_bandwidth(&pool, 1)?),
+                None if reads => limits.extend(probe::multiply_add_rate(&pool, ceiling, 1)?),
+                None => {}
             }
             Ok(())
         };
         let packed: usize = self.kernels.0.values().map(|kernels| kernels.packed_bytes).sum();
-        let cached = packed < CACHED_BYTES;
+        let cached = decodes && packed < CACHED_BYTES;
         if cached {
             probe()?;
         }
@@ -338,11 +334,12 @@ impl Bench<'_> {
             };
             Reached::of(bytes.all(), &samples.per_second(), &around)
         });
-        let multiply = (test.n_gen == 0).then(|| {
+        let multiply = reads.then(|| {
             let products = Stage::PRODUCTS.map(|stage| samples.stages.of(stage).as_secs_f64());
             let per_second = (repetitions * test.tokens()) as f64 / products.iter().sum::<f64>();
-            let limits: Vec<f64> = multiply.into_iter().collect();
-            Reached::of(multiply_adds(self.session.model().config()), &[per_second], &limits)
+            let limit = (!limits.is_empty()).then(|| mean(&limits));
+            let limit: Vec<f64> = limit.into_iter().collect();
+            Reached::of(multiply_adds(self.session.model().config()), &[per_second], &limit)
         });
         Ok(Some(self.report(test, &samples, test_time, head, (bytes, read), multiply)))
     }
