@@ -50,18 +50,6 @@ fn has_signal(process: &str, mask: &str, signal: Signal) -> bool {
         == 1
 }
 
-/// A command that Ctrl+C reaches, also where these tests run in the background of a shell, which makes
-/// all below it ignore that.
-fn interruptible(command: Command) -> Command {
-    if !has_signal("self", "SigIgn", Signal::INT) {
-        return command;
-    }
-    let mut env = Command::new("env");
-    env.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
-    env.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    env
-}
-
 /// A run that has its first token and cannot write it.
 struct Held {
     child: Child,
@@ -71,8 +59,7 @@ struct Held {
 }
 
 impl Held {
-    fn start(command: Command) -> Self {
-        let mut command = interruptible(command);
+    fn start(mut command: Command) -> Self {
         let (out, mut writer) = std::io::pipe().unwrap();
         let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
         rustix::fs::fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
@@ -307,8 +294,7 @@ fn h9_an_interrupted_benchmark_prints_what_it_has() {
 }
 
 /// The output of a run that Ctrl+C meets as soon as its stderr holds some words.
-fn interrupted(command: Command, words: &str) -> Output {
-    let mut command = interruptible(command);
+fn interrupted(mut command: Command, words: &str) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = child.stderr.take().unwrap();
     let (mut told, mut piece) = (Vec::new(), [0; 4096]);

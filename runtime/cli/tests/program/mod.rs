@@ -15,7 +15,10 @@ use bitnet_runtime::arch::config::Config;
 use bitnet_runtime::file::gguf::Gguf;
 use serde_json::Value;
 
+/// A run that signals reach as in a terminal, also where these tests run in the background of a shell.
 pub fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
+    #[cfg(unix)]
+    heed_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet-run"));
     let nothing = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-configuration");
     command.args(args).env("XDG_CONFIG_HOME", &nothing).env("XDG_CACHE_HOME", nothing);
@@ -25,6 +28,24 @@ pub fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
         }
     }
     command
+}
+
+/// A shell makes what it runs in the background ignore some signals, which all below it inherit. That a signal
+/// is handled is not inherited, so that it ends a program that is started from now on.
+#[cfg(unix)]
+fn heed_signals() {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, Once};
+
+    use signal_hook::consts::{SIGHUP, SIGINT};
+    use signal_hook::flag::register_conditional_default;
+
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for signal in [SIGHUP, SIGINT] {
+            register_conditional_default(signal, Arc::new(AtomicBool::new(true))).unwrap();
+        }
+    });
 }
 
 pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Output {

@@ -5,8 +5,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,8 +13,6 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Action, Winsize, tcflow, tcsetwinsize};
-use signal_hook::consts::SIGINT;
-use signal_hook::flag::register_conditional_default;
 
 /// Time after which a program that says nothing new is taken for stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,7 +48,6 @@ impl Terminal {
     }
 
     fn open(mut command: Command, is_stopped: bool) -> Self {
-        heed_interrupts();
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let screen = openpt(flags).unwrap();
         grantpt(&screen).unwrap();
@@ -213,16 +208,6 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Has programs that are started from now on begin with the signal of Ctrl+C as a terminal's programs do: they
-/// inherit that it is ignored, as it is where a shell runs tests in the background, but not that it is handled.
-fn heed_interrupts() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let always = Arc::new(AtomicBool::new(true));
-        register_conditional_default(SIGINT, always).unwrap();
-    });
 }
 
 /// The number of bytes up to the last character and escape sequence that are there as a whole.
