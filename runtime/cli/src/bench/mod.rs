@@ -287,7 +287,7 @@ impl Bench<'_> {
         let pool = Arc::clone(self.session.pool());
         let decodes = test.n_prompt == 0;
         let stream = if decodes { self.stream() } else { None };
-        let reads = test.n_gen == 0;
+        let prefills = test.n_gen == 0;
         let test_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let repetitions = self.args.repetitions as usize;
         let mut limits = Vec::with_capacity(repetitions + 1);
@@ -295,7 +295,7 @@ impl Bench<'_> {
         let mut probe = || -> Result<()> {
             match &stream {
                 Some(stream) => limits.push(stream.read_bandwidth(&pool, 1)?),
-                None if reads => limits.extend(probe::multiply_add_rate(&pool, ceiling, 1)?),
+                None if prefills => limits.extend(probe::multiply_add_rate(&pool, ceiling, 1)?),
                 None => {}
             }
             Ok(())
@@ -334,7 +334,7 @@ impl Bench<'_> {
             };
             Reached::of(bytes.all(), &samples.per_second(), &around)
         });
-        let multiply = reads.then(|| {
+        let multiply = prefills.then(|| {
             let products = Stage::PRODUCTS.map(|stage| samples.stages.of(stage).as_secs_f64());
             let per_second = (repetitions * test.tokens()) as f64 / products.iter().sum::<f64>();
             let limit = (!limits.is_empty()).then(|| mean(&limits));
