@@ -38,7 +38,7 @@ use crate::text::tokenizer::Tokenizer;
 /// with an f16 head take 0.3 s there and 0.15 s packed, but packing takes 0.8 to 3 s.
 const FEW_TOKENS: usize = 64;
 /// Steps on the weights in the file after which packing them pays if as many are still to come: a
-/// step of a 2B-4T shape takes 46 ms there and 37 ms packed, and packing takes 1.2 s (two cores of
+/// step of a 2B-4T shape takes 46 ms there and 37 ms packed, and packing takes 1 s (two cores of
 /// Zen 3). Until then it would cost a text that ends soon more than it gains; later it has cost at
 /// most about what the text could have saved.
 const PAYS_AFTER: usize = 128;

@@ -41,7 +41,7 @@ impl Parameters {
         let whole = || value.parse::<i64>().map_err(|_| not_a(name, value, "a whole number"));
         let sampling = &mut new.sampling;
         match name {
-            // -1 and its like are the seeds of the same bits, as the flag has them.
+            // A negative number is the seed of the same bits, which is written as one that is not.
             "seed" => sampling.seed = value.parse().or_else(|_| whole().map(|n| n as u64))?,
             "num_predict" => new.tokens = usize::try_from(whole()?).ok(),
             "top_k" => sampling.top_k = usize::try_from(whole()?).unwrap_or(0),
