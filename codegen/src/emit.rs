@@ -328,7 +328,9 @@ fn kernel(id: &KernelId, template: &Source) -> Result<String, Error> {
         Op::Head(HeadFormat::I2S) => {}
         Op::Head(format) => constants.push(constant("FORMAT", format as usize, usize::MAX)),
         Op::Sketch(format) => constants.push(constant("BITS", format.bits(), usize::MAX)),
-        Op::Attention | Op::Rows(_) | Op::Columns(_) => {}
+        Op::Attention | Op::Rows(_) | Op::Columns(_) => {
+            constants.push(constant("LEVEL", id.tile.level, 1));
+        }
     }
     specialise(template, id.isa, line_layout(id), &constants)
 }

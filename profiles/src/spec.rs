@@ -139,6 +139,10 @@ impl KernelSpec {
         check.that((1..=64).contains(&tile.tokens), || {
             "activation rows per call must be 1 to 64".into()
         })?;
+        let jumps = matches!(self.op, Op::Rows(_) | Op::Columns(_) | Op::Attention);
+        check.that(tile.level == 1 || (tile.level == 2 && jumps && tile.prefetch != 0), || {
+            "only what is prefetched for rows, columns or attention may go to the L2 cache".into()
+        })?;
         if let Op::Rows(layout) | Op::Columns(layout) = self.op {
             self.validate_lines(layout, &check)?;
             return Ok(KernelId(self));
@@ -522,6 +526,7 @@ impl FromStr for KernelId {
         let &[rows, cols, tokens, unroll, prefetch] = &fields[..] else {
             return Err(syntax(format!("`{tile}` is not `r.._c.._n.._u.._p..`")));
         };
+        let (prefetch, level) = prefetch.strip_suffix("l2").map_or((prefetch, 1), |rest| (rest, 2));
         let spec = KernelSpec {
             op: op.parse().map_err(syntax)?,
             isa: isa.parse().map_err(|e: crate::UnknownName| syntax(e.to_string()))?,
@@ -532,6 +537,7 @@ impl FromStr for KernelId {
                 tokens: number(tokens, "n")?,
                 unroll: number(unroll, "u")?,
                 prefetch: number(prefetch, "p")?,
+                level,
             },
         };
         spec.validate()
@@ -597,6 +603,13 @@ mod tests {
         assert!(seen > 50, "{seen}");
         let id = GOOD.validate().unwrap().to_string();
         assert_eq!(id, "i2_s_t16__avx512vnni__m6912_k2560__r16_c0_n1_u4_p0");
+        let text = "rows_i2_s_l64__avx2__any__r4_c0_n1_u1_p16l2";
+        let id: KernelId = text.parse().unwrap();
+        assert_eq!((id.tile.prefetch, id.tile.level, id.to_string()), (16, 2, text.to_string()));
+        for other in ["p16l1", "p16l3", "pl2", "l2", "p16l"] {
+            let text = text.replace("p16l2", other);
+            assert!(text.parse::<KernelId>().is_err(), "{text}");
+        }
     }
 
     /// P10: rows are padded to 64 and the last block of columns may be short, so a tile need not
@@ -676,6 +689,11 @@ mod tests {
             (KernelSpec { shape: Some(Shape::new(0, 1)), ..GOOD }, "rows of the matrix"),
             (KernelSpec { shape: Some(Shape::new(1, 1 << 19)), ..GOOD }, "could wrap"),
             (KernelSpec { tile: TileConfig { prefetch: 100, ..GOOD.tile }, ..GOOD }, "prefetch"),
+            (
+                KernelSpec { tile: TileConfig { prefetch: 64, level: 2, ..GOOD.tile }, ..GOOD },
+                "L2 cache",
+            ),
+            (lines(rows, Isa::Avx2, TileConfig { level: 2, ..tile(4, 0, 1, 1) }), "L2 cache"),
         ];
         for (spec, reason) in cases {
             let error = spec.validate().expect_err(&spec.to_string()).to_string();

@@ -40,6 +40,8 @@ const COLS: usize = 0;
 const BLOCK: usize = 256;
 /// Prefetch distance in bytes; 0: none.
 const PREFETCH: usize = 0;
+/// Level of the cache that is prefetched to: 1 or 2.
+const LEVEL: usize = 1;
 
 /// Virtual lanes, and positions of a block of keys.
 const LANES: usize = 16;
@@ -343,7 +345,7 @@ unsafe fn lanes<const R: usize, const B: usize, const N: usize, const E: u8>(
                     // Once for each cache line.
                     if PREFETCH != 0 && ((from + n) * LANES * const { bytes(E) }).is_multiple_of(64)
                     {
-                        isa::prefetch(next.wrapping_add(at * const { bytes(E) }));
+                        isa::prefetch::<LEVEL>(next.wrapping_add(at * const { bytes(E) }));
                     }
                 }
                 for r in 0..R {
@@ -481,7 +483,7 @@ unsafe fn weigh_vectors<const R: usize, const N: usize, const E: u8>(
                 let at = (position * steps + c + n) * LANES;
                 value[n] = load::<E>(values, at);
                 if PREFETCH != 0 && (n * LANES * const { bytes(E) }).is_multiple_of(64) {
-                    isa::prefetch(values.wrapping_add(at * const { bytes(E) } + PREFETCH));
+                    isa::prefetch::<LEVEL>(values.wrapping_add(at * const { bytes(E) } + PREFETCH));
                 }
             }
             for r in 0..R {

@@ -145,7 +145,7 @@ pub unsafe extern "C" fn run(call: &BlockCall) {
                 let at = call.weights.add((step * blocks + block) * BLOCK_BYTES);
                 if PREFETCH != 0 {
                     for line in 0..BLOCK_BYTES.div_ceil(64) {
-                        isa::prefetch(at.wrapping_add(PREFETCH + 64 * line));
+                        isa::prefetch::<1>(at.wrapping_add(PREFETCH + 64 * line));
                     }
                 }
                 let own = at.add(WIDTH / UNIT * UNIT_BYTES).cast::<u16>();

@@ -236,7 +236,7 @@ unsafe fn logits(row: *const u8, activations: *const u8, cols: usize) -> [f32; T
             let weights = row.add(done / FILE_BLOCK * FILE_BYTES);
             if PREFETCH != 0 {
                 for line in 0..(FILL / FILE_BLOCK * FILE_BYTES).div_ceil(64) {
-                    isa::prefetch(weights.wrapping_add(PREFETCH + 64 * line));
+                    isa::prefetch::<1>(weights.wrapping_add(PREFETCH + 64 * line));
                 }
             }
             let unpacked = if FORMAT == 9 { sub_scales(weights) } else { [[0; 4]; 2] };

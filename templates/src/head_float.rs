@@ -103,7 +103,7 @@ unsafe fn logits<const R: usize>(
             for r in 0..R {
                 let weights = rows.add((r * cols + i) * BYTES);
                 if PREFETCH != 0 {
-                    isa::prefetch(weights.wrapping_add(PREFETCH));
+                    isa::prefetch::<1>(weights.wrapping_add(PREFETCH));
                 }
                 let weights = load(weights);
                 for t in 0..TOKENS {

@@ -166,7 +166,7 @@ unsafe fn dots(rows: [*const u8; ROWS], activations: *const u8, cols: usize) -> 
                 let mut packed = [isa::bytes_zero(); ROWS];
                 for r in 0..ROWS {
                     if PREFETCH != 0 {
-                        isa::prefetch(rows[r].wrapping_add(at + PREFETCH));
+                        isa::prefetch::<1>(rows[r].wrapping_add(at + PREFETCH));
                     }
                     packed[r] = isa::load(rows[r].add(at));
                 }

@@ -144,7 +144,7 @@ unsafe fn add_unit(
             let lanes = tile.add(unit * TILE * 4 + row % TILE * 4);
             packed[vector] = isa::load(lanes);
             if PREFETCH != 0 {
-                isa::prefetch(lanes.wrapping_add(PREFETCH));
+                isa::prefetch::<1>(lanes.wrapping_add(PREFETCH));
             }
         }
     }

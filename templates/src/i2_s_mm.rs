@@ -185,8 +185,8 @@ unsafe fn add_vector(
 ) {
     let lanes = lanes.wrapping_add(vector % 4 * 4 * isa::LANES);
     if PREFETCH != 0 {
-        isa::prefetch(lanes.wrapping_add(PREFETCH));
-        isa::prefetch(lanes.wrapping_add(PREFETCH + next));
+        isa::prefetch::<1>(lanes.wrapping_add(PREFETCH));
+        isa::prefetch::<1>(lanes.wrapping_add(PREFETCH + next));
     }
     // SAFETY: the caller's promise.
     let packed = unsafe { isa::interleave(isa::load(lanes), isa::load(lanes.add(next))) };

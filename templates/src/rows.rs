@@ -25,6 +25,8 @@ const ROWS: usize = 4;
 const COLS: usize = 0;
 /// Lines ahead in the list to prefetch; 0: none.
 const PREFETCH: usize = 0;
+/// Level of the cache that is prefetched to: 1 or 2.
+const LEVEL: usize = 1;
 
 /// Bytes of a unit.
 const UNIT_BYTES: usize = 64;
@@ -115,7 +117,7 @@ pub unsafe extern "C" fn run(call: &GatherCall) {
                     }
                     if PREFETCH != 0 {
                         for i in 0..ROWS {
-                            isa::prefetch(ahead[i].add(unit * UNIT_BYTES));
+                            isa::prefetch::<LEVEL>(ahead[i].add(unit * UNIT_BYTES));
                         }
                     }
                     unit += 1;

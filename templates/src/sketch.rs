@@ -69,7 +69,7 @@ pub unsafe extern "C" fn run(call: &SketchCall) {
                 let at = call.tiles.add((tile * blocks + block) * BYTES);
                 if PREFETCH != 0 {
                     for line in 0..BYTES.div_ceil(64) {
-                        isa::prefetch(at.wrapping_add(PREFETCH + 64 * line));
+                        isa::prefetch::<1>(at.wrapping_add(PREFETCH + 64 * line));
                     }
                 }
                 let activations = call.activations.cast::<u8>().add(WIDTH * TOKENS * block);

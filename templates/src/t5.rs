@@ -147,7 +147,7 @@ unsafe fn look_up(weights: *const u8, units: usize, unit: usize, tables: &isa::T
                 isa::spread_unmasked(bytes, tables)
             };
             if PREFETCH != 0 {
-                isa::prefetch(lanes.wrapping_add(PREFETCH));
+                isa::prefetch::<1>(lanes.wrapping_add(PREFETCH));
             }
         }
     }

@@ -160,7 +160,7 @@ unsafe fn add_unit(
                 let bytes = weights.add((tile * units + unit) * UNIT_BYTES);
                 indices[tile] = isa::nibble(isa::nibbles_load(bytes), pair);
                 if PREFETCH != 0 && pair == 0 {
-                    isa::prefetch(bytes.wrapping_add(PREFETCH));
+                    isa::prefetch::<1>(bytes.wrapping_add(PREFETCH));
                 }
             }
         }

@@ -169,7 +169,7 @@ unsafe fn add_unit(
             signs[tile] = isa::signs_load(bytes.add(MAGNITUDE_BYTES));
             if PREFETCH != 0 {
                 for line in 0..UNIT_BYTES.div_ceil(64) {
-                    isa::prefetch(bytes.wrapping_add(PREFETCH + 64 * line));
+                    isa::prefetch::<1>(bytes.wrapping_add(PREFETCH + 64 * line));
                 }
             }
         }

@@ -180,7 +180,7 @@ unsafe fn add_unit(
                 let words = unit.add(group * GROUP_BYTES);
                 fields[tile] = isa::fields_load(words);
                 if PREFETCH != 0 {
-                    isa::prefetch(words.wrapping_add(PREFETCH));
+                    isa::prefetch::<1>(words.wrapping_add(PREFETCH));
                 }
             }
         }

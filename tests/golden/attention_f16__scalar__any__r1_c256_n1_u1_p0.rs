@@ -43,6 +43,8 @@ pub mod attention_f16__scalar__any__r1_c256_n1_u1_p0 {
     const BLOCK: usize = 256;
     /// Prefetch distance in bytes; 0: none.
     const PREFETCH: usize = 0;
+    /// Level of the cache that is prefetched to: 1 or 2.
+    const LEVEL: usize = 1;
 
     /// Virtual lanes, and positions of a block of keys.
     const LANES: usize = 16;
@@ -346,7 +348,7 @@ pub mod attention_f16__scalar__any__r1_c256_n1_u1_p0 {
                         // Once for each cache line.
                         if PREFETCH != 0 && ((from + n) * LANES * const { bytes(E) }).is_multiple_of(64)
                         {
-                            isa::prefetch(next.wrapping_add(at * const { bytes(E) }));
+                            isa::prefetch::<LEVEL>(next.wrapping_add(at * const { bytes(E) }));
                         }
                     }
                     for r in 0..R {
@@ -484,7 +486,7 @@ pub mod attention_f16__scalar__any__r1_c256_n1_u1_p0 {
                     let at = (position * steps + c + n) * LANES;
                     value[n] = load::<E>(values, at);
                     if PREFETCH != 0 && (n * LANES * const { bytes(E) }).is_multiple_of(64) {
-                        isa::prefetch(values.wrapping_add(at * const { bytes(E) } + PREFETCH));
+                        isa::prefetch::<LEVEL>(values.wrapping_add(at * const { bytes(E) } + PREFETCH));
                     }
                 }
                 for r in 0..R {

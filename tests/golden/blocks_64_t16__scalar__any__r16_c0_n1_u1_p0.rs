@@ -148,7 +148,7 @@ pub mod blocks_64_t16__scalar__any__r16_c0_n1_u1_p0 {
                     let at = call.weights.add((step * blocks + block) * BLOCK_BYTES);
                     if PREFETCH != 0 {
                         for line in 0..BLOCK_BYTES.div_ceil(64) {
-                            isa::prefetch(at.wrapping_add(PREFETCH + 64 * line));
+                            isa::prefetch::<1>(at.wrapping_add(PREFETCH + 64 * line));
                         }
                     }
                     let own = at.add(WIDTH / UNIT * UNIT_BYTES).cast::<u16>();

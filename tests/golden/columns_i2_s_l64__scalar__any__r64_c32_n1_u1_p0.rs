@@ -33,6 +33,8 @@ pub mod columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0 {
     const BLOCK: usize = 32;
     /// Columns ahead in the list to prefetch; 0: none.
     const PREFETCH: usize = 0;
+    /// Level of the cache that is prefetched to: 1 or 2.
+    const LEVEL: usize = 1;
 
     /// Bytes of a unit.
     const UNIT_BYTES: usize = 64;
@@ -92,7 +94,7 @@ pub mod columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0 {
             // Those that no group asks for ahead: 0.83 times as long for 520 of 6912 columns.
             for i in 0..PREFETCH.min(call.count) {
                 for unit in 0..call.units {
-                    isa::prefetch(line_at(call, i).add(unit * UNIT_BYTES));
+                    isa::prefetch::<LEVEL>(line_at(call, i).add(unit * UNIT_BYTES));
                 }
             }
             let mut first = 0;
@@ -144,7 +146,7 @@ pub mod columns_i2_s_l64__scalar__any__r64_c32_n1_u1_p0 {
                 unsafe {
                     bytes[i] = isa::load(line_at(call, at + i).add(offset));
                     if PREFETCH != 0 && PART == 0 && vector == 0 {
-                        isa::prefetch(line_at(call, at + i + PREFETCH).add(offset));
+                        isa::prefetch::<LEVEL>(line_at(call, at + i + PREFETCH).add(offset));
                     }
                 }
             }

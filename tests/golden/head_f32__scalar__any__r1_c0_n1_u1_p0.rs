@@ -106,7 +106,7 @@ pub mod head_f32__scalar__any__r1_c0_n1_u1_p0 {
                 for r in 0..R {
                     let weights = rows.add((r * cols + i) * BYTES);
                     if PREFETCH != 0 {
-                        isa::prefetch(weights.wrapping_add(PREFETCH));
+                        isa::prefetch::<1>(weights.wrapping_add(PREFETCH));
                     }
                     let weights = load(weights);
                     for t in 0..TOKENS {

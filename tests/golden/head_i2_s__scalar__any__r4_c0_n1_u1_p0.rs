@@ -169,7 +169,7 @@ pub mod head_i2_s__scalar__any__r4_c0_n1_u1_p0 {
                     let mut packed = [isa::bytes_zero(); ROWS];
                     for r in 0..ROWS {
                         if PREFETCH != 0 {
-                            isa::prefetch(rows[r].wrapping_add(at + PREFETCH));
+                            isa::prefetch::<1>(rows[r].wrapping_add(at + PREFETCH));
                         }
                         packed[r] = isa::load(rows[r].add(at));
                     }

@@ -239,7 +239,7 @@ pub mod head_q8_0__scalar__any__r1_c0_n1_u1_p0 {
                 let weights = row.add(done / FILE_BLOCK * FILE_BYTES);
                 if PREFETCH != 0 {
                     for line in 0..(FILL / FILE_BLOCK * FILE_BYTES).div_ceil(64) {
-                        isa::prefetch(weights.wrapping_add(PREFETCH + 64 * line));
+                        isa::prefetch::<1>(weights.wrapping_add(PREFETCH + 64 * line));
                     }
                 }
                 let unpacked = if FORMAT == 9 { sub_scales(weights) } else { [[0; 4]; 2] };

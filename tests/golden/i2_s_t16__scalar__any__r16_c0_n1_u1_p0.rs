@@ -147,7 +147,7 @@ pub mod i2_s_t16__scalar__any__r16_c0_n1_u1_p0 {
                 let lanes = tile.add(unit * TILE * 4 + row % TILE * 4);
                 packed[vector] = isa::load(lanes);
                 if PREFETCH != 0 {
-                    isa::prefetch(lanes.wrapping_add(PREFETCH));
+                    isa::prefetch::<1>(lanes.wrapping_add(PREFETCH));
                 }
             }
         }

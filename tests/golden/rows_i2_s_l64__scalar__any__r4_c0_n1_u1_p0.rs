@@ -28,6 +28,8 @@ pub mod rows_i2_s_l64__scalar__any__r4_c0_n1_u1_p0 {
     const COLS: usize = 0;
     /// Lines ahead in the list to prefetch; 0: none.
     const PREFETCH: usize = 0;
+    /// Level of the cache that is prefetched to: 1 or 2.
+    const LEVEL: usize = 1;
 
     /// Bytes of a unit.
     const UNIT_BYTES: usize = 64;
@@ -118,7 +120,7 @@ pub mod rows_i2_s_l64__scalar__any__r4_c0_n1_u1_p0 {
                         }
                         if PREFETCH != 0 {
                             for i in 0..ROWS {
-                                isa::prefetch(ahead[i].add(unit * UNIT_BYTES));
+                                isa::prefetch::<LEVEL>(ahead[i].add(unit * UNIT_BYTES));
                             }
                         }
                         unit += 1;

@@ -72,7 +72,7 @@ pub mod sketch_4__scalar__any__r16_c0_n1_u1_p0 {
                     let at = call.tiles.add((tile * blocks + block) * BYTES);
                     if PREFETCH != 0 {
                         for line in 0..BYTES.div_ceil(64) {
-                            isa::prefetch(at.wrapping_add(PREFETCH + 64 * line));
+                            isa::prefetch::<1>(at.wrapping_add(PREFETCH + 64 * line));
                         }
                     }
                     let activations = call.activations.cast::<u8>().add(WIDTH * TOKENS * block);

@@ -150,7 +150,7 @@ pub mod t5_t32__scalar__any__r32_c0_n1_u1_p0 {
                     isa::spread_unmasked(bytes, tables)
                 };
                 if PREFETCH != 0 {
-                    isa::prefetch(lanes.wrapping_add(PREFETCH));
+                    isa::prefetch::<1>(lanes.wrapping_add(PREFETCH));
                 }
             }
         }

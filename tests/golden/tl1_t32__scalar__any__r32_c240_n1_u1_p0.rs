@@ -163,7 +163,7 @@ pub mod tl1_t32__scalar__any__r32_c240_n1_u1_p0 {
                     let bytes = weights.add((tile * units + unit) * UNIT_BYTES);
                     indices[tile] = isa::nibble(isa::nibbles_load(bytes), pair);
                     if PREFETCH != 0 && pair == 0 {
-                        isa::prefetch(bytes.wrapping_add(PREFETCH));
+                        isa::prefetch::<1>(bytes.wrapping_add(PREFETCH));
                     }
                 }
             }

@@ -172,7 +172,7 @@ pub mod tl2_t32__scalar__any__r32_c240_n1_u1_p0 {
                 signs[tile] = isa::signs_load(bytes.add(MAGNITUDE_BYTES));
                 if PREFETCH != 0 {
                     for line in 0..UNIT_BYTES.div_ceil(64) {
-                        isa::prefetch(bytes.wrapping_add(PREFETCH + 64 * line));
+                        isa::prefetch::<1>(bytes.wrapping_add(PREFETCH + 64 * line));
                     }
                 }
             }

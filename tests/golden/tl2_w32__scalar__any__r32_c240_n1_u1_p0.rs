@@ -183,7 +183,7 @@ pub mod tl2_w32__scalar__any__r32_c240_n1_u1_p0 {
                     let words = unit.add(group * GROUP_BYTES);
                     fields[tile] = isa::fields_load(words);
                     if PREFETCH != 0 {
-                        isa::prefetch(words.wrapping_add(PREFETCH));
+                        isa::prefetch::<1>(words.wrapping_add(PREFETCH));
                     }
                 }
             }

@@ -156,6 +156,12 @@ impl Defaults {
         listed.or_else(|| allowed.into_iter().rev().max_by_key(|id| id.isa))
     }
 
+    /// The kernel for a list of rows or columns, `op`, on that ISA, if one was found to be better than others.
+    pub fn gather(&self, op: Op, isa: Isa) -> Option<KernelId> {
+        let mut all = self.chain().flat_map(|shipped| &shipped.gathers);
+        all.find(|id| id.op == op && id.isa == isa).copied()
+    }
+
     /// The kernel for attention that the profile lists for those shapes.
     pub fn attention(&self, parts: &[Shape], ceiling: Isa) -> Option<KernelId> {
         Some(self.choice(Role::Attention, parts, None, ceiling)?.decode.kernel)
@@ -207,6 +213,7 @@ mod tests {
                 assert!(g.decode.shape.is_none() && g.prefill.shape.is_none(), "{}", g.decode);
             }
             assert!(shipped.heads.iter().all(|id| matches!(id.op, Op::Head(_))));
+            assert!(shipped.gathers.iter().all(|id| matches!(id.op, Op::Rows(_) | Op::Columns(_))));
         }
         for &isa in Isa::ALL {
             assert!(generic(None, isa).isa().is_within(isa));

@@ -43,6 +43,10 @@ pub struct Shipped {
     /// the best ISA serves.
     #[serde(default)]
     pub heads: Vec<KernelId>,
+    /// Kernels that are given a list of rows or columns, at most one for each packing, direction and
+    /// ISA; where one is missing, the generator's first serves.
+    #[serde(default)]
+    pub gathers: Vec<KernelId>,
     /// Origin of its choices, if they were not measured.
     #[serde(default)]
     modelled: Option<Modelled>,

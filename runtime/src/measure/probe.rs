@@ -216,17 +216,18 @@ fn sum_avx2(data: &[u8]) -> u64 {
     unsafe { inner(data) }
 }
 
-/// Defines a sum that prefetches the lines [`AHEAD`] of its position, by the vocabulary of a tier.
+/// Defines a sum that prefetches the lines [`AHEAD`] of its position into the cache of a level, by the
+/// vocabulary of a tier.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! sum_ahead_with {
-    ($name:ident, $isa:ident, $features:literal) => {
+    ($name:ident, $isa:ident, $features:literal, $level:literal) => {
         fn $name(data: &[u8]) -> u64 {
             #[target_feature(enable = $features)]
             fn inner(data: &[u8]) -> u64 {
                 sum(data, |at| {
                     for line in 0..4 {
                         let ahead = at.wrapping_add(AHEAD + 64 * line);
-                        bitnet_kernels::isa::$isa::prefetch(ahead);
+                        bitnet_kernels::isa::$isa::prefetch::<$level>(ahead);
                     }
                 })
             }
@@ -237,15 +238,17 @@ macro_rules! sum_ahead_with {
 }
 
 #[cfg(target_arch = "x86_64")]
-sum_ahead_with!(sum_ahead_avx2, avx2, "avx2");
+sum_ahead_with!(sum_ahead_avx2, avx2, "avx2", 1);
+#[cfg(target_arch = "x86_64")]
+sum_ahead_with!(sum_ahead_l2_avx2, avx2, "avx2", 2);
 #[cfg(target_arch = "aarch64")]
-sum_ahead_with!(sum_ahead_neon, neon, "neon");
+sum_ahead_with!(sum_ahead_neon, neon, "neon", 1);
 
 /// Returns the ways to read that may be the fastest on this CPU.
 fn sums() -> Vec<Sum> {
     #[cfg(target_arch = "x86_64")]
     if Isa::Avx2.is_supported() {
-        return vec![sum_avx2, sum_ahead_avx2];
+        return vec![sum_avx2, sum_ahead_avx2, sum_ahead_l2_avx2];
     }
     let plain: Sum = |data| sum(data, |_| {});
     #[cfg(target_arch = "aarch64")]

@@ -755,11 +755,15 @@ pub unsafe fn i32_store(ptr: *mut i32, value: I32) {
     unsafe { _mm256_storeu_si256(ptr.cast(), value) }
 }
 
-/// Asks for the cache line at `ptr`, which need not be readable.
+/// Asks for the cache line at `ptr`, which need not be readable, into the cache of that level.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub fn prefetch(ptr: *const u8) {
-    _mm_prefetch::<_MM_HINT_T0>(ptr.cast());
+pub fn prefetch<const LEVEL: usize>(ptr: *const u8) {
+    if LEVEL == 1 {
+        _mm_prefetch::<_MM_HINT_T0>(ptr.cast());
+    } else {
+        _mm_prefetch::<_MM_HINT_T1>(ptr.cast());
+    }
 }
 
 /// The 32 bytes of two 4-bit indices that a tile holds at a place.

@@ -752,11 +752,15 @@ pub unsafe fn i32_store(ptr: *mut i32, value: I32) {
     unsafe { _mm512_storeu_si512(ptr.cast(), value) }
 }
 
-/// Asks for the cache line at `ptr`, which need not be readable.
+/// Asks for the cache line at `ptr`, which need not be readable, into the cache of that level.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn prefetch(ptr: *const u8) {
-    _mm_prefetch::<_MM_HINT_T0>(ptr.cast());
+pub fn prefetch<const LEVEL: usize>(ptr: *const u8) {
+    if LEVEL == 1 {
+        _mm_prefetch::<_MM_HINT_T0>(ptr.cast());
+    } else {
+        _mm_prefetch::<_MM_HINT_T1>(ptr.cast());
+    }
 }
 
 /// The 32 bytes of two 4-bit indices that a tile holds at a place, in the low bytes of words.

@@ -726,14 +726,18 @@ pub unsafe fn i32_store(ptr: *mut i32, value: I32) {
     unsafe { vst1q_s32(ptr, value) }
 }
 
-/// Asks for the cache line at `ptr`, which need not be readable.
+/// Asks for the cache line at `ptr`, which need not be readable, into the cache of that level.
 #[inline]
 #[target_feature(enable = "neon")]
-pub fn prefetch(ptr: *const u8) {
+pub fn prefetch<const LEVEL: usize>(ptr: *const u8) {
     // The intrinsic is not stable yet.
     // SAFETY: a prefetch accesses no memory that the program could see, and never faults.
     unsafe {
-        asm!("prfm pldl1keep, [{}]", in(reg) ptr, options(readonly, nostack, preserves_flags))
+        if LEVEL == 1 {
+            asm!("prfm pldl1keep, [{}]", in(reg) ptr, options(readonly, nostack, preserves_flags))
+        } else {
+            asm!("prfm pldl2keep, [{}]", in(reg) ptr, options(readonly, nostack, preserves_flags))
+        }
     }
 }
 

@@ -683,7 +683,7 @@ pub unsafe fn i32_store(ptr: *mut i32, value: I32) {
 
 /// Asks for the cache line at `ptr`; nothing here.
 #[inline]
-pub fn prefetch(_ptr: *const u8) {}
+pub fn prefetch<const LEVEL: usize>(_ptr: *const u8) {}
 
 /// The 32 bytes of two 4-bit indices that a tile holds at a place.
 pub type Nibbles = [u8; 32];

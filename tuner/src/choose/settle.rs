@@ -79,5 +79,14 @@ pub(super) fn worthwhile(kernel: &KernelId, default: &KernelId, cold: bool) -> f
 /// tiles the one for any shape.
 pub(super) fn simplicity(kernel: &KernelId) -> impl Ord + use<> {
     let tile = kernel.tile;
-    (tile.prefetch, tile.unroll, tile.tokens, tile.rows, tile.cols, kernel.shape, *kernel)
+    (
+        tile.prefetch,
+        tile.level,
+        tile.unroll,
+        tile.tokens,
+        tile.rows,
+        tile.cols,
+        kernel.shape,
+        *kernel,
+    )
 }

@@ -39,7 +39,7 @@ const DOWN: [Dimension; 2] = [
     },
 ];
 /// Dimensions that make its columns.
-const ACROSS: [Dimension; 3] = [
+const ACROSS: [Dimension; 4] = [
     Dimension {
         name: "tokens",
         of: |tile| tile.tokens,
@@ -61,6 +61,12 @@ const ACROSS: [Dimension; 3] = [
             _ => bytes.to_string(),
         },
         all: |bytes| (bytes != 0).then(|| format!("prefetch {bytes}")),
+    },
+    Dimension {
+        name: "into",
+        of: |tile| tile.level,
+        show: |level| format!("L{level}"),
+        all: |level| (level != 1).then(|| format!("into L{level}")),
     },
 ];
 

@@ -64,8 +64,8 @@ fn nearest_first(task: &mut JobTask) {
     for (phase, default) in defaults {
         let Some(default) = default else { continue };
         let fields = |id: &KernelId| {
-            let TileConfig { rows, cols, tokens, unroll, prefetch } = id.tile;
-            [rows, cols, tokens, unroll, prefetch]
+            let TileConfig { rows, cols, tokens, unroll, prefetch, level } = id.tile;
+            [rows, cols, tokens, unroll, prefetch, level]
         };
         let differing = |id: &KernelId| {
             let pairs = fields(id).into_iter().zip(fields(&default));

@@ -45,8 +45,8 @@ impl GatherKernel {
         Self::builtin().find(|kernel| kernel.id == *id)
     }
 
-    /// Returns the default: of the best ISA up to `ceiling` the first in the generator's table, of
-    /// T5 where that ISA reads it and `format` does not ask for another.
+    /// Returns the default: of the best ISA up to `ceiling` that which ships for this CPU, else the first in
+    /// the generator's table, of T5 where that ISA reads it and `format` does not ask for another.
     pub fn default(along: Along, format: Option<Format>, ceiling: Isa) -> Option<Self> {
         let dense = format.is_none_or(|format| format == Format::T5);
         let fits = |kernel: &Self| {
@@ -56,7 +56,10 @@ impl GatherKernel {
         };
         let rank = |kernel: &Self| (kernel.id.isa, kernel.layout);
         // Among equals the first.
-        Self::builtin().filter(fits).reduce(|a, b| if rank(&b) > rank(&a) { b } else { a })
+        let first =
+            Self::builtin().filter(fits).reduce(|a, b| if rank(&b) > rank(&a) { b } else { a })?;
+        let own = super::shipped().gather(first.id.op, first.id.isa).and_then(|id| Self::find(&id));
+        Some(own.unwrap_or(first))
     }
 
     /// Returns the share of needed lines at which reading all lines takes as long, where nobody
