@@ -35,7 +35,7 @@ fn few(all: &[KernelId]) -> Vec<KernelId> {
     for shipped in Shipped::all() {
         let pairs = shipped.kernels.iter().chain(&shipped.blocks);
         named.extend(pairs.flat_map(|pair| [pair.decode, pair.prefill]));
-        named.extend(&shipped.heads);
+        named.extend(shipped.heads.iter().chain(&shipped.gathers));
         for choice in &shipped.profile().ops {
             let picks = [Some(&choice.decode), choice.prefill.as_ref()];
             named.extend(picks.into_iter().flatten().flat_map(|pick| [pick.kernel, pick.built_in]));

@@ -91,7 +91,8 @@ fn made_ids() -> Vec<KernelId> {
     let is_new = |id: &KernelId| {
         let generic = KernelSpec { shape: None, ..*id.spec() }.validate().unwrap();
         let is_wider = !built_in.contains(&generic);
-        let tile = (id.tile.rows, id.tile.tokens, id.tile.unroll, id.tile.prefetch > 0);
+        let ahead = (id.tile.prefetch > 0, id.tile.level);
+        let tile = (id.tile.rows, id.tile.tokens, id.tile.unroll, ahead);
         kinds.insert((id.op, id.isa, Phase::of(&id.tile), is_wider.then_some(tile)))
     };
     let shape = |op| if op == Op::Attention { MADE_FOR_HEADS } else { MADE_FOR };
@@ -807,7 +808,8 @@ fn have_sums_in_registers(kernels: &[Kernel]) {
                 wrong.push(format!("{id}: no hot loop for {name}"));
             }
             // Of the passes over some lanes each, the first asks.
-            let asks = |i: &&Instruction| i.mnemonic() == Mnemonic::Prefetcht0;
+            let ask = [Mnemonic::Prefetcht0, Mnemonic::Prefetcht1][id.tile.level - 1];
+            let asks = |i: &&Instruction| i.mnemonic() == ask;
             if hot.any(|body| body.iter().any(asks)) != (id.tile.prefetch > 0) {
                 wrong.push(format!("{id}: the hot loops for {name} do not ask ahead as it says"));
             }
