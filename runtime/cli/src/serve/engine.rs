@@ -483,7 +483,10 @@ impl Serving {
         let mut drafts = 0;
         let (mut ended, mut failed) = (Vec::new(), Vec::new());
         for (text, active) in self.active.iter_mut().enumerate().filter(|(text, _)| ready[*text]) {
-            let share = if is_prompt(active) { shares.next().unwrap_or(1) } else { 0 };
+            let share = if is_prompt(active) { shares.next().unwrap_or(0) } else { 0 };
+            if share == 0 && is_prompt(active) {
+                continue;
+            }
             let tells = active.job.prompt_logprobs.is_some() && share > 0;
             let prompt = if tells { share.min(MOST_ROWS) } else { share };
             let room = context - self.session.position_of(active.slot);

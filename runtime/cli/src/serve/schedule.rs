@@ -5,7 +5,7 @@
 //! tokens of a text is a pass without prompts and that time. Where that is few tokens, which cost
 //! little less than some more, it is some more, if the pass is still a short one. The prompt that is
 //! nearest to its end gets most of it, so that a short question does not wait for a long text, and
-//! each gets some.
+//! the oldest some, so that none waits for ever.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const FEWEST: usize = 12;
 /// Time of a pass with [`FEWEST`] tokens of prompts beside texts, at most, in seconds: the deeper a
 /// prompt is, the longer its tokens take.
 const LONGEST: f64 = 0.2;
-/// Share of a pass's prompts that is for all but the one nearest to its end: one part in so many.
+/// Share of a pass's prompts that is for others than the one nearest to its end: one part in so many.
 const OTHERS: usize = 8;
 /// The first guess of the speed at which prompts go through the model, in tokens per second.
 const FIRST_GUESS: f64 = 128.0;
@@ -69,11 +69,16 @@ impl Pace {
 }
 
 /// Shares `budget` tokens among prompts of which `left` are still to go through the model, the oldest
-/// first. Each gets at least one. Of the rest an eighth is shared equally, and the others go to the prompts
-/// with the fewest left.
+/// first. An eighth is shared equally, one token each among the oldest where there is no more: the oldest
+/// goes on in every pass, and who waits becomes the oldest. The rest goes to the prompts with the fewest
+/// left. Tokens of many prompts at once would be no faster, and all of their answers would begin late.
 pub fn shares(budget: usize, left: &[usize]) -> Vec<usize> {
-    let equal = (budget / OTHERS / left.len().max(1)).max(1);
-    let mut shares: Vec<usize> = left.iter().map(|&left| left.min(equal)).collect();
+    let others = (budget / OTHERS).max(1);
+    let equal = (others / left.len().max(1)).max(1);
+    let mut shares = vec![0; left.len()];
+    for (share, &left) in shares.iter_mut().zip(left).take(others) {
+        *share = left.min(equal);
+    }
     let mut rest = budget.saturating_sub(shares.iter().sum());
     let mut order: Vec<usize> = (0..left.len()).collect();
     // The sort is stable: of two with as many left, the older one is first.
@@ -91,8 +96,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_prompt_nearest_to_its_end_gets_most_and_each_some() {
-        let cases: [(usize, &[usize], &[usize]); 10] = [
+    fn the_prompt_nearest_to_its_end_gets_most_and_the_oldest_some() {
+        let cases: [(usize, &[usize], &[usize]); 12] = [
             (100, &[], &[]),
             (100, &[4000], &[100]),
             (100, &[4000, 20], &[80, 20]),
@@ -102,7 +107,9 @@ mod tests {
             (100, &[4000, 300], &[6, 94]),
             (12, &[4000, 20], &[1, 11]),
             (100, &[10, 10], &[10, 10]),
-            (2, &[9, 9, 9], &[1, 1, 1]),
+            (2, &[9, 9, 9], &[2, 0, 0]),
+            (12, &[4000, 50, 50, 50], &[1, 11, 0, 0]),
+            (24, &[128, 128, 128, 9, 128], &[13, 1, 1, 9, 0]),
         ];
         for (budget, left, expected) in cases {
             assert_eq!(shares(budget, left), expected, "{budget} among {left:?}");
@@ -110,14 +117,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_starves_and_nothing_is_lost() {
+    fn the_oldest_goes_on_and_nothing_is_lost() {
         for budget in 1..200 {
             for left in [vec![1, 500, 3, 40], vec![7; 30], vec![1], vec![300, 1, 1]] {
                 let shares = shares(budget, &left);
                 let total: usize = shares.iter().sum();
-                assert!(shares.iter().zip(&left).all(|(s, l)| (1..=*l).contains(s)));
-                let needed: usize = left.iter().sum();
-                assert!(total >= budget.min(needed) && total <= budget.max(left.len()));
+                assert!(shares.iter().zip(&left).all(|(share, left)| share <= left));
+                assert!(shares[0] > 0, "{budget} among {left:?}");
+                assert_eq!(total, budget.min(left.iter().sum()));
             }
         }
     }
