@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bitnet_profiles::Isa;
@@ -62,12 +63,12 @@ pub fn multiply_add_rate(pool: &Pool, isa: Isa, rounds: usize) -> Result<Option<
     const STEPS: usize = 100_000;
     const TRIES: usize = 8;
     let Some(multiply) = multiply_adds(isa) else { return Ok(None) };
-    let per_worker = Mutex::new(0);
+    // As many for each.
+    let per_worker = AtomicUsize::new(0);
     let time = best_time(pool, rounds.max(1) * TRIES, |_| {
-        *per_worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = multiply(STEPS);
+        per_worker.store(multiply(STEPS), Ordering::Relaxed);
     })?;
-    let per_worker = per_worker.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(Some((pool.threads() * per_worker) as f64 / time.as_secs_f64()))
+    Ok(Some((pool.threads() * per_worker.into_inner()) as f64 / time.as_secs_f64()))
 }
 
 /// Returns the shortest time, of `rounds`, in which all workers have done `work`.
