@@ -190,8 +190,9 @@ fn every_shipped_profile_is_sound() {
         assert_eq!(profile.tool.effort == Effort::Estimate, is_modelled, "{name}");
         assert_eq!(profile.host.noise.is_none(), is_modelled, "{name}");
 
-        let pairs = shipped.kernels.iter().flat_map(|pair| [&pair.decode, &pair.prefill]);
-        for id in pairs.chain(&shipped.heads) {
+        let pairs = shipped.kernels.iter().chain(&shipped.blocks);
+        let pairs = pairs.flat_map(|pair| [&pair.decode, &pair.prefill]);
+        for id in pairs.chain(shipped.heads.iter().chain(&shipped.gathers)) {
             assert!(kernels.contains(id), "{name}: {id}");
         }
         // The published shapes take the first, and published heads are of f16.
