@@ -336,6 +336,16 @@ mod in_a_terminal {
         assert_eq!(terminal.end().0.code(), Some(130));
     }
 
+    /// Says the first line of a conversation, and interrupts the answer behind its first words.
+    fn interrupted(terminal: &mut Terminal, line: &str) {
+        let words = turn(&["chat", "--ignore-eos", "-n", "4"], line).0;
+        terminal.line(line);
+        // The line itself may be drawn more than once: only words of the answer tell that there is one.
+        terminal.wait_for(words.trim());
+        terminal.send(CTRL_C);
+        terminal.prompt();
+    }
+
     #[test]
     fn ch08_keys() {
         let folder = tempfile::tempdir().unwrap();
@@ -351,19 +361,12 @@ mod in_a_terminal {
         let cleared = terminal.prompt();
         assert!(!cleared.contains("Use Ctrl"), "{cleared}");
         // In an answer it ends the answer, which stays.
-        terminal.line("Speak for ever.");
-        terminal.wait_for("ever.");
-        terminal.wait_for(" ");
-        terminal.send(CTRL_C);
-        terminal.prompt();
+        interrupted(&mut terminal, "Speak for ever.");
         let shown = say(&mut terminal, "/show messages");
         assert!(shown.contains("user:") && shown.contains("assistant:"), "{shown}");
         // It may be used again.
-        terminal.line("And again.");
-        terminal.wait_for("again.");
-        terminal.wait_for(" ");
-        terminal.send(CTRL_C);
-        terminal.prompt();
+        say(&mut terminal, "/clear");
+        interrupted(&mut terminal, "And again.");
         terminal.send(CTRL_D);
         let (status, _) = terminal.end();
         assert!(status.success(), "{status}");
