@@ -407,8 +407,8 @@ impl BlockJob {
         self.decode.layout().tile_rows()
     }
 
-    /// Returns the kernel for so many tokens.
-    fn kernel_for(&self, tokens: usize) -> &BlockKernel {
+    /// Returns the kernel for a group of so many tokens.
+    fn group_kernel(&self, tokens: usize) -> &BlockKernel {
         let few = || self.few.iter().find(|kernel| kernel.tokens() >= tokens);
         if tokens == 1 { &self.decode } else { few().unwrap_or(&self.prefill) }
     }
@@ -458,15 +458,14 @@ impl BlockJob {
         out: &SharedSlice<'_, f32>,
     ) {
         let (tokens, blocks) = (q.len() / self.cols, self.cols / self.width());
-        let kernel = self.kernel_for(tokens);
-        let bytes = kernel.group_bytes(self.cols);
-        let groups = if tokens <= kernel.tokens() {
-            let group = &mut scratch.group[..bytes];
+        let most = self.prefill.tokens();
+        let groups = if tokens <= most {
+            let kernel = self.group_kernel(tokens);
+            let group = &mut scratch.group[..kernel.group_bytes(self.cols)];
             kernel.prepare(q, scales, self.cols, group);
             group
         } else {
-            let most = kernel.tokens();
-            let count = tokens.div_ceil(most);
+            let (bytes, count) = (self.prefill.group_bytes(self.cols), tokens.div_ceil(most));
             for index in worker.share(count) {
                 let tokens = index * most..((index + 1) * most).min(tokens);
                 let q = &q[tokens.start * self.cols..tokens.end * self.cols];
@@ -474,7 +473,8 @@ impl BlockJob {
                 // SAFETY: shares of groups are disjoint, and nothing else accesses them, as the caller
                 // promises.
                 let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
-                kernel.prepare(q, scales, self.cols, group);
+                let kernel = self.group_kernel(tokens.len());
+                kernel.prepare(q, scales, self.cols, &mut group[..kernel.group_bytes(self.cols)]);
             }
             worker.barrier();
             // SAFETY: written before the barrier, and from then on nothing is.
@@ -507,8 +507,8 @@ impl BlockJob {
         products: &mut [f32],
         out: &SharedSlice<'_, f32>,
     ) {
-        let (height, kernel) = (self.tile_rows(), self.kernel_for(tokens));
-        let groups = groups.chunks_exact(kernel.group_bytes(self.cols));
+        let (height, most) = (self.tile_rows(), self.prefill.tokens());
+        let groups = groups.chunks(self.prefill.group_bytes(self.cols));
         let (mut before, mut offset) = (0, 0);
         for (part, bias) in self.parts.iter().zip(&self.biases) {
             let end = before + part.shape.rows.div_ceil(height);
@@ -516,9 +516,11 @@ impl BlockJob {
                 tiles.start.clamp(before, end) - before..tiles.end.clamp(before, end) - before;
             let rows = own.start * height..(own.end * height).min(part.shape.rows);
             let stride = own.len() * height;
-            let starts = (0..tokens).step_by(kernel.tokens());
+            let starts = (0..tokens).step_by(most);
             for (start, group) in starts.zip(groups.clone()).filter(|_| !own.is_empty()) {
-                let count = kernel.tokens().min(tokens - start);
+                let count = most.min(tokens - start);
+                let kernel = self.group_kernel(count);
+                let group = &group[..kernel.group_bytes(self.cols)];
                 let products = &mut products[..kernel.tokens() * stride];
                 kernel.run(part, own.clone(), (group, count), products, stride);
                 for (token, products) in products.chunks_exact(stride).take(count).enumerate() {

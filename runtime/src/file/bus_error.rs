@@ -24,6 +24,20 @@ pub fn explain(model: &Path, packed: Option<&Path>, what_to_do: &str) {
     static WORDS: AtomicPtr<Words> = AtomicPtr::new(std::ptr::null_mut());
     static REGISTER: Once = Once::new();
 
+    extern "C" fn say(_signal: libc::c_int) {
+        // One thread says it. Another that reads such a page meanwhile comes here again until the first has
+        // ended the process.
+        let words = WORDS.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: a pointer that was stored below and is never freed, or null.
+        if let Some(Words { line, code }) = unsafe { words.as_ref() } {
+            // SAFETY: the line is readable for its length; a signal handler may call both.
+            unsafe {
+                libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len());
+                libc::_exit(*code);
+            }
+        }
+    }
+
     let mut what = match is_part_name(model) {
         true => "the file, or another part of the model,".to_owned(),
         false => "the file".to_owned(),
@@ -37,23 +51,17 @@ pub fn explain(model: &Path, packed: Option<&Path>, what_to_do: &str) {
     // Never freed, as a handler may be reading it; a program opens few files.
     WORDS.store(Box::into_raw(Box::new(words)), Ordering::Release);
     REGISTER.call_once(|| {
-        let stderr = io::stderr();
-        let action = move || {
-            // One thread says it. Another that reads such a page meanwhile comes here again until the first has
-            // ended the process.
-            let words = WORDS.swap(std::ptr::null_mut(), Ordering::AcqRel);
-            // SAFETY: a pointer that was stored above and is never freed, or null.
-            if let Some(words) = unsafe { words.as_ref() } {
-                let _ = rustix::io::write(&stderr, words.line.as_bytes());
-                signal_hook::low_level::exit(words.code);
-            }
-        };
-        // SAFETY: the action takes no lock and no memory: it calls `write` and `_exit`, which a signal
-        // handler may.
-        let registered =
-            unsafe { signal_hook::low_level::register(signal_hook::consts::SIGBUS, action) };
-        // Where the system refuses, it ends the process as ever.
-        drop(registered);
+        // Not beside the handler that was there: that of Rust's library, for overflows of the stack, gives the
+        // signal its default action first, by which a second thread would end the process before the line is out.
+        // SAFETY: all of it is a valid value, no flags and no blocked signals, but for the handler, which takes
+        // the signal's number; that calls only what a handler may, and takes no lock and no memory.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = say as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            action.sa_flags = libc::SA_ONSTACK;
+            // Where the system refuses, it ends the process as ever.
+            let _ = libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut());
+        }
     });
 }
 

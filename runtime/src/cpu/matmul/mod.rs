@@ -6,6 +6,7 @@ mod decode;
 mod expanded;
 mod prefill;
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use bitnet_profiles::{Layout, Shape};
@@ -45,9 +46,9 @@ pub struct Job {
     prefill: Kernel,
     /// For a few tokens: the same as `prefill` unless that expands.
     batch: Kernel,
-    /// For a last group of at most half as many tokens, which `batch` would multiply as a whole
-    /// group.
-    few: Option<Kernel>,
+    /// For a group of fewer tokens, which `batch` would multiply as a whole one, and for the first group, for
+    /// which weights come from memory: by the number of tokens that they take.
+    few: Vec<Kernel>,
     ops: VectorOps,
     cols: usize,
     rows: usize,
@@ -143,7 +144,7 @@ impl Job {
         let ops = VectorOps::best(decode.id().isa.max(prefill.id().isa));
         let direct = prefill.expands().then(|| Kernel::direct(prefill.layout(), prefill.id().isa));
         let batch = direct.flatten().unwrap_or(prefill);
-        let few = few(&batch);
+        let few = few(&decode, &batch);
         let biases = vec![None; parts.len()];
         Ok(Self {
             parts,
@@ -182,9 +183,13 @@ impl Job {
         Ok(self)
     }
 
-    /// Returns the kernel that multiplies a group of so many tokens from the packing.
-    fn group_kernel(&self, tokens: usize) -> &Kernel {
-        self.few.as_ref().filter(|few| tokens <= few.tokens()).unwrap_or(&self.batch)
+    /// Returns the kernel that multiplies a group of so many tokens from the packing, the first of several or
+    /// another. Both lay out a group in the same way.
+    fn group_kernel(&self, tokens: usize, is_first: bool) -> &Kernel {
+        let fits = |few: &&Kernel| {
+            tokens <= few.tokens() && (is_first || few.tokens() < self.batch.tokens())
+        };
+        self.few.iter().find(fits).unwrap_or(&self.batch)
     }
 
     /// Enables sparse decode: one token skips weights that are multiplied by a zero.
@@ -328,23 +333,55 @@ impl Job {
     }
 }
 
-/// Returns the built-in kernel of the same tile as a prefill kernel that takes at most half as many
-/// tokens; of several, the one that takes most.
-fn few(prefill: &Kernel) -> Option<Kernel> {
-    let id = prefill.id();
+/// Returns the kernels for at most as many tokens as `batch` takes, by the number that they take: `decode` for one
+/// if it takes as many rows in a step, and the built-in kernels of the same tile.
+fn few(decode: &Kernel, batch: &Kernel) -> Vec<Kernel> {
     let tile = |kernel: &Kernel| {
         let tile = kernel.id().tile;
         (kernel.layout(), kernel.id().isa, tile.rows, tile.cols, tile.unroll)
     };
     let fits = |kernel: &&Kernel| {
-        tile(kernel) == tile(prefill) && (2..=id.tile.tokens / 2).contains(&kernel.tokens())
+        tile(kernel) == tile(batch) && (2..=batch.tokens()).contains(&kernel.tokens())
     };
+    let one = Some(decode).filter(|decode| decode.step_rows() == batch.step_rows());
+    let mut few: Vec<Kernel> =
+        one.into_iter().chain(kernels::builtin().iter().filter(fits)).copied().collect();
     // With few tokens the weights come from memory, so prefetching is preferred.
-    let order = |kernel: &&Kernel| (kernel.tokens(), kernel.id().tile.prefetch);
-    kernels::builtin().iter().filter(fits).max_by_key(order).copied()
+    few.sort_by_key(|kernel| (kernel.tokens(), Reverse(kernel.id().tile.prefetch)));
+    few.dedup_by_key(|kernel| kernel.tokens());
+    few
 }
 
 /// Returns the rows in some steps of a matrix, without padding.
 fn rows_of(part: &PackedMatrix, step_rows: usize, steps: &Range<usize>) -> Range<usize> {
     steps.start * step_rows..(steps.end * step_rows).min(part.shape().rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_profiles::{Isa, registry};
+
+    use super::*;
+
+    /// On AVX-512 each number of tokens up to eight has a kernel, on AVX2, where sums fill the registers, each
+    /// up to four; one token that for decode, if it takes as many rows in a step.
+    #[test]
+    fn a_group_of_a_few_tokens_has_a_kernel_of_its_own() {
+        for (isa, tokens) in [
+            (Isa::Avx2, 1..=4),
+            (Isa::AvxVnni, 1..=4),
+            (Isa::Avx512, 2..=8),
+            (Isa::Avx512Vnni, 1..=8),
+        ] {
+            let pair = registry::generic(None, isa);
+            let kernels = kernels::find(&pair.decode).zip(kernels::find(&pair.prefill));
+            let Some((decode, prefill)) = kernels else { continue };
+            let few = few(decode, prefill);
+            let found: Vec<usize> = few.iter().map(Kernel::tokens).collect();
+            assert_eq!(found, tokens.collect::<Vec<_>>(), "{isa}");
+            // The weights come from memory.
+            let ahead = few.iter().any(|kernel| kernel.id().tile.prefetch > 0);
+            assert_eq!(ahead, matches!(isa, Isa::Avx2 | Isa::Avx512Vnni), "{isa}");
+        }
+    }
 }

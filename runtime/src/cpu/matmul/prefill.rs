@@ -42,7 +42,7 @@ impl Job {
     ) {
         let tokens = scales.len();
         if tokens <= self.batch.tokens() && !self.batch.expands() {
-            let kernel = self.group_kernel(tokens);
+            let kernel = self.group_kernel(tokens, true);
             let group = &mut scratch.group[..kernel.group_bytes(self.cols)];
             kernel.prepare(q, self.cols, group);
             // SAFETY: as the caller promises.
@@ -98,7 +98,7 @@ impl Job {
             // promises.
             let group = unsafe { workspace.write(index * bytes..(index + 1) * bytes) };
             let tokens = rows[index].len() / self.cols;
-            let kernel = if kernel.expands() { kernel } else { self.group_kernel(tokens) };
+            let kernel = if kernel.expands() { kernel } else { self.group_kernel(tokens, false) };
             kernel.prepare(rows[index], self.cols, &mut group[..kernel.group_bytes(self.cols)]);
         }
         if kernel.expands() {
@@ -157,7 +157,7 @@ impl Job {
                 let Part { matrix, offset, .. } = part;
                 let rows = rows_of(matrix, step_rows, &steps);
                 for (index, scales) in scales.chunks(tokens).enumerate() {
-                    let kernel = self.group_kernel(scales.len());
+                    let kernel = self.group_kernel(scales.len(), index == 0);
                     let group = &groups[index * bytes..][..kernel.group_bytes(self.cols)];
                     kernel.run(matrix, steps.clone(), group, dots, BLOCK_ROWS);
                     for (i, &s) in scales.iter().enumerate() {
