@@ -299,7 +299,7 @@ pub fn grid(isas: &[Isa]) -> Vec<KernelId> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use bitnet_profiles::Format;
+    use bitnet_profiles::{Format, registry};
 
     use super::*;
 
@@ -324,6 +324,23 @@ mod tests {
                     let tiles = all.iter().filter(of).count();
                     assert!(tiles >= least, "{isa} {format} {phase:?}: {tiles}");
                 }
+            }
+        }
+    }
+
+    /// A last group, or a small batch, is not multiplied as a whole group: on AVX-512 each number of tokens up to
+    /// eight has a kernel in the tile of the default, on AVX2, where sums fill the registers, each up to four.
+    #[test]
+    fn a_group_of_a_few_tokens_has_a_kernel_of_its_own() {
+        for (isa, most) in [(Avx2, 4), (AvxVnni, 4), (Avx512, 8), (Avx512Vnni, 8)] {
+            let default = registry::generic(None, isa).prefill;
+            for tokens in 2..=most {
+                let fits = |id: &&KernelId| {
+                    let tile = TileConfig { prefetch: default.tile.prefetch, ..id.tile };
+                    (id.op, id.isa, tile)
+                        == (default.op, isa, TileConfig { tokens, ..default.tile })
+                };
+                assert!(grid(&[isa]).iter().any(|id| fits(&id)), "{default}: {tokens}");
             }
         }
     }

@@ -356,32 +356,3 @@ fn few(decode: &Kernel, batch: &Kernel) -> Vec<Kernel> {
 fn rows_of(part: &PackedMatrix, step_rows: usize, steps: &Range<usize>) -> Range<usize> {
     steps.start * step_rows..(steps.end * step_rows).min(part.shape().rows)
 }
-
-#[cfg(test)]
-mod tests {
-    use bitnet_profiles::{Isa, registry};
-
-    use super::*;
-
-    /// On AVX-512 each number of tokens up to eight has a kernel, on AVX2, where sums fill the registers, each
-    /// up to four; one token that for decode, if it takes as many rows in a step.
-    #[test]
-    fn a_group_of_a_few_tokens_has_a_kernel_of_its_own() {
-        for (isa, tokens) in [
-            (Isa::Avx2, 1..=4),
-            (Isa::AvxVnni, 1..=4),
-            (Isa::Avx512, 2..=8),
-            (Isa::Avx512Vnni, 1..=8),
-        ] {
-            let pair = registry::generic(None, isa);
-            let kernels = kernels::find(&pair.decode).zip(kernels::find(&pair.prefill));
-            let Some((decode, prefill)) = kernels else { continue };
-            let few = few(decode, prefill);
-            let found: Vec<usize> = few.iter().map(Kernel::tokens).collect();
-            assert_eq!(found, tokens.collect::<Vec<_>>(), "{isa}");
-            // The weights come from memory.
-            let ahead = few.iter().any(|kernel| kernel.id().tile.prefetch > 0);
-            assert_eq!(ahead, matches!(isa, Isa::Avx2 | Isa::Avx512Vnni), "{isa}");
-        }
-    }
-}
