@@ -2,15 +2,18 @@
 //!
 //! Every text that is being written has a row in each pass. Beside these, prompts get as many tokens
 //! as the model takes in a set time, so that a long prompt holds nobody up: the gap between two
-//! tokens of a text is a pass without prompts and that time. Where that is few tokens, which cost
-//! little less than some more, it is some more, if the pass is still a short one. The prompt that is
-//! nearest to its end gets most of it, so that a short question does not wait for a long text, and
-//! the oldest some, so that none waits for ever.
+//! tokens of a text is a pass without prompts and that time, which is longer where many prompts wait.
+//! Where that is few tokens, which cost little less than some more, it is some more, if the pass is
+//! still a short one. The prompt that is nearest to its end gets most of it, so that a short question
+//! does not wait for a long text, and the oldest some, so that none waits for ever.
 
 use std::time::Duration;
 
-/// Time for prompts in a pass beside texts that are being written, in seconds.
-const BESIDE_TEXTS: f64 = 0.1;
+/// Time for prompts in a pass beside texts that are being written, in seconds: at least, and for each prompt
+/// that waits, up to so many.
+const BESIDE_TEXTS: f64 = 0.08;
+const EACH_PROMPT: f64 = 0.02;
+const MOST_PROMPTS: usize = 8;
 /// The same in a pass of prompts alone. A request can be cancelled between two passes.
 const ALONE: f64 = 0.5;
 /// Tokens of prompts in a pass, at least, unless a batch is smaller or the pass would take longer than
@@ -40,14 +43,18 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Returns the number of tokens of prompts for a pass of at most `batch` tokens, beside so many
-    /// `rows` of texts.
-    pub fn budget(&self, rows: usize, batch: usize) -> usize {
+    /// Returns the number of tokens for a pass of at most `batch` of them, of so many `prompts`, beside so
+    /// many `rows` of texts.
+    pub fn budget(&self, rows: usize, prompts: usize, batch: usize) -> usize {
         // A float that is too large for an integer becomes the largest one.
         let within = |time: f64| (self.rate * time) as usize;
         let (time, fewest) = match rows {
             0 => (ALONE, FEWEST),
-            _ => (BESIDE_TEXTS, within(LONGEST).saturating_sub(rows).clamp(1, FEWEST)),
+            _ => {
+                let time = EACH_PROMPT * prompts.min(MOST_PROMPTS) as f64;
+                let fewest = within(LONGEST).saturating_sub(rows).clamp(1, FEWEST);
+                (time.max(BESIDE_TEXTS), fewest)
+            }
         };
         let most = batch.saturating_sub(rows).max(1);
         within(time).clamp(fewest.min(most), most)
@@ -132,33 +139,36 @@ mod tests {
     #[test]
     fn a_pass_takes_the_time_that_is_set() {
         let mut pace = Pace::default();
-        // 400 tokens per second: 40 beside texts, 200 alone.
+        // 400 tokens per second: 40 beside texts for five prompts, 200 alone.
         for _ in 0..20 {
-            let budget = pace.budget(3, 512);
+            let budget = pace.budget(3, 5, 512);
             pace.learn(0, budget, budget, Duration::from_secs_f64(budget as f64 / 400.0));
         }
-        assert!((39..=41).contains(&pace.budget(1, 512)));
-        assert!((195..=205).contains(&pace.budget(0, 512)));
-        assert_eq!(pace.budget(0, 64), 64);
-        assert_eq!(pace.budget(8, 32), 24);
-        assert_eq!(pace.budget(0, 3), 3);
-        assert_eq!(pace.budget(4, 3), 1);
+        assert!((39..=41).contains(&pace.budget(1, 5, 512)));
+        // For few prompts 32, for many 64.
+        assert!((31..=33).contains(&pace.budget(1, 1, 512)));
+        assert!((62..=65).contains(&pace.budget(1, 30, 512)));
+        assert!((195..=205).contains(&pace.budget(0, 5, 512)));
+        assert_eq!(pace.budget(0, 5, 64), 64);
+        assert_eq!(pace.budget(8, 5, 32), 24);
+        assert_eq!(pace.budget(0, 5, 3), 3);
+        assert_eq!(pace.budget(4, 5, 3), 1);
         // A short prompt, alone, is no measure of speed.
         pace.learn(0, 5, 200, Duration::from_millis(50));
-        assert!((195..=205).contains(&pace.budget(0, 512)));
+        assert!((195..=205).contains(&pace.budget(0, 5, 512)));
         // Rows of texts are tokens like those of prompts: of 40 tokens in 0.1 s, 8 of texts, 40 go beside.
         let mut beside = Pace::default();
         for _ in 0..20 {
             beside.learn(8, 32, 32, Duration::from_millis(100));
         }
-        assert!((39..=41).contains(&beside.budget(8, 512)));
+        assert!((39..=41).contains(&beside.budget(8, 5, 512)));
         // A busy neighbour is: within a few passes these are shorter.
         for _ in 0..6 {
-            let budget = pace.budget(0, 512);
+            let budget = pace.budget(0, 5, 512);
             pace.learn(0, budget, budget, Duration::from_secs_f64(budget as f64 / 100.0));
         }
-        assert!(pace.budget(0, 512) < 60);
-        assert_eq!(pace.budget(1, 512), FEWEST);
+        assert!(pace.budget(0, 5, 512) < 60);
+        assert_eq!(pace.budget(1, 5, 512), FEWEST);
     }
 
     #[test]
@@ -168,10 +178,10 @@ mod tests {
             let mut pace = Pace::default();
             let pass = |tokens: usize| (30.0 + each_ms * (rows + tokens) as f64) / 1e3;
             for _ in 0..40 {
-                let budget = pace.budget(rows, 512);
+                let budget = pace.budget(rows, 1, 512);
                 pace.learn(rows, budget, budget, Duration::from_secs_f64(pass(budget)));
             }
-            let budget = pace.budget(rows, 512);
+            let budget = pace.budget(rows, 1, 512);
             (budget, pass(budget))
         };
         // At the beginning of a long prompt, and deep in it, where a token takes twice as long.
