@@ -53,8 +53,8 @@ pub fn explain(model: &Path, packed: Option<&Path>, what_to_do: &str) {
     REGISTER.call_once(|| {
         // Not beside the handler that was there: that of Rust's library, for overflows of the stack, gives the
         // signal its default action first, by which a second thread would end the process before the line is out.
-        // SAFETY: all of it is a valid value, no flags and no blocked signals, but for the handler, which takes
-        // the signal's number; that calls only what a handler may, and takes no lock and no memory.
+        // SAFETY: zeros are a valid value, with no signal blocked; the handler takes the signal's number, as without
+        // SA_SIGINFO it must, calls only what a handler may, and takes no lock and no memory.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = say as extern "C" fn(libc::c_int) as libc::sighandler_t;
