@@ -144,11 +144,14 @@ const GRID: &[Row] = &[
     // Several tokens at once, at 2B-4T's head on a core of Zen 5. Four rows of f16 share the loads of 4 tokens, which
     // fill the L1 cache, and are four streams: 38 ms, with those of the next step prefetched 22, where four times one
     // token takes 67. For 8 tokens two rows take 39, four have too few registers. Q6_K: 8.4 and 14 ms, without prefetch
-    // 9.5 and 20; one token takes 6.4.
+    // 9.5 and 20; one token takes 6.4. On two cores of Zen 4 8 tokens take 22.5 with AVX-512 alone, without prefetch 29,
+    // and 25.5 and 29.4 with AVX2. With VNNI 12 and 16 tokens, whose activations exceed the L1 cache, took 2.3 for each,
+    // where 8 take 1.7; 6 run out of registers.
     Row { ops: FLOAT_HEADS,        isas: &[Scalar, Avx2, Neon],               rows: &[1],        cols: &[0],                   tokens: &[4],               unroll: &[1],        prefetch: &[0] },
     Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[4],        cols: &[0],                   tokens: &[4],               unroll: &[1],        prefetch: &[16384] },
     Row { ops: FLOAT_HEADS,        isas: &[Avx512],                           rows: &[2],        cols: &[0],                   tokens: &[8],               unroll: &[1],        prefetch: &[8192] },
-    Row { ops: BLOCK_HEADS,        isas: &[Scalar, Avx2, AvxVnni, Avx512],    rows: &[1],        cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: BLOCK_HEADS,        isas: &[Scalar],                           rows: &[1],        cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[0] },
+    Row { ops: BLOCK_HEADS,        isas: &[Avx2, AvxVnni, Avx512],            rows: &[1],        cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[4096] },
     Row { ops: BLOCK_HEADS,        isas: &[Avx512Vnni],                       rows: &[1],        cols: &[0],                   tokens: &[4, 8],            unroll: &[1],        prefetch: &[4096] },
     Row { ops: BLOCK_HEADS,        isas: &[Neon, NeonDot],                    rows: &[1],      cols: &[0],                 tokens: &[4, 8],     unroll: &[1],       prefetch: &[0] },
     Row { ops: RARE_HEADS,         isas: &[Scalar, Avx2, Avx512, Neon, NeonDot], rows: &[1],     cols: &[0],                   tokens: &[1, 4],            unroll: &[1],        prefetch: &[0] },
