@@ -1,7 +1,7 @@
 //! Continues a prompt and prints the text as it is written:
 //! `cargo run --release -p bitnet-runtime --example generate -- MODEL.gguf "ROMEO:"`
 
-use std::io::Write;
+use std::io::{Write, stdout};
 
 use bitnet_runtime::{Engine, GenerateOptions, Options, Sampling, SequenceOptions};
 
@@ -19,11 +19,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sequence: SequenceOptions { tokens: Some(64), ..SequenceOptions::default() },
         ..GenerateOptions::default()
     };
+    let mut shown = Ok(());
     let written = engine.generate(&prompt, &options, |piece| {
-        print!("{piece}");
-        std::io::stdout().flush().ok();
+        if shown.is_ok() {
+            shown = write!(stdout(), "{piece}").and_then(|()| stdout().flush());
+        }
     })?;
-    println!();
+    shown.and_then(|()| writeln!(stdout()))?;
     eprintln!("{} tokens, ended by {}", written.ids.len(), written.finish_reason.name());
     Ok(())
 }

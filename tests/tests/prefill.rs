@@ -5,6 +5,7 @@
 use std::env;
 use std::ops::Range;
 use std::process::ExitCode;
+use std::slice;
 
 use bitnet_kernel_tests::Pattern;
 use bitnet_profiles::{Isa, KernelId, Layout, Op, Shape};
@@ -15,7 +16,7 @@ use bitnet_runtime::cpu::memory::Buffer;
 use bitnet_runtime::cpu::packing::PackedMatrix;
 use bitnet_runtime::cpu::threads::Pool;
 use bitnet_runtime::formats::{Codes, Scales, i2_s};
-use bitnet_runtime::measure::rehearse::{self, Rounds};
+use bitnet_runtime::measure::rehearse::{self, Jobs, Rounds};
 use bitnet_trials::{Need, Suite, Tested};
 
 const COLS: usize = 2560;
@@ -39,15 +40,47 @@ fn job(rows: [usize; 2], prefill: Kernel) -> Job {
     Job::new(rows.map(part).into(), decode, prefill).unwrap()
 }
 
-fn multiply(job: &Job, threads: usize, q: &[i8], scales: &[f32]) -> Vec<u32> {
-    let pool = Pool::new(threads).unwrap();
-    let mut workspace = Buffer::zeroed(job.workspace_bytes(scales.len(), threads)).unwrap();
-    // What was there before must not matter.
-    workspace.fill(0xa5);
-    let mut out = vec![f32::NAN; scales.len() * job.rows()];
-    let jobs = std::slice::from_ref(job);
-    rehearse::prefill(&pool, jobs, (q, scales), &mut workspace, Rounds::ONE, &mut out).unwrap();
-    out.iter().map(|value| value.to_bits()).collect()
+/// A job of either kind.
+enum Multiplied {
+    Ternary(Box<Job>),
+    Blocks(Box<BlockJob>),
+}
+
+impl Multiplied {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Ternary(job) => job.rows(),
+            Self::Blocks(job) => job.rows(),
+        }
+    }
+
+    /// Scales of a token.
+    fn scales(&self) -> usize {
+        match self {
+            Self::Ternary(_) => 1,
+            Self::Blocks(job) => COLS / job.width(),
+        }
+    }
+
+    /// The bits of the products of some tokens.
+    fn multiply(&self, threads: usize, q: &[i8], scales: &[f32]) -> Vec<u32> {
+        let pool = Pool::new(threads).unwrap();
+        let tokens = scales.len() / self.scales();
+        let (jobs, bytes) = match self {
+            Self::Ternary(job) => {
+                (Jobs::Ternary(slice::from_ref(&**job)), job.workspace_bytes(tokens, threads))
+            }
+            Self::Blocks(job) => {
+                (Jobs::Blocks(slice::from_ref(&**job)), job.workspace_bytes(tokens))
+            }
+        };
+        let mut workspace = Buffer::zeroed(bytes).unwrap();
+        // What was there before must not matter.
+        workspace.fill(0xa5);
+        let mut out = vec![f32::NAN; tokens * self.rows()];
+        rehearse::prefill(&pool, jobs, (q, scales), &mut workspace, Rounds::ONE, &mut out).unwrap();
+        out.iter().map(|value| value.to_bits()).collect()
+    }
 }
 
 /// Expanded weights give the bits of packed ones.
@@ -63,10 +96,11 @@ fn is_the_same(id: &KernelId) -> Tested {
         for tokens in [97, 130] {
             let (_, q) = Pattern::Random.fill(1, COLS, tokens);
             let scales: Vec<f32> = (0..tokens).map(|token| 1.0 + token as f32).collect();
-            let expected = multiply(&job(rows, direct), 2, &q, &scales);
-            let job = job(rows, kernel);
+            let expected =
+                Multiplied::Ternary(Box::new(job(rows, direct))).multiply(2, &q, &scales);
+            let job = Multiplied::Ternary(Box::new(job(rows, kernel)));
             for threads in 1..=4 {
-                let got = multiply(&job, threads, &q, &scales);
+                let got = job.multiply(threads, &q, &scales);
                 let wrong = got.iter().zip(&expected).position(|(a, b)| a != b);
                 assert_eq!(wrong, None, "{rows:?}, {tokens} tokens, {threads} threads");
             }
@@ -75,8 +109,8 @@ fn is_the_same(id: &KernelId) -> Tested {
     Ok(())
 }
 
-/// A job of one matrix with block scales, and the number of scales of a token.
-fn block_job(rows: usize, prefill: BlockKernel) -> (BlockJob, usize) {
+/// A job of one matrix with block scales.
+fn block_job(rows: usize, prefill: BlockKernel) -> BlockJob {
     let pool = Pool::new(2).unwrap();
     let (layout, shape) = (prefill.layout(), Shape::new(rows, COLS));
     let (codes, _) = Pattern::Random.fill(rows, COLS, 1);
@@ -86,7 +120,7 @@ fn block_job(rows: usize, prefill: BlockKernel) -> (BlockJob, usize) {
     let matrix = BlockMatrix::pack(codes, &scales, 1.0, layout, buffer, &pool).unwrap().unwrap();
     let is_decode = |kernel: &BlockKernel| kernel.layout() == layout && kernel.tokens() == 1;
     let decode = BlockKernel::builtin().find(is_decode).unwrap();
-    (BlockJob::new(vec![matrix], vec![None], decode, prefill).unwrap(), COLS / layout.width())
+    BlockJob::new(vec![matrix], vec![None], decode, prefill).unwrap()
 }
 
 /// Any number of tokens, up to two groups and one, comes out as each does alone.
@@ -95,45 +129,27 @@ fn is_as_alone(id: &KernelId) -> Tested {
     let own = id.tile.tokens;
     let most = 2 * own + 1;
     let (_, q) = Pattern::Random.fill(1, COLS, most);
-    let (ternary, blocks, each) = match id.op {
+    let built = "every build holds the grid";
+    let job = match id.op {
         Op::Blocks(_) => {
-            let (job, each) =
-                block_job(100, BlockKernel::find(id).expect("every build holds the grid"));
-            (None, Some(job), each)
+            Multiplied::Blocks(Box::new(block_job(100, BlockKernel::find(id).expect(built))))
         }
-        _ => {
-            (Some(job([100, 40], *kernels::find(id).expect("every build holds the grid"))), None, 1)
-        }
+        _ => Multiplied::Ternary(Box::new(job([100, 40], *kernels::find(id).expect(built)))),
     };
-    let rows = ternary.as_ref().map_or(100, Job::rows);
+    let each = job.scales();
     let scales: Vec<f32> = (0..most * each).map(|i| 0.5 + (i % 37) as f32).collect();
     let multiply = |tokens: Range<usize>| {
         let q = &q[tokens.start * COLS..tokens.end * COLS];
-        let scales = &scales[tokens.start * each..tokens.end * each];
-        match (&ternary, &blocks) {
-            (Some(job), _) => multiply(job, 2, q, scales),
-            (_, Some(job)) => multiply_blocks(job, q, scales, tokens.len()),
-            _ => unreachable!("it has one kind of job"),
-        }
+        job.multiply(2, q, &scales[tokens.start * each..tokens.end * each])
     };
     let alone: Vec<Vec<u32>> = (0..most).map(|token| multiply(token..token + 1)).collect();
     for tokens in (2..=own + 1).chain([2 * own - 1, 2 * own, most]) {
         let together = multiply(0..tokens);
-        for (token, (found, expected)) in together.chunks(rows).zip(&alone).enumerate() {
+        for (token, (found, expected)) in together.chunks(job.rows()).zip(&alone).enumerate() {
             assert_eq!(found, expected, "token {token} of {tokens}");
         }
     }
     Ok(())
-}
-
-fn multiply_blocks(job: &BlockJob, q: &[i8], scales: &[f32], tokens: usize) -> Vec<u32> {
-    let pool = Pool::new(2).unwrap();
-    let mut workspace = Buffer::zeroed(job.workspace_bytes(tokens)).unwrap();
-    workspace.fill(0xa5);
-    let mut out = vec![f32::NAN; tokens * job.rows()];
-    let jobs = std::slice::from_ref(job);
-    rehearse::prefill(&pool, jobs, (q, scales), &mut workspace, Rounds::ONE, &mut out).unwrap();
-    out.iter().map(|value| value.to_bits()).collect()
 }
 
 fn main() -> ExitCode {

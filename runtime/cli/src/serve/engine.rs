@@ -25,7 +25,7 @@ use super::job::{
 };
 use super::metrics::Metrics;
 use super::queue::Queue;
-use super::schedule::{Pace, shares};
+use super::schedule::{Load, Pace, shares};
 use super::slots::Slots;
 use crate::output::note;
 
@@ -450,7 +450,8 @@ impl Serving {
     /// texts that are written.
     fn embed(&mut self) -> Result<()> {
         let start = Instant::now();
-        let budget = self.pace.budget(self.active.len(), 1, self.session.batch());
+        let budget =
+            self.pace.budget(Load { rows: self.active.len(), prompts: 1 }, self.session.batch());
         let passed = self.embedder.pass(&mut self.session, budget)?;
         let took = start.elapsed();
         self.pace.learn(0, passed.tokens, budget, took);
@@ -472,7 +473,7 @@ impl Serving {
             .map(|(active, _)| active.job.sequence.prompt_left())
             .filter(|&left| left > 0)
             .collect();
-        let budget = self.pace.budget(rows, left.len(), self.session.batch());
+        let budget = self.pace.budget(Load { rows, prompts: left.len() }, self.session.batch());
         // Rows of a draft would hold up the texts beside it.
         let may_draft = rows == 1 && left.is_empty();
         let mut shares = shares(budget, &left).into_iter();

@@ -9,12 +9,13 @@
 
 use std::time::Duration;
 
-/// Time for prompts in a pass beside texts that are being written, in seconds: at least, and for each prompt
-/// that waits, up to so many.
+/// Time for prompts in a pass beside texts that are being written, in seconds, at least.
 const BESIDE_TEXTS: f64 = 0.08;
+/// The same for each prompt that waits, where that is more.
 const EACH_PROMPT: f64 = 0.02;
+/// Most prompts that are counted for it.
 const MOST_PROMPTS: usize = 8;
-/// The same in a pass of prompts alone. A request can be cancelled between two passes.
+/// Time for prompts in a pass of prompts alone. A request can be cancelled between two passes.
 const ALONE: f64 = 0.5;
 /// Tokens of prompts in a pass, at least, unless a batch is smaller or the pass would take longer than
 /// [`LONGEST`] beside texts.
@@ -28,6 +29,15 @@ const OTHERS: usize = 8;
 const FIRST_GUESS: f64 = 128.0;
 /// Weight of what was learnt before against a new measurement.
 const MEMORY: f64 = 0.5;
+
+/// What a pass through the model is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Rows of texts that are being written.
+    pub rows: usize,
+    /// Prompts that wait.
+    pub prompts: usize,
+}
 
 /// The speed of passes that prompts are part of, as it was measured lately.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +53,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Returns the number of tokens for a pass of at most `batch` of them, of so many `prompts`, beside so
-    /// many `rows` of texts.
-    pub fn budget(&self, rows: usize, prompts: usize, batch: usize) -> usize {
+    /// Returns the number of tokens of prompts for a pass of at most `batch` tokens.
+    pub fn budget(&self, Load { rows, prompts }: Load, batch: usize) -> usize {
         // A float that is too large for an integer becomes the largest one.
         let within = |time: f64| (self.rate * time) as usize;
         let (time, fewest) = match rows {
@@ -102,6 +111,10 @@ pub fn shares(budget: usize, left: &[usize]) -> Vec<usize> {
 mod tests {
     use super::*;
 
+    fn load(rows: usize, prompts: usize) -> Load {
+        Load { rows, prompts }
+    }
+
     #[test]
     fn the_prompt_nearest_to_its_end_gets_most_and_the_oldest_some() {
         let cases: [(usize, &[usize], &[usize]); 12] = [
@@ -141,34 +154,34 @@ mod tests {
         let mut pace = Pace::default();
         // 400 tokens per second: 40 beside texts for five prompts, 200 alone.
         for _ in 0..20 {
-            let budget = pace.budget(3, 5, 512);
+            let budget = pace.budget(load(3, 5), 512);
             pace.learn(0, budget, budget, Duration::from_secs_f64(budget as f64 / 400.0));
         }
-        assert!((39..=41).contains(&pace.budget(1, 5, 512)));
+        assert!((39..=41).contains(&pace.budget(load(1, 5), 512)));
         // For few prompts 32, for many 64.
-        assert!((31..=33).contains(&pace.budget(1, 1, 512)));
-        assert!((62..=65).contains(&pace.budget(1, 30, 512)));
-        assert!((195..=205).contains(&pace.budget(0, 5, 512)));
-        assert_eq!(pace.budget(0, 5, 64), 64);
-        assert_eq!(pace.budget(8, 5, 32), 24);
-        assert_eq!(pace.budget(0, 5, 3), 3);
-        assert_eq!(pace.budget(4, 5, 3), 1);
+        assert!((31..=33).contains(&pace.budget(load(1, 1), 512)));
+        assert!((62..=65).contains(&pace.budget(load(1, 30), 512)));
+        assert!((195..=205).contains(&pace.budget(load(0, 5), 512)));
+        assert_eq!(pace.budget(load(0, 5), 64), 64);
+        assert_eq!(pace.budget(load(8, 5), 32), 24);
+        assert_eq!(pace.budget(load(0, 5), 3), 3);
+        assert_eq!(pace.budget(load(4, 5), 3), 1);
         // A short prompt, alone, is no measure of speed.
         pace.learn(0, 5, 200, Duration::from_millis(50));
-        assert!((195..=205).contains(&pace.budget(0, 5, 512)));
+        assert!((195..=205).contains(&pace.budget(load(0, 5), 512)));
         // Rows of texts are tokens like those of prompts: of 40 tokens in 0.1 s, 8 of texts, 40 go beside.
         let mut beside = Pace::default();
         for _ in 0..20 {
             beside.learn(8, 32, 32, Duration::from_millis(100));
         }
-        assert!((39..=41).contains(&beside.budget(8, 5, 512)));
+        assert!((39..=41).contains(&beside.budget(load(8, 5), 512)));
         // A busy neighbour is: within a few passes these are shorter.
         for _ in 0..6 {
-            let budget = pace.budget(0, 5, 512);
+            let budget = pace.budget(load(0, 5), 512);
             pace.learn(0, budget, budget, Duration::from_secs_f64(budget as f64 / 100.0));
         }
-        assert!(pace.budget(0, 5, 512) < 60);
-        assert_eq!(pace.budget(1, 5, 512), FEWEST);
+        assert!(pace.budget(load(0, 5), 512) < 60);
+        assert_eq!(pace.budget(load(1, 5), 512), FEWEST);
     }
 
     #[test]
@@ -178,10 +191,10 @@ mod tests {
             let mut pace = Pace::default();
             let pass = |tokens: usize| (30.0 + each_ms * (rows + tokens) as f64) / 1e3;
             for _ in 0..40 {
-                let budget = pace.budget(rows, 1, 512);
+                let budget = pace.budget(load(rows, 1), 512);
                 pace.learn(rows, budget, budget, Duration::from_secs_f64(pass(budget)));
             }
-            let budget = pace.budget(rows, 1, 512);
+            let budget = pace.budget(load(rows, 1), 512);
             (budget, pass(budget))
         };
         // At the beginning of a long prompt, and deep in it, where a token takes twice as long.

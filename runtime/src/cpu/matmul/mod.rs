@@ -356,3 +356,48 @@ fn few(decode: &Kernel, batch: &Kernel) -> Vec<Kernel> {
 fn rows_of(part: &PackedMatrix, step_rows: usize, steps: &Range<usize>) -> Range<usize> {
     steps.start * step_rows..(steps.end * step_rows).min(part.shape().rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::threads::Pool;
+    use crate::formats::{Codes, i2_s};
+
+    /// A group of so many tokens as a kernel of the tile takes is that kernel's, and the first one, whose weights
+    /// come from memory, has a kernel that prefetches if there is one.
+    #[test]
+    fn a_group_has_the_kernel_of_its_tokens_and_the_first_one_that_prefetches() {
+        let pool = Pool::new(1).unwrap();
+        let several = kernels::builtin().iter().filter(|kernel| kernel.tokens() > 1);
+        let mut jobs = 0;
+        for batch in several.filter(|kernel| !kernel.expands()) {
+            let (layout, tile) = (batch.layout(), batch.id().tile);
+            let shape = Shape::new(tile.rows, 256 * tile.cols.max(1));
+            if shape.cols > Shape::MAX_COLS {
+                continue;
+            }
+            let file = i2_s::encode(&vec![1; shape.weights()]);
+            let buffer = Buffer::zeroed(layout.matrix_bytes(shape)).unwrap();
+            let matrix = PackedMatrix::pack(Codes::i2_s(&file, shape), 1.0, layout, buffer, &pool);
+            let is_decode = |kernel: &&Kernel| kernel.layout() == layout && kernel.tokens() == 1;
+            let decode = *kernels::builtin().iter().rfind(is_decode).unwrap();
+            let job = Job::new(vec![matrix.unwrap().unwrap()], decode, *batch).unwrap();
+            let same = kernels::builtin().iter().filter(|kernel| {
+                let other = kernel.id().tile;
+                kernel.layout() == layout
+                    && kernel.id().isa == batch.id().isa
+                    && (other.rows, other.cols, other.unroll) == (tile.rows, tile.cols, tile.unroll)
+                    && (2..=tile.tokens).contains(&other.tokens)
+            });
+            for kernel in same {
+                let tokens = kernel.tokens();
+                let (first, other) =
+                    (job.group_kernel(tokens, true), job.group_kernel(tokens, false));
+                assert_eq!((first.tokens(), other.tokens()), (tokens, tokens), "{}", batch.id());
+                assert!(first.id().tile.prefetch >= kernel.id().tile.prefetch, "{}", kernel.id());
+            }
+            jobs += 1;
+        }
+        assert!(jobs > 0);
+    }
+}
